@@ -1,0 +1,32 @@
+"""The one error a user's mistake raises, and the sentences it is told in.
+
+Every message names the field, the value, what was expected, and the nearest valid choice when there is one.
+Command lines print it without a traceback and leave with exit code 2.
+"""
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+
+class InvalidInput(ValueError):
+    """The user gave something that cannot work; the message says what and how to mend it."""
+
+
+def invalid(field: str, value: Any, expected: str) -> InvalidInput:
+    """An error saying that `field` has `value` but `expected` was needed. Usage: `raise invalid(...)`."""
+    return InvalidInput(f"{field} is {value!r}, but {expected}.")
+
+
+def nearest(value: Any, choices: Iterable[str]) -> str | None:
+    """The choice spelled most like `value`, or None when nothing comes close."""
+    matches = difflib.get_close_matches(str(value), list(choices), n=1, cutoff=0.5)
+    return matches[0] if matches else None
+
+
+def unknown(field: str, value: Any, choices: Iterable[str]) -> InvalidInput:
+    """An error saying that `value` is not among `choices`, with the nearest one. Usage: `raise unknown(...)`."""
+    choices = sorted(map(str, choices))
+    match = nearest(value, choices)
+    hint = f"did you mean {match!r}? " if match else ""
+    return InvalidInput(f"{field} is {value!r}, which does not exist; {hint}Valid: {', '.join(choices)}.")

@@ -1,0 +1,222 @@
+"""Gaussian processes: data becomes noise along `x_t = alpha(t) x0 + sigma(t) eps`, `eps ~ N(0, I)`.
+
+A process is a schedule (what alpha and sigma are), a parameterisation (what the network predicts) and what the
+network is fed for t. Every parameterisation is a linear combination of the hub pair,
+
+    scale(t) * output = c_x0(t) * x0 + c_eps(t) * eps,                                                        (1)
+
+so together with `x_t = alpha x0 + sigma eps` each is turned into the pair by the same 2 x 2 solve, and back by (1):
+
+    x0  = (sigma * scale * output - c_eps * x_t) / D,      D = c_x0 * sigma - c_eps * alpha
+    eps = (c_x0 * x_t - alpha * scale * output) / D                                                           (2)
+
+Where D = 0 the output says nothing about one half of the pair; the limit is returned: at sigma = 0 the pair is
+(x_t / alpha, 0), at alpha = 0 it is (0, x_t / sigma).
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax import randomness
+from diffusion_jax.errors import invalid, unknown
+from diffusion_jax.time_axes import expand
+from diffusion_jax.typing import Keys, Prediction
+
+
+class Schedule(Protocol):
+    """alpha and sigma as functions of t in [0, 1], elementwise over any shape; log_snr = log(alpha^2 / sigma^2)."""
+
+    def alpha(self, t): ...
+
+    def sigma(self, t): ...
+
+    def log_snr(self, t): ...
+
+    def inverse_log_snr(self, log_snr): ...
+
+
+def _x0(process, t):
+    return jnp.ones_like(t), jnp.zeros_like(t), jnp.ones_like(t)
+
+
+def _epsilon(process, t):
+    return jnp.zeros_like(t), jnp.ones_like(t), jnp.ones_like(t)
+
+
+def _v(process, t):
+    return -process.sigma(t), process.alpha(t), jnp.ones_like(t)
+
+
+def _velocity(process, t):
+    alpha_rate, sigma_rate = process.rates(t)
+    return alpha_rate, sigma_rate, jnp.ones_like(t)
+
+
+def _score(process, t):
+    return jnp.zeros_like(t), -jnp.ones_like(t), process.sigma(t)
+
+
+def _edm(process, t):
+    c_skip, c_out, sigma_hat, _ = process.edm_scalings(t)
+    return sigma_hat**2 / (sigma_hat**2 + process.sigma_data**2), -c_skip * sigma_hat, c_out
+
+
+PARAMETERIZATIONS: dict[str, Callable] = {
+    "x0": _x0,
+    "epsilon": _epsilon,
+    "v": _v,
+    "velocity": _velocity,
+    "score": _score,
+    "edm": _edm,
+}
+"""What a network may predict: functions (process, t) -> (c_x0, c_eps, scale) of equation (1).
+
+`v` is `alpha eps - sigma x0` (Salimans & Ho 2022, app. D); `velocity` is `dx_t/dt` at a fixed pair (Lipman et al.
+2023); `edm` is the preconditioned network F of Karras et al. 2022, equation 7.
+"""
+
+NETWORK_TIMES: dict[str, Callable] = {
+    "t": lambda process, t: t,
+    "1000t": lambda process, t: 1000.0 * t,
+    "index": lambda process, t: process.schedule.num_steps * t - 1.0,
+    "log_sigma": lambda process, t: -0.125 * process.log_snr(t),
+    "log_snr": lambda process, t: process.log_snr(t),
+}
+"""What a network may be fed for t. `log_sigma` is `log(sigma / alpha) / 4`, EDM's c_noise."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GaussianProcess:
+    """A noise schedule together with what the network predicts and is fed.
+
+    schedule: alpha(t), sigma(t), log_snr(t), inverse_log_snr(l); see `processes.schedules`.
+    prediction: a key of `PARAMETERIZATIONS`.
+    time: what the network is fed for t, a key of `NETWORK_TIMES`.
+    sigma_data: standard deviation of the data, used by the `edm` parameterisation.
+    """
+
+    schedule: Any
+    prediction: str = "v"
+    time: str = "1000t"
+    sigma_data: float = 0.5
+
+    def __post_init__(self):
+        if self.prediction not in PARAMETERIZATIONS:
+            raise unknown("prediction", self.prediction, PARAMETERIZATIONS)
+        if self.time not in NETWORK_TIMES:
+            raise unknown("time", self.time, NETWORK_TIMES)
+        if self.time == "index" and not hasattr(self.schedule, "num_steps"):
+            raise invalid("time", self.time, "it needs a schedule with discrete steps; use '1000t' or 't'")
+        if self.sigma_data <= 0:
+            raise invalid("sigma_data", self.sigma_data, "a standard deviation must be positive")
+
+    def alpha(self, t):
+        """alpha(t), any shape; exactly 1 at t = 0."""
+        return self.schedule.alpha(jnp.asarray(t))
+
+    def sigma(self, t):
+        """sigma(t), any shape; exactly 0 at t = 0."""
+        return self.schedule.sigma(jnp.asarray(t))
+
+    def log_snr(self, t):
+        """log(alpha^2 / sigma^2), any shape; decreasing in t, infinite at t = 0."""
+        return self.schedule.log_snr(jnp.asarray(t))
+
+    def inverse_log_snr(self, log_snr):
+        """The t at which `log_snr(t)` is the given one."""
+        return self.schedule.inverse_log_snr(jnp.asarray(log_snr))
+
+    def rates(self, t):
+        """d alpha / dt and d sigma / dt, any shape."""
+        t = jnp.asarray(t)
+        ones = jnp.ones_like(t)
+        return (
+            jax.jvp(self.schedule.alpha, (t,), (ones,))[1],
+            jax.jvp(self.schedule.sigma, (t,), (ones,))[1],
+        )
+
+    def edm_scalings(self, t):
+        """c_skip, c_out, sigma/alpha and c_in of Karras et al. 2022, table 1, for data seen as x_t / alpha."""
+        alpha, sigma = self.alpha(t), self.sigma(t)
+        sigma_hat = sigma / jnp.where(alpha == 0, jnp.finfo(alpha.dtype).tiny, alpha)
+        total = sigma_hat**2 + self.sigma_data**2
+        c_skip = self.sigma_data**2 / total
+        c_out = sigma_hat * self.sigma_data / jnp.sqrt(total)
+        return c_skip, c_out, sigma_hat, 1 / jnp.sqrt(total)
+
+    def corrupt(self, key: Keys, x0, t):
+        """`x_t = alpha x0 + sigma eps` with fresh `eps ~ N(0, I)`; returns `(x_t, eps)`."""
+        noise = randomness.normal(key, x0.shape).astype(x0.dtype)
+        return self.marginal(x0, noise, t), noise
+
+    def marginal(self, x0, noise, t):
+        """`x_t = alpha x0 + sigma noise` for a given noise."""
+        return expand(self.alpha(t), x0) * x0 + expand(self.sigma(t), x0) * noise
+
+    def prior(self, key: Keys, shape):
+        """Noise at t = 1: N(0, sigma(1)^2 I). `shape` includes the batch."""
+        return randomness.normal(key, shape) * self.sigma(1.0)
+
+    def network_input(self, x_t, t):
+        """x_t, or `c_in x_t / alpha` for the `edm` parameterisation."""
+        if self.prediction != "edm":
+            return x_t
+        c_in = self.edm_scalings(t)[3]
+        return expand(c_in / self.alpha(t), x_t) * x_t
+
+    def network_time(self, t):
+        """What the network is fed for t; see `NETWORK_TIMES`."""
+        return NETWORK_TIMES[self.time](self, jnp.asarray(t))
+
+    def predict(self, network_output, x_t, t) -> Prediction:
+        """The hub pair (x0, eps) from the network's output at (x_t, t): equation (2)."""
+        t = jnp.asarray(t)
+        alpha, sigma = self.alpha(t), self.sigma(t)
+        c_x0, c_eps, scale = PARAMETERIZATIONS[self.prediction](self, t)
+        determinant = c_x0 * sigma - c_eps * alpha
+        singular = determinant == 0
+        c_x0, c_eps, scale, determinant, alpha, sigma = (
+            expand(value, x_t)
+            for value in (c_x0, c_eps, scale, jnp.where(singular, 1.0, determinant), alpha, sigma)
+        )
+        x_t, output = x_t.astype(determinant.dtype), network_output.astype(determinant.dtype)
+        x0 = (sigma * scale * output - c_eps * x_t) / determinant
+        eps = (c_x0 * x_t - alpha * scale * output) / determinant
+        clean = x_t / jnp.where(alpha == 0, 1.0, alpha) * (alpha != 0)
+        noise = x_t / jnp.where(sigma == 0, 1.0, sigma) * (sigma != 0) * (alpha == 0)
+        singular = expand(singular, x_t)
+        return Prediction(jnp.where(singular, clean, x0), jnp.where(singular, noise, eps))
+
+    def target(self, x0, noise, t):
+        """What the network's output is regressed to: equation (1) solved for the output."""
+        c_x0, c_eps, scale = (expand(c, x0) for c in PARAMETERIZATIONS[self.prediction](self, jnp.asarray(t)))
+        return (c_x0 * x0 + c_eps * noise) / scale
+
+    def from_x0(self, x0, x_t, t) -> Prediction:
+        """The pair whose clean half is `x0`: `eps = (x_t - alpha x0) / sigma`, and 0 where sigma = 0."""
+        alpha, sigma = expand(self.alpha(t), x_t), expand(self.sigma(t), x_t)
+        eps = (x_t - alpha * x0) / jnp.where(sigma == 0, 1.0, sigma) * (sigma != 0)
+        return Prediction(x0, eps)
+
+    def from_eps(self, eps, x_t, t) -> Prediction:
+        """The pair whose noise half is `eps`: `x0 = (x_t - sigma eps) / alpha`, and 0 where alpha = 0."""
+        alpha, sigma = expand(self.alpha(t), x_t), expand(self.sigma(t), x_t)
+        x0 = (x_t - sigma * eps) / jnp.where(alpha == 0, 1.0, alpha) * (alpha != 0)
+        return Prediction(x0, eps)
+
+    def score(self, prediction: Prediction, t):
+        """grad log p_t(x_t) = -eps / sigma."""
+        return -prediction.eps / expand(self.sigma(t), prediction.eps)
+
+    def velocity(self, prediction: Prediction, t):
+        """dx/dt of the probability-flow ODE: `alpha' x0 + sigma' eps`."""
+        alpha_rate, sigma_rate = self.rates(t)
+        return expand(alpha_rate, prediction.x0) * prediction.x0 + expand(sigma_rate, prediction.eps) * prediction.eps
+
+    def v(self, prediction: Prediction, t):
+        """`alpha eps - sigma x0`."""
+        return expand(self.alpha(t), prediction.eps) * prediction.eps - expand(self.sigma(t), prediction.x0) * prediction.x0

@@ -1,0 +1,216 @@
+"""The loop: one `lax.scan` of a solver over a grid, forwards (`sample`) or backwards (`invert`), whole or in segments.
+
+A grid is `[S + 1, *t_shape]`: every time of the run, explicit. `t_shape` is a prefix of the data's shape, batch
+included (`[]`, `[B]`, `[B, N]`; axes of size 1 broadcast), so a plan of vector timesteps is just another array.
+Joint data has a dict of grids. Where a step does not move (t_next == t) the sample is returned bit for bit.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, Key
+
+from diffusion_jax import randomness
+from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.time_axes import expand, where
+from diffusion_jax.typing import Cost, Denoiser, Solver, Step
+
+
+class Run(NamedTuple):
+    """A run between two steps: everything that is needed to go on."""
+
+    x: Any
+    state: Any
+    carry: Any
+    cost: Cost
+
+
+class Samples(NamedTuple):
+    """x: the result. trace: x after every `save_every`-th step, stacked, or None. run: hand it to `sample` to go on.
+
+    cost: network evaluations and relative compute per sample, counted from what ran.
+    """
+
+    x: Any
+    trace: Any
+    run: Run
+
+    @property
+    def cost(self) -> Cost:
+        return self.run.cost
+
+
+def check_grid(grid: Any, *, rising: bool = False) -> None:
+    """Raises `InvalidInput` unless the grid stays in [0, 1] and never turns back; traced grids are not inspected."""
+    for name, values in grid.items() if isinstance(grid, dict) else [("grid", grid)]:
+        if jnp.ndim(values) < 1 or jnp.shape(values)[0] < 2:
+            raise invalid(f"{name}.shape", jnp.shape(values), "a grid needs at least two times along its first axis")
+        if isinstance(values, jax.core.Tracer):
+            continue
+        if not bool(jnp.all((values >= 0) & (values <= 1))):
+            raise InvalidInput(f"{name} must lie in [0, 1]; it spans [{jnp.min(values):g}, {jnp.max(values):g}].")
+        steps = jnp.diff(jnp.asarray(values), axis=0) * (1 if rising else -1)
+        if not bool(jnp.all(steps >= 0)):
+            entry = int(jnp.argmax(jnp.any((steps < 0).reshape(steps.shape[0], -1), axis=1)))
+            turn = "smaller" if rising else "larger"
+            way = "rise from 0 to 1" if rising else "decrease from 1 to 0"
+            raise InvalidInput(f"{name} must {way}; entry {entry + 1} is {turn} than entry {entry}.")
+
+
+def _length(grid: Any) -> int:
+    lengths = {leaf.shape[0] for leaf in jax.tree.leaves(grid)}
+    if len(lengths) != 1:
+        raise invalid("grid", sorted(lengths), "the grids of all modalities must have the same number of entries")
+    return lengths.pop() - 1
+
+
+def _batch(x: Any) -> int:
+    return jax.tree.leaves(x)[0].shape[0]
+
+
+def sample(
+    key: Key[Array, ""],
+    denoiser: Denoiser,
+    params: Any,
+    solver: Solver,
+    grid: Any,
+    *,
+    shape: Any = None,
+    x_init: Any = None,
+    cond: Any = None,
+    index: Int[Array, " B"] | None = None,
+    resume: Run | None = None,
+    start: int = 0,
+    stop: int | None = None,
+    save_every: int | None = None,
+    progress: bool = False,
+) -> Samples:
+    """Runs `solver` over `grid` from noise to data, as one `lax.scan`.
+
+    Pure, so that it can be jitted, differentiated and put under `shard_map`; `make_sampler` returns the compiled
+    program. Sample i uses `fold_in(key, index[i])` alone, so it does not depend on the batch.
+
+    key: one typed key for the run.
+    grid: `[S + 1, *t_shape]`, decreasing; a dict of those for joint data.
+    shape: shape of the samples, batch included (a dict for joint data); the prior at t = 1 is drawn from the process.
+    x_init: starts from this instead of the prior.
+    cond: the condition, handed to the denoiser as it is.
+    index: global index of each sample; 0 .. B - 1 when absent.
+    resume: the `run` of an earlier segment; continues it at step `start`.
+    start, stop: the steps to run, as a Python range over 0 .. S.
+    save_every: keeps x after every so many steps in `trace`, stacked along a new first axis.
+    progress: shows a progress bar on the host (slower: it calls the host at each step).
+
+    Raises InvalidInput for a grid that does not decrease, or a range outside of it.
+    """
+    grid = jax.tree.map(partial(jnp.asarray, dtype=jnp.result_type(float)), grid)
+    check_grid(grid)
+    return _run(
+        key, denoiser, params, solver, grid, shape, x_init, cond, index, resume, start, stop, save_every, progress
+    )
+
+
+def invert(
+    key: Key[Array, ""],
+    denoiser: Denoiser,
+    params: Any,
+    solver: Solver,
+    grid: Any,
+    *,
+    x_init: Any,
+    cond: Any = None,
+    index: Int[Array, " B"] | None = None,
+    save_every: int | None = None,
+) -> Samples:
+    """Runs the same grid backwards, from data to noise: `sample` of the result returns to `x_init`.
+
+    The error shrinks at the order of the solver; solvers with an algebraic inverse are exact. A deterministic
+    solver is expected. `grid` is the decreasing grid that `sample` would use.
+    """
+    grid = jax.tree.map(partial(jnp.asarray, dtype=jnp.result_type(float)), grid)
+    check_grid(grid)
+    grid = jax.tree.map(lambda g: g[::-1], grid)
+    return _run(key, denoiser, params, solver, grid, None, x_init, cond, index, None, 0, None, save_every, False)
+
+
+def _run(key, denoiser, params, solver, grid, shape, x_init, cond, index, resume, start, stop, save_every, progress):
+    num_steps = _length(grid)
+    stop = num_steps if stop is None else stop
+    if not 0 <= start <= stop <= num_steps:
+        raise invalid("start, stop", (start, stop), f"they must be a range within 0 .. {num_steps}")
+    if save_every is not None and save_every < 1:
+        raise invalid("save_every", save_every, "it must be at least 1")
+    if resume is None and x_init is None and shape is None:
+        raise InvalidInput("sample needs shape=, x_init= or resume=: none was given.")
+
+    if resume is not None:
+        size = _batch(resume.x)
+    elif x_init is not None:
+        size = _batch(x_init)
+    else:
+        size = (next(iter(shape.values())) if isinstance(shape, dict) else shape)[0]
+    keys = randomness.sample_keys(key, jnp.arange(size) if index is None else index)
+    process = denoiser.process
+    if resume is None:
+        x = process.prior(randomness.fold(keys, 0), shape) if x_init is None else x_init
+        first = jax.tree.map(lambda g: g[start], grid)
+        expand(first, x)
+        resume = Run(x, solver.init(process, x, grid), denoiser.init(params, x, cond), Cost(jnp.float32(0), jnp.float32(0)))
+    keys = randomness.fold(keys, 1)
+
+    def denoise(carry, x, step):
+        inner, cost = carry
+        prediction, inner = denoiser.apply(params, inner, x, step, cond)
+        return prediction, (inner, cost + prediction.cost)
+
+    def body(run, index):
+        step = Step(
+            index,
+            jax.tree.map(lambda g: g[index], grid),
+            jax.tree.map(lambda g: g[index + 1], grid),
+            jnp.int32(num_steps),
+        )
+        x, state, (carry, cost) = solver.step(
+            process, denoise, (run.carry, run.cost), run.state, run.x, step, randomness.fold(keys, index)
+        )
+        moves = jax.tree.map(lambda a, b: a != b, step.t, step.t_next)
+        return Run(where(moves, x, run.x), state, carry, cost), None
+
+    if progress:
+        body = _with_progress_bar(body, stop - start)
+    steps = jnp.arange(start, stop)
+    if save_every is None:
+        run, _ = jax.lax.scan(body, resume, steps)
+        return Samples(run.x, None, run)
+
+    def saved(run, steps):
+        run, _ = jax.lax.scan(body, run, steps)
+        return run, run.x
+
+    whole = (stop - start) // save_every * save_every
+    run, trace = jax.lax.scan(saved, resume, steps[:whole].reshape(-1, save_every))
+    run, _ = jax.lax.scan(body, run, steps[whole:])
+    return Samples(run.x, trace, run)
+
+
+def _with_progress_bar(body, total):
+    """Reports each finished step to a tqdm bar on the host."""
+    from tqdm.auto import tqdm
+
+    bars = []
+
+    def report(index):
+        if not bars or bars[-1].n >= total:
+            bars.append(tqdm(total=total, desc="sampling", unit="step"))
+        bars[-1].update()
+        if bars[-1].n >= total:
+            bars[-1].close()
+
+    def shown(run, index):
+        run, out = body(run, index)
+        jax.debug.callback(report, index, ordered=True)
+        return run, out
+
+    return shown

@@ -1,0 +1,53 @@
+"""Times whose shape is a prefix of the data's: the one place that expands, broadcasts and checks them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax.errors import invalid
+
+
+def expand(t: Any, like: Any) -> Any:
+    """Appends axes to `t` until it broadcasts against `like`: `[B, N]` against `[B, N, D]` becomes `[B, N, 1]`.
+
+    With dicts, entry by entry; one array for a dict of data serves all entries.
+    Axes of size 1 broadcast. Raises `InvalidInput` if `t` is not a prefix of the data's shape.
+    """
+    if isinstance(like, dict):
+        return {name: expand(t[name] if isinstance(t, dict) else t, leaf) for name, leaf in like.items()}
+    t = jnp.asarray(t)
+    shape = like.shape
+    if t.ndim > len(shape) or any(a not in (1, b) for a, b in zip(t.shape, shape, strict=False)):
+        raise invalid("t.shape", t.shape, f"a time must have a prefix of the data's shape {shape}")
+    return t.reshape(t.shape + (1,) * (len(shape) - t.ndim))
+
+
+def fill(t: Any, like: Any) -> Any:
+    """Broadcasts `t` to the full prefix shape, at least `[B]`: what a network is fed."""
+    if isinstance(like, dict):
+        return {name: fill(t[name] if isinstance(t, dict) else t, leaf) for name, leaf in like.items()}
+    t = jnp.asarray(t, jnp.result_type(float))
+    expand(t, like)
+    ndim = max(t.ndim, 1)
+    return jnp.broadcast_to(t, like.shape[:ndim])
+
+
+def each(function: Callable[..., Any], like: Any, *trees: Any) -> Any:
+    """Applies `function` entry by entry of a dict of data, or once to a plain array.
+
+    Arguments that are not dicts are shared by all entries. `function(leaf, *values)`.
+    """
+    if not isinstance(like, dict):
+        return function(like, *trees)
+    return {
+        name: function(leaf, *(tree[name] if isinstance(tree, dict) else tree for tree in trees))
+        for name, leaf in like.items()
+    }
+
+
+def where(condition: Any, x: Any, y: Any) -> Any:
+    """`jnp.where` with a prefix-shaped condition, entry by entry."""
+    expanded = expand(condition, x)
+    return jax.tree.map(jnp.where, expanded, x, y)

@@ -1,0 +1,58 @@
+"""Packaging of diffusion_jax; tool settings live in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+PEERS = ["torch==2.13.0", "diffusers>=0.35", "transformers>=4.50", "accelerate"]
+TEST = [
+    "pytest>=8",
+    "pytest-xdist",
+    "hypothesis",
+    "ruff",
+    "import-linter",
+]
+NOTEBOOKS = ["jupyterlab", "nbclient", "nbformat", "ipykernel"]
+
+setup(
+    name="diffusion_jax",
+    version="0.1.0",
+    description="Diffusion models in JAX, composed along the timestep",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["diffusion_jax", "diffusion_jax.*"]),
+    package_data={"diffusion_jax": ["py.typed"]},
+    install_requires=[
+        "jax>=0.10",
+        "flax>=0.12",
+        "optax>=0.2.5",
+        "orbax-checkpoint>=0.11",
+        "grain>=0.2.12",
+        "ml_collections>=1.0",
+        "absl-py",
+        "chex>=0.1.90",
+        "jaxtyping>=0.3",
+        "einops",
+        "diffrax>=0.7",
+        "safetensors",
+        "tokenizers",
+        "scikit-learn",
+        "scikit-image",
+        "scipy",
+        "matplotlib",
+        "imageio",
+        "tensorboardX",
+        "tqdm",
+    ],
+    extras_require={
+        "cuda": ["jax[cuda12]>=0.10"],
+        "tpu": ["jax[tpu]>=0.10"],
+        "tfds": ["tensorflow-datasets", "tensorflow-cpu", "array_record"],
+        "notebooks": NOTEBOOKS,
+        "peers": PEERS,
+        "test": TEST + ["beartype"] + ["nbclient", "nbformat", "ipykernel"],
+    },
+    entry_points={"console_scripts": ["diffusion-jax=diffusion_jax.__main__:main"]},
+)
