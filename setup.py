@@ -34,6 +34,7 @@ setup(
         "absl-py",
         "chex>=0.1.90",
         "jaxtyping>=0.3",
+        "beartype",
         "einops",
         "diffrax>=0.7",
         "safetensors",
@@ -52,7 +53,7 @@ setup(
         "tfds": ["tensorflow-datasets", "tensorflow-cpu", "array_record"],
         "notebooks": NOTEBOOKS,
         "peers": PEERS,
-        "test": TEST + ["beartype"] + ["nbclient", "nbformat", "ipykernel"],
+        "test": TEST + ["nbclient", "nbformat", "ipykernel"],
     },
     entry_points={"console_scripts": ["diffusion-jax=diffusion_jax.__main__:main"]},
 )
