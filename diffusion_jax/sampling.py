@@ -157,7 +157,9 @@ def _run(key, denoiser, params, solver, grid, shape, x_init, cond, index, resume
         x = process.prior(randomness.fold(keys, 0), shape) if x_init is None else x_init
         first = jax.tree.map(lambda g: g[start], grid)
         expand(first, x)
-        resume = Run(x, solver.init(process, x, grid), denoiser.init(params, x, cond), Cost(jnp.float32(0), jnp.float32(0)))
+        resume = Run(
+            x, solver.init(process, x, grid), denoiser.init(params, x, cond), Cost(jnp.float32(0), jnp.float32(0))
+        )
     keys = randomness.fold(keys, 1)
 
     def denoise(carry, x, step):

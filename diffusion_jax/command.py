@@ -1,0 +1,64 @@
+"""What every command line shares: how it ends, where compiled programs are kept, how a config is named."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from diffusion_jax.config import load, override
+from diffusion_jax.errors import InvalidInput
+
+
+def run_command(main: Callable[..., None], argv: Sequence[str] | None = None) -> int:
+    """Runs `main(argv)`; a user's mistake is told in one sentence, without a traceback. Returns the exit code."""
+    try:
+        main(argv)
+    except InvalidInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def cache_compilations() -> None:
+    """Keeps compiled programs under `DIFFUSION_JAX_CACHE` (default `~/.cache/diffusion_jax`), so that the next run
+    starts at once. `JAX_COMPILATION_CACHE_DIR` has the last word."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        home = Path(os.environ.get("DIFFUSION_JAX_CACHE", Path.home() / ".cache" / "diffusion_jax"))
+        jax.config.update("jax_compilation_cache_dir", str(home / "compiled"))
+
+
+def parse_config(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None, *, stored: str | None = None
+) -> tuple[argparse.Namespace, ConfigDict]:
+    """Parses the arguments of `parser` together with `--config=FILE[:variant]` and `--config.field=value`.
+
+    stored: a file name; when `--config` is absent the config stored under this name in `--workdir` is read.
+    """
+    parser.add_argument("--config", metavar="FILE[:VARIANT]", help="a file of configs/, optionally with its variant")
+    parser.add_argument(
+        "--config.FIELD", metavar="VALUE", dest="_overrides_help", help="overrides a field, e.g. --config.model.depth=4"
+    )
+    argv = list(sys.argv[1:] if argv is None else argv)
+    overrides, rest = [], []
+    for argument in argv:
+        is_override = argument.startswith("--config.") and not argument.startswith("--config.FIELD")
+        (overrides if is_override else rest).append(argument)
+    arguments = parser.parse_args(rest)
+    path = arguments.config
+    if path is None and stored is not None and arguments.workdir is not None:
+        file = Path(arguments.workdir) / stored
+        if not file.is_file():
+            raise InvalidInput(
+                f"{file} does not exist: --workdir must be the folder of a training run, or give --config."
+            )
+        path = str(file)
+    if path is None:
+        raise InvalidInput("--config is missing; e.g. --config=configs/digits_dit.py")
+    return arguments, override(load(path), [text.removeprefix("--config.") for text in overrides])

@@ -1,0 +1,79 @@
+"""Pictures for people: grids of images, strips of a trajectory, scatter plots, curves, all written as PNG."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import imageio.v3 as imageio
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+from diffusion_jax.errors import invalid
+
+
+def to_uint8(images: Any) -> np.ndarray:
+    """Images in [-1, 1], `[..., H, W, C]`, as bytes; values outside are clipped."""
+    images = np.clip(np.asarray(images, np.float32), -1, 1)
+    return np.round((images + 1) * 127.5).astype(np.uint8)
+
+
+def grid(images: Any, columns: int, *, pad: int = 1, zoom: int = 1) -> np.ndarray:
+    """Tiles `[B, H, W, C]` images in [-1, 1] row by row into one uint8 picture `[rows (H + pad), ..., 3]`."""
+    images = to_uint8(images)
+    if images.ndim != 4 or images.shape[-1] not in (1, 3):
+        raise invalid("images.shape", images.shape, "expected [B, H, W, C] with 1 or 3 channels")
+    if images.shape[-1] == 1:
+        images = np.repeat(images, 3, axis=-1)
+    images = images.repeat(zoom, axis=1).repeat(zoom, axis=2)
+    count, height, width, _ = images.shape
+    rows = -(-count // columns)
+    sheet = np.full((rows * (height + pad) + pad, columns * (width + pad) + pad, 3), 255, np.uint8)
+    for i, image in enumerate(images):
+        top, left = (i // columns) * (height + pad) + pad, (i % columns) * (width + pad) + pad
+        sheet[top : top + height, left : left + width] = image
+    return sheet
+
+
+def save_grid(path: Path | str, images: Any, columns: int, *, zoom: int = 1) -> None:
+    """Writes `grid(images, columns)` as a PNG."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    imageio.imwrite(path, grid(images, columns, zoom=zoom))
+
+
+def save_scatter(path: Path | str, points: Mapping[str, Any]) -> None:
+    """Writes named sets of two-dimensional points `[B, 2]` side by side, on one scale."""
+    figure, axes = plt.subplots(
+        1, len(points), figsize=(3.2 * len(points), 3.2), sharex=True, sharey=True, squeeze=False
+    )
+    for axis, (name, values) in zip(axes[0], points.items(), strict=True):
+        values = np.asarray(values)
+        axis.scatter(values[:, 0], values[:, 1], s=2, alpha=0.5)
+        axis.set_title(name)
+        axis.set_aspect("equal")
+    _save(figure, path)
+
+
+def save_curves(
+    path: Path | str, curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, x_label: str, y_label: str
+) -> None:
+    """Writes named curves, each `(x, y)`; y is logarithmic when all of it is positive."""
+    figure, axis = plt.subplots(figsize=(6, 3.6))
+    for name, (x, y) in curves.items():
+        axis.plot(x, y, label=name, linewidth=1.2)
+    if all(np.all(np.asarray(y) > 0) for _, y in curves.values()):
+        axis.set_yscale("log")
+    axis.set_xlabel(x_label)
+    axis.set_ylabel(y_label)
+    axis.grid(alpha=0.3)
+    axis.legend()
+    _save(figure, path)
+
+
+def _save(figure, path: Path | str) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
