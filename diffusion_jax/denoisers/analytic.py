@@ -1,0 +1,224 @@
+"""The exact denoiser of a Gaussian mixture: a network that needs no training, for tests, demonstrations and references.
+
+When x0 is drawn from a mixture of Gaussians with weights w_k, means m_k and covariances C_k, so is x_t:
+
+    p_t(x) = sum_k w_k N(x; a m_k, S_k),        S_k = a C_k a + s^2,                                           (1)
+    E[x0 | x] = sum_k r_k (m_k + C_k a S_k^-1 (x - a m_k)),        r_k the posterior weights of x in (1)       (2)
+    E[eps | x] = sum_k r_k s S_k^-1 (x - a m_k) = -s grad log p_t(x)                                           (3)
+
+with `a = alpha(t)` and `s = sigma(t)`, diagonal matrices when t is a vector: the formulas then hold as they stand, so
+every coordinate may have a time of its own. With all C_k = 0 this is the optimal denoiser of a finite data set.
+Only Gaussian processes (and dicts of them) have this closed form; nothing here is trained.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.time_axes import expand
+from diffusion_jax.typing import Cost, Denoiser, Prediction
+
+
+class GaussianMixture(NamedTuple):
+    """A mixture of K Gaussians, as a pytree: the parameters of `analytic`. Build it with `gaussian_mixture`.
+
+    log_weights: `[K]`, normalised.
+    means: `[K, *data]`, or a dict of those for joint data (the modalities share the component).
+    variances: `[K, *data]` of diagonal covariances, or None (a dict like `means` for joint data).
+    covariances: `[K, D, D]` over the flattened data, or None (a dict like `means` for joint data).
+    labels: `[K]`, the class of each component, or None.
+    """
+
+    log_weights: Any
+    means: Any
+    variances: Any = None
+    covariances: Any = None
+    labels: Any = None
+
+
+class Posterior(NamedTuple):
+    """What is known of x_t: E[x0 | x_t], E[eps | x_t], log p_t(x_t) `[B]` and the components' weights `[B, K]`."""
+
+    x0: Any
+    eps: Any
+    log_density: Any
+    responsibilities: Any
+
+
+def gaussian_mixture(means, stds=1.0, weights=None, *, covariances=None, labels=None) -> GaussianMixture:
+    """A mixture of Gaussians from plain values.
+
+    means: `[K, *data]`, or a dict of such arrays for joint data.
+    stds: standard deviations: one number, `[K]` (isotropic) or `[K, *data]` (diagonal); 0 makes point masses.
+    weights: `[K]`, positive, any sum; equal when absent.
+    covariances: `[K, D, D]` over the flattened data, positive definite; replaces `stds`.
+    labels: `[K]` integers: the class of each component, to which `cond["label"]` refers.
+
+    Raises InvalidInput when shapes do not agree or a standard deviation is negative.
+    """
+    if isinstance(means, dict):
+        parts = {
+            name: gaussian_mixture(
+                mean,
+                stds[name] if isinstance(stds, dict) else stds,
+                weights,
+                covariances=covariances.get(name) if isinstance(covariances, dict) else None,
+                labels=labels,
+            )
+            for name, mean in means.items()
+        }
+        first = next(iter(parts.values()))
+        return GaussianMixture(
+            first.log_weights,
+            {name: part.means for name, part in parts.items()},
+            {name: part.variances for name, part in parts.items()},
+            {name: part.covariances for name, part in parts.items()},
+            first.labels,
+        )
+    means = jnp.asarray(means, jnp.result_type(float))
+    if means.ndim < 1:
+        raise invalid("means.shape", means.shape, "a first axis over the components was expected")
+    num = means.shape[0]
+    weights = jnp.ones(num) if weights is None else jnp.asarray(weights, means.dtype)
+    if weights.shape != (num,) or not bool(jnp.all(weights > 0)):
+        raise invalid("weights", weights.tolist(), f"{num} positive numbers were expected, one per component")
+    log_weights = jnp.log(weights / weights.sum())
+    labels = None if labels is None else jnp.asarray(labels, jnp.int32)
+    if labels is not None and labels.shape != (num,):
+        raise invalid("labels.shape", labels.shape, f"one label per component, {(num,)}, was expected")
+    if covariances is not None:
+        size = means[0].size
+        covariances = jnp.asarray(covariances, means.dtype)
+        if covariances.shape != (num, size, size):
+            raise invalid("covariances.shape", covariances.shape, f"{(num, size, size)} was expected")
+        return GaussianMixture(log_weights, means, None, covariances, labels)
+    stds = jnp.asarray(stds, means.dtype)
+    if stds.shape not in ((), (num,), means.shape):
+        raise invalid("stds.shape", stds.shape, f"(), {(num,)} or {means.shape} was expected")
+    if not bool(jnp.all(stds >= 0)):
+        raise invalid("stds", stds.tolist(), "standard deviations must not be negative")
+    stds = stds.reshape(stds.shape + (1,) * (means.ndim - stds.ndim)) if stds.ndim else stds
+    return GaussianMixture(log_weights, means, jnp.broadcast_to(stds**2, means.shape), None, labels)
+
+
+def _components(process, mean, variance, covariance, x, t):
+    """Per component: log N(x; a m_k, S_k) `[B, K]`, E[x0 | x, k] and E[eps | x, k] `[B, K, *data]`."""
+    t = jnp.asarray(t)
+    alpha, sigma = (jnp.broadcast_to(expand(f(t), x), x.shape)[:, None] for f in (process.alpha, process.sigma))
+    residual = x[:, None] - alpha * mean
+    if covariance is None:
+        total = alpha**2 * variance + sigma**2
+        # Point masses at sigma = 0: x is x0, whatever the component.
+        known = total == 0
+        safe = jnp.maximum(total, jnp.finfo(total.dtype).tiny ** 0.5)
+        gain = jnp.where(known, 1.0 / jnp.where(known, alpha, 1.0), alpha * variance / safe)
+        x0, eps = mean + gain * residual, sigma / safe * residual
+        log_density = -0.5 * (residual**2 / safe + jnp.log(2 * jnp.pi * safe))
+        return log_density.reshape(*log_density.shape[:2], -1).sum(-1), x0, eps
+    flat = residual.reshape(*residual.shape[:2], -1)
+    a, s = (value.reshape(value.shape[0], 1, -1) for value in (alpha, sigma))
+    total = a[..., :, None] * covariance * a[..., None, :] + s[..., None] ** 2 * jnp.eye(flat.shape[-1])
+    factor = jnp.linalg.cholesky(total)
+    solved = jax.scipy.linalg.cho_solve((factor, True), flat[..., None])[..., 0]
+    x0 = mean + jnp.einsum("kij,bkj->bki", covariance, a * solved).reshape(residual.shape)
+    eps = (s * solved).reshape(residual.shape)
+    log_determinant = 2 * jnp.log(jnp.diagonal(factor, axis1=-2, axis2=-1)).sum(-1)
+    log_density = -0.5 * ((flat * solved).sum(-1) + log_determinant + flat.shape[-1] * jnp.log(2 * jnp.pi))
+    return log_density, x0, eps
+
+
+def posterior(mixture: GaussianMixture, process, x, t, label=None) -> Posterior:
+    """Equations (1) to (3) at `x` `[B, *data]` and `t`, any prefix of its shape up to one time per coordinate.
+
+    label: `[B]`, restricts each sample to the components of its class; a label that no component has (the null class
+    of classifier-free guidance) means all components.
+    """
+    if isinstance(x, dict):
+        parts = {
+            name: _components(
+                process.processes[name],
+                mixture.means[name],
+                mixture.variances[name],
+                mixture.covariances[name],
+                x[name],
+                t[name] if isinstance(t, dict) else t,
+            )
+            for name in x
+        }
+    else:
+        parts = {"": _components(process, mixture.means, mixture.variances, mixture.covariances, x, t)}
+    logits = mixture.log_weights + sum(part[0] for part in parts.values())
+    if label is not None and mixture.labels is not None:
+        same = jnp.asarray(label)[:, None] == mixture.labels
+        same = same | ~same.any(axis=1, keepdims=True)
+        prior = jax.nn.logsumexp(jnp.where(same, mixture.log_weights, -jnp.inf), axis=1)
+        logits = jnp.where(same, logits - prior[:, None], -jnp.inf)
+    log_density = jax.nn.logsumexp(logits, axis=1)
+    responsibilities = jax.nn.softmax(logits, axis=1)
+
+    def mean(values):
+        weights = responsibilities.reshape(responsibilities.shape + (1,) * (values.ndim - 2))
+        return (weights * values).sum(axis=1)
+
+    x0 = {name: mean(part[1]) for name, part in parts.items()}
+    eps = {name: mean(part[2]) for name, part in parts.items()}
+    if not isinstance(x, dict):
+        x0, eps = x0[""], eps[""]
+    return Posterior(x0, eps, log_density, responsibilities)
+
+
+def score(mixture: GaussianMixture, process, x, t):
+    """grad log p_t(x), finite wherever p_t has a density (also at sigma = 0, where `-eps / sigma` is not)."""
+    return jax.grad(lambda x: posterior(mixture, process, x, t).log_density.sum())(x)
+
+
+def log_density(mixture: GaussianMixture, process, x, t):
+    """log p_t(x), `[B]`, in nats."""
+    return posterior(mixture, process, x, t).log_density
+
+
+def draw(key, mixture: GaussianMixture, num: int):
+    """`num` exact samples of x0, and the component of each: `(x0 [num, *data], component [num])`."""
+    key_component, key_noise = jax.random.split(key)
+    component = jax.random.categorical(key_component, mixture.log_weights, shape=(num,))
+
+    def one(key, mean, variance, covariance):
+        noise = jax.random.normal(key, (num, *mean.shape[1:]), mean.dtype)
+        if covariance is None:
+            return mean[component] + jnp.sqrt(variance)[component] * noise
+        factor = jnp.linalg.cholesky(covariance)[component]
+        return mean[component] + jnp.einsum("bij,bj->bi", factor, noise.reshape(num, -1)).reshape(noise.shape)
+
+    if not isinstance(mixture.means, dict):
+        return one(key_noise, mixture.means, mixture.variances, mixture.covariances), component
+    keys = jax.random.split(key_noise, len(mixture.means))
+    x0 = {
+        name: one(k, mixture.means[name], mixture.variances[name], mixture.covariances[name])
+        for k, name in zip(keys, sorted(mixture.means))
+    }
+    return x0, component
+
+
+def analytic(process) -> Denoiser:
+    """The exact denoiser of a Gaussian mixture on `process`; its parameters are the `GaussianMixture`.
+
+    Counts as one network evaluation a call. `extras` holds `log_density` `[B]` and `responsibilities` `[B, K]`.
+    `cond["label"]` `[B]` selects the components of a class when the mixture has labels.
+
+    Raises InvalidInput for a process that is not Gaussian (or a dict of Gaussian ones).
+    """
+    for part in getattr(process, "processes", {"": process}).values():
+        if not (hasattr(part, "alpha") and hasattr(part, "sigma")):
+            raise InvalidInput(f"analytic needs a Gaussian process, but {type(part).__name__} has no alpha and sigma.")
+
+    def init(params, x, cond):
+        return ()
+
+    def apply(params, carry, x, step, cond):
+        found = posterior(params, process, x, step.t, (cond or {}).get("label"))
+        extras = {"log_density": found.log_density, "responsibilities": found.responsibilities}
+        return Prediction(found.x0, found.eps, extras, Cost(jnp.float32(1), jnp.float32(1))), carry
+
+    return Denoiser(init, apply, process)
