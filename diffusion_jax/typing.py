@@ -25,7 +25,7 @@ Keys = Key[Array, ""] | Key[Array, " B"]
 
 Params = PyTree
 Condition = Mapping[str, Any] | None
-"""What the network is told besides `x` and `t`: `label [B]`, `pooled [B, D]`, `context [B, M, D]`, `tokens [B, M]`, ..."""
+"""What the network is told besides x and t: `label [B]`, `pooled [B, D]`, `context [B, M, D]`, `tokens [B, M]`, ..."""
 
 Carry = PyTree
 
