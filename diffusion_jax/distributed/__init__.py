@@ -1,0 +1,35 @@
+"""How a run is spread over devices: one mesh with named axes, shardings as a pure function of (abstract tree, rules,
+mesh), and the start of several processes. Nothing here knows models or training.
+"""
+
+from diffusion_jax.distributed.mesh import AXES, initialize, make_mesh
+from diffusion_jax.distributed.sharding import (
+    BATCH_AXES,
+    TRANSFORMER,
+    Rules,
+    batch_sharding,
+    batch_shards,
+    check_batch,
+    constrain,
+    init_sharded,
+    path_name,
+    shard_batch,
+    shardings,
+)
+
+__all__ = [
+    "AXES",
+    "BATCH_AXES",
+    "TRANSFORMER",
+    "Rules",
+    "batch_sharding",
+    "batch_shards",
+    "check_batch",
+    "constrain",
+    "init_sharded",
+    "initialize",
+    "make_mesh",
+    "path_name",
+    "shard_batch",
+    "shardings",
+]
