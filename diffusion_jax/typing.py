@@ -146,10 +146,13 @@ class Objective(NamedTuple):
 
     init: (key, params, batch) -> state
     loss: (params, state, batch, key) -> (loss [B], Aux)     unreduced; `key` is already folded with the step
+    prepare: (state, batch, key) -> batch     draws whatever must see the whole batch (stratified times); the step calls
+             it once, before the batch is cut for gradient accumulation, and `loss` calls it itself if nobody has
     """
 
     init: Callable[..., Any]
     loss: Callable[..., tuple[Float[Array, " B"], Aux]]
+    prepare: Callable[..., Any] | None = None
 
 
 class TimestepDraw(NamedTuple):
