@@ -65,7 +65,8 @@ class Report:
 def read(path: Path) -> Report:
     """Reads a `report.json`."""
     fields = json.loads(path.read_text(encoding="utf-8"))
-    return Report(**{**fields, "claims": [Claim(**claim) for claim in fields["claims"]]})
+    claims = tuple(Claim(**claim) for claim in fields["claims"])
+    return Report(**{**fields, "claims": claims, "pictures": tuple(fields["pictures"])})
 
 
 def table(reports: Mapping[str, Report]) -> str:
