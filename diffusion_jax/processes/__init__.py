@@ -1,0 +1,53 @@
+"""How data becomes noise: schedules, Gaussian processes by name, what networks predict about them and are fed."""
+
+from diffusion_jax.processes.discrete_vp import (
+    BETAS,
+    DiscreteVP,
+    betas,
+    cosine_betas,
+    linear_betas,
+    scaled_linear_betas,
+    zero_terminal_snr_betas,
+)
+from diffusion_jax.processes.gaussian import NETWORK_TIMES, PARAMETERIZATIONS, GaussianProcess, Schedule
+from diffusion_jax.processes.named import (
+    cosine,
+    edm,
+    gvp,
+    rectified_flow,
+    variance_exploding,
+    vp_continuous,
+    vp_cosine,
+    vp_linear,
+    vp_scaled_linear,
+)
+from diffusion_jax.processes.schedules import EDM, Cosine, Linear, LinearVP, Shifted, VarianceExploding
+
+__all__ = [
+    "BETAS",
+    "EDM",
+    "NETWORK_TIMES",
+    "PARAMETERIZATIONS",
+    "Cosine",
+    "DiscreteVP",
+    "GaussianProcess",
+    "Linear",
+    "LinearVP",
+    "Schedule",
+    "Shifted",
+    "VarianceExploding",
+    "betas",
+    "cosine",
+    "cosine_betas",
+    "edm",
+    "gvp",
+    "linear_betas",
+    "rectified_flow",
+    "scaled_linear_betas",
+    "variance_exploding",
+    "vp_continuous",
+    "vp_cosine",
+    "vp_linear",
+    "vp_scaled_linear",
+    "zero_terminal_snr_betas",
+]

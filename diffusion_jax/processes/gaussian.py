@@ -10,8 +10,10 @@ so together with `x_t = alpha x0 + sigma eps` each is turned into the pair by th
     x0  = (sigma * scale * output - c_eps * x_t) / D,      D = c_x0 * sigma - c_eps * alpha
     eps = (c_x0 * x_t - alpha * scale * output) / D                                                           (2)
 
-Where D = 0 the output says nothing about one half of the pair; the limit is returned: at sigma = 0 the pair is
-(x_t / alpha, 0), at alpha = 0 it is (0, x_t / sigma).
+Where D = 0 the output says nothing about one half of the pair; what is known is returned: at sigma = 0 the pair is
+(x_t / alpha, 0), at alpha = 0 it is (0, x_t / sigma). Nothing here is infinite or NaN at t = 0, so that pinned clean
+entries (frames, tokens) can share a batch with noisy ones: the score is 0 where there is no noise, and a rate that is
+infinite at an end (sigma' of most VP schedules at 0) is 0.
 """
 
 import dataclasses
@@ -23,6 +25,7 @@ import jax.numpy as jnp
 
 from diffusion_jax import randomness
 from diffusion_jax.errors import invalid, unknown
+from diffusion_jax.processes.schedules import Number, as_time, check_positive
 from diffusion_jax.time_axes import expand
 from diffusion_jax.typing import Keys, Prediction
 
@@ -61,8 +64,10 @@ def _score(process, t):
 
 
 def _edm(process, t):
-    c_skip, c_out, sigma_hat, _ = process.edm_scalings(t)
-    return sigma_hat**2 / (sigma_hat**2 + process.sigma_data**2), -c_skip * sigma_hat, c_out
+    # F = (x0 - c_skip x) / c_out of Karras et al., written so that it is regular at both ends.
+    alpha, sigma = process.alpha(t), process.sigma(t)
+    total = jnp.hypot(sigma, alpha * process.sigma_data)
+    return sigma / (process.sigma_data * total), -alpha * process.sigma_data / total, jnp.ones_like(total)
 
 
 PARAMETERIZATIONS: dict[str, Callable] = {
@@ -79,14 +84,25 @@ PARAMETERIZATIONS: dict[str, Callable] = {
 2023); `edm` is the preconditioned network F of Karras et al. 2022, equation 7.
 """
 
+
+def _finite_log_snr(process, t):
+    return jnp.clip(process.log_snr(t), -40.0, 40.0)
+
+
 NETWORK_TIMES: dict[str, Callable] = {
     "t": lambda process, t: t,
     "1000t": lambda process, t: 1000.0 * t,
-    "index": lambda process, t: process.schedule.num_steps * t - 1.0,
-    "log_sigma": lambda process, t: -0.125 * process.log_snr(t),
-    "log_snr": lambda process, t: process.log_snr(t),
+    "index": lambda process, t: jnp.maximum(process.schedule.position(t) - 1.0, 0.0),
+    "sigma": lambda process, t: process.sigma(t),
+    "1000sigma": lambda process, t: 1000.0 * process.sigma(t),
+    "log_sigma": lambda process, t: -0.125 * _finite_log_snr(process, t),
+    "log_snr": lambda process, t: _finite_log_snr(process, t),
 }
-"""What a network may be fed for t. `log_sigma` is `log(sigma / alpha) / 4`, EDM's c_noise."""
+"""What a network may be fed for t. `index` is k at t = (k + 1) / T; `log_sigma` is EDM's c_noise,
+`log(sigma / alpha) / 4`.
+
+The logarithms are those of a log-SNR clipped to [-40, 40]: at the ends they would be infinite.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,54 +118,53 @@ class GaussianProcess:
     schedule: Any
     prediction: str = "v"
     time: str = "1000t"
-    sigma_data: float = 0.5
+    sigma_data: Number = 0.5
 
     def __post_init__(self):
         if self.prediction not in PARAMETERIZATIONS:
             raise unknown("prediction", self.prediction, PARAMETERIZATIONS)
         if self.time not in NETWORK_TIMES:
             raise unknown("time", self.time, NETWORK_TIMES)
-        if self.time == "index" and not hasattr(self.schedule, "num_steps"):
+        if self.time == "index" and not hasattr(self.schedule, "position"):
             raise invalid("time", self.time, "it needs a schedule with discrete steps; use '1000t' or 't'")
-        if self.sigma_data <= 0:
-            raise invalid("sigma_data", self.sigma_data, "a standard deviation must be positive")
+        check_positive(sigma_data=self.sigma_data)
+        for name in ("alpha", "sigma", "log_snr", "inverse_log_snr"):
+            if not callable(getattr(self.schedule, name, None)):
+                raise invalid("schedule", self.schedule, f"a schedule must have the method {name}")
 
     def alpha(self, t):
         """alpha(t), any shape; exactly 1 at t = 0."""
-        return self.schedule.alpha(jnp.asarray(t))
+        return self.schedule.alpha(as_time(t))
 
     def sigma(self, t):
         """sigma(t), any shape; exactly 0 at t = 0."""
-        return self.schedule.sigma(jnp.asarray(t))
+        return self.schedule.sigma(as_time(t))
 
     def log_snr(self, t):
         """log(alpha^2 / sigma^2), any shape; decreasing in t, infinite at t = 0."""
-        return self.schedule.log_snr(jnp.asarray(t))
+        return self.schedule.log_snr(as_time(t))
 
     def inverse_log_snr(self, log_snr):
         """The t at which `log_snr(t)` is the given one."""
-        return self.schedule.inverse_log_snr(jnp.asarray(log_snr))
+        return self.schedule.inverse_log_snr(as_time(log_snr))
 
     def rates(self, t):
-        """d alpha / dt and d sigma / dt, any shape."""
-        t = jnp.asarray(t)
-        ones = jnp.ones_like(t)
-        return (
-            jax.jvp(self.schedule.alpha, (t,), (ones,))[1],
-            jax.jvp(self.schedule.sigma, (t,), (ones,))[1],
-        )
+        """d alpha / dt and d sigma / dt, any shape; 0 where infinite."""
+        t = as_time(t)
+        rates = (jax.jvp(f, (t,), (jnp.ones_like(t),))[1] for f in (self.schedule.alpha, self.schedule.sigma))
+        return tuple(jnp.where(jnp.isfinite(rate), rate, 0.0) for rate in rates)
 
     def edm_scalings(self, t):
-        """c_skip, c_out, sigma/alpha and c_in of Karras et al. 2022, table 1, for data seen as x_t / alpha."""
+        """c_skip, c_out, sigma / alpha and c_in of Karras et al. 2022, table 1, for data seen as x_t / alpha."""
         alpha, sigma = self.alpha(t), self.sigma(t)
         sigma_hat = sigma / jnp.where(alpha == 0, jnp.finfo(alpha.dtype).tiny, alpha)
-        total = sigma_hat**2 + self.sigma_data**2
-        c_skip = self.sigma_data**2 / total
-        c_out = sigma_hat * self.sigma_data / jnp.sqrt(total)
-        return c_skip, c_out, sigma_hat, 1 / jnp.sqrt(total)
+        total = jnp.hypot(sigma_hat, self.sigma_data)
+        return (self.sigma_data / total) ** 2, sigma_hat * (self.sigma_data / total), sigma_hat, 1 / total
 
     def corrupt(self, key: Keys, x0, t):
         """`x_t = alpha x0 + sigma eps` with fresh `eps ~ N(0, I)`; returns `(x_t, eps)`."""
+        if not jnp.issubdtype(x0.dtype, jnp.floating):
+            raise invalid("x0.dtype", str(x0.dtype), "Gaussian noise needs floating-point data, images in [-1, 1]")
         noise = randomness.normal(key, x0.shape).astype(x0.dtype)
         return self.marginal(x0, noise, t), noise
 
@@ -165,58 +180,67 @@ class GaussianProcess:
         """x_t, or `c_in x_t / alpha` for the `edm` parameterisation."""
         if self.prediction != "edm":
             return x_t
-        c_in = self.edm_scalings(t)[3]
-        return expand(c_in / self.alpha(t), x_t) * x_t
+        return x_t / expand(jnp.hypot(self.sigma(t), self.alpha(t) * self.sigma_data), x_t)
 
     def network_time(self, t):
         """What the network is fed for t; see `NETWORK_TIMES`."""
-        return NETWORK_TIMES[self.time](self, jnp.asarray(t))
+        return NETWORK_TIMES[self.time](self, as_time(t))
 
     def predict(self, network_output, x_t, t) -> Prediction:
         """The hub pair (x0, eps) from the network's output at (x_t, t): equation (2)."""
-        t = jnp.asarray(t)
+        t = as_time(t)
         alpha, sigma = self.alpha(t), self.sigma(t)
         c_x0, c_eps, scale = PARAMETERIZATIONS[self.prediction](self, t)
         determinant = c_x0 * sigma - c_eps * alpha
         singular = determinant == 0
         c_x0, c_eps, scale, determinant, alpha, sigma = (
-            expand(value, x_t)
-            for value in (c_x0, c_eps, scale, jnp.where(singular, 1.0, determinant), alpha, sigma)
+            expand(value, x_t) for value in (c_x0, c_eps, scale, jnp.where(singular, 1.0, determinant), alpha, sigma)
         )
         x_t, output = x_t.astype(determinant.dtype), network_output.astype(determinant.dtype)
         x0 = (sigma * scale * output - c_eps * x_t) / determinant
         eps = (c_x0 * x_t - alpha * scale * output) / determinant
-        clean = x_t / jnp.where(alpha == 0, 1.0, alpha) * (alpha != 0)
-        noise = x_t / jnp.where(sigma == 0, 1.0, sigma) * (sigma != 0) * (alpha == 0)
+        clean = _divide(x_t, alpha)
+        noise = jnp.where(alpha == 0, _divide(x_t, sigma), 0.0)
         singular = expand(singular, x_t)
         return Prediction(jnp.where(singular, clean, x0), jnp.where(singular, noise, eps))
 
     def target(self, x0, noise, t):
-        """What the network's output is regressed to: equation (1) solved for the output."""
-        c_x0, c_eps, scale = (expand(c, x0) for c in PARAMETERIZATIONS[self.prediction](self, jnp.asarray(t)))
-        return (c_x0 * x0 + c_eps * noise) / scale
+        """What the network's output is regressed to: equation (1) solved for the output; 0 where it is infinite."""
+        c_x0, c_eps, scale = (expand(c, x0) for c in PARAMETERIZATIONS[self.prediction](self, as_time(t)))
+        return _divide(c_x0 * x0 + c_eps * noise, scale)
+
+    def output(self, prediction: Prediction, t):
+        """The network output that means `prediction`: inverse of `predict`, equation (1)."""
+        return self.target(prediction.x0, prediction.eps, t)
 
     def from_x0(self, x0, x_t, t) -> Prediction:
         """The pair whose clean half is `x0`: `eps = (x_t - alpha x0) / sigma`, and 0 where sigma = 0."""
         alpha, sigma = expand(self.alpha(t), x_t), expand(self.sigma(t), x_t)
-        eps = (x_t - alpha * x0) / jnp.where(sigma == 0, 1.0, sigma) * (sigma != 0)
-        return Prediction(x0, eps)
+        return Prediction(x0, _divide(x_t - alpha * x0, sigma))
 
     def from_eps(self, eps, x_t, t) -> Prediction:
         """The pair whose noise half is `eps`: `x0 = (x_t - sigma eps) / alpha`, and 0 where alpha = 0."""
         alpha, sigma = expand(self.alpha(t), x_t), expand(self.sigma(t), x_t)
-        x0 = (x_t - sigma * eps) / jnp.where(alpha == 0, 1.0, alpha) * (alpha != 0)
-        return Prediction(x0, eps)
+        return Prediction(_divide(x_t - sigma * eps, alpha), eps)
 
     def score(self, prediction: Prediction, t):
-        """grad log p_t(x_t) = -eps / sigma."""
-        return -prediction.eps / expand(self.sigma(t), prediction.eps)
+        """grad log p_t(x_t) = -eps / sigma; 0 where sigma = 0."""
+        return _divide(-prediction.eps, expand(self.sigma(t), prediction.eps))
 
     def velocity(self, prediction: Prediction, t):
         """dx/dt of the probability-flow ODE: `alpha' x0 + sigma' eps`."""
         alpha_rate, sigma_rate = self.rates(t)
-        return expand(alpha_rate, prediction.x0) * prediction.x0 + expand(sigma_rate, prediction.eps) * prediction.eps
+        return self._combine(alpha_rate, sigma_rate, prediction)
 
     def v(self, prediction: Prediction, t):
         """`alpha eps - sigma x0`."""
-        return expand(self.alpha(t), prediction.eps) * prediction.eps - expand(self.sigma(t), prediction.x0) * prediction.x0
+        return self._combine(-self.sigma(t), self.alpha(t), prediction)
+
+    def _combine(self, c_x0, c_eps, prediction):
+        return expand(c_x0, prediction.x0) * prediction.x0 + expand(c_eps, prediction.eps) * prediction.eps
+
+
+def _divide(numerator, denominator):
+    """The quotient, and 0 where the denominator is 0; both branches finite, so gradients are too."""
+    zero = denominator == 0
+    return jnp.where(zero, 0.0, numerator / jnp.where(zero, 1.0, denominator))

@@ -1,42 +1,209 @@
 """Noise schedules: alpha(t), sigma(t) and the log-SNR as frozen dataclasses, elementwise over any shape of t.
 
-Every schedule is exactly clean at t = 0 (alpha = 1, sigma = 0) and decreases its log-SNR towards the prior at t = 1.
+Every schedule is exactly clean at t = 0 (alpha = 1, sigma = 0) and decreases `log_snr = log(alpha^2 / sigma^2)` towards
+the prior at t = 1. Results have the dtype of t (at least float32), and each formula keeps its relative accuracy at
+both ends. Schedules given by a table of betas live in `discrete_vp`; what a network predicts lives in `gaussian`.
+
+`family` says which identity holds between alpha and sigma, so that a change of log-SNR can keep it:
+`vp` alpha^2 + sigma^2 = 1, `flow` alpha + sigma = 1, `ve` alpha = 1.
 """
 
 import dataclasses
+import math
+from typing import Any
 
+import jax
 import jax.numpy as jnp
+
+from diffusion_jax.errors import invalid
+
+Number = int | float
+
+
+def as_time(t: Any) -> jax.Array:
+    """`t` as a floating array of at least single precision."""
+    t = jnp.asarray(t)
+    if not jnp.issubdtype(t.dtype, jnp.floating):
+        return t.astype(jnp.result_type(float))
+    return t.astype(jnp.promote_types(t.dtype, jnp.float32))
+
+
+def check_positive(**values: Number) -> None:
+    """Raises `InvalidInput` for the first value that is not a positive finite number."""
+    for name, value in values.items():
+        if not (math.isfinite(value) and value > 0):
+            raise invalid(name, value, "it must be a positive number")
 
 
 @dataclasses.dataclass(frozen=True)
 class Linear:
-    """Rectified flow / conditional optimal transport: `alpha = 1 - t`, `sigma = t` (Liu et al. 2023, Lipman et al. 2023)."""
+    """Rectified flow, optimal-transport path: `alpha = 1 - t`, `sigma = t` (Liu et al. 2023, Lipman et al. 2023)."""
+
+    family = "flow"
 
     def alpha(self, t):
-        return 1.0 - t
+        return 1.0 - as_time(t)
 
     def sigma(self, t):
-        return jnp.asarray(t) * 1.0
+        return as_time(t)
 
     def log_snr(self, t):
+        t = as_time(t)
         return 2.0 * (jnp.log1p(-t) - jnp.log(t))
 
     def inverse_log_snr(self, log_snr):
-        return 1.0 / (1.0 + jnp.exp(0.5 * log_snr))
+        return jax.nn.sigmoid(-0.5 * as_time(log_snr))
 
 
 @dataclasses.dataclass(frozen=True)
 class Cosine:
-    """Variance-preserving cosine / generalised VP interpolant: `alpha = cos(pi t / 2)`, `sigma = sin(pi t / 2)`."""
+    """Variance-preserving cosine, also the GVP interpolant: `alpha = cos(pi t / 2)`, `sigma = sin(pi t / 2)`.
+
+    Nichol & Dhariwal 2021 without the offset; Albergo et al. 2023, Ma et al. 2024 (SiT).
+    """
+
+    family = "vp"
 
     def alpha(self, t):
-        return jnp.where(t == 1.0, 0.0, jnp.cos(0.5 * jnp.pi * t))
+        t = as_time(t)
+        # cos near pi / 2 cancels; 1 - t is exact there.
+        return jnp.where(t < 0.5, jnp.cos(0.5 * jnp.pi * t), jnp.sin(0.5 * jnp.pi * (1.0 - t)))
 
     def sigma(self, t):
-        return jnp.sin(0.5 * jnp.pi * t)
+        return jnp.sin(0.5 * jnp.pi * as_time(t))
 
     def log_snr(self, t):
-        return -2.0 * jnp.log(jnp.tan(0.5 * jnp.pi * t))
+        return 2.0 * (jnp.log(self.alpha(t)) - jnp.log(self.sigma(t)))
 
     def inverse_log_snr(self, log_snr):
-        return 2.0 / jnp.pi * jnp.arctan(jnp.exp(-0.5 * log_snr))
+        angle = jnp.arctan(jnp.exp(-0.5 * as_time(log_snr)))
+        return jnp.minimum(2.0 / jnp.pi * angle, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearVP:
+    """The VP-SDE with a linear rate: `log alpha = -B / 2`, `B = beta_min t + (beta_max - beta_min) t^2 / 2`.
+
+    `sigma^2 = 1 - exp(-B)` (Song et al. 2021, equation 32).
+    """
+
+    beta_min: Number = 0.1
+    beta_max: Number = 20.0
+    family = "vp"
+
+    def __post_init__(self):
+        check_positive(beta_min=self.beta_min, beta_max=self.beta_max)
+        if self.beta_max < self.beta_min:
+            raise invalid("beta_max", self.beta_max, f"it must be at least beta_min = {self.beta_min}")
+
+    def _integral(self, t):
+        return t * (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * t)
+
+    def alpha(self, t):
+        return jnp.exp(-0.5 * self._integral(as_time(t)))
+
+    def sigma(self, t):
+        return jnp.sqrt(-jnp.expm1(-self._integral(as_time(t))))
+
+    def log_snr(self, t):
+        integral = self._integral(as_time(t))
+        return -integral - jnp.log(-jnp.expm1(-integral))
+
+    def inverse_log_snr(self, log_snr):
+        integral = jax.nn.softplus(-as_time(log_snr))
+        root = jnp.sqrt(self.beta_min**2 + 2.0 * (self.beta_max - self.beta_min) * integral)
+        return 2.0 * integral / (self.beta_min + root)
+
+
+@dataclasses.dataclass(frozen=True)
+class VarianceExploding:
+    """The VE-SDE: `alpha = 1`, `sigma^2 = sigma_min^2 ((sigma_max / sigma_min)^{2t} - 1)` (Song et al. 2021)."""
+
+    sigma_min: Number = 0.01
+    sigma_max: Number = 50.0
+    family = "ve"
+
+    def __post_init__(self):
+        check_positive(sigma_min=self.sigma_min, sigma_max=self.sigma_max)
+        if self.sigma_max <= self.sigma_min:
+            raise invalid("sigma_max", self.sigma_max, f"it must be larger than sigma_min = {self.sigma_min}")
+
+    @property
+    def _rate(self):
+        return 2.0 * math.log(self.sigma_max / self.sigma_min)
+
+    def alpha(self, t):
+        return jnp.ones_like(as_time(t))
+
+    def sigma(self, t):
+        return self.sigma_min * jnp.sqrt(jnp.expm1(self._rate * as_time(t)))
+
+    def log_snr(self, t):
+        return -2.0 * jnp.log(self.sigma(t))
+
+    def inverse_log_snr(self, log_snr):
+        return jax.nn.softplus(-as_time(log_snr) - 2.0 * math.log(self.sigma_min)) / self._rate
+
+
+@dataclasses.dataclass(frozen=True)
+class EDM:
+    """`alpha = 1`, `sigma = sigma_max t` (Karras et al. 2022, their sigma divided by its maximum is our t)."""
+
+    sigma_max: Number = 80.0
+    family = "ve"
+
+    def __post_init__(self):
+        check_positive(sigma_max=self.sigma_max)
+
+    def alpha(self, t):
+        return jnp.ones_like(as_time(t))
+
+    def sigma(self, t):
+        return self.sigma_max * as_time(t)
+
+    def log_snr(self, t):
+        return -2.0 * jnp.log(self.sigma(t))
+
+    def inverse_log_snr(self, log_snr):
+        return jnp.exp(-0.5 * as_time(log_snr)) / self.sigma_max
+
+
+@dataclasses.dataclass(frozen=True)
+class Shifted:
+    """`schedule` with `log_snr` moved by a constant, its family kept (Hoogeboom et al. 2023, Esser et al. 2024).
+
+    With `k = exp(log_snr_shift / 2)`: `alpha = k alpha_0 / Z`, `sigma = sigma_0 / Z`, where Z restores the identity of
+    the family. Negative values mean more noise, as larger images need: `2 log(64 / resolution)` in simple diffusion.
+    For `Linear` it is the flow shift `t -> s t / (1 + (s - 1) t)` with `log_snr_shift = -2 log s`. A schedule with a
+    finite log-SNR at t = 1 ends at that value plus the shift.
+    """
+
+    schedule: Any
+    log_snr_shift: Number = 0.0
+
+    def __post_init__(self):
+        if not math.isfinite(self.log_snr_shift):
+            raise invalid("log_snr_shift", self.log_snr_shift, "it must be a finite number")
+        if getattr(self.schedule, "family", None) not in ("vp", "flow", "ve"):
+            raise invalid("schedule", self.schedule, "a shifted schedule needs a family: 'vp', 'flow' or 've'")
+
+    @property
+    def family(self):
+        return self.schedule.family
+
+    def _pair(self, t):
+        alpha, sigma = self.schedule.alpha(t) * math.exp(0.5 * self.log_snr_shift), self.schedule.sigma(t)
+        total = {"vp": jnp.hypot, "flow": jnp.add, "ve": lambda alpha, sigma: alpha}[self.family](alpha, sigma)
+        return alpha / total, sigma / total
+
+    def alpha(self, t):
+        return self._pair(t)[0]
+
+    def sigma(self, t):
+        return self._pair(t)[1]
+
+    def log_snr(self, t):
+        return self.schedule.log_snr(t) + self.log_snr_shift
+
+    def inverse_log_snr(self, log_snr):
+        return self.schedule.inverse_log_snr(as_time(log_snr) - self.log_snr_shift)
