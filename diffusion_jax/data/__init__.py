@@ -1,0 +1,62 @@
+"""Data: sources with random access (embedded real data, generated worlds, files), transforms, and `pipeline`.
+
+A batch is `{"x0": ..., "cond": {...}, "index": int32 [B]}`; a source's constructor takes plain values, so that a config
+can name it (`data.digits`). Nothing named here needs the network, except preparing a tensorflow-datasets data set.
+"""
+
+from diffusion_jax.data import scenes
+from diffusion_jax.data.digits import digits
+from diffusion_jax.data.faces import faces
+from diffusion_jax.data.files import (
+    array_record,
+    arrays,
+    image_folder,
+    latents,
+    write_array_record,
+    write_latents,
+)
+from diffusion_jax.data.photographs import PHOTOGRAPHS, patches, photograph, textures
+from diffusion_jax.data.pipeline import Batches, pipeline
+from diffusion_jax.data.prose import prose
+from diffusion_jax.data.scenes import shapes
+from diffusion_jax.data.sources import ArraySource, Source, check_finite
+from diffusion_jax.data.tfds import tfds
+from diffusion_jax.data.tokenizers import Tokenizer, bpe_tokenizer, byte_tokenizer, word_tokenizer
+from diffusion_jax.data.toys2d import TOYS, Mixture, gaussian_mixture, toys2d
+from diffusion_jax.data.transforms import flip, normalise, random_crop, resize
+
+__all__ = [
+    "PHOTOGRAPHS",
+    "TOYS",
+    "ArraySource",
+    "Batches",
+    "Mixture",
+    "Source",
+    "Tokenizer",
+    "array_record",
+    "arrays",
+    "bpe_tokenizer",
+    "byte_tokenizer",
+    "check_finite",
+    "digits",
+    "faces",
+    "flip",
+    "gaussian_mixture",
+    "image_folder",
+    "latents",
+    "normalise",
+    "patches",
+    "photograph",
+    "pipeline",
+    "prose",
+    "random_crop",
+    "resize",
+    "scenes",
+    "shapes",
+    "textures",
+    "tfds",
+    "toys2d",
+    "word_tokenizer",
+    "write_array_record",
+    "write_latents",
+]
