@@ -1,5 +1,7 @@
-"""How data becomes noise: schedules, Gaussian processes by name, what networks predict about them and are fed."""
+"""How data becomes noise: schedules, Gaussian, discrete and joint processes, what
+networks predict about them and are fed."""
 
+from diffusion_jax.processes.discrete import LOG_ZERO, Absorbing, Uniform, absorbing, uniform
 from diffusion_jax.processes.discrete_vp import (
     BETAS,
     DiscreteVP,
@@ -10,6 +12,8 @@ from diffusion_jax.processes.discrete_vp import (
     zero_terminal_snr_betas,
 )
 from diffusion_jax.processes.gaussian import NETWORK_TIMES, PARAMETERIZATIONS, GaussianProcess, Schedule
+from diffusion_jax.processes.joint import JointProcess
+from diffusion_jax.processes.keep import KEEP_SCHEDULES, KeepCosine, KeepGeometric, KeepPolynomial
 from diffusion_jax.processes.named import (
     cosine,
     edm,
@@ -26,16 +30,25 @@ from diffusion_jax.processes.schedules import EDM, Cosine, Linear, LinearVP, Shi
 __all__ = [
     "BETAS",
     "EDM",
+    "KEEP_SCHEDULES",
+    "LOG_ZERO",
     "NETWORK_TIMES",
     "PARAMETERIZATIONS",
+    "Absorbing",
     "Cosine",
     "DiscreteVP",
     "GaussianProcess",
+    "JointProcess",
+    "KeepCosine",
+    "KeepGeometric",
+    "KeepPolynomial",
     "Linear",
     "LinearVP",
     "Schedule",
     "Shifted",
+    "Uniform",
     "VarianceExploding",
+    "absorbing",
     "betas",
     "cosine",
     "cosine_betas",
@@ -44,6 +57,7 @@ __all__ = [
     "linear_betas",
     "rectified_flow",
     "scaled_linear_betas",
+    "uniform",
     "variance_exploding",
     "vp_continuous",
     "vp_cosine",
