@@ -1,5 +1,4 @@
-"""How data becomes noise: schedules, Gaussian, discrete and joint processes, what
-networks predict about them and are fed."""
+"""How data becomes noise: schedules; Gaussian, discrete and joint processes; what networks predict and are fed."""
 
 from diffusion_jax.processes.discrete import LOG_ZERO, Absorbing, Uniform, absorbing, uniform
 from diffusion_jax.processes.discrete_vp import (

@@ -14,7 +14,7 @@ from diffusion_jax.typing import Keys, Prediction
 
 @dataclasses.dataclass(frozen=True, init=False)
 class JointProcess:
-    """`JointProcess({"image": rectified_flow(), "text": absorbing(256)})`: every method maps over dicts with these keys.
+    """`JointProcess({"image": rectified_flow(), "text": absorbing(256)})`: all methods map over such dicts.
 
     Times are dicts with the same keys, or one array that serves all entries. A prediction's fields are dicts. Entry i
     in alphabetical order draws with `randomness.split(key, n)[i]`.
