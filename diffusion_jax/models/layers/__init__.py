@@ -1,0 +1,67 @@
+"""Layers shared by all architectures: attention, modulation, embeddings, norms, the condition encoder, and the
+uniform blocks of named residual branches. Whole networks are one floor up, in `models`.
+"""
+
+from diffusion_jax.models.layers.attention import (
+    Attend,
+    Attention,
+    attention_probabilities,
+    dot_product_attention,
+    key_mask,
+)
+from diffusion_jax.models.layers.branches import (
+    REMAT,
+    AttentionBranch,
+    Block,
+    Branch,
+    CrossAttentionBranch,
+    MlpBranch,
+    Side,
+    Stack,
+    constrain,
+)
+from diffusion_jax.models.layers.conditioning import ConditionEncoder, TextEncoder
+from diffusion_jax.models.layers.embeddings import (
+    TimeEmbedding,
+    grid_positions,
+    rotary_angles,
+    rotate,
+    sincos_positions,
+    timestep_embedding,
+)
+from diffusion_jax.models.layers.mlp import FeedForward
+from diffusion_jax.models.layers.modulation import Modulation, expand_vector, modulate
+from diffusion_jax.models.layers.norms import GroupNorm, LayerNorm, RMSNorm, layer_norm
+
+__all__ = [
+    "REMAT",
+    "Attend",
+    "Attention",
+    "AttentionBranch",
+    "Block",
+    "Branch",
+    "ConditionEncoder",
+    "CrossAttentionBranch",
+    "FeedForward",
+    "GroupNorm",
+    "LayerNorm",
+    "MlpBranch",
+    "Modulation",
+    "RMSNorm",
+    "Side",
+    "Stack",
+    "TextEncoder",
+    "TimeEmbedding",
+    "attention_probabilities",
+    "constrain",
+    "dot_product_attention",
+    "expand_vector",
+    "grid_positions",
+    "key_mask",
+    "layer_norm",
+    "modulate",
+    "rotary_angles",
+    "rotate",
+    "sincos_positions",
+    "timestep_embedding",
+]

@@ -1,0 +1,158 @@
+"""Uniform blocks: a block is a list of named residual branches, a stack is a block scanned over depth.
+
+Every block and every branch of every architecture is called as `(h, c, side)`, positional arguments only:
+
+    h     the residual stream, `[B, N, C]` or `[B, H, W, C]`
+    c     the conditioning vector, `[*prefix, D]`, its prefix one of h's shape and at least `[B]`
+    side  `Side`: whatever else is looked at (context, masks, rotary angles)
+
+A branch returns what is *added* to h, gate included. Branches are submodules with the field's names (`attention`,
+`cross_attention`, `mlp`, `residual`), so one interception mechanism serves all architectures.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax.errors import unknown
+from diffusion_jax.models.layers.attention import Attention, key_mask
+from diffusion_jax.models.layers.mlp import FeedForward
+from diffusion_jax.models.layers.modulation import Modulation, expand_vector, modulate
+from diffusion_jax.models.layers.norms import layer_norm
+
+REMAT = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_saveable,
+    "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+"""What the forward pass keeps for the backward pass of each block: everything, only its input, matrix products."""
+
+CARRIED = "flow"
+"""The collection that passes from block to block; every other collection is stacked over depth."""
+
+
+class Side(NamedTuple):
+    """What branches look at besides the residual stream and the conditioning vector; unused entries are None.
+
+    context: `[B, M, D]`, for cross-attention. context_mask: `[B, M]`, True where visible.
+    mask: `[B, N]`, True where a position of the residual stream may be attended to.
+    rotary: `[N, D_head / 2]`, angles of the positions of the residual stream.
+    """
+
+    context: Any = None
+    context_mask: Any = None
+    mask: Any = None
+    rotary: Any = None
+
+
+class Branch(nn.Module):
+    """Marks a residual branch: `branch(h, c, side)` is added to h. Interceptors recognise branches by this class."""
+
+
+class AttentionBranch(Branch):
+    """`gate * attention(modulate(norm(h)))` with adaLN-Zero. Images `[B, H, W, C]` are attended as H W tokens."""
+
+    heads: int
+    qk_norm: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, h, c, side):
+        shift, scale, gate = Modulation(h.shape[-1], 3, self.dtype, name="modulation")(c)
+        y = modulate(layer_norm(h), shift, scale)
+        y = y.reshape(h.shape[0], -1, h.shape[-1])
+        attention = Attention(self.heads, self.qk_norm, self.dtype, name="attention")
+        y = attention(y, y, key_mask(side.mask), side.rotary).reshape(h.shape)
+        return expand_vector(gate, h) * y
+
+
+class CrossAttentionBranch(Branch):
+    """`gate * attention(modulate(norm(h)), context)` with adaLN-Zero."""
+
+    heads: int
+    qk_norm: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, h, c, side):
+        shift, scale, gate = Modulation(h.shape[-1], 3, self.dtype, name="modulation")(c)
+        y = modulate(layer_norm(h), shift, scale)
+        y = y.reshape(h.shape[0], -1, h.shape[-1])
+        attention = Attention(self.heads, self.qk_norm, self.dtype, name="attention")
+        y = attention(y, side.context.astype(y.dtype), key_mask(side.context_mask), None).reshape(h.shape)
+        return expand_vector(gate, h) * y
+
+
+class MlpBranch(Branch):
+    """`gate * feed_forward(modulate(norm(h)))` with adaLN-Zero."""
+
+    ratio: float = 4.0
+    swiglu: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, h, c, side):
+        shift, scale, gate = Modulation(h.shape[-1], 3, self.dtype, name="modulation")(c)
+        y = modulate(layer_norm(h), shift, scale)
+        return expand_vector(gate, h) * FeedForward(self.ratio, self.swiglu, self.dtype, name="feed_forward")(y)
+
+
+class Block(nn.Module):
+    """Residual branches one after the other: `h = h + branch(h, c, side)`.
+
+    branches: `(name, make)` pairs; `make(name=name)` is the branch. A new kind of branch is a new entry.
+    """
+
+    branches: tuple[tuple[str, Callable[..., nn.Module]], ...]
+
+    @nn.compact
+    def __call__(self, h, c, side):
+        for name, make in self.branches:
+            h = h + make(name=name)(h, c, side).astype(h.dtype)
+        return h
+
+
+def constrain(h):
+    """Lays the residual stream out by the logical names (batch, tokens, ..., embed); the identity without
+    `flax.linen.logical_axis_rules`."""
+    names = ("batch", "tokens", *(None,) * (h.ndim - 3), "embed") if h.ndim > 2 else ("batch", "embed")
+    return nn.with_logical_constraint(h, names)
+
+
+class Stack(nn.Module):
+    """`depth` equal blocks as one `lax.scan`: one trace, one compilation, whatever the depth.
+
+    Parameters and all other collections get a leading depth axis; `flow` alone is carried from block to block.
+    branches: see `Block`. remat: a key of `REMAT`. scan: False unrolls the loop; the parameters are laid out alike.
+    """
+
+    branches: tuple[tuple[str, Callable[..., nn.Module]], ...]
+    depth: int
+    remat: str = "none"
+    scan: bool = True
+
+    @nn.compact
+    def __call__(self, h, c, side):
+        if self.remat not in REMAT:
+            raise unknown("remat", self.remat, REMAT)
+
+        def body(block, h, c, side):
+            return block(h, c, side), None
+
+        if self.remat != "none":
+            body = nn.remat(body, policy=REMAT[self.remat], prevent_cse=not self.scan)
+        scanned = nn.scan(
+            body,
+            variable_axes={nn.DenyList(CARRIED): 0},
+            variable_carry=CARRIED,
+            split_rngs={True: True},
+            in_axes=(nn.broadcast, nn.broadcast),
+            length=self.depth,
+            unroll=1 if self.scan else self.depth,
+        )
+        h = constrain(h)
+        return scanned(Block(self.branches, name="block"), h, c, side)[0]

@@ -1,0 +1,133 @@
+"""The one condition encoder of all models: time and condition dict in, conditioning vector and context out."""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from diffusion_jax.errors import invalid
+from diffusion_jax.models.conditions import check_condition
+from diffusion_jax.models.layers.branches import AttentionBranch, MlpBranch, Side, Stack
+from diffusion_jax.models.layers.embeddings import TimeEmbedding, grid_positions, rotary_angles
+from diffusion_jax.models.layers.norms import layer_norm
+
+
+class TextEncoder(nn.Module):
+    """A small bidirectional transformer over tokens, trained with the model: `[B, M]` int to `[B, M, width]`."""
+
+    vocab_size: int
+    width: int
+    depth: int = 2
+    heads: int = 4
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens, mask):
+        h = nn.Embed(self.vocab_size, self.width, name="embed")(tokens).astype(self.dtype)
+        # The blocks want a conditioning vector; text has no time, so it is one learned vector for all.
+        style = self.param("style", nn.initializers.normal(0.02), (self.width,))
+        c = jnp.broadcast_to(style, (tokens.shape[0], self.width)).astype(self.dtype)
+        angles = rotary_angles(grid_positions(tokens.shape[1]), self.width // self.heads)
+        branches = (
+            ("attention", partial(AttentionBranch, self.heads, dtype=self.dtype)),
+            ("mlp", partial(MlpBranch, dtype=self.dtype)),
+        )
+        h = Stack(branches, self.depth, name="blocks")(h, c, Side(mask=mask, rotary=jnp.asarray(angles)))
+        return layer_norm(h)
+
+
+class ConditionEncoder(nn.Module):
+    """`(t, cond) -> (vector [*prefix, width], context [B, M, width] or None, context_mask or None)`.
+
+    The vector is the sum of the embeddings of time, label, pooled vector and mean text; its prefix is that of t. The
+    context is the projected sequence and the encoded text one after the other, behind one learned token that is
+    always visible: a sample whose masks hide everything (the null condition) attends to that token.
+
+    width: of the vector and of the context.
+    num_classes: number of labels, 0 for none; label `num_classes` is the null class.
+    pooled, context: whether `cond` has these entries.
+    vocab_size: of the text's tokens, 0 for no text. text_depth, text_heads: size of its encoder.
+    """
+
+    width: int
+    num_classes: int = 0
+    pooled: bool = False
+    context: bool = False
+    vocab_size: int = 0
+    text_depth: int = 2
+    text_heads: int = 4
+    dtype: Any = jnp.float32
+
+    @property
+    def taken(self) -> tuple[str, ...]:
+        """The keys of `cond` that this encoder takes."""
+        names = ("label",) * bool(self.num_classes) + ("pooled",) * self.pooled
+        names += ("context", "context_mask") * self.context
+        return names + ("tokens", "tokens_mask") * bool(self.vocab_size)
+
+    @nn.compact
+    def __call__(self, t, cond):
+        cond = check_condition(cond, self.taken)
+        batch = t.shape[0]
+        vectors, sequences = [], []
+        if self.num_classes:
+            label = _checked(cond, "label", 1, batch, jnp.integer)
+            vectors.append(
+                nn.Embed(self.num_classes + 1, self.width, embedding_init=nn.initializers.normal(0.02), name="label")(
+                    label
+                )
+            )
+        if self.pooled:
+            pooled = _checked(cond, "pooled", 2, batch, jnp.floating)
+            vectors.append(nn.Dense(self.width, name="pooled")(pooled))
+        if self.context:
+            context = _checked(cond, "context", 3, batch, jnp.floating)
+            projected = nn.Dense(self.width, dtype=self.dtype, name="context")(context)
+            sequences.append((layer_norm(projected), _mask(cond, "context_mask", context.shape[:2])))
+        if self.vocab_size:
+            tokens = _checked(cond, "tokens", 2, batch, jnp.integer)
+            mask = _mask(cond, "tokens_mask", tokens.shape)
+            text = TextEncoder(self.vocab_size, self.width, self.text_depth, self.text_heads, self.dtype, name="text")(
+                tokens, _nonempty(mask)
+            )
+            weights = mask.astype(jnp.float32)[..., None]
+            mean = (text * weights).sum(axis=1) / jnp.maximum(weights.sum(axis=1), 1.0)
+            vectors.append(nn.Dense(self.width, name="text_pooled")(mean))
+            sequences.append((text, mask))
+
+        vector = TimeEmbedding(self.width, name="time")(t)
+        for other in vectors:
+            vector = vector + other.reshape(batch, *(1,) * (t.ndim - 1), self.width)
+        vector = vector.astype(self.dtype)
+        if not sequences:
+            return vector, None, None
+        null = self.param("null_token", nn.initializers.normal(0.02), (self.width,))
+        null = jnp.broadcast_to(null, (batch, 1, self.width)).astype(self.dtype)
+        context = jnp.concatenate([null, *(sequence.astype(self.dtype) for sequence, _ in sequences)], axis=1)
+        mask = jnp.concatenate([jnp.ones((batch, 1), bool), *(mask for _, mask in sequences)], axis=1)
+        return vector, context, mask
+
+
+def _checked(cond, name, ndim, batch, kind):
+    value = jnp.asarray(cond[name])
+    if value.ndim != ndim or value.shape[0] != batch or not jnp.issubdtype(value.dtype, kind):
+        expected = f"{ndim} axes of which the first is the batch, {batch}, and dtype {kind.__name__} are needed"
+        raise invalid(f"cond[{name!r}]", f"{value.dtype}{list(value.shape)}", expected)
+    return value
+
+
+def _mask(cond, name, shape):
+    mask = cond.get(name)
+    if mask is None:
+        return jnp.ones(shape, bool)
+    mask = jnp.asarray(mask)
+    if mask.shape != tuple(shape):
+        raise invalid(f"cond[{name!r}].shape", mask.shape, f"{tuple(shape)} is needed")
+    return mask.astype(bool)
+
+
+def _nonempty(mask):
+    """The mask with the first position visible where nothing is, so that no softmax is over nothing."""
+    first = jnp.arange(mask.shape[1]) == 0
+    return mask | (first & ~mask.any(axis=1, keepdims=True))

@@ -1,0 +1,77 @@
+"""Embeddings of times and positions. Angles are computed in float32 whatever the compute dtype."""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+
+def timestep_embedding(
+    t: Float[Array, "*prefix"], features: int, max_period: float = 10000.0
+) -> Float[Array, "*prefix features"]:
+    """`[cos(t w_i), sin(t w_i)]` with `w_i = max_period^(-i / (features / 2))` (Vaswani et al. 2017, section 3.5).
+
+    `t` is what the process feeds the network, of any prefix shape; the usual unit is 1000 t. `features` is even.
+    """
+    half = features // 2
+    frequencies = jnp.exp(-math.log(max_period) * jnp.arange(half, dtype=jnp.float32) / half)
+    angles = t.astype(jnp.float32)[..., None] * frequencies
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+class TimeEmbedding(nn.Module):
+    """`[*prefix]` to `[*prefix, width]`: sinusoids, then `Dense(silu(Dense(.)))` in float32.
+
+    Float32 throughout: it is a sliver of the compute, and bfloat16 cannot tell neighbouring times apart.
+    """
+
+    width: int
+    features: int = 256
+
+    @nn.compact
+    def __call__(self, t):
+        init = nn.initializers.normal(0.02)
+        y = nn.Dense(self.width, kernel_init=init, name="up")(timestep_embedding(t, self.features))
+        return nn.Dense(self.width, kernel_init=init, name="down")(jax.nn.silu(y))
+
+
+def grid_positions(*sizes: int) -> np.ndarray:
+    """Coordinates of a grid in row-major order, `[prod(sizes), len(sizes)]`."""
+    axes = np.meshgrid(*(np.arange(size, dtype=np.float32) for size in sizes), indexing="ij")
+    return np.stack([axis.reshape(-1) for axis in axes], axis=-1)
+
+
+def sincos_positions(positions: np.ndarray, width: int) -> np.ndarray:
+    """Fixed sinusoidal embedding `[N, width]` of coordinates `[N, A]`: an equal share of the channels per axis."""
+    share = width // positions.shape[1] // 2 * 2
+    frequencies = 10000.0 ** (-np.arange(share // 2) / (share // 2))
+    parts = []
+    for axis in positions.T:
+        angles = axis[:, None] * frequencies
+        parts += [np.sin(angles), np.cos(angles)]
+    table = np.concatenate(parts, axis=-1)
+    return np.pad(table, ((0, 0), (0, width - table.shape[1]))).astype(np.float32)
+
+
+def rotary_angles(positions: np.ndarray, features: int, theta: float = 10000.0) -> np.ndarray:
+    """Angles `[N, features / 2]` by which `rotate` turns each pair of channels at coordinates `[N, A]`.
+
+    Su et al. 2021, equation 34, with the pairs shared out equally among the axes; left-over pairs are not turned.
+    """
+    share = features // 2 // positions.shape[1]
+    frequencies = theta ** (-np.arange(share) / max(share, 1))
+    angles = np.concatenate([axis[:, None] * frequencies for axis in positions.T], axis=-1)
+    return np.pad(angles, ((0, 0), (0, features // 2 - angles.shape[1]))).astype(np.float32)
+
+
+def rotate(x: Float[Array, "B N H D"], angles: Any) -> Float[Array, "B N H D"]:
+    """Turns the pairs `(x_i, x_{i + D/2})` by `angles [N, D / 2]` (or `[B, N, D / 2]`): inner products of queries and
+    keys then depend on the difference of their positions only."""
+    angles = jnp.asarray(angles, jnp.float32)[..., None, :]
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1).astype(x.dtype)

@@ -1,0 +1,34 @@
+"""Adaptive normalisation: shift, scale and gate as functions of a conditioning vector.
+
+The vector is `[*prefix, C]` with a prefix of the features' shape, at least `[B]`: one vector per sample, per frame,
+per token or per pixel, so vector timesteps reach every block without another code path.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+def expand_vector(c, like):
+    """Inserts axes before the channels of `c [*prefix, C]` until it broadcasts against `like [*prefix, ..., C']`."""
+    return c.reshape(*c.shape[:-1], *(1,) * (like.ndim - c.ndim), c.shape[-1])
+
+
+def modulate(x, shift, scale):
+    """`x (1 + scale) + shift`, each `[*prefix, C]` expanded to `x`."""
+    return x * (1 + expand_vector(scale, x)) + expand_vector(shift, x)
+
+
+class Modulation(nn.Module):
+    """`count` vectors `[*prefix, features]` from `silu(c)`, zero at initialisation (adaLN-Zero, Peebles & Xie 2023)."""
+
+    features: int
+    count: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, c):
+        dense = nn.Dense(self.count * self.features, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="dense")
+        return jnp.split(dense(jax.nn.silu(c)), self.count, axis=-1)
