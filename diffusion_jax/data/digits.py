@@ -12,7 +12,7 @@ from diffusion_jax.errors import invalid
 def digits(split: str = "train", size: int = 8, padding: int = 0) -> ArraySource:
     """Digits `[N, size, size, 1]` in [-1, 1] with `label` 0 .. 9.
 
-    The split is fixed and stratified: of every class a random 22 % are held out ("test": 392, "train": 1405).
+    The split is fixed and stratified: of every class a random 22 % are held out ("test": 395, "train": 1402).
     size: side in pixels; larger than 8 resizes (bicubic).
     padding: pixels of background added on each side, within `size`.
     """

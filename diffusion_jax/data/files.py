@@ -85,7 +85,7 @@ def arrays(
 def _read_member(archive, key, file):
     try:
         return archive[key]
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zipfile.error) as error:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise InvalidInput(
             f"{key!r} in {str(file)!r} cannot be read without pickle, or is damaged ({error})."
         ) from None

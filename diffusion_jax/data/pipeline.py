@@ -1,7 +1,7 @@
 """From a source to batches: shuffled, sharded by host, restorable; reading ahead in threads is done by grain.
 
 The stream of a run is epoch after epoch, each a permutation of the source; position p of the stream is example
-`permutation(seed, p // N)[p mod N]`, and p is the batch's `index`. Nothing here depends on the number of hosts or on the
+`permutation(seed, p // N)[p mod N]`, and p is the batch's `index`. Nothing depends on the number of hosts or on the
 batch size, except which rows a host reads: host h of H gets rows `h B / H .. (h + 1) B / H` of each global batch, the
 block that a `data`-sharded global array expects from it. Sources and worlds live in the other modules of this room.
 """
@@ -18,7 +18,7 @@ from diffusion_jax.data.sources import first_not_finite
 from diffusion_jax.errors import InvalidInput, invalid
 
 Transform = Callable[[dict, np.random.Generator], dict]
-"""Maps an example to an example; its generator depends on the seed and on the example's position in the stream alone."""
+"""Maps an example to an example; the generator depends on the seed and the example's position in the stream alone."""
 
 
 def pipeline(

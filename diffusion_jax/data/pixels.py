@@ -39,7 +39,7 @@ def centre_crop(image: Float[np.ndarray, "H W C"], size: int) -> Float[np.ndarra
 
 
 def cut(image: Float[np.ndarray, "H W C"], size: int, stride: int, split: str) -> Float[np.ndarray, "N size size C"]:
-    """Patches on a grid. The right quarter of the image is the test split, the rest the train split: no shared pixel."""
+    """Patches on a grid: the right quarter of the image is the test split, the rest train, so they share no pixel."""
     border = round(image.shape[1] * 0.75)
     part = image[:, :border] if split == "train" else image[:, border:]
     height, width = part.shape[:2]

@@ -1,4 +1,4 @@
-"""English prose: the topics of Python's own documentation, about 460 thousand characters inside the standard library."""
+"""English prose: the topics of Python's own documentation, about 460 thousand characters in the standard library."""
 
 import functools
 

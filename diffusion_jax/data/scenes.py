@@ -7,6 +7,7 @@ rendered ones and robustly for generated ones, and `score` says which claims of 
 
 import dataclasses
 import functools
+import itertools
 import zlib
 from collections import Counter
 from typing import Any, NamedTuple
@@ -145,7 +146,7 @@ def shapes(split: str = "train", length: int = 20_000, size: int = 32, max_objec
 
     split: a scene belongs to one split by its hash, so no scene of "test" is ever one of "train".
     length: number of scenes.
-    L, the caption length, is `5 * max_objects`; `source.caption(i)` and `source.scene(i)` are the truth behind example i.
+    L, the caption length, is `5 * max_objects`; `source.caption(i)` and `source.scene(i)` are the truth of example i.
     """
     return Shapes(split, length, size, max_objects, seed)
 
@@ -270,6 +271,8 @@ def _templates(size):
     """Every size and shape, one pixel around included, at the nine shifts by at most a pixel."""
     side = 2 * max(_radius(name, size) for name in SIZES) + 5
     middle = side // 2
+    # No shift comes first, so that it wins ties.
+    shifts = sorted(itertools.product((-1, 0, 1), repeat=2), key=lambda shift: abs(shift[0]) + abs(shift[1]))
     names, masks = [], []
     for size_name in SIZES:
         radius = _radius(size_name, size)

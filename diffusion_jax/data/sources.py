@@ -79,7 +79,7 @@ def check_split(split: str) -> None:
 
 
 def first_not_finite(x0: Any) -> int | None:
-    """Row of the first NaN or infinity in a batch of floats `[B, ...]` (or a dict of those); None when all is finite."""
+    """Row of the first NaN or infinity in a batch `[B, ...]` (or a dict of those); None when all is finite."""
     rows = []
     for leaf in x0.values() if isinstance(x0, Mapping) else [x0]:
         leaf = np.asarray(leaf)
