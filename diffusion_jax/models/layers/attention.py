@@ -111,11 +111,13 @@ class Attention(nn.Module):
     heads: number of heads; divides the width.
     qk_norm: RMS-normalises queries and keys per head (Dehghani et al. 2023, section 3.2; Esser et al. 2024, 5.3.2).
     dtype: compute dtype; parameters are float32.
+    zero_init: whether the last projection starts at zero; for branches without a gate.
     """
 
     heads: int
     qk_norm: bool = False
     dtype: Any = jnp.float32
+    zero_init: bool = False
 
     @nn.compact
     def __call__(self, x, context, mask, rotary):
@@ -134,4 +136,5 @@ class Attention(nn.Module):
             q, k = rotate(q, rotary), rotate(k, rotary)
         y = Attend(name="attend")(q, k, v, mask)
         y = y.reshape(*y.shape[:-2], width)
-        return nn.Dense(width, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name="out")(y)
+        out_init = nn.initializers.zeros if self.zero_init else nn.initializers.xavier_uniform()
+        return nn.Dense(width, dtype=self.dtype, kernel_init=out_init, name="out")(y)
