@@ -1,0 +1,24 @@
+"""Networks as pure functions: diffusion transformer, MLP, text transformer, and the one mechanism that opens them
+(`intercepted`). Every constructor returns a `typing.Network`; the linen modules behind them obey one convention of
+uniform blocks (`layers.branches`). What is attached to a frozen network is in `adapters`.
+"""
+
+from diffusion_jax.models.conditions import drop_condition, null_condition
+from diffusion_jax.models.dit import DiT, dit
+from diffusion_jax.models.mlp import Mlp, mlp
+from diffusion_jax.models.network import count_params, network, param_shapes
+from diffusion_jax.models.text_transformer import TextTransformer, text_transformer
+
+__all__ = [
+    "DiT",
+    "Mlp",
+    "TextTransformer",
+    "count_params",
+    "dit",
+    "drop_condition",
+    "mlp",
+    "network",
+    "null_condition",
+    "param_shapes",
+    "text_transformer",
+]

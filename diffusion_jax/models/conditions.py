@@ -58,7 +58,7 @@ def check_condition(cond: Mapping[str, Any] | None, taken: tuple[str, ...]) -> d
         if name not in taken:
             what = f"it takes {', '.join(taken)}" if taken else "it takes no condition"
             match = nearest(name, taken)
-            hint = f"; did you mean {match!r}?" if match else ""
+            hint = f"; did you mean {match!r}?" if match else "."
             raise InvalidInput(f"The network was given the condition {name!r}, but {what}{hint}")
     for name in taken:
         if name not in cond and name not in optional:

@@ -1,0 +1,409 @@
+"""The one mechanism that opens networks: edits of named modules, entered inside the applied function.
+
+`intercepted(network, *edits)` runs a network whose code knows nothing of it with some of its modules changed: read
+(`taps`), replaced (`override`, `edit`), scaled (`gates`), skipped and remembered (`cached`), cut short (`exits`), or
+run with other weights (`reweighted`, `adapters.lora`). Blocks are scanned over depth and share one trace and one
+path, so what differs from layer to layer is *data*: collections with the paths of the network's parameters and a
+leading depth axis. Three kinds of collections:
+
+    state and data   made by `init`, handed to `apply`, which returns them updated: caches, policies, gates, weights
+    reports          what a call has to tell, in its `extras`: taps
+    `flow`           passes from block to block within a call, in its `extras` at the end: whether a sample has left
+
+A skipped computation is really skipped: `nn.cond` becomes an HLO conditional. Where several edits select the same
+module, the first in the list is the outermost.
+"""
+
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax.errors import InvalidInput
+from diffusion_jax.models.layers.branches import CARRIED, Block
+from diffusion_jax.models.network import dropout_rngs
+from diffusion_jax.typing import Network
+
+Select = str | tuple[str, ...] | Callable[[nn.Module], bool]
+"""Which modules: a pattern on the end of the path ("cross_attention", "blocks/*/mlp", "attend"), several, or a test."""
+
+_FLOW_START = "flow_start"
+
+
+class Edit(NamedTuple):
+    """A change of the modules that `select` selects.
+
+    apply: (site, *args) -> output, in place of the module's call; see `Site`.
+    collections: those that the edit reads or writes; reports: those that it only writes.
+    """
+
+    select: Select
+    apply: Callable[..., Any]
+    collections: tuple[str, ...] = ()
+    reports: tuple[str, ...] = ()
+
+
+class Site:
+    """A module at the moment it is called: what an edit works with."""
+
+    def __init__(self, module: nn.Module, run: Callable[..., Any], initialising: bool):
+        self.module = module
+        self.initialising = initialising
+        self._run = run
+
+    def run(self, *args):
+        """The module's own output (with the edits that come later in the list)."""
+        return self._run(self.module, *args)
+
+    def run_if(self, predicate, otherwise: Callable[..., Any], *args):
+        """`run(*args)` where the scalar `predicate` is True, else `otherwise(*args)`; only one of them is computed."""
+        if self.initialising:
+            return self.run(*args)
+        return nn.cond(
+            predicate,
+            lambda module, *inputs: self._run(module, *inputs),
+            lambda module, *inputs: otherwise(*inputs),
+            self.module,
+            *args,
+        )
+
+    def run_with(self, params: Mapping[str, Any], *args):
+        """The output of a module without submodules under other parameters."""
+        variables = {**self.module.variables, "params": params}
+        return self._run(self.module.clone(parent=None, name=None).bind(variables), *args)
+
+    @property
+    def params(self) -> Mapping[str, Any]:
+        """The module's parameters, of this layer."""
+        return self.module.variables.get("params", {})
+
+    def get(self, collection: str, name: str, start: Callable[[], Any]) -> Any:
+        """This layer's entry of a collection; `start()` when the collections are being made."""
+        if self.module.has_variable(collection, name):
+            return self.module.get_variable(collection, name)
+        if not self.initialising:
+            path = "/".join((*self.module.path, name))
+            raise InvalidInput(f"The collection {collection!r} lacks {path}: make it with init.")
+        value = jax.tree.map(jnp.asarray, start())
+        self.module.put_variable(_FLOW_START if collection == CARRIED else collection, name, value)
+        return value
+
+    def put(self, collection: str, name: str, value: Any) -> None:
+        """Writes this layer's entry of a collection."""
+        if not (self.initialising and collection == CARRIED):
+            self.module.put_variable(collection, name, value)
+
+    def key(self) -> Any:
+        """A random key of this layer, while the collections are being made."""
+        return self.module.make_rng("edits")
+
+
+class Opened(NamedTuple):
+    """A linen module with edits that belong to it: the `module` of a network made by `Intercepted.network`."""
+
+    module: nn.Module
+    edits: tuple[Edit, ...]
+
+
+class Intercepted(NamedTuple):
+    """A network with edits, as pure functions.
+
+    init: (key, params, x, t, cond) -> collections
+    apply: (params, collections, x, t, cond, train=False, key=None) -> (output, extras, collections)
+    network: the same as a `Network`, whose parameters are `{"params": params, **collections}`; writes to the
+        collections are dropped. It can be intercepted again.
+    """
+
+    init: Callable[..., dict[str, Any]]
+    apply: Callable[..., tuple[Any, dict, dict[str, Any]]]
+    network: Network
+
+
+def intercepted(network: Network, *edits: Edit) -> Intercepted:
+    """Opens `network` (or a network that is open already, whose own edits then are the inner ones) for `edits`.
+
+    Raises InvalidInput if the network is not made from a module, or an edit selects nothing in it.
+    """
+    if isinstance(network.module, Opened):
+        module, inner = network.module
+    elif isinstance(network.module, nn.Module):
+        module, inner = network.module, ()
+    else:
+        raise InvalidInput("intercepted needs a network made from a module: network.module is missing.")
+    state = tuple(dict.fromkeys(name for one in edits for name in one.collections if name != CARRIED))
+    kept = {name for one in inner for name in one.collections}
+    reports = tuple(name for one in (*edits, *inner) for name in one.reports)
+    if clash := sorted(kept & set(state)):
+        raise InvalidInput(f"The collections {', '.join(clash)} are used by the network already: name others.")
+
+    def variables(params):
+        return dict(params) if inner else {"params": params}
+
+    def run(given, mutable, initialising, rngs, *args):
+        every = tuple(one._replace(apply=partial(_enter, one.apply, initialising)) for one in edits)
+        every += tuple(one._replace(apply=partial(_enter, one.apply, False)) for one in inner)
+        matched, seen = set(), set()
+        with nn.intercept_methods(_dispatcher(every, matched, seen)):
+            result = module.apply(given, *args, rngs=rngs, mutable=mutable)
+        for index, one in enumerate(every):
+            if index not in matched:
+                raise InvalidInput(f"select={one.select!r} selects no module; there are {', '.join(sorted(seen))}.")
+        return result
+
+    @jax.jit
+    def start(key, params, x, t, cond):
+        rngs = {"edits": key}
+        _, made = run(variables(params), [*state, *reports, _FLOW_START], True, rngs, x, t, cond, False)
+        collections = {name: made[name] for name in state if name in made}
+        if _FLOW_START in made:
+            # Recorded once per layer; what a call starts with is what the first block found.
+            collections[CARRIED] = made[_FLOW_START]
+        return collections
+
+    def init(key, params, x, t, cond=None):
+        collections = dict(start(key, params, x, t, cond))
+        if CARRIED in collections:
+            collections[CARRIED] = jax.tree.map(lambda leaf: leaf[0], collections[CARRIED])
+        return collections
+
+    def apply(params, collections, x, t, cond=None, train=False, key=None):
+        mutable = [*state, *reports, CARRIED]
+        given = {**variables(params), **collections}
+        (output, extras), new = run(given, mutable, False, dropout_rngs(key), x, t, cond, train)
+        told = {name: new[name] for name in (*reports, CARRIED) if name in new}
+        collections = {name: new[name] if name in new and name in state else collections[name] for name in collections}
+        return output, {**extras, **told}, collections
+
+    def network_init(key, x, t, cond=None):
+        first, second = jax.random.split(key)
+        params = network.init(first, x, t, cond)
+        return {**variables(params), **init(second, params, x, t, cond)}
+
+    def network_apply(params, x, t, cond=None, train=False, key=None):
+        collections = {
+            name: params[name] for name in params if name not in variables(params) or name in (*state, CARRIED)
+        }
+        own = {name: params[name] for name in params if name not in collections}
+        output, extras, _ = apply(own if inner else own["params"], collections, x, t, cond, train, key)
+        return output, extras
+
+    return Intercepted(init, apply, Network(network_init, network_apply, Opened(module, (*edits, *inner))))
+
+
+def _enter(apply, initialising, run, module, *args):
+    return apply(Site(module, run, initialising), *args)
+
+
+def _dispatcher(edits, matched, seen):
+    """One interceptor for all edits. A lifted transformation (`nn.cond`) hands an edit a copy of its module, and
+    calling that enters here again: `passing` lets the copy through to its own code."""
+    passing = []
+
+    def interceptor(next_fun, args, kwargs, context):
+        module = context.module
+        if context.method_name != "__call__" or (passing and passing[-1] is module):
+            return next_fun(*args, **kwargs)
+        seen.add("/".join(module.path))
+        chosen = [index for index, one in enumerate(edits) if _selects(one.select, module)]
+        if not chosen:
+            return next_fun(*args, **kwargs)
+        matched.update(chosen)
+
+        def run(target, *inputs):
+            if target is module:
+                return next_fun(*inputs, **kwargs)
+            passing.append(target)
+            try:
+                return target(*inputs, **kwargs)
+            finally:
+                passing.pop()
+
+        for index in reversed(chosen):
+            run = partial(edits[index].apply, run)
+        return run(module, *args)
+
+    return interceptor
+
+
+def _selects(select: Select, module: nn.Module) -> bool:
+    if callable(select):
+        return select(module)
+    patterns = (select,) if isinstance(select, str) else select
+    for pattern in patterns:
+        parts = pattern.split("/")
+        ending = module.path[len(module.path) - len(parts) :]
+        if len(ending) == len(parts) and all(fnmatchcase(name, part) for name, part in zip(ending, parts)):
+            return True
+    return False
+
+
+def by_path(collection: Mapping[str, Any]) -> dict[str, Any]:
+    """A collection as `{"blocks/block/attention/output": array}`."""
+    leaves = jax.tree_util.tree_leaves_with_path(collection)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def per_layer(collection: Any, values: Any) -> Any:
+    """A collection whose every entry is filled with `values`, one per layer `[L]` (or one scalar for all)."""
+    values = jnp.asarray(values)
+
+    def filled(leaf):
+        return jnp.broadcast_to(values.reshape(values.shape + (1,) * (leaf.ndim - values.ndim)), leaf.shape).astype(
+            leaf.dtype
+        )
+
+    return jax.tree.map(filled, collection)
+
+
+def edit(
+    select: Select,
+    function: Callable[..., Any],
+    data: Mapping[str, Any] | None = None,
+    collection: str = "data",
+) -> Edit:
+    """Replaces the output of the selected modules by `function(run, data, *args)`.
+
+    run(*args) computes the module's own output (only if it is called). data: names and start values of what the
+    function is told, in `collection`, stacked over depth; a start value may be a function of the module's output.
+    """
+    data = {} if data is None else dict(data)
+
+    def apply(site, *args):
+        told = {}
+        for name, start in data.items():
+            told[name] = site.get(collection, name, lambda s=start: s(site.run(*args)) if callable(s) else s)
+        return function(site.run, told, *args)
+
+    return Edit(select, apply, (collection,) if data else ())
+
+
+def taps(
+    select: Select,
+    read: Callable[..., Any] = lambda output, *args: output,
+    name: str = "output",
+    collection: str = "taps",
+) -> Edit:
+    """Reports `read(output, *args)` of the selected modules in `extras["taps"]`, stacked over depth.
+
+    The output is untouched. Queries and keys: `taps("attend", lambda out, q, k, v, mask: (q, k))`; attention maps:
+    the same with `layers.attention_probabilities(q, k, mask)`.
+    """
+
+    def apply(site, *args):
+        output = site.run(*args)
+        site.put(collection, name, read(output, *args))
+        return output
+
+    return Edit(select, apply, (), (collection,))
+
+
+def override(select: Select, collection: str = "overrides") -> Edit:
+    """Replaces outputs by `collection/.../value` in the layers where `.../use` is True (nowhere, to begin with)."""
+
+    def function(run, data, *args):
+        return jnp.where(data["use"], data["value"], run(*args))
+
+    return edit(select, function, {"use": False, "value": jnp.zeros_like}, collection)
+
+
+def gates(select: Select, collection: str = "gates", skip: bool = False) -> Edit:
+    """Multiplies outputs by `collection/.../gate`, 1 to begin with.
+
+    skip: where a layer's gate is 0 the module is not computed at all.
+    """
+
+    def apply(site, *args):
+        gate = site.get(collection, "gate", lambda: 1.0)
+        if not skip or site.initialising:
+            output = site.run(*args)
+        else:
+            shape = jax.eval_shape(lambda: site.run(*args))
+            output = site.run_if(gate != 0, lambda *inputs: jnp.zeros(shape.shape, shape.dtype), *args)
+        return (gate * output).astype(output.dtype)
+
+    return Edit(select, apply, (collection,))
+
+
+def cached(
+    select: Select,
+    start: Callable[[Any], Any] = jnp.zeros_like,
+    update: Callable[..., Any] = lambda state, output, data: output,
+    predict: Callable[..., Any] = lambda state, data: state,
+    data: Mapping[str, Any] | None = None,
+    collection: str = "cache",
+    policy: str = "policy",
+) -> Edit:
+    """Computes the selected modules in the layers where `policy/.../refresh` is True, and predicts them elsewhere.
+
+    start(output) -> state; update(state, output, data) -> state, after computing; predict(state, data) -> output,
+    instead of computing. The default keeps the last output. `data` holds more entries of the policy, with their start
+    values (a step's distance, coefficients). Reports of modules inside the selected ones are not possible.
+    """
+    data = {} if data is None else dict(data)
+
+    def apply(site, *args):
+        refresh = site.get(policy, "refresh", lambda: True)
+        told = {name: site.get(policy, name, lambda s=value: s) for name, value in data.items()}
+        state = site.get(collection, "state", lambda: start(site.run(*args)))
+        if site.initialising:
+            return site.run(*args)
+        output = site.run_if(refresh, lambda *inputs: predict(state, told), *args)
+        state = jax.lax.cond(refresh, lambda: update(state, output, told), lambda: state)
+        site.put(collection, "state", state)
+        return output
+
+    return Edit(select, apply, (collection, policy))
+
+
+def exits(
+    decide: Callable[..., Any] = lambda before, after, data: data["stop"],
+    data: Mapping[str, Any] | None = None,
+    select: Select = lambda module: isinstance(module, Block),
+    policy: str = "exit",
+) -> Edit:
+    """Leaves a stack of blocks early: once `decide(before, after, data)` is True, later blocks are not computed.
+
+    A scalar decision for the whole batch. By default data is `{"stop": False}` and the exit is after the first layer
+    where `exit/.../stop` is True. `extras["flow"]` tells whether the stack was left (`left`) and how many blocks ran
+    (`executed`). Within scanned stacks only: elsewhere there is no next block to pass anything to.
+    """
+    data = {"stop": False} if data is None else dict(data)
+
+    def apply(site, h, *args):
+        told = {name: site.get(policy, name, lambda s=value: s) for name, value in data.items()}
+        left = site.get(CARRIED, "left", lambda: False)
+        executed = site.get(CARRIED, "executed", lambda: jnp.int32(0))
+        after = site.run_if(~left, lambda h, *inputs: h, h, *args)
+        site.put(CARRIED, "executed", executed + ~left)
+        site.put(CARRIED, "left", left | decide(h, after, told))
+        return after
+
+    return Edit(select, apply, (policy, CARRIED))
+
+
+def reweighted(
+    select: Select,
+    function: Callable[..., Any],
+    data: Mapping[str, Any] | None = None,
+    collection: str = "weights",
+) -> Edit:
+    """Runs the selected leaf modules (Dense, Conv) with `function(params, data) -> params`: rounding, masks, mixtures.
+
+    data: names and start values in `collection`, stacked over depth; a start value may be a function of the params.
+    """
+    data = {} if data is None else dict(data)
+
+    def apply(site, *args):
+        told = {
+            name: site.get(collection, name, lambda s=start: s(site.params) if callable(s) else s)
+            for name, start in data.items()
+        }
+        if site.initialising:
+            return site.run(*args)
+        return site.run_with(function(site.params, told), *args)
+
+    return Edit(select, apply, (collection,) if data else ())

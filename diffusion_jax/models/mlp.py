@@ -1,0 +1,71 @@
+"""Residual MLP for low-dimensional data: vectors `[B, D]`, with one time per sample or per dimension."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from diffusion_jax.errors import invalid
+from diffusion_jax.models.layers.branches import MlpBranch, Side, Stack
+from diffusion_jax.models.layers.conditioning import ConditionEncoder
+from diffusion_jax.models.layers.modulation import Modulation, modulate
+from diffusion_jax.models.layers.norms import layer_norm
+from diffusion_jax.models.network import check_dtype, network
+from diffusion_jax.time_axes import fill
+from diffusion_jax.typing import Network
+
+
+class Mlp(nn.Module):
+    """Blocks of one `mlp` branch over `x [B, D]`, modulated by the times `[B]` or `[B, D]` and by `cond`.
+
+    Every dimension's time is embedded, one time for all dimensions being the case of equal ones, so parameters and
+    outputs do not depend on how the time was given. num_classes, pooled: see `ConditionEncoder`.
+    """
+
+    width: int = 128
+    depth: int = 3
+    ratio: float = 2.0
+    num_classes: int = 0
+    pooled: bool = False
+    scan: bool = True
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x, t, cond, train):
+        if x.ndim != 2:
+            raise invalid("x.shape", x.shape, "vectors [B, D] are needed")
+        dtype = jnp.dtype(self.dtype)
+        t = jnp.broadcast_to(fill(t, x).reshape(x.shape[0], -1), x.shape)
+        encoder = ConditionEncoder(
+            self.width, num_classes=self.num_classes, pooled=self.pooled, dtype=dtype, name="condition"
+        )
+        c, _, _ = encoder(t, cond)
+        c = nn.DenseGeneral(self.width, axis=(-2, -1), dtype=dtype, name="dimensions")(c)
+        h = nn.Dense(self.width, dtype=dtype, name="embed")(x.astype(dtype))
+        branches = (("mlp", partial(MlpBranch, self.ratio, dtype=dtype)),)
+        h = Stack(branches, self.depth, scan=self.scan, name="blocks")(h, c, Side())
+        shift, scale = Modulation(self.width, 2, dtype, name="final_modulation")(c)
+        h = modulate(layer_norm(h), shift, scale)
+        y = nn.Dense(x.shape[-1], dtype=dtype, kernel_init=nn.initializers.zeros, name="final")(h)
+        return y.astype(jnp.float32), {}
+
+
+def mlp(
+    width: int = 128,
+    depth: int = 3,
+    ratio: float = 2.0,
+    num_classes: int = 0,
+    pooled: bool = False,
+    scan: bool = True,
+    dtype: str = "float32",
+) -> Network:
+    """A residual MLP for vectors `[B, D]`; see `Mlp`. Raises InvalidInput for sizes that are not positive."""
+    for name, value in (("width", width), ("depth", depth)):
+        if not isinstance(value, int) or value < 1:
+            raise invalid(name, value, "it must be a positive integer")
+    if ratio <= 0:
+        raise invalid("ratio", ratio, "it must be positive")
+    if num_classes < 0:
+        raise invalid("num_classes", num_classes, "it must not be negative")
+    check_dtype(dtype)
+    return network(Mlp(width, depth, ratio, num_classes, pooled, scan, dtype))

@@ -1,0 +1,71 @@
+"""From a linen module to the pure functions the rest of the library sees, and what can be known of it without running.
+
+Modules are called as `module(x, t, cond, train) -> (output, extras)`, positional arguments only.
+"""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax.errors import invalid, unknown
+from diffusion_jax.models.layers.branches import REMAT
+from diffusion_jax.typing import Network
+
+DTYPES = ("float32", "bfloat16", "float16")
+"""Compute dtypes; parameters are always float32."""
+
+
+def network(module: nn.Module) -> Network:
+    """The pure functions of a linen module; see `typing.Network`.
+
+    `init` compiles as one program. `key` of `apply` feeds dropout (one key; the first, where there is one per sample).
+    """
+
+    def init(key, x, t, cond=None):
+        return jax.jit(lambda *inputs: module.init(*inputs, False)["params"])(key, x, t, cond)
+
+    def apply(params, x, t, cond=None, train=False, key=None):
+        return module.apply({"params": params}, x, t, cond, train, rngs=dropout_rngs(key))
+
+    return Network(init, apply, module)
+
+
+def dropout_rngs(key: Any) -> dict | None:
+    """The random streams of a call of `module.apply`."""
+    if key is None:
+        return None
+    return {"dropout": key if key.ndim == 0 else key[0]}
+
+
+def param_shapes(network: Network, shape: tuple[int, ...], cond: Any = None, dtype: Any = jnp.float32) -> Any:
+    """The parameters as a tree of `ShapeDtypeStruct`, for data of `shape` (batch included); nothing is computed."""
+    x = jax.ShapeDtypeStruct(tuple(shape), dtype)
+    t = jax.ShapeDtypeStruct((shape[0],), jnp.float32)
+    return jax.eval_shape(network.init, jax.random.key(0), x, t, cond)
+
+
+def count_params(params: Any) -> int:
+    """The number of parameters in a tree of arrays or of shapes."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+def check_dtype(dtype: str) -> None:
+    """Raises InvalidInput unless `dtype` names a compute dtype."""
+    if dtype not in DTYPES:
+        raise unknown("dtype", dtype, DTYPES)
+
+
+def check_transformer(module) -> None:
+    """Raises InvalidInput unless the sizes fit together and remat and dtype exist."""
+    for name in ("width", "depth", "heads"):
+        value = getattr(module, name)
+        if not isinstance(value, int) or value < 1:
+            raise invalid(name, value, "it must be a positive integer")
+    if module.width % (2 * module.heads):
+        raise invalid("width", module.width, f"it must divide by twice the number of heads, {module.heads}")
+    if module.remat not in REMAT:
+        raise unknown("remat", module.remat, REMAT)
+    check_dtype(module.dtype)

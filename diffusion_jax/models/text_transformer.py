@@ -1,0 +1,98 @@
+"""Bidirectional transformer over tokens, for discrete diffusion: tokens `[B, N]` in, logits `[B, N, V]` out."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from diffusion_jax.errors import invalid
+from diffusion_jax.models.layers.branches import AttentionBranch, CrossAttentionBranch, MlpBranch, Side, Stack
+from diffusion_jax.models.layers.conditioning import ConditionEncoder
+from diffusion_jax.models.layers.embeddings import grid_positions, rotary_angles
+from diffusion_jax.models.layers.modulation import Modulation, modulate
+from diffusion_jax.models.layers.norms import layer_norm
+from diffusion_jax.models.network import check_transformer, network
+from diffusion_jax.typing import Network
+
+
+class TextTransformer(nn.Module):
+    """Logits of the clean tokens from `tokens [B, N]`, times `[B]` or `[B, N]` and `cond`.
+
+    vocab_size: V; ids 0 .. V - 1 are words, and id V is the absorbing mask, which has an embedding but no logit.
+    Positions are rotary. The other fields are those of `DiT`.
+    """
+
+    vocab_size: int = 256
+    width: int = 256
+    depth: int = 6
+    heads: int = 4
+    mlp_ratio: float = 4.0
+    qk_norm: bool = False
+    swiglu: bool = False
+    num_classes: int = 0
+    pooled: bool = False
+    context: bool = False
+    text_vocab_size: int = 0
+    remat: str = "none"
+    scan: bool = True
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, tokens, t, cond, train):
+        if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
+            raise invalid("x", f"{tokens.dtype}{list(tokens.shape)}", "integer tokens [B, N] are needed")
+        if t.shape not in (tokens.shape[:1], tokens.shape):
+            raise invalid("t.shape", t.shape, f"tokens {tokens.shape} take a time per sample or per token")
+        dtype = jnp.dtype(self.dtype)
+        embed = nn.Embed(self.vocab_size + 1, self.width, embedding_init=nn.initializers.normal(0.02), name="embed")
+        h = embed(tokens).astype(dtype)
+        rotary = jnp.asarray(rotary_angles(grid_positions(tokens.shape[1]), self.width // self.heads))
+        encoder = ConditionEncoder(
+            self.width,
+            num_classes=self.num_classes,
+            pooled=self.pooled,
+            context=self.context,
+            vocab_size=self.text_vocab_size,
+            dtype=dtype,
+            name="condition",
+        )
+        c, context, context_mask = encoder(t, cond)
+        branches = [("attention", partial(AttentionBranch, self.heads, self.qk_norm, dtype))]
+        if context is not None:
+            branches.append(("cross_attention", partial(CrossAttentionBranch, self.heads, self.qk_norm, dtype)))
+        branches.append(("mlp", partial(MlpBranch, self.mlp_ratio, self.swiglu, dtype)))
+        stack = Stack(tuple(branches), self.depth, self.remat, self.scan, name="blocks")
+        h = stack(h, c, Side(context, context_mask, None, rotary))
+        shift, scale = Modulation(self.width, 2, dtype, name="final_modulation")(c)
+        h = modulate(layer_norm(h), shift, scale)
+        logits = nn.Dense(self.vocab_size, dtype=dtype, kernel_init=nn.initializers.zeros, name="final")(h)
+        return logits.astype(jnp.float32), {}
+
+
+def text_transformer(
+    vocab_size: int = 256,
+    width: int = 256,
+    depth: int = 6,
+    heads: int = 4,
+    mlp_ratio: float = 4.0,
+    qk_norm: bool = False,
+    swiglu: bool = False,
+    num_classes: int = 0,
+    pooled: bool = False,
+    context: bool = False,
+    text_vocab_size: int = 0,
+    remat: str = "none",
+    scan: bool = True,
+    dtype: str = "float32",
+) -> Network:
+    """A bidirectional transformer over tokens; see `TextTransformer`. Raises InvalidInput for sizes that do not fit."""
+    if not isinstance(vocab_size, int) or vocab_size < 2:
+        raise invalid("vocab_size", vocab_size, "it must be an integer of at least 2")
+    if num_classes < 0:
+        raise invalid("num_classes", num_classes, "it must not be negative")
+    module = TextTransformer(
+        vocab_size, width, depth, heads, mlp_ratio, qk_norm, swiglu, num_classes, pooled, context, text_vocab_size,
+        remat, scan, dtype,
+    )  # fmt: skip
+    check_transformer(module)
+    return network(module)
