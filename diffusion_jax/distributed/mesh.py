@@ -60,9 +60,7 @@ def make_mesh(
     return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=types, devices=devices)
 
 
-def initialize(
-    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
-) -> None:
+def initialize(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> None:
     """Joins this process to a run of several; does nothing when there is only one. Call it before any computation.
 
     coordinator: `host:port` of process 0. Without arguments the variables `JAX_COORDINATOR_ADDRESS`,

@@ -1,0 +1,40 @@
+"""Training: the state, the jitted step, averages of the parameters, optimisers, checkpoints, logs and the loop.
+
+Nothing here knows about diffusion: an `Objective` is all it sees.
+"""
+
+from diffusion_jax.training import ema, logging, optimizers
+from diffusion_jax.training.checkpoint import (
+    Checkpointer,
+    Restored,
+    export_params,
+    load_params,
+    read_config,
+    reconstruct_ema,
+    save_params,
+    write_config,
+)
+from diffusion_jax.training.loop import Callback, Diverged, train
+from diffusion_jax.training.state import TrainState, init_state, make_init
+from diffusion_jax.training.step import make_train_step
+
+__all__ = [
+    "Callback",
+    "Checkpointer",
+    "Diverged",
+    "Restored",
+    "TrainState",
+    "ema",
+    "export_params",
+    "init_state",
+    "load_params",
+    "logging",
+    "make_init",
+    "make_train_step",
+    "optimizers",
+    "read_config",
+    "reconstruct_ema",
+    "save_params",
+    "train",
+    "write_config",
+]

@@ -1,0 +1,95 @@
+"""What objectives do with a batch before the loss: draw times, give each example its keys, drop conditions.
+
+A batch is a dict: `x0` (an array `[B, ...]` or a dict of those), optionally `cond` (a dict) and `index [B]`, the
+global index of each example, to which its randomness belongs.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, Key
+
+from diffusion_jax.errors import InvalidInput, invalid, unknown
+from diffusion_jax.randomness import fold, sample_keys, uniform
+from diffusion_jax.time_axes import expand
+
+
+def batch_size(batch: Mapping[str, Any]) -> int:
+    """B. Raises InvalidInput if the batch has no `x0`."""
+    if "x0" not in batch:
+        raise InvalidInput(f"the batch has no 'x0'; it has: {', '.join(sorted(batch)) or 'nothing'}.")
+    return jax.tree.leaves(batch["x0"])[0].shape[0]
+
+
+def example_keys(key: Key[Array, ""], index: Int[Array, " B"]) -> Key[Array, " B"]:
+    """One key per example: a function of the step's key and the example's index alone."""
+    return sample_keys(fold(key, 1), index)
+
+
+def drawn(draw: Any, state: Any, batch: Mapping[str, Any], key: Key[Array, ""], axes: int) -> dict[str, Any]:
+    """The batch with `index`, `t` and `t_weight`; times that it already has are kept.
+
+    axes: over how many leading axes of the data times vary. With a dict of draws each entry of `x0` has its own time.
+    """
+    size = batch_size(batch)
+    batch = {"index": jnp.arange(size), **batch}
+    if "t" in batch:
+        return {"t_weight": jnp.float32(1.0) + jnp.zeros((size,)), **batch}
+    x0 = batch["x0"]
+    key = fold(key, 0)
+    if isinstance(draw, Mapping):
+        if not isinstance(x0, Mapping) or set(draw) != set(x0):
+            have = sorted(x0) if isinstance(x0, Mapping) else "one array"
+            raise invalid("draw", sorted(draw), f"a dict of draws needs the entries of x0, which has {have}")
+        pairs = {
+            name: draw[name].draw(state[name], fold(key, i), _prefix(x0[name], axes))
+            for i, name in enumerate(sorted(draw))
+        }
+        return {**batch, "t": {n: p[0] for n, p in pairs.items()}, "t_weight": {n: p[1] for n, p in pairs.items()}}
+    # One time for all modalities varies over axes that they all have.
+    leaves = jax.tree.leaves(x0)
+    prefix = _prefix(leaves[0], axes)
+    if any(_prefix(leaf, axes) != prefix for leaf in leaves):
+        raise invalid("t_shape", axes, "modalities that share a time must agree in those axes; use a dict of draws")
+    t, weight = draw.draw(state, key, prefix)
+    return {**batch, "t": t, "t_weight": weight}
+
+
+def _prefix(leaf: Any, axes: int) -> tuple[int, ...]:
+    if leaf.ndim < axes:
+        raise invalid("t_shape", axes, f"the data of shape {leaf.shape} has fewer axes")
+    return leaf.shape[:axes]
+
+
+def updated(draw: Any, state: Any, t: Any, losses: Any) -> Any:
+    """The draws' states after they have seen the losses `[B]` (a dict of losses for a dict of draws)."""
+    losses = jax.lax.stop_gradient(losses)
+    if isinstance(draw, Mapping):
+        # Times that the batch brought along may be one array for all modalities.
+        return {
+            name: draw[name].update(state[name], t[name] if isinstance(t, Mapping) else t, losses[name])
+            for name in draw
+        }
+    return draw.update(state, t, losses)
+
+
+def drop_condition(keys: Key[Array, " B"], cond: Any, null: Mapping[str, Any] | None, rate: float) -> Any:
+    """Replaces the condition of a share `rate` of the examples, whole examples at a time, by `null`.
+
+    Entries that `null` lacks are kept. Raises InvalidInput if `null` has an entry that the condition lacks.
+    """
+    if not rate:
+        return cond
+    if cond is None:
+        raise InvalidInput("cond_dropout is set, but the batch has no 'cond'.")
+    for name in null:
+        if name not in cond:
+            raise unknown("an entry of null", name, cond)
+    dropped = uniform(keys, (keys.shape[0],)) < rate
+
+    def replace(leaf, empty):
+        return jnp.where(expand(dropped, leaf), jnp.asarray(empty, leaf.dtype), leaf)
+
+    return {**cond, **{name: jax.tree.map(replace, cond[name], null[name]) for name in null}}

@@ -1,0 +1,235 @@
+"""The loop: batches in, steps, logs, checkpoints and callbacks out. It knows nothing about diffusion.
+
+Killed at any instant it resumes from its last checkpoint bit for bit: the state and the position in the data are saved
+together, and the step's randomness is a function of (seed, step, example). SIGTERM saves and leaves.
+"""
+
+import contextlib
+import itertools
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+from tqdm.auto import tqdm
+
+from diffusion_jax.distributed import Rules, init_sharded, make_mesh, shard_batch, shardings
+from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.training import ema as averages
+from diffusion_jax.training.checkpoint import Checkpointer, write_config
+from diffusion_jax.training.logging import Several, Writer, default_writer
+from diffusion_jax.training.state import TrainState, make_init
+from diffusion_jax.training.step import make_train_step
+from diffusion_jax.typing import Objective
+
+
+class Callback(NamedTuple):
+    """Something done every so many steps.
+
+    every: after steps every, 2 every, ...; and after the last step if `at_end`.
+    function: `(state, writer) -> scalars or None`; scalars are logged. The state's buffers belong to the loop: whoever
+        wants to keep them beyond the call copies them.
+    """
+
+    every: int
+    function: Callable[[TrainState, Writer], Mapping[str, Any] | None]
+    at_end: bool = False
+
+
+class Diverged(RuntimeError):
+    """Too many steps in a row were not finite; the parameters are those of the last good one."""
+
+
+def train(
+    objective: Objective,
+    optimizer: Any,
+    data: Iterable,
+    *,
+    init_params: Callable[[Any], Any],
+    steps: int,
+    workdir: str | None = None,
+    seed: int = 0,
+    ema: Mapping[str, averages.Ema] | None = None,
+    mesh: Mesh | None = None,
+    rules: Rules | None = None,
+    accumulate: int = 1,
+    clip_norm: float | None = None,
+    callbacks: Sequence[Callback] = (),
+    log_every: int = 50,
+    checkpoint_every: int = 1000,
+    keep: int = 3,
+    snapshot_every: int | None = None,
+    max_skipped: int = 100,
+    config: Any = None,
+    writer: Writer | None = None,
+    progress: bool = True,
+) -> TrainState:
+    """Trains until `steps` batches have been consumed (since the run's beginning, not since this call).
+
+    data: an iterable of batches (dicts of host arrays `[b, ...]`, b being this process's share) whose iterator has
+        `get_state` and `set_state`, as grain's have.
+    init_params: `key -> params`.
+    workdir: checkpoints and logs go there, and if it holds a checkpoint, the run goes on from it. None keeps nothing.
+    ema: name -> track; power-function tracks are also kept for later every `snapshot_every` steps.
+    mesh: all devices along `data` when absent. rules: see `distributed`.
+    log_every, checkpoint_every: in steps; a checkpoint is always made at the end.
+    keep: how many checkpoints stay.
+    max_skipped: so many non-finite steps in a row end the run. They are looked for when logging.
+    config: written to `workdir/config.json`.
+    writer: further place for figures and pictures, besides `workdir`.
+
+    Returns the last state. After SIGTERM it is that of an early step: `state.step < steps`.
+
+    Raises InvalidInput for values that cannot work, before anything is compiled; `Diverged`, with the last good state
+    saved, after `max_skipped` non-finite steps.
+    """
+    numbers = {"steps": steps, "log_every": log_every, "checkpoint_every": checkpoint_every, "max_skipped": max_skipped}
+    numbers |= {} if snapshot_every is None else {"snapshot_every": snapshot_every}
+    for field, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise invalid(field, value, "a whole number of at least 1 is needed")
+    for number, callback in enumerate(callbacks):
+        if callback.every < 1:
+            raise invalid(f"callbacks[{number}].every", callback.every, "it must be at least 1")
+    mesh = make_mesh() if mesh is None else mesh
+    tracks = dict(ema or {})
+
+    step = make_train_step(
+        objective, optimizer, mesh, rules, ema=tracks, accumulate=accumulate, clip_norm=clip_norm, seed=seed
+    )
+    iterator, first = _start(data, must_resume=workdir is not None)
+    initial = make_init(objective, optimizer, init_params, shard_batch(first, mesh), ema=tracks, seed=seed)
+    abstract = jax.eval_shape(initial)
+    shardings(abstract.params, mesh, rules, strict=True)
+
+    with contextlib.ExitStack() as stack:
+        checkpointer, restored = None, None
+        if workdir is not None:
+            checkpointer = stack.enter_context(Checkpointer(workdir, keep=keep))
+            if config is not None:
+                write_config(workdir, config)
+            restored = checkpointer.restore(abstract, mesh, rules)
+        if restored is None:
+            state, at = init_sharded(initial, mesh=mesh, rules=rules), 0
+        else:
+            state, at = restored.state, restored.step
+            iterator.set_state(restored.data)
+        if checkpointer is not None:
+            checkpointer.drop_snapshots_after(at)
+        writers = Several((default_writer(workdir, at), *((writer,) if writer else ())))
+        stack.callback(writers.close)
+        asked_to_stop = stack.enter_context(_termination())
+        shown = progress and jax.process_index() == 0
+        bar = stack.enter_context(tqdm(total=steps, initial=at, unit="step", disable=not shown, dynamic_ncols=True))
+        clock = _Clock()
+
+        while at < steps:
+            batch = shard_batch(_next(iterator, at, steps), mesh)
+            state, metrics = step(state, batch)
+            at += 1
+            bar.update()
+            last = at == steps
+            leaving = asked_to_stop(at)
+            clock.tick(metrics["loss"])
+            if last or at % log_every == 0:
+                values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+                writers.scalars(at, {**values, **clock.report()})
+                bar.set_postfix({"loss": f"{values['loss']:.4g}"})
+                if values["skipped_in_a_row"] >= max_skipped:
+                    if checkpointer is not None:
+                        checkpointer.save(state, iterator.get_state(), wait=True)
+                    raise Diverged(
+                        f"The loss or gradient was not finite for {int(values['skipped_in_a_row'])} steps in a row, up "
+                        f"to step {at}; lower the learning rate or look at the data. "
+                        "The parameters are the last good ones."
+                    )
+            for callback in callbacks:
+                if at % callback.every == 0 or (last and callback.at_end):
+                    values = callback.function(state, writers)
+                    if values:
+                        writers.scalars(
+                            at, {name: float(value) for name, value in jax.device_get(dict(values)).items()}
+                        )
+                    clock.restart()
+            if checkpointer is not None:
+                if snapshot_every is not None and at % snapshot_every == 0:
+                    checkpointer.save_snapshot(at, tracks, state.ema)
+                if last or leaving or at % checkpoint_every == 0:
+                    checkpointer.save(state, iterator.get_state(), wait=leaving)
+            if leaving:
+                break
+    return state
+
+
+def _start(data: Iterable, must_resume: bool) -> tuple[Any, Any]:
+    """An iterator at the beginning, and its first batch."""
+    iterator = iter(data)
+    if hasattr(iterator, "get_state") and hasattr(iterator, "set_state"):
+        beginning = iterator.get_state()
+        first = _next(iterator, 0, 1)
+        iterator.set_state(beginning)
+        return iterator, first
+    if must_resume:
+        raise InvalidInput(
+            f"data gives a {type(iterator).__name__}, which has no get_state and set_state: "
+            "a run with a workdir could not resume; use a grain source, or workdir=None."
+        )
+    first = _next(iterator, 0, 1)
+    return itertools.chain([first], iterator), first
+
+
+def _next(iterator: Any, at: int, steps: int) -> Any:
+    try:
+        return next(iterator)
+    except StopIteration:
+        raise InvalidInput(
+            f"the data ended after {at} batches, but {steps} steps were asked for; repeat it, e.g. num_epochs=None."
+        ) from None
+
+
+@contextlib.contextmanager
+def _termination() -> Iterator[Callable[[int], bool]]:
+    """Gives `at -> whether to stop now`: after SIGTERM, and at the same step in all processes."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        yield multihost_utils.reached_preemption_sync_point
+        return
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda at: False
+        return
+    asked = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    try:
+        yield lambda at: asked.is_set()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _Clock:
+    """Steps per second since the last report; compilation and callbacks are left out."""
+
+    def __init__(self):
+        self._begun: float | None = None
+        self._steps = 0
+
+    def tick(self, value: Any) -> None:
+        if self._begun is None:
+            # The step just made may have compiled: time counts from its end.
+            jax.block_until_ready(value)
+            self.restart()
+            return
+        self._steps += 1
+
+    def restart(self) -> None:
+        self._begun, self._steps = time.perf_counter(), 0
+
+    def report(self) -> dict[str, float]:
+        if not self._steps:
+            return {}
+        rate = self._steps / max(time.perf_counter() - self._begun, 1e-9)
+        self.restart()
+        return {"steps_per_second": rate}

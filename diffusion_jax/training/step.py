@@ -1,0 +1,133 @@
+"""One training step: loss, gradient, update, averages; jitted, the state's buffers donated.
+
+The step is a function of (state, batch) alone. Its randomness is `fold_in(key(seed), step)`, into which objectives
+fold the index of each example, so a run can be cut, resumed, spread and accumulated without a change.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from diffusion_jax.distributed import BATCH_AXES, Rules, check_batch, constrain
+from diffusion_jax.errors import invalid
+from diffusion_jax.training import ema as averages
+from diffusion_jax.training.state import TrainState
+from diffusion_jax.typing import Objective
+
+
+def make_train_step(
+    objective: Objective,
+    optimizer: Any,
+    mesh: Mesh | None = None,
+    rules: Rules | None = None,
+    *,
+    ema: Mapping[str, averages.Ema] | None = None,
+    accumulate: int = 1,
+    clip_norm: float | None = None,
+    seed: int = 0,
+) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]:
+    """The jitted `(state, batch) -> (state, metrics)`; the given state's buffers are consumed.
+
+    The loss is the mean over the batch. A step whose loss or gradient is not finite leaves parameters, averages,
+    optimiser and objective untouched and is counted.
+
+    accumulate: into how many parts the batch is cut; their gradients are averaged, so the step equals the whole
+        batch's to rounding for every objective whose loss is a sum over examples.
+    clip_norm: largest global norm of the gradient; None does not clip.
+
+    Metrics: `loss`, `grad_norm` (before clipping), `update_norm`, `param_norm`, `skipped`, `skipped_in_a_row`,
+    `learning_rate` where the optimiser knows it, and the objective's own.
+
+    Raises InvalidInput, when first called, if the batch does not divide by accumulate x data x fsdp.
+    """
+    if isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1:
+        raise invalid("accumulate", accumulate, "it must be a whole number of at least 1")
+    if clip_norm is not None and not clip_norm > 0:
+        raise invalid("clip_norm", clip_norm, "it must be positive, or None for no clipping")
+    tracks = dict(ema or {})
+
+    def mean_loss(params, state, batch, key):
+        loss, aux = objective.loss(params, state, batch, key)
+        return jnp.mean(loss.astype(jnp.float32)), aux
+
+    def gradient(params, state, batch, key):
+        (loss, aux), grads = jax.value_and_grad(mean_loss, has_aux=True)(params, state, batch, key)
+        return loss, grads, aux.state, dict(aux.metrics)
+
+    def accumulated(params, state, batch, key):
+        if accumulate == 1:
+            return gradient(params, state, batch, key)
+        parts = jax.tree.map(lambda leaf: _cut(leaf, accumulate, mesh), batch)
+
+        def body(carry, part):
+            grads, state = carry
+            loss, new, state, metrics = gradient(params, state, part, key)
+            return (jax.tree.map(jnp.add, grads, new), state), (loss, metrics)
+
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        (grads, state), (losses, metrics) = jax.lax.scan(body, (zeros, state), parts)
+        grads = jax.tree.map(lambda leaf: leaf / accumulate, grads)
+        return jnp.mean(losses), grads, state, jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), metrics)
+
+    def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
+        size = jax.tree.leaves(batch)[0].shape[0]
+        check_batch(size, mesh, accumulate)
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        if objective.prepare is not None:
+            batch = objective.prepare(state.objective_state, batch, key)
+        loss, grads, objective_state, metrics = accumulated(state.params, state.objective_state, batch, key)
+        grads = constrain(grads, mesh, rules)
+        norm = optax.global_norm(grads)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        if clip_norm is not None:
+            scale = jnp.minimum(1.0, clip_norm / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny))
+            grads = jax.tree.map(lambda leaf: leaf * scale.astype(leaf.dtype), grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        applied = state.step - state.skipped
+        moved = (
+            params,
+            averages.update(tracks, state.ema, params, applied + 1),
+            opt_state,
+            objective_state,
+        )
+        kept = (state.params, state.ema, state.opt_state, state.objective_state)
+        params, ema_state, opt_state, objective_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old), moved, kept
+        )
+        skipped = 1 - finite.astype(jnp.int32)
+        new_state = TrainState(
+            step=state.step + 1,
+            params=params,
+            ema=ema_state,
+            opt_state=opt_state,
+            objective_state=objective_state,
+            skipped=state.skipped + skipped,
+            skipped_in_a_row=(state.skipped_in_a_row + 1) * skipped,
+        )
+        metrics = {
+            **metrics,
+            "loss": loss,
+            "grad_norm": norm,
+            "update_norm": optax.global_norm(updates),
+            "param_norm": optax.global_norm(params),
+            "skipped": new_state.skipped,
+            "skipped_in_a_row": new_state.skipped_in_a_row,
+        }
+        if hasattr(optimizer, "learning_rate"):
+            metrics["learning_rate"] = jnp.asarray(optimizer.learning_rate(applied), jnp.float32)
+        return constrain(new_state, mesh, rules), metrics
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def _cut(leaf: Any, parts: int, mesh: Mesh | None) -> Any:
+    """`[B, ...] -> [parts, B / parts, ...]`; part a holds the examples a, a + parts, ..., so no device sends any."""
+    leaf = leaf.reshape(leaf.shape[0] // parts, parts, *leaf.shape[1:]).swapaxes(0, 1)
+    if mesh is None:
+        return leaf
+    return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, PartitionSpec(None, BATCH_AXES)))
