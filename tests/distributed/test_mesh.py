@@ -1,0 +1,151 @@
+"""Meshes say in one sentence what does not fit; layouts follow paths and shapes alone."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+
+from diffusion_jax import distributed
+from diffusion_jax.errors import InvalidInput
+
+
+def test_the_free_axis_takes_what_is_left():
+    mesh = distributed.make_mesh(fsdp=2, tensor=2)
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2, "sequence": 1, "pipe": 1}
+    assert set(mesh.axis_types) == {AxisType.Auto}
+    assert distributed.make_mesh(data=1, tensor=-1).shape["tensor"] == 8
+    assert distributed.make_mesh(devices=jax.devices()[:1]).size == 1
+
+
+@pytest.mark.parametrize(
+    "sizes, words",
+    [
+        ({"fsdp": 3}, ["fsdp=3", "8"]),
+        ({"data": 4}, ["data=4", "8 devices"]),
+        ({"data": 0}, ["mesh.data is 0"]),
+        ({"tensor": -2}, ["mesh.tensor is -2"]),
+        ({"tensor": 2.0}, ["mesh.tensor is 2.0"]),
+        ({"pipe": -1}, ["mesh.data and mesh.pipe"]),
+    ],
+)
+def test_impossible_meshes_are_named(sizes, words):
+    # The shape checker would refuse a float before the library can say why.
+    make_mesh = getattr(distributed.make_mesh, "__wrapped__", distributed.make_mesh)
+    with pytest.raises(InvalidInput) as error:
+        make_mesh(**sizes)
+    assert all(word in str(error.value) for word in words)
+
+
+def test_rules_split_trailing_dimensions_and_fsdp_the_largest_that_is_left():
+    mesh = distributed.make_mesh(data=1, fsdp=2, tensor=4)
+    rules = distributed.Rules(patterns=((r"q/kernel$", (None, "tensor")), (r"odd", ("tensor",))), fsdp_min_size=64)
+    tree = {
+        "q": {"kernel": jnp.zeros((3, 16, 8))},
+        "depth": {"q": {"kernel": jnp.zeros((16, 8))}},
+        "big": jnp.zeros((3, 10, 40)),
+        "prime": jnp.zeros((7, 13)),
+        "small": jnp.zeros((8,)),
+        "odd": jnp.zeros((6,)),
+        "count": jnp.zeros(()),
+    }
+    specs = jax.tree.map(lambda sharding: sharding.spec, distributed.shardings(tree, mesh, rules))
+    assert specs == {
+        "q": {"kernel": PartitionSpec(None, "fsdp", "tensor")},
+        "depth": {"q": {"kernel": PartitionSpec("fsdp", "tensor")}},
+        "big": PartitionSpec(None, None, "fsdp"),
+        "prime": PartitionSpec(),
+        "small": PartitionSpec(),
+        "odd": PartitionSpec(),
+        "count": PartitionSpec(),
+    }
+    with pytest.raises(InvalidInput, match=r"odd has shape \(6,\).*tensor=4"):
+        distributed.shardings(tree, mesh, rules, strict=True)
+
+
+def test_rules_are_checked():
+    with pytest.raises(InvalidInput, match="did you mean 'tensor'"):
+        distributed.Rules(patterns=(("kernel", (None, "tensors")),))
+    with pytest.raises(InvalidInput, match="regular expression"):
+        distributed.Rules(patterns=(("(", ("data",)),))
+
+
+def test_initialisation_is_placed_and_the_same_on_every_mesh():
+    def init(key):
+        return {"q": {"kernel": jax.random.normal(key, (16, 32))}, "bias": jax.random.normal(key, (32,))}
+
+    rules = distributed.Rules(fsdp_min_size=1)
+    whole = distributed.init_sharded(init, jax.random.key(0), mesh=None)
+    for sizes in ({"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}):
+        mesh = distributed.make_mesh(**sizes)
+        parts = distributed.init_sharded(init, jax.random.key(0), mesh=mesh, rules=rules)
+        np.testing.assert_array_equal(whole["q"]["kernel"], parts["q"]["kernel"])
+    shard = parts["q"]["kernel"].addressable_shards[0]
+    assert shard.data.shape == (8, 16)
+
+
+def test_batches_are_split_along_data_and_fsdp():
+    mesh = distributed.make_mesh(data=2, fsdp=2, tensor=2)
+    batch = {"x0": np.arange(24.0, dtype=np.float32).reshape(8, 3), "cond": {"label": np.arange(8)}}
+    placed = distributed.shard_batch(batch, mesh)
+    assert placed["x0"].addressable_shards[0].data.shape == (2, 3)
+    np.testing.assert_array_equal(placed["cond"]["label"], np.arange(8))
+    assert distributed.shard_batch(placed, mesh)["x0"] is placed["x0"]
+    with pytest.raises(InvalidInput, match="batch_size is 6.*multiple of 4"):
+        distributed.shard_batch({"x0": np.zeros((6, 3))}, mesh)
+
+
+def test_starting_one_process_does_nothing_and_half_a_start_is_refused(monkeypatch):
+    distributed.initialize()
+    assert not jax.distributed.is_initialized()
+    with pytest.raises(InvalidInput, match="process_id is missing"):
+        distributed.initialize("localhost:1", num_processes=2)
+    with pytest.raises(InvalidInput, match="process_id is 2"):
+        distributed.initialize("localhost:1", num_processes=2, process_id=2)
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
+    with pytest.raises(InvalidInput, match="JAX_NUM_PROCESSES"):
+        distributed.initialize()
+
+
+TWO_PROCESSES = """
+import sys, numpy as np, jax, jax.numpy as jnp
+from diffusion_jax import distributed
+distributed.initialize()
+mesh = distributed.make_mesh(data=2, fsdp=2)
+mine = np.arange(4.0, dtype=np.float32).reshape(4, 1) + 4 * jax.process_index()
+batch = distributed.shard_batch({"x0": mine}, mesh)
+assert batch["x0"].shape == (8, 1), batch["x0"].shape
+total = jax.jit(lambda x: jnp.sum(x * x))(batch["x0"])
+print("total", float(total), jax.process_count(), jax.device_count())
+"""
+
+
+def test_two_processes_make_one_batch():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    environment = {
+        **os.environ,
+        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+        "JAX_NUM_PROCESSES": "2",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+    }
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", TWO_PROCESSES],
+            env={**environment, "JAX_PROCESS_ID": str(number)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    for process, output in zip(processes, outputs):
+        assert process.returncode == 0, output
+        assert f"total {sum(n * n for n in range(8)):.1f} 2 4" in output
