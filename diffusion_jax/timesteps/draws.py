@@ -1,0 +1,303 @@
+"""Which times are trained: distributions of t, spread over the batch, and their shapes over frames.
+
+A `TimestepDraw` draws `(t, weight)`, float32 of any shape `[B, ...]`; `weight` corrects for what was drawn, so that the
+expectation of `weight f(t)` is the one meant. Weights that define the loss itself are in `weights`. Every entry of the
+shape gets its own time; the wrappers at the end share, mix or order them along axis 1 (frames, tokens).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import ndtri
+
+from diffusion_jax.errors import InvalidInput, invalid, unknown
+from diffusion_jax.processes.schedules import Number, check_positive
+from diffusion_jax.time_axes import expand
+from diffusion_jax.timesteps.mapping import bucket, time_at_noise_ratio
+from diffusion_jax.typing import TimestepDraw
+
+
+def _independent(key, shape):
+    return jax.random.uniform(key, shape)
+
+
+def _stratified(key, shape):
+    jitter_key, order_key = jax.random.split(key)
+    ranks = jnp.broadcast_to(expand(jnp.arange(shape[0]), jax.ShapeDtypeStruct(shape, jnp.int32)), shape)
+    ranks = jax.random.permutation(order_key, ranks, axis=0, independent=True)
+    return (ranks + jax.random.uniform(jitter_key, shape)) / shape[0]
+
+
+def _low_discrepancy(key, shape):
+    offset_key, order_key = jax.random.split(key)
+    ranks = jnp.broadcast_to(expand(jnp.arange(shape[0]), jax.ShapeDtypeStruct(shape, jnp.int32)), shape)
+    ranks = jax.random.permutation(order_key, ranks, axis=0, independent=True)
+    return jnp.mod(jax.random.uniform(offset_key, (1, *shape[1:])) + ranks / shape[0], 1.0)
+
+
+def _antithetic(key, shape):
+    half = jax.random.uniform(key, ((shape[0] + 1) // 2, *shape[1:]))
+    return jnp.concatenate([half, 1.0 - half])[: shape[0]]
+
+
+SPREADS: dict[str, Callable[..., Any]] = {
+    "independent": _independent,
+    "stratified": _stratified,
+    "antithetic": _antithetic,
+    "low_discrepancy": _low_discrepancy,
+}
+"""How uniform numbers are spread over the batch (axis 0), each entry still uniform.
+
+`stratified`: one in each of B equal parts, in random order. `antithetic`: examples i and i + B/2 are mirror images.
+`low_discrepancy`: `(u + i / B) mod 1` with one u, in random order (Kingma et al. 2021).
+"""
+
+
+def _stateless(draw: Callable[..., Any]) -> TimestepDraw:
+    """`draw(key, shape) -> t`, weight 1, nothing learned."""
+
+    def drawn(state, key, shape):
+        t = draw(key, shape)
+        return t, jnp.ones_like(t)
+
+    return TimestepDraw(lambda: (), drawn, lambda state, t, loss: state)
+
+
+def _spread(spread: str) -> Callable[..., Any]:
+    if spread not in SPREADS:
+        raise unknown("spread", spread, SPREADS)
+
+    def numbers(key, shape):
+        if spread != "independent" and not shape:
+            raise invalid("shape", tuple(shape), f"spread {spread!r} needs a batch")
+        return SPREADS[spread](key, tuple(shape))
+
+    return numbers
+
+
+def _quantile(function: Callable[..., Any], spread: str) -> TimestepDraw:
+    numbers = _spread(spread)
+
+    def draw(key, shape):
+        # Quantiles are infinite at 0 and 1.
+        return function(jnp.clip(numbers(key, shape), 2.0**-24, 1.0 - 2.0**-24))
+
+    return _stateless(draw)
+
+
+def uniform(low: Number = 0.0, high: Number = 1.0, spread: str = "independent") -> TimestepDraw:
+    """Uniform on [low, high]; a part of [0, 1] trains an expert for that window. spread: a key of `SPREADS`."""
+    if not 0 <= low < high <= 1:
+        raise InvalidInput(f"low and high are {low!r} and {high!r}, but 0 <= low < high <= 1 must hold.")
+    return _quantile(lambda u: low + (high - low) * u, spread)
+
+
+def stratified(low: Number = 0.0, high: Number = 1.0) -> TimestepDraw:
+    """`uniform` with one time in each of B equal parts."""
+    return uniform(low, high, "stratified")
+
+
+def antithetic(low: Number = 0.0, high: Number = 1.0) -> TimestepDraw:
+    """`uniform` in mirrored pairs: t and low + high - t."""
+    return uniform(low, high, "antithetic")
+
+
+def logit_normal(mean: Number = 0.0, std: Number = 1.0, spread: str = "independent") -> TimestepDraw:
+    """`logit(t) ~ N(mean, std^2)` (Esser et al. 2024, SD3); t = 1 is noise, so a positive mean trains noisier times."""
+    check_positive(std=std)
+    return _quantile(lambda u: jax.nn.sigmoid(mean + std * ndtri(u)), spread)
+
+
+def mode(scale: Number = 1.29, spread: str = "independent") -> TimestepDraw:
+    """`t = 1 - u - scale (cos^2(pi u / 2) - 1 + u)` with uniform u (Esser et al. 2024, equation 20)."""
+    limit = 2.0 / (jnp.pi - 2.0)
+    if not -1 <= scale <= limit:
+        raise invalid("scale", scale, f"t rises and falls outside [-1, {limit:.4f}]")
+    return _quantile(lambda u: jnp.clip(1.0 - u - scale * (jnp.cos(0.5 * jnp.pi * u) ** 2 - 1.0 + u), 0.0, 1.0), spread)
+
+
+def log_normal(process: Any, mean: Number = -1.2, std: Number = 1.2, spread: str = "independent") -> TimestepDraw:
+    """`log(sigma / alpha) ~ N(mean, std^2)` (Karras et al. 2022); levels beyond the last are t = 1."""
+    check_positive(std=std)
+    return _quantile(lambda u: time_at_noise_ratio(process, jnp.exp(mean + std * ndtri(u))), spread)
+
+
+def beta(alpha: Number = 1.0, beta: Number = 1.0) -> TimestepDraw:
+    """`t ~ Beta(alpha, beta)`, mean `alpha / (alpha + beta)`."""
+    check_positive(alpha=alpha, beta=beta)
+    return _stateless(lambda key, shape: jax.random.beta(key, alpha, beta, tuple(shape)))
+
+
+class LossHistory(NamedTuple):
+    """losses: `[n, H]`, the last H losses of each bucket, a ring. count: `[n]` int32, how many were ever recorded."""
+
+    losses: Any
+    count: Any
+
+
+def importance(
+    num_buckets: int = 100, history: int = 10, uniform_share: Number = 0.001, spread: str = "independent"
+) -> TimestepDraw:
+    """Times drawn by recorded loss: bucket i with probability proportional to sqrt(E[loss^2]) (Nichol & Dhariwal 2021).
+
+    [0, 1] is cut into `num_buckets`; t is uniform in its bucket and `weight = (1 / n) / p_i`, so that the weighted loss
+    keeps the expectation it has under uniform t. Uniform until every bucket has `history` losses; a share
+    `uniform_share` stays uniform. The losses recorded should not contain `weight`; non-finite ones are ignored.
+    """
+    if num_buckets < 1:
+        raise invalid("num_buckets", num_buckets, "it must be at least 1")
+    if history < 1:
+        raise invalid("history", history, "it must be at least 1")
+    if not 0 <= uniform_share <= 1:
+        raise invalid("uniform_share", uniform_share, "it must lie in [0, 1]")
+    numbers = _spread(spread)
+
+    def init():
+        return LossHistory(jnp.zeros((num_buckets, history)), jnp.zeros((num_buckets,), jnp.int32))
+
+    def probabilities(state):
+        scores = jnp.sqrt(jnp.mean(jnp.square(state.losses), axis=1))
+        total = scores.sum()
+        known = jnp.all(state.count >= history) & (total > 0)
+        learned = jnp.where(known, scores / jnp.where(total > 0, total, 1.0), 1.0 / num_buckets)
+        return (1.0 - uniform_share) * learned + uniform_share / num_buckets
+
+    def draw(state, key, shape):
+        p = probabilities(state)
+        which_key, where_key = jax.random.split(key)
+        cumulative = jnp.cumsum(p)
+        u = numbers(which_key, shape) * cumulative[-1]
+        index = jnp.minimum(jnp.searchsorted(cumulative, u, side="right"), num_buckets - 1)
+        t = (index + jax.random.uniform(where_key, shape)) / num_buckets
+        return t, 1.0 / (num_buckets * p[index])
+
+    def update(state, t, loss):
+        losses = jnp.broadcast_to(expand(jnp.asarray(loss, jnp.float32), t), t.shape).reshape(-1)
+        valid = jnp.isfinite(losses)
+        index = jnp.where(valid, bucket(t, num_buckets).reshape(-1), num_buckets)
+        hits = (index[:, None] == jnp.arange(num_buckets)).astype(jnp.int32)
+        rank = (
+            jnp.take_along_axis(jnp.cumsum(hits, axis=0), jnp.minimum(index, num_buckets - 1)[:, None], axis=1)[:, 0]
+            - 1
+        )
+        total = hits.sum(axis=0)
+        # Of more than `history` losses of one bucket only the last are kept, so that no two are written to one place.
+        kept = rank >= jnp.append(total, 0)[index] - history
+        slot = (jnp.append(state.count, 0)[index] + rank) % history
+        row = jnp.where(valid & kept, index, num_buckets)
+        return LossHistory(state.losses.at[row, slot].set(losses, mode="drop"), state.count + total)
+
+    return TimestepDraw(init, draw, update)
+
+
+def pinned(
+    draw: TimestepDraw,
+    entries: int | Sequence[bool] = 1,
+    value: Number = 0.0,
+    probability: Number = 1.0,
+    weight: Number = 0.0,
+) -> TimestepDraw:
+    """Some entries have a given time: conditions are clean (value 0) or absent (value 1), the rest is drawn.
+
+    entries: how many of the first frames or tokens (axis 1), or one boolean for each; for shapes `[B]` the example's
+        only time.
+    probability: share of the examples in which they are pinned.
+    weight: loss weight of pinned entries; 0 leaves their loss out.
+    """
+    if not 0 <= value <= 1:
+        raise invalid("value", value, "a time lies in [0, 1]")
+    if not 0 <= probability <= 1:
+        raise invalid("probability", probability, "it must lie in [0, 1]")
+    if weight < 0:
+        raise invalid("weight", weight, "it must not be negative")
+    if isinstance(entries, int) and entries < 1:
+        raise invalid("entries", entries, "at least one entry is pinned")
+
+    def pattern(shape):
+        if len(shape) < 2:
+            return jnp.ones(shape, bool)
+        if isinstance(entries, int):
+            return jnp.arange(shape[1]) < entries
+        if len(entries) != shape[1]:
+            raise invalid("entries", tuple(entries), f"one boolean for each of the {shape[1]} frames is needed")
+        return jnp.asarray(entries, bool)
+
+    def drawn(state, key, shape):
+        draw_key, choice_key = jax.random.split(key)
+        t, drawn_weight = draw.draw(state, draw_key, shape)
+        chosen = expand(jax.random.uniform(choice_key, shape[:1]) < probability, t)
+        mask = pattern(shape)
+        mask = chosen & (mask if len(shape) < 2 else mask.reshape((1, -1) + (1,) * (len(shape) - 2)))
+        return jnp.where(mask, value, t), jnp.where(mask, weight, drawn_weight)
+
+    return TimestepDraw(draw.init, drawn, draw.update)
+
+
+def _axis1(shape):
+    if len(shape) < 2:
+        raise invalid(
+            "shape", tuple(shape), "times shared or ordered over frames need a shape [B, F]; set t_shape to 2"
+        )
+
+
+def independent(draw: TimestepDraw) -> TimestepDraw:
+    """Every frame has its own time (Chen et al. 2024, diffusion forcing): what draws do anyway, by name."""
+
+    def drawn(state, key, shape):
+        _axis1(shape)
+        return draw.draw(state, key, shape)
+
+    return TimestepDraw(draw.init, drawn, draw.update)
+
+
+def shared(draw: TimestepDraw) -> TimestepDraw:
+    """All frames of an example have one time."""
+
+    def drawn(state, key, shape):
+        _axis1(shape)
+        like = jax.ShapeDtypeStruct(tuple(shape), jnp.float32)
+        return tuple(jnp.broadcast_to(expand(x, like), shape) for x in draw.draw(state, key, tuple(shape)[:1]))
+
+    return TimestepDraw(draw.init, drawn, draw.update)
+
+
+def mixture(first: TimestepDraw, second: TimestepDraw, probability: Number = 0.5) -> TimestepDraw:
+    """Each example is drawn from `first` with this probability, else from `second`.
+
+    `mixture(independent(d), shared(d), 0.2)` is the probabilistic schedule of Liu et al. 2024 (FVDM). The state is the
+    pair of both, and both learn from every loss.
+    """
+    if not 0 <= probability <= 1:
+        raise invalid("probability", probability, "it must lie in [0, 1]")
+
+    def init():
+        return first.init(), second.init()
+
+    def drawn(state, key, shape):
+        first_key, second_key, choice_key = jax.random.split(key, 3)
+        chosen = jax.random.uniform(choice_key, tuple(shape)[:1]) < probability
+        pairs = zip(first.draw(state[0], first_key, shape), second.draw(state[1], second_key, shape), strict=True)
+        return tuple(jnp.where(expand(chosen, a), a, b) for a, b in pairs)
+
+    def update(state, t, loss):
+        return first.update(state[0], t, loss), second.update(state[1], t, loss)
+
+    return TimestepDraw(init, drawn, update)
+
+
+def monotone(draw: TimestepDraw) -> TimestepDraw:
+    """Frames in order of noise: the drawn times of an example sorted along axis 1, the first frame the cleanest.
+
+    Of independent uniform times that is the uniform distribution over non-decreasing sequences (compare Sun et al.
+    2025, AR-Diffusion). Weights move with their times.
+    """
+
+    def drawn(state, key, shape):
+        _axis1(shape)
+        t, weight = draw.draw(state, key, shape)
+        order = jnp.argsort(t, axis=1)
+        return jnp.take_along_axis(t, order, axis=1), jnp.take_along_axis(weight, order, axis=1)
+
+    return TimestepDraw(draw.init, drawn, draw.update)

@@ -1,0 +1,196 @@
+"""Grids: the times of a run as float32 `[S + 1]`, falling to 0, for `sample`.
+
+A grid begins at 1 unless its paper begins lower (`leading`, a given sigma_max). Discrete ones contain exactly the times
+`(k + 1) / T` of their indices, then 0. Grids are plain arrays: plans of vector timesteps are made by stacking or
+shifting them, and `shift` and `resolution_shift` map grid to grid. Values are computed once, in float64, on the host.
+"""
+
+import math
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from scipy import stats
+
+from diffusion_jax.errors import InvalidInput, invalid, unknown
+from diffusion_jax.processes.schedules import Number, check_positive
+from diffusion_jax.timesteps.mapping import noise_ratio, time_at_noise_ratio
+
+
+def _check_steps(steps: int, num_train_steps: int | None = None) -> None:
+    if steps < 1:
+        raise invalid("steps", steps, "a run needs at least 1 step")
+    if num_train_steps is not None and steps > num_train_steps:
+        raise invalid("steps", steps, f"a process with {num_train_steps} steps has no more than that")
+
+
+def from_indices(indices: Any, num_train_steps: int = 1000) -> Any:
+    """The grid through `t = (k + 1) / T` of falling indices k `[S]`, then 0."""
+    indices = np.asarray(indices)
+    if indices.ndim != 1 or indices.size < 1:
+        raise invalid("indices.shape", indices.shape, "a sequence of at least one index is needed")
+    if indices.min() < 0 or indices.max() >= num_train_steps:
+        raise InvalidInput(
+            f"indices span [{indices.min()}, {indices.max()}], but must lie in [0, {num_train_steps - 1}]."
+        )
+    return from_array(np.append((indices + 1) / num_train_steps, 0.0))
+
+
+def from_array(values: Any) -> Any:
+    """Any falling values in [0, 1] as a grid, `[S + 1, *t_shape]`."""
+    values = np.asarray(values, np.float64)
+    if values.ndim < 1 or values.shape[0] < 2:
+        raise invalid("values.shape", values.shape, "a grid needs at least two times along its first axis")
+    if not np.all((values >= 0) & (values <= 1)):
+        raise InvalidInput(f"values must lie in [0, 1]; they span [{values.min():g}, {values.max():g}].")
+    rises = np.argwhere(np.diff(values, axis=0) > 0)
+    if rises.size:
+        raise InvalidInput(f"values must not rise; entry {rises[0][0] + 1} is larger than entry {rises[0][0]}.")
+    return jnp.asarray(values, jnp.float32)
+
+
+def linspace(steps: int = 50, num_train_steps: int | None = None) -> Any:
+    """Equal steps from 1 to 0; with T = `num_train_steps`, S indices rounded from `linspace(T - 1, 0, S)`, then 0.
+
+    The discrete form is the `linspace` of Lin et al. 2024, table 2.
+    """
+    _check_steps(steps, num_train_steps)
+    if num_train_steps is None:
+        return from_array(np.linspace(1.0, 0.0, steps + 1))
+    return from_indices(np.linspace(0, num_train_steps - 1, steps).round()[::-1], num_train_steps)
+
+
+def leading(steps: int = 50, num_train_steps: int = 1000, steps_offset: int = 0) -> Any:
+    """Indices `i (T // S) + steps_offset`, largest first, then 0 (DDIM; Stable Diffusion has offset 1).
+
+    The first time is below 1: the start is not quite noise (Lin et al. 2024, table 2).
+    """
+    _check_steps(steps, num_train_steps)
+    indices = np.arange(steps)[::-1] * (num_train_steps // steps) + steps_offset
+    if steps_offset < 0 or indices[0] >= num_train_steps:
+        raise invalid("steps_offset", steps_offset, f"the indices must stay in [0, {num_train_steps - 1}]")
+    return from_indices(indices, num_train_steps)
+
+
+def trailing(steps: int = 50, num_train_steps: int | None = None) -> Any:
+    """Indices `round(T - i T / S) - 1`, the first is T - 1, then 0 (Lin et al. 2024, table 2); `linspace` without T."""
+    _check_steps(steps, num_train_steps)
+    if num_train_steps is None:
+        return linspace(steps)
+    return from_indices(np.round(num_train_steps - np.arange(steps) * (num_train_steps / steps)) - 1, num_train_steps)
+
+
+def quadratic(steps: int = 50, power: Number = 2.0) -> Any:
+    """`t = linspace(1, 0)^power`: shorter steps near the data (Song et al. 2021, DDIM, appendix D.2)."""
+    _check_steps(steps)
+    check_positive(power=power)
+    return from_array(np.linspace(1.0, 0.0, steps + 1) ** power)
+
+
+def beta_grid(steps: int = 50, alpha: Number = 0.6, beta: Number = 0.6) -> Any:
+    """Quantiles of Beta(alpha, beta) at equal steps: denser at both ends for values below 1 (Lee et al. 2024)."""
+    _check_steps(steps)
+    check_positive(alpha=alpha, beta=beta)
+    return from_array(stats.beta.ppf(np.linspace(1.0, 0.0, steps + 1), alpha, beta))
+
+
+def _sigma_ends(process, sigma_min, sigma_max):
+    """The noise ratios a grid spans, and whether it begins at t = 1."""
+    terminal = float(noise_ratio(process, 1.0))
+    from_one = sigma_max is None
+    if from_one:
+        sigma_max = min(terminal, 80.0)
+    if sigma_min is None:
+        # A discrete process knows nothing below its first index.
+        steps = getattr(getattr(process, "schedule", None), "num_steps", None)
+        sigma_min = min(max(0.002, float(noise_ratio(process, 1.0 / steps)) if steps else 0.0), sigma_max)
+    check_positive(sigma_min=sigma_min, sigma_max=sigma_max)
+    if sigma_min > sigma_max:
+        raise invalid("sigma_min", sigma_min, f"it must be at most sigma_max = {sigma_max:g}")
+    if sigma_max > terminal * (1 + 1e-5):
+        raise invalid("sigma_max", sigma_max, f"the process ends at sigma / alpha = {terminal:g}")
+    return float(sigma_min), float(sigma_max), from_one
+
+
+def _at_noise_ratios(process, sigmas, from_one):
+    times = np.asarray(time_at_noise_ratio(process, jnp.asarray(sigmas)), np.float64)
+    if from_one:
+        times[0] = 1.0
+    return from_array(np.append(np.minimum.accumulate(times), 0.0))
+
+
+def karras(
+    process: Any,
+    steps: int = 18,
+    rho: Number = 7.0,
+    sigma_min: Number | None = None,
+    sigma_max: Number | None = None,
+) -> Any:
+    """`(sigma / alpha)^(1 / rho)` in equal steps from sigma_max to sigma_min, then 0 (Karras et al. 2022, equation 5).
+
+    sigma_min: 0.002, or that of the first index of a discrete process if larger.
+    sigma_max: the process's own at t = 1, at most 80; the first time is then exactly 1.
+    """
+    _check_steps(steps)
+    check_positive(rho=rho)
+    sigma_min, sigma_max, from_one = _sigma_ends(process, sigma_min, sigma_max)
+    ramp = np.linspace(0.0, 1.0, steps)
+    sigmas = (sigma_max ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
+    return _at_noise_ratios(process, sigmas, from_one)
+
+
+def exponential(process: Any, steps: int = 18, sigma_min: Number | None = None, sigma_max: Number | None = None) -> Any:
+    """`log(sigma / alpha)` in equal steps, then 0; ends as for `karras`."""
+    _check_steps(steps)
+    sigma_min, sigma_max, from_one = _sigma_ends(process, sigma_min, sigma_max)
+    return _at_noise_ratios(process, np.geomspace(sigma_max, sigma_min, steps), from_one)
+
+
+def uniform_log_snr(
+    process: Any, steps: int = 20, log_snr_min: Number | None = None, log_snr_max: Number | None = None
+) -> Any:
+    """Equal steps of the log-SNR, then 0 (Lu et al. 2022, DPM-Solver): `exponential` with its ends as log-SNRs."""
+    return exponential(
+        process,
+        steps,
+        None if log_snr_max is None else math.exp(-0.5 * log_snr_max),
+        None if log_snr_min is None else math.exp(-0.5 * log_snr_min),
+    )
+
+
+def shift(grid: Any, shift: Number = 3.0) -> Any:
+    """`t -> s t / (1 + (s - 1) t)` with s = `shift`: more steps at high noise for s > 1 (Esser et al. 2024, SD3).
+
+    For `rectified_flow` it moves the log-SNR by `-2 log s`.
+    """
+    check_positive(shift=shift)
+    grid = np.asarray(grid, np.float64)
+    return from_array(shift * grid / (1.0 + (shift - 1.0) * grid))
+
+
+RESOLUTION_RULES = ("flux", "sqrt")
+
+
+def resolution_shift(
+    grid: Any,
+    tokens: int = 4096,
+    base_tokens: int = 256,
+    max_tokens: int = 4096,
+    base_shift: Number = 0.5,
+    max_shift: Number = 1.15,
+    rule: str = "flux",
+) -> Any:
+    """`shift` by an amount that grows with the number of tokens (latent patches) of the sample.
+
+    rule `flux`: `s = exp(mu)`, mu linear in the tokens through (base_tokens, base_shift) and (max_tokens, max_shift).
+    rule `sqrt`: `s = sqrt(tokens / base_tokens)` (Esser et al. 2024, equation 23); the other numbers are not used.
+    """
+    if rule not in RESOLUTION_RULES:
+        raise unknown("rule", rule, RESOLUTION_RULES)
+    check_positive(tokens=tokens, base_tokens=base_tokens)
+    if rule == "sqrt":
+        return shift(grid, math.sqrt(tokens / base_tokens))
+    if max_tokens <= base_tokens:
+        raise invalid("max_tokens", max_tokens, f"it must be larger than base_tokens = {base_tokens}")
+    mu = base_shift + (max_shift - base_shift) * (tokens - base_tokens) / (max_tokens - base_tokens)
+    return shift(grid, math.exp(mu))

@@ -1,0 +1,72 @@
+"""The one place that maps a time to an index, a bucket, a noise ratio or a window, and back.
+
+log-SNRs are the process's own (`process.log_snr`, `process.inverse_log_snr`); here are the derived units.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.processes.schedules import Number, as_time
+
+
+def _check_count(field: str, value: int) -> None:
+    if value < 1:
+        raise invalid(field, value, "it must be at least 1")
+
+
+def index_to_time(index: Any, num_steps: int) -> Any:
+    """`t = (k + 1) / T`, any shape."""
+    _check_count("num_steps", num_steps)
+    return (jnp.asarray(index) + 1) / num_steps
+
+
+def time_to_index(t: Any, num_steps: int) -> Any:
+    """The index whose time is nearest: `round(T t) - 1` in 0 .. T - 1, int32, any shape."""
+    _check_count("num_steps", num_steps)
+    return jnp.clip(jnp.round(as_time(t) * num_steps).astype(jnp.int32) - 1, 0, num_steps - 1)
+
+
+def bucket(t: Any, num_buckets: int) -> Any:
+    """Which of n equal parts of [0, 1] holds t: `[i / n, (i + 1) / n)`, the last closed; int32, any shape."""
+    _check_count("num_buckets", num_buckets)
+    return jnp.clip(jnp.floor(as_time(t) * num_buckets).astype(jnp.int32), 0, num_buckets - 1)
+
+
+def bucket_of(value: Any, edges: Any) -> Any:
+    """Which interval of the rising inner `edges [n - 1]` holds `value` (a time, a log-SNR, ...): 0 .. n - 1, int32."""
+    return jnp.searchsorted(jnp.asarray(edges), as_time(value), side="right").astype(jnp.int32)
+
+
+def bucket_center(index: Any, num_buckets: int) -> Any:
+    """The time in the middle of a bucket, any shape."""
+    _check_count("num_buckets", num_buckets)
+    return (jnp.asarray(index) + 0.5) / num_buckets
+
+
+def noise_ratio(process: Any, t: Any) -> Any:
+    """`sigma / alpha = exp(-log_snr / 2)`: the noise level of Karras et al. 2022, any shape."""
+    return jnp.exp(-0.5 * process.log_snr(t))
+
+
+def time_at_noise_ratio(process: Any, ratio: Any) -> Any:
+    """The t at which `sigma / alpha` is `ratio`, at most 1, any shape."""
+    if not hasattr(process, "inverse_log_snr"):
+        raise InvalidInput(
+            "process has no log-SNR of its own to invert; for joint data give the process of one entry instead."
+        )
+    return jnp.clip(process.inverse_log_snr(-2.0 * jnp.log(as_time(ratio))), 0.0, 1.0)
+
+
+def in_window(t: Any, low: Any, high: Any) -> Any:
+    """Whether `low <= t <= high`, any shape."""
+    t = as_time(t)
+    return (t >= low) & (t <= high)
+
+
+def log_snr_window(process: Any, low: Number, high: Number) -> tuple[Any, Any]:
+    """The window of t, `(t_low, t_high)`, in which the log-SNR lies between `low` and `high`."""
+    if low > high:
+        raise invalid("low", low, f"it must be at most high = {high}")
+    return process.inverse_log_snr(high), process.inverse_log_snr(low)
