@@ -1,0 +1,68 @@
+"""Denoisers: a network on its process, the exact denoiser of a Gaussian mixture, and transformations that map denoisers
+to denoisers (guidance, gradients, bounds, schedules of conditions, switches) and compose by nesting."""
+
+from diffusion_jax.denoisers.analytic import (
+    GaussianMixture,
+    Posterior,
+    analytic,
+    draw,
+    gaussian_mixture,
+    log_density,
+    posterior,
+    score,
+)
+from diffusion_jax.denoisers.base import denoiser, map_prediction
+from diffusion_jax.denoisers.branches import Branches, Rule, from_two_networks, in_one_batch, steered
+from diffusion_jax.denoisers.clipping import clipped, thresholded
+from diffusion_jax.denoisers.conditions import (
+    blended_condition,
+    condition_by_step,
+    dropped_condition,
+    null_condition,
+    scheduled_condition,
+    switched_condition,
+)
+from diffusion_jax.denoisers.gradient import classifier_guided, energy_guided
+from diffusion_jax.denoisers.guidance import autoguided, cfg_plus_plus, guided, linear_rule, projected_guided
+from diffusion_jax.denoisers.scales import cosine_scale, interval_scale, linear_scale, sample_scale
+from diffusion_jax.denoisers.switching import averaged, by_time, switched
+
+__all__ = [
+    "Branches",
+    "GaussianMixture",
+    "Posterior",
+    "Rule",
+    "analytic",
+    "autoguided",
+    "averaged",
+    "blended_condition",
+    "by_time",
+    "cfg_plus_plus",
+    "classifier_guided",
+    "clipped",
+    "condition_by_step",
+    "cosine_scale",
+    "denoiser",
+    "draw",
+    "dropped_condition",
+    "energy_guided",
+    "from_two_networks",
+    "gaussian_mixture",
+    "guided",
+    "in_one_batch",
+    "interval_scale",
+    "linear_rule",
+    "linear_scale",
+    "log_density",
+    "map_prediction",
+    "null_condition",
+    "posterior",
+    "projected_guided",
+    "sample_scale",
+    "scheduled_condition",
+    "score",
+    "steered",
+    "switched",
+    "switched_condition",
+    "thresholded",
+]

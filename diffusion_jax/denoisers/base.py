@@ -1,10 +1,17 @@
-"""From a network to a denoiser, and what every denoiser transformation is built from."""
+"""From a network to a denoiser, and what every denoiser transformation is built from.
+
+Here: lifting, changing an answer while the pair stays a pair, and taking a batch apart. Transformations have files of
+their own.
+"""
 
 from collections.abc import Callable
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 
-from diffusion_jax.time_axes import fill
+from diffusion_jax.errors import InvalidInput
+from diffusion_jax.time_axes import each, expand, fill
 from diffusion_jax.typing import Cost, Denoiser, Network, Prediction
 
 
@@ -34,3 +41,76 @@ def map_prediction(inner: Denoiser, function: Callable[..., Prediction]) -> Deno
         return function(prediction, x, step), carry
 
     return Denoiser(inner.init, apply, inner.process)
+
+
+def is_gaussian(process: Any) -> bool:
+    """Whether x_t = alpha x0 + sigma eps in `process` (a single one, or one member of a joint process)."""
+    return hasattr(process, "from_eps")
+
+
+def members(process: Any) -> dict:
+    """The processes of a joint process by name; a process of its own is the member ""."""
+    return getattr(process, "processes", {"": process})
+
+
+def need_gaussian(what: str, process: Any) -> None:
+    """Raises InvalidInput when `what` needs x_t = alpha x0 + sigma eps and `process` has no such pair."""
+    for member in members(process).values():
+        if not is_gaussian(member):
+            raise InvalidInput(
+                f"{what} needs Gaussian processes, whose noise can be scaled; {type(member).__name__} is discrete."
+            )
+
+
+def cost_like(cost: Cost) -> Cost:
+    """The cost as float32 arrays, so that two branches of a decision agree."""
+    return Cost(*(jnp.asarray(value, jnp.float32) for value in cost))
+
+
+def replace_x0(process: Any, prediction: Prediction, x0: Any, x: Any, t: Any) -> Prediction:
+    """The prediction with another clean half; the noise half follows from `x`, where the clean half changed at all.
+
+    Unchanged entries stay what they were bit for bit. Discrete modalities keep their prediction.
+    """
+
+    def pair(x, process, old_x0, old_eps, x0, t):
+        if not is_gaussian(process):
+            return old_x0, old_eps
+        eps = process.from_x0(x0, x, t).eps
+        return x0, jnp.where(x0 == old_x0, old_eps, eps)
+
+    processes = getattr(process, "processes", process)
+    return with_pair(prediction, each(pair, x, processes, prediction.x0, prediction.eps, x0, t))
+
+
+def tilt(process: Any, prediction: Prediction, gradient: Any, t: Any) -> Prediction:
+    """Adds `gradient` to the score: `eps - sigma g`, `x0 + sigma^2 / alpha g`; `x_t = alpha x0 + sigma eps` stays true.
+
+    At alpha = 0 (nothing of the data is left in x_t) the pair is returned as it is.
+    """
+
+    def pair(x0, process, eps, gradient, t):
+        alpha, sigma = expand(process.alpha(t), x0), expand(process.sigma(t), x0)
+        shift = sigma * gradient * (alpha != 0)
+        return x0 + sigma / jnp.where(alpha == 0, 1.0, alpha) * shift, eps - shift
+
+    processes = getattr(process, "processes", process)
+    return with_pair(prediction, each(pair, prediction.x0, processes, prediction.eps, gradient, t))
+
+
+def with_pair(prediction: Prediction, pair: Any) -> Prediction:
+    """The prediction with a pair `(x0, eps)`, or a dict of pairs, as `each` returns them."""
+    if isinstance(pair, dict):
+        x0, eps = ({name: value[half] for name, value in pair.items()} for half in (0, 1))
+        return prediction._replace(x0=x0, eps=eps)
+    return prediction._replace(x0=pair[0], eps=pair[1])
+
+
+def batch_size(x: Any) -> int:
+    """B."""
+    return jax.tree.leaves(x)[0].shape[0]
+
+
+def per_sample(values: Any) -> Any:
+    """Sums everything but the batch, over all modalities: `[B, ...]` to `[B]`."""
+    return sum(leaf.reshape(leaf.shape[0], -1).sum(-1) for leaf in jax.tree.leaves(values))
