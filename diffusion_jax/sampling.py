@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int, Key
 
 from diffusion_jax import randomness
@@ -49,11 +50,13 @@ def check_grid(grid: Any, *, rising: bool = False) -> None:
             raise invalid(f"{name}.shape", jnp.shape(values), "a grid needs at least two times along its first axis")
         if isinstance(values, jax.core.Tracer):
             continue
-        if not bool(jnp.all((values >= 0) & (values <= 1))):
-            raise InvalidInput(f"{name} must lie in [0, 1]; it spans [{jnp.min(values):g}, {jnp.max(values):g}].")
-        steps = jnp.diff(jnp.asarray(values), axis=0) * (1 if rising else -1)
-        if not bool(jnp.all(steps >= 0)):
-            entry = int(jnp.argmax(jnp.any((steps < 0).reshape(steps.shape[0], -1), axis=1)))
+        # NumPy, for a known grid may be inspected while something else is being traced.
+        values = np.asarray(values)
+        if not bool(np.all((values >= 0) & (values <= 1))):
+            raise InvalidInput(f"{name} must lie in [0, 1]; it spans [{np.min(values):g}, {np.max(values):g}].")
+        steps = np.diff(values, axis=0) * (1 if rising else -1)
+        if not bool(np.all(steps >= 0)):
+            entry = int(np.argmax(np.any((steps < 0).reshape(steps.shape[0], -1), axis=1)))
             turn = "smaller" if rising else "larger"
             way = "rise from 0 to 1" if rising else "decrease from 1 to 0"
             raise InvalidInput(f"{name} must {way}; entry {entry + 1} is {turn} than entry {entry}.")
