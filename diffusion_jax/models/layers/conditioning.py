@@ -48,6 +48,7 @@ class ConditionEncoder(nn.Module):
     num_classes: number of labels, 0 for none; label `num_classes` is the null class.
     pooled, context: whether `cond` has these entries.
     vocab_size: of the text's tokens, 0 for no text. text_depth, text_heads: size of its encoder.
+    time_features: number of sinusoids of the time.
     """
 
     width: int
@@ -58,6 +59,7 @@ class ConditionEncoder(nn.Module):
     text_depth: int = 2
     text_heads: int = 4
     dtype: Any = jnp.float32
+    time_features: int = 256
 
     @property
     def taken(self) -> tuple[str, ...]:
@@ -96,7 +98,7 @@ class ConditionEncoder(nn.Module):
             vectors.append(nn.Dense(self.width, name="text_pooled")(mean))
             sequences.append((text, mask))
 
-        vector = TimeEmbedding(self.width, name="time")(t)
+        vector = TimeEmbedding(self.width, self.time_features, name="time")(t)
         for other in vectors:
             vector = vector + other.reshape(batch, *(1,) * (t.ndim - 1), self.width)
         vector = vector.astype(self.dtype)

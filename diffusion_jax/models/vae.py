@@ -1,0 +1,244 @@
+"""The convolutional KL autoencoder that latent diffusion models work in (Rombach et al. 2022, appendix G).
+
+The encoder turns images `[B, H, W, C]` into a diagonal Gaussian over latents `[B, H/f, W/f, Z]`, f = 2^(levels - 1);
+the decoder turns latents into images. Diffusion wants latents of unit variance, so what `Autoencoder.encode` returns
+and `decode` takes is `(z - shift_factor) * scaling_factor`. The loss that trains it is `objectives.vae_loss`.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax import randomness
+from diffusion_jax.errors import invalid, unknown
+from diffusion_jax.models.layers.branches import REMAT, Side
+from diffusion_jax.models.layers.convolution import (
+    Downsample,
+    ResidualBranch,
+    Upsample,
+    check_images,
+    conv,
+    residual_block,
+)
+from diffusion_jax.models.layers.norms import GroupNorm
+from diffusion_jax.models.layers.spatial import SpatialAttention
+from diffusion_jax.models.network import check_dtype
+from diffusion_jax.typing import Keys
+
+
+class GaussianPosterior(NamedTuple):
+    """A diagonal Gaussian over latents; mean and logvar are `[B, h, w, Z]`, float32."""
+
+    mean: Any
+    logvar: Any
+
+    def sample(self, key: Keys):
+        """`mean + exp(logvar / 2) eps`; with one key per sample, samples do not depend on their neighbours."""
+        return self.mean + jnp.exp(0.5 * self.logvar) * randomness.normal(key, self.mean.shape)
+
+    def kl(self):
+        """KL(N(mean, exp(logvar)) || N(0, I)) per sample, `[B]`, in nats (Kingma & Welling 2014, appendix B)."""
+        terms = jnp.square(self.mean) + jnp.exp(self.logvar) - 1.0 - self.logvar
+        return 0.5 * terms.sum(tuple(range(1, terms.ndim)))
+
+
+class Coder(nn.Module):
+    """What encoder and decoder share; the fields are those of `KLVAE`, and `features` the channels that come out."""
+
+    features: int
+    channels: int
+    multipliers: tuple[int, ...]
+    num_residual: int
+    attention: bool
+    groups: int
+    remat: str
+    dtype: Any
+
+    def block(self, h, features: int, name: str):
+        make = partial(ResidualBranch, groups=self.groups, eps=1e-6, zero_init=False, dtype=self.dtype)
+        return residual_block(make, features, remat=self.remat, dtype=self.dtype, name=name)(h, None, Side())
+
+    def middle(self, h):
+        h = self.block(h, h.shape[-1], "mid_0")
+        if self.attention:
+            h = h + SpatialAttention(1, self.groups, dtype=self.dtype, name="attention")(h, None, Side())
+        return self.block(h, h.shape[-1], "mid_1")
+
+    def finish(self, h):
+        h = jax.nn.silu(GroupNorm(self.groups, dtype=self.dtype, name="norm_out")(h))
+        return conv(self.features, dtype=self.dtype, name="conv_out")(h)
+
+
+class Encoder(Coder):
+    """`[B, H, W, C]` to `[B, H/f, W/f, features]`."""
+
+    @nn.compact
+    def __call__(self, x):
+        h = conv(self.channels * self.multipliers[0], dtype=self.dtype, name="conv_in")(x.astype(self.dtype))
+        for level, multiplier in enumerate(self.multipliers):
+            for index in range(self.num_residual):
+                h = self.block(h, self.channels * multiplier, f"level_{level}_{index}")
+            if level < len(self.multipliers) - 1:
+                h = Downsample(h.shape[-1], (0, 1), self.dtype, name=f"level_{level}_down")(h)
+        return self.finish(self.middle(h))
+
+
+class Decoder(Coder):
+    """`[B, h, w, Z]` to `[B, f h, f w, features]`."""
+
+    @nn.compact
+    def __call__(self, z):
+        h = conv(self.channels * self.multipliers[-1], dtype=self.dtype, name="conv_in")(z.astype(self.dtype))
+        h = self.middle(h)
+        for level, multiplier in reversed(list(enumerate(self.multipliers))):
+            for index in range(self.num_residual + 1):
+                h = self.block(h, self.channels * multiplier, f"level_{level}_{index}")
+            if level > 0:
+                h = Upsample(h.shape[-1], self.dtype, name=f"level_{level}_up")(h)
+        return self.finish(h)
+
+
+class KLVAE(nn.Module):
+    """Encoder and decoder; `kl_vae` makes pure functions of them. The defaults are KL-f8 of latent diffusion.
+
+    channels, multipliers: level l has `channels * multipliers[l]` features; every level but the last halves the size.
+    num_residual: residual blocks per level of the encoder; the decoder has one more.
+    latent_channels: Z. data_channels: of the images, and of their reconstructions.
+    attention: whether the middle attends over pixels (one head).
+    quant_conv: whether a 1 x 1 convolution stands on either side of the latents (latent diffusion has them, FLUX not).
+    groups: of the group norms. remat: a key of `REMAT`, applied to each residual block.
+    scaling_factor, shift_factor: see the module's docstring; 0.18215 and 0 in Stable Diffusion 1.
+    dtype: compute dtype; parameters, mean, logvar and reconstructions are float32.
+    """
+
+    channels: int = 128
+    multipliers: tuple[int, ...] = (1, 2, 4, 4)
+    num_residual: int = 2
+    latent_channels: int = 4
+    data_channels: int = 3
+    attention: bool = True
+    quant_conv: bool = True
+    groups: int = 32
+    remat: str = "none"
+    scaling_factor: float = 1.0
+    shift_factor: float = 0.0
+    dtype: str = "float32"
+
+    def setup(self):
+        dtype = jnp.dtype(self.dtype)
+        fields = {
+            "channels": self.channels,
+            "multipliers": self.multipliers,
+            "num_residual": self.num_residual,
+            "attention": self.attention,
+            "groups": self.groups,
+            "remat": self.remat,
+            "dtype": dtype,
+        }
+        self.encoder = Encoder(2 * self.latent_channels, **fields)
+        self.decoder = Decoder(self.data_channels, **fields)
+        if self.quant_conv:
+            self.to_moments = conv(2 * self.latent_channels, 1, dtype=dtype)
+            self.from_latents = conv(self.latent_channels, 1, dtype=dtype)
+
+    def posterior(self, x) -> GaussianPosterior:
+        """The Gaussian over (unscaled) latents; logvar is kept within [-30, 20]."""
+        check_images(x.shape, len(self.multipliers) - 1, "x")
+        if x.shape[-1] != self.data_channels:
+            raise invalid("x.shape", x.shape, f"the autoencoder was made for data_channels={self.data_channels}")
+        moments = self.encoder(x)
+        if self.quant_conv:
+            moments = self.to_moments(moments)
+        mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
+        return GaussianPosterior(mean, jnp.clip(logvar, -30.0, 20.0))
+
+    def reconstruct(self, z):
+        """The image of unscaled latents `z`."""
+        if z.ndim != 4 or z.shape[-1] != self.latent_channels:
+            expected = f"latents [B, h, w, {self.latent_channels}] are needed"
+            raise invalid("z.shape", z.shape, expected)
+        if self.quant_conv:
+            z = self.from_latents(z.astype(self.dtype))
+        return self.decoder(z).astype(jnp.float32)
+
+    def __call__(self, x):
+        posterior = self.posterior(x)
+        return self.reconstruct(posterior.mean), posterior
+
+
+class Autoencoder(NamedTuple):
+    """An autoencoder as pure functions; `module` is the linen module behind them, for interception.
+
+    init:      (key, x) -> params
+    posterior: (params, x) -> GaussianPosterior      over latents as the network has them
+    scale:     (z) -> (z - shift_factor) * scaling_factor, latents as a diffusion model sees them
+    encode:    (params, x, key=None) -> scaled latents: a sample of the posterior, its mean when there is no key
+    decode:    (params, latents) -> x                undoes the scaling first
+    """
+
+    init: Callable[..., Any]
+    posterior: Callable[..., GaussianPosterior]
+    scale: Callable[..., Any]
+    encode: Callable[..., Any]
+    decode: Callable[..., Any]
+    module: Any = None
+
+
+PRESETS = {
+    "kl_f8": {"scaling_factor": 0.18215},
+    "kl_f4": {"multipliers": (1, 2, 4), "latent_channels": 3, "scaling_factor": 0.18215},
+    "small": {"channels": 32, "multipliers": (1, 2), "num_residual": 1, "attention": False},
+}
+"""Fields of `KLVAE`. `kl_f8` is Stable Diffusion 1's; `small` (f = 2) is for the embedded data."""
+
+
+def kl_vae(preset: str = "kl_f8", **fields) -> Autoencoder:
+    """A KL autoencoder: a preset of `PRESETS`, and any fields of `KLVAE` that differ from it.
+
+    Raises InvalidInput for a preset, field or value that does not exist.
+    """
+    if preset not in PRESETS:
+        raise unknown("preset", preset, PRESETS)
+    known = [name for name in KLVAE.__dataclass_fields__ if name not in ("parent", "name")]
+    for name in fields:
+        if name not in known:
+            raise unknown("field of kl_vae", name, known)
+    module = KLVAE(**{**PRESETS[preset], **fields})
+    for name in ("channels", "num_residual", "latent_channels", "data_channels", "groups"):
+        if getattr(module, name) < 1:
+            raise invalid(name, getattr(module, name), "it must be a positive integer")
+    if not module.multipliers or min(module.multipliers) < 1:
+        raise invalid("multipliers", module.multipliers, "one positive integer per level is needed")
+    if not module.scaling_factor > 0:
+        raise invalid("scaling_factor", module.scaling_factor, "it must be positive")
+    if module.remat not in REMAT:
+        raise unknown("remat", module.remat, REMAT)
+    check_dtype(module.dtype)
+    return autoencoder(module)
+
+
+def autoencoder(module: KLVAE) -> Autoencoder:
+    """The pure functions of the module; `init` compiles as one program."""
+
+    def init(key, x):
+        return jax.jit(lambda *inputs: module.init(*inputs)["params"])(key, x)
+
+    def posterior(params, x):
+        return module.apply({"params": params}, x, method="posterior")
+
+    def scale(z):
+        return (z - module.shift_factor) * module.scaling_factor
+
+    def encode(params, x, key=None):
+        latents = posterior(params, x)
+        return scale(latents.mean if key is None else latents.sample(key))
+
+    def decode(params, latents):
+        z = latents / module.scaling_factor + module.shift_factor
+        return module.apply({"params": params}, z, method="reconstruct")
+
+    return Autoencoder(init, posterior, scale, encode, decode, module)
