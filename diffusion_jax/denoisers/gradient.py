@@ -8,7 +8,7 @@ which keeps `x_t = alpha x0 + sigma eps`. Samples are differentiated together by
 them. A step at which the scale is 0 for the whole batch takes no gradient.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -21,9 +21,7 @@ from diffusion_jax.time_axes import expand
 from diffusion_jax.typing import Cost, Denoiser
 
 
-def classifier_guided(
-    denoiser: Denoiser, log_prob: Callable[..., Any], scale: Scale = 1.0, *, compute: Number = 0.0
-) -> Denoiser:
+def classifier_guided(denoiser: Denoiser, log_prob: Any, scale: Scale = 1.0, *, compute: Number = 0.0) -> Denoiser:
     """Equation (1) with `g = scale grad_x log p(y | x_t, t)` (Dhariwal & Nichol 2021, algorithm 2).
 
     log_prob: `(params, x_t, t, cond) -> [B]`, trained on noisy data. The parameters of the run are
@@ -59,9 +57,7 @@ def classifier_guided(
     return Denoiser(init, apply, denoiser.process)
 
 
-def energy_guided(
-    denoiser: Denoiser, energy: Callable[..., Any], scale: Scale = 1.0, *, through: bool = True
-) -> Denoiser:
+def energy_guided(denoiser: Denoiser, energy: Any, scale: Scale = 1.0, *, through: bool = True) -> Denoiser:
     """Equation (1) with `g = -scale grad_x E`, for an energy E of the denoiser's answer.
 
     energy: `(prediction, t, cond) -> [B]`; it may look at `prediction.x0` and at `prediction.extras`. With
