@@ -89,12 +89,13 @@ def objective(
         x_t, noise = process.corrupt(noise_key, x0, t)
         cond = drop_condition(drop_key, batch.get("cond"), null, cond_dropout)
         output, _ = network.apply(
-            params, process.network_input(x_t, t), process.network_time(t), cond, train=train, key=network_key[0]
+            params, process.network_input(x_t, t), process.network_time(t), cond, train=train, key=network_key
         )
 
         def losses(x0, process, output, noise, x_t, t, draw_weight):
-            weighted, name, plain = entry(process, output, x0, noise, x_t, t)
-            return per_example(expand(draw_weight, weighted) * weighted), per_example(weighted), name, plain
+            weighted, name, plain, share = entry(process, output, x0, noise, x_t, t)
+            shown = jnp.mean(plain) / jnp.maximum(jnp.mean(share), jnp.finfo(jnp.float32).tiny)
+            return per_example(expand(draw_weight, weighted) * weighted), per_example(weighted), name, shown
 
         processes = getattr(process, "processes", process)
         results = each(losses, x0, processes, output, noise, x_t, t, batch["t_weight"])
@@ -104,9 +105,7 @@ def objective(
         recorded = {name: value[1] for name, value in entries.items()}
         weighted = sum(recorded.values())
         state = updated(draw, state, batch["t"], recorded if isinstance(draw, Mapping) else weighted)
-        metrics = {
-            f"{kind}/{name}" if joint else kind: jnp.mean(plain) for name, (_, _, kind, plain) in entries.items()
-        }
+        metrics = {f"{kind}/{name}" if joint else kind: shown for name, (_, _, kind, shown) in entries.items()}
         return total, Aux(state, metrics, {"loss": weighted, "t": batch["t"]})
 
     return Objective(init, loss, prepare)

@@ -1,7 +1,7 @@
 """The loss of one modality at drawn times, unreduced: regression for Gaussian processes, likelihood for discrete ones.
 
-An entry loss is `(process, output, x0, noise, x_t, t) -> (weighted, name, plain)`: `weighted` has the data's shape and
-is averaged over it; `plain [B]` is reported under `name`. Draws, keys and conditions are in `denoising`.
+An entry loss is `(process, output, x0, noise, x_t, t) -> (weighted, name, plain, share)`: `weighted` has the data's shape
+and is averaged over it; the batch's `mean(plain [B]) / mean(share [B])` is reported under `name`. Draws, keys and conditions are in `denoising`.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.time_axes import expand
 
-EntryLoss = Callable[..., tuple[Any, str, Any]]
+EntryLoss = Callable[..., tuple[Any, str, Any, Any]]
 
 TOKEN_WEIGHTINGS = ("nelbo", "cross_entropy")
 """`nelbo`: the negative ELBO in nats per token. `cross_entropy`: the mean over lost tokens (Chang et al. 2022)."""
@@ -32,7 +32,8 @@ def regression(weight: Callable[[Any, Any], Any] | None = None) -> EntryLoss:
             raise invalid("the network's output shape", output.shape, f"the target has shape {target.shape}")
         square = jnp.square(output.astype(jnp.float32) - target.astype(jnp.float32))
         weighted = square if weight is None else expand(weight(process, t), square) * square
-        return weighted, "mse", per_example(square)
+        plain = per_example(square)
+        return weighted, "mse", plain, jnp.ones_like(plain)
 
     return entry
 
@@ -51,15 +52,16 @@ def tokens(weighting: str = "nelbo") -> EntryLoss:
         cost = -process.log_prob(process.predict(output, x_t, t), x0)
         absorbing = hasattr(process, "is_masked")
         lost = process.is_masked(x_t) if absorbing else jnp.ones(cost.shape, bool)
-        share = jnp.maximum(per_example(lost.astype(jnp.float32)), 1.0 / lost[0].size)
+        share = per_example(lost.astype(jnp.float32))
         cost = jnp.where(lost, cost, 0.0)
-        plain = per_example(cost) / share
+        report = ("cross_entropy", per_example(cost), share)
         if weighting == "cross_entropy":
-            return cost / expand(share, cost), "cross_entropy", plain
+            # An example that lost nothing has no loss.
+            return cost / expand(jnp.where(share > 0, share, 1.0), cost), *report
         if not absorbing:
             raise InvalidInput(
                 "weighting 'nelbo' needs an absorbing process; use weighting='cross_entropy' for others."
             )
-        return expand(process.nelbo_weight(t), cost) * cost, "cross_entropy", plain
+        return expand(process.nelbo_weight(t), cost) * cost, *report
 
     return entry
