@@ -26,16 +26,32 @@ PLAIN = (bool, int, float, str, tuple, list, dict, type(None))
 
 
 def constructor(name: str) -> Callable[..., Any]:
-    """The public object `diffusion_jax.<name>`, e.g. `"solvers.ddim"`."""
-    room, _, attribute = str(name).rpartition(".")
-    rooms = sorted(p.parent.name for p in Path(__file__).parent.glob("*/__init__.py"))
+    """The public object `diffusion_jax.<name>`: `"solvers.ddim"`, or one file deeper, `"training.ema.power"`."""
+    path, _, attribute = str(name).rpartition(".")
+    root = Path(__file__).parent
+    rooms = sorted(p.parent.name for p in root.glob("*/__init__.py"))
+    room, _, file = path.partition(".")
     if room not in rooms:
         raise unknown(f"the room of call {name!r}", room, rooms)
     module = importlib.import_module(f"diffusion_jax.{room}")
-    public = getattr(module, "__all__", [])
+    if file:
+        files = sorted(p.stem for p in (root / room).glob("*.py") if p.stem != "__init__")
+        if file not in files:
+            raise unknown(f"the file of call {name!r}", file, files)
+        module = importlib.import_module(f"diffusion_jax.{path}")
+    public = getattr(module, "__all__", None) or _own_functions(module)
     if attribute not in public:
         raise unknown(f"call {name!r}", attribute, public)
     return getattr(module, attribute)
+
+
+def _own_functions(module: Any) -> list[str]:
+    """The public functions and classes that a file defines itself."""
+    return [
+        name
+        for name, value in vars(module).items()
+        if callable(value) and not name.startswith("_") and getattr(value, "__module__", None) == module.__name__
+    ]
 
 
 def call(name: str, /, **arguments: Any) -> ConfigDict:
@@ -52,6 +68,9 @@ def call(name: str, /, **arguments: Any) -> ConfigDict:
             entry[key] = arguments[key]
         elif default is not inspect.Parameter.empty and isinstance(default, PLAIN) and key not in ("parent", "name"):
             entry[key] = default
+    for key, value in arguments.items():
+        if key not in parameters:
+            entry[key] = value
     return entry
 
 
@@ -94,6 +113,12 @@ def _check_names(name: str, arguments: Mapping[str, Any], parameters: Mapping[st
     for key in arguments:
         if key not in parameters:
             raise unknown(f"an argument of {name}", key, (p for p in parameters if p not in ("parent", "name")))
+
+
+def _takes(name: str, key: str) -> bool:
+    """Whether the constructor takes an argument that its entry may have left out."""
+    parameters = inspect.signature(constructor(name)).parameters
+    return key in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
 def _check_type(field: str, value: Any, parameter: inspect.Parameter | None) -> None:
@@ -148,6 +173,8 @@ def override(config: ConfigDict, assignments: Sequence[str]) -> ConfigDict:
         for depth, key in enumerate([*parents, last]):
             if not isinstance(node, ConfigDict):
                 raise invalid("--config." + path, text, f"{'.'.join(parents[:depth])} has no fields of its own")
+            if depth == len(parents) and "call" in node and _takes(node["call"], key):
+                node[key] = node.get(key)
             if key not in node:
                 where = ".".join(["config", *parents[:depth]])
                 raise unknown(f"a field of {where}", key, node.keys())

@@ -5,6 +5,7 @@ can name it (`data.digits`). Nothing named here needs the network, except prepar
 """
 
 from diffusion_jax.data import scenes
+from diffusion_jax.data.conditions import Conditions, conditions_of, cycled_labels
 from diffusion_jax.data.digits import digits
 from diffusion_jax.data.faces import faces
 from diffusion_jax.data.files import (
@@ -30,6 +31,7 @@ __all__ = [
     "TOYS",
     "ArraySource",
     "Batches",
+    "Conditions",
     "Mixture",
     "Source",
     "Tokenizer",
@@ -38,6 +40,8 @@ __all__ = [
     "bpe_tokenizer",
     "byte_tokenizer",
     "check_finite",
+    "conditions_of",
+    "cycled_labels",
     "digits",
     "faces",
     "flip",

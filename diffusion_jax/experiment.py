@@ -1,0 +1,116 @@
+"""From a config to the objects that a run needs: the one place where the command lines, notebooks and recipes agree.
+
+A config has these entries; all of them are constructor calls (`config.call`) unless said otherwise:
+
+    seed          a number
+    data          the source to train on; `held_out` the one to validate and measure against
+    model         a network; `process` the noise, `objective` the loss, `optimizer`
+    mesh          how devices are laid out
+    train         plain numbers: steps, batch_size and whatever else `training.train` takes
+    ema           a group of averages of the parameters, each a constructor call
+    sampling      a group: solver, grid, transformations (a group, applied in its order), condition, batch_size, ema
+    metrics       a group of what `evaluate` measures
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from diffusion_jax import data, denoisers
+from diffusion_jax.config import build
+from diffusion_jax.errors import InvalidInput
+from diffusion_jax.sampling import make_sampler
+from diffusion_jax.typing import Denoiser, Network, Objective, Solver
+
+ENTRIES = ("seed", "data", "held_out", "model", "process", "objective", "optimizer", "mesh", "train", "ema", "sampling")
+
+
+class Experiment(NamedTuple):
+    """What `config` describes, made.
+
+    shape: the shape of one example's x0 (a dict of shapes for joint data).
+    objective: the training loss; `validation` is the same without dropout of the condition.
+    """
+
+    config: ConfigDict
+    source: Any
+    held_out: Any
+    network: Network
+    process: Any
+    objective: Objective
+    validation: Objective
+    optimizer: Any
+    mesh: Any
+    shape: Any
+
+    def init_params(self, key) -> Any:
+        """Fresh parameters of the network."""
+        example = self.example()
+        x, cond = example["x0"], example.get("cond")
+        t = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[:1]), x)
+        return self.network.init(key, x, t, cond)
+
+    def example(self, batch_size: int = 1) -> Any:
+        """A batch of the data's first examples, as NumPy arrays."""
+        examples = [self.source[i % len(self.source)] for i in range(batch_size)]
+        batch = jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *examples)
+        return {**batch, "index": np.arange(batch_size, dtype=np.int32)}
+
+
+def prepare(config: ConfigDict) -> Experiment:
+    """Makes everything that training and sampling share. Raises InvalidInput for an incomplete config."""
+    for name in ENTRIES:
+        if name not in config:
+            raise InvalidInput(f"The config has no entry {name!r}; it needs {', '.join(ENTRIES)}.")
+    mesh = build(config.mesh)
+    source = build(config.data)
+    held_out = build(config.held_out)
+    network = build(config.model)
+    process = build(config.process)
+    objective = build(config.objective, network=network, process=process)
+    plain = ConfigDict({**config.objective.to_dict(), "cond_dropout": 0.0, "train": False})
+    validation = build(plain, network=network, process=process)
+    optimizer = build(config.optimizer)
+    shape = jax.tree.map(np.shape, source[0]["x0"])
+    return Experiment(config, source, held_out, network, process, objective, validation, optimizer, mesh, shape)
+
+
+class Sampling(NamedTuple):
+    """How an experiment draws samples."""
+
+    denoiser: Denoiser
+    solver: Solver
+    grid: Any
+    conditions: data.Conditions | None
+
+
+def prepare_sampling(experiment: Experiment) -> Sampling:
+    """The denoiser with its transformations, the solver and the grid of `config.sampling`."""
+    group = experiment.config.sampling
+    context = {"process": experiment.process}
+    denoiser = denoisers.denoiser(experiment.network, experiment.process)
+    for name in group.transformations:
+        denoiser = build(group.transformations[name], denoiser=denoiser, **context)
+    conditions = build(group.condition) if group.condition else None
+    return Sampling(denoiser, build(group.solver, **context), jnp.asarray(build(group.grid, **context)), conditions)
+
+
+def batch_shape(experiment: Experiment, batch_size: int) -> Any:
+    """The shape of a batch of samples."""
+    if isinstance(experiment.shape, dict):
+        return {name: (batch_size, *shape) for name, shape in experiment.shape.items()}
+    return (batch_size, *experiment.shape)
+
+
+def compiled_sampler(experiment: Experiment, sampling: Sampling, batch_size: int, save_every: int | None = None):
+    """`make_sampler` for batches of `batch_size` over the experiment's mesh."""
+    return make_sampler(
+        sampling.denoiser,
+        sampling.solver,
+        shape=batch_shape(experiment, batch_size),
+        mesh=experiment.mesh,
+        save_every=save_every,
+    )

@@ -1,0 +1,121 @@
+"""`python -m diffusion_jax.train`: trains what a config describes, and goes on where it stopped."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from diffusion_jax import data, distributed, objectives, pictures, training
+from diffusion_jax.command import cache_compilations, parse_config, run_command
+from diffusion_jax.config import build
+from diffusion_jax.experiment import Experiment, Sampling, compiled_sampler, prepare, prepare_sampling
+
+OF_THE_LOOP = ("steps", "accumulate", "clip_norm", "log_every", "checkpoint_every", "keep", "snapshot_every", "max_skipped")
+
+
+def validation(experiment: Experiment, every: int) -> training.Callback:
+    """Logs the held-out loss at eight equidistant times, with the averaged parameters."""
+    count = min(len(experiment.held_out), experiment.config.train.validation_examples)
+    evaluate = jax.jit(objectives.validation_loss(experiment.validation))
+    examples = [experiment.held_out[i] for i in range(count)]
+    batch = jax.tree.map(lambda *leaves: np.stack(leaves), *examples) | {"index": np.arange(count, dtype=np.int32)}
+    name = experiment.config.sampling.ema
+
+    def function(state: training.TrainState, writer: Any) -> dict[str, Any]:
+        params = state.ema[name] if name else state.params
+        metrics = evaluate(params, state.objective_state, batch, jax.random.key(0))
+        return {f"validation/{key}": value for key, value in metrics.items()}
+
+    return training.Callback(every, function, at_end=True)
+
+
+def sample_pictures(experiment: Experiment, sampling: Sampling, every: int) -> training.Callback:
+    """Draws a batch of samples with the averaged parameters and writes them as a picture."""
+    group = experiment.config.sampling
+    count = int(np.prod([group.picture_columns] * 2))
+    # The batch must divide over the mesh.
+    count = -(-count // experiment.mesh.size) * experiment.mesh.size
+    sampler = compiled_sampler(experiment, sampling, count)
+    cond = sampling.conditions(np.arange(count)) if sampling.conditions else None
+
+    def function(state: training.TrainState, writer: Any) -> None:
+        params = state.ema[group.ema] if group.ema else state.params
+        x = np.asarray(sampler(jax.random.key(experiment.config.seed), params, sampling.grid, cond).x)
+        writer.image(int(state.step), "samples", pictures.grid(x, group.picture_columns, zoom=group.picture_zoom))
+
+    return training.Callback(every, function)
+
+
+def run(experiment: Experiment, workdir: Path | str | None, progress: bool = True) -> training.TrainState:
+    """Trains `experiment` in `workdir`, resuming what is there; returns the last state."""
+    config = experiment.config
+    group = config.train
+    batches = data.pipeline(
+        experiment.source, group.batch_size, seed=config.seed, transforms=tuple(build(t) for t in group.transforms)
+    )
+    callbacks = []
+    if group.validate_every:
+        callbacks.append(validation(experiment, group.validate_every))
+    if group.sample_every:
+        callbacks.append(sample_pictures(experiment, prepare_sampling(experiment), group.sample_every))
+    return training.train(
+        experiment.objective,
+        experiment.optimizer,
+        batches,
+        init_params=experiment.init_params,
+        workdir=None if workdir is None else str(workdir),
+        seed=config.seed,
+        ema={name: build(track) for name, track in config.ema.items()},
+        mesh=experiment.mesh,
+        callbacks=callbacks,
+        config=config.to_dict(),
+        progress=progress,
+        **{name: group[name] for name in OF_THE_LOOP},
+    )
+
+
+def loss_picture(workdir: Path) -> None:
+    """Draws the training and the validation loss of `metrics.jsonl` into `loss.png`."""
+    records = training.logging.read_log(workdir / "metrics.jsonl")
+    curves = {}
+    for name, field in (("training", "loss"), ("validation (8 times)", "validation/loss")):
+        points = [(r["step"], r[field]) for r in records if isinstance(r.get(field), float)]
+        if points:
+            curves[name] = tuple(zip(*points))
+    if curves:
+        pictures.save_curves(workdir / "loss.png", curves, x_label="step", y_label="loss")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m diffusion_jax.train",
+        description=__doc__,
+        epilog="example: python -m diffusion_jax.train --config=configs/digits_dit.py --config.train.steps=500 "
+        "--workdir=out/digits. Started again with the same --workdir, it resumes; SIGTERM saves and leaves.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--workdir", type=Path, required=True, help="checkpoints, logs and pictures go there")
+    parser.add_argument("--no-progress", action="store_true", help="no progress bar")
+    arguments, config = parse_config(parser, argv)
+    distributed.initialize()
+    cache_compilations()
+    experiment = prepare(config)
+    try:
+        state = run(experiment, arguments.workdir, progress=not arguments.no_progress)
+    except training.Diverged as error:
+        raise SystemExit(f"error: {error}") from None
+    if jax.process_index() == 0:
+        loss_picture(arguments.workdir)
+        done = int(state.step)
+        if done < config.train.steps:
+            print(f"Stopped after step {done} of {config.train.steps}; the same command goes on from there.")
+        else:
+            print(f"Trained {done} steps. Samples: python -m diffusion_jax.sample --workdir={arguments.workdir}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
