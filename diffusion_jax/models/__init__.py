@@ -5,6 +5,8 @@ uniform blocks (`layers.branches`). What is attached to a frozen network is in `
 
 from diffusion_jax.models.conditions import drop_condition, null_condition
 from diffusion_jax.models.dit import DiT, dit
+from diffusion_jax.models.edits import cached, edit, exits, gates, override, reweighted, taps
+from diffusion_jax.models.interception import by_path, intercepted, per_layer
 from diffusion_jax.models.mlp import Mlp, mlp
 from diffusion_jax.models.network import count_params, network, param_shapes
 from diffusion_jax.models.text_transformer import TextTransformer, text_transformer
@@ -13,12 +15,22 @@ __all__ = [
     "DiT",
     "Mlp",
     "TextTransformer",
+    "by_path",
+    "cached",
     "count_params",
     "dit",
     "drop_condition",
+    "edit",
+    "exits",
+    "gates",
+    "intercepted",
     "mlp",
     "network",
     "null_condition",
+    "override",
     "param_shapes",
+    "per_layer",
+    "reweighted",
+    "taps",
     "text_transformer",
 ]

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.errors import InvalidInput
-from diffusion_jax.models.layers.branches import CARRIED, Block
+from diffusion_jax.models.layers.branches import CARRIED
 from diffusion_jax.models.network import dropout_rngs
 from diffusion_jax.typing import Network
 
@@ -39,12 +39,14 @@ class Edit(NamedTuple):
 
     apply: (site, *args) -> output, in place of the module's call; see `Site`.
     collections: those that the edit reads or writes; reports: those that it only writes.
+    skips: whether it may leave modules out (`Site.run_if`): what they would have reported is then zero.
     """
 
     select: Select
     apply: Callable[..., Any]
     collections: tuple[str, ...] = ()
     reports: tuple[str, ...] = ()
+    skips: bool = False
 
 
 class Site:
@@ -54,18 +56,30 @@ class Site:
         self.module = module
         self.initialising = initialising
         self._run = run
+        self._outputs = []
 
     def run(self, *args):
-        """The module's own output (with the edits that come later in the list)."""
-        return self._run(self.module, *args)
+        """The module's own output (with the edits that come later in the list).
+
+        While collections are being made it is computed once and given again: flax lets a module run only once.
+        """
+        if not self.initialising:
+            return self._run(self.module, *args)
+        if not self._outputs:
+            self._outputs.append(self._run(self.module, *args))
+        return self._outputs[0]
 
     def run_if(self, predicate, otherwise: Callable[..., Any], *args):
-        """`run(*args)` where the scalar `predicate` is True, else `otherwise(*args)`; only one of them is computed."""
+        """`run(*args)` where the scalar `predicate` is True, else `otherwise(*args)`; only one of them is computed.
+
+        Both have the same structure and shapes; the dtypes are those of `otherwise`.
+        """
         if self.initialising:
             return self.run(*args)
+        kinds = jax.eval_shape(otherwise, *args)
         return nn.cond(
             predicate,
-            lambda module, *inputs: self._run(module, *inputs),
+            lambda module, *inputs: jax.tree.map(lambda a, b: a.astype(b.dtype), self._run(module, *inputs), kinds),
             lambda module, *inputs: otherwise(*inputs),
             self.module,
             *args,
@@ -158,14 +172,15 @@ def intercepted(network: Network, *edits: Edit) -> Intercepted:
     def start(key, params, x, t, cond):
         rngs = {"edits": key}
         _, made = run(variables(params), [*state, *reports, _FLOW_START], True, rngs, x, t, cond, False)
-        collections = {name: made[name] for name in state if name in made}
+        collections = {name: made[name] for name in (*state, *reports) if name in made}
         if _FLOW_START in made:
             # Recorded once per layer; what a call starts with is what the first block found.
             collections[CARRIED] = made[_FLOW_START]
         return collections
 
     def init(key, params, x, t, cond=None):
-        collections = dict(start(key, params, x, t, cond))
+        made = start(key, params, x, t, cond)
+        collections = {name: made[name] for name in made if name not in reports}
         if CARRIED in collections:
             collections[CARRIED] = jax.tree.map(lambda leaf: leaf[0], collections[CARRIED])
         return collections
@@ -173,6 +188,11 @@ def intercepted(network: Network, *edits: Edit) -> Intercepted:
     def apply(params, collections, x, t, cond=None, train=False, key=None):
         mutable = [*state, *reports, CARRIED]
         given = {**variables(params), **collections}
+        if reports and any(one.skips for one in (*edits, *inner)):
+            # Both sides of a conditional must report, so there has to be something where nothing was computed.
+            shapes = jax.eval_shape(start, jax.random.key(0), params, x, t, cond)
+            empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+            given |= {name: empty[name] for name in reports}
         (output, extras), new = run(given, mutable, False, dropout_rngs(key), x, t, cond, train)
         told = {name: new[name] for name in (*reports, CARRIED) if name in new}
         collections = {name: new[name] if name in new and name in state else collections[name] for name in collections}
@@ -257,153 +277,3 @@ def per_layer(collection: Any, values: Any) -> Any:
         )
 
     return jax.tree.map(filled, collection)
-
-
-def edit(
-    select: Select,
-    function: Callable[..., Any],
-    data: Mapping[str, Any] | None = None,
-    collection: str = "data",
-) -> Edit:
-    """Replaces the output of the selected modules by `function(run, data, *args)`.
-
-    run(*args) computes the module's own output (only if it is called). data: names and start values of what the
-    function is told, in `collection`, stacked over depth; a start value may be a function of the module's output.
-    """
-    data = {} if data is None else dict(data)
-
-    def apply(site, *args):
-        told = {}
-        for name, start in data.items():
-            told[name] = site.get(collection, name, lambda s=start: s(site.run(*args)) if callable(s) else s)
-        return function(site.run, told, *args)
-
-    return Edit(select, apply, (collection,) if data else ())
-
-
-def taps(
-    select: Select,
-    read: Callable[..., Any] = lambda output, *args: output,
-    name: str = "output",
-    collection: str = "taps",
-) -> Edit:
-    """Reports `read(output, *args)` of the selected modules in `extras["taps"]`, stacked over depth.
-
-    The output is untouched. Queries and keys: `taps("attend", lambda out, q, k, v, mask: (q, k))`; attention maps:
-    the same with `layers.attention_probabilities(q, k, mask)`.
-    """
-
-    def apply(site, *args):
-        output = site.run(*args)
-        site.put(collection, name, read(output, *args))
-        return output
-
-    return Edit(select, apply, (), (collection,))
-
-
-def override(select: Select, collection: str = "overrides") -> Edit:
-    """Replaces outputs by `collection/.../value` in the layers where `.../use` is True (nowhere, to begin with)."""
-
-    def function(run, data, *args):
-        return jnp.where(data["use"], data["value"], run(*args))
-
-    return edit(select, function, {"use": False, "value": jnp.zeros_like}, collection)
-
-
-def gates(select: Select, collection: str = "gates", skip: bool = False) -> Edit:
-    """Multiplies outputs by `collection/.../gate`, 1 to begin with.
-
-    skip: where a layer's gate is 0 the module is not computed at all.
-    """
-
-    def apply(site, *args):
-        gate = site.get(collection, "gate", lambda: 1.0)
-        if not skip or site.initialising:
-            output = site.run(*args)
-        else:
-            shape = jax.eval_shape(lambda: site.run(*args))
-            output = site.run_if(gate != 0, lambda *inputs: jnp.zeros(shape.shape, shape.dtype), *args)
-        return (gate * output).astype(output.dtype)
-
-    return Edit(select, apply, (collection,))
-
-
-def cached(
-    select: Select,
-    start: Callable[[Any], Any] = jnp.zeros_like,
-    update: Callable[..., Any] = lambda state, output, data: output,
-    predict: Callable[..., Any] = lambda state, data: state,
-    data: Mapping[str, Any] | None = None,
-    collection: str = "cache",
-    policy: str = "policy",
-) -> Edit:
-    """Computes the selected modules in the layers where `policy/.../refresh` is True, and predicts them elsewhere.
-
-    start(output) -> state; update(state, output, data) -> state, after computing; predict(state, data) -> output,
-    instead of computing. The default keeps the last output. `data` holds more entries of the policy, with their start
-    values (a step's distance, coefficients). Reports of modules inside the selected ones are not possible.
-    """
-    data = {} if data is None else dict(data)
-
-    def apply(site, *args):
-        refresh = site.get(policy, "refresh", lambda: True)
-        told = {name: site.get(policy, name, lambda s=value: s) for name, value in data.items()}
-        state = site.get(collection, "state", lambda: start(site.run(*args)))
-        if site.initialising:
-            return site.run(*args)
-        output = site.run_if(refresh, lambda *inputs: predict(state, told), *args)
-        state = jax.lax.cond(refresh, lambda: update(state, output, told), lambda: state)
-        site.put(collection, "state", state)
-        return output
-
-    return Edit(select, apply, (collection, policy))
-
-
-def exits(
-    decide: Callable[..., Any] = lambda before, after, data: data["stop"],
-    data: Mapping[str, Any] | None = None,
-    select: Select = lambda module: isinstance(module, Block),
-    policy: str = "exit",
-) -> Edit:
-    """Leaves a stack of blocks early: once `decide(before, after, data)` is True, later blocks are not computed.
-
-    A scalar decision for the whole batch. By default data is `{"stop": False}` and the exit is after the first layer
-    where `exit/.../stop` is True. `extras["flow"]` tells whether the stack was left (`left`) and how many blocks ran
-    (`executed`). Within scanned stacks only: elsewhere there is no next block to pass anything to.
-    """
-    data = {"stop": False} if data is None else dict(data)
-
-    def apply(site, h, *args):
-        told = {name: site.get(policy, name, lambda s=value: s) for name, value in data.items()}
-        left = site.get(CARRIED, "left", lambda: False)
-        executed = site.get(CARRIED, "executed", lambda: jnp.int32(0))
-        after = site.run_if(~left, lambda h, *inputs: h, h, *args)
-        site.put(CARRIED, "executed", executed + ~left)
-        site.put(CARRIED, "left", left | decide(h, after, told))
-        return after
-
-    return Edit(select, apply, (policy, CARRIED))
-
-
-def reweighted(
-    select: Select,
-    function: Callable[..., Any],
-    data: Mapping[str, Any] | None = None,
-    collection: str = "weights",
-) -> Edit:
-    """Runs the selected leaf modules (Dense, Conv) with `function(params, data) -> params`: rounding, masks, mixtures.
-
-    data: names and start values in `collection`, stacked over depth; a start value may be a function of the params.
-    """
-    data = {} if data is None else dict(data)
-
-    def apply(site, *args):
-        told = {
-            name: site.get(collection, name, lambda s=start: s(site.params) if callable(s) else s)
-            for name, start in data.items()
-        }
-        if site.initialising:
-            return site.run(*args)
-        return site.run_with(function(site.params, told), *args)
-
-    return Edit(select, apply, (collection,) if data else ())
