@@ -277,9 +277,7 @@ def _templates(size):
     for size_name in SIZES:
         radius = _radius(size_name, size)
         for shape in SHAPES:
-            for shift in sorted(
-                ((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)), key=lambda s: abs(s[0]) + abs(s[1])
-            ):
+            for shift in shifts:
                 canvas = np.zeros((side, side), bool)
                 top, left = middle - radius + shift[0], middle - radius + shift[1]
                 canvas[top : top + 2 * radius + 1, left : left + 2 * radius + 1] = _mask(shape, radius)

@@ -1,0 +1,44 @@
+"""Metrics: distances between sets of samples, image against image, class accuracy, and what sampling costs.
+
+Sets are compared in a feature space (`feature_network`, trained here and cached, or `inception`, from a local file), or
+directly when they are low-dimensional. The verifier of a generated world lives with the world, in `data`.
+"""
+
+from diffusion_jax.metrics.accuracy import ClassAccuracy, class_accuracy
+from diffusion_jax.metrics.distances import energy_distance, sliced_wasserstein, wasserstein, wasserstein_1d
+from diffusion_jax.metrics.features import FeatureNetwork, cache_folder, feature_network
+from diffusion_jax.metrics.frechet import Moments, frechet_distance, gaussian_frechet_distance, merge, moments
+from diffusion_jax.metrics.image import psnr, ssim
+from diffusion_jax.metrics.inception import Inception, InceptionV3, inception
+from diffusion_jax.metrics.kernel import KernelDistance, kernel_distance, mmd2
+from diffusion_jax.metrics.manifold import Manifold, manifold
+from diffusion_jax.metrics.timing import SamplingCost, sampling_cost
+
+__all__ = [
+    "ClassAccuracy",
+    "FeatureNetwork",
+    "Inception",
+    "InceptionV3",
+    "KernelDistance",
+    "Manifold",
+    "Moments",
+    "SamplingCost",
+    "cache_folder",
+    "class_accuracy",
+    "energy_distance",
+    "feature_network",
+    "frechet_distance",
+    "gaussian_frechet_distance",
+    "inception",
+    "kernel_distance",
+    "manifold",
+    "merge",
+    "mmd2",
+    "moments",
+    "psnr",
+    "sampling_cost",
+    "sliced_wasserstein",
+    "ssim",
+    "wasserstein",
+    "wasserstein_1d",
+]

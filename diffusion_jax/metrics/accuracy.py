@@ -1,0 +1,29 @@
+"""Does a sample show what it was asked for: class accuracy by a classifier that took no part in the training."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from diffusion_jax.errors import invalid
+
+
+class ClassAccuracy(NamedTuple):
+    """Share of samples whose predicted class is the one asked for, over all and per class (nan for absent classes)."""
+
+    mean: float
+    per_class: np.ndarray
+
+
+def class_accuracy(logits: Callable[[Any], Any] | Any, images: Any, labels: Any) -> ClassAccuracy:
+    """Accuracy of `labels [N]` under a classifier.
+
+    logits: a function of the images (such as `FeatureNetwork.logits`), or the logits `[N, K]` themselves.
+    """
+    scores = np.asarray(logits(images) if callable(logits) else logits)
+    labels = np.asarray(labels)
+    if scores.ndim != 2 or labels.shape != scores.shape[:1]:
+        raise invalid("labels.shape", labels.shape, f"expected one label per row of logits {scores.shape}")
+    right = scores.argmax(axis=1) == labels
+    per_class = [right[labels == c].mean() if (labels == c).any() else np.nan for c in range(scores.shape[1])]
+    return ClassAccuracy(float(right.mean()), np.asarray(per_class))

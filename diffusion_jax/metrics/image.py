@@ -1,0 +1,58 @@
+"""Image against image: PSNR and SSIM, per image of a batch, in JAX."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from diffusion_jax.errors import invalid
+
+
+def psnr(a: Float[Array, "B H W C"], b: Float[Array, "B H W C"], *, data_range: float = 2.0) -> Float[Array, " B"]:
+    """Peak signal-to-noise ratio in dB, `10 log10(range^2 / mean (a - b)^2)`; infinite for equal images.
+
+    data_range: largest minus smallest possible value; 2 for images in [-1, 1].
+    """
+    error = jnp.mean((a - b).astype(jnp.float32) ** 2, axis=(1, 2, 3))
+    return 10.0 * jnp.log10(data_range**2 / error)
+
+
+def ssim(
+    a: Float[Array, "B H W C"], b: Float[Array, "B H W C"], *, data_range: float = 2.0, gaussian: bool = False
+) -> Float[Array, " B"]:
+    """Structural similarity, the mean over pixels and channels (Wang et al. 2004, equation 13), K1 = 0.01, K2 = 0.03.
+
+    gaussian: the paper's weights (sigma 1.5, 11 x 11) in place of a uniform window of 7 x 7 with sample covariances.
+    Both equal scikit-image's `structural_similarity`, which leaves out the border that a window does not fit into.
+    """
+    if gaussian:
+        offsets = np.arange(-5, 6)
+        window = np.exp(-0.5 * (offsets / 1.5) ** 2)
+    else:
+        window = np.ones(7)
+    size = len(window)
+    if min(a.shape[1:3]) < size:
+        raise invalid("image size", a.shape[1:3], f"SSIM needs at least {size} x {size} pixels")
+    window = jnp.asarray(window / window.sum(), jnp.float32)
+    # Means are taken of deviations from the image's own mean, which keeps float32 variances accurate.
+    centre = jnp.mean(a, axis=(1, 2), keepdims=True)
+    x, y = (a - centre).astype(jnp.float32), (b - centre).astype(jnp.float32)
+
+    def local(values):
+        batch, height, width, channels = values.shape
+        planes = values.transpose(0, 3, 1, 2).reshape(batch * channels, 1, height, width)
+        for kernel in (window.reshape(1, 1, -1, 1), window.reshape(1, 1, 1, -1)):
+            planes = jax.lax.conv(planes, kernel, (1, 1), "VALID", precision=jax.lax.Precision.HIGHEST)
+        return planes.reshape(batch, channels, *planes.shape[2:])
+
+    mean_x, mean_y = local(x), local(y)
+    correction = 1.0 if gaussian else size**2 / (size**2 - 1)
+    var_x = correction * (local(x * x) - mean_x**2)
+    var_y = correction * (local(y * y) - mean_y**2)
+    covariance = correction * (local(x * y) - mean_x * mean_y)
+    shift = centre.transpose(0, 3, 1, 2)
+    mean_x, mean_y = mean_x + shift, mean_y + shift
+    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+    numerator = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+    denominator = (mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2)
+    return jnp.mean(numerator / denominator, axis=(1, 2, 3))
