@@ -1,7 +1,8 @@
 """The loss of one modality at drawn times, unreduced: regression for Gaussian processes, likelihood for discrete ones.
 
-An entry loss is `(process, output, x0, noise, x_t, t) -> (weighted, name, plain, share)`: `weighted` has the data's shape
-and is averaged over it; the batch's `mean(plain [B]) / mean(share [B])` is reported under `name`. Draws, keys and conditions are in `denoising`.
+An entry loss is `(process, output, x0, noise, x_t, t) -> (weighted, name, plain, share)`: `weighted` has the data's
+shape and is averaged over it; `mean(plain [B]) / mean(share [B])` of the batch is reported under `name`. Draws, keys
+and conditions are in `denoising`.
 """
 
 from collections.abc import Callable

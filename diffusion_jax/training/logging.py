@@ -8,17 +8,18 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 from etils import epath
 
 
+@runtime_checkable
 class Writer(Protocol):
     """Anything with these methods can be given to the loop."""
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+    def scalars(self, step: int, values: Mapping[str, Any]) -> None:
         """Records figures of a step."""
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
@@ -46,7 +47,7 @@ class JsonLines:
     def _lines(self) -> list[str]:
         return self._path.read_text().splitlines() if self._path.exists() else []
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+    def scalars(self, step: int, values: Mapping[str, Any]) -> None:
         record = {"step": step, **{name: _finite(value) for name, value in values.items()}}
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
@@ -83,7 +84,7 @@ class TensorBoard:
 
         self._writer = SummaryWriter(os.fspath(directory), purge_step=resume_step + 1 if resume_step else None)
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+    def scalars(self, step: int, values: Mapping[str, Any]) -> None:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
@@ -101,7 +102,7 @@ class Pictures:
     def __init__(self, directory: str | os.PathLike):
         self._directory = epath.Path(directory)
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+    def scalars(self, step: int, values: Mapping[str, Any]) -> None:
         """Figures have no place here."""
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
@@ -122,7 +123,7 @@ class Several:
     def __init__(self, writers: Sequence[Writer]):
         self.writers = tuple(writers)
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+    def scalars(self, step: int, values: Mapping[str, Any]) -> None:
         for writer in self.writers:
             writer.scalars(step, values)
 

@@ -81,7 +81,7 @@ def make_train_step(
             batch = objective.prepare(state.objective_state, batch, key)
         loss, grads, objective_state, metrics = accumulated(state.params, state.objective_state, batch, key)
         grads = constrain(grads, mesh, rules)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         if clip_norm is not None:
             scale = jnp.minimum(1.0, clip_norm / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny))
@@ -113,8 +113,8 @@ def make_train_step(
             **metrics,
             "loss": loss,
             "grad_norm": norm,
-            "update_norm": optax.global_norm(updates),
-            "param_norm": optax.global_norm(params),
+            "update_norm": optax.tree.norm(updates),
+            "param_norm": optax.tree.norm(params),
             "skipped": new_state.skipped,
             "skipped_in_a_row": new_state.skipped_in_a_row,
         }

@@ -96,7 +96,7 @@ def test_batches_are_split_along_data_and_fsdp():
     assert placed["x0"].addressable_shards[0].data.shape == (2, 3)
     np.testing.assert_array_equal(placed["cond"]["label"], np.arange(8))
     assert distributed.shard_batch(placed, mesh)["x0"] is placed["x0"]
-    with pytest.raises(InvalidInput, match="batch_size is 6.*multiple of 4"):
+    with pytest.raises(InvalidInput, match=r"batch_size is 6.*multiple of 4"):
         distributed.shard_batch({"x0": np.zeros((6, 3))}, mesh)
 
 

@@ -1,0 +1,173 @@
+"""The step does the same on every mesh and for every accumulation, skips what is not finite, and compiles once."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from diffusion_jax import distributed, models, objectives, processes, timesteps, training
+from diffusion_jax.errors import InvalidInput
+from diffusion_jax.training import ema, optimizers
+from diffusion_jax.typing import Aux, Objective
+
+from .problems import Batches, equal, init_params, make_objective
+
+TRACKS = {"fixed": ema.fixed(0.9), "power": ema.power(0.1)}
+
+
+def run(steps=5, batches=None, objective=None, optimizer=None, mesh=None, rules=None, **settings):
+    """The states' final one and the metrics of each step."""
+    objective = objective or make_objective()
+    optimizer = optimizer or optimizers.adamw(1e-2)
+    batches = iter(batches or Batches())
+    first = next(iter(Batches()))
+    state = training.init_state(objective, optimizer, init_params, first, ema=TRACKS, mesh=mesh, rules=rules)
+    step = training.make_train_step(objective, optimizer, mesh, rules, ema=TRACKS, **settings)
+    history = []
+    for _ in range(steps):
+        state, metrics = step(state, distributed.shard_batch(next(batches), mesh))
+        history.append(jax.device_get(metrics))
+    return state, history, step
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return run()
+
+
+def test_one_step_is_the_update_written_by_hand():
+    # loss = mean over examples of (w x)^2 with x = 1, 2: gradient 2 w mean(x^2) = 5 w.
+    objective = Objective(
+        lambda key, params, batch: (),
+        lambda params, state, batch, key: (
+            jnp.square(params["w"] * batch["x0"]),
+            Aux(state, {"seen": jnp.max(batch["x0"])}, {}),
+        ),
+    )
+    batch = {"x0": jnp.asarray([1.0, 2.0])}
+    optimizer = optimizers.sgd(0.1)
+    for clip, gradient in ((None, 10.0), (1.0, 1.0)):
+        state = training.init_state(objective, optimizer, lambda key: {"w": jnp.float32(2.0)}, batch, ema=TRACKS)
+        step = training.make_train_step(objective, optimizer, ema=TRACKS, clip_norm=clip)
+        state, metrics = step(state, batch)
+        expected = 2.0 - 0.1 * gradient
+        np.testing.assert_allclose(state.params["w"], expected, rtol=1e-6)
+        np.testing.assert_allclose(state.ema["fixed"]["w"], 0.9 * 2 + 0.1 * expected, rtol=1e-6)
+        np.testing.assert_allclose(state.ema["power"]["w"], expected, rtol=1e-6)
+        found = {name: float(metrics[name]) for name in ("loss", "grad_norm", "learning_rate", "seen", "update_norm")}
+        assert found == pytest.approx(
+            {"loss": 10.0, "grad_norm": 10.0, "learning_rate": 0.1, "seen": 2.0, "update_norm": 0.1 * gradient}
+        )
+        assert int(state.step) == 1 and int(state.skipped) == 0
+
+
+def test_repeated_calls_compile_once_and_consume_the_state(plain):
+    state, _, step = plain
+    assert step._cache_size() == 1
+    batch = distributed.shard_batch(next(iter(Batches())), None)
+    copy = jax.tree.map(jnp.copy, state)
+    step(copy, batch)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(copy.params) + jax.tree.leaves(copy.ema))
+    assert step._cache_size() == 1
+
+
+def test_accumulation_is_the_whole_batch(plain):
+    state, history, _ = plain
+    cut, cut_history, _ = run(accumulate=4)
+    np.testing.assert_allclose([m["loss"] for m in cut_history], [m["loss"] for m in history], rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), cut.params, state.params)
+    mesh = distributed.make_mesh(data=4, fsdp=2)
+    _, spread, _ = run(accumulate=2, mesh=mesh, rules=distributed.Rules(fsdp_min_size=1))
+    np.testing.assert_allclose([m["loss"] for m in spread], [m["loss"] for m in history], rtol=1e-5)
+
+
+def test_the_seed_and_the_step_are_all_the_randomness(plain):
+    state, history, _ = plain
+    again, _, _ = run()
+    assert equal(again, state)
+    assert run(steps=1, seed=1)[1][0]["loss"] != history[0]["loss"]
+
+
+def test_a_batch_that_is_not_finite_changes_nothing_and_is_counted():
+    learning = make_objective(timesteps.importance(num_buckets=2, history=2))
+    good, _, _ = run(steps=3, objective=learning)
+    bad, history, _ = run(steps=5, objective=learning, batches=Batches(poison=(3, 4)))
+    assert equal(
+        good._replace(step=0, skipped=0, skipped_in_a_row=0), bad._replace(step=0, skipped=0, skipped_in_a_row=0)
+    )
+    assert (int(bad.step), int(bad.skipped), int(bad.skipped_in_a_row)) == (5, 2, 2)
+    assert not np.isfinite(history[3]["loss"])
+    after, _, _ = run(steps=6, batches=Batches(poison=(3, 4)))
+    assert (int(after.skipped), int(after.skipped_in_a_row)) == (2, 0)
+
+
+def test_objectives_keep_their_state_and_any_optax_optimiser_fits():
+    objective = make_objective(timesteps.importance(num_buckets=2, history=4))
+    state, _, _ = run(steps=3, objective=objective, optimizer=optax.adam(1e-3), accumulate=2)
+    assert int(state.objective_state.count.sum()) == 3 * 16
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"accumulate": 0}, "accumulate is 0"),
+        ({"accumulate": 3}, r"batch_size is 16.*multiple of 3"),
+        ({"clip_norm": -1.0}, "clip_norm is -1.0"),
+    ],
+)
+def test_mistakes_are_named(settings, words):
+    with pytest.raises(InvalidInput, match=words):
+        run(steps=1, **settings)
+
+
+MESHES = {
+    "data": {"data": 8},
+    "fsdp": {"data": 1, "fsdp": 8},
+    "tensor": {"data": 2, "tensor": 4},
+    "mixed": {"data": 2, "fsdp": 2, "tensor": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def transformer():
+    """Twenty steps of a small DiT on a mesh; `None` is one device."""
+    network = models.dit("S/2", width=32, depth=2, heads=4, num_classes=3)
+    objective = objectives.denoising(
+        network, processes.rectified_flow(), timesteps.stratified(), cond_dropout=0.2, null={"label": 3}
+    )
+    x0 = jax.random.normal(jax.random.key(7), (16, 4, 4, 1))
+    batch = {"x0": x0, "cond": {"label": jnp.arange(16) % 3}, "index": jnp.arange(16)}
+    rules = distributed.Rules(fsdp_min_size=256)
+    optimizer = optimizers.adamw(3e-3)
+
+    def init(key):
+        return network.init(key, x0, jnp.zeros(16), batch["cond"])
+
+    def twenty(sizes):
+        mesh = None if sizes is None else distributed.make_mesh(**sizes)
+        state = training.init_state(objective, optimizer, init, batch, ema=TRACKS, mesh=mesh, rules=rules)
+        step = training.make_train_step(objective, optimizer, mesh, rules, ema=TRACKS, clip_norm=1.0)
+        placed = distributed.shard_batch(jax.device_get(batch), mesh)
+        found = []
+        for _ in range(20):
+            state, metrics = step(state, placed)
+            found.append(float(metrics["loss"]))
+        assert step._cache_size() == 1
+        return found, state
+
+    alone = twenty(None)[0]
+    return twenty, alone
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_one_device_is_eight(transformer, name):
+    twenty, alone = transformer
+    found, state = twenty(MESHES[name])
+    assert bool(jnp.any(state.params["final"]["kernel"] != 0)), "it has learned"
+    np.testing.assert_allclose(found, alone, rtol=1e-5)
+    kernel = state.params["blocks"]["block"]["attention"]["attention"]["q"]["kernel"]
+    moments = state.opt_state[0].mu["blocks"]["block"]["attention"]["attention"]["q"]["kernel"]
+    shards = MESHES[name].get("fsdp", 1) * MESHES[name].get("tensor", 1)
+    for leaf in (kernel, moments):
+        assert leaf.addressable_shards[0].data.size * shards == leaf.size
