@@ -5,22 +5,29 @@ included (`[]`, `[B]`, `[B, N]`; axes of size 1 broadcast), so a plan of vector 
 Joint data has a dict of grids. Where a step does not move (t_next == t) the sample is returned bit for bit.
 """
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int, Key
 
 from diffusion_jax import randomness
-from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.time_axes import expand, where
-from diffusion_jax.typing import Cost, Denoiser, Solver, Step
+from diffusion_jax.typing import Cost, Counted, Denoiser, Solver, Step
 
 
 class Run(NamedTuple):
-    """A run between two steps: everything that is needed to go on."""
+    """A run between two steps: everything that is needed to go on.
+
+    To go on with another solver or another denoiser, hand in `run._replace(state=None)` or `run._replace(carry=None)`:
+    what is None is initialised anew.
+    """
 
     x: Any
     state: Any
@@ -73,6 +80,18 @@ def _batch(x: Any) -> int:
     return jax.tree.leaves(x)[0].shape[0]
 
 
+def _at_least_float32(leaf: Any) -> Any:
+    leaf = jnp.asarray(leaf)
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        return leaf
+    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+
+
+def _remaining(grid: Any) -> Any:
+    """How many steps of non-zero length are left, `[S, *t_shape]`, counted at each step and for each entry."""
+    return jnp.cumsum((grid[1:] != grid[:-1])[::-1], axis=0, dtype=jnp.int32)[::-1]
+
+
 def sample(
     key: Key[Array, ""],
     denoiser: Denoiser,
@@ -101,7 +120,8 @@ def sample(
     x_init: starts from this instead of the prior.
     cond: the condition, handed to the denoiser as it is.
     index: global index of each sample; 0 .. B - 1 when absent.
-    resume: the `run` of an earlier segment; continues it at step `start`.
+    resume: the `run` of an earlier segment; continues it at step `start`, bit for bit as if it had not stopped. Grid,
+        solver, condition and parameters may be others than before (see `Run` for what must then be None).
     start, stop: the steps to run, as a Python range over 0 .. S.
     save_every: keeps x after every so many steps in `trace`, stacked along a new first axis.
     progress: shows a progress bar on the host (slower: it calls the host at each step).
@@ -138,6 +158,84 @@ def invert(
     return _run(key, denoiser, params, solver, grid, None, x_init, cond, index, None, 0, None, save_every, False)
 
 
+def make_sampler(
+    denoiser: Denoiser,
+    solver: Solver,
+    *,
+    shape: Any,
+    mesh: Mesh | None = None,
+    axis: str | tuple[str, ...] = "data",
+    param_specs: Any = None,
+    save_every: int | None = None,
+):
+    """The compiled program `sampler(key, params, grid, cond=None, index=..., x_init=None) -> Samples`.
+
+    shape: shape of one sample, batch not included (a dict for joint data).
+    index: `[B]`, the global index of each sample; its length is the batch. Sample i is the same in any batch and on any
+        mesh. Keys, parameters, grids, conditions and indices are arguments: new values do not compile anew.
+    mesh: each device of `axis` runs its part of the batch by itself (`shard_map`); None runs on one device. Leaves of
+        `cond` whose first axis is B, and grids with a batch axis, are split with the batch; all else is replicated.
+    param_specs: partition specs of the parameters when they are not replicated.
+    save_every: see `sample`.
+
+    The result's `run` has no state and no carry, so a following segment starts its history anew; `cost` is the mean over
+    the devices. Raises InvalidInput for an axis that the mesh lacks, and when called with a bad grid or a batch that the
+    axis does not divide.
+    """
+    axes = (axis,) if isinstance(axis, str) else tuple(axis)
+    for name in axes:
+        if mesh is not None and name not in mesh.axis_names:
+            raise unknown("axis", name, mesh.axis_names)
+    devices = math.prod(mesh.shape[name] for name in axes) if mesh is not None else 1
+
+    def local(key, params, grid, cond, index, x_init):
+        size = index.shape[0]
+        whole = {n: (size, *s) for n, s in shape.items()} if isinstance(shape, dict) else (size, *shape)
+        result = sample(
+            key, denoiser, params, solver, grid,
+            shape=whole, x_init=x_init, cond=cond, index=index, save_every=save_every,
+        )  # fmt: skip
+        cost = result.run.cost
+        if mesh is not None:
+            cost = jax.tree.map(lambda value: jax.lax.pmean(value, axes), cost)
+        return Samples(result.x, result.trace, Run(result.x, None, None, cost))
+
+    def program(key, params, grid, cond, index, x_init):
+        if mesh is None:
+            return local(key, params, grid, cond, index, x_init)
+        size, batch = index.shape[0], P(axes)
+
+        def split(leaf):
+            return batch if jnp.ndim(leaf) and jnp.shape(leaf)[0] == size else P()
+
+        specs = (
+            P(),
+            P() if param_specs is None else param_specs,
+            jax.tree.map(lambda g: P(None, axes) if g.ndim > 1 and g.shape[1] == size else P(), grid),
+            jax.tree.map(split, cond),
+            batch,
+            jax.tree.map(lambda leaf: batch, x_init),
+        )
+        out = Samples(batch, P(None, axes), Run(batch, P(), P(), P()))
+        # Costs are counted from what each device ran, which the replication checker cannot follow.
+        mapped = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)
+        return mapped(key, params, grid, cond, index, x_init)
+
+    compiled = jax.jit(program)
+
+    def sampler(key, params, grid, cond=None, index=None, x_init=None) -> Samples:
+        if index is None:
+            raise InvalidInput("index is None, but the global index of each sample, an array [B], was expected.")
+        grid = jax.tree.map(partial(jnp.asarray, dtype=jnp.result_type(float)), grid)
+        check_grid(grid)
+        size = jnp.shape(index)[0]
+        if size % devices:
+            raise invalid("batch", size, f"it must be divisible by the {devices} devices along {' x '.join(axes)}")
+        return compiled(key, params, grid, cond, jnp.asarray(index), x_init)
+
+    return sampler
+
+
 def _run(key, denoiser, params, solver, grid, shape, x_init, cond, index, resume, start, stop, save_every, progress):
     num_steps = _length(grid)
     stop = num_steps if stop is None else stop
@@ -148,6 +246,9 @@ def _run(key, denoiser, params, solver, grid, shape, x_init, cond, index, resume
     if resume is None and x_init is None and shape is None:
         raise InvalidInput("sample needs shape=, x_init= or resume=: none was given.")
 
+    if x_init is not None:
+        # Solver state is at least single precision whatever the data came in.
+        x_init = jax.tree.map(_at_least_float32, x_init)
     if resume is not None:
         size = _batch(resume.x)
     elif x_init is not None:
@@ -158,17 +259,19 @@ def _run(key, denoiser, params, solver, grid, shape, x_init, cond, index, resume
     process = denoiser.process
     if resume is None:
         x = process.prior(randomness.fold(keys, 0), shape) if x_init is None else x_init
-        first = jax.tree.map(lambda g: g[start], grid)
-        expand(first, x)
-        resume = Run(
-            x, solver.init(process, x, grid), denoiser.init(params, x, cond), Cost(jnp.float32(0), jnp.float32(0))
-        )
+        resume = Run(x, None, None, Cost(jnp.float32(0), jnp.float32(0)))
+    first = jax.tree.map(lambda g: g[start], grid)
+    expand(first, resume.x)
+    if resume.state is None:
+        resume = resume._replace(state=solver.init(process, resume.x, grid))
+    if resume.carry is None:
+        resume = resume._replace(carry=denoiser.init(params, resume.x, cond))
     keys = randomness.fold(keys, 1)
+    remaining = jax.tree.map(_remaining, grid)
 
     def denoise(carry, x, step):
-        inner, cost = carry
-        prediction, inner = denoiser.apply(params, inner, x, step, cond)
-        return prediction, (inner, cost + prediction.cost)
+        prediction, inner = denoiser.apply(params, carry.carry, x, step, cond)
+        return prediction, Counted(inner, carry.cost + prediction.cost)
 
     def body(run, index):
         step = Step(
@@ -176,9 +279,10 @@ def _run(key, denoiser, params, solver, grid, shape, x_init, cond, index, resume
             jax.tree.map(lambda g: g[index], grid),
             jax.tree.map(lambda g: g[index + 1], grid),
             jnp.int32(num_steps),
+            jax.tree.map(lambda r: r[index], remaining),
         )
         x, state, (carry, cost) = solver.step(
-            process, denoise, (run.carry, run.cost), run.state, run.x, step, randomness.fold(keys, index)
+            process, denoise, Counted(run.carry, run.cost), run.state, run.x, step, randomness.fold(keys, index)
         )
         moves = jax.tree.map(lambda a, b: a != b, step.t, step.t_next)
         return Run(where(moves, x, run.x), state, carry, cost), None

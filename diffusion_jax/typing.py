@@ -31,12 +31,16 @@ Carry = PyTree
 
 
 class Step(NamedTuple):
-    """One step of a run as arrays, so that a whole run is one `lax.scan`."""
+    """One step of a run as arrays, so that a whole run is one `lax.scan`.
+
+    remaining: how many steps of non-zero length each entry of t still makes, this one included; None outside of a run.
+    """
 
     index: Int[Array, ""] | int
     t: Any
     t_next: Any
     num_steps: Int[Array, ""] | int
+    remaining: Any = None
 
 
 class Cost(NamedTuple):
@@ -51,6 +55,13 @@ class Cost(NamedTuple):
 
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(self.evaluations + other.evaluations, self.compute + other.compute)
+
+
+class Counted(NamedTuple):
+    """What the loop hands to a solver as the denoiser's carry: the carry itself and the cost of the run so far."""
+
+    carry: Any
+    cost: Cost
 
 
 class Prediction(NamedTuple):

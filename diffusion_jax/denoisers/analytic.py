@@ -210,8 +210,8 @@ def analytic(process) -> Denoiser:
     Raises InvalidInput for a process that is not Gaussian (or a dict of Gaussian ones).
     """
     for part in getattr(process, "processes", {"": process}).values():
-        if not (hasattr(part, "alpha") and hasattr(part, "sigma")):
-            raise InvalidInput(f"analytic needs a Gaussian process, but {type(part).__name__} has no alpha and sigma.")
+        if not hasattr(part, "rates"):
+            raise InvalidInput(f"analytic needs a Gaussian process, but {type(part).__name__} is not.")
 
     def init(params, x, cond):
         return ()

@@ -1,0 +1,50 @@
+"""One reverse (or inverse) step of a diffusion: a `Solver` per method, by the method's name, and what wraps solvers.
+
+Each constructor takes plain values and returns a `typing.Solver`; `sampling.sample` scans it over a grid. Solvers see
+the hub pair and the process's alpha and sigma, so each Gaussian one works for VP, VE, EDM and flow matching, and for
+any vector of times.
+"""
+
+from diffusion_jax.solvers.adams import deis, lms, plms, pndm
+from diffusion_jax.solvers.adaptive import adaptive
+from diffusion_jax.solvers.consistency import lcm, tcd
+from diffusion_jax.solvers.ddim import ddim, ddpm, euler, euler_ancestral
+from diffusion_jax.solvers.discrete import ancestral, joint, unmask
+from diffusion_jax.solvers.dpm_solver import dpm_solver, dpm_solver_pp
+from diffusion_jax.solvers.edm import edm, heun
+from diffusion_jax.solvers.flow import flow_euler, flow_heun, flow_midpoint, flow_sde, flow_sde_moments
+from diffusion_jax.solvers.predictor_corrector import sa_solver, unipc
+from diffusion_jax.solvers.transformations import constrained, inpainted, optimised, repainted, wrapped
+
+__all__ = [
+    "adaptive",
+    "ancestral",
+    "constrained",
+    "ddim",
+    "ddpm",
+    "deis",
+    "dpm_solver",
+    "dpm_solver_pp",
+    "edm",
+    "euler",
+    "euler_ancestral",
+    "flow_euler",
+    "flow_heun",
+    "flow_midpoint",
+    "flow_sde",
+    "flow_sde_moments",
+    "heun",
+    "inpainted",
+    "joint",
+    "lcm",
+    "lms",
+    "optimised",
+    "plms",
+    "pndm",
+    "repainted",
+    "sa_solver",
+    "tcd",
+    "unipc",
+    "unmask",
+    "wrapped",
+]

@@ -1,39 +1,101 @@
-"""DDIM: the deterministic first-order step, and its stochastic family (Song et al. 2021, equation 12)."""
+"""One-step Gaussian solvers of first order: DDIM, DDPM and the Euler methods, which are the same steps by other names.
+
+    x' = alpha' x0 + sqrt(sigma'^2 - s^2) eps + s z,        z ~ N(0, I)                                        (1)
+
+is the step of a non-Markovian chain whose marginals are those of the process, whatever the deviation s (Song et al.
+2021, equation 12, for any alpha and sigma). Consistency samplers live in `consistency`, higher orders elsewhere.
+"""
 
 import jax.numpy as jnp
 
+from diffusion_jax.errors import invalid, unknown
 from diffusion_jax.randomness import normal_like
-from diffusion_jax.time_axes import each, expand
+from diffusion_jax.solvers.base import hub_step, per_modality, shrinkage, stateless
+from diffusion_jax.time_axes import expand
 from diffusion_jax.typing import Solver
 
+VARIANCES = ("small", "large")
 
-def ddim(eta: float = 0.0) -> Solver:
-    """`x_next = alpha_next x0 + sqrt(sigma_next^2 - s^2) eps + s noise`.
 
-    `s = eta sqrt(sigma_next^2 / sigma^2 (1 - alpha^2 sigma_next^2 ... ))` is the standard deviation of the posterior
-    q(x_next | x_t, x0) times eta: 0 is DDIM, 1 is ancestral sampling (DDPM with the small variance).
-    """
-
-    def init(process, x, grid):
-        return ()
+def _one_step(name, order, noisy, update):
+    """A solver that evaluates once and applies `update(process, x, x0, eps, noise, t, t_next)` to each modality."""
 
     def step(process, denoise, carry, state, x, step, key):
         prediction, carry = denoise(carry, x, step)
-        noise = normal_like(key, x) if eta else x
-
-        def update(x, process, x0, eps, noise, t, t_next):
-            alpha, sigma = process.alpha(t), process.sigma(t)
-            alpha_next, sigma_next = process.alpha(t_next), process.sigma(t_next)
-            if not eta:
-                return expand(alpha_next, x) * x0 + expand(sigma_next, x) * eps
-            # The share of the noise at t that was added after t_next.
-            forward = 1.0 - jnp.square(alpha * sigma_next / (alpha_next * sigma))
-            deviation = eta * sigma_next * jnp.sqrt(jnp.clip(forward, 0.0))
-            direction = jnp.sqrt(jnp.clip(sigma_next**2 - deviation**2, 0.0))
-            return expand(alpha_next, x) * x0 + expand(direction, x) * eps + expand(deviation, x) * noise
-
-        processes = getattr(process, "processes", process)
-        x = each(update, x, processes, prediction.x0, prediction.eps, noise, step.t, step.t_next)
+        noise = normal_like(key, x) if noisy else x
+        x = per_modality(update, process, x, prediction.x0, prediction.eps, noise, step.t, step.t_next)
         return x, state, carry
 
-    return Solver(init, step, order=1)
+    return Solver(stateless(name), step, order=order)
+
+
+def ddim(eta: float = 0.0) -> Solver:
+    """Equation (1) with eta times the standard deviation of the posterior q(x' | x_t, x0):
+
+        s = eta sigma' sqrt(1 - (alpha sigma' / (alpha' sigma))^2).
+
+    eta = 0 is DDIM, deterministic: at a frozen prediction it is the exact flow of every Gaussian process. eta = 1 is
+    ancestral sampling, DDPM with the small variance. One evaluation a step; steps that rise (inversion) need eta = 0.
+    Raises InvalidInput unless 0 <= eta <= 1. Song et al. 2021, equations 12 and 16.
+    """
+    if not 0 <= eta <= 1:
+        raise invalid("eta", eta, "it must lie in [0, 1]: 0 is deterministic, 1 ancestral")
+
+    def update(process, x, x0, eps, noise, t, t_next):
+        if not eta:
+            return hub_step(process, x0, eps, t_next)
+        sigma = process.sigma(t_next)
+        deviation = eta * sigma * jnp.sqrt(jnp.clip(1.0 - shrinkage(process, t, t_next) ** 2, 0.0))
+        direction = jnp.sqrt(jnp.clip(sigma**2 - deviation**2, 0.0))
+        mean = expand(process.alpha(t_next), x) * x0 + expand(direction, x) * eps
+        return mean + expand(deviation, x) * noise
+
+    return _one_step("ddim", 1, bool(eta), update)
+
+
+def ddpm(variance: str = "small") -> Solver:
+    """Ancestral sampling: the mean of the posterior q(x' | x_t, x0) plus noise of one of two variances.
+
+        mean  = alpha' x0 + (alpha sigma'^2 / (alpha' sigma)) eps
+        small = sigma'^2 (1 - (alpha sigma' / (alpha' sigma))^2)        the posterior's, exact for a single x0
+        large = sigma^2 - (alpha / alpha')^2 sigma'^2                   the forward step's, exact for x0 ~ N(0, I)
+
+    No noise is added in a step that ends at sigma = 0. One evaluation a step. Ho et al. 2020, section 3.2.
+    Raises InvalidInput for another variance.
+    """
+    if variance not in VARIANCES:
+        raise unknown("variance", variance, VARIANCES)
+
+    def update(process, x, x0, eps, noise, t, t_next):
+        ratio, sigma = shrinkage(process, t, t_next), process.sigma(t_next)
+        if variance == "small":
+            added = sigma**2 * (1.0 - ratio**2)
+        else:
+            added = process.sigma(t) ** 2 * (
+                1.0
+                - (process.alpha(t) * sigma / process.alpha(t_next)) ** 2
+                / jnp.where(process.sigma(t) == 0, 1.0, process.sigma(t)) ** 2
+            )
+            added = jnp.where(sigma == 0, 0.0, added)
+        mean = expand(process.alpha(t_next), x) * x0 + expand(ratio * sigma, x) * eps
+        return mean + expand(jnp.sqrt(jnp.clip(added, 0.0)), x) * noise
+
+    return _one_step("ddpm", 1, True, update)
+
+
+def euler() -> Solver:
+    """Euler's method for `dy/d(sigma/alpha) = eps` with `y = x / alpha` (Karras et al. 2022).
+
+    k-diffusion's `sample_euler`. Exactly DDIM: both freeze the pair over the step. For Euler in t see `flow_euler`.
+    """
+    return ddim()
+
+
+def euler_ancestral(eta: float = 1.0) -> Solver:
+    """Euler down to `sigma_down`, then fresh noise `sigma_up` (k-diffusion `sample_euler_ancestral`), for any process.
+
+        sigma_up^2 = eta^2 sigma'^2 (sigma^2 - sigma'^2) / sigma^2,  sigma_down^2 = sigma'^2 - sigma_up^2
+
+    with sigma short for sigma / alpha; this is equation (1) with DDIM's deviation: `ddim(eta)`.
+    """
+    return ddim(eta)

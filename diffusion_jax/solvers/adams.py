@@ -1,0 +1,164 @@
+"""Multi-step methods that extrapolate eps: LMS, DEIS, PLMS and PNDM.
+
+All integrate `d(x / alpha) = eps d(sigma / alpha)` with a polynomial for eps through past steps; they differ in the
+coordinate of the polynomial. The ones in log(alpha / sigma) with published simplifications are in `dpm_solver`.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax.errors import unknown
+from diffusion_jax.solvers.base import difference, evaluate_if, hub_step, per_modality, sigma_hat
+from diffusion_jax.solvers.multistep import (
+    Frame,
+    check_order,
+    empty_histories,
+    exponential_frame,
+    linear_multistep,
+    power_moments,
+    push,
+)
+from diffusion_jax.time_axes import expand, where
+from diffusion_jax.typing import Solver
+
+DEIS_VARIABLES = ("log_rho", "t")
+
+ADAMS_BASHFORTH = np.array(
+    [[1, 0, 0, 0], [3 / 2, -1 / 2, 0, 0], [23 / 12, -16 / 12, 5 / 12, 0], [55 / 24, -59 / 24, 37 / 24, -9 / 24]]
+)
+"""Weights of eps now and at the three steps before, for equal steps; row k - 1 has order k."""
+
+
+def lms(order: int = 4, lower_order_final: bool = False) -> Solver:
+    """Linear multistep: the polynomial for eps is in sigma / alpha (k-diffusion `sample_lms`; rho-AB-DEIS).
+
+        x' = alpha' (x / alpha + integral of P(s) ds over sigma / alpha)
+
+    order: 1 (Euler) to 4. One evaluation a step. Finite at sigma' = 0; a step from alpha = 0 is of first order.
+    lower_order_final: lowers the order over the last steps. Raises InvalidInput for another order.
+    """
+    check_order(order, (1, 2, 3, 4))
+
+    def frame(process, t, t_next, count):
+        h, usable = difference(sigma_hat(process, t_next), sigma_hat(process, t))
+        return Frame(lambda t: sigma_hat(process, t), process.alpha(t_next), power_moments(h, count), None, usable)
+
+    return linear_multistep("lms", order, frame, "eps", lower_order_final)
+
+
+def deis(order: int = 3, variable: str = "log_rho", lower_order_final: bool = True) -> Solver:
+    """DEIS (Zhang & Chen 2023): exact integration of the polynomial for eps against d(sigma / alpha).
+
+    variable: 'log_rho' (polynomial in log(sigma / alpha), as in diffusers) or 't' (tAB-DEIS, the paper's; weights by
+        Gauss-Legendre quadrature, and usable from alpha = 0 and up to sigma' = 0 on). rho-AB-DEIS is `lms`.
+    order: 1 (DDIM) to 4. One evaluation a step. Raises InvalidInput for another order or variable.
+    """
+    check_order(order, (1, 2, 3, 4))
+    if variable not in DEIS_VARIABLES:
+        raise unknown("variable", variable, DEIS_VARIABLES)
+
+    def log_rho(process, t, t_next, count):
+        return exponential_frame(process, t, t_next, count, "eps", bh=None)
+
+    frame = log_rho if variable == "log_rho" else _time_frame
+    return linear_multistep("deis", order, frame, "eps", lower_order_final)
+
+
+_POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(12)
+
+
+def _time_frame(process, t, t_next, count):
+    """Moments `integral s^k d(sigma / alpha)(t + s)`, by parts so that only sigma / alpha itself is evaluated."""
+    h = t_next - t
+    start, end = sigma_hat(process, t), sigma_hat(process, t_next)
+    usable = jnp.isfinite(start) & jnp.isfinite(end)
+    start = jnp.where(usable, start, 0.0)
+    rise = jnp.where(usable, end, 0.0) - start
+    moments = []
+    for k in range(count + 1):
+        area = 0.0
+        for point, weight in zip(0.5 * (_POINTS + 1.0), 0.5 * _WEIGHTS):
+            height = jnp.where(usable, sigma_hat(process, t + point * h) - start, 0.0)
+            area = area + weight * (point * h) ** (k - 1) * height if k else 0.0
+        moments.append(h**k * rise - k * h * area)
+    return Frame(lambda t: t, process.alpha(t_next), moments, None, usable)
+
+
+def _transfer(process, x0, eps, estimate, t, t_next):
+    """PNDM's equation 11: the DDIM step with `estimate` for eps, written as a change of the step with the pair itself.
+
+    At alpha = 0 the noise is all that is known of x0, and the pair is taken as it is.
+    """
+    lever = process.sigma(t_next) - process.alpha(t_next) * sigma_hat(process, t)
+    lever = jnp.where(process.alpha(t) == 0, 0.0, lever)
+    return hub_step(process, x0, eps, t_next) + expand(lever, x0) * (estimate - eps)
+
+
+def _adams_bashforth(eps, history, order):
+    """The weighted eps of the order that each entry has the history for."""
+    rows = jnp.asarray(ADAMS_BASHFORTH, eps.dtype)[jnp.minimum(order - 1, history.count)]
+    values = (eps, *history.values)
+    return sum(expand(rows[..., j], eps) * value for j, value in enumerate(values))
+
+
+def plms(order: int = 4) -> Solver:
+    """Pseudo linear multistep (Liu et al. 2022, PNDM; latent diffusion's PLMS): Adams-Bashforth eps, DDIM's transfer.
+
+    The weights are those of equal steps in t. The first steps have as many terms as there is history; one evaluation
+    a step. Converges at second order in the step, with small constants. order: number of terms, 1 (DDIM) to 4.
+    """
+    check_order(order, (1, 2, 3, 4))
+
+    def step(process, denoise, carry, state, x, step, key):
+        answer, carry = denoise(carry, x, step)
+
+        def update(process, x, history, x0, eps, t, t_next):
+            estimate = _adams_bashforth(eps, history, order)
+            return _transfer(process, x0, eps, estimate, t, t_next), push(history, eps, t, t != t_next)
+
+        x, state = per_modality(update, process, x, state, answer.x0, answer.eps, step.t, step.t_next)
+        return x, state, carry
+
+    return Solver(empty_histories("plms", order - 1), step, order=min(order, 2))
+
+
+def pndm() -> Solver:
+    """PNDM (Liu et al. 2022, algorithm 2): three pseudo Runge-Kutta steps of four evaluations, then `plms`.
+
+    With a vector of times the extra evaluations are made as long as any entry is in its first three steps.
+    """
+
+    def step(process, denoise, carry, state, x, step, key):
+        answer, carry = denoise(carry, x, step)
+        middle = jax.tree.map(lambda a, b: 0.5 * (a + b), step.t, step.t_next)
+
+        def starting(process, x, history, t, t_next):
+            return (history.count < 3) & (t != t_next)
+
+        needed = per_modality(starting, process, x, state, step.t, step.t_next)
+
+        def advance(eps, t_next):
+            return per_modality(_transfer, process, answer.x0, answer.eps, eps, step.t, t_next)
+
+        def stage(carry, x, t):
+            pair, carry = evaluate_if(needed, denoise, carry, x, step._replace(t=t), answer)
+            return pair.eps, carry
+
+        second, carry = stage(carry, advance(answer.eps, middle), middle)
+        third, carry = stage(carry, advance(second, middle), middle)
+        # At sigma' = 0 some networks have no meaning: the fourth evaluation stays at the middle there.
+        end = per_modality(lambda p, x, m, t: jnp.where(p.sigma(t) == 0, m, t), process, x, middle, step.t_next)
+        fourth, carry = stage(carry, advance(third, end), end)
+
+        def update(process, x, history, x0, eps, second, third, fourth, needed, t, t_next):
+            runge_kutta = (eps + 2 * second + 2 * third + fourth) / 6
+            estimate = where(needed, runge_kutta, _adams_bashforth(eps, history, 4))
+            return _transfer(process, x0, eps, estimate, t, t_next), push(history, eps, t, t != t_next)
+
+        x, state = per_modality(
+            update, process, x, state, answer.x0, answer.eps, second, third, fourth, needed, step.t, step.t_next
+        )
+        return x, state, carry
+
+    return Solver(empty_histories("pndm", 3), step, order=2)

@@ -1,0 +1,164 @@
+"""DPM-Solver (interpolates eps) and DPM-Solver++ (interpolates x0): exponential integrators in log(alpha / sigma).
+
+Multistep forms reuse past outputs, one evaluation a step; singlestep forms evaluate `order` times within a step.
+Lu et al. 2022a (DPM-Solver) and 2022b (DPM-Solver++). A step that starts at alpha = 0 or ends at sigma = 0 has infinite
+length in lam and is of first order (DDIM), where the singlestep forms evaluate once.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax.errors import InvalidInput, unknown
+from diffusion_jax.randomness import normal_like, split
+from diffusion_jax.solvers.base import (
+    difference,
+    evaluate_if,
+    half_log_snr,
+    hub_step,
+    per_modality,
+    shrinkage,
+    stateless,
+)
+from diffusion_jax.solvers.multistep import (
+    Node,
+    check_order,
+    correction,
+    exponential_frame,
+    linear_multistep,
+    noisy_hub_step,
+)
+from diffusion_jax.time_axes import expand
+from diffusion_jax.typing import Solver
+
+METHODS = ("multistep", "singlestep")
+EQUATIONS = ("ode", "sde")
+
+
+def dpm_solver(order: int = 2, method: str = "multistep", lower_order_final: bool = True) -> Solver:
+    """DPM-Solver-1/2/3 on eps: `x' = alpha' x0 + sigma' eps - sigma' integral of exp(h - s) (P(s) - eps) ds`.
+
+    order: 1 (DDIM), 2 or 3. Order 2 uses the published coefficient `(exp(h) - 1) / 2`, order 3 the exact integral of
+    the parabola. method: 'multistep' or 'singlestep' (intermediate lam at 1/2, or at 1/3 and 2/3).
+    lower_order_final: multistep only; lowers the order over the last steps, which helps short runs.
+    Raises InvalidInput for another order or method.
+    """
+    return _dpm("dpm_solver", "eps", order, method, "ode", lower_order_final)
+
+
+def dpm_solver_pp(
+    order: int = 2, method: str = "multistep", equation: str = "ode", lower_order_final: bool = True
+) -> Solver:
+    """DPM-Solver++ on x0; order 2, multistep, is DPM-Solver++(2M), singlestep (2S); with `equation='sde'` its SDE form.
+
+    order: 1 (DDIM), 2 or 3. equation: 'ode', or 'sde' for the reverse SDE (order 1 is then `ddim(eta=1)`).
+    Order 2 uses the published coefficient `alpha' (1 - exp(-h)) / 2`, order 3 the exact integral of the parabola.
+    Raises InvalidInput for another order, method or equation, and for the singlestep SDE of order 3.
+    """
+    return _dpm("dpm_solver_pp", "x0", order, method, equation, lower_order_final)
+
+
+def _dpm(name, prediction, order, method, equation, lower_order_final):
+    check_order(order, (1, 2, 3))
+    if method not in METHODS:
+        raise unknown("method", method, METHODS)
+    if equation not in EQUATIONS:
+        raise unknown("equation", equation, EQUATIONS)
+    stochastic = equation == "sde"
+    if method == "singlestep":
+        if stochastic and order == 3:
+            raise InvalidInput(
+                "order is 3, but the singlestep SDE form exists for orders 1 and 2; use method='multistep'."
+            )
+        return _singlestep(name, prediction, order, stochastic)
+
+    def frame(process, t, t_next, count):
+        return exponential_frame(process, t, t_next, count, prediction, tau=1.0 if stochastic else 0.0)
+
+    return linear_multistep(name, order, frame, prediction, lower_order_final, stochastic)
+
+
+def _intermediate(process, t, t_next, fraction):
+    """The t at a fraction of the way in lam, and where the way is finite; t itself elsewhere."""
+    lam = half_log_snr(process, t)
+    h, usable = difference(half_log_snr(process, t_next), lam)
+    middle = process.inverse_log_snr(2.0 * (jnp.where(usable, lam, 0.0) + fraction * h))
+    return jnp.where(usable, middle, t).astype(jnp.result_type(t)), usable
+
+
+def _refined(process, first, value, node_value, t, node, t_next, prediction, order, usable, tau=0.0, exact=False):
+    """`first` plus the correction by the linear interpolation through the output at `t` and the one at `node`."""
+    frame = exponential_frame(process, t, t_next, 1, prediction, tau=tau, bh=None if exact else "b2")
+    offset, distinct = difference(frame.coordinate(node), frame.coordinate(t))
+    usable = usable & frame.usable & distinct
+    terms = correction(
+        value, [Node(node_value, offset, usable)], frame.moments, jnp.where(usable, order, 1), frame.simple
+    )
+    return first + expand(frame.scale, first) * terms
+
+
+def _singlestep(name, prediction, order, stochastic):
+    fractions = {1: (), 2: (0.5,), 3: (1 / 3, 2 / 3)}[order]
+    tau = 1.0 if stochastic else 0.0
+
+    def step(process, denoise, carry, state, x, step, key):
+        answer, carry = denoise(carry, x, step)
+        noises = [normal_like(k, x) for k in split(key, 2)] if stochastic else [x, x]
+
+        def start(process, x, x0, eps, noise, t, t_next):
+            if stochastic:
+                return noisy_hub_step(process, x0, eps, noise, t, t_next, tau)
+            return hub_step(process, x0, eps, t_next)
+
+        def finish(process, x, x0, eps, noise, middle_noise, t, middle, t_next):
+            # One Brownian path for the whole step: its part before `middle`, shrunk, plus its part after.
+            if not stochastic:
+                return hub_step(process, x0, eps, t_next)
+            before = process.sigma(t_next) * shrinkage(process, middle, t_next)
+            part = before * jnp.sqrt(jnp.clip(1.0 - shrinkage(process, t, middle) ** 2, 0.0))
+            mean = noisy_hub_step(process, x0, eps, jnp.zeros_like(x), t, t_next, tau)
+            rest = process.sigma(t_next) * jnp.sqrt(jnp.clip(1.0 - shrinkage(process, middle, t_next) ** 2, 0.0))
+            return mean + expand(part, x) * middle_noise + expand(rest, x) * noise
+
+        if order == 1:
+            x = per_modality(start, process, x, answer.x0, answer.eps, noises[0], step.t, step.t_next)
+            return x, state, carry
+
+        def choose(pair):
+            return pair.x0 if prediction == "x0" else pair.eps
+
+        latest, times = answer, [step.t]
+        for stage, fraction in enumerate(fractions):
+            middle, usable = per_modality(
+                lambda process, x, t, t_next, fraction=fraction: _intermediate(process, t, t_next, fraction),
+                process, x, step.t, step.t_next,
+            )  # fmt: skip
+            guess = per_modality(start, process, x, answer.x0, answer.eps, noises[0], step.t, middle)
+            if stage:
+                guess = per_modality(
+                    lambda process, guess, value, other, t, node, end, usable: _refined(
+                        process, guess, value, other, t, node, end, prediction, 2, usable, exact=True
+                    ),
+                    process, guess, choose(answer), choose(latest), step.t, times[-1], middle, usable,
+                )  # fmt: skip
+            needed = jax.tree.map(
+                lambda u, a, b: u & (a != b), usable, _like(usable, step.t), _like(usable, step.t_next)
+            )
+            latest, carry = evaluate_if(needed, denoise, carry, guess, step._replace(t=middle), latest)
+            times.append(middle)
+        first = per_modality(
+            finish, process, x, answer.x0, answer.eps, noises[1], noises[0], step.t, times[-1], step.t_next
+        )
+        x = per_modality(
+            lambda process, first, value, other, t, node, t_next, usable: _refined(
+                process, first, value, other, t, node, t_next, prediction, 2, usable, tau, exact=order == 3
+            ),
+            process, first, choose(answer), choose(latest), step.t, times[-1], step.t_next, usable,
+        )  # fmt: skip
+        return x, state, carry
+
+    return Solver(stateless(name), step, order=order)
+
+
+def _like(tree, t):
+    """`t` with the structure of `tree`: one array serves all modalities."""
+    return {name: t[name] if isinstance(t, dict) else t for name in tree} if isinstance(tree, dict) else t

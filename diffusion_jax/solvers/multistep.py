@@ -1,0 +1,246 @@
+"""Multi-step methods: a history that belongs to each entry of a vector of times, and what is interpolated through it.
+
+A multi-step method integrates the polynomial P through the latest outputs m_0 (now), m_1, m_2, ... of the denoiser in
+a coordinate c of time (lam, sigma/alpha, t, ...), in Newton's form with offsets `s_j = c(t_j) - c(t)`:
+
+    P(s) = m_0 + sum_k [m_0 .. m_k] s (s - s_1) .. (s - s_(k-1)),                                              (1)
+    x'   = alpha' x0 + sigma' eps + scale * sum_k [m_0 .. m_k] integral w(s) s (s - s_1) .. (s - s_(k-1)) ds   (2)
+
+so that a lower order is (2) with fewer terms. With a vector of times some entries stand still while others move: the
+history records an entry only when it moves, so each coordinate sees exactly the run it would have made alone.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from diffusion_jax.errors import invalid
+from diffusion_jax.randomness import normal_like
+from diffusion_jax.solvers.base import check_gaussian, difference, half_log_snr, hub_step, per_modality, shrinkage
+from diffusion_jax.time_axes import expand, where
+from diffusion_jax.typing import Solver, Step
+
+
+class History(NamedTuple):
+    """Latest outputs first.
+
+    values: arrays like x. times: the t of each, prefix-shaped. count: how many are real, prefix-shaped.
+    """
+
+    values: tuple
+    times: tuple
+    count: Any
+
+
+class Node(NamedTuple):
+    """An output to interpolate: `value` like x, its offset from the current coordinate, and whether it is usable."""
+
+    value: Any
+    offset: Any
+    usable: Any
+
+
+def empty_history(x: Any, t: Any, length: int) -> History:
+    """A history for `length` past outputs of one modality."""
+    zeros = jnp.zeros_like(x)
+    return History((zeros,) * length, (jnp.zeros_like(t),) * length, jnp.zeros(jnp.shape(t), jnp.int32))
+
+
+def push(history: History, value: Any, t: Any, moves: Any) -> History:
+    """Puts the output at t in front, for the entries that move."""
+    length = len(history.values)
+    values, times = (value, *history.values)[:length], (t, *history.times)[:length]
+    return History(
+        tuple(where(moves, new, old) for new, old in zip(values, history.values)),
+        tuple(jnp.where(moves, new, old) for new, old in zip(times, history.times)),
+        jnp.where(moves, jnp.minimum(history.count + 1, length), history.count),
+    )
+
+
+def past_nodes(history: History, coordinate: Any, base: Any, skip: int = 0) -> list[Node]:
+    """The history as nodes relative to the coordinate `base`, leaving out the latest `skip`."""
+    nodes = []
+    for j, (value, t) in enumerate(zip(history.values, history.times)):
+        if j < skip:
+            continue
+        real = history.count > j
+        # An empty slot's time is 0, where a coordinate may be infinite: `difference` keeps it out of the arithmetic.
+        offset, usable = difference(jnp.where(real, coordinate(t), jnp.inf), base)
+        nodes.append(Node(value, offset, real & usable))
+    return nodes
+
+
+def attainable_order(nodes: Sequence[Node], order: Any) -> Any:
+    """`order`, lowered where an entry has fewer usable nodes (nodes after an unusable one do not count)."""
+    usable, available = True, 1
+    for node in nodes:
+        usable = usable & node.usable
+        available = available + usable
+    return jnp.minimum(order, available)
+
+
+def final_order(step: Step, t: Any, remaining: Any, order: int, lower_order_final: bool) -> Any:
+    """`order`; with `lower_order_final` at most the steps that an entry still has to make, this one included."""
+    if not lower_order_final:
+        return jnp.full(jnp.shape(t), order, jnp.int32)
+    remaining = step.num_steps - step.index if remaining is None else remaining
+    return jnp.broadcast_to(jnp.minimum(order, remaining), jnp.shape(t))
+
+
+def phi(k: int, z: Any) -> Any:
+    """phi_k(z) = sum_n z^n / (n + k)!, the functions of exponential integrators; phi_0 = exp."""
+    small = jnp.abs(z) < 1.0
+    near = jnp.where(small, z, 0.0)
+    series = sum(near**n / math.factorial(n + k) for n in range(17))
+    far = jnp.where(small, 1.0, z)
+    value = jnp.exp(far)
+    for j in range(k):
+        value = (value - 1.0 / math.factorial(j)) / far
+    return jnp.where(small, series, value)
+
+
+def exponential_moments(h: Any, count: int) -> list[Any]:
+    """`integral_0^h exp(s - h) s^k ds` for k = 0 .. count."""
+    return [h ** (k + 1) * math.factorial(k) * phi(k + 1, -h) for k in range(count + 1)]
+
+
+def power_moments(h: Any, count: int) -> list[Any]:
+    """`integral_0^h s^k ds` for k = 0 .. count."""
+    return [h ** (k + 1) / (k + 1) for k in range(count + 1)]
+
+
+def correction(value: Any, nodes: Sequence[Node], moments: Sequence[Any], order: Any, simple: Any = None) -> Any:
+    """The sum of equation (2) up to `order`, entry by entry.
+
+    value: m_0. moments: `integral w(s) s^k ds` for k = 0 .. len(nodes).
+    simple: replaces the integral of the k = 1 term where the order is exactly 2 (published second-order forms).
+    """
+    total = jnp.zeros_like(value)
+    # column[j] = [m_j .. m_k], the newest diagonal of the table of divided differences.
+    points = [(0.0, value), *((node.offset, node.value) for node in nodes)]
+    column = [value]
+    polynomial = [1.0]
+    for k, node in enumerate(nodes, start=1):
+        active = order > k
+        diagonal = [node.value]
+        for j in range(k - 1, -1, -1):
+            gap = points[k][0] - points[j][0]
+            gap = jnp.where(active & (gap != 0), gap, 1.0)
+            diagonal.insert(0, (diagonal[0] - column[j]) / expand(gap, value))
+        column = diagonal
+        # polynomial(s) * (s - s_(k-1)), coefficients of s^0, s^1, ...
+        root = points[k - 1][0]
+        shifted = [0.0, *polynomial]
+        polynomial = [a - root * b for a, b in zip(shifted, [*polynomial, 0.0])]
+        integral = sum(c * moment for c, moment in zip(polynomial, moments))
+        if k == 1 and simple is not None:
+            integral = jnp.where(order == 2, simple, integral)
+        total = total + jnp.where(expand(active, value), expand(jnp.where(active, integral, 0.0), value) * column[0], 0)
+    return total
+
+
+class Frame(NamedTuple):
+    """A step of one modality, ready for equation (2).
+
+    coordinate: t -> c(t). scale, moments: those of the equation. simple: see `correction`. usable: whether c is finite
+    at both ends of the step.
+    """
+
+    coordinate: Any
+    scale: Any
+    moments: list
+    simple: Any
+    usable: Any
+
+
+def exponential_frame(
+    process: Any, t: Any, t_next: Any, count: int, prediction: str, tau: Any = 0.0, bh: str | None = "b2"
+) -> Frame:
+    """The exponential step in lam for `prediction` 'x0' or 'eps'; the two are mirror images (alpha, lam; sigma, -lam).
+
+    With `tau` (x0 only) the weight is `(1 + tau^2) exp((1 + tau^2) (s - h))`, that of the SDE whose noise is tau times
+    that of the reverse SDE. `bh` names B(h) in the second-order coefficient `h B(h) / 2`: 'b1' is h, 'b2' is
+    `1 - exp(-h)`, None the exact integral.
+    """
+    coordinate = lam_coordinate(process, prediction)
+    h, usable = difference(coordinate(t_next), coordinate(t))
+    scale = process.alpha(t_next) if prediction == "x0" else process.sigma(t_next)
+    stretch = 1.0 + tau**2
+    moments = [m / stretch**k for k, m in enumerate(exponential_moments(stretch * h, count))]
+    simple = {"b1": 0.5 * h**2, "b2": 0.5 * h * moments[0], None: None}[bh]
+    return Frame(coordinate, scale, moments, simple, usable)
+
+
+def lam_coordinate(process: Any, prediction: str):
+    """lam for 'x0', -lam for 'eps': the coordinate in which the outputs are interpolated."""
+    sign = 1.0 if prediction == "x0" else -1.0
+    return lambda t: sign * half_log_snr(process, t)
+
+
+def noisy_hub_step(process: Any, x0: Any, eps: Any, noise: Any, t: Any, t_next: Any, tau: Any) -> Any:
+    """First-order step of the SDE with noise `tau`: `alpha' x0 + sigma' (d eps + sqrt(1 - d^2) noise)`.
+
+    `d = exp(-tau^2 h)`. Exact for a frozen x0; `tau` is prefix-shaped or a number: 0 is the ODE, 1 the reverse SDE.
+    """
+    kept = shrinkage(process, t, t_next) ** (jnp.asarray(tau) ** 2)
+    sigma = process.sigma(t_next)
+    fresh = sigma * jnp.sqrt(jnp.clip(1.0 - kept**2, 0.0))
+    mean = expand(process.alpha(t_next), x0) * x0 + expand(sigma * kept, x0) * eps
+    return mean + expand(fresh, x0) * noise
+
+
+def check_order(order: int, choices: Sequence[int]) -> None:
+    """Raises `InvalidInput` unless `order` is one of `choices`."""
+    if order not in choices:
+        raise invalid("order", order, f"it must be one of {', '.join(map(str, choices))}")
+
+
+def empty_histories(name: str, length: int):
+    """The `init` of a solver whose only state is a history of `length` outputs per modality."""
+
+    def init(process, x, grid):
+        check_gaussian(process, name)
+        first = {key: g[0] for key, g in grid.items()} if isinstance(grid, dict) else grid[0]
+        return per_modality(lambda _, x, t: empty_history(x, t, length), process, x, first)
+
+    return init
+
+
+def usable_order(frame: Frame, nodes: Sequence[Node], order: Any) -> Any:
+    """The order that this step can have, entry by entry: 1 where the coordinate is infinite."""
+    return jnp.where(frame.usable, attainable_order(nodes, order), 1)
+
+
+def linear_multistep(
+    name: str, order: int, frame: Any, prediction: str, lower_order_final: bool, stochastic: bool = False
+) -> Solver:
+    """The solver of equation (2) with `order - 1` past outputs.
+
+    frame: (process, t, t_next, count) -> Frame. prediction: what is interpolated, 'x0' or 'eps'.
+    stochastic: takes the first-order part of the reverse SDE (tau = 1) instead of the ODE's.
+    """
+
+    def step(process, denoise, carry, state, x, step, key):
+        answer, carry = denoise(carry, x, step)
+        noise = normal_like(key, x) if stochastic else x
+
+        def update(process, x, history, x0, eps, noise, t, t_next, remaining):
+            value = x0 if prediction == "x0" else eps
+            this = frame(process, t, t_next, order - 1)
+            nodes = past_nodes(history, this.coordinate, this.coordinate(t))
+            wanted = final_order(step, t, remaining, order, lower_order_final)
+            terms = correction(value, nodes, this.moments, usable_order(this, nodes, wanted), this.simple)
+            if stochastic:
+                first = noisy_hub_step(process, x0, eps, noise, t, t_next, 1.0)
+            else:
+                first = hub_step(process, x0, eps, t_next)
+            return first + expand(this.scale, x) * terms, push(history, value, t, t != t_next)
+
+        x, state = per_modality(
+            update, process, x, state, answer.x0, answer.eps, noise, step.t, step.t_next, step.remaining
+        )
+        return x, state, carry
+
+    return Solver(empty_histories(name, order - 1), step, order=order)

@@ -1,0 +1,139 @@
+"""Solver -> solver: what happens before and after each step. Inpainting, constraints and latent optimisation.
+
+All are `wrapped` with small functions of x; none knows which solver it wraps.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.randomness import fold, normal_like
+from diffusion_jax.solvers.base import per_modality
+from diffusion_jax.time_axes import each, expand, where
+from diffusion_jax.typing import Solver
+
+_BEFORE, _AFTER = 1_000_001, 1_000_002
+
+
+def wrapped(solver: Solver, before: Callable | None = None, after: Callable | None = None) -> Solver:
+    """`solver` with `x = before(process, x, step, key)` before each step and `x = after(...)` after it.
+
+    before sees x at `step.t`, after sees it at `step.t_next`. Each gets keys of its own, one per sample. The loop
+    still returns entries that do not move as they were. Anything may nest: the outermost `before` runs first, its `after` last.
+    """
+
+    def step(process, denoise, carry, state, x, step, key):
+        if before is not None:
+            x = before(process, x, step, fold(key, _BEFORE))
+        x, state, carry = solver.step(process, denoise, carry, state, x, step, key)
+        if after is not None:
+            x = after(process, x, step, fold(key, _AFTER))
+        return x, state, carry
+
+    return Solver(solver.init, step, solver.order)
+
+
+def inpainted(solver: Solver, known: Any, mask: Any, *, noise: Any = None) -> Solver:
+    """Replaces the known region by itself, noised to the time of the sample, before and after each step.
+
+    known: clean data like x, used where `mask` is true. mask: boolean, a prefix of the data's shape (a dict of both for
+    joint data). noise: the noise of the known region, kept for the whole run; fresh at each step when absent (discrete
+    processes always draw afresh). Works for every process that can `corrupt`. Lugmayr et al. 2022, equation 8.
+    """
+
+    def renoise(process, x, key, t):
+        def region(process, x, known, mask, noise, key, t):
+            if noise is None:
+                level, _ = process.corrupt(key, known, t)
+            else:
+                level = process.marginal(known, noise, t)
+            return where(mask, level.astype(x.dtype), x)
+
+        keys = {name: fold(key, i) for i, name in enumerate(sorted(x))} if isinstance(x, dict) else key
+        return per_modality(region, process, x, known, mask, noise, keys, t)
+
+    return wrapped(
+        solver,
+        before=lambda process, x, step, key: renoise(process, x, key, step.t),
+        after=lambda process, x, step, key: renoise(process, x, key, step.t_next),
+    )
+
+
+def repainted(solver: Solver, known: Any, mask: Any, *, repeats: int = 5) -> Solver:
+    """RePaint: each step is made `repeats` times, noised back to `step.t` in between (Lugmayr et al. 2022).
+
+    The known region is replaced as in `inpainted`, so that the rest has time to agree with it. Costs `repeats` steps a
+    step; meant for solvers without history, which would see the same step many times. A step that ends at sigma = 0
+    also repeats. Gaussian processes only. Raises InvalidInput if repeats < 1.
+    """
+    if repeats < 1:
+        raise invalid("repeats", repeats, "it must be at least 1")
+    inner = inpainted(solver, known, mask)
+
+    def step(process, denoise, carry, state, x, step, key):
+        def back(process, x, noise, t, t_next):
+            alpha = process.alpha(t) / process.alpha(t_next)
+            added = jnp.sqrt(jnp.clip(process.sigma(t) ** 2 - (alpha * process.sigma(t_next)) ** 2, 0.0))
+            return expand(alpha, x) * x + expand(added, x) * noise
+
+        def once(index, run):
+            x, carry = run
+            own = fold(key, index)
+            returned = per_modality(back, process, x, normal_like(fold(own, _BEFORE), x), step.t, step.t_next)
+            x = jax.tree.map(lambda a, b: jnp.where(index > 0, a, b), returned, x)
+            x, _, carry = inner.step(process, denoise, carry, state, x, step, own)
+            return x, carry
+
+        x, carry = jax.lax.fori_loop(0, repeats, once, (x, carry))
+        return x, state, carry
+
+    def init(process, x, grid):
+        state = solver.init(process, x, grid)
+        if jax.tree.leaves(state):
+            raise InvalidInput("repainted needs a solver without history, such as ddim or ddpm, but was given another.")
+        return state
+
+    return Solver(init, step, solver.order)
+
+
+def constrained(solver: Solver, projection: Callable[[Any], Any]) -> Solver:
+    """`x = projection(x)` after each step: any function of x like x (onto a set, a norm, a symmetry, ...)."""
+    return wrapped(solver, after=lambda process, x, step, key: projection(x))
+
+
+def optimised(
+    solver: Solver,
+    energy: Callable[[Any, Any], Any],
+    *,
+    learning_rate: float = 0.1,
+    iterations: int = 1,
+    interval: tuple[float, float] = (0.0, 1.0),
+) -> Solver:
+    """Gradient descent of an energy on the latent before each step: `x <- x - learning_rate grad energy(x, step)`.
+
+    energy: (x, step) -> `[B]` or a scalar; each sample follows the gradient of its own entry. It may call networks of
+    its own; what it costs is not counted. iterations: descent steps a step. interval: times t (of an entry) in which
+    it acts.
+    Raises InvalidInput for a negative number of iterations or an interval outside [0, 1].
+    """
+    low, high = interval
+    if iterations < 0:
+        raise invalid("iterations", iterations, "it must not be negative")
+    if not 0 <= low <= high <= 1:
+        raise invalid("interval", interval, "it must be two times (low, high) in [0, 1]")
+
+    def before(process, x, step, key):
+        def descend(_, x):
+            slope = jax.grad(lambda x: jnp.sum(energy(x, step)))(x)
+
+            def move(x, slope, t):
+                return where((t >= low) & (t <= high), x - learning_rate * slope, x)
+
+            return each(move, x, slope, step.t)
+
+        return jax.lax.fori_loop(0, iterations, descend, x)
+
+    return wrapped(solver, before=before)
