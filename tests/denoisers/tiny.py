@@ -49,13 +49,12 @@ def network(vocabulary: int = 0, on_call=None) -> Network:
     """
 
     def init(key, x, t, cond):
+        def branch(key, leaf):
+            return _init_branch(key, leaf, vocabulary if jnp.issubdtype(leaf.dtype, jnp.integer) else 0)
+
         if isinstance(x, dict):
-            keys = jax.random.split(key, len(x))
-            return {
-                name: _init_branch(k, x[name], vocabulary if jnp.issubdtype(x[name].dtype, jnp.integer) else 0)
-                for k, name in zip(keys, sorted(x))
-            }
-        return _init_branch(key, x, vocabulary)
+            return {name: branch(k, x[name]) for k, name in zip(jax.random.split(key, len(x)), sorted(x))}
+        return branch(key, x)
 
     def apply(params, x, t, cond, train=False, key=None):
         label = (cond or {}).get("label")
