@@ -180,7 +180,7 @@ class GaussianProcess:
         """x_t, or `c_in x_t / alpha` for the `edm` parameterisation."""
         if self.prediction != "edm":
             return x_t
-        return x_t / expand(jnp.hypot(self.sigma(t), self.alpha(t) * self.sigma_data), x_t)
+        return expand(1.0 / jnp.hypot(self.sigma(t), self.alpha(t) * self.sigma_data), x_t) * x_t
 
     def network_time(self, t):
         """What the network is fed for t; see `NETWORK_TIMES`."""
@@ -193,21 +193,23 @@ class GaussianProcess:
         c_x0, c_eps, scale = PARAMETERIZATIONS[self.prediction](self, t)
         determinant = c_x0 * sigma - c_eps * alpha
         singular = determinant == 0
-        c_x0, c_eps, scale, determinant, alpha, sigma = (
-            expand(value, x_t) for value in (c_x0, c_eps, scale, jnp.where(singular, 1.0, determinant), alpha, sigma)
+        inverse = _inverse(determinant)
+        # All divisions are of coefficients, before they meet the data: few, and rounded alike whatever t's shape.
+        x0_of_output = jnp.where(singular, 0.0, sigma * scale * inverse)
+        x0_of_x = jnp.where(singular, _inverse(alpha), -c_eps * inverse)
+        eps_of_output = jnp.where(singular, 0.0, -alpha * scale * inverse)
+        eps_of_x = jnp.where(singular, jnp.where(alpha == 0, _inverse(sigma), 0.0), c_x0 * inverse)
+        x_t, output = x_t.astype(inverse.dtype), network_output.astype(inverse.dtype)
+        return Prediction(
+            expand(x0_of_output, x_t) * output + expand(x0_of_x, x_t) * x_t,
+            expand(eps_of_output, x_t) * output + expand(eps_of_x, x_t) * x_t,
         )
-        x_t, output = x_t.astype(determinant.dtype), network_output.astype(determinant.dtype)
-        x0 = (sigma * scale * output - c_eps * x_t) / determinant
-        eps = (c_x0 * x_t - alpha * scale * output) / determinant
-        clean = _divide(x_t, alpha)
-        noise = jnp.where(alpha == 0, _divide(x_t, sigma), 0.0)
-        singular = expand(singular, x_t)
-        return Prediction(jnp.where(singular, clean, x0), jnp.where(singular, noise, eps))
 
     def target(self, x0, noise, t):
         """What the network's output is regressed to: equation (1) solved for the output; 0 where it is infinite."""
-        c_x0, c_eps, scale = (expand(c, x0) for c in PARAMETERIZATIONS[self.prediction](self, as_time(t)))
-        return _divide(c_x0 * x0 + c_eps * noise, scale)
+        c_x0, c_eps, scale = PARAMETERIZATIONS[self.prediction](self, as_time(t))
+        inverse = _inverse(scale)
+        return expand(c_x0 * inverse, x0) * x0 + expand(c_eps * inverse, x0) * noise
 
     def output(self, prediction: Prediction, t):
         """The network output that means `prediction`: inverse of `predict`, equation (1)."""
@@ -215,17 +217,15 @@ class GaussianProcess:
 
     def from_x0(self, x0, x_t, t) -> Prediction:
         """The pair whose clean half is `x0`: `eps = (x_t - alpha x0) / sigma`, and 0 where sigma = 0."""
-        alpha, sigma = expand(self.alpha(t), x_t), expand(self.sigma(t), x_t)
-        return Prediction(x0, _divide(x_t - alpha * x0, sigma))
+        return Prediction(x0, expand(_inverse(self.sigma(t)), x_t) * (x_t - expand(self.alpha(t), x_t) * x0))
 
     def from_eps(self, eps, x_t, t) -> Prediction:
         """The pair whose noise half is `eps`: `x0 = (x_t - sigma eps) / alpha`, and 0 where alpha = 0."""
-        alpha, sigma = expand(self.alpha(t), x_t), expand(self.sigma(t), x_t)
-        return Prediction(_divide(x_t - sigma * eps, alpha), eps)
+        return Prediction(expand(_inverse(self.alpha(t)), x_t) * (x_t - expand(self.sigma(t), x_t) * eps), eps)
 
     def score(self, prediction: Prediction, t):
         """grad log p_t(x_t) = -eps / sigma; 0 where sigma = 0."""
-        return _divide(-prediction.eps, expand(self.sigma(t), prediction.eps))
+        return expand(-_inverse(self.sigma(t)), prediction.eps) * prediction.eps
 
     def velocity(self, prediction: Prediction, t):
         """dx/dt of the probability-flow ODE: `alpha' x0 + sigma' eps`."""
@@ -240,7 +240,7 @@ class GaussianProcess:
         return expand(c_x0, prediction.x0) * prediction.x0 + expand(c_eps, prediction.eps) * prediction.eps
 
 
-def _divide(numerator, denominator):
-    """The quotient, and 0 where the denominator is 0; both branches finite, so gradients are too."""
-    zero = denominator == 0
-    return jnp.where(zero, 0.0, numerator / jnp.where(zero, 1.0, denominator))
+def _inverse(value):
+    """1 / value, and 0 where it is 0; both branches finite, so gradients are too."""
+    zero = value == 0
+    return jnp.where(zero, 0.0, 1.0 / jnp.where(zero, 1.0, value))
