@@ -18,6 +18,7 @@ from diffusion_jax.data.files import (
 )
 from diffusion_jax.data.photographs import PHOTOGRAPHS, patches, photograph, textures
 from diffusion_jax.data.pipeline import Batches, pipeline
+from diffusion_jax.data.prose import documents as prose_documents
 from diffusion_jax.data.prose import prose
 from diffusion_jax.data.scenes import shapes
 from diffusion_jax.data.sources import ArraySource, Source, check_finite
@@ -53,6 +54,7 @@ __all__ = [
     "photograph",
     "pipeline",
     "prose",
+    "prose_documents",
     "random_crop",
     "resize",
     "scenes",

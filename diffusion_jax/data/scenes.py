@@ -283,7 +283,7 @@ def _templates(size):
                 canvas[top : top + 2 * radius + 1, left : left + 2 * radius + 1] = _mask(shape, radius)
                 names.append((size_name, shape, *shift))
                 masks.append(canvas)
-    return names, np.stack(masks).reshape(len(masks), -1)
+    return names, np.stack(masks).reshape(len(masks), -1).astype(np.float32)
 
 
 def read(image: Any, min_overlap: float = 0.6) -> Reading:
@@ -316,7 +316,7 @@ def read(image: Any, min_overlap: float = 0.6) -> Reading:
             top, left = (side - height) // 2, (side - width) // 2
             canvas = np.zeros((side, side), bool)
             canvas[top : top + height, left : left + width] = blob
-            common = masks @ canvas.ravel().astype(np.int64)
+            common = masks @ canvas.ravel().astype(np.float32)
             overlap = common / (areas + blob.sum() - common)
             best = int(overlap.argmax())
             if overlap[best] < min_overlap:

@@ -12,6 +12,7 @@ from diffusion_jax.metrics.image import psnr, ssim
 from diffusion_jax.metrics.inception import Inception, InceptionV3, inception
 from diffusion_jax.metrics.kernel import KernelDistance, kernel_distance, mmd2
 from diffusion_jax.metrics.manifold import Manifold, manifold
+from diffusion_jax.metrics.sets import SetMetric, image_set, point_set, scene_set, token_set
 from diffusion_jax.metrics.timing import SamplingCost, sampling_cost
 
 __all__ = [
@@ -23,22 +24,27 @@ __all__ = [
     "Manifold",
     "Moments",
     "SamplingCost",
+    "SetMetric",
     "cache_folder",
     "class_accuracy",
     "energy_distance",
     "feature_network",
     "frechet_distance",
     "gaussian_frechet_distance",
+    "image_set",
     "inception",
     "kernel_distance",
     "manifold",
     "merge",
     "mmd2",
     "moments",
+    "point_set",
     "psnr",
     "sampling_cost",
+    "scene_set",
     "sliced_wasserstein",
     "ssim",
+    "token_set",
     "wasserstein",
     "wasserstein_1d",
 ]
