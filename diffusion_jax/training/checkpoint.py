@@ -6,7 +6,7 @@ Layout of a workdir, also of an exported one:
     checkpoints/<step>/params       nested dict of arrays
     checkpoints/<step>/ema_<name>   one such dict for each track
     checkpoints/<step>/rest         the other fields of the state, flat by path
-    checkpoints/<step>/meta         JSON: format, fingerprints of the items
+    checkpoints/<step>/meta         JSON: format, and shape, dtype and fingerprint of every array
     checkpoints/<step>/data         position in the data, one file for each process
     snapshots/<step>/ema_<name>     power-function tracks, kept for `ema.reconstruct`
 
@@ -82,7 +82,7 @@ class Checkpointer:
         if step in self._manager.all_steps():
             return
         items = _items(state)
-        meta = {"format": FORMAT, "fingerprints": {name: _fingerprint(item) for name, item in items.items()}}
+        meta = {"format": FORMAT, "items": {name: _described(item) for name, item in items.items()}}
         args = {name: ocp.args.StandardSave(item) for name, item in items.items()}
         args["meta"] = ocp.args.JsonSave(meta)
         args["data"] = DataPosition(data)
@@ -100,7 +100,8 @@ class Checkpointer:
         if step in self._snapshots.all_steps():
             return
         args = {f"ema_{name}": ocp.args.StandardSave(_plain(ema[name])) for name in widths}
-        args["meta"] = ocp.args.JsonSave({"format": FORMAT, "sigma_rel": widths})
+        described = {f"ema_{name}": _described(_plain(ema[name])) for name in widths}
+        args["meta"] = ocp.args.JsonSave({"format": FORMAT, "items": described, "sigma_rel": widths})
         self._snapshots.save(step, args=ocp.args.Composite(**args))
 
     def drop_snapshots_after(self, step: int) -> None:
@@ -141,7 +142,7 @@ class Checkpointer:
     def _restore(self, step: int, abstract: TrainState, placed: TrainState) -> Restored:
         meta = _read_meta(self._manager, step)
         wanted = _items(placed)
-        _check_items(self._manager, step, wanted, meta)
+        _check_items(step, wanted, meta)
         args = {name: ocp.args.StandardRestore(item) for name, item in wanted.items()}
         try:
             found = self._manager.restore(step, args=ocp.args.Composite(**args, data=DataPosition(None)))
@@ -150,7 +151,8 @@ class Checkpointer:
         except Exception as error:
             raise Damaged(_first_line(error)) from error
         items = {name: found[name] for name in wanted}
-        _check_fingerprints(items, meta)
+        for name, item in items.items():
+            _check_fingerprints(name, item, meta)
         return Restored(_from_items(items, abstract), found["data"], step)
 
     def wait(self) -> None:
@@ -209,13 +211,13 @@ def load_params(
         steps = sorted(manager.all_steps(), reverse=True)
         if step is not None:
             if step not in steps:
-                raise unknown("step", step, steps)
+                raise unknown("step", step, map(str, steps))
             steps = [step]
         for candidate in steps:
             try:
                 meta = _read_meta(manager, candidate)
-                if name not in meta["fingerprints"]:
-                    tracks = [n.removeprefix("ema_") for n in meta["fingerprints"] if n.startswith("ema_")]
+                if name not in meta["items"]:
+                    tracks = [n.removeprefix("ema_") for n in meta["items"] if n.startswith("ema_")]
                     raise unknown("ema", ema, tracks)
                 return _load_item(manager, candidate, name, meta, mesh, rules)
             except Damaged as problem:
@@ -240,7 +242,7 @@ def save_params(destination: str | os.PathLike, params: Any, config: Any = None,
     root = _directory(destination)
     plain = _plain(params)
     with _manager(root / "checkpoints", None) as manager:
-        meta = {"format": FORMAT, "fingerprints": {"params": _fingerprint(plain)}}
+        meta = {"format": FORMAT, "items": {"params": _described(plain)}}
         args = ocp.args.Composite(params=ocp.args.StandardSave(plain), meta=ocp.args.JsonSave(meta))
         manager.save(step, args=args, force=True)
         manager.wait_until_finished()
@@ -261,12 +263,12 @@ def reconstruct_ema(workdir: str | os.PathLike, sigma_rel: float, step: int | No
         for at in sorted(manager.all_steps()):
             meta = _read_meta(manager, at)
             for name, width in meta["sigma_rel"].items():
-                snapshots.append((at, width, _loader(manager, at, f"ema_{name}")))
+                snapshots.append((at, width, _loader(manager, at, f"ema_{name}", meta)))
         return averages.reconstruct(snapshots, sigma_rel, step)
 
 
-def _loader(manager: ocp.CheckpointManager, step: int, name: str):
-    return lambda: _load_item(manager, step, name, {}, None, None)
+def _loader(manager: ocp.CheckpointManager, step: int, name: str, meta: Mapping[str, Any]):
+    return lambda: _load_item(manager, step, name, meta, None, None)
 
 
 def _path(workdir: str | os.PathLike) -> epath.Path:
@@ -376,18 +378,25 @@ def _sums(leaves: list) -> list:
     return [words(leaf) for leaf in leaves]
 
 
-def _fingerprint(item: Any) -> dict[str, int]:
+def _fingerprints(item: Any) -> dict[str, int]:
     leaves = jax.tree_util.tree_flatten_with_path(item)[0]
-    names = [path_name(path) for path, _ in leaves]
-    return {name: int(value) for name, value in zip(names, jax.device_get(_sums([leaf for _, leaf in leaves])))}
+    sums = jax.device_get(_sums([leaf for _, leaf in leaves]))
+    return {path_name(path): int(value) for (path, _), value in zip(leaves, sums, strict=True)}
 
 
-def _check_fingerprints(items: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
-    for name, item in items.items():
-        expected = meta["fingerprints"][name]
-        for path, value in _fingerprint(item).items():
-            if expected.get(path) != value:
-                raise Damaged(f"{name}/{path} is not what was saved")
+def _described(item: Any) -> dict[str, dict[str, Any]]:
+    """Shape, dtype and fingerprint of every array, by path."""
+    leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(item)[0]}
+    sums = _fingerprints(item)
+    return {
+        path: {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "sum": sums[path]} for path, leaf in leaves.items()
+    }
+
+
+def _check_fingerprints(name: str, item: Any, meta: Mapping[str, Any]) -> None:
+    for path, value in _fingerprints(item).items():
+        if meta["items"][name][path]["sum"] != value:
+            raise Damaged(f"{name}/{path} is not what was saved")
 
 
 def _read_meta(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
@@ -402,45 +411,47 @@ def _read_meta(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
     return meta
 
 
-def _stored_shapes(manager: ocp.CheckpointManager, step: int, name: str) -> Any:
-    try:
-        found = manager.item_metadata(step)[name]
-        # Orbax wraps a tree's metadata in an object whose `tree` is what was stored.
-        return getattr(found, "tree", found)
-    except Exception as error:
-        raise Damaged(_first_line(error)) from error
-
-
-def _check_items(manager: ocp.CheckpointManager, step: int, wanted: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+def _check_items(step: int, wanted: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
     """Raises InvalidInput, naming the first difference, if a healthy checkpoint belongs to another run."""
     for name, item in wanted.items():
-        stored = meta["fingerprints"].get(name)
+        stored = meta["items"].get(name)
         if stored is None:
             raise InvalidInput(f"checkpoint {step} has no {name!r}: it is of a run with other settings.")
         leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(item)[0]}
         for path in sorted(set(leaves) ^ set(stored)):
             where = "the checkpoint" if path in leaves else "this run"
             raise InvalidInput(f"checkpoint {step} is of another run: {where} has no {name}/{path}.")
-        found = jax.tree_util.tree_flatten_with_path(_stored_shapes(manager, step, name))[0]
-        for path, leaf in found:
-            like = leaves.get(path_name(path))
-            if like is not None and hasattr(leaf, "shape") and tuple(leaf.shape) != tuple(like.shape):
+        for path, leaf in leaves.items():
+            was = tuple(stored[path]["shape"])
+            if was != tuple(leaf.shape):
                 raise InvalidInput(
-                    f"checkpoint {step} is of another run: {name}/{path_name(path)} has shape {tuple(leaf.shape)}, "
-                    f"but this run has {tuple(like.shape)}."
+                    f"checkpoint {step} is of another run: {name}/{path} has shape {was}, "
+                    f"but this run has {tuple(leaf.shape)}."
                 )
 
 
-def _load_item(manager, step: int, name: str, meta: Mapping[str, Any], mesh: Mesh | None, rules: Rules | None) -> Any:
-    stored = _stored_shapes(manager, step, name)
+def _load_item(
+    manager: ocp.CheckpointManager,
+    step: int,
+    name: str,
+    meta: Mapping[str, Any],
+    mesh: Mesh | None,
+    rules: Rules | None,
+) -> Any:
+    """One item as nested dicts, whose structure is that of the paths."""
+    abstract: dict[str, Any] = {}
+    for path, array in meta["items"][name].items():
+        *parents, last = path.split("/")
+        folder = abstract
+        for parent in parents:
+            folder = folder.setdefault(parent, {})
+        folder[last] = jax.ShapeDtypeStruct(tuple(array["shape"]), jnp.dtype(array["dtype"]))
     try:
-        abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype), stored)
         args = ocp.args.Composite(**{name: ocp.args.StandardRestore(_placed(abstract, mesh, rules))})
         item = manager.restore(step, args=args)[name]
     except Exception as error:
         raise Damaged(_first_line(error)) from error
-    if "fingerprints" in meta:
-        _check_fingerprints({name: item}, meta)
+    _check_fingerprints(name, item, meta)
     return item
 
 

@@ -132,7 +132,6 @@ def train(
             at += 1
             bar.update()
             last = at == steps
-            leaving = asked_to_stop(at)
             clock.tick(metrics["loss"])
             if last or at % log_every == 0:
                 values = {name: float(value) for name, value in jax.device_get(metrics).items()}
@@ -154,6 +153,7 @@ def train(
                             at, {name: float(value) for name, value in jax.device_get(dict(values)).items()}
                         )
                     clock.restart()
+            leaving = asked_to_stop(at)
             if checkpointer is not None:
                 if snapshot_every is not None and at % snapshot_every == 0:
                     checkpointer.save_snapshot(at, tracks, state.ema)

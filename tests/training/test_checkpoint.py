@@ -114,6 +114,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_a_damaged_newest_checkpoint_falls_back_with_a_warning(saved, tmp_path, kind):
     workdir = copied(saved, tmp_path)
@@ -130,7 +131,7 @@ def test_all_damaged_is_an_error_and_none_is_none(saved, tmp_path):
     workdir = copied(saved, tmp_path)
     for step in (1, 2, 3):
         _flip(_largest(workdir / "checkpoints" / str(step) / "params"))
-    with pytest.warns(UserWarning), pytest.raises(InvalidInput, match="all checkpoints in .* are damaged"):
+    with pytest.warns(UserWarning), pytest.raises(InvalidInput, match=r"all checkpoints in .* are damaged"):
         restore(workdir)
     assert restore(tmp_path / "new") is None
 
@@ -140,7 +141,7 @@ def test_all_damaged_is_an_error_and_none_is_none(saved, tmp_path):
     [
         (
             {"hidden": 8},
-            r"up/bias has shape \(16,\), but this run has \(8,\)|up/kernel has shape|down/kernel has shape",
+            r"params/\w+/\w+ has shape .*16.*, but this run has .*8",
         ),
         ({"tracks": {"other": ema.fixed(0.5)}}, "ema_other"),
     ],
