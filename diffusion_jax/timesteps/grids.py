@@ -165,7 +165,7 @@ def shift(grid: Any, shift: Number = 3.0) -> Any:
     """
     check_positive(shift=shift)
     grid = np.asarray(grid, np.float64)
-    return from_array(shift * grid / (1.0 + (shift - 1.0) * grid))
+    return from_array(np.minimum(shift * grid / (1.0 + (shift - 1.0) * grid), 1.0))
 
 
 RESOLUTION_RULES = ("flux", "sqrt")

@@ -16,6 +16,11 @@ def _check_count(field: str, value: int) -> None:
         raise invalid(field, value, "it must be at least 1")
 
 
+def _check_log_snr(process: Any) -> None:
+    if not hasattr(process, "inverse_log_snr"):
+        raise InvalidInput("process has no log-SNR of its own; for joint data give the process of one entry instead.")
+
+
 def index_to_time(index: Any, num_steps: int) -> Any:
     """`t = (k + 1) / T`, any shape."""
     _check_count("num_steps", num_steps)
@@ -47,15 +52,13 @@ def bucket_center(index: Any, num_buckets: int) -> Any:
 
 def noise_ratio(process: Any, t: Any) -> Any:
     """`sigma / alpha = exp(-log_snr / 2)`: the noise level of Karras et al. 2022, any shape."""
+    _check_log_snr(process)
     return jnp.exp(-0.5 * process.log_snr(t))
 
 
 def time_at_noise_ratio(process: Any, ratio: Any) -> Any:
     """The t at which `sigma / alpha` is `ratio`, at most 1, any shape."""
-    if not hasattr(process, "inverse_log_snr"):
-        raise InvalidInput(
-            "process has no log-SNR of its own to invert; for joint data give the process of one entry instead."
-        )
+    _check_log_snr(process)
     return jnp.clip(process.inverse_log_snr(-2.0 * jnp.log(as_time(ratio))), 0.0, 1.0)
 
 
