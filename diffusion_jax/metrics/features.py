@@ -68,7 +68,7 @@ class FeatureNetwork:
         return tuple(np.concatenate(parts) for parts in zip(*jax.device_get(chunks), strict=True))
 
 
-_BATCH = 64
+_BATCH = 96
 _CHANNELS = {"digits": 1, "shapes": 3}
 
 
@@ -84,16 +84,18 @@ def cache_folder() -> Path:
 
 
 def feature_network(
-    world: str = "digits", size: int | None = None, features: int = 64, steps: int = 500, seed: int = 0
+    world: str = "digits", size: int | None = None, features: int = 64, steps: int | None = None, seed: int = 0
 ) -> FeatureNetwork:
     """The judge of a world ("digits" or "shapes"), trained on its train split or read from the cache.
 
     size: side of the images; the world's own (8, 32) when None.
     features: width of the penultimate layer.
+    steps: length of the training; 600 for digits and 1500 for shapes when None.
     """
     if world not in WORLDS:
         raise unknown("world", world, WORLDS)
     size = {"digits": 8, "shapes": 32}[world] if size is None else size
+    steps = {"digits": 600, "shapes": 1500}[world] if steps is None else steps
     if features < 1 or steps < 1:
         raise invalid("features, steps", (features, steps), "both must be at least 1")
     config = FeatureConfig(world, size, features, steps, seed)
@@ -138,17 +140,19 @@ def _write(file, network):
         warnings.warn(f"The trained network could not be cached in {file.parent} ({error}).", stacklevel=3)
 
 
-def _widths(size):
-    """Channels of the convolutions; all but the first halve the side, down to 4 pixels or less."""
+def _layers(size):
+    """(channels, stride) of the convolutions: down to 4 pixels or less, the first at full size for tiny images."""
     halvings = max(1, int(np.ceil(np.log2(size / 4))))
-    return [24, *(min(24 * 2**i, 96) for i in range(1, halvings + 1))]
+    halved = [(min(32 * 2**i, 96), 2) for i in range(halvings)]
+    return halved if size > 16 else [(32, 1), *((channels * 2, stride) for channels, stride in halved)]
 
 
 def _init(config):
-    widths = _widths(config.size)
+    layers = _layers(config.size)
     side = config.size
-    for _ in widths[1:]:
-        side = -(-side // 2)
+    for _, stride in layers:
+        side = -(-side // stride)
+    widths = [channels for channels, _ in layers]
     outputs = len(_targets_of(config.world))
     shapes = {f"conv{i}": (3, 3, a, b) for i, (a, b) in enumerate(zip([_CHANNELS[config.world], *widths], widths))}
     shapes |= {"hidden": (side * side * widths[-1], config.features), "head": (config.features, outputs)}
@@ -171,9 +175,8 @@ def _convolve(x, weight, stride):
 
 def _apply(params, images):
     x = images
-    depth = sum(name.startswith("conv") and name.endswith("weight") for name in params)
-    for i in range(depth):
-        x = jax.nn.gelu(_convolve(x, params[f"conv{i}.weight"], 1 if i == 0 else 2) + params[f"conv{i}.bias"])
+    for i, (_, stride) in enumerate(_layers(images.shape[1])):
+        x = jax.nn.gelu(_convolve(x, params[f"conv{i}.weight"], stride) + params[f"conv{i}.bias"])
     x = x.reshape(len(x), -1) @ params["hidden.weight"] + params["hidden.bias"]
     x = jax.nn.gelu(x)
     return x, x @ params["head.weight"] + params["head.bias"]
@@ -215,10 +218,9 @@ def _train(config):
     optimizer = optax.adamw(optax.cosine_onecycle_schedule(config.steps, 4e-3), weight_decay=1e-2)
 
     def loss(params, key):
-        pick, move, noise = jax.random.split(key, 3)
+        pick, noise = jax.random.split(key)
         rows = jax.random.randint(pick, (_BATCH,), 0, len(images))
-        x = jnp.roll(images[rows], jax.random.randint(move, (2,), -1, 2), axis=(1, 2))
-        x = x + 0.2 * jax.random.normal(noise, x.shape)
+        x = images[rows] + 0.2 * jax.random.normal(noise, (_BATCH, *images.shape[1:]))
         logits = _apply(params, x)[1]
         wanted = targets[rows]
         if digits:

@@ -98,7 +98,7 @@ def test_precision_falls_with_bad_samples_and_recall_with_lost_modes(rng):
     one_mode = rng.standard_normal((200, 2)) + modes[0]
     lost = metrics.manifold(real, one_mode)
     assert lost.precision > 0.9 and lost.recall < 0.55 and lost.coverage < 0.55
-    half_noise = np.concatenate([one_mode[:100], rng.standard_normal((100, 2)) + [0, 500]])
+    half_noise = np.concatenate([one_mode[:100], rng.standard_normal((100, 2)) + np.array([0, 500])])
     assert metrics.manifold(real, half_noise).precision < 0.55
 
 
