@@ -1,6 +1,7 @@
-"""Networks as pure functions: diffusion transformer, MLP, text transformer, and the one mechanism that opens them
-(`intercepted`). Every constructor returns a `typing.Network`; the linen modules behind them obey one convention of
-uniform blocks (`layers.branches`). What is attached to a frozen network is in `adapters`.
+"""Networks as pure functions: diffusion transformer, U-Net, MLP, text transformer, the KL autoencoder, and the one
+mechanism that opens them (`intercepted`). Constructors return a `typing.Network` (`kl_vae` an `Autoencoder`); the
+linen modules behind them obey one convention of uniform blocks (`layers.branches`). What is attached to a frozen
+network is in `adapters`.
 """
 
 from diffusion_jax.models.conditions import drop_condition, null_condition
@@ -10,11 +11,17 @@ from diffusion_jax.models.interception import by_path, intercepted, per_layer
 from diffusion_jax.models.mlp import Mlp, mlp
 from diffusion_jax.models.network import count_params, network, param_shapes
 from diffusion_jax.models.text_transformer import TextTransformer, text_transformer
+from diffusion_jax.models.unet import UNet, unet
+from diffusion_jax.models.vae import KLVAE, Autoencoder, GaussianPosterior, kl_vae
 
 __all__ = [
+    "KLVAE",
+    "Autoencoder",
     "DiT",
+    "GaussianPosterior",
     "Mlp",
     "TextTransformer",
+    "UNet",
     "by_path",
     "cached",
     "count_params",
@@ -24,6 +31,7 @@ __all__ = [
     "exits",
     "gates",
     "intercepted",
+    "kl_vae",
     "mlp",
     "network",
     "null_condition",
@@ -33,4 +41,5 @@ __all__ = [
     "reweighted",
     "taps",
     "text_transformer",
+    "unet",
 ]

@@ -128,6 +128,11 @@ class KLVAE(nn.Module):
     shift_factor: float = 0.0
     dtype: str = "float32"
 
+    @property
+    def factor(self) -> int:
+        """How many pixels a latent spans along each axis, f."""
+        return 2 ** (len(self.multipliers) - 1)
+
     def setup(self):
         dtype = jnp.dtype(self.dtype)
         fields = {

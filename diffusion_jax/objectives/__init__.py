@@ -1,11 +1,21 @@
-"""Training losses as pure functions: denoising of any process, masked diffusion of tokens, and their validation.
+"""Training losses as pure functions: denoising of any process, masked diffusion of tokens, autoencoders, validation.
 
 An objective's loss is unreduced over the batch; the step of `training` averages, differentiates and updates.
 """
 
+from diffusion_jax.objectives.autoencoder import vae_loss
 from diffusion_jax.objectives.denoising import denoising, objective
 from diffusion_jax.objectives.discrete import masked
 from diffusion_jax.objectives.entries import TOKEN_WEIGHTINGS, regression, tokens
 from diffusion_jax.objectives.validation import validation_loss
 
-__all__ = ["TOKEN_WEIGHTINGS", "denoising", "masked", "objective", "regression", "tokens", "validation_loss"]
+__all__ = [
+    "TOKEN_WEIGHTINGS",
+    "denoising",
+    "masked",
+    "objective",
+    "regression",
+    "tokens",
+    "vae_loss",
+    "validation_loss",
+]

@@ -1,0 +1,49 @@
+"""The loss that trains a KL autoencoder: reconstruction and the posterior's divergence from the standard normal.
+
+The autoencoder itself is `models.kl_vae`. Perceptual and adversarial terms, which sharpen large ones, are not here.
+"""
+
+import jax.numpy as jnp
+
+from diffusion_jax.errors import invalid, unknown
+from diffusion_jax.models.vae import Autoencoder
+from diffusion_jax.objectives.batches import batch_size, example_keys
+from diffusion_jax.typing import Aux, Objective
+
+RECONSTRUCTIONS = {"l1": jnp.abs, "l2": lambda residual: 0.5 * jnp.square(residual)}
+"""-log p(x | z) up to a constant: of a Laplace distribution, as in latent diffusion, or of a Gaussian, unit scale."""
+
+
+def vae_loss(autoencoder: Autoencoder, kl_weight: float = 1e-6, reconstruction: str = "l1") -> Objective:
+    """Negative evidence lower bound per data dimension, on batches `{"x0": [B, H, W, C], "index" (optional)}`.
+
+    loss = (sum -log p(x0 | z) + kl_weight KL(q(z | x0) || N(0, I))) / (H W C),    z ~ q(z | x0),
+
+    (Kingma & Welling 2014, equation 3; `kl_weight` as in Rombach et al. 2022, appendix G: 1e-6.)
+    reconstruction: a key of `RECONSTRUCTIONS`. index: `[B]` global index of each example, to which its sample of z
+        belongs; 0 .. B - 1 when absent.
+    Metrics: `reconstruction` (per data dimension), `kl` (nats per example). Per example: `loss`.
+
+    Raises InvalidInput for a negative `kl_weight` or a reconstruction that does not exist.
+    """
+    if not kl_weight >= 0:
+        raise invalid("kl_weight", kl_weight, "it must not be negative")
+    if reconstruction not in RECONSTRUCTIONS:
+        raise unknown("reconstruction", reconstruction, RECONSTRUCTIONS)
+    distance = RECONSTRUCTIONS[reconstruction]
+
+    def init(key, params, batch):
+        return ()
+
+    def loss(params, state, batch, key):
+        batch = {"index": jnp.arange(batch_size(batch)), **batch}
+        x0 = batch["x0"]
+        posterior = autoencoder.posterior(params, x0)
+        latents = autoencoder.scale(posterior.sample(example_keys(key, batch["index"])))
+        error = distance(autoencoder.decode(params, latents) - x0).mean((1, 2, 3))
+        kl = posterior.kl()
+        total = error + kl_weight * kl * (x0.shape[0] / x0.size)
+        metrics = {"reconstruction": error.mean(), "kl": kl.mean()}
+        return total, Aux(state, metrics, {"loss": total})
+
+    return Objective(init, loss)

@@ -1,0 +1,112 @@
+"""Laws of the KL autoencoder: its Gaussian, its scaling, its sizes, and what it refuses."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.errors import InvalidInput
+from diffusion_jax.models import GaussianPosterior, count_params, kl_vae
+from diffusion_jax.randomness import sample_keys
+from tests.models.drawn import drawn
+
+TINY = {"preset": "small", "channels": 8, "groups": 4, "attention": True}
+X = jax.random.normal(jax.random.key(1), (2, 8, 12, 3))
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    vae = kl_vae(**TINY, scaling_factor=0.5, shift_factor=0.25)
+    return vae, drawn(jax.eval_shape(vae.init, jax.random.key(0), X))
+
+
+def test_latents_and_reconstructions_have_their_shapes_also_when_not_square(tiny):
+    vae, params = tiny
+    posterior = jax.jit(vae.posterior)(params, X)
+    assert posterior.mean.shape == posterior.logvar.shape == (2, 4, 6, 4)
+    assert jax.jit(vae.decode)(params, posterior.mean).shape == X.shape
+    assert vae.module.factor == 2
+
+
+def test_scaling_is_undone_by_the_decoder(tiny):
+    vae, params = tiny
+    posterior, latents = jax.jit(lambda p: (vae.posterior(p, X), vae.encode(p, X)))(params)
+    np.testing.assert_allclose(latents, 0.5 * (posterior.mean - 0.25), atol=1e-6)
+    plain = kl_vae(**TINY)
+    expected = jax.jit(plain.decode)(params, posterior.mean)
+    np.testing.assert_allclose(jax.jit(vae.decode)(params, latents), expected, atol=1e-5)
+
+
+def test_remat_changes_neither_values_nor_gradients(tiny):
+    vae, params = tiny
+
+    def value_and_grad(vae):
+        return jax.jit(jax.value_and_grad(lambda p: jnp.square(vae.posterior(p, X).mean).mean()))(params)
+
+    (expected, gradients), (value, recomputed) = value_and_grad(vae), value_and_grad(kl_vae(**TINY, remat="full"))
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), recomputed, gradients)
+
+
+def test_bfloat16_is_close_and_keeps_float32_outside(tiny):
+    vae, params = tiny
+    low = kl_vae(**TINY, scaling_factor=0.5, shift_factor=0.25, dtype="bfloat16")
+    x, y = jax.jit(lambda p: (low.decode(p, low.encode(p, X)), vae.decode(p, vae.encode(p, X))))(params)
+    assert x.dtype == jnp.float32 and 0 < float(jnp.abs(x - y).mean() / y.std()) < 0.05
+
+
+def test_kl_is_zero_for_the_prior_and_the_integral_elsewhere():
+    zero = jnp.zeros((1, 1, 1, 1))
+    assert float(GaussianPosterior(zero, zero).kl()[0]) == 0.0
+    mean, logvar = 0.7, -0.4
+    z = np.linspace(-12, 12, 200001)
+    log_q = -0.5 * ((z - mean) ** 2 / np.exp(logvar) + logvar + np.log(2 * np.pi))
+    log_p = -0.5 * (z**2 + np.log(2 * np.pi))
+    expected = np.trapezoid(np.exp(log_q) * (log_q - log_p), z)
+    posterior = GaussianPosterior(jnp.full((2, 2, 3, 4), mean), jnp.full((2, 2, 3, 4), logvar))
+    np.testing.assert_allclose(posterior.kl(), [24 * expected] * 2, rtol=1e-5)
+
+
+def test_samples_have_the_mean_and_variance_of_the_posterior_and_belong_to_their_keys():
+    posterior = GaussianPosterior(jnp.full((3, 16, 16, 4), 0.5), jnp.full((3, 16, 16, 4), -1.0))
+    keys = sample_keys(jax.random.key(0), jnp.arange(3))
+    z = posterior.sample(keys)
+    np.testing.assert_allclose(z.mean(), 0.5, atol=4 * np.exp(-0.5) / np.sqrt(z.size))
+    np.testing.assert_allclose(z.var(), np.exp(-1.0), rtol=0.1)
+    alone = GaussianPosterior(posterior.mean[1:2], posterior.logvar[1:2]).sample(keys[1:2])
+    np.testing.assert_array_equal(alone[0], z[1])
+
+
+def test_published_number_of_parameters():
+    """KL-f8 of latent diffusion and Stable Diffusion has 83,653,863 parameters."""
+    vae = kl_vae("kl_f8")
+    x = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    params = jax.eval_shape(vae.init, jax.random.key(0), x)
+    assert count_params(params) == 83_653_863
+    assert jax.eval_shape(vae.encode, params, x).shape == (1, 8, 8, 4)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"preset": "kl-f8"}, "did you mean 'kl_f8'"),
+        ({"latent_chanels": 4}, "did you mean 'latent_channels'"),
+        ({"latent_channels": 0}, "latent_channels is 0"),
+        ({"multipliers": (1, 0)}, "multipliers is"),
+        ({"scaling_factor": 0.0}, "scaling_factor is 0.0"),
+        ({"remat": "yes"}, "remat is 'yes'"),
+        ({"dtype": "float64"}, "dtype is 'float64'"),
+    ],
+)
+def test_wrong_fields_are_told_at_construction(fields, message):
+    with pytest.raises(InvalidInput, match=message):
+        kl_vae(**fields)
+
+
+def test_wrong_inputs_are_told(tiny):
+    vae, params = tiny
+    for x, message in ((X[:, :7], "divisible by 2"), (X[..., :1], "data_channels=3"), (X[0], r"\[B, H, W, C\]")):
+        with pytest.raises(InvalidInput, match=message):
+            vae.encode(params, x)
+    with pytest.raises(InvalidInput, match="latents"):
+        vae.decode(params, X)
