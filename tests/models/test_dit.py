@@ -1,0 +1,185 @@
+"""DiT: sizes of the paper, prefix-shaped times, scan, remat, dtype, conditions, and clear errors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax import models
+from diffusion_jax.errors import InvalidInput
+from diffusion_jax.models.dit import patch_times, patchify, unpatchify
+from tests.models.shared import T, dit_case, image, labels, scramble, tiny_dit
+
+
+@pytest.mark.parametrize("preset, millions", [("S/2", 33), ("B/2", 130), ("L/2", 458), ("XL/2", 675)])
+def test_presets_have_the_papers_number_of_parameters(preset, millions):
+    network = models.dit(preset, num_classes=1000, learn_sigma=True)
+    shapes = models.param_shapes(network, (1, 32, 32, 4), {"label": jax.ShapeDtypeStruct((1,), jnp.int32)})
+    assert models.count_params(shapes) == pytest.approx(millions * 1e6, rel=0.01)
+
+
+def test_zero_initialised_output_is_zero_and_sigma_is_reported_apart():
+    network = tiny_dit(learn_sigma=True)
+    x, cond = image(), labels(0, 2)
+    output, extras = jax.jit(lambda key: network.apply(network.init(key, x, T, cond), x, T, cond))(jax.random.key(0))
+    assert output.shape == extras["log_variance"].shape == x.shape
+    assert float(jnp.abs(output).max()) == 0.0
+
+
+def test_patches_and_back():
+    x = image((2, 4, 6, 3))
+    np.testing.assert_array_equal(unpatchify(patchify(x, 2), 2, 4, 6), x)
+    np.testing.assert_array_equal(patchify(x, 2)[0, 2].reshape(2, 2, 3), x[0, :2, 4:6])
+
+
+def test_times_of_patches():
+    rows = jnp.arange(8.0).reshape(2, 4)
+    per_row = patch_times(rows, 2, 4, 6)
+    np.testing.assert_array_equal(per_row[0], [0.5] * 3 + [2.5] * 3)
+    with pytest.raises(InvalidInput, match=r"t.shape.*takes \[B\]"):
+        patch_times(jnp.zeros((2, 3)), 2, 4, 6)
+
+
+@pytest.mark.parametrize("prefix", [(2, 4), (2, 4, 6)])
+def test_equal_entries_of_a_vector_time_are_the_scalar_time(prefix):
+    network, params, x, t, cond, output = dit_case()
+    wide = jnp.broadcast_to(t.reshape(2, *(1,) * (len(prefix) - 1)), prefix)
+    # The modulation's matrix product has another shape, so its sums may round otherwise.
+    np.testing.assert_allclose(jax.jit(network.apply)(params, x, wide, cond)[0], output, atol=2e-5)
+
+
+def test_a_patchs_time_is_its_own_where_patches_do_not_mix():
+    network, params, x, _, cond, _ = dit_case()
+    alone = models.edit("block/attention", lambda run, data, h, c, side: jnp.zeros_like(h))
+    inside = models.intercepted(network, alone)
+    apply = jax.jit(lambda t: inside.apply(params, {}, x, t, cond)[0])
+    t = jnp.full((2, 4, 6), 300.0)
+    change = jnp.abs(apply(t) - apply(t.at[0, :2, :2].set(800.0)))
+    assert float(change[0, :2, :2].min()) > 0
+    assert float(change.at[0, :2, :2].set(0.0).max()) == 0.0
+
+
+@pytest.mark.parametrize(
+    "fields", [{"scan": False}, {"remat": "full"}, {"remat": "dots"}, {"remat": "dots_no_batch", "scan": False}]
+)
+def test_scan_and_remat_change_neither_layout_nor_output_nor_gradient(fields):
+    network, params, x, t, cond, _ = dit_case()
+    other = tiny_dit(**fields)
+    layout = jax.tree.map(lambda leaf: leaf.shape, models.param_shapes(other, x.shape, cond))
+    assert layout == jax.tree.map(jnp.shape, params)
+
+    def loss(apply):
+        return jax.jit(jax.value_and_grad(lambda params: (apply(params, x, t, cond)[0] ** 2).mean()))
+
+    expected, gradient = loss(network.apply)(params)
+    found, other_gradient = loss(other.apply)(params)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-3), other_gradient, gradient)
+
+
+def test_deep_networks_are_traced_and_lowered_like_shallow_ones():
+    def lines(depth):
+        network = tiny_dit(depth=depth)
+        params = models.param_shapes(network, (2, 4, 6, 3), labels(0, 1))
+        return len(jax.jit(network.apply).lower(params, image(), T, labels(0, 1)).as_text().splitlines())
+
+    assert lines(28) == lines(2)
+
+
+def test_bfloat16_is_close_and_parameters_stay_float32():
+    _, params, x, t, cond, output = dit_case()
+    network = tiny_dit(dtype="bfloat16")
+    assert {leaf.dtype for leaf in jax.tree.leaves(models.param_shapes(network, x.shape, cond))} == {
+        jnp.dtype("float32")
+    }
+    low = jax.jit(network.apply)(params, x, t, cond)[0]
+    assert low.dtype == jnp.float32
+    assert 0 < float(jnp.abs(low - output).max()) < 0.1 * float(jnp.abs(output).max())
+
+
+@pytest.mark.parametrize("fields", [{"positions": "rotary", "qk_norm": True}, {"positions": "learned", "swiglu": True}])
+def test_every_option_runs_and_tells_places_apart(fields):
+    network = tiny_dit(**fields)
+    cond = labels(0, 2)
+    x = jnp.broadcast_to(image((2, 1, 1, 3)), (2, 4, 6, 3)).at[:, 0, 0].add(1.0)
+    params = jax.jit(lambda key: scramble(network.init(key, x, T, cond)))(jax.random.key(0))
+    apply = jax.jit(lambda x: network.apply(params, x, T, cond)[0])
+    moved = jnp.roll(apply(jnp.roll(x, 2, axis=2)), -2, axis=2)
+    assert float(jnp.abs(moved - apply(x)).max()) > 1e-3
+
+
+def test_labels_are_told_apart_and_dropped_ones_are_the_null_class():
+    network, params, x, t, cond, output = dit_case()
+    apply = jax.jit(network.apply)
+    null = models.null_condition(cond, 3)
+    np.testing.assert_array_equal(null["label"], [3, 3])
+    dropped = models.drop_condition(jnp.array([True, False]), cond, 3)
+    mixed = apply(params, x, t, dropped)[0]
+    unconditional = apply(params, x, t, null)[0]
+    np.testing.assert_array_equal(mixed[0], unconditional[0])
+    np.testing.assert_array_equal(mixed[1], output[1])
+    assert float(jnp.abs(unconditional - output).min(axis=(1, 2, 3)).max()) > 0
+
+
+def sequence_case():
+    network = tiny_dit(num_classes=0, pooled=True, context=True, text_vocab_size=7, text_depth=1, depth=1)
+    cond = {
+        "pooled": image((2, 5)),
+        "context": image((2, 4, 9)),
+        "context_mask": jnp.array([[True, True, True, False], [True, False, False, False]]),
+        "tokens": jnp.array([[1, 2, 3], [4, 5, 0]]),
+        "tokens_mask": jnp.array([[True, True, True], [True, True, False]]),
+    }
+    x = image()
+    params = jax.jit(lambda key: scramble(network.init(key, x, T, cond)))(jax.random.key(0))
+    return jax.jit(lambda cond: network.apply(params, x, T, cond)[0]), cond
+
+
+def test_sequences_count_where_their_masks_say_so():
+    apply, cond = sequence_case()
+    before = apply(cond)
+    padded = {
+        **cond,
+        "context": jnp.where(cond["context_mask"][..., None], cond["context"], 99.0),
+        "tokens": jnp.where(cond["tokens_mask"], cond["tokens"], 6),
+    }
+    np.testing.assert_array_equal(apply(padded), before)
+    shuffled = {**cond, "context": cond["context"][:, ::-1], "context_mask": cond["context_mask"][:, ::-1]}
+    np.testing.assert_allclose(apply(shuffled), before, atol=1e-5)
+    for name in ("pooled", "context", "tokens"):
+        changed = {**cond, name: cond[name].at[0, 0].add(1)}
+        difference = jnp.abs(apply(changed) - before).max(axis=(1, 2, 3))
+        assert difference[0] > 1e-4 and difference[1] == 0.0
+    null = models.null_condition(cond)
+    assert jax.tree.map(jnp.shape, null) == jax.tree.map(jnp.shape, cond)
+    assert bool(jnp.isfinite(apply(null)).all())
+
+
+def test_mistakes_are_told_in_one_sentence():
+    network, params, x, t, cond, _ = dit_case()
+    wrong = [
+        (lambda: models.dit("XL/3"), "preset.*did you mean"),
+        (lambda: models.dit("S/2", qknorm=True), "did you mean 'qk_norm'"),
+        (lambda: tiny_dit(heads=3), "width is 16"),
+        (lambda: tiny_dit(depth=0), "depth is 0"),
+        (lambda: tiny_dit(positions="sin"), "did you mean 'sincos'"),
+        (lambda: tiny_dit(remat="ful"), "did you mean 'full'"),
+        (lambda: tiny_dit(dtype="bf16"), "did you mean 'bfloat16'"),
+        (lambda: tiny_dit(num_classes=-1), "num_classes is -1"),
+        (lambda: network.apply(params, x, t, None), "needs the condition 'label'"),
+        (lambda: network.apply(params, x, t, {"lable": cond["label"]}), "did you mean 'label'"),
+        (lambda: network.apply(params, x, t, {"label": jnp.zeros((2,))}), "dtype integer"),
+        (lambda: network.apply(params, x[:, :3], t, cond), "divide by the patch"),
+        (lambda: network.apply(params, x[0], t, cond), r"\[B, H, W, C\]"),
+        (lambda: models.null_condition(cond), "num_classes="),
+    ]
+    for call, message in wrong:
+        with pytest.raises(InvalidInput, match=message):
+            call()
+
+
+def test_learned_positions_are_bound_to_their_resolution():
+    network = tiny_dit(positions="learned", depth=1)
+    params = models.param_shapes(network, (2, 4, 6, 3), labels(0, 1))
+    with pytest.raises(InvalidInput, match="made for 6 patches"):
+        jax.eval_shape(network.apply, params, image((2, 8, 8, 3)), T, labels(0, 1))
