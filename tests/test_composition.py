@@ -72,7 +72,7 @@ PROCESSES = {
 TIMES = {"[]": (), "[B]": (BATCH,), "[B, N]": (BATCH, LENGTH)}
 
 
-KINDS = {"joint": "several", "tokens": "tokens", "mixed": "both"}
+WITH_TOKENS = {"tokens", "mixed"}
 
 
 def energy(prediction, t, cond):
@@ -107,7 +107,7 @@ BOUNDS = {"clipped", "thresholded", "nested"}
 
 def reason(solver, transformation, process, time):
     """Why a combination cannot work: a part of the sentence that it must say; None when it can."""
-    if process in ("tokens", "mixed") and transformation in NEEDS_GAUSSIAN:
+    if process in WITH_TOKENS and transformation in NEEDS_GAUSSIAN:
         return "is discrete"
     if process == "tokens" and transformation in BOUNDS:
         return "predicts log-probabilities"
@@ -125,7 +125,7 @@ def covering_sample():
 
     def covers(case):
         solver, transformation, process, time = case
-        kinds = (solver, transformation, KINDS.get(process, "one Gaussian array"), time)
+        kinds = (solver, transformation, process in WITH_TOKENS, time)
         pairs = {(i, j, kinds[i], kinds[j]) for i, j in wanted}
         return {(0, solver), (process, time)} | {pair for pair in pairs if pair[:2] != (1, 3) or time != "[]"}
 
