@@ -4,9 +4,11 @@ Nothing here knows about diffusion: an `Objective` is all it sees.
 """
 
 from diffusion_jax.training import ema, logging, optimizers
-from diffusion_jax.training.checkpoint import (
-    Checkpointer,
-    Restored,
+from diffusion_jax.training.checkpoint import Checkpointer, Restored
+from diffusion_jax.training.loop import Callback, Diverged, train
+from diffusion_jax.training.state import TrainState, init_state, make_init
+from diffusion_jax.training.step import make_train_step
+from diffusion_jax.training.weights import (
     export_params,
     load_params,
     read_config,
@@ -14,9 +16,6 @@ from diffusion_jax.training.checkpoint import (
     save_params,
     write_config,
 )
-from diffusion_jax.training.loop import Callback, Diverged, train
-from diffusion_jax.training.state import TrainState, init_state, make_init
-from diffusion_jax.training.step import make_train_step
 
 __all__ = [
     "Callback",

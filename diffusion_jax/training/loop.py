@@ -19,10 +19,11 @@ from tqdm.auto import tqdm
 from diffusion_jax.distributed import Rules, init_sharded, make_mesh, shard_batch, shardings
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.training import ema as averages
-from diffusion_jax.training.checkpoint import Checkpointer, write_config
+from diffusion_jax.training.checkpoint import Checkpointer
 from diffusion_jax.training.logging import Several, Writer, default_writer
 from diffusion_jax.training.state import TrainState, make_init
 from diffusion_jax.training.step import make_train_step
+from diffusion_jax.training.weights import write_config
 from diffusion_jax.typing import Objective
 
 

@@ -1,0 +1,226 @@
+"""What a checkpoint is on disk: folders, items, fingerprints, and the reading of one item.
+
+Layout of a workdir, also of an exported one:
+
+    config.json                     the run's configuration, when given
+    checkpoints/<step>/params       nested dict of arrays
+    checkpoints/<step>/ema_<name>   one such dict for each track
+    checkpoints/<step>/rest         the other fields of the state, flat by path
+    checkpoints/<step>/meta         JSON: format, and shape, dtype and fingerprint of every array
+    checkpoints/<step>/data         position in the data, one file for each process
+    snapshots/<step>/ema_<name>     power-function tracks, kept for `ema.reconstruct`
+
+A fingerprint is the sum modulo 2^32 of an array's words: it does not depend on the mesh, and a flipped bit always
+changes it. Files are data, never code: nothing is unpickled.
+"""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.sharding import Mesh
+
+from diffusion_jax.distributed import Rules, path_name, shardings
+from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.training.data_position import DataPosition, PositionHandler
+from diffusion_jax.training.state import TrainState
+
+FORMAT = 1
+
+
+class Damaged(RuntimeError):
+    """A checkpoint that exists but cannot be trusted."""
+
+
+def folder(workdir: str | os.PathLike) -> epath.Path:
+    """A folder of this machine, made absolute, or of a bucket (`gs://...`)."""
+    text = os.fspath(workdir)
+    return epath.Path(text if "://" in text else os.path.abspath(text))
+
+
+def made_folder(workdir: str | os.PathLike) -> epath.Path:
+    root = folder(workdir)
+    if root.exists() and not root.is_dir():
+        raise invalid("workdir", str(workdir), "it must be a folder")
+    root.mkdir(parents=True, exist_ok=True)
+    return root
+
+
+def writable(path: epath.Path, keep: int | None) -> ocp.CheckpointManager:
+    # Folders of an interrupted save are cleared away; they never had a finished checkpoint's name.
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+    return ocp.CheckpointManager(path, options=options, handler_registry=_registry())
+
+
+def readable(path: epath.Path) -> ocp.CheckpointManager:
+    if not path.is_dir():
+        raise InvalidInput(f"{path} does not exist: workdir must be the folder of a run.")
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    return ocp.CheckpointManager(path, options=options, handler_registry=_registry())
+
+
+def _registry():
+    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    registry.add("data", DataPosition, PositionHandler())
+    registry.add("meta", ocp.args.JsonSave, ocp.JsonCheckpointHandler())
+    registry.add("meta", ocp.args.JsonRestore, ocp.JsonCheckpointHandler())
+    return registry
+
+
+def items_of(state: TrainState) -> dict[str, Any]:
+    """The items that a state is stored as; leaves without entries are not stored."""
+    rest = state._replace(params=(), ema=())
+    return {
+        "params": plain(state.params),
+        **{f"ema_{name}": plain(track) for name, track in state.ema.items()},
+        "rest": _flat(rest),
+    }
+
+
+def _flat(tree: Any) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {path_name(path).replace("/", "."): _storable(leaf) for path, leaf in leaves if np.prod(leaf.shape) > 0}
+
+
+def plain(tree: Any) -> Any:
+    return jax.tree.map(_storable, tree)
+
+
+def _storable(leaf: Any) -> Any:
+    """Typed keys as their words; everything else as it is."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            words = jax.eval_shape(jax.random.key_data, leaf)
+            return jax.ShapeDtypeStruct(words.shape, words.dtype, sharding=leaf.sharding)
+        return jax.random.key_data(leaf)
+    return leaf
+
+
+def state_of(items: Mapping[str, Any], abstract: TrainState) -> TrainState:
+    def typed(leaf, like):
+        if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(jnp.zeros(like.shape, like.dtype)))
+        return leaf
+
+    params = jax.tree.map(typed, items["params"], abstract.params)
+    ema = {name: jax.tree.map(typed, items[f"ema_{name}"], track) for name, track in abstract.ema.items()}
+
+    def pick(path, like):
+        if np.prod(like.shape) == 0:
+            return jnp.zeros(like.shape, like.dtype)
+        return typed(items["rest"][path_name(path).replace("/", ".")], like)
+
+    rest = jax.tree_util.tree_map_with_path(pick, abstract._replace(params=(), ema=()))
+    return rest._replace(params=params, ema=ema)
+
+
+def placed(abstract: Any, mesh: Mesh | None, rules: Rules | None) -> Any:
+    """`abstract` with the sharding each leaf shall have."""
+    if mesh is None:
+        place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), abstract)
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        abstract,
+        shardings(abstract, mesh, rules),
+    )
+
+
+@jax.jit
+def _sums(leaves: list) -> list:
+    def words(leaf):
+        if leaf.dtype == jnp.bool_:
+            leaf = leaf.astype(jnp.uint8)
+        if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+            leaf = jnp.stack([leaf.real, leaf.imag])
+        unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}.get(leaf.dtype.itemsize, jnp.uint32)
+        return jnp.sum(jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32), dtype=jnp.uint32)
+
+    return [words(leaf) for leaf in leaves]
+
+
+def _fingerprints(item: Any) -> dict[str, int]:
+    leaves = jax.tree_util.tree_flatten_with_path(item)[0]
+    sums = jax.device_get(_sums([leaf for _, leaf in leaves]))
+    return {path_name(path): int(value) for (path, _), value in zip(leaves, sums, strict=True)}
+
+
+def described(item: Any) -> dict[str, dict[str, Any]]:
+    """Shape, dtype and fingerprint of every array, by path."""
+    leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(item)[0]}
+    sums = _fingerprints(item)
+    return {
+        path: {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "sum": sums[path]} for path, leaf in leaves.items()
+    }
+
+
+def check_fingerprints(name: str, item: Any, meta: Mapping[str, Any]) -> None:
+    for path, value in _fingerprints(item).items():
+        if meta["items"][name][path]["sum"] != value:
+            raise Damaged(f"{name}/{path} is not what was saved")
+
+
+def read_meta(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
+    try:
+        meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+    except Exception as error:
+        raise Damaged(first_line(error)) from error
+    if not isinstance(meta, dict) or "format" not in meta:
+        raise Damaged("its meta file is incomplete")
+    if meta["format"] != FORMAT:
+        raise InvalidInput(f"checkpoint {step} has format {meta['format']}, but this version reads format {FORMAT}.")
+    return meta
+
+
+def check_items(step: int, wanted: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+    """Raises InvalidInput, naming the first difference, if a healthy checkpoint belongs to another run."""
+    for name, item in wanted.items():
+        stored = meta["items"].get(name)
+        if stored is None:
+            raise InvalidInput(f"checkpoint {step} has no {name!r}: it is of a run with other settings.")
+        leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(item)[0]}
+        for path in sorted(set(leaves) ^ set(stored)):
+            where = "the checkpoint" if path in leaves else "this run"
+            raise InvalidInput(f"checkpoint {step} is of another run: {where} has no {name}/{path}.")
+        for path, leaf in leaves.items():
+            was = tuple(stored[path]["shape"])
+            if was != tuple(leaf.shape):
+                raise InvalidInput(
+                    f"checkpoint {step} is of another run: {name}/{path} has shape {was}, "
+                    f"but this run has {tuple(leaf.shape)}."
+                )
+
+
+def load_item(
+    manager: ocp.CheckpointManager,
+    step: int,
+    name: str,
+    meta: Mapping[str, Any],
+    mesh: Mesh | None,
+    rules: Rules | None,
+) -> Any:
+    """One item as nested dicts, whose structure is that of the paths."""
+    abstract: dict[str, Any] = {}
+    for path, array in meta["items"][name].items():
+        *parents, last = path.split("/")
+        branch = abstract
+        for parent in parents:
+            branch = branch.setdefault(parent, {})
+        branch[last] = jax.ShapeDtypeStruct(tuple(array["shape"]), jnp.dtype(array["dtype"]))
+    try:
+        args = ocp.args.Composite(**{name: ocp.args.StandardRestore(placed(abstract, mesh, rules))})
+        item = manager.restore(step, args=args)[name]
+    except Exception as error:
+        raise Damaged(first_line(error)) from error
+    check_fingerprints(name, item, meta)
+    return item
+
+
+def first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0][:200]}" if text else type(error).__name__
