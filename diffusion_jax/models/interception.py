@@ -29,7 +29,8 @@ from diffusion_jax.models.network import dropout_rngs
 from diffusion_jax.typing import Network
 
 Select = str | tuple[str, ...] | Callable[[nn.Module], bool]
-"""Which modules: a pattern on the end of the path ("cross_attention", "blocks/*/mlp", "attend"), several, or a test."""
+"""Which modules: a pattern on the end of the path ("cross_attention", "blocks/*/mlp", "attend"), several of them, each
+of which must select something, or a test of the module."""
 
 _FLOW_START = "flow_start"
 
@@ -140,7 +141,7 @@ class Intercepted(NamedTuple):
 def intercepted(network: Network, *edits: Edit) -> Intercepted:
     """Opens `network` (or a network that is open already, whose own edits then are the inner ones) for `edits`.
 
-    Raises InvalidInput if the network is not made from a module, or an edit selects nothing in it.
+    Raises InvalidInput if the network is not made from a module; its functions do when a pattern selects nothing.
     """
     if isinstance(network.module, Opened):
         module, inner = network.module
@@ -164,8 +165,9 @@ def intercepted(network: Network, *edits: Edit) -> Intercepted:
         with nn.intercept_methods(_dispatcher(every, matched, seen)):
             result = module.apply(given, *args, rngs=rngs, mutable=mutable)
         for index, one in enumerate(every):
-            if index not in matched:
-                raise InvalidInput(f"select={one.select!r} selects no module; there are {', '.join(sorted(seen))}.")
+            for pattern in _patterns(one.select):
+                if (index, pattern) not in matched:
+                    raise InvalidInput(f"select={pattern!r} selects no module; there are {', '.join(sorted(seen))}.")
         return result
 
     @jax.jit
@@ -228,10 +230,15 @@ def _dispatcher(edits, matched, seen):
         if context.method_name != "__call__" or (passing and passing[-1] is module):
             return next_fun(*args, **kwargs)
         seen.add("/".join(module.path))
-        chosen = [index for index, one in enumerate(edits) if _selects(one.select, module)]
-        if not chosen:
+        hits = [
+            (index, pattern)
+            for index, one in enumerate(edits)
+            for pattern in _patterns(one.select)
+            if _selects(pattern, module)
+        ]
+        if not hits:
             return next_fun(*args, **kwargs)
-        matched.update(chosen)
+        matched.update(hits)
 
         def run(target, *inputs):
             if target is module:
@@ -242,23 +249,23 @@ def _dispatcher(edits, matched, seen):
             finally:
                 passing.pop()
 
-        for index in reversed(chosen):
+        for index in sorted({index for index, _ in hits}, reverse=True):
             run = partial(edits[index].apply, run)
         return run(module, *args)
 
     return interceptor
 
 
-def _selects(select: Select, module: nn.Module) -> bool:
-    if callable(select):
-        return select(module)
-    patterns = (select,) if isinstance(select, str) else select
-    for pattern in patterns:
-        parts = pattern.split("/")
-        ending = module.path[len(module.path) - len(parts) :]
-        if len(ending) == len(parts) and all(fnmatchcase(name, part) for name, part in zip(ending, parts)):
-            return True
-    return False
+def _patterns(select: Select) -> tuple:
+    return select if isinstance(select, tuple) else (select,)
+
+
+def _selects(pattern: str | Callable[[nn.Module], bool], module: nn.Module) -> bool:
+    if callable(pattern):
+        return pattern(module)
+    parts = pattern.split("/")
+    ending = module.path[len(module.path) - len(parts) :]
+    return len(ending) == len(parts) and all(fnmatchcase(name, part) for name, part in zip(ending, parts))
 
 
 def by_path(collection: Mapping[str, Any]) -> dict[str, Any]:
