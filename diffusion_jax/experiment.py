@@ -9,7 +9,9 @@ A config has these entries; all of them are constructor calls (`config.call`) un
     train         plain numbers: steps, batch_size and whatever else `training.train` takes
     ema           a group of averages of the parameters, each a constructor call
     sampling      a group: solver, grid, transformations (a group, applied in its order), condition, batch_size, ema
-    metrics       a group of what `evaluate` measures
+    metrics       a group of what `evaluate` measures, each a constructor call
+
+`defaults` is the config to start from: it has every plain value, and leaves the entries to be set.
 """
 
 from typing import Any, NamedTuple
@@ -20,10 +22,41 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion_jax import data, denoisers
-from diffusion_jax.config import build
+from diffusion_jax.config import build, call
+from diffusion_jax.distributed import BATCH_AXES
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.sampling import make_sampler
 from diffusion_jax.typing import Denoiser, Network, Objective, Solver
+
+
+def defaults(steps: int, batch_size: int) -> ConfigDict:
+    """A config with the plain values of a run of `steps`; what is trained, on what and how, is left to be set."""
+    config = ConfigDict({"seed": 0, "mesh": call("distributed.make_mesh"), "ema": {}, "metrics": {}})
+    config.train = {
+        "steps": steps,
+        "batch_size": batch_size,
+        "transforms": (),
+        "accumulate": 1,
+        "clip_norm": 1.0,
+        "log_every": 50,
+        "checkpoint_every": 1000,
+        "keep": 2,
+        "snapshot_every": None,
+        "max_skipped": 100,
+        "validate_every": 500,
+        "validation_examples": 256,
+        "sample_every": None,
+    }
+    config.sampling = {
+        "ema": None,
+        "transformations": {},
+        "condition": None,
+        "batch_size": 256,
+        "picture_columns": 10,
+        "picture_zoom": 2,
+    }
+    return config
+
 
 ENTRIES = ("seed", "data", "held_out", "model", "process", "objective", "optimizer", "mesh", "train", "ema", "sampling")
 
@@ -98,19 +131,13 @@ def prepare_sampling(experiment: Experiment) -> Sampling:
     return Sampling(denoiser, build(group.solver, **context), jnp.asarray(build(group.grid, **context)), conditions)
 
 
-def batch_shape(experiment: Experiment, batch_size: int) -> Any:
-    """The shape of a batch of samples."""
-    if isinstance(experiment.shape, dict):
-        return {name: (batch_size, *shape) for name, shape in experiment.shape.items()}
-    return (batch_size, *experiment.shape)
-
-
-def compiled_sampler(experiment: Experiment, sampling: Sampling, batch_size: int, save_every: int | None = None):
-    """`make_sampler` for batches of `batch_size` over the experiment's mesh."""
+def compiled_sampler(experiment: Experiment, sampling: Sampling, save_every: int | None = None):
+    """`make_sampler` over the experiment's mesh: `(key, params, grid, cond, index) -> Samples`."""
     return make_sampler(
         sampling.denoiser,
         sampling.solver,
-        shape=batch_shape(experiment, batch_size),
+        shape=experiment.shape,
         mesh=experiment.mesh,
+        axis=BATCH_AXES,
         save_every=save_every,
     )

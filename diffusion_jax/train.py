@@ -14,7 +14,16 @@ from diffusion_jax.command import cache_compilations, parse_config, run_command
 from diffusion_jax.config import build
 from diffusion_jax.experiment import Experiment, Sampling, compiled_sampler, prepare, prepare_sampling
 
-OF_THE_LOOP = ("steps", "accumulate", "clip_norm", "log_every", "checkpoint_every", "keep", "snapshot_every", "max_skipped")
+OF_THE_LOOP = (
+    "steps",
+    "accumulate",
+    "clip_norm",
+    "log_every",
+    "checkpoint_every",
+    "keep",
+    "snapshot_every",
+    "max_skipped",
+)
 
 
 def validation(experiment: Experiment, every: int) -> training.Callback:
@@ -36,15 +45,15 @@ def validation(experiment: Experiment, every: int) -> training.Callback:
 def sample_pictures(experiment: Experiment, sampling: Sampling, every: int) -> training.Callback:
     """Draws a batch of samples with the averaged parameters and writes them as a picture."""
     group = experiment.config.sampling
-    count = int(np.prod([group.picture_columns] * 2))
-    # The batch must divide over the mesh.
-    count = -(-count // experiment.mesh.size) * experiment.mesh.size
-    sampler = compiled_sampler(experiment, sampling, count)
-    cond = sampling.conditions(np.arange(count)) if sampling.conditions else None
+    # As many as fill the picture, and divide over the mesh.
+    count = -(-(group.picture_columns**2) // experiment.mesh.size) * experiment.mesh.size
+    sampler = compiled_sampler(experiment, sampling)
+    index = np.arange(count, dtype=np.int32)
+    cond = sampling.conditions(index) if sampling.conditions else None
 
     def function(state: training.TrainState, writer: Any) -> None:
         params = state.ema[group.ema] if group.ema else state.params
-        x = np.asarray(sampler(jax.random.key(experiment.config.seed), params, sampling.grid, cond).x)
+        x = np.asarray(sampler(jax.random.key(experiment.config.seed), params, sampling.grid, cond, index).x)
         writer.image(int(state.step), "samples", pictures.grid(x, group.picture_columns, zoom=group.picture_zoom))
 
     return training.Callback(every, function)

@@ -21,7 +21,7 @@ from diffusion_jax.data.pipeline import Batches, pipeline
 from diffusion_jax.data.prose import documents as prose_documents
 from diffusion_jax.data.prose import prose
 from diffusion_jax.data.scenes import shapes
-from diffusion_jax.data.sources import ArraySource, Source, check_finite
+from diffusion_jax.data.sources import ArraySource, Source, check_finite, unconditional
 from diffusion_jax.data.tfds import tfds
 from diffusion_jax.data.tokenizers import Tokenizer, bpe_tokenizer, byte_tokenizer, word_tokenizer
 from diffusion_jax.data.toys2d import TOYS, Mixture, gaussian_mixture, toys2d
@@ -62,6 +62,7 @@ __all__ = [
     "textures",
     "tfds",
     "toys2d",
+    "unconditional",
     "word_tokenizer",
     "write_array_record",
     "write_latents",

@@ -72,6 +72,29 @@ class ArraySource:
         return {"x0": x0, "cond": {name: values[indices] for name, values in self.cond.items()}}
 
 
+class _Unconditional:
+    """A source without its conditions; everything else that is known about it stays."""
+
+    def __init__(self, source: Any):
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> dict:
+        return {"x0": self._source[index]["x0"]}
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name == "take":
+            raise AttributeError(name)
+        return getattr(self._source, name)
+
+
+def unconditional(source: Any) -> Any:
+    """`source` without its conditions, for a network that takes none."""
+    return _Unconditional(source)
+
+
 def check_split(split: str) -> None:
     """Raises InvalidInput unless `split` is "train" or "test"."""
     if split not in SPLITS:

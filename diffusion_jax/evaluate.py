@@ -1,0 +1,53 @@
+"""`python -m diffusion_jax.evaluate`: measures drawn samples against data that was held out from training."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from diffusion_jax import training
+from diffusion_jax.command import cache_compilations, parse_config, run_command
+from diffusion_jax.config import build
+from diffusion_jax.errors import InvalidInput
+from diffusion_jax.sample import read_samples
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m diffusion_jax.evaluate",
+        description=__doc__,
+        epilog="example: python -m diffusion_jax.evaluate --workdir=out/digits, after train and sample.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--workdir", type=Path, required=True, help="the folder of a training run; its config is used")
+    parser.add_argument("--samples", type=Path, help="the folder of the shards (default WORKDIR/samples)")
+    parser.add_argument("--output", type=Path, help="default WORKDIR/metrics.json")
+    arguments, config = parse_config(parser, argv, stored="config.json")
+    cache_compilations()
+    if not config.get("metrics"):
+        raise InvalidInput("The config has no metrics; name some, as in configs/digits_dit.py.")
+    samples = read_samples(arguments.samples or arguments.workdir / "samples")
+    real, held_out = build(config.data), build(config.held_out)
+
+    values = {"num_samples": len(samples["index"])}
+    for name in config.metrics:
+        values |= build(config.metrics[name])(samples, real, held_out)
+    sampling = arguments.workdir / "sampling.json"
+    if sampling.is_file():
+        cost = json.loads(sampling.read_text())
+        values |= {key: cost[key] for key in ("nfe", "compute", "images_per_second")}
+    log = arguments.workdir / "metrics.jsonl"
+    if log.is_file():
+        rates = [r["steps_per_second"] for r in training.logging.read_log(log) if "steps_per_second" in r]
+        if rates:
+            values["train_steps_per_second"] = sorted(rates)[len(rates) // 2]
+    path = arguments.output or arguments.workdir / "metrics.json"
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    width = max(map(len, values))
+    print("\n".join(f"{name:{width}}  {value:.4g}" for name, value in values.items()))
+    print(f"Wrote {path}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,218 @@
+"""`python -m diffusion_jax.sample`: draws samples from a trained model, shard by shard, and shows them.
+
+Shards that are there are kept, so an interrupted run goes on; sample i is the same whatever the batch size, the number
+of devices or of hosts. Each host draws shards of its own.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax import data, distributed, pictures, training
+from diffusion_jax.command import cache_compilations, parse_config, run_command
+from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.experiment import Experiment, Sampling, compiled_sampler, prepare, prepare_sampling
+
+
+def shard_paths(folder: Path, num_samples: int, shard_size: int) -> list[tuple[Path, int, int]]:
+    """The shards of a set: `(path, first index, number of samples)`."""
+    starts = range(0, num_samples, shard_size)
+    return [
+        (folder / f"samples-{number:05d}-of-{len(starts):05d}.npz", start, min(shard_size, num_samples - start))
+        for number, start in enumerate(starts)
+    ]
+
+
+def write_shard(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes an NPZ file in one go: it is whole, or it is not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(f".{os.getpid()}.partial")
+    with draft.open("wb") as file:
+        np.savez(file, **arrays)
+    draft.replace(path)
+
+
+def read_shard(path: Path) -> dict[str, np.ndarray] | None:
+    """The arrays of a finished shard; None when it is not there or damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError):
+        return None
+
+
+def read_samples(folder: Path) -> dict[str, np.ndarray]:
+    """All samples of a finished set, in the order of their index. Raises InvalidInput when shards are missing."""
+    paths = sorted(folder.glob("samples-*-of-*.npz"))
+    if not paths:
+        raise InvalidInput(f"{folder} holds no samples; draw them with `python -m diffusion_jax.sample` first.")
+    total = int(paths[0].stem.rpartition("-")[2])
+    shards = [read_shard(path) for path in paths]
+    damaged = [path.name for path, shard in zip(paths, shards) if shard is None]
+    if damaged or len(paths) != total:
+        raise InvalidInput(
+            f"{folder} holds {len(paths) - len(damaged)} readable shards of {total}; run the same sample command again."
+        )
+    return {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
+
+
+def flat(x: Any, cond: Mapping[str, Any] | None) -> dict[str, np.ndarray]:
+    """Samples and conditions under the names that a shard stores them by: `x` or `x.NAME`, and `cond.NAME`."""
+    arrays = {f"x.{name}": value for name, value in x.items()} if isinstance(x, Mapping) else {"x": x}
+    return arrays | {f"cond.{name}": value for name, value in (cond or {}).items()}
+
+
+def examples(samples: Mapping[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+    """Samples one by one, as a source would give them."""
+    for i in range(len(samples["index"])):
+        cond = {name.removeprefix("cond."): values[i] for name, values in samples.items() if name.startswith("cond.")}
+        yield {"x0": samples["x"][i], "cond": cond}
+
+
+class Sampler:
+    """Draws any range of sample indices in batches of one size, each a call of one compiled program."""
+
+    def __init__(
+        self, experiment: Experiment, sampling: Sampling, params: Any, seed: int, save_every: int | None = None
+    ):
+        self.sampling, self.params, self.key = sampling, params, jax.random.key(seed)
+        self.batch_size = experiment.config.sampling.batch_size
+        self.run = compiled_sampler(experiment, sampling, save_every)
+
+    def batch(self, start: int) -> tuple[Any, Mapping[str, np.ndarray] | None]:
+        """The samples `start .. start + batch_size - 1`, still on the device, and their conditions."""
+        index = np.arange(start, start + self.batch_size, dtype=np.int32)
+        cond = self.sampling.conditions(index) if self.sampling.conditions else None
+        return self.run(self.key, self.params, self.sampling.grid, cond, jnp.asarray(index)), cond
+
+    def shard(self, start: int, size: int) -> dict[str, np.ndarray]:
+        """Samples `start .. start + size - 1` with their indices, as a shard stores them."""
+        parts = []
+        for first in range(start, start + size, self.batch_size):
+            result, cond = self.batch(first)
+            parts.append(flat(jax.device_get(result.x), cond))
+        arrays = {name: np.concatenate([part[name] for part in parts])[:size] for name in parts[0]}
+        return {**arrays, "index": np.arange(start, start + size, dtype=np.int32)}
+
+
+def show(experiment: Experiment, samples: Mapping[str, np.ndarray], workdir: Path) -> Path | None:
+    """Writes the first samples as a person would look at them: a grid, a scatter plot, or text."""
+    x = samples.get("x")
+    group = experiment.config.sampling
+    if x is None:
+        return None
+    if x.ndim == 4 and x.shape[-1] in (1, 3):
+        path = workdir / "samples.png"
+        pictures.save_grid(path, x[: group.picture_columns**2], group.picture_columns, zoom=group.picture_zoom)
+        return path
+    if x.ndim == 2 and x.shape[1] == 2:
+        path = workdir / "samples.png"
+        count = min(len(x), len(experiment.held_out))
+        real = np.stack([experiment.held_out[i]["x0"] for i in range(count)])
+        pictures.save_scatter(path, {"held-out data": real, "samples": x})
+        return path
+    tokenizer = getattr(experiment.source, "tokenizer", None)
+    if np.issubdtype(x.dtype, np.integer) and tokenizer is not None:
+        path = workdir / "samples.txt"
+        path.write_text("\n\n".join(tokenizer.decode(row) for row in x[:20]) + "\n", encoding="utf-8")
+        return path
+    return None
+
+
+def trajectory(experiment: Experiment, sampling: Sampling, params: Any, seed: int, path: Path) -> bool:
+    """Writes how the first samples come out of the noise, a row each, ten moments across. Only images have a strip."""
+    if not (isinstance(experiment.shape, tuple) and len(experiment.shape) == 3 and experiment.shape[-1] in (1, 3)):
+        return False
+    steps = sampling.grid.shape[0] - 1
+    sampler = Sampler(experiment, sampling, params, seed, save_every=max(1, steps // 10))
+    rows = min(10, sampler.batch_size)
+    trace = np.asarray(sampler.batch(0)[0].trace)[:, :rows]
+    strip = trace.swapaxes(0, 1).reshape(-1, *trace.shape[2:])
+    pictures.save_grid(path, strip, trace.shape[0], zoom=experiment.config.sampling.picture_zoom)
+    return True
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m diffusion_jax.sample",
+        description=__doc__,
+        epilog="example: python -m diffusion_jax.sample --workdir=out/digits --num-samples=1000 "
+        "--config.sampling.transformations.guidance.scale=2.0",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--workdir", type=Path, required=True, help="the folder of a training run; its config is used")
+    parser.add_argument("--num-samples", type=int, default=1000, help="default 1000")
+    parser.add_argument("--shard-size", type=int, default=1000, help="samples a file (default 1000)")
+    parser.add_argument("--seed", type=int, default=0, help="default 0")
+    parser.add_argument("--step", type=int, help="the checkpoint to use (default: the newest)")
+    parser.add_argument("--output", type=Path, help="where the shards go (default WORKDIR/samples)")
+    parser.add_argument("--format", choices=("npz", "arrayrecord"), default="npz", help="default npz")
+    parser.add_argument("--save-trajectory", action="store_true", help="also write denoising.png, noise to sample")
+    arguments, config = parse_config(parser, argv, stored="config.json")
+    for name in ("num_samples", "shard_size"):
+        if getattr(arguments, name) < 1:
+            raise invalid("--" + name.replace("_", "-"), getattr(arguments, name), "it must be at least 1")
+    distributed.initialize()
+    cache_compilations()
+    experiment = prepare(config)
+    if jax.process_count() > 1:
+        experiment = experiment._replace(mesh=distributed.make_mesh(devices=jax.local_devices()))
+    sampling = prepare_sampling(experiment)
+    params = training.load_params(arguments.workdir, config.sampling.ema, arguments.step, experiment.mesh)
+    sampler = Sampler(experiment, sampling, params, arguments.seed)
+    folder = arguments.output or arguments.workdir / "samples"
+
+    shards = shard_paths(folder, arguments.num_samples, arguments.shard_size)
+    stale = [p for p in folder.glob("samples-*.npz") if p not in {path for path, _, _ in shards}]
+    if stale:
+        raise InvalidInput(f"{folder} holds another set of samples ({stale[0].name}); empty it or give --output.")
+    mine = shards[jax.process_index() :: jax.process_count()]
+    todo = [shard for shard in mine if read_shard(shard[0]) is None]
+    if todo:
+        first = time.perf_counter()
+        warm, _ = sampler.batch(todo[0][1])
+        jax.block_until_ready(warm.x)
+        begun = time.perf_counter()
+        for path, start, size in todo:
+            write_shard(path, sampler.shard(start, size))
+        seconds = time.perf_counter() - begun
+        drawn = sum(-(-size // sampler.batch_size) * sampler.batch_size for _, _, size in todo)
+        cost = {
+            "nfe": float(warm.cost.evaluations),
+            "compute": float(warm.cost.compute),
+            "images_per_second": drawn / seconds,
+            "first_call_seconds": begun - first,
+            "num_samples": arguments.num_samples,
+            "seed": arguments.seed,
+            "devices": jax.device_count(),
+            "platform": jax.default_backend(),
+        }
+        if jax.process_index() == 0:
+            (arguments.workdir / "sampling.json").write_text(json.dumps(cost, indent=2) + "\n")
+    print(f"{len(todo)} of {len(mine)} shards drawn, {len(mine) - len(todo)} were there: {folder}")
+    if jax.process_index() != 0:
+        return
+    if arguments.format == "arrayrecord":
+        data.write_array_record(folder / "samples.array_record", examples(read_samples(folder)))
+    picture = show(experiment, read_shard(shards[0][0]), arguments.workdir)
+    if picture:
+        print(f"Wrote {picture}")
+    if arguments.save_trajectory:
+        path = arguments.workdir / "denoising.png"
+        if trajectory(experiment, sampling, params, arguments.seed, path):
+            print(f"Wrote {path}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
