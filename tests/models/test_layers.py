@@ -26,18 +26,26 @@ def masks():
 @pytest.mark.parametrize("mask", list(masks()))
 def test_attention_is_the_weighted_mean_of_the_values_and_chunks_do_not_matter(mask, monkeypatch):
     (q, k, v), visible = qkv((2, 64, 2, 8)) if mask == "none" else qkv(), masks()[mask]
-    maps = layers.attention_probabilities(q, k, visible)
-    np.testing.assert_allclose(maps.sum(-1), 1.0, rtol=1e-5)
-    expected = jnp.einsum("bhnm,bmhd->bnhd", maps, v)
-    whole = layers.dot_product_attention(q, k, v, visible)
-    np.testing.assert_allclose(whole, expected, atol=1e-6)
-    np.testing.assert_allclose(whole, jax.nn.dot_product_attention(q, k, v, mask=visible), atol=1e-6)
 
-    gradient = jax.grad(lambda q, k, v: (layers.dot_product_attention(q, k, v, visible) ** 2).sum(), (0, 1, 2))
-    before = gradient(q, k, v)
+    @jax.jit
+    def reference(q, k, v):
+        maps = layers.attention_probabilities(q, k, visible)
+        return maps.sum(-1), jnp.einsum("bhnm,bmhd->bnhd", maps, v), jax.nn.dot_product_attention(q, k, v, mask=visible)
+
+    def run(q, k, v):
+        out, pull = jax.vjp(lambda q, k, v: layers.dot_product_attention(q, k, v, visible), q, k, v)
+        return out, pull(out)
+
+    sums, expected, library = reference(q, k, v)
+    np.testing.assert_allclose(sums, 1.0, rtol=1e-5)
+    whole, gradient = jax.jit(run)(q, k, v)
+    np.testing.assert_allclose(whole, expected, atol=1e-6)
+    np.testing.assert_allclose(whole, library, atol=1e-6)
+
     monkeypatch.setattr(attention_module, "_chunk", lambda length, limit: length // 4)
-    np.testing.assert_allclose(layers.dot_product_attention(q, k, v, visible), whole, atol=1e-6)
-    for a, b in zip(gradient(q, k, v), before, strict=True):
+    chunked, chunked_gradient = jax.jit(lambda q, k, v: run(q, k, v))(q, k, v)
+    np.testing.assert_allclose(chunked, whole, atol=1e-6)
+    for a, b in zip(chunked_gradient, gradient, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
 
 
