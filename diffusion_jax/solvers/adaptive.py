@@ -9,9 +9,9 @@ from diffusion_jax.solvers.base import per_modality, stateless
 from diffusion_jax.time_axes import expand
 from diffusion_jax.typing import Cost, Counted, Solver
 
-# The initial step size takes one evaluation besides the one that starts the method; each tried step takes six more,
+# One evaluation starts the method (and serves the choice of the first step); each tried step takes six more,
 # for the last stage of one step is the first of the next.
-_STARTING, _EACH_STEP = 2, 6
+_STARTING, _EACH_STEP = 1, 6
 
 
 def adaptive(rtol: float = 1e-4, atol: float = 1e-4, max_steps: int = 1000) -> Solver:

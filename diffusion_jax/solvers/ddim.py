@@ -45,8 +45,10 @@ def ddim(eta: float = 0.0) -> Solver:
         if not eta:
             return hub_step(process, x0, eps, t_next)
         sigma = process.sigma(t_next)
-        deviation = eta * sigma * jnp.sqrt(jnp.clip(1.0 - shrinkage(process, t, t_next) ** 2, 0.0))
-        direction = jnp.sqrt(jnp.clip(sigma**2 - deviation**2, 0.0))
+        kept = shrinkage(process, t, t_next) ** 2
+        deviation = eta * sigma * jnp.sqrt(jnp.clip(1.0 - kept, 0.0))
+        # sqrt(sigma'^2 - s^2) without its cancellation.
+        direction = sigma * jnp.sqrt(1.0 - eta**2 * (1.0 - jnp.minimum(kept, 1.0))) if eta < 1 else sigma * kept**0.5
         mean = expand(process.alpha(t_next), x) * x0 + expand(direction, x) * eps
         return mean + expand(deviation, x) * noise
 

@@ -93,7 +93,7 @@ def phi(k: int, z: Any) -> Any:
     """phi_k(z) = sum_n z^n / (n + k)!, the functions of exponential integrators; phi_0 = exp."""
     small = jnp.abs(z) < 1.0
     near = jnp.where(small, z, 0.0)
-    series = sum(near**n / math.factorial(n + k) for n in range(17))
+    series = sum(near**n / float(math.factorial(n + k)) for n in range(17))
     far = jnp.where(small, 1.0, z)
     value = jnp.exp(far)
     for j in range(k):

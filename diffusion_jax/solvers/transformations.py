@@ -22,7 +22,7 @@ def wrapped(solver: Solver, before: Callable | None = None, after: Callable | No
     """`solver` with `x = before(process, x, step, key)` before each step and `x = after(...)` after it.
 
     before sees x at `step.t`, after sees it at `step.t_next`. Each gets keys of its own, one per sample. The loop
-    still returns entries that do not move as they were. Anything may nest: the outermost `before` runs first, its `after` last.
+    still returns entries that do not move as they were. Wrappers nest: the outermost `before` runs first.
     """
 
     def step(process, denoise, carry, state, x, step, key):

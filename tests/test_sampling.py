@@ -1,0 +1,139 @@
+"""The loop: samples that belong to their index, segments, sharded batches, one compilation, no host in the program."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax import processes, solvers
+from diffusion_jax.denoisers.analytic import analytic, gaussian_mixture
+from diffusion_jax.errors import InvalidInput
+from diffusion_jax.sampling import invert, make_sampler, sample
+
+FLOW = processes.rectified_flow()
+MIXTURE = gaussian_mixture([[0.0, 1.0, 0.5], [1.0, -1.0, 0.0]], [0.5, 0.3], labels=[0, 1])
+GRID = jnp.linspace(1.0, 0.0, 9)
+KEY = jax.random.key(7)
+DENOISER = analytic(FLOW)
+
+
+def mesh():
+    return jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+
+
+@pytest.mark.parametrize("solver", [solvers.ddim(1.0), solvers.unipc(3)], ids=["ddim", "unipc"])
+def test_stopping_and_resuming_is_the_uninterrupted_run_bit_for_bit(solver):
+    whole = sample(KEY, DENOISER, MIXTURE, solver, GRID, shape=(4, 3))
+    first = sample(KEY, DENOISER, MIXTURE, solver, GRID, shape=(4, 3), stop=3)
+    second = sample(KEY, DENOISER, MIXTURE, solver, GRID, resume=first.run, start=3)
+    np.testing.assert_array_equal(second.x, whole.x)
+    assert float(second.cost.evaluations) == 8
+
+
+def test_a_run_may_change_solver_and_grid_in_between():
+    first = sample(KEY, DENOISER, MIXTURE, solvers.ddim(), GRID, shape=(4, 3), stop=4)
+    onward = jnp.linspace(float(GRID[4]), 0.0, 21)
+    second = sample(KEY, DENOISER, MIXTURE, solvers.unipc(3), onward, resume=first.run._replace(state=None))
+    alone = sample(KEY, DENOISER, MIXTURE, solvers.unipc(3), onward, x_init=first.x)
+    np.testing.assert_array_equal(second.x, alone.x)
+    assert float(second.cost.evaluations) == 24
+    # The history of a multi-step method outlives a change of grid.
+    early = sample(KEY, DENOISER, MIXTURE, solvers.dpm_solver_pp(2), GRID, shape=(4, 3), stop=4)
+    kept = sample(KEY, DENOISER, MIXTURE, solvers.dpm_solver_pp(2), onward, resume=early.run, stop=1)
+    fresh = sample(
+        KEY, DENOISER, MIXTURE, solvers.dpm_solver_pp(2), onward, resume=early.run._replace(state=None), stop=1
+    )
+    assert np.abs(np.asarray(kept.x - fresh.x)).max() > 1e-5
+
+
+def test_the_trace_holds_every_nth_state():
+    every = sample(KEY, DENOISER, MIXTURE, solvers.ddim(), GRID, shape=(2, 3), save_every=1)
+    third = sample(KEY, DENOISER, MIXTURE, solvers.ddim(), GRID, shape=(2, 3), save_every=3)
+    assert every.trace.shape == (8, 2, 3) and third.trace.shape == (2, 2, 3)
+    np.testing.assert_array_equal(third.trace, every.trace[2:6:3])
+    np.testing.assert_array_equal(every.trace[-1], every.x)
+    np.testing.assert_array_equal(third.x, every.x)
+
+
+@pytest.mark.parametrize("solver", [solvers.ddpm(), solvers.heun()], ids=["ddpm", "heun"])
+def test_sample_i_is_the_same_in_any_batch_and_on_any_mesh(solver):
+    index = jnp.arange(16)
+    cond = {"label": jnp.arange(16) % 2}
+    options = {"shape": (3,), "save_every": 4}
+    one = make_sampler(DENOISER, solver, **options)(KEY, MIXTURE, GRID, cond, index)
+    eight = make_sampler(DENOISER, solver, mesh=mesh(), **options)(KEY, MIXTURE, GRID, cond, index)
+    few = make_sampler(DENOISER, solver, **options)(KEY, MIXTURE, GRID, {"label": cond["label"][5:7]}, index[5:7])
+    np.testing.assert_allclose(eight.x, one.x, atol=1e-6)
+    np.testing.assert_allclose(eight.trace, one.trace, atol=1e-6)
+    np.testing.assert_allclose(few.x, one.x[5:7], atol=1e-6)
+    assert eight.trace.shape == (2, 16, 3)
+    assert float(eight.cost.evaluations) == float(one.cost.evaluations)
+    assert eight.x.sharding.spec[0] in ("data", ("data",))
+
+
+def test_a_grid_with_a_batch_axis_is_split_with_the_batch():
+    index = jnp.arange(8)
+    grid = GRID[:, None] * jnp.linspace(0.5, 1.0, 8)
+    start = jax.random.normal(jax.random.key(1), (8, 3))
+    one = make_sampler(DENOISER, solvers.unipc(), shape=(3,))(KEY, MIXTURE, grid, None, index, start)
+    eight = make_sampler(DENOISER, solvers.unipc(), shape=(3,), mesh=mesh())(KEY, MIXTURE, grid, None, index, start)
+    np.testing.assert_allclose(eight.x, one.x, atol=1e-6)
+
+
+def test_new_values_do_not_compile_anew_and_nothing_calls_the_host():
+    traces = []
+
+    def counted(params, carry, x, step, cond):
+        traces.append(1)
+        return DENOISER.apply(params, carry, x, step, cond)
+
+    sampler = make_sampler(DENOISER._replace(apply=counted), solvers.dpm_solver_pp(), shape=(3,))
+    sampler(KEY, MIXTURE, GRID, None, jnp.arange(4))
+    once = len(traces)
+    other = MIXTURE._replace(means=MIXTURE.means + 1)
+    sampler(jax.random.key(8), other, GRID**2, None, jnp.arange(4) + 100)
+    assert len(traces) == once
+    program = jax.make_jaxpr(lambda key: sample(key, DENOISER, MIXTURE, solvers.unipc(), GRID, shape=(4, 3)).x)(KEY)
+    assert "callback" not in str(program)
+    shown = jax.make_jaxpr(
+        lambda key: sample(key, DENOISER, MIXTURE, solvers.unipc(), GRID, shape=(4, 3), progress=True).x
+    )(KEY)
+    assert "callback" in str(shown)
+
+
+def test_inverting_then_sampling_returns():
+    x_init = jnp.array([[0.1, 0.8, 0.4], [1.1, -0.9, 0.2]])
+    grid = jnp.linspace(1.0, 0.02, 129)
+    args = (KEY, DENOISER, MIXTURE, solvers.heun(), grid)
+    noise = invert(*args, x_init=x_init).x
+    assert np.abs(np.asarray(noise - x_init)).max() > 0.1
+    grid_down = jnp.linspace(0.98, 0.02, 129)
+    args = (KEY, DENOISER, MIXTURE, solvers.heun(), grid_down)
+    back = sample(*args, x_init=invert(*args, x_init=x_init).x).x
+    np.testing.assert_allclose(back, x_init, atol=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: sample(KEY, DENOISER, MIXTURE, solvers.ddim(), GRID[::-1], shape=(2, 3)), "grid must decrease"),
+        (lambda: sample(KEY, DENOISER, MIXTURE, solvers.ddim(), GRID * 2, shape=(2, 3)), r"must lie in \[0, 1\]"),
+        (lambda: sample(KEY, DENOISER, MIXTURE, solvers.ddim(), GRID), "none was given"),
+        (lambda: sample(KEY, DENOISER, MIXTURE, solvers.ddim(), GRID, shape=(2, 3), stop=99), "range within 0 .. 8"),
+        (lambda: sample(KEY, DENOISER, MIXTURE, solvers.ddim(), GRID, shape=(2, 3), save_every=0), "save_every is 0"),
+        (
+            lambda: sample(KEY, DENOISER, MIXTURE, solvers.ddim(), jnp.ones((9, 5)), shape=(2, 3)),
+            "prefix of the data's shape",
+        ),
+        (lambda: make_sampler(DENOISER, solvers.ddim(), shape=(3,), mesh=mesh(), axis="dta"), "did you mean 'data'"),
+        (
+            lambda: make_sampler(DENOISER, solvers.ddim(), shape=(3,), mesh=mesh())(
+                KEY, MIXTURE, GRID, None, jnp.arange(6)
+            ),
+            "divisible by the 8 devices",
+        ),
+    ],
+)
+def test_wrong_calls_are_told_in_one_sentence(call, message):
+    with pytest.raises(InvalidInput, match=message):
+        call()
