@@ -46,7 +46,8 @@ def guided(
         (Lin et al. 2024, equations 15 and 16; phi = 0.7 there). Measured on v = alpha eps - sigma x0.
 
     Where the scale is 1 for the whole batch the answer is the conditional one bit for bit, at one evaluation: a plain
-    1.0 compiles to the conditional model, an array or a function is looked at in each step. Raises InvalidInput for
+    1.0 compiles to the conditional model, an array or a function is looked at in each step. Arrays per sample that are
+    closed over (a scale `[1, B]`, a null `[B, ...]`) are not split by a sampler over a mesh. Raises InvalidInput for
     values of the wrong kind, and when the run has no condition.
     """
     check_null(null)

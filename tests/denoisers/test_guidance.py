@@ -163,7 +163,9 @@ def test_outside_of_the_interval_the_network_does_not_run_and_the_answer_is_the_
     assert " conditional(" in compiled.as_text()
 
     outside = guided(PLAIN, 3.0, NULL, interval=(0.01, 0.02))
-    same(run_cost(outside, GRID)[2], run_cost(PLAIN, GRID)[2])
+    same(ask(outside, PARAMS, X, STEP, COND), CONDITIONAL)
+    # Whole runs are compiled with other fusions around the same network: equal to round-off.
+    close(run_cost(outside, GRID)[2], run_cost(PLAIN, GRID)[2], 1e-5)
 
 
 def test_with_a_time_per_sample_only_those_inside_of_the_interval_are_guided():
@@ -187,7 +189,7 @@ def test_changing_the_scale_does_not_recompile():
 
     results = [run(jnp.full(5, value)) for value in (1.0, 2.0, 3.0)]
     assert len(traces) == 1
-    same(results[0], run_cost(PLAIN, GRID)[2])
+    close(results[0], run_cost(PLAIN, GRID)[2], 1e-5)
     assert float(jnp.abs(results[2] - results[1]).max()) > 1e-2
 
 
