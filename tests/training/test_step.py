@@ -146,8 +146,8 @@ def transformer():
 
     def twenty(sizes):
         mesh = None if sizes is None else distributed.make_mesh(**sizes)
-        state = training.init_state(objective, optimizer, init, batch, ema=TRACKS, mesh=mesh, rules=rules)
-        step = training.make_train_step(objective, optimizer, mesh, rules, ema=TRACKS, clip_norm=1.0)
+        state = training.init_state(objective, optimizer, init, batch, mesh=mesh, rules=rules)
+        step = training.make_train_step(objective, optimizer, mesh, rules, clip_norm=1.0)
         placed = distributed.shard_batch(jax.device_get(batch), mesh)
         found = []
         for _ in range(20):
