@@ -155,7 +155,8 @@ def _init(config):
     widths = [channels for channels, _ in layers]
     outputs = len(_targets_of(config.world))
     shapes = {f"conv{i}": (3, 3, a, b) for i, (a, b) in enumerate(zip([_CHANNELS[config.world], *widths], widths))}
-    shapes |= {"hidden": (side * side * widths[-1], config.features), "head": (config.features, outputs)}
+    positions = 1 if config.world == "shapes" else side * side
+    shapes |= {"hidden": (positions * widths[-1], config.features), "head": (config.features, outputs)}
     keys = jax.random.split(jax.random.key(config.seed), len(shapes))
     params = {}
     for key, (name, shape) in zip(keys, shapes.items(), strict=True):
@@ -174,10 +175,12 @@ def _convolve(x, weight, stride):
 
 
 def _apply(params, images):
-    x = images
+    x = 0.5 * (images + 1.0)
     for i, (_, stride) in enumerate(_layers(images.shape[1])):
         x = jax.nn.gelu(_convolve(x, params[f"conv{i}.weight"], stride) + params[f"conv{i}.bias"])
-    x = x.reshape(len(x), -1) @ params["hidden.weight"] + params["hidden.bias"]
+    # Shapes stand anywhere, and what matters is whether they do; a digit is what stands where.
+    x = x.max(axis=(1, 2)) if images.shape[-1] == _CHANNELS["shapes"] else x.reshape(len(x), -1)
+    x = x @ params["hidden.weight"] + params["hidden.bias"]
     x = jax.nn.gelu(x)
     return x, x @ params["head.weight"] + params["head.bias"]
 

@@ -9,7 +9,8 @@ from safetensors.numpy import load_file, save_file
 
 from diffusion_jax import data, metrics
 from diffusion_jax.errors import InvalidInput
-from diffusion_jax.metrics import features, inception
+from diffusion_jax.metrics import features
+from diffusion_jax.metrics.inception import abstract_variables, from_torch
 
 
 def test_the_digit_judge_knows_held_out_digits(judge):
@@ -76,7 +77,7 @@ def test_wrong_input_is_named(judge, call, part):
 def torch_names(classifier):
     """Arrays of zeros under torch's names and shapes, and the number of learned parameters."""
     out, count = {}, 0
-    leaves = jax.tree_util.tree_leaves_with_path(inception.abstract_variables(classifier))
+    leaves = jax.tree_util.tree_leaves_with_path(abstract_variables(classifier))
     for path, leaf in leaves:
         collection, *parts = [entry.key for entry in path]
         kind = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
@@ -133,9 +134,9 @@ def test_what_is_not_inception_is_said(tmp_path):
         metrics.inception(str(tmp_path / "junk.safetensors"))
     name = "Mixed_6c.branch7x7_1.conv.weight"
     with pytest.raises(InvalidInput, match=f"lack {name!r}"):
-        inception.from_torch({key: value for key, value in tensors.items() if key != name})
+        from_torch({key: value for key, value in tensors.items() if key != name})
     with pytest.raises(InvalidInput, match=f"shape of {name!r}"):
-        inception.from_torch({**tensors, name: tensors[name][:5]})
+        from_torch({**tensors, name: tensors[name][:5]})
 
 
 def test_a_written_judge_is_plain_safetensors(judge, judge_cache):
