@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from diffusion_jax import models
 from diffusion_jax.errors import InvalidInput
@@ -30,8 +31,22 @@ def opened(*edits, network=None):
     return function, collections, x, output
 
 
-def conditionals(function, *args):
-    return function.lower(*args).compile().as_text().count(" conditional(")
+def products(jaxpr, inside=False):
+    """How many matrix products are within a conditional, and how many are not."""
+    counts = [0, 0]
+    for equation in jaxpr.eqns:
+        counts[not inside] += equation.primitive.name == "dot_general"
+        for sub in jaxprs_in_params(equation.params):
+            found = products(sub, inside or equation.primitive.name == "cond")
+            counts = [a + b for a, b in zip(counts, found, strict=True)]
+    return counts
+
+
+def skippable(function, *args):
+    """The matrix products that a run may leave out, once the compiled program is seen to have conditionals."""
+    within, _ = products(jax.make_jaxpr(function)(*args).jaxpr)
+    assert (function.lower(*args).compile().as_text().count(" conditional(") > 0) == (within > 0)
+    return within
 
 
 def test_taps_are_stacked_over_depth_and_leave_the_output_alone():
@@ -79,7 +94,8 @@ def test_cache_refreshed_everywhere_is_the_plain_network_and_reuse_skips(select)
     fresh, _, filled = function(collections, x)
     # Modules that end in a matrix product are exact; behind a gate, XLA may fuse product and sum into one rounding.
     np.testing.assert_allclose(fresh, output, atol=0 if "feed_forward" in select else 2e-5, rtol=0)
-    assert conditionals(function, collections, x) > 0
+    # Per block: q, k, v, out and the two of the map; up and down; and the modulations when whole branches are skipped.
+    assert skippable(function, collections, x) == (8 if "feed_forward" in select else 10)
 
     reuse = {**filled, "policy": models.per_layer(filled["policy"], False)}
     again, _, kept = function(reuse, x)
@@ -123,7 +139,7 @@ def test_cache_can_extrapolate():
 def test_gates_of_one_are_the_identity_and_of_zero_remove_the_branch(skip):
     function, collections, x, output = opened(models.gates("block/mlp", skip=skip))
     np.testing.assert_allclose(function(collections, x)[0], output, atol=2e-5)
-    assert (conditionals(function, collections, x) > 0) == skip
+    assert (skippable(function, collections, x) > 0) == skip
     closed = function({"gates": models.per_layer(collections["gates"], 0.0)}, x)[0]
     remove, none, _, _ = opened(models.edit("block/mlp", lambda run, data, h, c, side: jnp.zeros_like(h)))
     np.testing.assert_allclose(closed, remove(none, x)[0], atol=2e-5)
@@ -139,7 +155,7 @@ def test_early_exit_stops_and_the_blocks_behind_it_do_not_matter():
     np.testing.assert_allclose(whole, output, atol=2e-5)
     flow = extras["flow"]["blocks"]["block"]
     assert int(flow["executed"]) == 3 and not bool(flow["left"])
-    assert conditionals(apply, params, collections) > 0
+    assert skippable(apply, params, collections) == 10
 
     early = {**after, "exit": models.per_layer(after["exit"], [False, True, False])}
     left, extras, after = apply(params, early)
