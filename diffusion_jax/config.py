@@ -144,7 +144,10 @@ def load(path: str) -> ConfigDict:
             raise unknown("config", file, near)
         raise invalid("config", file, "expected an existing Python file with get_config()")
     if file.endswith(".json"):
-        return ConfigDict(json.loads(Path(file).read_text(encoding="utf-8")))
+        try:
+            return ConfigDict(json.loads(Path(file).read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise InvalidInput(f"{file} is not JSON ({error}).") from None
     spec = importlib.util.spec_from_file_location(Path(file).stem, file)
     if spec is None or spec.loader is None:
         raise invalid("config", file, "expected a Python file")
