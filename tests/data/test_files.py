@@ -45,9 +45,8 @@ def test_latents_are_read_across_shards_scaled(tmp_path):
 
 def test_array_record_round_trips(tmp_path):
     path = str(tmp_path / "a.array_record")
-    examples = [
-        {"x0": X0[i], "cond": {"label": LABEL[i], "tokens": np.arange(3, dtype=np.int32) + i}} for i in range(12)
-    ]
+    tokens = np.arange(36, dtype=np.int32).reshape(12, 3)
+    examples = [{"x0": X0[i], "cond": {"label": LABEL[i], "tokens": tokens[i]}} for i in range(12)]
     data.write_array_record(path, examples)
     source = data.array_record(path)
     assert len(source) == 12 and source.shape == (4, 4, 3)
