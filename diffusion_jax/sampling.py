@@ -178,9 +178,9 @@ def make_sampler(
     param_specs: partition specs of the parameters when they are not replicated.
     save_every: see `sample`.
 
-    The result's `run` has no state and no carry, so a following segment starts its history anew; `cost` is the mean over
-    the devices. Raises InvalidInput for an axis that the mesh lacks, and when called with a bad grid or a batch that the
-    axis does not divide.
+    The result's `run` has no state and no carry, so a following segment starts its history anew; `cost` is the mean
+    over the devices. Raises InvalidInput for an axis that the mesh lacks, and when called with a bad grid or a batch
+    that the axis does not divide.
     """
     axes = (axis,) if isinstance(axis, str) else tuple(axis)
     for name in axes:

@@ -76,8 +76,8 @@ def unmask(confidence: str = "probability", temperature: float = 1.0, noise: flo
     of times the numbers are those of the mean of `1 - alpha(t')` over the sample, and only tokens that move change.
 
     confidence: 'probability' of the candidate, 'margin' between the two likeliest, negative 'entropy', or 'random'.
-        Only the first looks at what was drawn, which favours likely sequences; with one token a step and an exact denoiser
-        the others keep the distribution.
+        Only the first looks at what was drawn, which favours likely sequences; with one token a step and an exact
+        denoiser the others keep the distribution.
     temperature: of the candidates; 0 takes the likeliest. noise: Gumbel noise on the confidence, times `1 - alpha(t')`.
     One evaluation a step. Raises InvalidInput for another confidence or negative values.
     """
