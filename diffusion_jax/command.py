@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
+from diffusion_jax.cache import cache_folder
 from diffusion_jax.config import load, override
 from diffusion_jax.errors import InvalidInput
 
@@ -27,11 +28,10 @@ def run_command(main: Callable[..., None], argv: Sequence[str] | None = None) ->
 
 
 def cache_compilations() -> None:
-    """Keeps compiled programs under `DIFFUSION_JAX_CACHE` (default `~/.cache/diffusion_jax`), so that the next run
-    starts at once. `JAX_COMPILATION_CACHE_DIR` has the last word."""
+    """Keeps compiled programs in `cache_folder()`, so that the next run starts at once; `JAX_COMPILATION_CACHE_DIR`
+    has the last word."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        home = Path(os.environ.get("DIFFUSION_JAX_CACHE", Path.home() / ".cache" / "diffusion_jax"))
-        jax.config.update("jax_compilation_cache_dir", str(home / "compiled"))
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
 
 
 def parse_config(

@@ -1,6 +1,6 @@
 """Starts a command as several processes of one run on this machine, joined over the loopback address.
 
-    python launch/local.py --processes=2 -- python -m diffusion_jax.train --config=configs/digits_dit.py --workdir=out/two
+    python launch/local.py --processes=2 -- python -m diffusion_jax.train --config=... --workdir=out/two
 
 The same program that a pod runs, for trying it out: each process sees its own devices (with --devices=N, N virtual CPU
 devices) and all of them form one mesh. Output lines carry the process's number; the first failure ends the others.

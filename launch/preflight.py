@@ -46,7 +46,9 @@ def main(argv=None) -> None:
         topology = topologies.get_topology_desc(platform="tpu", topology_name=arguments.topology)
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
-        raise InvalidInput(f"The topology {arguments.topology!r} cannot be had ({reason}); pip install libtpu.") from None
+        raise InvalidInput(
+            f"The topology {arguments.topology!r} cannot be had ({reason}); pip install libtpu."
+        ) from None
 
     sizes = {name: value for name, value in config.mesh.items() if name not in ("call", "devices")}
     mesh = make_mesh(**sizes, devices=list(topology.devices))

@@ -118,7 +118,10 @@ def incomplete():
         (lambda: run(jnp.linspace(1, 0, 3), save_every=0), "save_every is 0"),
         (lambda: run(jnp.linspace(1, 0, 3), shape=None), "none was given"),
         (lambda: run(jnp.ones((3, 5)) * jnp.linspace(1, 0, 3)[:, None]), "prefix"),
-        (lambda: invert(KEY, EXACT, MIXTURE, solvers.ddim(), jnp.array([0.0, 1.0]), x_init=jnp.zeros((2, 2))), "larger"),
+        (
+            lambda: invert(KEY, EXACT, MIXTURE, solvers.ddim(), jnp.array([0.0, 1.0]), x_init=jnp.zeros((2, 2))),
+            "larger",
+        ),
         (lambda: make_sampler(EXACT, solvers.ddim(), shape=(2,), mesh=distributed.make_mesh(), axis="dta"), "dta"),
         (lambda: expand(jnp.zeros(3), jnp.zeros((2, 2))), "prefix"),
         (lambda: solvers.dpm_solver_pp(order=4), "order is 4"),

@@ -6,7 +6,7 @@ directly when they are low-dimensional. The verifier of a generated world lives 
 
 from diffusion_jax.metrics.accuracy import ClassAccuracy, class_accuracy
 from diffusion_jax.metrics.distances import energy_distance, sliced_wasserstein, wasserstein, wasserstein_1d
-from diffusion_jax.metrics.features import FeatureNetwork, cache_folder, feature_network
+from diffusion_jax.metrics.features import FeatureNetwork, feature_network
 from diffusion_jax.metrics.frechet import Moments, frechet_distance, gaussian_frechet_distance, merge, moments
 from diffusion_jax.metrics.image import psnr, ssim
 from diffusion_jax.metrics.inception import Inception, InceptionV3, inception
@@ -25,7 +25,6 @@ __all__ = [
     "Moments",
     "SamplingCost",
     "SetMetric",
-    "cache_folder",
     "class_accuracy",
     "energy_distance",
     "feature_network",

@@ -9,11 +9,9 @@ import functools
 import hashlib
 import json
 import os
-import sys
 import tempfile
 import warnings
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,6 +20,7 @@ import numpy as np
 import optax
 
 from diffusion_jax import data
+from diffusion_jax.cache import cache_folder
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 
 WORLDS = ("digits", "shapes")
@@ -70,17 +69,6 @@ class FeatureNetwork:
 
 _BATCH = 96
 _CHANNELS = {"digits": 1, "shapes": 3}
-
-
-def cache_folder() -> Path:
-    """Where trained judges are kept: `$DIFFUSION_JAX_CACHE`, or `diffusion_jax` in the platform's cache folder."""
-    if "DIFFUSION_JAX_CACHE" in os.environ:
-        return Path(os.environ["DIFFUSION_JAX_CACHE"]).expanduser()
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "diffusion_jax"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "diffusion_jax"
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "diffusion_jax"
 
 
 def feature_network(

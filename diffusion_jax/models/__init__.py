@@ -4,7 +4,7 @@ linen modules behind them obey one convention of uniform blocks (`layers.branche
 network is in `adapters`.
 """
 
-from diffusion_jax.models.conditions import drop_condition, null_condition
+from diffusion_jax.models.conditions import empty_condition
 from diffusion_jax.models.dit import DiT, dit
 from diffusion_jax.models.edits import cached, edit, exits, gates, override, reweighted, taps
 from diffusion_jax.models.interception import by_path, intercepted, per_layer
@@ -26,15 +26,14 @@ __all__ = [
     "cached",
     "count_params",
     "dit",
-    "drop_condition",
     "edit",
+    "empty_condition",
     "exits",
     "gates",
     "intercepted",
     "kl_vae",
     "mlp",
     "network",
-    "null_condition",
     "override",
     "param_shapes",
     "per_layer",

@@ -1,4 +1,4 @@
-"""Conditions as plain dicts: which keys there are, the null condition of guidance, and dropping conditions in training.
+"""Conditions as plain dicts: which keys there are, and the empty condition.
 
     label         int [B], in 0 .. num_classes; num_classes itself is the null class
     pooled        float [B, P], one vector per sample
@@ -14,13 +14,12 @@ from typing import Any
 import jax.numpy as jnp
 
 from diffusion_jax.errors import InvalidInput, nearest, unknown
-from diffusion_jax.time_axes import where
 
 KEYS = ("label", "pooled", "context", "context_mask", "tokens", "tokens_mask")
 """Every condition a network of this library takes by itself."""
 
 
-def null_condition(cond: Mapping[str, Any] | None, num_classes: int = 0) -> dict[str, Any] | None:
+def empty_condition(cond: Mapping[str, Any] | None, num_classes: int = 0) -> dict[str, Any] | None:
     """The condition that says nothing, with the structure and shapes of `cond`.
 
     Labels become the null class `num_classes`, vectors, sequences and tokens become zeros, and masks hide everything.
@@ -34,20 +33,12 @@ def null_condition(cond: Mapping[str, Any] | None, num_classes: int = 0) -> dict
         if name == "label":
             if num_classes < 1:
                 raise InvalidInput(
-                    "null_condition needs num_classes= to know the null class of a condition with labels."
+                    "empty_condition needs num_classes= to know the null class of a condition with labels."
                 )
             null[name] = jnp.full_like(value, num_classes)
         else:
             null[name] = jnp.zeros_like(value)
     return null
-
-
-def drop_condition(drop: Any, cond: Mapping[str, Any] | None, num_classes: int = 0) -> dict[str, Any] | None:
-    """Replaces the condition of the samples where `drop [B]` is True by the null condition (Ho & Salimans 2022)."""
-    if cond is None:
-        return None
-    null = null_condition(cond, num_classes)
-    return {name: where(drop, null[name], jnp.asarray(value)) for name, value in cond.items()}
 
 
 def check_condition(cond: Mapping[str, Any] | None, taken: tuple[str, ...]) -> dict[str, Any]:

@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
-from diffusion_jax.errors import InvalidInput, invalid, unknown
+from diffusion_jax.denoisers import null_condition
+from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.randomness import fold, sample_keys, uniform
-from diffusion_jax.time_axes import expand
+from diffusion_jax.time_axes import where
 
 
 def batch_size(batch: Mapping[str, Any]) -> int:
@@ -84,12 +85,5 @@ def drop_condition(keys: Key[Array, " B"], cond: Any, null: Mapping[str, Any] | 
         return cond
     if cond is None:
         raise InvalidInput("cond_dropout is set, but the batch has no 'cond'.")
-    for name in null:
-        if name not in cond:
-            raise unknown("an entry of null", name, cond)
     dropped = uniform(keys, (keys.shape[0],)) < rate
-
-    def replace(leaf, empty):
-        return jnp.where(expand(dropped, leaf), jnp.asarray(empty, leaf.dtype), leaf)
-
-    return {**cond, **{name: jax.tree.map(replace, cond[name], null[name]) for name in null}}
+    return {**cond, **{name: where(dropped, value, cond[name]) for name, value in null_condition(cond, null).items()}}

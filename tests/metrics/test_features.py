@@ -53,13 +53,6 @@ def test_shapes_have_a_judge_of_the_same_kind(judge_cache):
     assert network.features(np.zeros((3, 24, 24, 3))).shape == (3, 8)
 
 
-def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
-    monkeypatch.setenv("DIFFUSION_JAX_CACHE", str(tmp_path / "x"))
-    assert metrics.cache_folder() == tmp_path / "x"
-    monkeypatch.delenv("DIFFUSION_JAX_CACHE")
-    assert metrics.cache_folder().name == "diffusion_jax"
-
-
 @pytest.mark.parametrize(
     ("call", "part"),
     [

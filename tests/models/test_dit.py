@@ -111,9 +111,9 @@ def test_every_option_runs_and_tells_places_apart(fields):
 def test_labels_are_told_apart_and_dropped_ones_are_the_null_class():
     network, params, x, t, cond, output = dit_case()
     apply = jax.jit(network.apply)
-    null = models.null_condition(cond, 3)
+    null = models.empty_condition(cond, 3)
     np.testing.assert_array_equal(null["label"], [3, 3])
-    dropped = models.drop_condition(jnp.array([True, False]), cond, 3)
+    dropped = {"label": cond["label"].at[0].set(3)}
     mixed = apply(params, x, t, dropped)[0]
     unconditional = apply(params, x, t, null)[0]
     np.testing.assert_array_equal(mixed[0], unconditional[0])
@@ -150,7 +150,7 @@ def test_sequences_count_where_their_masks_say_so():
         changed = {**cond, name: cond[name].at[0, 0].add(1)}
         difference = jnp.abs(apply(changed) - before).max(axis=(1, 2, 3))
         assert difference[0] > 1e-4 and difference[1] == 0.0
-    null = models.null_condition(cond)
+    null = models.empty_condition(cond)
     assert jax.tree.map(jnp.shape, null) == jax.tree.map(jnp.shape, cond)
     assert bool(jnp.isfinite(apply(null)).all())
 
@@ -171,7 +171,7 @@ def test_mistakes_are_told_in_one_sentence():
         (lambda: network.apply(params, x, t, {"label": jnp.zeros((2,))}), "dtype integer"),
         (lambda: network.apply(params, x[:, :3], t, cond), "divide by the patch"),
         (lambda: network.apply(params, x[0], t, cond), r"\[B, H, W, C\]"),
-        (lambda: models.null_condition(cond), "num_classes="),
+        (lambda: models.empty_condition(cond), "num_classes="),
     ]
     for call, message in wrong:
         with pytest.raises(InvalidInput, match=message):

@@ -9,7 +9,7 @@ import pytest
 
 from diffusion_jax.adapters import lora
 from diffusion_jax.errors import InvalidInput
-from diffusion_jax.models import by_path, cached, count_params, gates, intercepted, null_condition, param_shapes, taps
+from diffusion_jax.models import by_path, cached, count_params, empty_condition, gates, intercepted, param_shapes, taps
 from diffusion_jax.models.layers import Branch
 from diffusion_jax.models.unet import unet
 from tests.models.drawn import drawn
@@ -84,7 +84,7 @@ def test_null_label_that_embeds_to_nothing_is_the_unconditional_network():
     expected, _ = jax.jit(plain.apply)({**params, "condition": condition}, X, T)
     table = params["condition"]["label"]["embedding"].at[3].set(0.0)
     silent = {**params, "condition": {**condition, "label": {"embedding": table}}}
-    null = null_condition(cond, num_classes=3)
+    null = empty_condition(cond, num_classes=3)
     np.testing.assert_allclose(apply(silent, X, T, null), expected, atol=1e-5)
 
 

@@ -8,7 +8,9 @@ from diffusion_jax.recipes import SYSTEMS, Claim, Report
 from diffusion_jax.recipes.__main__ import main
 from diffusion_jax.recipes.report import read, table
 
-CLAIM = Claim("faster", "seconds", 2.0, 1.0, "lower", "5x", holds=False, seeds=3, spread=0.1, reason="too small a model")
+CLAIM = Claim(
+    "faster", "seconds", 2.0, 1.0, "lower", "5x", holds=False, seeds=3, spread=0.1, reason="too small a model"
+)
 
 
 def report():
