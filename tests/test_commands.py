@@ -1,0 +1,117 @@
+"""The command lines, end to end on a tiny model: train, resume, sample, go on after an interruption, evaluate."""
+
+import json
+
+import numpy as np
+import pytest
+
+from diffusion_jax import data, evaluate, sample, train
+from diffusion_jax.__main__ import dispatch
+from diffusion_jax.command import run_command
+from diffusion_jax.config import load
+
+TRAIN = [
+    "--config=configs/digits_dit.py",
+    "--config.model.width=16",
+    "--config.model.depth=1",
+    "--config.model.heads=2",
+    "--config.train.steps=4",
+    "--config.train.batch_size=16",
+    "--config.train.log_every=2",
+    "--config.train.validate_every=4",
+    "--config.train.validation_examples=16",
+    "--config.train.sample_every=4",
+    "--config.sampling.grid.steps=4",
+    "--config.sampling.batch_size=16",
+    "--config.sampling.picture_columns=4",
+    "--no-progress",
+]
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    train.main([*TRAIN, f"--workdir={folder}"])
+    return folder
+
+
+def draw(workdir, output, *more):
+    sample.main([f"--workdir={workdir}", f"--output={output}", "--num-samples=40", "--shard-size=24", *more])
+    return sample.read_samples(output)
+
+
+def test_training_leaves_what_it_promises(workdir):
+    assert {"checkpoints", "config.json", "loss.png", "metrics.jsonl", "pictures"} <= {
+        p.name for p in workdir.iterdir()
+    }
+    assert load(str(workdir / "config.json")).model.width == 16
+
+
+def test_a_finished_run_is_not_trained_again(workdir, capsys):
+    log = (workdir / "metrics.jsonl").read_text()
+    train.main([*TRAIN, f"--workdir={workdir}"])
+    assert "Trained 4 steps" in capsys.readouterr().out
+    assert (workdir / "metrics.jsonl").read_text() == log
+
+
+def test_shards_that_are_there_are_kept_and_the_rest_is_drawn(workdir, tmp_path, capsys):
+    whole = draw(workdir, tmp_path / "a", "--save-trajectory")
+    assert whole["x"].shape == (40, 8, 8, 1)
+    np.testing.assert_array_equal(whole["index"], np.arange(40))
+    np.testing.assert_array_equal(whole["cond.label"], np.arange(40) % 10)
+    assert (workdir / "samples.png").exists()
+    assert (workdir / "denoising.png").exists()
+
+    first, second = sorted((tmp_path / "a").glob("*.npz"))
+    kept = first.stat().st_mtime_ns
+    second.write_bytes(second.read_bytes()[:100])
+    again = draw(workdir, tmp_path / "a")
+    assert "1 of 2 shards drawn, 1 were there" in capsys.readouterr().out
+    assert first.stat().st_mtime_ns == kept
+    np.testing.assert_array_equal(again["x"], whole["x"])
+
+
+def test_a_sample_does_not_depend_on_the_batch_or_the_mesh(workdir, tmp_path):
+    whole = draw(workdir, tmp_path / "a")
+    other = draw(workdir, tmp_path / "b", "--config.sampling.batch_size=8", "--config.mesh.fsdp=4")
+    np.testing.assert_allclose(other["x"], whole["x"], rtol=1e-5, atol=1e-5)
+
+
+def test_another_set_is_not_mixed_in(workdir, tmp_path, capsys):
+    draw(workdir, tmp_path / "a")
+    argv = [f"--workdir={workdir}", f"--output={tmp_path / 'a'}", "--num-samples=16", "--shard-size=16"]
+    assert run_command(sample.main, argv) == 2
+    assert "holds another set of samples" in capsys.readouterr().err
+
+
+def test_array_record_holds_the_same_samples(workdir, tmp_path):
+    whole = draw(workdir, tmp_path / "a", "--format=arrayrecord")
+    source = data.array_record(str(tmp_path / "a" / "samples.array_record"))
+    assert len(source) == 40
+    np.testing.assert_array_equal(source[7]["x0"], whole["x"][7])
+
+
+def test_evaluate_writes_the_metrics(workdir, monkeypatch):
+    draw(workdir, workdir / "samples")
+    evaluate.main([f"--workdir={workdir}"])
+    values = json.loads((workdir / "metrics.json").read_text())
+    assert values["num_samples"] == 40
+    assert values["nfe"] == 8, "four steps under guidance"
+    assert values["frechet_distance"] > 3 * values["frechet_distance_real_split"], "four steps of training do not do"
+    assert 0 <= values["class_accuracy"] <= 1
+
+
+@pytest.mark.parametrize("command", ["train", "sample", "evaluate", "recipes"])
+def test_help_helps(command, capsys):
+    with pytest.raises(SystemExit) as leaving:
+        dispatch([command, "--help"])
+    assert leaving.value.code == 0
+    text = capsys.readouterr().out
+    assert "--workdir" in text
+    assert len(text.splitlines()) > 8
+
+
+def test_the_door_lists_the_commands(capsys):
+    dispatch(["--help"])
+    text = capsys.readouterr().out
+    assert all(name in text for name in ("train", "sample", "evaluate", "recipes"))
