@@ -15,6 +15,7 @@ from diffusion_jax.models.layers.branches import (
     Stack,
 )
 from diffusion_jax.models.layers.conditioning import ConditionEncoder
+from diffusion_jax.models.layers.dense import projection
 from diffusion_jax.models.layers.embeddings import grid_positions, rotary_angles, sincos_positions
 from diffusion_jax.models.layers.modulation import Modulation, modulate
 from diffusion_jax.models.layers.norms import layer_norm
@@ -91,7 +92,7 @@ class DiT(nn.Module):
         positions = grid_positions(rows, columns)
 
         h = patchify(x.astype(dtype), self.patch)
-        h = nn.Dense(self.width, dtype=dtype, kernel_init=nn.initializers.xavier_uniform(), name="patch_embed")(h)
+        h = projection(self.width, dtype=dtype, kernel_init=nn.initializers.xavier_uniform(), name="patch_embed")(h)
         rotary = None
         if self.positions == "rotary":
             rotary = jnp.asarray(rotary_angles(positions, self.width // self.heads))
@@ -123,7 +124,7 @@ class DiT(nn.Module):
         shift, scale = Modulation(self.width, 2, dtype, name="final_modulation")(c)
         features = self.patch**2 * channels * (2 if self.learn_sigma else 1)
         h = modulate(layer_norm(h), shift, scale)
-        h = nn.Dense(features, dtype=dtype, kernel_init=nn.initializers.zeros, name="final")(h)
+        h = projection(features, dtype=dtype, kernel_init=nn.initializers.zeros, name="final")(h)
         y = unpatchify(h.astype(jnp.float32), self.patch, height, width)
         if not self.learn_sigma:
             return y, {}

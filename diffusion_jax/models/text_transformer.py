@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from diffusion_jax.errors import invalid
 from diffusion_jax.models.layers.branches import AttentionBranch, CrossAttentionBranch, MlpBranch, Side, Stack
 from diffusion_jax.models.layers.conditioning import ConditionEncoder
+from diffusion_jax.models.layers.dense import projection
 from diffusion_jax.models.layers.embeddings import grid_positions, rotary_angles
 from diffusion_jax.models.layers.modulation import Modulation, modulate
 from diffusion_jax.models.layers.norms import layer_norm
@@ -65,7 +66,7 @@ class TextTransformer(nn.Module):
         h = stack(h, c, Side(context, context_mask, None, rotary))
         shift, scale = Modulation(self.width, 2, dtype, name="final_modulation")(c)
         h = modulate(layer_norm(h), shift, scale)
-        logits = nn.Dense(self.vocab_size, dtype=dtype, kernel_init=nn.initializers.zeros, name="final")(h)
+        logits = projection(self.vocab_size, dtype=dtype, kernel_init=nn.initializers.zeros, name="final")(h)
         return logits.astype(jnp.float32), {}
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from diffusion_jax.errors import invalid
 from diffusion_jax.models.conditions import check_condition
 from diffusion_jax.models.layers.branches import AttentionBranch, MlpBranch, Side, Stack
+from diffusion_jax.models.layers.dense import projection
 from diffusion_jax.models.layers.embeddings import TimeEmbedding, grid_positions, rotary_angles
 from diffusion_jax.models.layers.norms import layer_norm
 
@@ -82,10 +83,10 @@ class ConditionEncoder(nn.Module):
             )
         if self.pooled:
             pooled = _checked(cond, "pooled", 2, batch, jnp.floating)
-            vectors.append(nn.Dense(self.width, name="pooled")(pooled))
+            vectors.append(projection(self.width, name="pooled")(pooled))
         if self.context:
             context = _checked(cond, "context", 3, batch, jnp.floating)
-            projected = nn.Dense(self.width, dtype=self.dtype, name="context")(context)
+            projected = projection(self.width, dtype=self.dtype, name="context")(context)
             sequences.append((layer_norm(projected), _mask(cond, "context_mask", context.shape[:2])))
         if self.vocab_size:
             tokens = _checked(cond, "tokens", 2, batch, jnp.integer)
@@ -95,7 +96,7 @@ class ConditionEncoder(nn.Module):
             )
             weights = mask.astype(jnp.float32)[..., None]
             mean = (text * weights).sum(axis=1) / jnp.maximum(weights.sum(axis=1), 1.0)
-            vectors.append(nn.Dense(self.width, name="text_pooled")(mean))
+            vectors.append(projection(self.width, name="text_pooled")(mean))
             sequences.append((text, mask))
 
         vector = TimeEmbedding(self.width, self.time_features, name="time")(t)

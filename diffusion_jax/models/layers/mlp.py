@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from diffusion_jax.models.layers.dense import projection
+
 
 class FeedForward(nn.Module):
     """`down(gelu(up(x)))`, or with `swiglu` `down(silu(gate(x)) * up(x))` (Shazeer 2020).
@@ -26,7 +28,7 @@ class FeedForward(nn.Module):
             hidden = -(-hidden * 2 // 24) * 8
 
         def dense(features, name):
-            return nn.Dense(features, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name=name)
+            return projection(features, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name=name)
 
         y = dense(hidden, "up")(x)
         y = jax.nn.silu(dense(hidden, "gate")(x)) * y if self.swiglu else jax.nn.gelu(y, approximate=True)

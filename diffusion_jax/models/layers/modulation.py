@@ -10,6 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from diffusion_jax.models.layers.dense import projection
+
 
 def expand_vector(c, like):
     """Inserts axes before the channels of `c [*prefix, C]` until it broadcasts against `like [*prefix, ..., C']`."""
@@ -30,5 +32,7 @@ class Modulation(nn.Module):
 
     @nn.compact
     def __call__(self, c):
-        dense = nn.Dense(self.count * self.features, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="dense")
+        dense = projection(
+            self.count * self.features, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="dense"
+        )
         return jnp.split(dense(jax.nn.silu(c)), self.count, axis=-1)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from diffusion_jax.models.layers.attention import Attention, key_mask
 from diffusion_jax.models.layers.branches import Branch, Stack
 from diffusion_jax.models.layers.convolution import conv
+from diffusion_jax.models.layers.dense import projection
 from diffusion_jax.models.layers.norms import GroupNorm
 
 
@@ -63,9 +64,9 @@ class SpatialMlp(Branch):
     def __call__(self, h, c, side):
         y = _norm(0, self.dtype)(h)
         hidden = int(h.shape[-1] * self.ratio)
-        gate = nn.Dense(hidden, dtype=self.dtype, name="gate")(y)
-        y = nn.Dense(hidden, dtype=self.dtype, name="up")(y) * jax.nn.gelu(gate, approximate=False)
-        return nn.Dense(h.shape[-1], dtype=self.dtype, name="down")(y)
+        gate = projection(hidden, dtype=self.dtype, name="gate")(y)
+        y = projection(hidden, dtype=self.dtype, name="up")(y) * jax.nn.gelu(gate, approximate=False)
+        return projection(h.shape[-1], dtype=self.dtype, name="down")(y)
 
 
 class PixelAttention(nn.Module):
