@@ -10,10 +10,12 @@ from diffusion_jax.experiment import defaults
 
 
 def get_config() -> ConfigDict:
-    config = defaults(steps=4000, batch_size=128)
+    config = defaults(steps=3000, batch_size=128)
     config.data = call("data.digits", split="train")
     config.held_out = call("data.digits", split="test")
-    config.model = call("models.dit", preset="S/2", width=96, depth=4, heads=4, num_classes=10, qk_norm=True)
+    config.model = call(
+        "models.dit", preset="S/2", width=96, depth=4, heads=4, num_classes=10, qk_norm=True, remat="dots_no_batch"
+    )
     config.process = call("processes.rectified_flow")
     null = {"label": 10}
     config.objective = call("objectives.denoising", draw=call("timesteps.logit_normal"), cond_dropout=0.1, null=null)
@@ -24,7 +26,7 @@ def get_config() -> ConfigDict:
         ema="average",
         solver=call("solvers.dpm_solver_pp", order=2),
         grid=call("timesteps.linspace", steps=20),
-        transformations={"guidance": call("denoisers.guided", scale=1.5, null=null)},
+        transformations={"guidance": call("denoisers.guided", scale=1.25, null=null)},
         condition=call("data.cycled_labels", num_classes=10),
         batch_size=250,
         picture_zoom=4,

@@ -11,7 +11,16 @@ def get_config() -> ConfigDict:
     config = defaults(steps=3000, batch_size=32)
     config.data = call("data.faces", split="train", others=True)
     config.held_out = call("data.faces", split="test", others=True)
-    config.model = call("models.dit", preset="S/2", width=192, depth=6, heads=6, positions="rotary", num_classes=2)
+    config.model = call(
+        "models.dit",
+        preset="S/2",
+        width=192,
+        depth=6,
+        heads=6,
+        positions="rotary",
+        num_classes=2,
+        remat="dots_no_batch",
+    )
     config.process = call("processes.vp_cosine", prediction="v")
     null = {"label": 2}
     config.objective = call(
