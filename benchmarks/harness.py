@@ -19,6 +19,11 @@ TURN = 0.05
 """A turn lasts at least about this many seconds: short work is called several times, and the mean is recorded."""
 
 
+SETTLED = 5.0
+"""Work shorter than this many seconds is called once, untimed, at the start of each turn: the other library has just
+had the memory and the caches, and what is compared is each one's own steady state. Longer work settles by itself."""
+
+
 class Summary(NamedTuple):
     """Seconds of one call: the median and the quartiles around it, over `count` turns."""
 
@@ -48,6 +53,7 @@ def interleave(
     warmup: int = 1,
     pause: float = PAUSE,
     turn: float = TURN,
+    settled: float = SETTLED,
     clock: Callable[[], float] = time.perf_counter,
     sleep: Callable[[float], None] = time.sleep,
 ) -> dict[str, list[float]]:
@@ -55,9 +61,9 @@ def interleave(
 
     Each round gives every contender one turn; the order is turned by one from round to round, so that nobody always
     follows the same neighbour. `warmup` untimed calls come first (compilation, caches, thread pools); the last of them
-    says how many calls make a turn.
+    says how many calls make a turn, and whether a turn begins with an untimed one (see `SETTLED`).
     """
-    calls = {}
+    calls, settles = {}, {}
     for name, call in contenders.items():
         seconds = 0.0
         for _ in range(max(warmup, 1)):
@@ -65,6 +71,7 @@ def interleave(
             call()
             seconds = clock() - start
         calls[name] = calls_per_turn(seconds, turn)
+        settles[name] = seconds < settled
     names = list(contenders)
     times: dict[str, list[float]] = {name: [] for name in names}
     for index in range(rounds):
@@ -72,6 +79,8 @@ def interleave(
         for name in names[shift:] + names[:shift]:
             sleep(pause)
             call = contenders[name]
+            if settles[name]:
+                call()
             start = clock()
             for _ in range(calls[name]):
                 call()

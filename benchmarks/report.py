@@ -114,10 +114,10 @@ def page(results: Sequence[Result]) -> str:
         "# Timings",
         "",
         "Written by `python -m benchmarks.run` (`make bench`). Contenders take turns in one process with the same",
-        "number of threads; a time is the median of the rounds with its quartiles, *faster* is the peer's median over",
-        "ours with a 95 % bootstrap interval over rounds (above 1: ours is faster). Compilation is not in the times:",
-        "*compile* is the first call without any cache. Memory is the peak resident size of a process of its own while",
-        "it runs, libraries included.",
+        "number of threads; a turn of less than five seconds begins with an untimed call. A time is the median of the",
+        "rounds with its quartiles, *faster* is the peer's median over ours with a 95 % bootstrap interval over rounds",
+        "(above 1: ours is faster). Compilation is not in the times: *compile* is the first call without any cache.",
+        "Memory is the peak resident size of a process of its own while it runs, libraries included.",
     ]
     for result in results:
         env = result.environment

@@ -13,7 +13,9 @@ def get_config() -> ConfigDict:
     config = defaults(steps=20_000, batch_size=32)
     config.data = call("data.prose", split="train", length=128, stride=64)
     config.held_out = call("data.prose", split="test", length=128)
-    config.model = call("models.text_transformer", vocab_size=256, width=256, depth=6, heads=4, qk_norm=True)
+    config.model = call(
+        "models.text_transformer", vocab_size=256, width=256, depth=6, heads=4, qk_norm=True, remat="dots_no_batch"
+    )
     config.process = call("processes.absorbing", vocab_size=256)
     config.objective = call("objectives.masked", draw=call("timesteps.stratified"))
     rate = call("training.optimizers.cosine", peak=1e-3, total_steps=config.train.steps, warmup_steps=500)

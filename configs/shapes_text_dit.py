@@ -16,7 +16,14 @@ def get_config() -> ConfigDict:
     config.held_out = call("data.shapes", split="test", length=1000)
     vocabulary = tokenizer().vocab_size
     config.model = call(
-        "models.dit", preset="S/4", width=256, depth=8, heads=4, qk_norm=True, text_vocab_size=vocabulary
+        "models.dit",
+        preset="S/4",
+        width=256,
+        depth=8,
+        heads=4,
+        qk_norm=True,
+        text_vocab_size=vocabulary,
+        remat="dots_no_batch",
     )
     config.process = call("processes.rectified_flow")
     null = {"tokens": 0, "tokens_mask": False}

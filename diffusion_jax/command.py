@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import absl.logging
 import jax
 from ml_collections import ConfigDict
 
@@ -16,6 +17,8 @@ from diffusion_jax.errors import InvalidInput
 
 def run_command(main: Callable[..., None], argv: Sequence[str] | None = None) -> int:
     """Runs `main(argv)`; a user's mistake is told in one sentence, without a traceback. Returns the exit code."""
+    # Orbax warns of every option that it derives from another one.
+    absl.logging.set_verbosity(absl.logging.ERROR)
     try:
         main(argv)
     except InvalidInput as error:

@@ -1,24 +1,14 @@
 """Diffusion transformer: patches, adaLN-Zero blocks of named branches, patches back (Peebles & Xie 2023)."""
 
-from functools import partial
-
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffusion_jax.errors import InvalidInput, invalid, unknown
-from diffusion_jax.models.layers.branches import (
-    AttentionBranch,
-    CrossAttentionBranch,
-    MlpBranch,
-    Side,
-    Stack,
-)
+from diffusion_jax.models.layers.branches import Side, Stack, modulated_output, transformer_branches
 from diffusion_jax.models.layers.conditioning import ConditionEncoder
 from diffusion_jax.models.layers.dense import projection
 from diffusion_jax.models.layers.embeddings import grid_positions, rotary_angles, sincos_positions
-from diffusion_jax.models.layers.modulation import Modulation, modulate
-from diffusion_jax.models.layers.norms import layer_norm
 from diffusion_jax.models.network import check_transformer, network
 from diffusion_jax.typing import Network
 
@@ -114,17 +104,14 @@ class DiT(nn.Module):
         )
         c, context, context_mask = encoder(t, cond)
 
-        branches = [("attention", partial(AttentionBranch, self.heads, self.qk_norm, dtype))]
-        if context is not None:
-            branches.append(("cross_attention", partial(CrossAttentionBranch, self.heads, self.qk_norm, dtype)))
-        branches.append(("mlp", partial(MlpBranch, self.mlp_ratio, self.swiglu, dtype)))
-        stack = Stack(tuple(branches), self.depth, self.remat, self.scan, name="blocks")
+        branches = transformer_branches(
+            self.heads, self.qk_norm, self.mlp_ratio, self.swiglu, dtype, crossed=context is not None
+        )
+        stack = Stack(branches, self.depth, self.remat, self.scan, name="blocks")
         h = stack(h, c, Side(context, context_mask, None, rotary))
 
-        shift, scale = Modulation(self.width, 2, dtype, name="final_modulation")(c)
         features = self.patch**2 * channels * (2 if self.learn_sigma else 1)
-        h = modulate(layer_norm(h), shift, scale)
-        h = projection(features, dtype=dtype, kernel_init=nn.initializers.zeros, name="final")(h)
+        h = modulated_output(h, c, features, dtype)
         y = unpatchify(h.astype(jnp.float32), self.patch, height, width)
         if not self.learn_sigma:
             return y, {}

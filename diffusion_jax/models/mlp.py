@@ -6,10 +6,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from diffusion_jax.errors import invalid
-from diffusion_jax.models.layers.branches import MlpBranch, Side, Stack
+from diffusion_jax.models.layers.branches import MlpBranch, Side, Stack, modulated_output
 from diffusion_jax.models.layers.conditioning import ConditionEncoder
-from diffusion_jax.models.layers.modulation import Modulation, modulate
-from diffusion_jax.models.layers.norms import layer_norm
 from diffusion_jax.models.network import check_dtype, network
 from diffusion_jax.time_axes import fill
 from diffusion_jax.typing import Network
@@ -44,9 +42,7 @@ class Mlp(nn.Module):
         h = nn.Dense(self.width, dtype=dtype, name="embed")(x.astype(dtype))
         branches = (("mlp", partial(MlpBranch, self.ratio, dtype=dtype)),)
         h = Stack(branches, self.depth, scan=self.scan, name="blocks")(h, c, Side())
-        shift, scale = Modulation(self.width, 2, dtype, name="final_modulation")(c)
-        h = modulate(layer_norm(h), shift, scale)
-        y = nn.Dense(x.shape[-1], dtype=dtype, kernel_init=nn.initializers.zeros, name="final")(h)
+        y = modulated_output(h, c, x.shape[-1], dtype)
         return y.astype(jnp.float32), {}
 
 

@@ -29,7 +29,14 @@ class World:
         return call
 
     def run(self, contenders, rounds, **options):
-        options = {"warmup": 1, "turn": 1.0, "clock": lambda: self.now, "sleep": lambda _: None, **options}
+        options = {
+            "warmup": 1,
+            "turn": 1.0,
+            "settled": 0.0,
+            "clock": lambda: self.now,
+            "sleep": lambda _: None,
+            **options,
+        }
         return interleave(contenders, rounds, **options)
 
 
@@ -56,6 +63,17 @@ def test_short_work_is_repeated_and_the_time_is_that_of_one_call():
     assert world.log.count("long") == 1 + 2
     assert times == {"short": [0.125] * 2, "long": [3.0] * 2}
     assert calls_per_turn(0.0) >= 1
+
+
+def test_the_first_call_after_somebody_else_is_not_timed():
+    world = World()
+
+    def seconds(call):
+        return 2.0 if world.log[-2:-1] == ["a"] else 50.0
+
+    times = world.run({"a": world.worker("a", seconds), "b": world.worker("b", 60.0)}, 3, warmup=2, settled=30.0)
+    assert times == {"a": [2.0] * 3, "b": [60.0] * 3}
+    assert world.log.count("b") == 2 + 3, "long work settles within itself"
 
 
 def test_pauses_come_before_turns_and_are_not_timed():

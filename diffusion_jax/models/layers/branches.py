@@ -11,6 +11,7 @@ A branch returns what is *added* to h, gate included. Branches are submodules wi
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 
 from diffusion_jax.errors import unknown
 from diffusion_jax.models.layers.attention import Attention, key_mask
+from diffusion_jax.models.layers.dense import projection
 from diffusion_jax.models.layers.mlp import FeedForward
 from diffusion_jax.models.layers.modulation import Modulation, expand_vector, modulate
 from diffusion_jax.models.layers.norms import layer_norm
@@ -53,6 +55,17 @@ class Branch(nn.Module):
     """Marks a residual branch: `branch(h, c, side)` is added to h. Interceptors recognise branches by this class."""
 
 
+def _modulated(h, c, dtype):
+    """A branch's input and its gate: `(modulate(norm(h)), gate)`, from the calling module's `modulation`."""
+    shift, scale, gate = Modulation(h.shape[-1], 3, dtype, name="modulation")(c)
+    return modulate(layer_norm(h), shift, scale), expand_vector(gate, h)
+
+
+def _tokens(y):
+    """`[B, ..., C]` as `[B, N, C]`."""
+    return y.reshape(y.shape[0], -1, y.shape[-1])
+
+
 class AttentionBranch(Branch):
     """`gate * attention(modulate(norm(h)))` with adaLN-Zero. Images `[B, H, W, C]` are attended as H W tokens."""
 
@@ -62,12 +75,11 @@ class AttentionBranch(Branch):
 
     @nn.compact
     def __call__(self, h, c, side):
-        shift, scale, gate = Modulation(h.shape[-1], 3, self.dtype, name="modulation")(c)
-        y = modulate(layer_norm(h), shift, scale)
-        y = y.reshape(h.shape[0], -1, h.shape[-1])
+        y, gate = _modulated(h, c, self.dtype)
+        y = _tokens(y)
         attention = Attention(self.heads, self.qk_norm, self.dtype, name="attention")
         y = attention(y, y, key_mask(side.mask), side.rotary).reshape(h.shape)
-        return expand_vector(gate, h) * y
+        return gate * y
 
 
 class CrossAttentionBranch(Branch):
@@ -79,12 +91,11 @@ class CrossAttentionBranch(Branch):
 
     @nn.compact
     def __call__(self, h, c, side):
-        shift, scale, gate = Modulation(h.shape[-1], 3, self.dtype, name="modulation")(c)
-        y = modulate(layer_norm(h), shift, scale)
-        y = y.reshape(h.shape[0], -1, h.shape[-1])
+        y, gate = _modulated(h, c, self.dtype)
+        y = _tokens(y)
         attention = Attention(self.heads, self.qk_norm, self.dtype, name="attention")
         y = attention(y, side.context.astype(y.dtype), key_mask(side.context_mask), None).reshape(h.shape)
-        return expand_vector(gate, h) * y
+        return gate * y
 
 
 class MlpBranch(Branch):
@@ -96,9 +107,23 @@ class MlpBranch(Branch):
 
     @nn.compact
     def __call__(self, h, c, side):
-        shift, scale, gate = Modulation(h.shape[-1], 3, self.dtype, name="modulation")(c)
-        y = modulate(layer_norm(h), shift, scale)
-        return expand_vector(gate, h) * FeedForward(self.ratio, self.swiglu, self.dtype, name="feed_forward")(y)
+        y, gate = _modulated(h, c, self.dtype)
+        return gate * FeedForward(self.ratio, self.swiglu, self.dtype, name="feed_forward")(y)
+
+
+def transformer_branches(heads, qk_norm, ratio, swiglu, dtype, crossed):
+    """The branches of a transformer block: `attention`, `cross_attention` if there is a context, `mlp`."""
+    branches = [("attention", partial(AttentionBranch, heads, qk_norm, dtype))]
+    if crossed:
+        branches.append(("cross_attention", partial(CrossAttentionBranch, heads, qk_norm, dtype)))
+    return (*branches, ("mlp", partial(MlpBranch, ratio, swiglu, dtype)))
+
+
+def modulated_output(h, c, features, dtype):
+    """The last layer of a transformer, `final(modulate(norm(h)))`, which starts at zero; of the calling module."""
+    shift, scale = Modulation(h.shape[-1], 2, dtype, name="final_modulation")(c)
+    y = modulate(layer_norm(h), shift, scale)
+    return projection(features, dtype=dtype, kernel_init=nn.initializers.zeros, name="final")(y)
 
 
 class Block(nn.Module):
