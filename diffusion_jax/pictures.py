@@ -57,7 +57,7 @@ def save_scatter(path: Path | str, points: Mapping[str, Any]) -> None:
 
 
 def save_curves(
-    path: Path | str, curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, x_label: str, y_label: str
+    path: Path | str, curves: Mapping[str, tuple[Sequence[Any], Sequence[Any]]], *, x_label: str, y_label: str
 ) -> None:
     """Writes named curves, each `(x, y)`; y is logarithmic when all of it is positive."""
     figure, axis = plt.subplots(figsize=(6, 3.6))

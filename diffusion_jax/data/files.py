@@ -206,7 +206,7 @@ def array_record(paths: str | Sequence[str]) -> ArrayRecords:
     return source
 
 
-def write_array_record(path: str, examples: Iterable[dict]) -> None:
+def write_array_record(path: str | Path, examples: Iterable[dict]) -> None:
     """Writes examples `{"x0": array, "cond": {name: array}}`, one record each."""
     from array_record.python.array_record_module import ArrayRecordWriter
     from safetensors.numpy import save
