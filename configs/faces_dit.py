@@ -1,6 +1,8 @@
 """Diffusion transformer on 24 x 24 faces (real, scikit-image): a hundred pictures, so it memorises; a smoke signal.
 
-python -m diffusion_jax.train --config=configs/faces_dit.py --workdir=out/faces
+    python -m diffusion_jax.train --config=configs/faces_dit.py --workdir=out/faces
+
+Nothing is measured: with so few pictures a distance would reward memory.
 """
 
 from diffusion_jax.config import ConfigDict, call
@@ -30,7 +32,7 @@ def get_config() -> ConfigDict:
         cond_dropout=0.1,
         null=null,
     )
-    config.train.transforms = (call("data.flip"),)
+    config.train.transforms.flip = call("data.flip")
     rate = call("training.optimizers.cosine", peak=1e-3, total_steps=config.train.steps, warmup_steps=100)
     config.optimizer = call("training.optimizers.adamw", learning_rate=rate, weight_decay=0.05)
     config.ema = {"average": call("training.ema.power", sigma_rel=0.1)}

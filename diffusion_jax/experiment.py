@@ -6,7 +6,7 @@ A config has these entries; all of them are constructor calls (`config.call`) un
     data          the source to train on; `held_out` the one to validate and measure against
     model         a network; `process` the noise, `objective` the loss, `optimizer`
     mesh          how devices are laid out
-    train         plain numbers: steps, batch_size and whatever else `training.train` takes
+    train         a group: steps, batch_size and whatever else `training.train` takes; transforms, a group of calls
     ema           a group of averages of the parameters, each a constructor call
     sampling      a group: solver, grid, transformations (a group, applied in its order), condition, batch_size, ema
     metrics       a group of what `evaluate` measures, each a constructor call
@@ -35,7 +35,7 @@ def defaults(steps: int, batch_size: int) -> ConfigDict:
     config.train = {
         "steps": steps,
         "batch_size": batch_size,
-        "transforms": (),
+        "transforms": {},
         "accumulate": 1,
         "clip_norm": 1.0,
         "log_every": 50,

@@ -64,7 +64,10 @@ def run(experiment: Experiment, workdir: Path | str | None, progress: bool = Tru
     config = experiment.config
     group = config.train
     batches = data.pipeline(
-        experiment.source, group.batch_size, seed=config.seed, transforms=tuple(build(t) for t in group.transforms)
+        experiment.source,
+        group.batch_size,
+        seed=config.seed,
+        transforms=tuple(build(t) for t in group.transforms.values()),
     )
     callbacks = []
     if group.validate_every:

@@ -1,5 +1,6 @@
 """Every shipped config is imported, shrunk, trained one step and sampled; what it names exists."""
 
+import json
 from pathlib import Path
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax import data
-from diffusion_jax.config import load, override
+from diffusion_jax.config import ConfigDict, load, override, to_json
 from diffusion_jax.experiment import compiled_sampler, prepare, prepare_sampling
 from diffusion_jax.train import run
 
@@ -43,7 +44,8 @@ def test_every_config_is_in_this_test():
 @pytest.mark.parametrize("name", CONFIGS)
 def test_one_step_and_one_batch(name, tmp_path):
     experiment = prepare(shrunk(name, tmp_path))
-    state = run(experiment, None, progress=False)
+    state = run(experiment, tmp_path / "run", progress=False)
+    assert load(str(tmp_path / "run" / "config.json")) == ConfigDict(json.loads(to_json(experiment.config)))
     assert int(state.step) == 1
     assert int(state.skipped) == 0
     sampling = prepare_sampling(experiment)

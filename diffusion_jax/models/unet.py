@@ -160,6 +160,8 @@ class UNet(nn.Module):
             text_depth=self.text_depth,
             dtype=dtype,
             time_features=self.time_features,
+            # As ADM's: through weak modulations at first, a small embedding would be heard late.
+            label_std=1.0,
             name="condition",
         )
         if not self.raw_context:

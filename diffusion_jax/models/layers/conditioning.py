@@ -49,7 +49,7 @@ class ConditionEncoder(nn.Module):
     num_classes: number of labels, 0 for none; label `num_classes` is the null class.
     pooled, context: whether `cond` has these entries.
     vocab_size: of the text's tokens, 0 for no text. text_depth, text_heads: size of its encoder.
-    time_features: number of sinusoids of the time.
+    time_features: number of sinusoids of the time. label_std: of the label embeddings at the start.
     """
 
     width: int
@@ -61,6 +61,7 @@ class ConditionEncoder(nn.Module):
     text_heads: int = 4
     dtype: Any = jnp.float32
     time_features: int = 256
+    label_std: float = 0.02
 
     @property
     def taken(self) -> tuple[str, ...]:
@@ -76,11 +77,8 @@ class ConditionEncoder(nn.Module):
         vectors, sequences = [], []
         if self.num_classes:
             label = _checked(cond, "label", 1, batch, jnp.integer)
-            vectors.append(
-                nn.Embed(self.num_classes + 1, self.width, embedding_init=nn.initializers.normal(0.02), name="label")(
-                    label
-                )
-            )
+            init = nn.initializers.normal(self.label_std)
+            vectors.append(nn.Embed(self.num_classes + 1, self.width, embedding_init=init, name="label")(label))
         if self.pooled:
             pooled = _checked(cond, "pooled", 2, batch, jnp.floating)
             vectors.append(projection(self.width, name="pooled")(pooled))
