@@ -264,3 +264,11 @@ def test_lora_starts_as_nothing_and_merges_into_the_weights():
     moved = run(factors)
     assert float(jnp.abs(moved - y).max()) > 1e-2
     np.testing.assert_allclose(moved, apply(adapted.merge(params, factors), X, T, cond), atol=1e-4)
+
+
+def test_labels_weigh_as_much_as_times_from_the_start():
+    # With embeddings of 0.02 the digits' U-Net hardly learned its labels: 0.39 of its samples showed their class.
+    module = unet(channels=8, multipliers=(1,), num_residual=1, attention=(0,), num_classes=50)
+    x, cond = jnp.zeros((1, 4, 4, 1)), {"label": jnp.zeros(1, jnp.int32)}
+    condition = module.init(jax.random.key(0), x, jnp.zeros(1), cond)["condition"]
+    assert 0.5 < float(condition["label"]["embedding"].std()) < 2.0
