@@ -41,13 +41,17 @@ def dot_product_attention(
     k: Float[Array, "B M H D"],
     v: Float[Array, "B M H D"],
     mask: Bool[Array, "#B #H #N M"] | None = None,
+    bias: Float[Array, "#B #H #N M"] | None = None,
 ) -> Float[Array, "B N H D"]:
-    """softmax(q k^T / sqrt(D)) v, with the softmax in float32.
+    """softmax(q k^T / sqrt(D) + bias) v, with the softmax in float32.
 
-    mask: True where a query may see a key; every query must see at least one.
+    mask: True where a query may see a key; every query must see at least one. bias: added to the logits, as relative
+    positions are; such attention takes the plain path everywhere.
     On CPUs: by heads and chunks of queries (`TILE`), recomputed in the backward pass. On NVIDIA GPUs: the fused
     cuDNN kernel where it exists (bfloat16 or float16, D <= 128 and a multiple of 8). Elsewhere: XLA's.
     """
+    if bias is not None:
+        return jax.nn.dot_product_attention(q, k, v, bias=bias.astype(q.dtype), mask=mask, implementation="xla")
     if jax.default_backend() == "cpu":
         return _heads_first(q, k, v, mask)
     fused = _has_fused_kernels() and q.dtype in (jnp.bfloat16, jnp.float16)
@@ -114,11 +118,14 @@ def _attend_tile(q, k, v, mask):
 
 
 class Attend(nn.Module):
-    """Inner product attention as a module without parameters: `attend(q, k, v, mask)` on `[B, N, H, D]`."""
+    """Inner product attention as a module without parameters: `attend(q, k, v, mask)` on `[B, N, H, D]`.
+
+    A bias of the logits, `[#B, #H, N, M]`, is a fifth argument where an architecture has one.
+    """
 
     @nn.compact
-    def __call__(self, q, k, v, mask):
-        return dot_product_attention(q, k, v, mask)
+    def __call__(self, q, k, v, mask, bias=None):
+        return dot_product_attention(q, k, v, mask, bias)
 
 
 class Attention(nn.Module):
@@ -128,29 +135,40 @@ class Attention(nn.Module):
     qk_norm: RMS-normalises queries and keys per head (Dehghani et al. 2023, section 3.2; Esser et al. 2024, 5.3.2).
     dtype: compute dtype; parameters are float32.
     zero_init: whether the last projection starts at zero; for branches without a gate.
+    qkv_bias, out_bias: whether the projections have biases.
+    head_dim: channels of a head; 0 means width / heads.
     """
 
     heads: int
     qk_norm: bool = False
     dtype: Any = jnp.float32
     zero_init: bool = False
+    qkv_bias: bool = True
+    out_bias: bool = True
+    head_dim: int = 0
 
     @nn.compact
-    def __call__(self, x, context, mask, rotary):
-        """mask: bool, broadcasts to `[B, H, N, M]`, or None; rotary: angles `[N, D / 2]`, or None."""
+    def __call__(self, x, context, mask, rotary, bias=None):
+        """mask: bool, broadcasts to `[B, H, N, M]`, or None; rotary: angles `[N, D / 2]`, or None; bias: of the logits,
+        broadcasts to `[B, H, N, M]`, or None."""
         width = x.shape[-1]
+        head_dim = self.head_dim or width // self.heads
 
         def project(inputs, name):
             kernel_init = nn.initializers.xavier_uniform()
-            y = projection(width, dtype=self.dtype, kernel_init=kernel_init, name=name)(inputs)
-            return y.reshape(*y.shape[:-1], self.heads, width // self.heads)
+            dense = projection(
+                self.heads * head_dim, use_bias=self.qkv_bias, dtype=self.dtype, kernel_init=kernel_init, name=name
+            )
+            y = dense(inputs)
+            return y.reshape(*y.shape[:-1], self.heads, head_dim)
 
         q, k, v = project(x, "q"), project(context, "k"), project(context, "v")
         if self.qk_norm:
             q, k = RMSNorm(dtype=self.dtype, name="q_norm")(q), RMSNorm(dtype=self.dtype, name="k_norm")(k)
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
-        y = Attend(name="attend")(q, k, v, mask)
-        y = y.reshape(*y.shape[:-2], width)
+        attend = Attend(name="attend")
+        y = attend(q, k, v, mask) if bias is None else attend(q, k, v, mask, bias)
+        y = y.reshape(*y.shape[:-2], self.heads * head_dim)
         out_init = nn.initializers.zeros if self.zero_init else nn.initializers.xavier_uniform()
-        return projection(width, dtype=self.dtype, kernel_init=out_init, name="out")(y)
+        return projection(width, use_bias=self.out_bias, dtype=self.dtype, kernel_init=out_init, name="out")(y)
