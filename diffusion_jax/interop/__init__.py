@@ -1,0 +1,9 @@
+"""Checkpoints that the world has trained, in and out: names and layouts of each architecture as tables, and the way of
+tensors between safetensors files and a mesh."""
+
+from diffusion_jax.interop.families import FAMILIES
+from diffusion_jax.interop.family import Family
+from diffusion_jax.interop.pretrained import Pretrained, load_pretrained, save_pretrained
+from diffusion_jax.interop.tables import Source, Table
+
+__all__ = ["FAMILIES", "Family", "Pretrained", "Source", "Table", "load_pretrained", "save_pretrained"]

@@ -1,0 +1,21 @@
+"""The networks whose checkpoints can be read and written, by the class name that their config.json gives."""
+
+from typing import Any
+
+from diffusion_jax.errors import InvalidInput, unknown
+from diffusion_jax.interop.family import Family
+
+FAMILIES: dict[str, Family] = {}
+
+
+def family_of(config: dict[str, Any], told: str | None = None) -> str:
+    """The name of the family: `told`, or what config.json says. Raises InvalidInput for one that is not there."""
+    name = told or config.get("_class_name") or (config.get("architectures") or [None])[0]
+    if name is None:
+        raise InvalidInput(
+            "The checkpoint has no config.json that names its class (_class_name or architectures): give family=, "
+            f"one of {', '.join(sorted(FAMILIES))}."
+        )
+    if name not in FAMILIES:
+        raise unknown("family", name, FAMILIES)
+    return name

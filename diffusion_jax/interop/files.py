@@ -1,0 +1,216 @@
+"""Folders in the Hugging Face layout: their JSON and their safetensors files, read tensor by tensor, slice by slice.
+
+Nothing is unpickled, ever: `.bin`, `.ckpt` and `.pt` files are refused. What the tensors mean is in `tables` and in
+the families.
+"""
+
+import json
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from diffusion_jax.errors import InvalidInput, invalid
+
+FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+"""Kinds of tensors that are weights, and their bytes an entry."""
+
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+
+STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
+"""How either library names its files of weights."""
+
+REMAP_BYTES = 2**28
+"""A file is mapped afresh after this many bytes were read, so that pages already used do not count as memory."""
+
+
+def local_folder(folder: str | os.PathLike) -> Path:
+    """A folder or file of this machine; a repo id ("owner/name") is downloaded by huggingface_hub where that can be.
+
+    Raises InvalidInput where there is neither.
+    """
+    path = Path(folder).expanduser()
+    if path.exists():
+        return path
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder)):
+        raise InvalidInput(f"{path} does not exist: a folder with config.json and safetensors files is needed.")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise InvalidInput(
+            f"{folder} is no folder here, and to fetch it as a repo id the package huggingface_hub is needed: "
+            "pip install huggingface_hub."
+        ) from None
+    try:
+        kinds = ["*.json", "*.safetensors", "*.txt", "*.model"]
+        return Path(snapshot_download(str(folder), allow_patterns=kinds))
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InvalidInput(f"{folder} is no folder here, and as a repo id it could not be fetched: {reason}") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that holds a dict. Raises InvalidInput where it is not there or not such a file."""
+    if not path.is_file():
+        raise InvalidInput(f"{path} does not exist.")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{path} is not a JSON file: {error}.") from None
+    if not isinstance(value, dict):
+        raise InvalidInput(f"{path} holds a JSON {type(value).__name__}, but a dict is needed.")
+    return value
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+class TensorFiles:
+    """The tensors of a folder (one safetensors file, or several and their index) or of one file, read lazily.
+
+    variant: "fp16" reads `*.fp16.safetensors`. aliases: `(regex, replacement)` pairs that turn old names into those
+    that are used now. Raises InvalidInput for a folder without safetensors, for a shard that the index names and that
+    is not there, and for a file that is damaged or cut short.
+    """
+
+    def __init__(self, folder: str | os.PathLike, variant: str | None = None, aliases: Sequence[tuple[str, str]] = ()):
+        self.path = Path(folder)
+        self._open: dict[Path, Any] = {}
+        self._read: dict[Path, int] = {}
+        self._where: dict[str, tuple[Path, str]] = {}
+        for file in _weight_files(self.path, variant):
+            names = self._handle(file).keys()
+            for name in names:
+                now = name
+                for pattern, replacement in aliases:
+                    now = re.sub(pattern, replacement, now)
+                self._where[now] = (file, name)
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._where)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._slice(name).get_shape())
+
+    def dtype(self, name: str) -> str:
+        """The kind of a tensor as safetensors calls it: "F32", "BF16", "I64", ..."""
+        return self._slice(name).get_dtype()
+
+    def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
+        """A tensor, or the part of it at `index`."""
+        file, _ = self._where[name]
+        tensor = self._slice(name)
+        if tensor.get_dtype() not in FLOATS:
+            raise InvalidInput(
+                f"{file}: {name} has dtype {tensor.get_dtype()}, but weights are one of {', '.join(FLOATS)}."
+            )
+        value = tensor[index] if index else self._handle(file).get_tensor(self._where[name][1])
+        self._read[file] = self._read.get(file, 0) + value.nbytes
+        if self._read[file] > REMAP_BYTES:
+            del self._open[file]
+            self._read[file] = 0
+        return value
+
+    def _slice(self, name):
+        file, original = self._where[name]
+        return self._handle(file).get_slice(original)
+
+    def _handle(self, file: Path):
+        if file not in self._open:
+            try:
+                self._open[file] = safe_open(file, framework="numpy")
+            except (SafetensorError, OSError) as error:
+                raise InvalidInput(f"{file} is damaged or cut short: {error}.") from None
+        return self._open[file]
+
+
+def _weight_files(path: Path, variant: str | None) -> list[Path]:
+    if path.is_file():
+        if path.suffix != ".safetensors":
+            raise invalid("checkpoint", str(path), _advice(path))
+        return [path]
+    ending = f".{variant}.safetensors" if variant else ".safetensors"
+    single = [path / f"{stem}{ending}" for stem in STEMS.values()]
+    indices = [path / f"{stem}.safetensors.index{'.' + variant if variant else ''}.json" for stem in STEMS.values()]
+    for index in indices:
+        if index.is_file():
+            shards = sorted(set(read_json(index).get("weight_map", {}).values()))
+            for shard in shards:
+                if not (path / shard).is_file():
+                    raise InvalidInput(f"{index} names the shard {shard}, but {path / shard} does not exist.")
+            return [path / shard for shard in shards]
+    for file in single:
+        if file.is_file():
+            return [file]
+    others = sorted(file.name for file in path.glob("*.safetensors"))
+    if others and not variant:
+        variants = [name for name in others if re.fullmatch(r"\w+\.\w+\.safetensors", name)]
+        if variants:
+            raise InvalidInput(f"{path} holds {', '.join(variants)} only: give variant={variants[0].split('.')[1]!r}.")
+        if len(others) == 1:
+            return [path / others[0]]
+    pickles = sorted(file for file in path.glob("*") if file.suffix in PICKLES)
+    if pickles:
+        raise invalid("checkpoint", str(pickles[0]), _advice(pickles[0]))
+    expected = f"{single[0].name} or {single[1].name}"
+    there = f"it holds {', '.join(others)}" if others else "it holds no safetensors"
+    raise InvalidInput(f"{path} has no {expected}: {there}.")
+
+
+def _advice(path: Path) -> str:
+    if path.suffix in PICKLES:
+        return (
+            "it is a pickle, which can run code when it is read, so it is never opened; "
+            "convert it to safetensors where you trust it (save_pretrained(..., safe_serialization=True))"
+        )
+    return "a .safetensors file or a folder of them is needed"
+
+
+class TensorWriter:
+    """Writes tensors one by one to `folder`: shards of at most `max_shard_bytes`, with an index if there are several.
+
+    At most one shard is held in memory. Call `close` at the end.
+    """
+
+    def __init__(self, folder: Path, library: str, max_shard_bytes: float):
+        self.folder, self.stem, self.limit = folder, STEMS[library], max_shard_bytes
+        self._held: dict[str, np.ndarray] = {}
+        self._shards: list[list[str]] = []
+        self._bytes = 0
+
+    def add(self, name: str, value: np.ndarray) -> None:
+        if self._held and sum(v.nbytes for v in self._held.values()) + value.nbytes > self.limit:
+            self._flush()
+        self._held[name] = np.ascontiguousarray(value)
+        self._bytes += value.nbytes
+
+    def _flush(self) -> None:
+        self._shards.append(list(self._held))
+        # The number of shards is not known yet: files get their names in `close`.
+        save_file(self._held, self.folder / f"{self.stem}-{len(self._shards):05d}.part", metadata={"format": "pt"})
+        self._held = {}
+
+    def close(self) -> None:
+        if self._held:
+            self._flush()
+        count, weight_map = len(self._shards), {}
+        for i, names in enumerate(self._shards, start=1):
+            file = f"{self.stem}.safetensors" if count == 1 else f"{self.stem}-{i:05d}-of-{count:05d}.safetensors"
+            (self.folder / f"{self.stem}-{i:05d}.part").rename(self.folder / file)
+            weight_map.update(dict.fromkeys(names, file))
+        if count > 1:
+            index = {"metadata": {"total_size": self._bytes}, "weight_map": weight_map}
+            write_json(self.folder / f"{self.stem}.safetensors.index.json", index)
+
+
+def count_bytes(files: TensorFiles) -> int:
+    """The size of all weights of the files."""
+    return sum(math.prod(files.shape(name)) * FLOATS.get(files.dtype(name), 8) for name in files.names)
