@@ -180,7 +180,7 @@ class TensorWriter:
     At most one shard is held in memory. Call `close` at the end.
     """
 
-    def __init__(self, folder: Path, library: str, max_shard_bytes: float):
+    def __init__(self, folder: Path, library: str, max_shard_bytes: int | float):
         self.folder, self.stem, self.limit = folder, STEMS[library], max_shard_bytes
         self._held: dict[str, np.ndarray] = {}
         self._shards: list[list[str]] = []

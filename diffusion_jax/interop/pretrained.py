@@ -132,7 +132,7 @@ def read_params(
 
 
 def save_pretrained(
-    folder: str | os.PathLike, pretrained: Pretrained, *, dtype: Any = np.float32, max_shard_bytes: float = 5e9
+    folder: str | os.PathLike, pretrained: Pretrained, *, dtype: Any = np.float32, max_shard_bytes: int | float = 5e9
 ) -> Path:
     """Writes config.json and safetensors in the peer's layout, so that the peer loads them; returns the folder.
 
