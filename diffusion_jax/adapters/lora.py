@@ -1,10 +1,11 @@
 """Low-rank adaptation of frozen networks by interception (Hu et al. 2021): `W x + (alpha / rank) B A x`.
 
 The factors live in a tree of their own with the paths of the network's parameters, stacked over depth like them, so
-they are trained, stored, swapped and merged without touching the network.
+they are trained, stored, swapped and merged without touching the network. Reading and writing the files in which
+others keep theirs is in `interop.lora_files`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -36,8 +37,9 @@ def lora(
     select: Select = ("q", "k", "v", "out"),
     collection: str = "lora",
 ) -> Lora:
-    """Factors A `[in, rank]` (normal, variance 1 / in) and B `[rank, out]` (zero) for the selected Dense layers.
+    """Factors A `[in, rank]` (normal, variance 1 / in) and B `[rank, out]` (zero) for the selected layers.
 
+    Of a convolution, A is a convolution to `rank` channels, `[height, width, in, rank]`, and B as above.
     alpha: scale of the update times `rank`; `rank` when absent. select: see `models.interception.Select`; by default
     the projections of attention. Train with the gradient of the "lora" entry only:
 
@@ -45,7 +47,9 @@ def lora(
         factors = adapted.init(key, params, x, t, cond)
         jax.grad(lambda factors: loss(adapted.network.apply({"params": params, "lora": factors}, x, t, cond)))
 
-    Raises InvalidInput for a rank or alpha that is not positive, and where `select` finds anything but Dense layers.
+    Factors of other ranks are swapped without compiling anew once `combined` has brought them to one rank.
+    Raises InvalidInput for a rank or alpha that is not positive, and where `select` finds anything but Dense layers
+    and convolutions.
     """
     if not isinstance(rank, int) or rank < 1:
         raise invalid("rank", rank, "it must be a positive integer")
@@ -54,32 +58,104 @@ def lora(
     scale = (rank if alpha is None else alpha) / rank
 
     def apply(site: Site, x):
-        if not isinstance(site.module, nn.Dense):
-            kind = type(site.module).__name__
-            raise InvalidInput(f"lora adapts Dense layers, but {'/'.join(site.module.path)} is {kind}: narrow select.")
+        module = site.module
+        if not isinstance(module, nn.Dense | nn.Conv):
+            kind = type(module).__name__
+            raise InvalidInput(
+                f"lora adapts Dense layers and convolutions, but {'/'.join(module.path)} is {kind}: narrow select."
+            )
         y = site.run(x)
+        window = tuple(module.kernel_size) if isinstance(module, nn.Conv) else ()
+        fan_in = x.shape[-1]
+        for size in window:
+            fan_in *= size
 
         def down():
-            return jax.random.normal(site.key(), (x.shape[-1], rank)) * x.shape[-1] ** -0.5
+            return jax.random.normal(site.key(), (*window, x.shape[-1], rank)) * fan_in**-0.5
 
-        a = site.get(collection, "a", down)
-        b = site.get(collection, "b", lambda: jnp.zeros((rank, y.shape[-1])))
-        update = (x.astype(y.dtype) @ a.astype(y.dtype)) @ b.astype(y.dtype)
-        return y + scale * update
+        a = site.get(collection, "a", down).astype(y.dtype)
+        b = site.get(collection, "b", lambda: jnp.zeros((rank, y.shape[-1]))).astype(y.dtype)
+        if window:
+            narrow = module.clone(features=a.shape[-1], use_bias=False, parent=None, name=None)
+            low = narrow.apply({"params": {"kernel": a}}, x.astype(y.dtype))
+        else:
+            low = x.astype(y.dtype) @ a
+        return y + scale * (low @ b)
 
     opened = intercepted(network, Edit(select, apply, (collection,)))
 
     def init(key, params, x, t, cond=None):
         return opened.init(key, params, x, t, cond)[collection]
 
-    def merge(params, factors):
-        merged = dict(params)
-        for name, entry in factors.items():
-            if name in ("a", "b"):
-                continue
-            merged[name] = merge(merged[name], entry)
-        if "a" in factors and "kernel" in merged:
-            merged["kernel"] = merged["kernel"] + scale * (factors["a"] @ factors["b"])
-        return merged
+    return Lora(init, opened.network, lambda params, factors: merged(params, factors, scale))
 
-    return Lora(init, opened.network, merge)
+
+def merged(params: Any, factors: Any, scale: float = 1.0) -> Any:
+    """The adapted weights `W + scale A B` themselves; whatever has no factors is shared with `params`."""
+    result = dict(params)
+    for name, entry in factors.items():
+        if name in ("a", "b"):
+            continue
+        result[name] = merged(result[name], entry, scale)
+    if "a" in factors:
+        a, b, kernel = factors["a"], factors["b"], result["kernel"]
+        # A convolution's B stands for a 1 x 1 window.
+        b = b[..., None, None, :, :] if a.ndim == b.ndim + 2 else b
+        result["kernel"] = kernel + (scale * (a @ b)).astype(kernel.dtype)
+    return result
+
+
+def adapted_modules(factors: Any) -> tuple[str, ...]:
+    """The paths of the modules that have factors, as a `select` of `lora`."""
+    paths: list[str] = []
+    for name, entry in factors.items():
+        if name == "a":
+            paths.append("")
+        elif name != "b":
+            paths += [f"{name}/{path}".rstrip("/") for path in adapted_modules(entry)]
+    return tuple(paths)
+
+
+def combined(weighted: Sequence[tuple[Any, Any]], rank: int, like: Any = None) -> Any:
+    """One tree of factors for several adapters at once: `sum_i weight_i A_i B_i`, at exactly `rank`.
+
+    weighted: `(factors, weight)` pairs, of any ranks; their factors stand side by side, and zeros fill the rank up. So
+    the result always has the same shapes, and other adapters or weights do not compile anew.
+    like: a tree of factors that says which modules there are, where adapters differ in that; modules that an adapter
+    lacks are zero in it. Use with `lora(network, rank, select=adapted_modules(like))`.
+    Raises InvalidInput where the ranks add up to more than `rank`, and for a module that `like` lacks.
+    """
+    trees = [factors for factors, _ in weighted]
+    if like is None:
+        like = _union(trees)
+    for tree in trees:
+        if extra := sorted(set(adapted_modules(tree)) - set(adapted_modules(like))):
+            raise InvalidInput(f"An adapter has factors for {', '.join(extra)}, which `like` lacks.")
+    return _combined(like, [(tree, weight) for tree, weight in weighted], rank, "")
+
+
+def _union(trees):
+    union: dict[str, Any] = {}
+    for tree in trees:
+        for name, entry in tree.items():
+            union[name] = _union([union.get(name, {}), entry]) if isinstance(entry, Mapping) else entry
+    return union
+
+
+def _combined(like, weighted, rank, path):
+    result: dict[str, Any] = {}
+    for name, entry in like.items():
+        if isinstance(entry, Mapping):
+            inner = [(tree[name], weight) for tree, weight in weighted if name in tree]
+            result[name] = _combined(entry, inner, rank, f"{path}/{name}".lstrip("/"))
+    if "a" not in like:
+        return result
+    there = [(tree, weight) for tree, weight in weighted if "a" in tree]
+    ranks = sum(tree["a"].shape[-1] for tree, _ in there)
+    if ranks > rank:
+        raise invalid("rank", rank, f"the adapters of {path} have {ranks} together")
+    spare = rank - ranks
+    a = [tree["a"] for tree, _ in there] + [jnp.zeros((*like["a"].shape[:-1], spare))]
+    b = [weight * tree["b"] for tree, weight in there]
+    b += [jnp.zeros((*like["b"].shape[:-2], spare, like["b"].shape[-1]))]
+    return {**result, "a": jnp.concatenate(a, -1), "b": jnp.concatenate(b, -2)}

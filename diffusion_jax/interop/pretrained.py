@@ -19,7 +19,8 @@ from diffusion_jax.distributed import Rules, shardings
 from diffusion_jax.errors import InvalidInput, nearest
 from diffusion_jax.interop.families import FAMILIES, family_of
 from diffusion_jax.interop.files import TensorFiles, TensorWriter, local_folder, read_json, write_json
-from diffusion_jax.interop.tables import Slot, flat, nested, slots, their_shapes
+from diffusion_jax.interop.tables import Slot, nested, slots, their_shapes
+from diffusion_jax.models import by_path
 
 SHOWN = 5
 """How many tensors a message lists of each kind."""
@@ -64,7 +65,7 @@ def load_pretrained(
     files = TensorFiles(path, variant, entry.aliases)
     network = entry.make(**{**entry.fields(config, files), **overrides})
     shapes = entry.shapes(network)
-    places = slots(entry.table(network.module), {path: leaf.shape for path, leaf in flat(shapes).items()})
+    places = slots(entry.table(network.module), {path: leaf.shape for path, leaf in by_path(shapes).items()})
     check_tensors(files, their_shapes(places), entry.ignored, name)
     check_copies(files, places)
     return Pretrained(network, read_params(files, places, shapes, mesh, rules, param_dtype), name, config)
@@ -116,7 +117,7 @@ def read_params(
         device = SingleDeviceSharding(jax.local_devices()[0])
         layout = dict.fromkeys(places, device)
     else:
-        layout = flat(shardings(shapes, mesh, rules, strict=True))
+        layout = by_path(shardings(shapes, mesh, rules, strict=True))
     leaves = {}
     for path, slot in places.items():
         seen: dict[tuple, np.ndarray] = {}
@@ -141,8 +142,8 @@ def save_pretrained(
     """
     entry = FAMILIES[family_of({}, pretrained.family)]
     module = pretrained.network.module
-    leaves = flat(pretrained.params)
-    shapes = {path: leaf.shape for path, leaf in flat(entry.shapes(pretrained.network)).items()}
+    leaves = by_path(pretrained.params)
+    shapes = {path: leaf.shape for path, leaf in by_path(entry.shapes(pretrained.network)).items()}
     wrong = [path for path in {**shapes, **leaves} if path not in leaves or np.shape(leaves[path]) != shapes.get(path)]
     if wrong:
         raise InvalidInput(f"The parameters are not those of the network: {_listed('misfits', wrong)}.")

@@ -161,7 +161,7 @@ def _their_shape(source: Source, shape: tuple[int, ...]) -> tuple[int, ...]:
 def slots(table: Table, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Slot]:
     """The table with the shapes of our tensors, by our path. Raises InvalidInput where the two do not match.
 
-    shapes: our tensors by path, `flat(tree of ShapeDtypeStruct)`.
+    shapes: our tensors by path, `models.by_path(tree of ShapeDtypeStruct)`.
     """
     lacking, idle = sorted(set(shapes) - set(table)), sorted(set(table) - set(shapes))
     if lacking or idle:
@@ -193,19 +193,8 @@ def their_shapes(places: Mapping[str, Slot]) -> dict[str, tuple[int, ...]]:
     return result
 
 
-def flat(tree: Any) -> dict[str, Any]:
-    """A nested dict by path, "blocks/block/mlp/up/kernel"."""
-    leaves = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            leaves.update({f"{name}/{path}": leaf for path, leaf in flat(value).items()})
-        else:
-            leaves[name] = value
-    return leaves
-
-
 def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `flat`."""
+    """Leaves by path as a nested dict: the inverse of `models.by_path`."""
     tree: dict[str, Any] = {}
     for path, leaf in leaves.items():
         *folders, name = path.split("/")

@@ -11,7 +11,8 @@ from safetensors.numpy import load_file, save_file
 from diffusion_jax import distributed, interop, models
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.interop.files import TensorFiles
-from diffusion_jax.interop.tables import CONV, POINTWISE, Source, flat, slots, their_shapes
+from diffusion_jax.interop.tables import CONV, POINTWISE, Source, slots, their_shapes
+from diffusion_jax.models import by_path
 from tests.interop.foreign import FIELDS, FOREIGN
 
 FILE = "diffusion_pytorch_model.safetensors"
@@ -45,9 +46,9 @@ def edited(folder, change):
 
 
 def assert_equal(ours, theirs):
-    assert flat(ours).keys() == flat(theirs).keys()
-    for path, leaf in flat(ours).items():
-        np.testing.assert_array_equal(np.asarray(leaf), np.asarray(flat(theirs)[path]), err_msg=path)
+    assert by_path(ours).keys() == by_path(theirs).keys()
+    for path, leaf in by_path(ours).items():
+        np.testing.assert_array_equal(np.asarray(leaf), np.asarray(by_path(theirs)[path]), err_msg=path)
 
 
 def test_what_is_saved_is_loaded(folder, pretrained):
@@ -89,7 +90,7 @@ def test_on_a_mesh_each_device_holds_its_part(folder, pretrained, axes):
 def test_only_the_wanted_slices_are_read(folder):
     """One process of four, each with a quarter of every split tensor, reads a quarter of it."""
     network = models.text_transformer(**FIELDS)
-    shapes = {path: leaf.shape for path, leaf in flat(FOREIGN.shapes(network)).items()}
+    shapes = {path: leaf.shape for path, leaf in by_path(FOREIGN.shapes(network)).items()}
     place = slots(FOREIGN.table(network.module), shapes)["blocks/block/attention/attention/k/kernel"]
     files, read = TensorFiles(folder), []
 

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.adapters import lora
+from diffusion_jax.adapters import adapted_modules, combined, lora, merged
 from diffusion_jax.errors import InvalidInput
-from diffusion_jax.models import by_path
+from diffusion_jax.models import by_path, unet
 from tests.models.shared import dit_case, scramble
 
 
@@ -50,11 +50,60 @@ def test_an_adapted_network_is_a_network():
     assert jax.tree.map(jnp.shape, both["params"]) == jax.tree.map(jnp.shape, params)
 
 
+def test_convolutions_are_adapted_and_merged():
+    network = unet("digits", channels=8, groups=4, multipliers=(1, 1), attention=(0, 0), mid_attention=0)
+    x, t = jax.random.normal(jax.random.key(0), (2, 8, 8, 1)), jnp.full((2,), 0.3)
+    params = scramble(network.init(jax.random.key(1), x, t))
+    # One convolution keeps the size, one halves it.
+    adapted = lora(network, rank=2, select=("down_0_0/residual/conv_in", "down_0/conv"))
+    factors = scramble(adapted.init(jax.random.key(2), params, x, t))
+    assert by_path(factors)["down_0/conv/a"].shape == (3, 3, 8, 2)
+    moved = jax.jit(adapted.network.apply)({"params": params, "lora": factors}, x, t)[0]
+    plain = jax.jit(network.apply)
+    np.testing.assert_allclose(plain(adapted.merge(params, factors), x, t)[0], moved, atol=1e-4)
+    assert float(jnp.abs(plain(params, x, t)[0] - moved).max()) > 0.1
+
+
+def test_adapters_side_by_side_are_their_sum_and_swap_without_compiling():
+    network, params, x, t, cond, output = dit_case()
+    style = lora(network, rank=2, select=("q", "v"))
+    subject = lora(network, rank=3, select=("q", "feed_forward/down"))
+    first = scramble(style.init(jax.random.key(1), params, x, t, cond), seed=1)
+    second = scramble(subject.init(jax.random.key(2), params, x, t, cond), seed=2)
+    both = combined([(first, 0.5), (second, -2.0)], rank=6)
+    assert {leaf.shape[-1] for path, leaf in by_path(both).items() if path.endswith("/a")} == {6}
+    adapted = lora(network, rank=6, select=adapted_modules(both))
+
+    traces = []
+
+    @jax.jit
+    def apply(factors):
+        traces.append(1)
+        return adapted.network.apply({"params": params, "lora": factors}, x, t, cond)[0]
+
+    weights = merged(merged(params, first, 0.5), second, -2.0)
+    np.testing.assert_allclose(apply(both), jax.jit(network.apply)(weights, x, t, cond)[0], atol=2e-4)
+    alone = combined([(first, 1.0)], rank=6, like=both)
+    np.testing.assert_allclose(apply(alone), jax.jit(network.apply)(merged(params, first), x, t, cond)[0], atol=2e-4)
+    np.testing.assert_allclose(apply(combined([], rank=6, like=both)), output, atol=1e-5)
+    assert len(traces) == 1
+
+
+def test_adapters_that_do_not_fit():
+    network, params, x, t, cond, _ = dit_case()
+    style = lora(network, rank=2, select=("q", "v")).init(jax.random.key(1), params, x, t, cond)
+    other = lora(network, rank=2, select=("k",)).init(jax.random.key(1), params, x, t, cond)
+    with pytest.raises(InvalidInput, match="rank is 3, but the adapters of blocks/block/attention/attention/q have 4"):
+        combined([(style, 1.0), (style, 1.0)], rank=3)
+    with pytest.raises(InvalidInput, match="attention/k, which `like` lacks"):
+        combined([(other, 1.0)], rank=2, like=style)
+
+
 def test_mistakes_are_told():
     network, params, x, t, cond, _ = dit_case()
     with pytest.raises(InvalidInput, match="rank is 0"):
         lora(network, rank=0)
     with pytest.raises(InvalidInput, match=r"selects no module; there are .*attention"):
         lora(network, select="query").init(jax.random.key(0), params, x, t, cond)
-    with pytest.raises(InvalidInput, match="adapts Dense layers"):
+    with pytest.raises(InvalidInput, match="adapts Dense layers and convolutions"):
         lora(network, select="label").init(jax.random.key(0), params, x, t, cond)
