@@ -5,7 +5,7 @@ network is in `adapters`.
 """
 
 from diffusion_jax.models.conditions import empty_condition
-from diffusion_jax.models.dit import DiT, dit
+from diffusion_jax.models.dit import DiT, dit, pixart
 from diffusion_jax.models.edits import cached, edit, exits, gates, override, reweighted, taps
 from diffusion_jax.models.interception import by_path, intercepted, per_layer
 from diffusion_jax.models.mlp import Mlp, mlp
@@ -37,6 +37,7 @@ __all__ = [
     "override",
     "param_shapes",
     "per_layer",
+    "pixart",
     "reweighted",
     "taps",
     "text_transformer",

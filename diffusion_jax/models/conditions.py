@@ -3,7 +3,13 @@
     label         int [B], in 0 .. num_classes; num_classes itself is the null class
     pooled        float [B, P], one vector per sample
     context       float [B, M, C], a sequence to attend to, with context_mask bool [B, M] (True where it counts)
+    size          float [B, 2], height and width in pixels of the picture that a sample was made from or is to have
+    aspect        float [B], its height over its width
     tokens        int [B, M], text for the model's own encoder, with tokens_mask bool [B, M]
+    time_ids      float [B, n], numbers that are embedded as times are: sizes and crops of the image (SDXL)
+    concat        float [B, H, W, C'], channels that join those of x: a mask and the image behind it (inpainting)
+    control       float [B, f H, f W, C], in [0, 1]: the picture that a ControlNet follows; a tuple for several
+    residuals     a tuple of float [B, h, w, C], added to the skip connections and, the last, to the middle of a U-Net
 
 How a network digests them is in `layers.conditioning`. Nothing here knows flax.
 """
@@ -11,18 +17,36 @@ How a network digests them is in `layers.conditioning`. Nothing here knows flax.
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from diffusion_jax.errors import InvalidInput, nearest, unknown
 
-KEYS = ("label", "pooled", "context", "context_mask", "tokens", "tokens_mask")
+KEYS = (
+    "label",
+    "pooled",
+    "context",
+    "context_mask",
+    "tokens",
+    "tokens_mask",
+    "size",
+    "aspect",
+    "time_ids",
+    "concat",
+    "control",
+    "residuals",
+)
 """Every condition a network of this library takes by itself."""
+
+OPTIONAL = ("context_mask", "tokens_mask", "residuals")
+"""Those that may be left out where a network takes them."""
 
 
 def empty_condition(cond: Mapping[str, Any] | None, num_classes: int = 0) -> dict[str, Any] | None:
     """The condition that says nothing, with the structure and shapes of `cond`.
 
     Labels become the null class `num_classes`, vectors, sequences and tokens become zeros, and masks hide everything.
+    Size and aspect stay: they tell the shape of the picture, not what is in it.
     """
     if cond is None:
         return None
@@ -36,15 +60,16 @@ def empty_condition(cond: Mapping[str, Any] | None, num_classes: int = 0) -> dic
                     "empty_condition needs num_classes= to know the null class of a condition with labels."
                 )
             null[name] = jnp.full_like(value, num_classes)
+        elif name in ("size", "aspect"):
+            null[name] = jnp.asarray(value)
         else:
-            null[name] = jnp.zeros_like(value)
+            null[name] = jax.tree.map(jnp.zeros_like, value)
     return null
 
 
 def check_condition(cond: Mapping[str, Any] | None, taken: tuple[str, ...]) -> dict[str, Any]:
-    """The condition as a dict, once every key in `taken` is there and no other (masks are optional)."""
+    """The condition as a dict, once every key in `taken` is there and no other (`OPTIONAL` may be left out)."""
     cond = {} if cond is None else dict(cond)
-    optional = [name for name in taken if name.endswith("_mask")]
     for name in cond:
         if name not in taken:
             what = f"it takes {', '.join(taken)}" if taken else "it takes no condition"
@@ -52,6 +77,6 @@ def check_condition(cond: Mapping[str, Any] | None, taken: tuple[str, ...]) -> d
             hint = f"; did you mean {match!r}?" if match else "."
             raise InvalidInput(f"The network was given the condition {name!r}, but {what}{hint}")
     for name in taken:
-        if name not in cond and name not in optional:
+        if name not in cond and name not in OPTIONAL:
             raise InvalidInput(f"The network needs the condition {name!r}, but was given {sorted(cond) or 'none'}.")
     return cond

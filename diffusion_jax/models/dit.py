@@ -1,14 +1,22 @@
-"""Diffusion transformer: patches, adaLN-Zero blocks of named branches, patches back (Peebles & Xie 2023)."""
+"""Diffusion transformers: patches, blocks of named branches, patches back.
+
+One network whose fields cover DiT (Peebles & Xie 2023), SiT (Ma et al. 2024: the same network on a flow process) and
+PixArt-alpha and -Sigma (Chen et al. 2023, 2024).
+"""
+
+from functools import partial
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.models.layers.branches import Side, Stack, modulated_output, transformer_branches
-from diffusion_jax.models.layers.conditioning import ConditionEncoder
+from diffusion_jax.models.layers.conditioning import CONTEXT_PROJECTIONS, ConditionEncoder
 from diffusion_jax.models.layers.dense import projection
-from diffusion_jax.models.layers.embeddings import grid_positions, rotary_angles, sincos_positions
+from diffusion_jax.models.layers.embeddings import grid_positions, image_positions, rotary_angles, sincos_positions
+from diffusion_jax.models.layers.modulation import TableModulation
 from diffusion_jax.models.network import check_transformer, network
 from diffusion_jax.typing import Network
 
@@ -17,6 +25,11 @@ SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152
 
 PATCHES = (1, 2, 4, 8)
 POSITIONS = ("sincos", "learned", "rotary")
+MODULATIONS = ("block", "single")
+EMBEDDINGS = ("shared", "per_block")
+
+PIXART = {"modulation": "single", "context": True, "context_projection": "mlp", "learn_sigma": True}
+"""What a PixArt is among the diffusion transformers."""
 
 
 def patchify(x: Float[Array, "B H W C"], patch: int) -> Float[Array, "B N K"]:
@@ -52,7 +65,17 @@ class DiT(nn.Module):
     qk_norm, swiglu: RMS-normalised queries and keys; SwiGLU instead of GELU.
     num_classes, pooled, context, text_vocab_size, text_depth: the conditions; see `ConditionEncoder`. With `context`
         or text there is a cross-attention branch.
+    context_projection, sizes, frequency_shift: see `ConditionEncoder`; with `context_projection` "mlp" or "none" the
+        sequence is the only text.
+    modulation: "block", each block's own matrix (adaLN-Zero), or "single", one matrix for all blocks and a table in
+        each, and plain cross-attention (adaLN-single, Chen et al. 2023).
+    embeddings: "shared", or "per_block": each block embeds time, label and pooled vector by weights of its own, and
+        the output by those of the first (what the diffusers layout of DiT allows).
+    base_size, interpolation_scale: of the sinusoidal positions; see `image_positions`.
+    qkv_bias: whether queries, keys and values have biases. norm_eps, mlp_norm_eps: of the norms before self-attention
+        and before the feed-forward layer.
     learn_sigma: a second set of output channels, reported as `extras["log_variance"]`.
+    in_channels, context_channels: of x and `cond["context"]`; 0 takes what comes. A checkpoint's are known.
     remat, scan: see `Stack`. dtype: compute dtype; parameters and the output are float32.
     """
 
@@ -73,49 +96,91 @@ class DiT(nn.Module):
     remat: str = "none"
     scan: bool = True
     dtype: str = "float32"
+    context_projection: str = "linear"
+    sizes: bool = False
+    frequency_shift: float = 0.0
+    modulation: str = "block"
+    embeddings: str = "shared"
+    base_size: int = 0
+    interpolation_scale: float = 1.0
+    qkv_bias: bool = True
+    norm_eps: float = 1e-6
+    mlp_norm_eps: float = 1e-6
+    in_channels: int = 0
+    context_channels: int = 0
 
     @nn.compact
     def __call__(self, x, t, cond, train):
         dtype = jnp.dtype(self.dtype)
-        _, height, width, channels = _checked(x, self.patch)
+        _, height, width, channels = _checked(x, self.patch, self.in_channels)
         rows, columns = height // self.patch, width // self.patch
-        positions = grid_positions(rows, columns)
 
         h = patchify(x.astype(dtype), self.patch)
         h = projection(self.width, dtype=dtype, kernel_init=nn.initializers.xavier_uniform(), name="patch_embed")(h)
         rotary = None
         if self.positions == "rotary":
-            rotary = jnp.asarray(rotary_angles(positions, self.width // self.heads))
+            rotary = jnp.asarray(rotary_angles(grid_positions(rows, columns), self.width // self.heads))
         elif self.positions == "learned":
-            h = h + self._learned(len(positions)).astype(dtype)
+            h = h + self._learned(rows * columns).astype(dtype)
         else:
+            positions = image_positions(rows, columns, self.base_size, self.interpolation_scale)
             h = h + jnp.asarray(sincos_positions(positions, self.width), dtype)
 
-        t = patch_times(t, self.patch, height, width)
-        encoder = ConditionEncoder(
+        c, context, context_mask = self._conditions(patch_times(t, self.patch, height, width), cond, dtype)
+        single = self.modulation == "single"
+        branches = transformer_branches(
+            self.heads,
+            self.qk_norm,
+            self.mlp_ratio,
+            self.swiglu,
+            dtype,
+            context is not None,
+            qkv_bias=self.qkv_bias,
+            eps=self.norm_eps,
+            mlp_eps=self.mlp_norm_eps,
+            single=single,
+        )
+        per_block = self.embeddings == "per_block"
+        stack = Stack(branches, self.depth, self.remat, self.scan, per_block, name="blocks")
+        # Where blocks share one modulation, the output layer takes what that was made of, as shift and as scale.
+        given = projection(6 * self.width, dtype=dtype, name="modulation")(jax.nn.silu(c)) if single else c
+        h = stack(h, given, Side(context, context_mask, None, rotary))
+
+        last = c[0] if per_block else jnp.concatenate([c, c], axis=-1) if single else c
+        features = self.patch**2 * channels * (2 if self.learn_sigma else 1)
+        h = modulated_output(h, last, features, dtype, *([TableModulation] if single else []))
+        y = unpatchify(h.astype(jnp.float32), self.patch, height, width)
+        if not self.learn_sigma:
+            return y, {}
+        return y[..., :channels], {"log_variance": y[..., channels:]}
+
+    def _conditions(self, t, cond, dtype):
+        """`(c [*prefix, width], or [depth, *prefix, width] per block, context, context_mask)`."""
+        make = partial(
+            ConditionEncoder,
             self.width,
             num_classes=self.num_classes,
             pooled=self.pooled,
             context=self.context,
             vocab_size=self.text_vocab_size,
             text_depth=self.text_depth,
+            frequency_shift=self.frequency_shift,
+            context_projection=self.context_projection,
+            sizes=self.sizes,
             dtype=dtype,
             name="condition",
         )
-        c, context, context_mask = encoder(t, cond)
-
-        branches = transformer_branches(
-            self.heads, self.qk_norm, self.mlp_ratio, self.swiglu, dtype, crossed=context is not None
+        encoder = make()
+        if self.embeddings == "shared":
+            return encoder(t, cond)
+        each = nn.vmap(
+            lambda encoder, t, cond: encoder(t, cond),
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=None,
+            axis_size=self.depth,
         )
-        stack = Stack(branches, self.depth, self.remat, self.scan, name="blocks")
-        h = stack(h, c, Side(context, context_mask, None, rotary))
-
-        features = self.patch**2 * channels * (2 if self.learn_sigma else 1)
-        h = modulated_output(h, c, features, dtype)
-        y = unpatchify(h.astype(jnp.float32), self.patch, height, width)
-        if not self.learn_sigma:
-            return y, {}
-        return y[..., :channels], {"log_variance": y[..., channels:]}
+        return each(encoder, t, cond)
 
     def _learned(self, count):
         if self.has_variable("params", "positions"):
@@ -128,9 +193,11 @@ class DiT(nn.Module):
         return self.param("positions", nn.initializers.normal(0.02), (count, self.width))
 
 
-def _checked(x, patch):
+def _checked(x, patch, channels):
     if x.ndim != 4:
         raise invalid("x.shape", x.shape, "images [B, H, W, C] are needed")
+    if channels and x.shape[3] != channels:
+        raise invalid("x.shape", x.shape, f"images of {channels} channels, [B, H, W, {channels}], are needed")
     if x.shape[1] % patch or x.shape[2] % patch:
         raise invalid("x.shape", x.shape, f"height and width must divide by the patch, {patch}")
     return x.shape
@@ -157,11 +224,43 @@ def dit(preset: str = "S/2", **fields) -> Network:
             raise unknown("field of dit", name, known)
     module = DiT(**{**parse_preset(preset), **fields})
     check_transformer(module)
-    for name in ("patch", "num_classes", "text_vocab_size"):
+    _check_fields(module)
+    return network(module)
+
+
+def pixart(preset: str = "XL/2", **fields) -> Network:
+    """A PixArt-alpha (Chen et al. 2023) or PixArt-Sigma (Chen et al. 2024): `dit` with the fields of `PIXART`.
+
+    `cond` is `{"context": [B, M, C], "context_mask": [B, M]}`, the states of a text encoder, and with `sizes` also
+    "size" and "aspect", as the 1024-pixel alpha has them. Alpha at 256 and 512 pixels has base_size 16 and 32; alpha
+    and Sigma at 1024 have base_size 64 and interpolation_scale 2.
+    Raises InvalidInput for a preset, field or value that does not exist.
+    """
+    return dit(preset, **{**PIXART, **fields})
+
+
+def _check_fields(module):
+    for name in ("patch", "num_classes", "text_vocab_size", "base_size", "in_channels", "context_channels"):
         if getattr(module, name) < (name == "patch"):
             raise invalid(
                 name, getattr(module, name), "it must be positive" if name == "patch" else "it must not be negative"
             )
-    if module.positions not in POSITIONS:
-        raise unknown("positions", module.positions, POSITIONS)
-    return network(module)
+    choices = {
+        "positions": POSITIONS,
+        "modulation": MODULATIONS,
+        "embeddings": EMBEDDINGS,
+        "context_projection": CONTEXT_PROJECTIONS,
+    }
+    for name, valid in choices.items():
+        if getattr(module, name) not in valid:
+            raise unknown(name, getattr(module, name), valid)
+    if module.interpolation_scale <= 0:
+        raise invalid("interpolation_scale", module.interpolation_scale, "it must be positive")
+    if module.sizes and module.width % 3:
+        raise invalid("width", module.width, "with sizes=True it must divide by 3")
+    if module.context_projection != "linear" and module.text_vocab_size:
+        raise invalid("context_projection", module.context_projection, "with text_vocab_size it must be 'linear'")
+    if module.embeddings == "per_block" and (module.context or module.text_vocab_size or module.modulation == "single"):
+        raise invalid(
+            "embeddings", "per_block", "with a context, with text and with modulation='single' it is 'shared'"
+        )

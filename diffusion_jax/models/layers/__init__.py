@@ -24,13 +24,14 @@ from diffusion_jax.models.layers.conditioning import ConditionEncoder, TextEncod
 from diffusion_jax.models.layers.embeddings import (
     TimeEmbedding,
     grid_positions,
+    image_positions,
     rotary_angles,
     rotate,
     sincos_positions,
     timestep_embedding,
 )
 from diffusion_jax.models.layers.mlp import FeedForward
-from diffusion_jax.models.layers.modulation import Modulation, expand_vector, modulate
+from diffusion_jax.models.layers.modulation import Modulation, TableModulation, expand_vector, modulate
 from diffusion_jax.models.layers.norms import GroupNorm, LayerNorm, RMSNorm, layer_norm
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "RMSNorm",
     "Side",
     "Stack",
+    "TableModulation",
     "TextEncoder",
     "TimeEmbedding",
     "attention_probabilities",
@@ -57,6 +59,7 @@ __all__ = [
     "dot_product_attention",
     "expand_vector",
     "grid_positions",
+    "image_positions",
     "key_mask",
     "layer_norm",
     "modulate",

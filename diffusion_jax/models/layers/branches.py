@@ -22,7 +22,7 @@ from diffusion_jax.errors import unknown
 from diffusion_jax.models.layers.attention import Attention, key_mask
 from diffusion_jax.models.layers.dense import projection
 from diffusion_jax.models.layers.mlp import FeedForward
-from diffusion_jax.models.layers.modulation import Modulation, expand_vector, modulate
+from diffusion_jax.models.layers.modulation import Modulation, TableModulation, expand_vector, modulate
 from diffusion_jax.models.layers.norms import layer_norm
 
 REMAT = {
@@ -55,10 +55,10 @@ class Branch(nn.Module):
     """Marks a residual branch: `branch(h, c, side)` is added to h. Interceptors recognise branches by this class."""
 
 
-def _modulated(h, c, dtype):
+def _modulated(h, c, dtype, eps=1e-6, modulation=Modulation):
     """A branch's input and its gate: `(modulate(norm(h)), gate)`, from the calling module's `modulation`."""
-    shift, scale, gate = Modulation(h.shape[-1], 3, dtype, name="modulation")(c)
-    return modulate(layer_norm(h), shift, scale), expand_vector(gate, h)
+    shift, scale, gate = modulation(h.shape[-1], 3, dtype, name="modulation")(c)
+    return modulate(layer_norm(h, eps), shift, scale), expand_vector(gate, h)
 
 
 def _tokens(y):
@@ -67,61 +67,87 @@ def _tokens(y):
 
 
 class AttentionBranch(Branch):
-    """`gate * attention(modulate(norm(h)))` with adaLN-Zero. Images `[B, H, W, C]` are attended as H W tokens."""
+    """`gate * attention(modulate(norm(h)))` with adaLN-Zero. Images `[B, H, W, C]` are attended as H W tokens.
+
+    qkv_bias: see `Attention`. eps: of the norm. modulation: makes the module that is called `modulation`.
+    """
 
     heads: int
     qk_norm: bool = False
     dtype: Any = jnp.float32
+    qkv_bias: bool = True
+    eps: float = 1e-6
+    modulation: Any = Modulation
 
     @nn.compact
     def __call__(self, h, c, side):
-        y, gate = _modulated(h, c, self.dtype)
+        y, gate = _modulated(h, c, self.dtype, self.eps, self.modulation)
         y = _tokens(y)
-        attention = Attention(self.heads, self.qk_norm, self.dtype, name="attention")
+        attention = Attention(self.heads, self.qk_norm, self.dtype, qkv_bias=self.qkv_bias, name="attention")
         y = attention(y, y, key_mask(side.mask), side.rotary).reshape(h.shape)
         return gate * y
 
 
 class CrossAttentionBranch(Branch):
-    """`gate * attention(modulate(norm(h)), context)` with adaLN-Zero."""
+    """`gate * attention(modulate(norm(h)), context)` with adaLN-Zero.
+
+    plain: `attention(h, context)` instead, which starts at zero: neither norm nor modulation nor gate (PixArt-alpha).
+    qkv_bias: see `Attention`.
+    """
 
     heads: int
     qk_norm: bool = False
     dtype: Any = jnp.float32
+    plain: bool = False
+    qkv_bias: bool = True
 
     @nn.compact
     def __call__(self, h, c, side):
-        y, gate = _modulated(h, c, self.dtype)
+        y, gate = (h, 1) if self.plain else _modulated(h, c, self.dtype)
         y = _tokens(y)
-        attention = Attention(self.heads, self.qk_norm, self.dtype, name="attention")
+        attention = Attention(
+            self.heads, self.qk_norm, self.dtype, zero_init=self.plain, qkv_bias=self.qkv_bias, name="attention"
+        )
         y = attention(y, side.context.astype(y.dtype), key_mask(side.context_mask), None).reshape(h.shape)
         return gate * y
 
 
 class MlpBranch(Branch):
-    """`gate * feed_forward(modulate(norm(h)))` with adaLN-Zero."""
+    """`gate * feed_forward(modulate(norm(h)))` with adaLN-Zero. eps, modulation: see `AttentionBranch`."""
 
     ratio: float = 4.0
     swiglu: bool = False
     dtype: Any = jnp.float32
+    eps: float = 1e-6
+    modulation: Any = Modulation
 
     @nn.compact
     def __call__(self, h, c, side):
-        y, gate = _modulated(h, c, self.dtype)
+        y, gate = _modulated(h, c, self.dtype, self.eps, self.modulation)
         return gate * FeedForward(self.ratio, self.swiglu, self.dtype, name="feed_forward")(y)
 
 
-def transformer_branches(heads, qk_norm, ratio, swiglu, dtype, crossed):
-    """The branches of a transformer block: `attention`, `cross_attention` if there is a context, `mlp`."""
-    branches = [("attention", partial(AttentionBranch, heads, qk_norm, dtype))]
+def transformer_branches(
+    heads, qk_norm, ratio, swiglu, dtype, crossed, *, qkv_bias=True, eps=1e-6, mlp_eps=1e-6, single=False
+):
+    """The branches of a transformer block: `attention`, `cross_attention` if there is a context, `mlp`.
+
+    qkv_bias: whether queries, keys and values have biases. eps, mlp_eps: of the norms of `attention` and `mlp`.
+    single: adaLN-single: `c` is the modulation `[*prefix, 6 D]` of both, to which they add tables of their own, and
+        cross-attention is plain.
+    """
+    first, second = (partial(TableModulation, first=i) if single else Modulation for i in (0, 3))
+    attention = partial(AttentionBranch, heads, qk_norm, dtype, qkv_bias=qkv_bias, eps=eps, modulation=first)
+    branches = [("attention", attention)]
     if crossed:
-        branches.append(("cross_attention", partial(CrossAttentionBranch, heads, qk_norm, dtype)))
-    return (*branches, ("mlp", partial(MlpBranch, ratio, swiglu, dtype)))
+        cross = partial(CrossAttentionBranch, heads, qk_norm, dtype, plain=single, qkv_bias=qkv_bias)
+        branches.append(("cross_attention", cross))
+    return (*branches, ("mlp", partial(MlpBranch, ratio, swiglu, dtype, eps=mlp_eps, modulation=second)))
 
 
-def modulated_output(h, c, features, dtype):
+def modulated_output(h, c, features, dtype, modulation=Modulation):
     """The last layer of a transformer, `final(modulate(norm(h)))`, which starts at zero; of the calling module."""
-    shift, scale = Modulation(h.shape[-1], 2, dtype, name="final_modulation")(c)
+    shift, scale = modulation(h.shape[-1], 2, dtype, name="final_modulation")(c)
     y = modulate(layer_norm(h), shift, scale)
     return projection(features, dtype=dtype, kernel_init=nn.initializers.zeros, name="final")(y)
 
@@ -153,12 +179,14 @@ class Stack(nn.Module):
 
     Parameters and all other collections get a leading depth axis; `flow` alone is carried from block to block.
     branches: see `Block`. remat: a key of `REMAT`. scan: False unrolls the loop; the parameters are laid out alike.
+    stacked: c is `[depth, *prefix, D]`, a conditioning vector for each block.
     """
 
     branches: tuple[tuple[str, Callable[..., nn.Module]], ...]
     depth: int
     remat: str = "none"
     scan: bool = True
+    stacked: bool = False
 
     @nn.compact
     def __call__(self, h, c, side):
@@ -175,7 +203,7 @@ class Stack(nn.Module):
             variable_axes={nn.DenyList(CARRIED): 0},
             variable_carry=CARRIED,
             split_rngs={True: True},
-            in_axes=(nn.broadcast, nn.broadcast),
+            in_axes=(0 if self.stacked else nn.broadcast, nn.broadcast),
             length=self.depth,
             unroll=1 if self.scan else self.depth,
         )

@@ -4,14 +4,25 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from diffusion_jax.errors import invalid
 from diffusion_jax.models.conditions import check_condition
 from diffusion_jax.models.layers.branches import AttentionBranch, MlpBranch, Side, Stack
 from diffusion_jax.models.layers.dense import projection
-from diffusion_jax.models.layers.embeddings import TimeEmbedding, grid_positions, rotary_angles
+from diffusion_jax.models.layers.embeddings import (
+    TimeEmbedding,
+    VectorEmbedding,
+    grid_positions,
+    rotary_angles,
+    timestep_embedding,
+)
 from diffusion_jax.models.layers.norms import layer_norm
+
+CONTEXT_PROJECTIONS = ("linear", "mlp", "none")
+"""What is done to `cond["context"]`: "linear" and a norm, behind a learned token; "mlp", linear, GELU and linear
+(PixArt-alpha); "none", it is attended to as it is."""
 
 
 class TextEncoder(nn.Module):
@@ -41,15 +52,22 @@ class TextEncoder(nn.Module):
 class ConditionEncoder(nn.Module):
     """`(t, cond) -> (vector [*prefix, width], context [B, M, width] or None, context_mask or None)`.
 
-    The vector is the sum of the embeddings of time, label, pooled vector and mean text; its prefix is that of t. The
-    context is the projected sequence and the encoded text one after the other, behind one learned token that is
-    always visible: a sample whose masks hide everything (the null condition) attends to that token.
+    The vector is the sum of the embeddings of time, label, pooled vector, size and mean text; its prefix is that of t.
+    The context is the projected sequence and the encoded text one after the other, behind one learned token that is
+    always visible: a sample whose masks hide everything (the null condition) attends to that token. The sequence alone
+    without that token, as networks on a frozen text encoder have it, is `context_projection` "mlp" or "none"; there a
+    sample whose mask hides everything sees its first token.
 
     width: of the vector and of the context.
     num_classes: number of labels, 0 for none; label `num_classes` is the null class.
-    pooled, context: whether `cond` has these entries.
+    pooled, context: whether `cond` has these entries. time_ids: how many numbers `cond["time_ids"]` has; their sinusoids
+        (`id_features` each) follow the pooled vector (Podell et al. 2023, section 2.2). pooled_layers: of the embedding
+        of both, 1 or 2.
     vocab_size: of the text's tokens, 0 for no text. text_depth, text_heads: size of its encoder.
     time_features: number of sinusoids of the time. label_std: of the label embeddings at the start.
+    frequency_shift: of the sinusoids of the time; see `timestep_embedding`.
+    context_projection: a key of `CONTEXT_PROJECTIONS`.
+    sizes: whether `cond` has "size" and "aspect"; their three numbers get a third of the width each.
     """
 
     width: int
@@ -62,12 +80,18 @@ class ConditionEncoder(nn.Module):
     dtype: Any = jnp.float32
     time_features: int = 256
     label_std: float = 0.02
+    time_ids: int = 0
+    id_features: int = 256
+    pooled_layers: int = 1
+    frequency_shift: float = 0.0
+    context_projection: str = "linear"
+    sizes: bool = False
 
     @property
     def taken(self) -> tuple[str, ...]:
         """The keys of `cond` that this encoder takes."""
-        names = ("label",) * bool(self.num_classes) + ("pooled",) * self.pooled
-        names += ("context", "context_mask") * self.context
+        names = ("label",) * bool(self.num_classes) + ("pooled",) * self.pooled + ("time_ids",) * bool(self.time_ids)
+        names += ("context", "context_mask") * self.context + ("size", "aspect") * self.sizes
         return names + ("tokens", "tokens_mask") * bool(self.vocab_size)
 
     @nn.compact
@@ -81,7 +105,28 @@ class ConditionEncoder(nn.Module):
             vectors.append(nn.Embed(self.num_classes + 1, self.width, embedding_init=init, name="label")(label))
         if self.pooled:
             pooled = _checked(cond, "pooled", 2, batch, jnp.floating)
-            vectors.append(projection(self.width, name="pooled")(pooled))
+            if self.time_ids:
+                ids = jnp.asarray(cond["time_ids"], jnp.float32)
+                if ids.shape != (batch, self.time_ids):
+                    raise invalid("cond['time_ids'].shape", ids.shape, f"({batch}, {self.time_ids}) is needed")
+                pooled = jnp.concatenate(
+                    [pooled.astype(jnp.float32), timestep_embedding(ids, self.id_features).reshape(batch, -1)], axis=-1
+                )
+            if self.pooled_layers == 1:
+                vectors.append(projection(self.width, name="pooled")(pooled))
+            else:
+                vectors.append(VectorEmbedding(self.width, name="pooled")(pooled))
+        if self.sizes:
+            vectors.append(self._sizes(cond, batch))
+        if self.context and self.context_projection != "linear":
+            context = _checked(cond, "context", 3, batch, jnp.floating).astype(self.dtype)
+            mask = (
+                None if cond.get("context_mask") is None else _nonempty(_mask(cond, "context_mask", context.shape[:2]))
+            )
+            if self.context_projection == "mlp":
+                up = projection(self.width, dtype=self.dtype, name="context_up")(context)
+                context = projection(self.width, dtype=self.dtype, name="context_down")(jax.nn.gelu(up))
+            return self._vector(t, vectors), context, mask
         if self.context:
             context = _checked(cond, "context", 3, batch, jnp.floating)
             projected = projection(self.width, dtype=self.dtype, name="context")(context)
@@ -97,10 +142,7 @@ class ConditionEncoder(nn.Module):
             vectors.append(projection(self.width, name="text_pooled")(mean))
             sequences.append((text, mask))
 
-        vector = TimeEmbedding(self.width, self.time_features, name="time")(t)
-        for other in vectors:
-            vector = vector + other.reshape(batch, *(1,) * (t.ndim - 1), self.width)
-        vector = vector.astype(self.dtype)
+        vector = self._vector(t, vectors)
         if not sequences:
             return vector, None, None
         null = self.param("null_token", nn.initializers.normal(0.02), (self.width,))
@@ -108,6 +150,21 @@ class ConditionEncoder(nn.Module):
         context = jnp.concatenate([null, *(sequence.astype(self.dtype) for sequence, _ in sequences)], axis=1)
         mask = jnp.concatenate([jnp.ones((batch, 1), bool), *(mask for _, mask in sequences)], axis=1)
         return vector, context, mask
+
+    def _vector(self, t, vectors):
+        vector = TimeEmbedding(self.width, self.time_features, self.frequency_shift, name="time")(t)
+        for other in vectors:
+            vector = vector + other.reshape(t.shape[0], *(1,) * (t.ndim - 1), self.width)
+        return vector.astype(self.dtype)
+
+    def _sizes(self, cond, batch):
+        size, aspect = _checked(cond, "size", 2, batch, jnp.number), _checked(cond, "aspect", 1, batch, jnp.number)
+        if size.shape[1] != 2:
+            raise invalid("cond['size'].shape", size.shape, f"{(batch, 2)}, height and width, is needed")
+        share = self.width // 3
+        size = TimeEmbedding(share, self.time_features, name="size")(size.astype(jnp.float32))
+        aspect = TimeEmbedding(share, self.time_features, name="aspect")(aspect.astype(jnp.float32))
+        return jnp.concatenate([size.reshape(batch, 2 * share), aspect], axis=-1)
 
 
 def _checked(cond, name, ndim, batch, kind):

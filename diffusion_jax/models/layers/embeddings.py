@@ -11,14 +11,15 @@ from jaxtyping import Array, Float
 
 
 def timestep_embedding(
-    t: Float[Array, "*prefix"], features: int, max_period: float = 10000.0
+    t: Float[Array, "*prefix"], features: int, max_period: float = 10000.0, frequency_shift: float = 0.0
 ) -> Float[Array, "*prefix features"]:
-    """`[cos(t w_i), sin(t w_i)]` with `w_i = max_period^(-i / (features / 2))` (Vaswani et al. 2017, section 3.5).
+    """`[cos(t w_i), sin(t w_i)]` with `w_i = max_period^(-i / (features / 2 - s))` (Vaswani et al. 2017, section 3.5).
 
     `t` is what the process feeds the network, of any prefix shape; the usual unit is 1000 t. `features` is even.
+    s: `frequency_shift`; at 1 the lowest frequency is 1 / max_period exactly, as in Ho et al. 2020.
     """
     half = features // 2
-    frequencies = jnp.exp(-math.log(max_period) * jnp.arange(half, dtype=jnp.float32) / half)
+    frequencies = jnp.exp(-math.log(max_period) * jnp.arange(half, dtype=jnp.float32) / (half - frequency_shift))
     angles = t.astype(jnp.float32)[..., None] * frequencies
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
@@ -31,11 +32,25 @@ class TimeEmbedding(nn.Module):
 
     width: int
     features: int = 256
+    frequency_shift: float = 0.0
 
     @nn.compact
     def __call__(self, t):
         init = nn.initializers.normal(0.02)
-        y = nn.Dense(self.width, kernel_init=init, name="up")(timestep_embedding(t, self.features))
+        y = timestep_embedding(t, self.features, frequency_shift=self.frequency_shift)
+        y = nn.Dense(self.width, kernel_init=init, name="up")(y)
+        return nn.Dense(self.width, kernel_init=init, name="down")(jax.nn.silu(y))
+
+
+class VectorEmbedding(nn.Module):
+    """`[*prefix, D]` to `[*prefix, width]`: `Dense(silu(Dense(.)))` in float32, as of times."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x):
+        init = nn.initializers.normal(0.02)
+        y = nn.Dense(self.width, kernel_init=init, name="up")(x)
         return nn.Dense(self.width, kernel_init=init, name="down")(jax.nn.silu(y))
 
 
@@ -43,6 +58,17 @@ def grid_positions(*sizes: int) -> np.ndarray:
     """Coordinates of a grid in row-major order, `[prod(sizes), len(sizes)]`."""
     axes = np.meshgrid(*(np.arange(size, dtype=np.float32) for size in sizes), indexing="ij")
     return np.stack([axis.reshape(-1) for axis in axes], axis=-1)
+
+
+def image_positions(rows: int, columns: int, base_size: int = 0, interpolation_scale: float = 1.0) -> np.ndarray:
+    """Coordinates `(column, row)` of an image's patches in row-major order, `[rows * columns, 2]`.
+
+    base_size: patches a side for which a network was made: a grid of any other size spans the same coordinates
+        0 .. base_size / interpolation_scale. 0 leaves a grid of any size at 0 .. its size / interpolation_scale.
+    """
+    row, column = grid_positions(rows, columns).T
+    spans = [(base_size or size) / size / interpolation_scale for size in (columns, rows)]
+    return np.stack([column * spans[0], row * spans[1]], axis=-1).astype(np.float32)
 
 
 def sincos_positions(positions: np.ndarray, width: int) -> np.ndarray:

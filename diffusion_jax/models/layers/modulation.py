@@ -1,4 +1,5 @@
-"""Adaptive normalisation: shift, scale and gate as functions of a conditioning vector.
+"""Adaptive normalisation: shift, scale and gate as functions of a conditioning vector, by a matrix of each block
+(`Modulation`) or by a table of each block on top of one matrix of the whole network (`TableModulation`).
 
 The vector is `[*prefix, C]` with a prefix of the features' shape, at least `[B]`: one vector per sample, per frame,
 per token or per pixel, so vector timesteps reach every block without another code path.
@@ -36,3 +37,24 @@ class Modulation(nn.Module):
             self.count * self.features, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="dense"
         )
         return jnp.split(dense(jax.nn.silu(c)), self.count, axis=-1)
+
+
+class TableModulation(nn.Module):
+    """`count` vectors `[*prefix, features]`: entries of `c [*prefix, K features]` from `first` on, plus a learned table
+    (adaLN-single, Chen et al. 2023, section 2.3, PixArt-alpha).
+
+    `c` is modulation already, computed once for all blocks; a block adds `count * features` numbers of its own.
+    """
+
+    features: int
+    count: int
+    dtype: Any = jnp.float32
+    first: int = 0
+
+    @nn.compact
+    def __call__(self, c):
+        init = nn.initializers.normal(self.features**-0.5)
+        table = self.param("table", init, (self.count, self.features))
+        entries = c.reshape(*c.shape[:-1], -1, self.features)[..., self.first : self.first + self.count, :]
+        modulation = entries.astype(self.dtype) + table.astype(self.dtype)
+        return [modulation[..., i, :] for i in range(self.count)]
