@@ -25,32 +25,41 @@ def _norm(groups: int, dtype: Any) -> nn.Module:
 
 
 class SpatialAttention(Branch):
-    """`attention(norm(h))` among all pixels. groups: of the group norm, or 0 for a layer norm."""
+    """`attention(norm(h))` among all pixels. groups: of the group norm, or 0 for a layer norm.
+
+    qkv_bias: whether queries, keys and values have biases.
+    """
 
     heads: int
     groups: int = 32
     zero_init: bool = False
     dtype: Any = jnp.float32
+    qkv_bias: bool = True
 
     @nn.compact
     def __call__(self, h, c, side):
         y = _norm(self.groups, self.dtype)(h).reshape(h.shape[0], -1, h.shape[-1])
-        attention = Attention(self.heads, dtype=self.dtype, zero_init=self.zero_init, name="attention")
+        attention = Attention(
+            self.heads, dtype=self.dtype, zero_init=self.zero_init, qkv_bias=self.qkv_bias, name="attention"
+        )
         return attention(y, y, key_mask(side.mask), side.rotary).reshape(h.shape)
 
 
 class SpatialCrossAttention(Branch):
-    """`attention(norm(h), context)`: every pixel attends to the context. groups: as in `SpatialAttention`."""
+    """`attention(norm(h), context)`: every pixel attends to the context. The fields are those of `SpatialAttention`."""
 
     heads: int
     groups: int = 32
     zero_init: bool = False
     dtype: Any = jnp.float32
+    qkv_bias: bool = True
 
     @nn.compact
     def __call__(self, h, c, side):
         y = _norm(self.groups, self.dtype)(h).reshape(h.shape[0], -1, h.shape[-1])
-        attention = Attention(self.heads, dtype=self.dtype, zero_init=self.zero_init, name="attention")
+        attention = Attention(
+            self.heads, dtype=self.dtype, zero_init=self.zero_init, qkv_bias=self.qkv_bias, name="attention"
+        )
         return attention(y, side.context.astype(y.dtype), key_mask(side.context_mask), None).reshape(h.shape)
 
 
@@ -81,10 +90,11 @@ class PixelAttention(nn.Module):
     groups: int = 32
     remat: str = "none"
     dtype: Any = jnp.float32
+    qkv_bias: bool = True
 
     @nn.compact
     def __call__(self, h, c, side):
-        fields = {"groups": self.groups, "zero_init": True, "dtype": self.dtype}
+        fields = {"groups": self.groups, "zero_init": True, "dtype": self.dtype, "qkv_bias": self.qkv_bias}
         branches = (("attention", partial(SpatialAttention, self.heads, **fields)),)
         if self.cross:
             branches += (("cross_attention", partial(SpatialCrossAttention, self.heads, **fields)),)
@@ -95,6 +105,7 @@ class SpatialTransformer(nn.Module):
     """`h + out(blocks(in(norm(h))))`, `depth` blocks of attention, cross-attention (with `cross`) and GEGLU.
 
     Rombach et al. 2022, appendix E.2.1. Called as `(h, c, side)`, it returns the new h; `out` starts as zero.
+    linear: `in` and `out` are dense layers, not 1 x 1 convolutions: the same function (Stable Diffusion 2 and later).
     """
 
     depth: int
@@ -103,14 +114,22 @@ class SpatialTransformer(nn.Module):
     groups: int = 32
     remat: str = "none"
     dtype: Any = jnp.float32
+    qkv_bias: bool = True
+    linear: bool = False
 
     @nn.compact
     def __call__(self, h, c, side):
-        attention = {"groups": 0, "dtype": self.dtype}
+        attention = {"groups": 0, "dtype": self.dtype, "qkv_bias": self.qkv_bias}
         branches = (("attention", partial(SpatialAttention, self.heads, **attention)),)
         if self.cross:
             branches += (("cross_attention", partial(SpatialCrossAttention, self.heads, **attention)),)
         branches += (("mlp", partial(SpatialMlp, dtype=self.dtype)),)
-        y = conv(h.shape[-1], 1, dtype=self.dtype, name="in")(_norm(self.groups, self.dtype)(h))
-        y = Stack(branches, self.depth, self.remat, name="blocks")(y, c, side)
-        return h + conv(h.shape[-1], 1, dtype=self.dtype, zero=True, name="out")(y)
+        width = h.shape[-1]
+        if self.linear:
+            first = projection(width, dtype=self.dtype, name="in")
+            last = projection(width, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="out")
+        else:
+            first = conv(width, 1, dtype=self.dtype, name="in")
+            last = conv(width, 1, dtype=self.dtype, zero=True, name="out")
+        y = first(_norm(self.groups, self.dtype)(h))
+        return h + last(Stack(branches, self.depth, self.remat, name="blocks")(y, c, side))
