@@ -27,10 +27,15 @@ def key_mask(mask: Bool[Array, "B M"] | None) -> Bool[Array, "B 1 1 M"] | None:
 
 
 def attention_probabilities(
-    q: Float[Array, "B N H D"], k: Float[Array, "B M H D"], mask: Bool[Array, "#B #H #N M"] | None = None
+    q: Float[Array, "B N H D"],
+    k: Float[Array, "B M H D"],
+    mask: Bool[Array, "#B #H #N M"] | None = None,
+    bias: Float[Array, "#B #H #N M"] | None = None,
 ) -> Float[Array, "B H N M"]:
-    """softmax(q k^T / sqrt(D)) in float32: the map that `dot_product_attention` applies without keeping it."""
+    """softmax(q k^T / sqrt(D) + bias) in float32: the map that `dot_product_attention` applies without keeping it."""
     logits = jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    if bias is not None:
+        logits = logits + bias
     if mask is not None:
         logits = jnp.where(mask, logits, jnp.finfo(logits.dtype).min)
     return jax.nn.softmax(logits, axis=-1)
@@ -45,15 +50,15 @@ def dot_product_attention(
 ) -> Float[Array, "B N H D"]:
     """softmax(q k^T / sqrt(D) + bias) v, with the softmax in float32.
 
-    mask: True where a query may see a key; every query must see at least one. bias: added to the logits, as relative
-    positions are; such attention takes the plain path everywhere.
+    mask: True where a query may see a key; every query must see at least one. bias: added to the float32 logits, as
+    relative positions are; no fused kernel is used then.
     On CPUs: by heads and chunks of queries (`TILE`), recomputed in the backward pass. On NVIDIA GPUs: the fused
     cuDNN kernel where it exists (bfloat16 or float16, D <= 128 and a multiple of 8). Elsewhere: XLA's.
     """
-    if bias is not None:
-        return jax.nn.dot_product_attention(q, k, v, bias=bias.astype(q.dtype), mask=mask, implementation="xla")
     if jax.default_backend() == "cpu":
-        return _heads_first(q, k, v, mask)
+        return _heads_first(q, k, v, mask, bias)
+    if bias is not None:
+        return jax.nn.dot_product_attention(q, k, v, bias.astype(jnp.float32), mask, implementation="xla")
     fused = _has_fused_kernels() and q.dtype in (jnp.bfloat16, jnp.float16)
     fused = fused and q.shape[-1] <= 128 and q.shape[-1] % 8 == 0
     # cuDNN's masked kernels want even lengths.
@@ -67,35 +72,43 @@ def _has_fused_kernels() -> bool:
     return jax.default_backend() == "gpu" and str(capability)[0].isdigit() and float(capability) >= 8.0
 
 
-def _heads_first(q, k, v, mask):
+def _heads_first(q, k, v, mask, bias):
     q, k, v = (a.transpose(0, 2, 1, 3) for a in (q * q.shape[-1] ** -0.5, k, v))
     batch, heads, length, _ = q.shape
     if batch * heads * length * k.shape[2] <= TILE:
-        return _attend_tile(q, k, v, mask).transpose(0, 2, 1, 3)
-    parts = tuple(jnp.moveaxis(a, 1, 0)[:, :, None] for a in (q, k, v))
-    if mask is None or mask.shape[1] == 1:
-        out = jax.lax.map(lambda part: _in_chunks(*part, mask), parts)
-    else:
-        masks = jnp.moveaxis(mask, 1, 0)[:, :, None]
-        out = jax.lax.map(lambda part: _in_chunks(*part), (*parts, masks))
+        return _attend_tile(q, k, v, mask, bias).transpose(0, 2, 1, 3)
+
+    def by_head(a):
+        return jnp.moveaxis(a, 1, 0)[:, :, None]
+
+    parts = tuple(by_head(a) for a in (q, k, v))
+    out = _mapped(_in_chunks, parts, (mask, bias), 1, by_head)
     return out[:, :, 0].transpose(1, 2, 0, 3)
 
 
-def _in_chunks(q, k, v, mask):
+def _mapped(function, parts, seen, axis, split):
+    """`lax.map` of `function(*parts, *seen)`; of `seen`, mask and bias, is split what is longer than 1 along `axis`."""
+    own = tuple(None if a is None or a.shape[axis] == 1 else split(a) for a in seen)
+
+    def each(item):
+        part, own = item
+        return function(*part, *(whole if a is None else a for a, whole in zip(own, seen)))
+
+    return jax.lax.map(each, (parts, own))
+
+
+def _in_chunks(q, k, v, mask, bias):
     """Attention of one head, `[B, 1, N, D]`, in chunks of queries; each is recomputed in the backward pass."""
     batch, _, length, _ = q.shape
     tile = jax.checkpoint(_attend_tile, prevent_cse=False)
     chunk = _chunk(length, TILE // (batch * k.shape[2]))
     if chunk == length:
-        return tile(q, k, v, mask)
+        return tile(q, k, v, mask, bias)
 
     def split(a):
         return jnp.moveaxis(a.reshape(*a.shape[:2], length // chunk, chunk, a.shape[3]), 2, 0)
 
-    if mask is None or mask.shape[2] == 1:
-        out = jax.lax.map(lambda part: tile(part, k, v, mask), split(q))
-    else:
-        out = jax.lax.map(lambda parts: tile(parts[0], k, v, parts[1]), (split(q), split(mask)))
+    out = _mapped(lambda q, *seen: tile(q, k, v, *seen), (split(q),), (mask, bias), 2, split)
     return jnp.moveaxis(out, 0, 2).reshape(q.shape)
 
 
@@ -107,8 +120,10 @@ def _chunk(length: int, limit: int) -> int:
     return max((size for size in divisors if size <= max(limit, 32)), default=length)
 
 
-def _attend_tile(q, k, v, mask):
+def _attend_tile(q, k, v, mask, bias):
     logits = jnp.einsum("bhnd,bhmd->bhnm", q, k, preferred_element_type=jnp.float32)
+    if bias is not None:
+        logits = logits + bias.astype(jnp.float32)
     if mask is not None:
         logits = jnp.where(mask, logits, jnp.finfo(logits.dtype).min)
     # Dividing after the product with v touches D numbers a query instead of M.
@@ -137,6 +152,7 @@ class Attention(nn.Module):
     zero_init: whether the last projection starts at zero; for branches without a gate.
     qkv_bias, out_bias: whether the projections have biases.
     head_dim: channels of a head; 0 means width / heads.
+    scaled: False leaves the logits q k^T as they are, without 1 / sqrt(D) (T5, Raffel et al. 2020).
     """
 
     heads: int
@@ -146,6 +162,7 @@ class Attention(nn.Module):
     qkv_bias: bool = True
     out_bias: bool = True
     head_dim: int = 0
+    scaled: bool = True
 
     @nn.compact
     def __call__(self, x, context, mask, rotary, bias=None):
@@ -167,6 +184,8 @@ class Attention(nn.Module):
             q, k = RMSNorm(dtype=self.dtype, name="q_norm")(q), RMSNorm(dtype=self.dtype, name="k_norm")(k)
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
+        if not self.scaled:
+            q = q * head_dim**0.5
         attend = Attend(name="attend")
         y = attend(q, k, v, mask) if bias is None else attend(q, k, v, mask, bias)
         y = y.reshape(*y.shape[:-2], self.heads * head_dim)

@@ -43,12 +43,14 @@ class Side(NamedTuple):
     context: `[B, M, D]`, for cross-attention. context_mask: `[B, M]`, True where visible.
     mask: `[B, N]`, True where a position of the residual stream may be attended to.
     rotary: `[N, D_head / 2]`, angles of the positions of the residual stream.
+    bias: broadcasts to `[B, H, N, N]`, added to the logits of self-attention where a branch takes one.
     """
 
     context: Any = None
     context_mask: Any = None
     mask: Any = None
     rotary: Any = None
+    bias: Any = None
 
 
 class Branch(nn.Module):
@@ -180,6 +182,8 @@ class Stack(nn.Module):
     Parameters and all other collections get a leading depth axis; `flow` alone is carried from block to block.
     branches: see `Block`. remat: a key of `REMAT`. scan: False unrolls the loop; the parameters are laid out alike.
     stacked: c is `[depth, *prefix, D]`, a conditioning vector for each block.
+    keep: returns `(h, every)`, where `every [depth, ...]` is the residual stream after each block; inside jit it costs
+        nothing where it is not used.
     """
 
     branches: tuple[tuple[str, Callable[..., nn.Module]], ...]
@@ -187,6 +191,7 @@ class Stack(nn.Module):
     remat: str = "none"
     scan: bool = True
     stacked: bool = False
+    keep: bool = False
 
     @nn.compact
     def __call__(self, h, c, side):
@@ -194,7 +199,8 @@ class Stack(nn.Module):
             raise unknown("remat", self.remat, REMAT)
 
         def body(block, h, c, side):
-            return block(h, c, side), None
+            h = block(h, c, side)
+            return h, h if self.keep else None
 
         if self.remat != "none":
             body = nn.remat(body, policy=REMAT[self.remat], prevent_cse=not self.scan)
@@ -208,4 +214,5 @@ class Stack(nn.Module):
             unroll=1 if self.scan else self.depth,
         )
         h = constrain(h)
-        return scanned(Block(self.branches, name="block"), h, c, side)[0]
+        h, every = scanned(Block(self.branches, name="block"), h, c, side)
+        return (h, every) if self.keep else h
