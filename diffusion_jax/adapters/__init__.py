@@ -1,5 +1,5 @@
 """What is attached to a frozen network, by interception (`models.interception`): low-rank adaptation."""
 
-from diffusion_jax.adapters.lora import Lora, adapted_modules, combined, lora, merged
+from diffusion_jax.adapters.lora import Lora, adapted_modules, attached, combined, lora, merged
 
-__all__ = ["Lora", "adapted_modules", "combined", "lora", "merged"]
+__all__ = ["Lora", "adapted_modules", "attached", "combined", "lora", "merged"]

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.errors import InvalidInput, invalid
-from diffusion_jax.models.interception import Edit, Select, Site, intercepted
+from diffusion_jax.models.interception import Edit, Select, Site, by_path, intercepted
 from diffusion_jax.typing import Network
 
 
@@ -116,13 +116,22 @@ def adapted_modules(factors: Any) -> tuple[str, ...]:
     return tuple(paths)
 
 
+def attached(network: Network, like: Any) -> Network:
+    """The network with a place for factors of the modules and the rank of `like`, at scale 1.
+
+    Its parameters are `{"params": params, "lora": factors}`; factors of the same shapes swap without compiling anew.
+    """
+    rank = next(leaf.shape[-1] for path, leaf in by_path(like).items() if path.endswith("/a"))
+    return lora(network, rank, select=adapted_modules(like)).network
+
+
 def combined(weighted: Sequence[tuple[Any, Any]], rank: int, like: Any = None) -> Any:
     """One tree of factors for several adapters at once: `sum_i weight_i A_i B_i`, at exactly `rank`.
 
     weighted: `(factors, weight)` pairs, of any ranks; their factors stand side by side, and zeros fill the rank up. So
     the result always has the same shapes, and other adapters or weights do not compile anew.
     like: a tree of factors that says which modules there are, where adapters differ in that; modules that an adapter
-    lacks are zero in it. Use with `lora(network, rank, select=adapted_modules(like))`.
+    lacks are zero in it. Use with `attached`.
     Raises InvalidInput where the ranks add up to more than `rank`, and for a module that `like` lacks.
     """
     trees = [factors for factors, _ in weighted]

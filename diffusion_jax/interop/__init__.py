@@ -3,7 +3,18 @@ tensors between safetensors files and a mesh."""
 
 from diffusion_jax.interop.families import FAMILIES
 from diffusion_jax.interop.family import Family
+from diffusion_jax.interop.lora_files import load_lora, save_lora
 from diffusion_jax.interop.pretrained import Pretrained, load_pretrained, save_pretrained
 from diffusion_jax.interop.tables import Source, Table
 
-__all__ = ["FAMILIES", "Family", "Pretrained", "Source", "Table", "load_pretrained", "save_pretrained"]
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "Pretrained",
+    "Source",
+    "Table",
+    "load_lora",
+    "load_pretrained",
+    "save_lora",
+    "save_pretrained",
+]

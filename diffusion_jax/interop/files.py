@@ -104,6 +104,14 @@ class TensorFiles:
         """The kind of a tensor as safetensors calls it: "F32", "BF16", "I64", ..."""
         return self._slice(name).get_dtype()
 
+    def metadata(self) -> dict[str, str]:
+        """The strings that the files carry beside their tensors."""
+        return {
+            name: text
+            for file in {file for file, _ in self._where.values()}
+            for name, text in (self._handle(file).metadata() or {}).items()
+        }
+
     def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
         """A tensor, or the part of it at `index`."""
         file, _ = self._where[name]

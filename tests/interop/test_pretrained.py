@@ -18,20 +18,6 @@ from tests.interop.foreign import FIELDS, FOREIGN
 FILE = "diffusion_pytorch_model.safetensors"
 
 
-@pytest.fixture(autouse=True)
-def _foreign(monkeypatch):
-    monkeypatch.setitem(interop.FAMILIES, "Foreign", FOREIGN)
-
-
-@pytest.fixture(scope="module")
-def pretrained():
-    network = models.text_transformer(**FIELDS)
-    shapes = FOREIGN.shapes(network)
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype), shapes)
-    return interop.Pretrained(network, params, "Foreign", {})
-
-
 @pytest.fixture
 def folder(pretrained, tmp_path):
     return interop.save_pretrained(tmp_path / "saved", pretrained)

@@ -1,0 +1,179 @@
+"""LoRA files: every dialect says the same, what is read is what they add to their weights, errors say why."""
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from diffusion_jax import interop
+from diffusion_jax.adapters import merged
+from diffusion_jax.errors import InvalidInput
+from diffusion_jax.interop.lora_files import DIALECTS, sgm_names
+from diffusion_jax.models import by_path
+from tests.interop.foreign import FIELDS
+
+RANK = 3
+
+
+@pytest.fixture
+def theirs():
+    """Factors of two layers' fused projection and one layer's feed-forward, in their layout: module to (down, up)."""
+    rng = np.random.default_rng(1)
+    width = FIELDS["width"]
+    shapes = {"layer.0.qkv": (3 * width, width), "layer.2.qkv": (3 * width, width), "layer.1.up": (4 * width, width)}
+    return {
+        name: (rng.normal(size=(RANK, i)).astype(np.float32), rng.normal(size=(o, RANK)).astype(np.float32))
+        for name, (o, i) in shapes.items()
+    }
+
+
+def written(path, theirs, down="{}.lora_A.weight", up="{}.lora_B.weight", alpha=None, prefix="unet."):
+    tensors = {}
+    for name, (a, b) in theirs.items():
+        name = prefix + (name.replace(".", "_") if "lora_unet_" in prefix else name)
+        tensors |= {down.format(name): a, up.format(name): b}
+        if alpha is not None:
+            tensors[f"{name}.alpha"] = np.asarray(alpha, np.float32)
+    save_file(tensors, path)
+    return path
+
+
+def weights_after(tmp_path, pretrained, factors):
+    root = interop.save_pretrained(tmp_path / "after", pretrained._replace(params=merged(pretrained.params, factors)))
+    return load_file(root / "diffusion_pytorch_model.safetensors")
+
+
+SPELLINGS = {
+    "diffusers": {},
+    "diffusers, older": {"down": "{}.lora.down.weight", "up": "{}.lora.up.weight"},
+    "linear layer": {"down": "{}.lora_linear_layer.down.weight", "up": "{}.lora_linear_layer.up.weight"},
+    "peft": {"prefix": "base_model.model."},
+    "peft, named": {
+        "prefix": "base_model.model.",
+        "down": "{}.lora_A.default.weight",
+        "up": "{}.lora_B.default.weight",
+    },
+    "kohya": {"prefix": "lora_unet_", "down": "{}.lora_down.weight", "up": "{}.lora_up.weight", "alpha": 1.5},
+    "bare": {"prefix": ""},
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_what_is_read_is_what_they_add(tmp_path, pretrained, theirs, spelling):
+    options = SPELLINGS[spelling]
+    factors = interop.load_lora(written(tmp_path / "lora.safetensors", theirs, **options), pretrained)
+    after = weights_after(tmp_path, pretrained, factors)
+    before = load_file(interop.save_pretrained(tmp_path / "b", pretrained) / "diffusion_pytorch_model.safetensors")
+    scale = options.get("alpha", RANK) / RANK
+    for name, value in before.items():
+        module = name.removesuffix(".weight")
+        expected = value + scale * theirs[module][1] @ theirs[module][0] if module in theirs else value
+        np.testing.assert_allclose(after[name], expected, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_what_is_saved_is_loaded(tmp_path, pretrained, theirs, dialect):
+    factors = interop.load_lora(written(tmp_path / "lora.safetensors", theirs), pretrained)
+    file = interop.save_lora(tmp_path / "saved" / "x.safetensors", pretrained, factors, dialect=dialect)
+    again = by_path(interop.load_lora(file, pretrained))
+    assert again.keys() == by_path(factors).keys()
+    for path, leaf in by_path(factors).items():
+        np.testing.assert_array_equal(again[path], leaf, err_msg=path)
+
+
+def test_factors_of_our_own_that_share_no_input_stand_side_by_side(tmp_path, pretrained):
+    """q and k are one tensor there; trained apart here, they become one factor of twice the rank."""
+    rng = np.random.default_rng(2)
+    layers, width = FIELDS["depth"], FIELDS["width"]
+    factors = {
+        name: {"a": rng.normal(size=(layers, width, 2)), "b": rng.normal(size=(layers, 2, width))} for name in "qk"
+    }
+    tree = {"blocks": {"block": {"attention": {"attention": factors}}}}
+    file = interop.save_lora(tmp_path / "x.safetensors", pretrained, tree)
+    assert load_file(file)["unet.layer.0.qkv.lora_A.weight"].shape == (4, width)
+    again = interop.load_lora(file, pretrained)
+    ours, theirs = (by_path(merged(pretrained.params, one)) for one in (tree, again))
+    for path, leaf in ours.items():
+        np.testing.assert_allclose(theirs[path], leaf, atol=1e-5, err_msg=path)
+
+
+def test_ranks_of_modules_may_differ(tmp_path, pretrained, theirs):
+    down, up = theirs["layer.1.up"]
+    theirs["layer.1.up"] = (down[:1], up[:, :1])
+    factors = interop.load_lora(written(tmp_path / "x.safetensors", theirs), pretrained)
+    a = by_path(factors)["blocks/block/mlp/feed_forward/up/a"]
+    assert a.shape == (FIELDS["depth"], FIELDS["width"], RANK)
+    assert not a[1, :, 1:].any() and not a[0].any() and a[1, :, 0].any()
+
+
+def test_alpha_of_pefts_config(tmp_path, pretrained, theirs):
+    plain = interop.load_lora(written(tmp_path / "x.safetensors", theirs), pretrained)
+    folder = tmp_path / "peft"
+    folder.mkdir()
+    written(folder / "adapter_model.safetensors", theirs, prefix="base_model.model.")
+    (folder / "adapter_config.json").write_text('{"r": 3, "lora_alpha": 6, "alpha_pattern": {"layer.1.up": 9}}')
+    factors = interop.load_lora(folder, pretrained)
+    for path, factor in (("attention/attention/q", 2), ("mlp/feed_forward/up", 3)):
+        b = by_path(factors)[f"blocks/block/{path}/b"]
+        np.testing.assert_allclose(b, factor * by_path(plain)[f"blocks/block/{path}/b"], rtol=1e-6)
+
+
+def test_components_of_one_file_are_kept_apart(tmp_path, pretrained, theirs):
+    file = written(tmp_path / "x.safetensors", {"layer.1.up": theirs["layer.1.up"]}, prefix="text_encoder.")
+    with pytest.raises(InvalidInput, match="no LoRA factors for the component 'unet'"):
+        interop.load_lora(file, pretrained)
+    assert by_path(interop.load_lora(file, pretrained, "text_encoder"))
+
+
+def test_a_lora_of_another_base(tmp_path, pretrained, theirs):
+    other = written(tmp_path / "x.safetensors", {"layer.0.qvk": theirs["layer.0.qkv"]})
+    with pytest.raises(
+        InvalidInput, match=r"1 modules that are not there, such as 'layer_0_qvk'.*'layer_0_qkv' is near"
+    ):
+        interop.load_lora(other, pretrained)
+    _, up = theirs["layer.0.qkv"]
+    wide = written(tmp_path / "y.safetensors", {"layer.0.qkv": (np.ones((RANK, 32), np.float32), up)})
+    with pytest.raises(InvalidInput, match=r"layer.0.qkv has factors \[48, 3\] and \[3, 32\] there, but a weight"):
+        interop.load_lora(wide, pretrained)
+
+
+def test_other_kinds_of_adapters(tmp_path, pretrained, theirs):
+    file = tmp_path / "x.safetensors"
+    save_file({"lora_unet_layer_0_qkv.hada_w1_a": np.ones((2, 2), np.float32)}, file)
+    with pytest.raises(InvalidInput, match="'hada_' is another kind"):
+        interop.load_lora(file, pretrained)
+
+
+def test_mistaken_words(tmp_path, pretrained, theirs):
+    file = written(tmp_path / "x.safetensors", theirs)
+    with pytest.raises(InvalidInput, match="component"):
+        interop.load_lora(file, pretrained, "encoder")
+    with pytest.raises(InvalidInput, match="dialect"):
+        interop.save_lora(file, pretrained, {}, dialect="kohia")
+
+
+def test_block_names_of_the_original_code():
+    """As the SDXL U-Net numbers them: 2 residual blocks a level, 3 levels, attention in the last two."""
+    names = [
+        "conv_in",
+        *(f"down_blocks_{b}_resnets_{i}_conv1" for b in range(3) for i in range(2)),
+        *(f"down_blocks_{b}_attentions_{i}_proj_in" for b in (1, 2) for i in range(2)),
+        *(f"down_blocks_{b}_downsamplers_0_conv" for b in range(2)),
+        "mid_block_resnets_1_time_emb_proj",
+        "mid_block_attentions_0_proj_out",
+        *(f"up_blocks_{b}_resnets_{i}_conv_shortcut" for b in range(3) for i in range(3)),
+        *(f"up_blocks_{b}_attentions_{i}_proj_in" for b in (0, 1) for i in range(3)),
+        *(f"up_blocks_{b}_upsamplers_0_conv" for b in range(2)),
+    ]
+    known = sgm_names(names)
+    assert set(known.values()) == set(names)
+    expected = {
+        "input_blocks_0_0": "conv_in",
+        "input_blocks_1_0_in_layers_2": "down_blocks_0_resnets_0_conv1",
+        "input_blocks_3_0_op": "down_blocks_0_downsamplers_0_conv",
+        "input_blocks_8_1_proj_in": "down_blocks_2_attentions_1_proj_in",
+        "middle_block_1_proj_out": "mid_block_attentions_0_proj_out",
+        "middle_block_2_emb_layers_1": "mid_block_resnets_1_time_emb_proj",
+        "output_blocks_8_0_skip_connection": "up_blocks_2_resnets_2_conv_shortcut",
+        "output_blocks_2_2_conv": "up_blocks_0_upsamplers_0_conv",
+    }
+    assert expected.items() <= known.items()
