@@ -3,9 +3,16 @@
 from typing import Any
 
 from diffusion_jax.errors import InvalidInput, unknown
+from diffusion_jax.interop.dit import DIT, DIT_ORIGINAL
 from diffusion_jax.interop.family import Family
+from diffusion_jax.interop.pixart import PIXART, TRANSFORMER_2D
 
-FAMILIES: dict[str, Family] = {}
+FAMILIES: dict[str, Family] = {
+    "DiTTransformer2DModel": DIT,
+    "PixArtTransformer2DModel": PIXART,
+    "Transformer2DModel": TRANSFORMER_2D,
+    "dit_original": DIT_ORIGINAL,
+}
 
 
 def family_of(config: dict[str, Any], told: str | None = None) -> str:
