@@ -263,6 +263,20 @@ def _original_config(module):
     return {"_class_name": "dit_original", "heads": module.heads}
 
 
+def _original_buffers(module):
+    if module.positions == "learned" or not module.base_size:
+        return {}
+    positions = image_positions(module.base_size, module.base_size)
+    return {"pos_embed": sincos_positions(positions, module.width)[None]}
+
+
 DIT_ORIGINAL = Family(
-    "diffusers", _made, _original_fields, _original_table, _original_config, shapes, ignored=(r"^pos_embed$",)
+    "diffusers",
+    _made,
+    _original_fields,
+    _original_table,
+    _original_config,
+    shapes,
+    ignored=(r"^pos_embed$",),
+    buffers=_original_buffers,
 )

@@ -18,6 +18,8 @@ class Family(NamedTuple):
     shapes: (network) -> the parameters as a tree of ShapeDtypeStruct; nothing is allocated.
     ignored: regular expressions of the names of tensors that carry no weights.
     aliases: `(regex, replacement)` pairs from names of older files to those of the table.
+    buffers: (module) -> tensors by name that are computed here and stored there: fixed position tables. They are
+        written, and where they are read, `ignored` names them.
     """
 
     library: str
@@ -28,6 +30,7 @@ class Family(NamedTuple):
     shapes: Callable[[Any], Any]
     ignored: tuple[str, ...] = ()
     aliases: tuple[tuple[str, str], ...] = ()
+    buffers: Callable[[Any], dict[str, Any]] = lambda module: {}
 
 
 def take(config: dict[str, Any], name: str, default: Any, allowed: tuple = ()) -> Any:

@@ -147,6 +147,7 @@ def save_pretrained(
     wrong = [path for path in {**shapes, **leaves} if path not in leaves or np.shape(leaves[path]) != shapes.get(path)]
     if wrong:
         raise InvalidInput(f"The parameters are not those of the network: {_listed('misfits', wrong)}.")
+    config = entry.config(module)
     root = Path(folder)
     root.mkdir(parents=True, exist_ok=True)
     joined: dict[str, list[Slot]] = {}
@@ -159,8 +160,10 @@ def save_pretrained(
             parts = [slot.theirs(_host(leaves[slot.path], layer if slot.stacked else None)) for slot in group]
             value = parts[0] if len(parts) == 1 else np.concatenate(parts)
             writer.add(name, value.astype(dtype))
+    for name, value in entry.buffers(module).items():
+        writer.add(name, value.astype(dtype))
     writer.close()
-    write_json(root / "config.json", entry.config(module))
+    write_json(root / "config.json", config)
     return root
 
 
