@@ -5,6 +5,7 @@ network is in `adapters`.
 """
 
 from diffusion_jax.models.conditions import empty_condition
+from diffusion_jax.models.controlnet import ControlNet, control_from_unet, controlled, controlnet
 from diffusion_jax.models.dit import DiT, dit, pixart
 from diffusion_jax.models.edits import cached, edit, exits, gates, override, reweighted, taps
 from diffusion_jax.models.interception import by_path, intercepted, per_layer
@@ -17,6 +18,7 @@ from diffusion_jax.models.vae import KLVAE, Autoencoder, GaussianPosterior, kl_v
 __all__ = [
     "KLVAE",
     "Autoencoder",
+    "ControlNet",
     "DiT",
     "GaussianPosterior",
     "Mlp",
@@ -24,6 +26,9 @@ __all__ = [
     "UNet",
     "by_path",
     "cached",
+    "control_from_unet",
+    "controlled",
+    "controlnet",
     "count_params",
     "dit",
     "edit",

@@ -79,8 +79,8 @@ STABLE_DIFFUSION = {
     "time_features": 320,
     "context": True,
     "raw_context": True,
-    "data_channels": 4,
-    "context_features": 768,
+    "in_channels": 4,
+    "context_channels": 768,
 }
 SDXL = {
     **STABLE_DIFFUSION,
@@ -89,10 +89,10 @@ SDXL = {
     "mid_attention": 10,
     "heads": (5, 10, 20),
     "linear_projection": True,
-    "context_features": 2048,
+    "context_channels": 2048,
     "pooled": True,
     "pooled_layers": 2,
-    "pooled_features": 1280,
+    "pooled_channels": 1280,
     "time_ids": 6,
 }
 PRESETS = {
@@ -117,7 +117,7 @@ PRESETS = {
         "num_classes": 1000,
     },
     "sd15": STABLE_DIFFUSION,
-    "sd21": {**STABLE_DIFFUSION, "heads": (5, 10, 20, 20), "linear_projection": True, "context_features": 1024},
+    "sd21": {**STABLE_DIFFUSION, "heads": (5, 10, 20, 20), "linear_projection": True, "context_channels": 1024},
     "sdxl": SDXL,
     "sdxl_refiner": {
         **SDXL,
@@ -127,13 +127,13 @@ PRESETS = {
         "mid_attention": 4,
         "heads": (6, 12, 24, 24),
         "time_features": 384,
-        "context_features": 1280,
+        "context_channels": 1280,
         "time_ids": 5,
     },
 }
 """Fields of `UNet`. `digits` is for 8 x 8 images; the others follow Ho et al. 2020 (appendix B), Dhariwal & Nichol 2021
-(table 11; down- and upsampling are convolutions here), Stable Diffusion 1.5 and 2.1 (latents of 64 x 64 x 4; 2.1 of 96 x
-96 x 4 too), and Stable Diffusion XL (Podell et al. 2023; latents of 128 x 128 x 4), its base and its refiner."""
+(table 11; down- and upsampling are convolutions here), Stable Diffusion 1.5 and 2.1 (latents of 64 x 64 x 4, or 96 x 96
+x 4 for 2.1), and Stable Diffusion XL (Podell et al. 2023; latents of 128 x 128 x 4), its base and its refiner."""
 
 
 def unet(preset: str = "digits", **fields) -> Network:

@@ -37,7 +37,7 @@ class UNetEncoder(nn.Module):
     num_residual: residual blocks per level on the way down; one more on the way up.
     attention: blocks of attention after each residual block, per level; 0 for none. mid_attention: in the middle.
     mid_residual: residual blocks in the middle: one before its attention, the others after it.
-    heads, or head_dim: number of attention heads (of all levels, or one for each), or channels of each; the latter wins.
+    heads, or head_dim: attention heads (one number, or one for each level), or channels of each; the latter wins.
     transformer: attention within a `SpatialTransformer` (as Stable Diffusion) instead of `PixelAttention` (as ADM).
     qkv_bias: whether queries, keys and values have biases. linear_projection: see `SpatialTransformer.linear`.
     modulation: how the vector of time and conditions enters, one of `MODULATIONS`.
@@ -47,7 +47,7 @@ class UNetEncoder(nn.Module):
         `ConditionEncoder`. With `context` or text, attention is followed by cross-attention.
     raw_context: cross-attention sees `cond["context"]` as it is, not embedded by `ConditionEncoder` (as Stable
         Diffusion); the caller then says what "no condition" is.
-    data_channels, context_features, pooled_features: channels of x, of the context and of the pooled vector; 0 takes
+    in_channels, context_channels, pooled_channels: channels of x, of the context and of the pooled vector; 0 takes
         what comes.
     concat: channels of `cond["concat"] [B, H, W, concat]`, which join those of x; 0 for none.
     remat: a key of `REMAT`, applied to each block. dtype: compute dtype; parameters and the output are float32.
@@ -78,9 +78,9 @@ class UNetEncoder(nn.Module):
     text_vocab_size: int = 0
     text_depth: int = 2
     raw_context: bool = False
-    data_channels: int = 0
-    context_features: int = 0
-    pooled_features: int = 0
+    in_channels: int = 0
+    context_channels: int = 0
+    pooled_channels: int = 0
     concat: int = 0
     remat: str = "none"
     dtype: str = "float32"
@@ -106,8 +106,8 @@ class UNetEncoder(nn.Module):
         dtype = jnp.dtype(self.dtype)
         levels = len(self.multipliers)
         check_images(x.shape, levels - 1, "x")
-        if self.data_channels and x.shape[-1] != self.data_channels:
-            raise invalid("x.shape", x.shape, f"the network was made for data_channels={self.data_channels}")
+        if self.in_channels and x.shape[-1] != self.in_channels:
+            raise invalid("x.shape", x.shape, f"the network was made for in_channels={self.in_channels}")
         if train and self.dropout and not self.has_rng("dropout"):
             raise InvalidInput(f"Training with dropout={self.dropout} needs a key: apply(..., train=True, key=key).")
         c, side, cond = self._condition(x, t, cond, dtype, taken)
@@ -168,7 +168,7 @@ class UNetEncoder(nn.Module):
         return h
 
     def _condition(self, x, t, cond, dtype, taken):
-        """The vector, `[B, D]` or one per pixel `[B, H, W, D]`, what cross-attention sees, and the checked condition."""
+        """The vector, `[B, D]` or one per pixel `[B, H, W, D]`; what cross-attention sees; the checked condition."""
         t = fill(t, x)
         if t.ndim > 3:
             raise invalid("t.shape", t.shape, "a U-Net takes times of shape [B], [B, H] or [B, H, W]")
@@ -193,7 +193,7 @@ class UNetEncoder(nn.Module):
         own = (*taken, *("concat",) * bool(self.concat), *CONTEXT * self.raw_context)
         cond = check_condition(cond, encoder.taken + own)
         for name in ("context", "pooled"):
-            size = getattr(self, f"{name}_features")
+            size = getattr(self, f"{name}_channels")
             if size and cond[name].shape[-1] != size:
                 raise invalid(f"cond[{name!r}].shape", cond[name].shape, f"the network was made for {size} features")
         c, context, mask = encoder(t, {name: value for name, value in cond.items() if name not in own})
@@ -214,7 +214,7 @@ def check_encoder(module: UNetEncoder) -> None:
         if getattr(module, name) < 1:
             raise invalid(name, getattr(module, name), "it must be a positive integer")
     sizes = ("mid_attention", "mid_residual", "head_dim", "width", "num_classes", "text_vocab_size", "time_ids")
-    for name in (*sizes, "data_channels", "context_features", "pooled_features", "concat"):
+    for name in (*sizes, "in_channels", "context_channels", "pooled_channels", "concat"):
         if getattr(module, name) < 0:
             raise invalid(name, getattr(module, name), "it must not be negative")
     if not module.multipliers or min(module.features) < 1:
@@ -250,8 +250,8 @@ def check_encoder(module: UNetEncoder) -> None:
     if module.linear_projection and not module.transformer:
         raise invalid("linear_projection", True, "it needs transformer=True")
     for name in ("context", "pooled"):
-        if getattr(module, f"{name}_features") and not getattr(module, name):
-            raise invalid(f"{name}_features", getattr(module, f"{name}_features"), f"it needs {name}=True")
+        if getattr(module, f"{name}_channels") and not getattr(module, name):
+            raise invalid(f"{name}_channels", getattr(module, f"{name}_channels"), f"it needs {name}=True")
     if module.remat not in REMAT:
         raise unknown("remat", module.remat, REMAT)
     check_dtype(module.dtype)

@@ -60,9 +60,9 @@ class ConditionEncoder(nn.Module):
 
     width: of the vector and of the context.
     num_classes: number of labels, 0 for none; label `num_classes` is the null class.
-    pooled, context: whether `cond` has these entries. time_ids: how many numbers `cond["time_ids"]` has; their sinusoids
-        (`id_features` each) follow the pooled vector (Podell et al. 2023, section 2.2). pooled_layers: of the embedding
-        of both, 1 or 2.
+    pooled, context: whether `cond` has these entries. time_ids: how many numbers `cond["time_ids"]` has; their
+        sinusoids (`id_features` each) follow the pooled vector (Podell et al. 2023, section 2.2). pooled_layers: of
+        the embedding of both, 1 or 2.
     vocab_size: of the text's tokens, 0 for no text. text_depth, text_heads: size of its encoder.
     time_features: number of sinusoids of the time. label_std: of the label embeddings at the start.
     frequency_shift: of the sinusoids of the time; see `timestep_embedding`.
