@@ -111,6 +111,24 @@ def load_lora(path: str | os.PathLike, pretrained: Pretrained, component: str = 
     return nested({path: jnp.asarray(leaf) for path, leaf in leaves.items()})
 
 
+def components_of(path: str | os.PathLike) -> tuple[str, ...]:
+    """The components that a LoRA file has factors for, in the order of `PREFIXES`."""
+    names = TensorFiles(local_folder(path)).names
+    found = {_component(name) or "unet" for name in names}
+    return tuple(component for component in PREFIXES if component in found)
+
+
+def _component(name: str) -> str | None:
+    """The component that a tensor's prefix names, None where it has none or PEFT's."""
+    flat = name.replace(".", "_")
+    lengths = {
+        component: max((len(prefix) for prefix in prefixes[1:] if flat.startswith(f"{prefix}_")), default=0)
+        for component, prefixes in PREFIXES.items()
+    }
+    component = max(lengths, key=lengths.get)
+    return component if lengths[component] else None
+
+
 def save_lora(
     path: str | os.PathLike,
     pretrained: Pretrained,
@@ -223,7 +241,6 @@ def sgm_names(names: Iterable[str]) -> dict[str, str]:
 def _modules(files, component):
     """The file's tensors by module (underscores for dots, without the prefix) and role."""
     modules: dict[str, dict[str, str]] = {}
-    foreign = {prefix for name, prefixes in PREFIXES.items() if name != component for prefix in prefixes[1:]}
     for name in files.names:
         for mark in UNSUPPORTED:
             if mark in name:
@@ -238,13 +255,11 @@ def _modules(files, component):
         if re.search(r"\.processor\.to_\w+$", module):
             module = module.replace(".processor.", ".")
             module = module + ".0" if module.endswith("to_out") else module
+        if _component(name) not in (component, None):
+            continue
         module = module.replace(".", "_")
         heads = [prefix.replace(".", "_") + "_" for prefix in PREFIXES[component]]
-        others = [prefix.replace(".", "_") + "_" for prefix in foreign - set(PREFIXES[component])]
         own = max((head for head in heads if module.startswith(head)), key=len, default="")
-        other = max((head for head in others if module.startswith(head)), key=len, default="")
-        if len(other) > len(own):
-            continue
         modules.setdefault(module.removeprefix(own), {})[kind] = name
     return modules
 
