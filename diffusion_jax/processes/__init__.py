@@ -3,11 +3,13 @@
 from diffusion_jax.processes.discrete import LOG_ZERO, Absorbing, Uniform, absorbing, uniform
 from diffusion_jax.processes.discrete_vp import (
     BETAS,
+    INTERPOLATIONS,
     DiscreteVP,
     betas,
     cosine_betas,
     linear_betas,
     scaled_linear_betas,
+    sigmoid_betas,
     zero_terminal_snr_betas,
 )
 from diffusion_jax.processes.gaussian import NETWORK_TIMES, PARAMETERIZATIONS, GaussianProcess, Schedule
@@ -29,6 +31,7 @@ from diffusion_jax.processes.schedules import EDM, Cosine, Linear, LinearVP, Shi
 __all__ = [
     "BETAS",
     "EDM",
+    "INTERPOLATIONS",
     "KEEP_SCHEDULES",
     "LOG_ZERO",
     "NETWORK_TIMES",
@@ -56,6 +59,7 @@ __all__ = [
     "linear_betas",
     "rectified_flow",
     "scaled_linear_betas",
+    "sigmoid_betas",
     "uniform",
     "variance_exploding",
     "vp_continuous",

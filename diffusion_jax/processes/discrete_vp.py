@@ -1,7 +1,7 @@
 """Variance-preserving schedules given by a table of betas, and the tables of the literature.
 
-Index k of a model with T steps is time `t = (k + 1) / T`. The tables are computed in float64 with NumPy; alpha^2 and
-sigma^2 are interpolated linearly between them, which makes every node exact and keeps alpha^2 + sigma^2 = 1.
+Index k of a model with T steps is time `t = (k + 1) / T`. The tables are computed in float64 with NumPy and are exact
+at every node, with alpha^2 + sigma^2 = 1 everywhere; what is linear in between is an option (`INTERPOLATIONS`).
 """
 
 import dataclasses
@@ -60,21 +60,39 @@ def cosine_betas(num_steps: int = 1000, offset: Number = 0.008, max_beta: Number
     return tuple(np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], max_beta).tolist())
 
 
-def zero_terminal_snr_betas(betas: tuple[float, ...]) -> tuple[float, ...]:
+def sigmoid_betas(num_steps: int = 1000, beta_start: Number = 1e-4, beta_end: Number = 0.02) -> tuple[float, ...]:
+    """`beta_start + (beta_end - beta_start) sigmoid(s)`, s from -6 to 6 in equal steps (Xu et al. 2022, GeoDiff)."""
+    _check_steps(num_steps)
+    _check_ends(beta_start, beta_end)
+    gate = 1.0 / (1.0 + np.exp(-np.linspace(-6.0, 6.0, num_steps)))
+    return tuple((gate * (beta_end - beta_start) + beta_start).tolist())
+
+
+def zero_terminal_snr_betas(betas: tuple[float, ...], terminal: Number = 0.0) -> tuple[float, ...]:
     """Rescales `betas` so that the last step is pure noise and the first is unchanged (Lin et al. 2024, algorithm 1).
 
     `sqrt(alpha_bar)` is moved and stretched linearly; the last beta becomes exactly 1.
+    terminal: `alpha_bar` of the last step instead of 0, where a method needs a finite sigma / alpha: those of diffusers
+        that work with it use 2^-24.
     """
     if len(betas) < 2:
         raise invalid("betas", betas, "rescaling to zero terminal SNR needs at least 2 steps")
+    if not 0 <= terminal < 1:
+        raise invalid("terminal", terminal, "it must lie in [0, 1)")
     root = np.sqrt(np.exp(np.cumsum(np.log1p(-np.asarray(betas, np.float64)))))
     root = (root - root[-1]) * root[0] / (root[0] - root[-1])
     alpha_bar = root**2
+    alpha_bar[-1] = terminal
     ratios = np.concatenate([alpha_bar[:1], alpha_bar[1:] / alpha_bar[:-1]])
     return tuple((1 - ratios).tolist())
 
 
-BETAS = {"linear": linear_betas, "scaled_linear": scaled_linear_betas, "cosine": cosine_betas}
+BETAS = {
+    "linear": linear_betas,
+    "scaled_linear": scaled_linear_betas,
+    "cosine": cosine_betas,
+    "sigmoid": sigmoid_betas,
+}
 """Tables of betas by name: functions of `num_steps` and the table's own parameters."""
 
 
@@ -85,14 +103,24 @@ def betas(kind: str = "linear", num_steps: int = 1000, **kwargs) -> tuple[float,
     return BETAS[kind](num_steps, **kwargs)
 
 
+INTERPOLATIONS = ("variance", "sigma", "log_sigma")
+"""What is linear in t between two nodes of a table: alpha^2 and sigma^2, sigma / alpha, or its logarithm.
+
+`sigma` is how diffusers reads a fractional index, `log_sigma` how it finds the index of a given noise level. The
+segment below the first node, down to t = 0, is linear in sigma / alpha for both.
+"""
+
+
 @dataclasses.dataclass(frozen=True)
 class DiscreteVP:
-    """`alpha^2(t_k) = prod_{j <= k} (1 - beta_j)` at `t_k = (k + 1) / T`, linear in between, 1 at t = 0.
+    """`alpha^2(t_k) = prod_{j <= k} (1 - beta_j)` at `t_k = (k + 1) / T`, interpolated in between, 1 at t = 0.
 
-    betas: T numbers in (0, 1), the last may be 1 (zero terminal SNR).
+    betas: T numbers in (0, 1), the last may be 1 (zero terminal SNR), with interpolation 'variance' only.
+    interpolation: one of `INTERPOLATIONS`; the nodes are the same for all.
     """
 
     betas: tuple[float, ...]
+    interpolation: str = "variance"
     family = "vp"
 
     def __post_init__(self):
@@ -104,6 +132,10 @@ class DiscreteVP:
         )
         if wrong.size:
             raise invalid(f"betas[{wrong[0]}]", float(table[wrong[0]]), "it must lie in (0, 1); only the last may be 1")
+        if self.interpolation not in INTERPOLATIONS:
+            raise unknown("interpolation", self.interpolation, INTERPOLATIONS)
+        if self.interpolation != "variance" and table[-1] == 1:
+            raise invalid("interpolation", self.interpolation, "a table that ends at alpha = 0 needs 'variance'")
 
     @property
     def num_steps(self) -> int:
@@ -117,10 +149,23 @@ class DiscreteVP:
         return np.exp(log_alpha_bar), -np.expm1(log_alpha_bar)
 
     @cached_property
-    def _slopes(self):
+    def noise_ratios(self) -> np.ndarray:
+        """sigma / alpha at t = 0, 1/T, ..., 1 in float64, `[T + 1]`; the last may be infinite."""
+        with np.errstate(divide="ignore"):
+            return np.sqrt(self.tables[1] / self.tables[0])
+
+    @cached_property
+    def _lines(self):
+        """The tables that are linear in t, and their slopes after each node."""
+        tables = self.tables
+        if self.interpolation == "sigma":
+            tables = (self.noise_ratios,)
+        elif self.interpolation == "log_sigma":
+            # The first segment is replaced by `_noise_ratio`.
+            tables = (np.log(np.concatenate([self.noise_ratios[1:2], self.noise_ratios[1:]])),)
         # Differences are taken in float64: those of rounded tables would lose the derivative near t = 0. The last entry
         # is the left slope at t = 1.
-        return tuple(np.concatenate([np.diff(table), np.diff(table)[-1:]]) for table in self.tables)
+        return tables, tuple(np.concatenate([np.diff(table), np.diff(table)[-1:]]) for table in tables)
 
     def position(self, t):
         """`T t`, rounded to the integer it was meant to be where t is a node up to round-off; index k is at k + 1."""
@@ -134,17 +179,31 @@ class DiscreteVP:
         position = self.position(t)
         node = jnp.clip(jnp.floor(position), 0, self.num_steps).astype(jnp.int32)
         fraction = position - node
-        table, slope = (jnp.asarray(values[which], position.dtype)[node] for values in (self.tables, self._slopes))
+        table, slope = (jnp.asarray(values[which], position.dtype)[node] for values in self._lines)
         return table + fraction * slope
 
+    def _noise_ratio(self, t):
+        if self.interpolation == "sigma":
+            return self._interpolate(0, t)
+        position = self.position(t)
+        first = jnp.asarray(self.noise_ratios[1], position.dtype)
+        return jnp.where(position < 1, position * first, jnp.exp(self._interpolate(0, t)))
+
     def alpha(self, t):
-        return jnp.sqrt(self._interpolate(0, t))
+        if self.interpolation == "variance":
+            return jnp.sqrt(self._interpolate(0, t))
+        return jax.lax.rsqrt(1.0 + jnp.square(self._noise_ratio(t)))
 
     def sigma(self, t):
-        return jnp.sqrt(self._interpolate(1, t))
+        if self.interpolation == "variance":
+            return jnp.sqrt(self._interpolate(1, t))
+        ratio = self._noise_ratio(t)
+        return ratio * jax.lax.rsqrt(1.0 + jnp.square(ratio))
 
     def log_snr(self, t):
-        return jnp.log(self._interpolate(0, t)) - jnp.log(self._interpolate(1, t))
+        if self.interpolation == "variance":
+            return jnp.log(self._interpolate(0, t)) - jnp.log(self._interpolate(1, t))
+        return -2.0 * jnp.log(self._noise_ratio(t))
 
     def inverse_log_snr(self, log_snr):
         """Exact inverse of the interpolation; values below `log_snr(1)` give 1."""
@@ -153,12 +212,28 @@ class DiscreteVP:
             nodes = np.log(self.tables[1]) - np.log(self.tables[0])
         node = jnp.searchsorted(jnp.asarray(nodes, log_snr.dtype), -log_snr, side="right") - 1
         node = jnp.clip(node, 0, self.num_steps - 1)
+        if self.interpolation == "variance":
+            fraction = self._variance_fraction(node, log_snr)
+        else:
+            fraction = self._ratio_fraction(node, log_snr)
+        return (node + jnp.clip(fraction, 0.0, 1.0)) / self.num_steps
+
+    def _variance_fraction(self, node, log_snr):
         (alpha2, sigma2), (alpha2_slope, sigma2_slope) = (
-            tuple(jnp.asarray(table, log_snr.dtype)[node] for table in pair) for pair in (self.tables, self._slopes)
+            tuple(jnp.asarray(table, log_snr.dtype)[node] for table in pair) for pair in self._lines
         )
         # alpha^2 sigmoid(-l) = sigma^2 sigmoid(l) on the segment, both sides accurate at both ends.
         towards_noise, towards_data = jax.nn.sigmoid(-log_snr), jax.nn.sigmoid(log_snr)
-        fraction = (alpha2 * towards_noise - sigma2 * towards_data) / (
+        return (alpha2 * towards_noise - sigma2 * towards_data) / (
             sigma2_slope * towards_data - alpha2_slope * towards_noise
         )
-        return (node + jnp.clip(fraction, 0.0, 1.0)) / self.num_steps
+
+    def _ratio_fraction(self, node, log_snr):
+        ratio = jnp.exp(-0.5 * log_snr)
+        (table,), (slope,) = self._lines
+        if self.interpolation == "sigma":
+            return (ratio - jnp.asarray(table, log_snr.dtype)[node]) / jnp.asarray(slope, log_snr.dtype)[node]
+        # The slope of the first segment is 0, and not used.
+        rise = jnp.where(node == 0, 1.0, jnp.asarray(slope, log_snr.dtype)[node])
+        logarithmic = (-0.5 * log_snr - jnp.asarray(table, log_snr.dtype)[node]) / rise
+        return jnp.where(node == 0, ratio / self.noise_ratios[1], logarithmic)

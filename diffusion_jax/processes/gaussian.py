@@ -89,17 +89,30 @@ def _finite_log_snr(process, t):
     return jnp.clip(process.log_snr(t), -40.0, 40.0)
 
 
+def _index(process, t):
+    return jnp.maximum(process.schedule.position(t) - 1.0, 0.0)
+
+
+def _floor(value):
+    # A value that round-off left just below the integer that it was meant to be is that integer.
+    return jnp.floor(value + 64 * jnp.finfo(value.dtype).eps * jnp.abs(value))
+
+
 NETWORK_TIMES: dict[str, Callable] = {
     "t": lambda process, t: t,
     "1000t": lambda process, t: 1000.0 * t,
-    "index": lambda process, t: jnp.maximum(process.schedule.position(t) - 1.0, 0.0),
+    "index": _index,
+    "nearest_index": lambda process, t: jnp.round(_index(process, t)),
+    "floor_index": lambda process, t: _floor(_index(process, t)),
+    "floor_1000t": lambda process, t: _floor(1000.0 * t),
     "sigma": lambda process, t: process.sigma(t),
     "1000sigma": lambda process, t: 1000.0 * process.sigma(t),
     "log_sigma": lambda process, t: -0.125 * _finite_log_snr(process, t),
     "log_snr": lambda process, t: _finite_log_snr(process, t),
 }
 """What a network may be fed for t. `index` is k at t = (k + 1) / T; `log_sigma` is EDM's c_noise,
-`log(sigma / alpha) / 4`.
+`log(sigma / alpha) / 4`. `nearest_index`, `floor_index` and `floor_1000t` are integers between nodes too, which some
+samplers of diffusers feed their networks.
 
 The logarithms are those of a log-SNR clipped to [-40, 40]: at the ends they would be infinite.
 """
@@ -125,7 +138,7 @@ class GaussianProcess:
             raise unknown("prediction", self.prediction, PARAMETERIZATIONS)
         if self.time not in NETWORK_TIMES:
             raise unknown("time", self.time, NETWORK_TIMES)
-        if self.time == "index" and not hasattr(self.schedule, "position"):
+        if self.time.endswith("index") and not hasattr(self.schedule, "position"):
             raise invalid("time", self.time, "it needs a schedule with discrete steps; use '1000t' or 't'")
         check_positive(sigma_data=self.sigma_data)
         for name in ("alpha", "sigma", "log_snr", "inverse_log_snr"):

@@ -11,10 +11,17 @@ from diffusion_jax.solvers.consistency import lcm, tcd
 from diffusion_jax.solvers.ddim import ddim, ddpm, euler, euler_ancestral
 from diffusion_jax.solvers.discrete import ancestral, joint, unmask
 from diffusion_jax.solvers.dpm_solver import dpm_solver, dpm_solver_pp
-from diffusion_jax.solvers.edm import edm, heun
+from diffusion_jax.solvers.edm import edm, heun, kdpm2
 from diffusion_jax.solvers.flow import flow_euler, flow_heun, flow_midpoint, flow_sde, flow_sde_moments
 from diffusion_jax.solvers.predictor_corrector import sa_solver, unipc
-from diffusion_jax.solvers.transformations import constrained, inpainted, optimised, repainted, wrapped
+from diffusion_jax.solvers.transformations import (
+    constrained,
+    inpainted,
+    optimised,
+    repainted,
+    strided,
+    wrapped,
+)
 
 __all__ = [
     "adaptive",
@@ -36,6 +43,7 @@ __all__ = [
     "heun",
     "inpainted",
     "joint",
+    "kdpm2",
     "lcm",
     "lms",
     "optimised",
@@ -43,6 +51,7 @@ __all__ = [
     "pndm",
     "repainted",
     "sa_solver",
+    "strided",
     "tcd",
     "unipc",
     "unmask",

@@ -11,6 +11,7 @@ import numpy as np
 from diffusion_jax.errors import unknown
 from diffusion_jax.solvers.base import difference, evaluate_if, hub_step, per_modality, sigma_hat
 from diffusion_jax.solvers.multistep import (
+    Ending,
     Frame,
     check_order,
     empty_histories,
@@ -20,7 +21,7 @@ from diffusion_jax.solvers.multistep import (
     push,
 )
 from diffusion_jax.time_axes import expand, where
-from diffusion_jax.typing import Solver
+from diffusion_jax.typing import Prediction, Solver
 
 DEIS_VARIABLES = ("log_rho", "t")
 
@@ -30,13 +31,14 @@ ADAMS_BASHFORTH = np.array(
 """Weights of eps now and at the three steps before, for equal steps; row k - 1 has order k."""
 
 
-def lms(order: int = 4, lower_order_final: bool = False) -> Solver:
+def lms(order: int = 4, lower_order_final: bool | int = False) -> Solver:
     """Linear multistep: the polynomial for eps is in sigma / alpha (k-diffusion `sample_lms`; rho-AB-DEIS).
 
         x' = alpha' (x / alpha + integral of P(s) ds over sigma / alpha)
 
     order: 1 (Euler) to 4. One evaluation a step. Finite at sigma' = 0; a step from alpha = 0 is of first order.
-    lower_order_final: lowers the order over the last steps. Raises InvalidInput for another order.
+    lower_order_final: lowers the order over the last steps; an integer: in runs of fewer steps than that.
+    Raises InvalidInput for another order.
     """
     check_order(order, (1, 2, 3, 4))
 
@@ -44,15 +46,16 @@ def lms(order: int = 4, lower_order_final: bool = False) -> Solver:
         h, usable = difference(sigma_hat(process, t_next), sigma_hat(process, t))
         return Frame(lambda t: sigma_hat(process, t), process.alpha(t_next), power_moments(h, count), None, usable)
 
-    return linear_multistep("lms", order, frame, "eps", lower_order_final)
+    return linear_multistep("lms", order, frame, "eps", Ending(lower_order_final))
 
 
-def deis(order: int = 3, variable: str = "log_rho", lower_order_final: bool = True) -> Solver:
+def deis(order: int = 3, variable: str = "log_rho", lower_order_final: bool | int = True) -> Solver:
     """DEIS (Zhang & Chen 2023): exact integration of the polynomial for eps against d(sigma / alpha).
 
     variable: 'log_rho' (polynomial in log(sigma / alpha), as in diffusers) or 't' (tAB-DEIS, the paper's; weights by
         Gauss-Legendre quadrature, and usable from alpha = 0 and up to sigma' = 0 on). rho-AB-DEIS is `lms`.
-    order: 1 (DDIM) to 4. One evaluation a step. Raises InvalidInput for another order or variable.
+    order: 1 (DDIM) to 4. One evaluation a step. lower_order_final: as for `lms`.
+    Raises InvalidInput for another order or variable.
     """
     check_order(order, (1, 2, 3, 4))
     if variable not in DEIS_VARIABLES:
@@ -62,7 +65,7 @@ def deis(order: int = 3, variable: str = "log_rho", lower_order_final: bool = Tr
         return exponential_frame(process, t, t_next, count, "eps", bh=None)
 
     frame = log_rho if variable == "log_rho" else _time_frame
-    return linear_multistep("deis", order, frame, "eps", lower_order_final)
+    return linear_multistep("deis", order, frame, "eps", Ending(lower_order_final))
 
 
 _POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(12)
@@ -85,11 +88,19 @@ def _time_frame(process, t, t_next, count):
     return Frame(lambda t: t, process.alpha(t_next), moments, None, usable)
 
 
-def _transfer(process, x0, eps, estimate, t, t_next):
+COMBINED = ("eps", "output")
+STARTS = ("euler", "heun")
+
+
+def _transfer(process, x, x0, eps, estimate, t, t_next, combined):
     """PNDM's equation 11: the DDIM step with `estimate` for eps, written as a change of the step with the pair itself.
 
-    At alpha = 0 the noise is all that is known of x0, and the pair is taken as it is.
+    At alpha = 0 the noise is all that is known of x0, and the pair is taken as it is. An estimate of the network's
+    output makes a pair with x instead.
     """
+    if combined == "output":
+        pair = process.predict(estimate, x, t)
+        return hub_step(process, pair.x0, pair.eps, t_next)
     lever = process.sigma(t_next) - process.alpha(t_next) * sigma_hat(process, t)
     lever = jnp.where(process.alpha(t) == 0, 0.0, lever)
     return hub_step(process, x0, eps, t_next) + expand(lever, x0) * (estimate - eps)
@@ -102,35 +113,75 @@ def _adams_bashforth(eps, history, order):
     return sum(expand(rows[..., j], eps) * value for j, value in enumerate(values))
 
 
-def plms(order: int = 4) -> Solver:
+def _combined_value(process, x, pair, t, combined):
+    """What the weights of PLMS and PNDM are applied to, entry by entry."""
+
+    def value(process, x, x0, eps, t):
+        return eps if combined == "eps" else process.output(Prediction(x0, eps), t)
+
+    return per_modality(value, process, x, pair.x0, pair.eps, t)
+
+
+def _check_combined(combined):
+    if combined not in COMBINED:
+        raise unknown("combined", combined, COMBINED)
+
+
+def plms(order: int = 4, start: str = "euler", combined: str = "eps") -> Solver:
     """Pseudo linear multistep (Liu et al. 2022, PNDM; latent diffusion's PLMS): Adams-Bashforth eps, DDIM's transfer.
 
     The weights are those of equal steps in t. The first steps have as many terms as there is history; one evaluation
     a step. Converges at second order in the step, with small constants. order: number of terms, 1 (DDIM) to 4.
+    start: 'heun' averages eps at both ends of the first step, one evaluation more, as latent diffusion does.
+    combined: what the weights are applied to, 'eps' or the network's own 'output'; these differ where the network
+        predicts something else than eps, and diffusers takes the output.
+    Raises InvalidInput for values outside of these.
     """
     check_order(order, (1, 2, 3, 4))
+    if start not in STARTS:
+        raise unknown("start", start, STARTS)
+    _check_combined(combined)
 
     def step(process, denoise, carry, state, x, step, key):
         answer, carry = denoise(carry, x, step)
+        value = _combined_value(process, x, answer, step.t, combined)
+        second, needed = value, jax.tree.map(lambda t: jnp.zeros(jnp.shape(t), bool), step.t)
+        if start == "heun":
 
-        def update(process, x, history, x0, eps, t, t_next):
-            estimate = _adams_bashforth(eps, history, order)
-            return _transfer(process, x0, eps, estimate, t, t_next), push(history, eps, t, t != t_next)
+            def starting(process, x, history, t, t_next):
+                return (history.count == 0) & (t != t_next) & (process.sigma(t_next) != 0)
 
-        x, state = per_modality(update, process, x, state, answer.x0, answer.eps, step.t, step.t_next)
+            needed = per_modality(starting, process, x, state, step.t, step.t_next)
+            guess = per_modality(hub_step, process, answer.x0, answer.eps, step.t_next)
+            end, carry = evaluate_if(needed, denoise, carry, guess, step._replace(t=step.t_next), answer)
+            second = _combined_value(process, x, end, step.t_next, combined)
+
+        def update(process, x, history, x0, eps, value, second, needed, t, t_next):
+            estimate = _adams_bashforth(value, history, order)
+            if start == "heun":
+                estimate = where(needed, 0.5 * (value + second), estimate)
+            return _transfer(process, x, x0, eps, estimate, t, t_next, combined), push(history, value, t, t != t_next)
+
+        x, state = per_modality(
+            update, process, x, state, answer.x0, answer.eps, value, second, needed, step.t, step.t_next
+        )
         return x, state, carry
 
-    return Solver(empty_histories("plms", order - 1), step, order=min(order, 2))
+    # One value of history tells the first step from the others, whatever the order.
+    return Solver(empty_histories("plms", max(order - 1, 1)), step, order=min(order, 2))
 
 
-def pndm() -> Solver:
+def pndm(combined: str = "eps") -> Solver:
     """PNDM (Liu et al. 2022, algorithm 2): three pseudo Runge-Kutta steps of four evaluations, then `plms`.
 
     With a vector of times the extra evaluations are made as long as any entry is in its first three steps.
+    combined: as for `plms`. Raises InvalidInput for another value.
     """
+    _check_combined(combined)
 
     def step(process, denoise, carry, state, x, step, key):
         answer, carry = denoise(carry, x, step)
+        value = _combined_value(process, x, answer, step.t, combined)
         middle = jax.tree.map(lambda a, b: 0.5 * (a + b), step.t, step.t_next)
 
         def starting(process, x, history, t, t_next):
@@ -138,26 +189,29 @@ def pndm() -> Solver:
 
         needed = per_modality(starting, process, x, state, step.t, step.t_next)
 
-        def advance(eps, t_next):
-            return per_modality(_transfer, process, answer.x0, answer.eps, eps, step.t, t_next)
+        def advance(estimate, t_next):
+            def transfer(process, x, x0, eps, estimate, t, t_next):
+                return _transfer(process, x, x0, eps, estimate, t, t_next, combined)
+
+            return per_modality(transfer, process, x, answer.x0, answer.eps, estimate, step.t, t_next)
 
         def stage(carry, x, t):
             pair, carry = evaluate_if(needed, denoise, carry, x, step._replace(t=t), answer)
-            return pair.eps, carry
+            return _combined_value(process, x, pair, t, combined), carry
 
-        second, carry = stage(carry, advance(answer.eps, middle), middle)
+        second, carry = stage(carry, advance(value, middle), middle)
         third, carry = stage(carry, advance(second, middle), middle)
         # At sigma' = 0 some networks have no meaning: the fourth evaluation stays at the middle there.
         end = per_modality(lambda p, x, m, t: jnp.where(p.sigma(t) == 0, m, t), process, x, middle, step.t_next)
         fourth, carry = stage(carry, advance(third, end), end)
 
-        def update(process, x, history, x0, eps, second, third, fourth, needed, t, t_next):
-            runge_kutta = (eps + 2 * second + 2 * third + fourth) / 6
-            estimate = where(needed, runge_kutta, _adams_bashforth(eps, history, 4))
-            return _transfer(process, x0, eps, estimate, t, t_next), push(history, eps, t, t != t_next)
+        def update(process, x, history, x0, eps, value, second, third, fourth, needed, t, t_next):
+            runge_kutta = (value + 2 * second + 2 * third + fourth) / 6
+            estimate = where(needed, runge_kutta, _adams_bashforth(value, history, 4))
+            return _transfer(process, x, x0, eps, estimate, t, t_next, combined), push(history, value, t, t != t_next)
 
         x, state = per_modality(
-            update, process, x, state, answer.x0, answer.eps, second, third, fourth, needed, step.t, step.t_next
+            update, process, x, state, answer.x0, answer.eps, value, second, third, fourth, needed, step.t, step.t_next
         )
         return x, state, carry
 

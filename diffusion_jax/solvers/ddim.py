@@ -55,7 +55,7 @@ def ddim(eta: float = 0.0) -> Solver:
     return _one_step("ddim", 1, bool(eta), update)
 
 
-def ddpm(variance: str = "small") -> Solver:
+def ddpm(variance: str = "small", noise_at_end: bool = False) -> Solver:
     """Ancestral sampling: the mean of the posterior q(x' | x_t, x0) plus noise of one of two variances.
 
         mean  = alpha' x0 + (alpha sigma'^2 / (alpha' sigma)) eps
@@ -63,6 +63,8 @@ def ddpm(variance: str = "small") -> Solver:
         large = sigma^2 - (alpha / alpha')^2 sigma'^2                   the forward step's, exact for x0 ~ N(0, I)
 
     No noise is added in a step that ends at sigma = 0. One evaluation a step. Ho et al. 2020, section 3.2.
+    noise_at_end: with the large variance, adds its noise there too unless the step begins at the first index of a
+        discrete process: what diffusers does where a run stops above index 0 (spacing 'trailing').
     Raises InvalidInput for another variance.
     """
     if variance not in VARIANCES:
@@ -78,7 +80,10 @@ def ddpm(variance: str = "small") -> Solver:
                 - (process.alpha(t) * sigma / process.alpha(t_next)) ** 2
                 / jnp.where(process.sigma(t) == 0, 1.0, process.sigma(t)) ** 2
             )
-            added = jnp.where(sigma == 0, 0.0, added)
+            quiet = sigma == 0
+            if noise_at_end:
+                quiet = quiet & (getattr(process.schedule, "num_steps", jnp.inf) * t <= 1.5)
+            added = jnp.where(quiet, 0.0, added)
         mean = expand(process.alpha(t_next), x) * x0 + expand(ratio * sigma, x) * eps
         return mean + expand(jnp.sqrt(jnp.clip(added, 0.0)), x) * noise
 

@@ -20,6 +20,8 @@ from diffusion_jax.solvers.base import (
     stateless,
 )
 from diffusion_jax.solvers.multistep import (
+    THIRD_ORDERS,
+    Ending,
     Node,
     check_order,
     correction,
@@ -27,42 +29,70 @@ from diffusion_jax.solvers.multistep import (
     linear_multistep,
     noisy_hub_step,
 )
+from diffusion_jax.solvers.restarts import restarting
 from diffusion_jax.time_axes import expand
 from diffusion_jax.typing import Solver
 
-METHODS = ("multistep", "singlestep")
+METHODS = ("multistep", "singlestep", "restarting")
 EQUATIONS = ("ode", "sde")
+SOLVER_TYPES = {"midpoint": "b2", "heun": None}
+"""The published second-order coefficients: 'midpoint' puts `h (1 - exp(-h)) / 2` for the integral that 'heun' takes."""
 
 
-def dpm_solver(order: int = 2, method: str = "multistep", lower_order_final: bool = True) -> Solver:
+def dpm_solver(
+    order: int = 2,
+    method: str = "multistep",
+    lower_order_final: bool | int = True,
+    euler_at_final: bool = False,
+    solver_type: str = "midpoint",
+    third_order: str = "exact",
+) -> Solver:
     """DPM-Solver-1/2/3 on eps: `x' = alpha' x0 + sigma' eps - sigma' integral of exp(h - s) (P(s) - eps) ds`.
 
     order: 1 (DDIM), 2 or 3. Order 2 uses the published coefficient `(exp(h) - 1) / 2`, order 3 the exact integral of
-    the parabola. method: 'multistep' or 'singlestep' (intermediate lam at 1/2, or at 1/3 and 2/3).
-    lower_order_final: multistep only; lowers the order over the last steps, which helps short runs.
-    Raises InvalidInput for another order or method.
+    the parabola.
+    method: 'multistep'; 'singlestep' (evaluates `order` times within a step, at lam 1/2, or 1/3 and 2/3 of the way); or
+        'restarting', which takes `order` steps of the grid for one step of 'singlestep' (`solvers.restarts`).
+    lower_order_final: lowers the order over the last steps, which helps short runs; an integer: in runs of fewer steps
+        than that. euler_at_final: the last step is of first order. Not for 'singlestep'.
+    solver_type: 'midpoint' or 'heun', the exact integral at second order; with 'restarting' also at third, where
+        'midpoint' leaves out the node in the middle. third_order: 'exact' or 'diffusers' (see `exponential_frame`).
+    Raises InvalidInput for another order, method, solver_type or third_order.
     """
-    return _dpm("dpm_solver", "eps", order, method, "ode", lower_order_final)
+    ending = Ending(lower_order_final, euler_at_final)
+    return _dpm("dpm_solver", "eps", order, method, "ode", ending, solver_type, third_order)
 
 
 def dpm_solver_pp(
-    order: int = 2, method: str = "multistep", equation: str = "ode", lower_order_final: bool = True
+    order: int = 2,
+    method: str = "multistep",
+    equation: str = "ode",
+    lower_order_final: bool | int = True,
+    euler_at_final: bool = False,
+    solver_type: str = "midpoint",
+    third_order: str = "exact",
 ) -> Solver:
     """DPM-Solver++ on x0; order 2, multistep, is DPM-Solver++(2M), singlestep (2S); with `equation='sde'` its SDE form.
 
     order: 1 (DDIM), 2 or 3. equation: 'ode', or 'sde' for the reverse SDE (order 1 is then `ddim(eta=1)`).
     Order 2 uses the published coefficient `alpha' (1 - exp(-h)) / 2`, order 3 the exact integral of the parabola.
-    Raises InvalidInput for another order, method or equation, and for the singlestep SDE of order 3.
+    The other options are those of `dpm_solver`.
+    Raises InvalidInput for values outside of these, and for the singlestep SDE of order 3.
     """
-    return _dpm("dpm_solver_pp", "x0", order, method, equation, lower_order_final)
+    ending = Ending(lower_order_final, euler_at_final)
+    return _dpm("dpm_solver_pp", "x0", order, method, equation, ending, solver_type, third_order)
 
 
-def _dpm(name, prediction, order, method, equation, lower_order_final):
+def _dpm(name, prediction, order, method, equation, ending, solver_type, third_order):
     check_order(order, (1, 2, 3))
-    if method not in METHODS:
-        raise unknown("method", method, METHODS)
-    if equation not in EQUATIONS:
-        raise unknown("equation", equation, EQUATIONS)
+    for field, value, choices in (
+        ("method", method, METHODS),
+        ("equation", equation, EQUATIONS),
+        ("solver_type", solver_type, SOLVER_TYPES),
+        ("third_order", third_order, THIRD_ORDERS),
+    ):
+        if value not in choices:
+            raise unknown(field, value, choices)
     stochastic = equation == "sde"
     if method == "singlestep":
         if stochastic and order == 3:
@@ -72,9 +102,18 @@ def _dpm(name, prediction, order, method, equation, lower_order_final):
         return _singlestep(name, prediction, order, stochastic)
 
     def frame(process, t, t_next, count):
-        return exponential_frame(process, t, t_next, count, prediction, tau=1.0 if stochastic else 0.0)
+        tau = 1.0 if stochastic else 0.0
+        return exponential_frame(process, t, t_next, count, prediction, tau, SOLVER_TYPES[solver_type], third_order)
 
-    return linear_multistep(name, order, frame, prediction, lower_order_final, stochastic)
+    def doubled(process, t, t_next, count):
+        # The square's weight in the released singlestep form is twice that of the multistep one.
+        this = frame(process, t, t_next, count)
+        factor = 2.0 if third_order == "diffusers" else 1.0
+        return this._replace(moments=[*this.moments[:2], *(factor * moment for moment in this.moments[2:])])
+
+    if method == "restarting":
+        return restarting(name, order, doubled, prediction, ending, stochastic, nearest_only=solver_type == "midpoint")
+    return linear_multistep(name, order, frame, prediction, ending, stochastic)
 
 
 def _intermediate(process, t, t_next, fraction):

@@ -1,4 +1,4 @@
-"""Second-order methods in sigma / alpha: Heun and the churned sampler of EDM (Karras et al. 2022).
+"""Second-order methods in sigma / alpha: Heun, DPM-2 and the churned sampler of EDM (Karras et al. 2022).
 
 With `y = x / alpha` every Gaussian process has `dy / d(sigma / alpha) = eps`, which is EDM's equation 4. Steps that end
 at sigma' = 0 take no second evaluation (algorithm 1, line 6), nor do steps from alpha = 0, where y is infinite.
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from diffusion_jax.errors import invalid
 from diffusion_jax.randomness import normal_like
-from diffusion_jax.solvers.base import evaluate_if, hub_step, per_modality, sigma_hat, stateless
+from diffusion_jax.solvers.base import evaluate_if, half_log_snr, hub_step, per_modality, sigma_hat, stateless
 from diffusion_jax.time_axes import expand, where
 from diffusion_jax.typing import Solver
 
@@ -46,6 +46,54 @@ def heun() -> Solver:
         return x, state, carry
 
     return Solver(stateless("heun"), step, order=2)
+
+
+def kdpm2(ancestral: bool = False) -> Solver:
+    """DPM-2 of k-diffusion: the midpoint method in sigma / alpha, its middle halfway in the logarithm.
+
+        y' = y + (s' - s) eps(y_m, s_m),  y_m = y + (s_m - s) eps(y, s),  s_m = sqrt(s s')
+
+    with s short for sigma / alpha. ancestral: to `sigma_down` instead of s', then fresh noise, as `euler_ancestral`.
+    Two evaluations a step, one in a step that ends at sigma' = 0 or starts at alpha = 0, which is then `euler`.
+    """
+
+    def step(process, denoise, carry, state, x, step, key):
+        answer, carry = denoise(carry, x, step)
+        noise = normal_like(key, x) if ancestral else x
+
+        def target(process, x, t, t_next):
+            """sigma / alpha where the deterministic part ends, and the deviation of the noise added there."""
+            start, end = sigma_hat(process, t), sigma_hat(process, t_next)
+            if not ancestral:
+                return end, jnp.zeros_like(end)
+            ratio = jnp.where(jnp.isfinite(start) & (start > 0), end / jnp.where(start > 0, start, 1.0), 0.0)
+            return end * jnp.minimum(ratio, 1.0), end * jnp.sqrt(jnp.clip(1.0 - ratio**2, 0.0))
+
+        def middle(process, x, x0, eps, t, t_next, end):
+            start = sigma_hat(process, t)
+            usable = (t != t_next) & jnp.isfinite(start) & (end > 0) & (process.alpha(t_next) != 0)
+            level = jnp.where(usable, -half_log_snr(process, t) + jnp.log(jnp.where(usable, end, 1.0)), 0.0)
+            time = jnp.where(usable, process.inverse_log_snr(-level), t).astype(jnp.result_type(t))
+            return hub_step(process, x0, eps, time), time, usable
+
+        def finish(process, x, x0, eps, second, noise, t, t_next, end, added, usable):
+            start = sigma_hat(process, t)
+            gap = jnp.where(usable, end - start, 0.0)
+            alpha = expand(process.alpha(t_next), x)
+            # y = x0 + s eps: first order goes to `end` with the pair itself, second order with eps of the middle.
+            moved = alpha * (x0 + expand(end, x) * eps + expand(gap, x) * (second - eps))
+            plain = hub_step(process, x0, eps, t_next)
+            return where(process.alpha(t_next) != 0, moved + alpha * expand(added, x) * noise, plain)
+
+        end, added = per_modality(target, process, x, step.t, step.t_next)
+        guess, time, usable = per_modality(middle, process, x, answer.x0, answer.eps, step.t, step.t_next, end)
+        second, carry = evaluate_if(usable, denoise, carry, guess, step._replace(t=time), answer)
+        x = per_modality(
+            finish, process, x, answer.x0, answer.eps, second.eps, noise, step.t, step.t_next, end, added, usable
+        )
+        return x, state, carry
+
+    return Solver(stateless("kdpm2"), step, order=1 if ancestral else 2)
 
 
 def edm(s_churn: float = 40.0, s_tmin: float = 0.05, s_tmax: float = 50.0, s_noise: float = 1.003) -> Solver:

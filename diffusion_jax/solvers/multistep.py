@@ -81,12 +81,33 @@ def attainable_order(nodes: Sequence[Node], order: Any) -> Any:
     return jnp.minimum(order, available)
 
 
-def final_order(step: Step, t: Any, remaining: Any, order: int, lower_order_final: bool) -> Any:
-    """`order`; with `lower_order_final` at most the steps that an entry still has to make, this one included."""
-    if not lower_order_final:
-        return jnp.full(jnp.shape(t), order, jnp.int32)
-    remaining = step.num_steps - step.index if remaining is None else remaining
-    return jnp.broadcast_to(jnp.minimum(order, remaining), jnp.shape(t))
+class Ending(NamedTuple):
+    """How a multi-step method ends.
+
+    lower_order_final: at most as many terms as an entry still has steps to make, this one included. An integer: only in
+        runs of fewer steps than that (15 in diffusers, and none in longer runs).
+    euler_at_final: the last step is of first order whatever the length of the run.
+    """
+
+    lower_order_final: bool | int = True
+    euler_at_final: bool = False
+
+
+def steps_left(step: Step, remaining: Any) -> Any:
+    """How many steps are left, this one included: of each entry where the loop counts them, else of the run."""
+    return step.num_steps - step.index if remaining is None else remaining
+
+
+def final_order(step: Step, t: Any, remaining: Any, order: int, ending: Ending) -> Any:
+    """`order`, lowered over the last steps as `ending` says."""
+    remaining = steps_left(step, remaining)
+    short = ending.lower_order_final
+    if not isinstance(short, bool):
+        short = jnp.asarray(step.num_steps) < short
+    wanted = jnp.where(short, jnp.minimum(order, remaining), order)
+    if ending.euler_at_final:
+        wanted = jnp.where(remaining <= 1, 1, wanted)
+    return jnp.broadcast_to(wanted, jnp.shape(t)).astype(jnp.int32)
 
 
 def phi(k: int, z: Any) -> Any:
@@ -155,21 +176,35 @@ class Frame(NamedTuple):
     usable: Any
 
 
+THIRD_ORDERS = ("exact", "diffusers")
+
+
 def exponential_frame(
-    process: Any, t: Any, t_next: Any, count: int, prediction: str, tau: Any = 0.0, bh: str | None = "b2"
+    process: Any,
+    t: Any,
+    t_next: Any,
+    count: int,
+    prediction: str,
+    tau: Any = 0.0,
+    bh: str | None = "b2",
+    third_order: str = "exact",
 ) -> Frame:
     """The exponential step in lam for `prediction` 'x0' or 'eps'; the two are mirror images (alpha, lam; sigma, -lam).
 
     With `tau` (x0 only) the weight is `(1 + tau^2) exp((1 + tau^2) (s - h))`, that of the SDE whose noise is tau times
     that of the reverse SDE. `bh` names B(h) in the second-order coefficient `h B(h) / 2`: 'b1' is h, 'b2' is
-    `1 - exp(-h)`, None the exact integral.
+    `1 - exp(-h)`, None the exact integral. `third_order` is 'exact', or 'diffusers' for the weight that DPM-Solver's
+    released code and diffusers give to the square of s in the parabola: half of the integral (of order h^3 off), and
+    for the SDE half of it minus h^2.
     """
     coordinate = lam_coordinate(process, prediction)
     h, usable = difference(coordinate(t_next), coordinate(t))
     scale = process.alpha(t_next) if prediction == "x0" else process.sigma(t_next)
     stretch = 1.0 + tau**2
     moments = [m / stretch**k for k, m in enumerate(exponential_moments(stretch * h, count))]
-    simple = {"b1": 0.5 * h**2, "b2": 0.5 * h * moments[0], None: None}[bh]
+    simple = {"b1": 0.5 * stretch * h**2, "b2": 0.5 * h * moments[0], None: None}[bh]
+    if third_order == "diffusers" and count >= 2:
+        moments[2] = 0.5 * moments[2] - (h**2 if tau else 0.0)
     return Frame(coordinate, scale, moments, simple, usable)
 
 
@@ -214,7 +249,7 @@ def usable_order(frame: Frame, nodes: Sequence[Node], order: Any) -> Any:
 
 
 def linear_multistep(
-    name: str, order: int, frame: Any, prediction: str, lower_order_final: bool, stochastic: bool = False
+    name: str, order: int, frame: Any, prediction: str, ending: Ending, stochastic: bool = False
 ) -> Solver:
     """The solver of equation (2) with `order - 1` past outputs.
 
@@ -230,7 +265,7 @@ def linear_multistep(
             value = x0 if prediction == "x0" else eps
             this = frame(process, t, t_next, order - 1)
             nodes = past_nodes(history, this.coordinate, this.coordinate(t))
-            wanted = final_order(step, t, remaining, order, lower_order_final)
+            wanted = final_order(step, t, remaining, order, ending)
             terms = correction(value, nodes, this.moments, usable_order(this, nodes, wanted), this.simple)
             if stochastic:
                 first = noisy_hub_step(process, x0, eps, noise, t, t_next, 1.0)

@@ -36,6 +36,33 @@ def wrapped(solver: Solver, before: Callable | None = None, after: Callable | No
     return Solver(solver.init, step, solver.order)
 
 
+def strided(solver: Solver, num_train_steps: int = 1000) -> Solver:
+    """`solver` with every step going `T // S` indices down from where it starts, whatever the grid says.
+
+    T is `num_train_steps`, S the steps of the run; no step goes below the last time of the grid. diffusers' DDIM and
+    PNDM do this: where the grid has other gaps (S does not divide T, spacing 'linspace'), x is taken to a time other
+    than that at which it is seen next. Where the gaps are `T // S` it is `solver`.
+    """
+
+    def init(process, x, grid):
+        return solver.init(process, x, grid), jax.tree.map(lambda g: jnp.asarray(g)[-1], grid)
+
+    def step(process, denoise, carry, state, x, step, key):
+        inner, end = state
+        stride = num_train_steps // step.num_steps / num_train_steps
+
+        def target(t, t_next, end):
+            # Whole indices, so that a node of a table is met exactly.
+            index = jnp.round((t - stride) * num_train_steps) / num_train_steps
+            return jnp.where(t == t_next, t, jnp.maximum(index, end)).astype(jnp.result_type(t))
+
+        aimed = step._replace(t_next=jax.tree.map(target, step.t, step.t_next, end))
+        x, inner, carry = solver.step(process, denoise, carry, inner, x, aimed, key)
+        return x, (inner, end), carry
+
+    return Solver(init, step, solver.order)
+
+
 def inpainted(solver: Solver, known: Any, mask: Any, *, noise: Any = None) -> Solver:
     """Replaces the known region by itself, noised to the time of the sample, before and after each step.
 

@@ -18,10 +18,13 @@ from diffusion_jax.timesteps.draws import (
     uniform,
 )
 from diffusion_jax.timesteps.grids import (
+    NOISE_RATIOS,
+    SPACINGS,
     beta_grid,
     exponential,
     from_array,
     from_indices,
+    from_noise_ratios,
     karras,
     leading,
     linspace,
@@ -56,6 +59,8 @@ from diffusion_jax.timesteps.weights import (
 )
 
 __all__ = [
+    "NOISE_RATIOS",
+    "SPACINGS",
     "SPREADS",
     "LossHistory",
     "antithetic",
@@ -70,6 +75,7 @@ __all__ = [
     "exponential",
     "from_array",
     "from_indices",
+    "from_noise_ratios",
     "importance",
     "in_window",
     "independent",

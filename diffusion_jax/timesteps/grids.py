@@ -1,4 +1,4 @@
-"""Grids: the times of a run as float32 `[S + 1]`, falling to 0, for `sample`.
+"""Grids: the times of a run as float32 `[S + 1]` (float64 under jax.enable_x64), falling to 0, for `sample`.
 
 A grid begins at 1 unless its paper begins lower (`leading`, a given sigma_max). Discrete ones contain exactly the times
 `(k + 1) / T` of their indices, then 0. Grids are plain arrays: plans of vector timesteps are made by stacking or
@@ -6,8 +6,10 @@ shifting them, and `shift` and `resolution_shift` map grid to grid. Values are c
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy import stats
@@ -24,8 +26,8 @@ def _check_steps(steps: int, num_train_steps: int | None = None) -> None:
         raise invalid("steps", steps, f"a process with {num_train_steps} steps has no more than that")
 
 
-def from_indices(indices: Any, num_train_steps: int = 1000) -> Any:
-    """The grid through `t = (k + 1) / T` of falling indices k `[S]`, then 0."""
+def from_indices(indices: Any, num_train_steps: int = 1000, end: Number = 0.0) -> Any:
+    """The grid through `t = (k + 1) / T` of falling indices k `[S]`, whole or not, then `end`."""
     indices = np.asarray(indices)
     if indices.ndim != 1 or indices.size < 1:
         raise invalid("indices.shape", indices.shape, "a sequence of at least one index is needed")
@@ -33,7 +35,7 @@ def from_indices(indices: Any, num_train_steps: int = 1000) -> Any:
         raise InvalidInput(
             f"indices span [{indices.min()}, {indices.max()}], but must lie in [0, {num_train_steps - 1}]."
         )
-    return from_array(np.append((indices + 1) / num_train_steps, 0.0))
+    return from_array(np.append((indices + 1) / num_train_steps, end))
 
 
 def from_array(values: Any) -> Any:
@@ -46,7 +48,18 @@ def from_array(values: Any) -> Any:
     rises = np.argwhere(np.diff(values, axis=0) > 0)
     if rises.size:
         raise InvalidInput(f"values must not rise; entry {rises[0][0] + 1} is larger than entry {rises[0][0]}.")
-    return jnp.asarray(values, jnp.float32)
+    return jnp.asarray(values, jnp.result_type(float))
+
+
+SPACINGS: dict[str, Callable[[int, int, int], np.ndarray]] = {
+    "linspace": lambda steps, last, offset: np.linspace(last - 1, 0, steps),
+    "leading": lambda steps, last, offset: np.arange(steps)[::-1] * float(last // steps) + offset,
+    "trailing": lambda steps, last, offset: np.round(last - np.arange(steps) * (last / steps)) - 1.0,
+}
+"""Falling indices `[S]` of `(steps, last, offset)`, those below `last`: table 2 of Lin et al. 2024.
+
+`linspace` is not rounded here.
+"""
 
 
 def linspace(steps: int = 50, num_train_steps: int | None = None) -> Any:
@@ -57,7 +70,7 @@ def linspace(steps: int = 50, num_train_steps: int | None = None) -> Any:
     _check_steps(steps, num_train_steps)
     if num_train_steps is None:
         return from_array(np.linspace(1.0, 0.0, steps + 1))
-    return from_indices(np.linspace(0, num_train_steps - 1, steps).round()[::-1], num_train_steps)
+    return from_indices(SPACINGS["linspace"](steps, num_train_steps, 0).round(), num_train_steps)
 
 
 def leading(steps: int = 50, num_train_steps: int = 1000, steps_offset: int = 0) -> Any:
@@ -66,7 +79,7 @@ def leading(steps: int = 50, num_train_steps: int = 1000, steps_offset: int = 0)
     The first time is below 1: the start is not quite noise (Lin et al. 2024, table 2).
     """
     _check_steps(steps, num_train_steps)
-    indices = np.arange(steps)[::-1] * (num_train_steps // steps) + steps_offset
+    indices = SPACINGS["leading"](steps, num_train_steps, steps_offset)
     if steps_offset < 0 or indices[0] >= num_train_steps:
         raise invalid("steps_offset", steps_offset, f"the indices must stay in [0, {num_train_steps - 1}]")
     return from_indices(indices, num_train_steps)
@@ -77,7 +90,7 @@ def trailing(steps: int = 50, num_train_steps: int | None = None) -> Any:
     _check_steps(steps, num_train_steps)
     if num_train_steps is None:
         return linspace(steps)
-    return from_indices(np.round(num_train_steps - np.arange(steps) * (num_train_steps / steps)) - 1, num_train_steps)
+    return from_indices(SPACINGS["trailing"](steps, num_train_steps, 0), num_train_steps)
 
 
 def quadratic(steps: int = 50, power: Number = 2.0) -> Any:
@@ -112,11 +125,37 @@ def _sigma_ends(process, sigma_min, sigma_max):
     return float(sigma_min), float(sigma_max), from_one
 
 
-def _at_noise_ratios(process, sigmas, from_one):
-    times = np.asarray(time_at_noise_ratio(process, jnp.asarray(sigmas)), np.float64)
-    if from_one:
-        times[0] = 1.0
-    return from_array(np.append(np.minimum.accumulate(times), 0.0))
+def _karras(steps, sigma_min, sigma_max, rho=7.0):
+    ramp = np.linspace(0.0, 1.0, steps)
+    return (sigma_max ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
+
+
+def _exponential(steps, sigma_min, sigma_max):
+    return np.geomspace(sigma_max, sigma_min, steps)
+
+
+def _beta(steps, sigma_min, sigma_max, alpha=0.6, beta=0.6):
+    return sigma_min + stats.beta.ppf(np.linspace(1.0, 0.0, steps), alpha, beta) * (sigma_max - sigma_min)
+
+
+NOISE_RATIOS: dict[str, Callable[..., np.ndarray]] = {"karras": _karras, "exponential": _exponential, "beta": _beta}
+"""Falling noise ratios sigma / alpha `[S]` of `(steps, sigma_min, sigma_max)`.
+
+`beta` are the quantiles of Beta(0.6, 0.6) between the ends (Lee et al. 2024, as samplers of latent models use it).
+"""
+
+
+def from_noise_ratios(process: Any, ratios: Any, end: Number = 0.0) -> Any:
+    """The grid through the times at which sigma / alpha is each of the falling `ratios [S]`, then the time `end`."""
+    # A grid is found once: in double precision, so that a node of a table is exactly itself.
+    with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+        times = np.asarray(time_at_noise_ratio(process, jnp.asarray(np.asarray(ratios, np.float64))), np.float64)
+    return from_array(np.append(np.minimum.accumulate(times), end))
+
+
+def _begun(grid, from_one):
+    """The grid with its first time exactly 1, when it is meant to begin there."""
+    return grid.at[0].set(1.0) if from_one else grid
 
 
 def karras(
@@ -134,16 +173,14 @@ def karras(
     _check_steps(steps)
     check_positive(rho=rho)
     sigma_min, sigma_max, from_one = _sigma_ends(process, sigma_min, sigma_max)
-    ramp = np.linspace(0.0, 1.0, steps)
-    sigmas = (sigma_max ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
-    return _at_noise_ratios(process, sigmas, from_one)
+    return _begun(from_noise_ratios(process, _karras(steps, sigma_min, sigma_max, rho)), from_one)
 
 
 def exponential(process: Any, steps: int = 18, sigma_min: Number | None = None, sigma_max: Number | None = None) -> Any:
     """`log(sigma / alpha)` in equal steps, then 0; ends as for `karras`."""
     _check_steps(steps)
     sigma_min, sigma_max, from_one = _sigma_ends(process, sigma_min, sigma_max)
-    return _at_noise_ratios(process, np.geomspace(sigma_max, sigma_min, steps), from_one)
+    return _begun(from_noise_ratios(process, _exponential(steps, sigma_min, sigma_max)), from_one)
 
 
 def uniform_log_snr(

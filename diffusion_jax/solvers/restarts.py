@@ -1,0 +1,122 @@
+"""Singlestep methods on a grid that holds their intermediate times too: blocks of 1, 2 or 3 steps from one start.
+
+Within a block every step starts at x of the block's first step, and uses the outputs at all of the block's times so
+far: the k-th step of a block is of order k. Between blocks nothing is remembered. One evaluation a step of the grid.
+This is how diffusers spends a number of evaluations on DPM-Solver's singlestep form (Lu et al. 2022a, appendix D.1).
+"""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax.randomness import normal_like
+from diffusion_jax.solvers.base import check_gaussian, hub_step, per_modality
+from diffusion_jax.solvers.multistep import (
+    Ending,
+    Frame,
+    History,
+    Node,
+    correction,
+    empty_history,
+    noisy_hub_step,
+    past_nodes,
+    push,
+)
+from diffusion_jax.time_axes import expand, where
+from diffusion_jax.typing import Solver
+
+
+class Block(NamedTuple):
+    """Where the block of an entry began: the pair and the time there, and the outputs before the current one."""
+
+    x0: Any
+    eps: Any
+    t: Any
+    history: History
+
+
+def block_orders(num_steps: int, order: int, ending: Ending) -> np.ndarray:
+    """The order of each step of a run: 1, 2, .., `order`, again and again.
+
+    With `lower_order_final`, and where `order` does not divide the steps, the run does not end with a whole block.
+    """
+    lowered = ending.lower_order_final
+    if not isinstance(lowered, bool):
+        lowered = num_steps < lowered
+    block = list(range(1, order + 1))
+    whole, rest = divmod(num_steps, order)
+    if rest:
+        orders = block * whole + block[:rest]
+    elif lowered:
+        orders = block * (whole - 1) + block[:-1] + [1]
+    else:
+        orders = block * whole
+    if ending.euler_at_final:
+        orders[-1] = 1
+    return np.asarray(orders)
+
+
+def restarting(
+    name: str, order: int, frame: Any, prediction: str, ending: Ending, stochastic: bool, nearest_only: bool
+) -> Solver:
+    """The solver of equation (2) of `multistep` over blocks of up to `order` steps.
+
+    frame: (process, t, t_next, count) -> Frame of the step from the block's start.
+    nearest_only: third-order steps use the start and the latest time of the block only.
+    The order of a step follows its index in the run, the same for all entries of a vector of times.
+    """
+
+    def init(process, x, grid):
+        check_gaussian(process, name)
+        steps = (next(iter(grid.values())) if isinstance(grid, dict) else grid).shape[0] - 1
+        first = {key: g[0] for key, g in grid.items()} if isinstance(grid, dict) else grid[0]
+
+        def empty(_, x, t):
+            return Block(jnp.zeros_like(x), jnp.zeros_like(x), t, empty_history(x, t, max(order - 1, 1)))
+
+        return jnp.asarray(block_orders(steps, order, ending), jnp.int32), per_modality(empty, process, x, first)
+
+    def step(process, denoise, carry, state, x, step, key):
+        orders, blocks = state
+        this = orders[step.index]
+        answer, carry = denoise(carry, x, step)
+        noise = normal_like(key, x) if stochastic else x
+
+        def update(process, x, block, x0, eps, noise, t, t_next):
+            fresh = jnp.broadcast_to(this == 1, jnp.shape(t))
+            value = x0 if prediction == "x0" else eps
+            start = jnp.where(fresh, t, block.t)
+            pair = where(fresh, x0, block.x0), where(fresh, eps, block.eps)
+            # Newest first: the output now, then those of the block, its start last.
+            past = block.history._replace(count=jnp.where(fresh, 0, block.history.count))
+            whole: Frame = frame(process, start, t_next, order - 1)
+            base = whole.coordinate(start)
+            latest = push(past, value, t, jnp.ones_like(fresh))
+            nodes = past_nodes(latest, whole.coordinate, base)
+            usable = whole.usable & ~fresh
+            # The start is the base of the polynomial, not a node of its own: `difference` finds it unusable.
+            nodes = [Node(node.value, node.offset, node.usable & usable) for node in nodes[: order - 1]]
+            if nearest_only:
+                nodes = nodes[:1]
+            anchor = pair[0] if prediction == "x0" else pair[1]
+            attained = jnp.minimum(this, 1 + sum(node.usable.astype(jnp.int32) for node in nodes))
+            simple = jnp.where(this == 2, whole.simple, whole.moments[1]) if whole.simple is not None else None
+            terms = correction(anchor, nodes, whole.moments, attained, simple)
+            if stochastic:
+                moved = noisy_hub_step(process, *pair, noise, start, t_next, 1.0)
+            else:
+                moved = hub_step(process, *pair, t_next)
+            moves = t != t_next
+            began = Block(
+                where(moves, pair[0], block.x0),
+                where(moves, pair[1], block.eps),
+                jnp.where(moves, start, block.t),
+                push(past, value, t, moves),
+            )
+            return moved + expand(whole.scale, x) * terms, began
+
+        x, blocks = per_modality(update, process, x, blocks, answer.x0, answer.eps, noise, step.t, step.t_next)
+        return x, (orders, blocks), carry
+
+    return Solver(init, step, order=order)
