@@ -29,6 +29,7 @@ class Source(NamedTuple):
         parts of one tensor may differ in length.
     sizes: lengths of axes that the inverse pattern cannot know: `(("p", 2), ("q", 2))`.
     copies: their file holds this many equal copies, numbered by "{}", of our one tensor; 0 for none.
+    swapped: the halves of their tensor along its first axis stand in the other order than ours (scale before shift).
     """
 
     name: str
@@ -37,6 +38,7 @@ class Source(NamedTuple):
     parts: int = 1
     sizes: tuple[tuple[str, int], ...] = ()
     copies: int = 0
+    swapped: bool = False
 
 
 Table = dict[str, Source]
@@ -105,11 +107,13 @@ class Slot(NamedTuple):
 
     def ours(self, part: np.ndarray) -> np.ndarray:
         """One layer of ours from their part."""
+        part = _swap(part) if self.source.swapped else part
         return einops.rearrange(part, self.source.layout) if self.source.layout else part
 
     def theirs(self, layer: np.ndarray) -> np.ndarray:
         """Their part from one layer of ours."""
-        return _inverse(self.source)(layer)
+        part = _inverse(self.source)(layer)
+        return _swap(part) if self.source.swapped else part
 
     def fill(self, read: Callable[[str, tuple], np.ndarray], index: tuple[slice, ...], dtype: Any) -> np.ndarray:
         """The entries of ours at `index`, read through `read(name, index)`; no more is read than the layout forces."""
@@ -124,7 +128,7 @@ class Slot(NamedTuple):
 
     def _layer(self, read, name, index):
         axes = _permutation(self.source.layout, len(self.item))
-        if axes is None:
+        if axes is None or self.source.swapped:
             whole = tuple(slice(0, size) for size in self.their_part)
             return self.ours(read(name, self._shifted(whole)))[index]
         theirs = tuple(index[axes.index(axis)] for axis in range(len(axes)))
@@ -134,6 +138,10 @@ class Slot(NamedTuple):
         if not index:
             return index
         return (slice(index[0].start + self.start, index[0].stop + self.start), *index[1:])
+
+
+def _swap(part: np.ndarray) -> np.ndarray:
+    return np.roll(part, len(part) // 2, axis=0)
 
 
 def _permutation(layout: str, ndim: int) -> list[int] | None:

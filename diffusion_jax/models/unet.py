@@ -92,8 +92,8 @@ SDXL = {
     "context_channels": 2048,
     "pooled": True,
     "pooled_layers": 2,
-    "pooled_channels": 1280,
-    "time_ids": 6,
+    "pooled_channels": 1280 + 6 * 256,
+    "time_ids": True,
 }
 PRESETS = {
     "digits": {"channels": 32, "multipliers": (1, 2), "num_residual": 1, "attention": (0, 1), "groups": 8},
@@ -128,7 +128,7 @@ PRESETS = {
         "heads": (6, 12, 24, 24),
         "time_features": 384,
         "context_channels": 1280,
-        "time_ids": 5,
+        "pooled_channels": 1280 + 5 * 256,
     },
 }
 """Fields of `UNet`. `digits` is for 8 x 8 images; the others follow Ho et al. 2020 (appendix B), Dhariwal & Nichol 2021

@@ -47,8 +47,8 @@ class UNetEncoder(nn.Module):
         `ConditionEncoder`. With `context` or text, attention is followed by cross-attention.
     raw_context: cross-attention sees `cond["context"]` as it is, not embedded by `ConditionEncoder` (as Stable
         Diffusion); the caller then says what "no condition" is.
-    in_channels, context_channels, pooled_channels: channels of x, of the context and of the pooled vector; 0 takes
-        what comes.
+    in_channels, context_channels, pooled_channels: channels of x, of the context, and of the pooled vector with the
+        sinusoids of the time ids; 0 takes what comes.
     concat: channels of `cond["concat"] [B, H, W, concat]`, which join those of x; 0 for none.
     remat: a key of `REMAT`, applied to each block. dtype: compute dtype; parameters and the output are float32.
     """
@@ -72,7 +72,7 @@ class UNetEncoder(nn.Module):
     num_classes: int = 0
     pooled: bool = False
     pooled_layers: int = 1
-    time_ids: int = 0
+    time_ids: bool = False
     id_features: int = 256
     context: bool = False
     text_vocab_size: int = 0
@@ -192,10 +192,17 @@ class UNetEncoder(nn.Module):
         )
         own = (*taken, *("concat",) * bool(self.concat), *CONTEXT * self.raw_context)
         cond = check_condition(cond, encoder.taken + own)
-        for name in ("context", "pooled"):
-            size = getattr(self, f"{name}_channels")
-            if size and cond[name].shape[-1] != size:
-                raise invalid(f"cond[{name!r}].shape", cond[name].shape, f"the network was made for {size} features")
+        if self.context_channels and cond["context"].shape[-1] != self.context_channels:
+            expected = f"the network was made for context_channels={self.context_channels}"
+            raise invalid("cond['context'].shape", cond["context"].shape, expected)
+        if self.pooled_channels:
+            ids = cond["time_ids"].shape[-1] if self.time_ids else 0
+            if cond["pooled"].shape[-1] + ids * self.id_features != self.pooled_channels:
+                sum_of = f" and {ids} time ids of {self.id_features} sinusoids" if self.time_ids else ""
+                raise InvalidInput(
+                    f"cond['pooled'] has {cond['pooled'].shape[-1]} channels{sum_of}, "
+                    f"but the network was made for pooled_channels={self.pooled_channels} in total."
+                )
         c, context, mask = encoder(t, {name: value for name, value in cond.items() if name not in own})
         if self.raw_context:
             context, mask = jnp.asarray(cond["context"], dtype), cond.get("context_mask")
@@ -213,7 +220,7 @@ def check_encoder(module: UNetEncoder) -> None:
     for name in ("channels", "num_residual", "groups", "time_features", "id_features"):
         if getattr(module, name) < 1:
             raise invalid(name, getattr(module, name), "it must be a positive integer")
-    sizes = ("mid_attention", "mid_residual", "head_dim", "width", "num_classes", "text_vocab_size", "time_ids")
+    sizes = ("mid_attention", "mid_residual", "head_dim", "width", "num_classes", "text_vocab_size")
     for name in (*sizes, "in_channels", "context_channels", "pooled_channels", "concat"):
         if getattr(module, name) < 0:
             raise invalid(name, getattr(module, name), "it must not be negative")

@@ -47,11 +47,10 @@ class GaussianPosterior(NamedTuple):
 
 
 class Coder(nn.Module):
-    """What encoder and decoder share; the fields are those of `KLVAE`, and `features` the channels that come out."""
+    """What encoder and decoder share. out_channels: that come out; features: of each level; the rest as in `KLVAE`."""
 
-    features: int
-    channels: int
-    multipliers: tuple[int, ...]
+    out_channels: int
+    features: tuple[int, ...]
     num_residual: int
     attention: bool
     groups: int
@@ -70,33 +69,36 @@ class Coder(nn.Module):
 
     def finish(self, h):
         h = jax.nn.silu(GroupNorm(self.groups, dtype=self.dtype, name="norm_out")(h))
-        return conv(self.features, dtype=self.dtype, name="conv_out")(h)
+        return conv(self.out_channels, dtype=self.dtype, name="conv_out")(h)
 
 
 class Encoder(Coder):
-    """`[B, H, W, C]` to `[B, H/f, W/f, features]`."""
+    """`[B, H, W, C]` to `[B, H/f, W/f, out_channels]`. stage: "levels" or "end" is the part before or after them."""
 
     @nn.compact
-    def __call__(self, x):
-        h = conv(self.channels * self.multipliers[0], dtype=self.dtype, name="conv_in")(x.astype(self.dtype))
-        for level, multiplier in enumerate(self.multipliers):
-            for index in range(self.num_residual):
-                h = self.block(h, self.channels * multiplier, f"level_{level}_{index}")
-            if level < len(self.multipliers) - 1:
-                h = Downsample(h.shape[-1], (0, 1), self.dtype, name=f"level_{level}_down")(h)
-        return self.finish(self.middle(h))
+    def __call__(self, h, stage=None):
+        if stage != "end":
+            h = conv(self.features[0], dtype=self.dtype, name="conv_in")(h.astype(self.dtype))
+            for level, features in enumerate(self.features):
+                for index in range(self.num_residual):
+                    h = self.block(h, features, f"level_{level}_{index}")
+                if level < len(self.features) - 1:
+                    h = Downsample(h.shape[-1], (0, 1), self.dtype, name=f"level_{level}_down")(h)
+        return h if stage == "levels" else self.finish(self.middle(h))
 
 
 class Decoder(Coder):
-    """`[B, h, w, Z]` to `[B, f h, f w, features]`."""
+    """`[B, h, w, Z]` to `[B, f h, f w, out_channels]`. stage: "start" ends before the levels, "levels" is the rest."""
 
     @nn.compact
-    def __call__(self, z):
-        h = conv(self.channels * self.multipliers[-1], dtype=self.dtype, name="conv_in")(z.astype(self.dtype))
-        h = self.middle(h)
-        for level, multiplier in reversed(list(enumerate(self.multipliers))):
+    def __call__(self, h, stage=None):
+        if stage != "levels":
+            h = self.middle(conv(self.features[-1], dtype=self.dtype, name="conv_in")(h.astype(self.dtype)))
+        if stage == "start":
+            return h
+        for level, features in reversed(list(enumerate(self.features))):
             for index in range(self.num_residual + 1):
-                h = self.block(h, self.channels * multiplier, f"level_{level}_{index}")
+                h = self.block(h, features, f"level_{level}_{index}")
             if level > 0:
                 h = Upsample(h.shape[-1], self.dtype, name=f"level_{level}_up")(h)
         return self.finish(h)
@@ -105,7 +107,8 @@ class Decoder(Coder):
 class KLVAE(nn.Module):
     """Encoder and decoder; `kl_vae` makes pure functions of them. The defaults are KL-f8 of latent diffusion.
 
-    channels, multipliers: level l has `channels * multipliers[l]` features; every level but the last halves the size.
+    channels, multipliers: level l has `round(channels * multipliers[l])` features; every level but the last halves the
+        size.
     num_residual: residual blocks per level of the encoder; the decoder has one more.
     latent_channels: Z. data_channels: of the images, and of their reconstructions.
     attention: whether the middle attends over pixels (one head).
@@ -116,7 +119,7 @@ class KLVAE(nn.Module):
     """
 
     channels: int = 128
-    multipliers: tuple[int, ...] = (1, 2, 4, 4)
+    multipliers: tuple[int | float, ...] = (1, 2, 4, 4)
     num_residual: int = 2
     latent_channels: int = 4
     data_channels: int = 3
@@ -133,11 +136,15 @@ class KLVAE(nn.Module):
         """How many pixels a latent spans along each axis, f."""
         return 2 ** (len(self.multipliers) - 1)
 
+    @property
+    def features(self) -> tuple[int, ...]:
+        """Channels of each level."""
+        return tuple(round(self.channels * multiplier) for multiplier in self.multipliers)
+
     def setup(self):
         dtype = jnp.dtype(self.dtype)
         fields = {
-            "channels": self.channels,
-            "multipliers": self.multipliers,
+            "features": self.features,
             "num_residual": self.num_residual,
             "attention": self.attention,
             "groups": self.groups,
@@ -150,25 +157,29 @@ class KLVAE(nn.Module):
             self.to_moments = conv(2 * self.latent_channels, 1, dtype=dtype)
             self.from_latents = conv(self.latent_channels, 1, dtype=dtype)
 
-    def posterior(self, x) -> GaussianPosterior:
-        """The Gaussian over (unscaled) latents; logvar is kept within [-30, 20]."""
+    def posterior(self, x, around=lambda levels, x: levels(x)) -> GaussianPosterior:
+        """The Gaussian over (unscaled) latents; logvar is kept within [-30, 20].
+
+        around: `(levels, x) -> features`, how the levels, a local map that makes x smaller by `factor`, are applied.
+        """
         check_images(x.shape, len(self.multipliers) - 1, "x")
         if x.shape[-1] != self.data_channels:
             raise invalid("x.shape", x.shape, f"the autoencoder was made for data_channels={self.data_channels}")
-        moments = self.encoder(x)
+        moments = self.encoder(around(lambda x: self.encoder(x, "levels"), x), "end")
         if self.quant_conv:
             moments = self.to_moments(moments)
         mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
         return GaussianPosterior(mean, jnp.clip(logvar, -30.0, 20.0))
 
-    def reconstruct(self, z):
-        """The image of unscaled latents `z`."""
+    def reconstruct(self, z, around=lambda levels, h: levels(h)):
+        """The image of unscaled latents `z`. around: as in `posterior`; the levels make h larger by `factor`."""
         if z.ndim != 4 or z.shape[-1] != self.latent_channels:
             expected = f"latents [B, h, w, {self.latent_channels}] are needed"
             raise invalid("z.shape", z.shape, expected)
         if self.quant_conv:
             z = self.from_latents(z.astype(self.dtype))
-        return self.decoder(z).astype(jnp.float32)
+        h = self.decoder(z, "start")
+        return around(lambda h: self.decoder(h, "levels").astype(jnp.float32), h)
 
     def __call__(self, x):
         posterior = self.posterior(x)
@@ -196,9 +207,12 @@ class Autoencoder(NamedTuple):
 PRESETS = {
     "kl_f8": {"scaling_factor": 0.18215},
     "kl_f4": {"multipliers": (1, 2, 4), "latent_channels": 3, "scaling_factor": 0.18215},
+    "sdxl": {"scaling_factor": 0.13025},
+    "kl_f8_16ch": {"latent_channels": 16, "quant_conv": False, "scaling_factor": 1.5305, "shift_factor": 0.0609},
     "small": {"channels": 32, "multipliers": (1, 2), "num_residual": 1, "attention": False},
 }
-"""Fields of `KLVAE`. `kl_f8` is Stable Diffusion 1's; `small` (f = 2) is for the embedded data."""
+"""Fields of `KLVAE`. `kl_f8` is that of Stable Diffusion 1 and 2, `sdxl` of XL, `kl_f8_16ch` of 3 (FLUX.1's has other
+factors, 0.3611 and 0.1159); `small` (f = 2) is for the embedded data."""
 
 
 def kl_vae(preset: str = "kl_f8", **fields) -> Autoencoder:
@@ -216,8 +230,8 @@ def kl_vae(preset: str = "kl_f8", **fields) -> Autoencoder:
     for name in ("channels", "num_residual", "latent_channels", "data_channels", "groups"):
         if getattr(module, name) < 1:
             raise invalid(name, getattr(module, name), "it must be a positive integer")
-    if not module.multipliers or min(module.multipliers) < 1:
-        raise invalid("multipliers", module.multipliers, "one positive integer per level is needed")
+    if not module.multipliers or min(module.features) < 1:
+        raise invalid("multipliers", module.multipliers, "one positive number per level is needed")
     if not module.scaling_factor > 0:
         raise invalid("scaling_factor", module.scaling_factor, "it must be positive")
     if module.remat not in REMAT:

@@ -60,9 +60,8 @@ class ConditionEncoder(nn.Module):
 
     width: of the vector and of the context.
     num_classes: number of labels, 0 for none; label `num_classes` is the null class.
-    pooled, context: whether `cond` has these entries. time_ids: how many numbers `cond["time_ids"]` has; their
-        sinusoids (`id_features` each) follow the pooled vector (Podell et al. 2023, section 2.2). pooled_layers: of
-        the embedding of both, 1 or 2.
+    pooled, context, time_ids: whether `cond` has these entries. The sinusoids of the time ids, `id_features` each,
+        follow the pooled vector (Podell et al. 2023, section 2.2). pooled_layers: of the embedding of both, 1 or 2.
     vocab_size: of the text's tokens, 0 for no text. text_depth, text_heads: size of its encoder.
     time_features: number of sinusoids of the time. label_std: of the label embeddings at the start.
     frequency_shift: of the sinusoids of the time; see `timestep_embedding`.
@@ -80,7 +79,7 @@ class ConditionEncoder(nn.Module):
     dtype: Any = jnp.float32
     time_features: int = 256
     label_std: float = 0.02
-    time_ids: int = 0
+    time_ids: bool = False
     id_features: int = 256
     pooled_layers: int = 1
     frequency_shift: float = 0.0
@@ -90,7 +89,7 @@ class ConditionEncoder(nn.Module):
     @property
     def taken(self) -> tuple[str, ...]:
         """The keys of `cond` that this encoder takes."""
-        names = ("label",) * bool(self.num_classes) + ("pooled",) * self.pooled + ("time_ids",) * bool(self.time_ids)
+        names = ("label",) * bool(self.num_classes) + ("pooled",) * self.pooled + ("time_ids",) * self.time_ids
         names += ("context", "context_mask") * self.context + ("size", "aspect") * self.sizes
         return names + ("tokens", "tokens_mask") * bool(self.vocab_size)
 
@@ -106,12 +105,8 @@ class ConditionEncoder(nn.Module):
         if self.pooled:
             pooled = _checked(cond, "pooled", 2, batch, jnp.floating)
             if self.time_ids:
-                ids = jnp.asarray(cond["time_ids"], jnp.float32)
-                if ids.shape != (batch, self.time_ids):
-                    raise invalid("cond['time_ids'].shape", ids.shape, f"({batch}, {self.time_ids}) is needed")
-                pooled = jnp.concatenate(
-                    [pooled.astype(jnp.float32), timestep_embedding(ids, self.id_features).reshape(batch, -1)], axis=-1
-                )
+                ids = timestep_embedding(_checked(cond, "time_ids", 2, batch, jnp.number), self.id_features)
+                pooled = jnp.concatenate([pooled.astype(jnp.float32), ids.reshape(batch, -1)], axis=-1)
             if self.pooled_layers == 1:
                 vectors.append(projection(self.width, name="pooled")(pooled))
             else:

@@ -1,0 +1,117 @@
+"""The autoencoders of latent diffusion, with 4 and with 16 channels, as diffusers stores them (`AutoencoderKL`)."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.interop.family import Family, take
+from diffusion_jax.interop.files import TensorFiles
+from diffusion_jax.interop.tables import Table, conv, dense, norm
+from diffusion_jax.interop.unet import multipliers
+from diffusion_jax.models import Autoencoder, kl_vae
+
+BLOCKS = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
+
+OLD_NAMES = tuple(
+    (rf"(mid_block\.attentions\.0)\.{old}\.", rf"\1.{new}.")
+    for old, new in {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": r"to_out.0"}.items()
+)
+"""What attention was called in the files of Stable Diffusion 1."""
+
+
+def fields(config: dict[str, Any], files: TensorFiles | None) -> dict[str, Any]:
+    take(config, "act_fn", "silu", ("silu", "swish"))
+    take(config, "latents_mean", None, (None,))
+    take(config, "latents_std", None, (None,))
+    features = tuple(take(config, "block_out_channels", (64,)))
+    for name, kind in BLOCKS.items():
+        kinds = list(take(config, name, [kind]))
+        if kinds != [kind] * len(features):
+            raise InvalidInput(f"config.json says {name}={kinds}, but only {kind} can be loaded, one for each level.")
+    channels = take(config, "in_channels", 3)
+    take(config, "out_channels", 3, (channels,))
+    quant = take(config, "use_quant_conv", True)
+    take(config, "use_post_quant_conv", True, (quant,))
+    return {
+        "channels": features[0],
+        "multipliers": multipliers(features),
+        "num_residual": take(config, "layers_per_block", 1),
+        "latent_channels": take(config, "latent_channels", 4),
+        "data_channels": channels,
+        "attention": take(config, "mid_block_add_attention", True),
+        "quant_conv": quant,
+        "groups": take(config, "norm_num_groups", 32),
+        "scaling_factor": float(take(config, "scaling_factor", 0.18215)),
+        "shift_factor": float(take(config, "shift_factor", None) or 0.0),
+    }
+
+
+def table(module: Any) -> Table:
+    count = len(module.features)
+    rows = conv("encoder/conv_in", "encoder.conv_in") | conv("decoder/conv_in", "decoder.conv_in")
+    before = module.features[0]
+    for level, features in enumerate(module.features):
+        for i in range(module.num_residual):
+            theirs = f"encoder.down_blocks.{level}.resnets.{i}"
+            rows |= residual(f"encoder/level_{level}_{i}", theirs, before != features)
+            before = features
+        if level < count - 1:
+            rows |= conv(f"encoder/level_{level}_down/conv", f"encoder.down_blocks.{level}.downsamplers.0.conv")
+    for level, features in reversed(list(enumerate(module.features))):
+        for i in range(module.num_residual + 1):
+            theirs = f"decoder.up_blocks.{count - 1 - level}.resnets.{i}"
+            rows |= residual(f"decoder/level_{level}_{i}", theirs, before != features)
+            before = features
+        if level:
+            rows |= conv(f"decoder/level_{level}_up/conv", f"decoder.up_blocks.{count - 1 - level}.upsamplers.0.conv")
+    for side in ("encoder", "decoder"):
+        for i in range(2):
+            rows |= residual(f"{side}/mid_{i}", f"{side}.mid_block.resnets.{i}", False)
+        if module.attention:
+            attention = f"{side}.mid_block.attentions.0"
+            rows |= norm(f"{side}/attention/norm", f"{attention}.group_norm")
+            rows |= dense(f"{side}/attention/attention/out", f"{attention}.to_out.0")
+            for name in "qkv":
+                rows |= dense(f"{side}/attention/attention/{name}", f"{attention}.to_{name}")
+        rows |= norm(f"{side}/norm_out", f"{side}.conv_norm_out") | conv(f"{side}/conv_out", f"{side}.conv_out")
+    if module.quant_conv:
+        rows |= conv("to_moments", "quant_conv") | conv("from_latents", "post_quant_conv")
+    return rows
+
+
+def residual(ours: str, theirs: str, shortcut: bool) -> Table:
+    """A residual block without modulation."""
+    rows = norm(f"{ours}/residual/norm_in", f"{theirs}.norm1") | conv(f"{ours}/residual/conv_in", f"{theirs}.conv1")
+    rows |= norm(f"{ours}/residual/norm_out", f"{theirs}.norm2") | conv(f"{ours}/residual/conv_out", f"{theirs}.conv2")
+    return rows | conv(f"{ours}/shortcut", f"{theirs}.conv_shortcut") if shortcut else rows
+
+
+def config(module: Any) -> dict[str, Any]:
+    if module.features[0] != module.channels:
+        raise invalid("multipliers", module.multipliers, "the first must be 1")
+    return {
+        "_class_name": "AutoencoderKL",
+        "in_channels": module.data_channels,
+        "out_channels": module.data_channels,
+        "block_out_channels": list(module.features),
+        **{name: [kind] * len(module.features) for name, kind in BLOCKS.items()},
+        "layers_per_block": module.num_residual,
+        "latent_channels": module.latent_channels,
+        "norm_num_groups": module.groups,
+        "scaling_factor": module.scaling_factor,
+        "shift_factor": module.shift_factor or None,
+        "mid_block_add_attention": module.attention,
+        "use_quant_conv": module.quant_conv,
+        "use_post_quant_conv": module.quant_conv,
+    }
+
+
+def shapes(autoencoder: Autoencoder) -> Any:
+    module = autoencoder.module
+    x = jax.ShapeDtypeStruct((1, module.factor, module.factor, module.data_channels), jnp.float32)
+    return jax.eval_shape(autoencoder.init, jax.random.key(0), x)
+
+
+AUTOENCODER = Family("diffusers", kl_vae, fields, table, config, shapes, aliases=OLD_NAMES)

@@ -1,0 +1,54 @@
+"""ControlNets for the U-Nets of Stable Diffusion 1, 2 and XL, as diffusers stores them (`ControlNetModel`)."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax.interop.family import Family, take
+from diffusion_jax.interop.files import TensorFiles
+from diffusion_jax.interop.tables import Table, conv
+from diffusion_jax.interop.unet import encoder_config, encoder_fields, encoder_table, example
+from diffusion_jax.models import controlnet, param_shapes
+from diffusion_jax.typing import Network
+
+
+def fields(config: dict[str, Any], files: TensorFiles | None) -> dict[str, Any]:
+    take(config, "controlnet_conditioning_channel_order", "rgb", ("rgb",))
+    take(config, "global_pool_conditions", False, (False,))
+    return encoder_fields(config) | {
+        "control_channels": take(config, "conditioning_channels", 3),
+        "control_features": tuple(take(config, "conditioning_embedding_out_channels", (16, 32, 96, 256))),
+    }
+
+
+def table(module: Any) -> Table:
+    embedding = "controlnet_cond_embedding"
+    rows = encoder_table(module)
+    rows |= conv("control_in", f"{embedding}.conv_in") | conv("control_out", f"{embedding}.conv_out")
+    for i in range(len(module.control_features) - 1):
+        rows |= conv(f"control_{i}", f"{embedding}.blocks.{2 * i}")
+        rows |= conv(f"control_{i}_down", f"{embedding}.blocks.{2 * i + 1}")
+    for i in range(len(module.features) * (module.num_residual + 1)):
+        rows |= conv(f"zero_{i}", f"controlnet_down_blocks.{i}")
+    return rows | conv("zero_mid", "controlnet_mid_block")
+
+
+def config(module: Any) -> dict[str, Any]:
+    return encoder_config(module) | {
+        "_class_name": "ControlNetModel",
+        "conditioning_channels": module.control_channels,
+        "conditioning_embedding_out_channels": list(module.control_features),
+    }
+
+
+def shapes(network: Network) -> Any:
+    module = network.module
+    (batch, height, width, channels), cond = example(module)
+    factor = 2 ** (len(module.control_features) - 1)
+    picture = (batch, height * factor, width * factor, module.control_channels)
+    cond["control"] = jax.ShapeDtypeStruct(picture, jnp.float32)
+    return param_shapes(network, (batch, height, width, channels), cond)
+
+
+CONTROLNET = Family("diffusers", controlnet, fields, table, config, shapes)
