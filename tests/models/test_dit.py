@@ -1,4 +1,6 @@
-"""DiT: sizes of the paper, prefix-shaped times, scan, remat, dtype, conditions, and clear errors."""
+"""DiT and PixArt: sizes of the paper, prefix-shaped times, scan, remat, dtype, conditions, and clear errors."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,9 @@ import pytest
 
 from diffusion_jax import models
 from diffusion_jax.errors import InvalidInput
+from diffusion_jax.models import by_path
 from diffusion_jax.models.dit import patch_times, patchify, unpatchify
+from diffusion_jax.models.layers import image_positions, sincos_positions
 from tests.models.shared import T, dit_case, image, labels, scramble, tiny_dit
 
 
@@ -183,3 +187,126 @@ def test_learned_positions_are_bound_to_their_resolution():
     params = models.param_shapes(network, (2, 4, 6, 3), labels(0, 1))
     with pytest.raises(InvalidInput, match="made for 6 patches"):
         jax.eval_shape(network.apply, params, image((2, 8, 8, 3)), T, labels(0, 1))
+
+
+def test_positions_have_columns_first_and_span_the_same_whatever_the_resolution():
+    native, fine = image_positions(2, 3, 3, 2.0), image_positions(4, 6, 3, 2.0)
+    np.testing.assert_allclose(native[:4], [[0, 0], [0.5, 0], [1, 0], [0, 0.75]])
+    np.testing.assert_allclose(fine.reshape(4, 6, 2)[::2, ::2].reshape(-1, 2), native, atol=1e-6)
+    table = sincos_positions(image_positions(2, 3), 8)
+    row = table.reshape(2, 3, 8)[1]
+    np.testing.assert_array_equal(row[:, 4:], np.broadcast_to(row[0, 4:], (3, 4)))
+
+
+@functools.cache
+def pixart_case():
+    """A tiny PixArt: (network, params, x, cond), its captions masked in part."""
+    network = models.pixart(width=24, depth=2, heads=2, base_size=2, interpolation_scale=2.0, sizes=True)
+    x = image()
+    cond = {
+        "context": image((2, 4, 5), seed=2),
+        "context_mask": jnp.array([[True, True, False, False], [True, True, True, False]]),
+        "size": jnp.array([[512.0, 768.0], [1024.0, 1024.0]]),
+        "aspect": jnp.array([2 / 3, 1.0]),
+    }
+    params = jax.jit(lambda key: scramble(network.init(key, x, T, cond)))(jax.random.key(0))
+    return network, params, x, cond
+
+
+@functools.cache
+def pixart_call():
+    network, params, _, _ = pixart_case()
+    traces = []
+
+    @jax.jit
+    def call(x, t, cond):
+        traces.append(t.shape)
+        return network.apply(params, x, t, cond)[0]
+
+    return call, traces
+
+
+def test_pixart_says_nothing_about_masked_captions_and_something_about_all_else():
+    _, _, x, cond = pixart_case()
+    call, _ = pixart_call()
+    before = call(x, T, cond)
+    padded = {**cond, "context": jnp.where(cond["context_mask"][..., None], cond["context"], 99.0)}
+    np.testing.assert_array_equal(call(x, T, padded), before)
+    for name in ("context", "size", "aspect"):
+        changed = {**cond, name: cond[name].at[0].add(1.0)}
+        difference = jnp.abs(call(x, T, changed) - before).max(axis=(1, 2, 3))
+        assert difference[0] > 1e-4 and difference[1] == 0.0
+    null = models.empty_condition(cond)
+    np.testing.assert_array_equal(null["size"], cond["size"])
+    assert bool(jnp.isfinite(call(x, T, null)).all())
+
+
+def test_pixart_takes_times_per_pixel_and_compiles_once_a_shape():
+    _, _, x, cond = pixart_case()
+    call, traces = pixart_call()
+    wide = call(x, jnp.broadcast_to(T[:, None, None], x.shape[:3]), cond)
+    np.testing.assert_allclose(wide, call(x, T, cond), atol=2e-5)
+    call(x + 1, T + 1, cond)
+    assert len(traces) == len(set(traces))
+
+
+def test_pixart_branches_are_read_and_removed_by_their_names():
+    network, params, x, cond = pixart_case()
+    names = ("attention", "cross_attention", "mlp")
+    tapped = models.intercepted(network, models.taps(tuple(f"block/{name}" for name in names)))
+    _, extras, _ = jax.jit(
+        lambda: tapped.apply(params, tapped.init(jax.random.key(0), params, x, T, cond), x, T, cond)
+    )()
+    reports = by_path(extras["taps"])
+    assert len(reports) == 3
+    assert {leaf.shape for leaf in reports.values()} == {(2, 2, 6, 24)}
+    assert min(float(jnp.abs(leaf).max()) for leaf in reports.values()) > 0
+
+    call, _ = pixart_call()
+    gated = models.intercepted(network, models.gates("block/cross_attention"))
+    collections = gated.init(jax.random.key(0), params, x, T, cond)
+    apply = jax.jit(lambda collections, cond: gated.apply(params, collections, x, T, cond)[0])
+    np.testing.assert_allclose(apply(collections, cond), call(x, T, cond), atol=1e-5)
+    closed = jax.tree.map(jnp.zeros_like, collections)
+    other = {**cond, "context": cond["context"] + 1.0}
+    np.testing.assert_array_equal(apply(closed, other), apply(closed, cond))
+
+
+def test_a_pixart_block_has_a_table_of_its_own_for_all_its_modulation():
+    network = models.pixart("S/2")
+    cond = {"context": jax.ShapeDtypeStruct((1, 3, 4096), jnp.float32)}
+    shapes = models.param_shapes(network, (1, 8, 8, 4), cond)
+    tables = {path: leaf.shape for path, leaf in by_path(shapes["blocks"]).items() if "modulation" in path}
+    assert tables == {f"block/{name}/modulation/table": (12, 3, 384) for name in ("attention", "mlp")}
+
+
+def test_embeddings_per_block_are_the_shared_ones_where_they_are_equal():
+    _, params, x, t, cond, output = dit_case()
+    other = tiny_dit(embeddings="per_block")
+    apply = jax.jit(other.apply)
+    copies = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), params["condition"])
+    np.testing.assert_allclose(apply({**params, "condition": copies}, x, t, cond)[0], output, atol=1e-5)
+    for layer in range(3):
+        changed = jax.tree.map(lambda leaf, layer=layer: leaf.at[layer].add(0.1), copies)
+        assert float(jnp.abs(apply({**params, "condition": changed}, x, t, cond)[0] - output).max()) > 1e-4
+    wide = jnp.broadcast_to(t[:, None], (2, 4))
+    np.testing.assert_allclose(apply({**params, "condition": copies}, x, wide, cond)[0], output, atol=2e-5)
+
+
+def test_mistakes_about_the_published_options():
+    network, params, x, cond = pixart_case()
+    wrong = [
+        (lambda: tiny_dit(modulation="singel"), "did you mean 'single'"),
+        (lambda: tiny_dit(embeddings="per-block"), "did you mean 'per_block'"),
+        (lambda: tiny_dit(embeddings="per_block", context=True), "it is 'shared'"),
+        (lambda: tiny_dit(interpolation_scale=0.0), "interpolation_scale is 0.0"),
+        (lambda: tiny_dit(base_size=-1), "base_size is -1"),
+        (lambda: tiny_dit(sizes=True), "divide by 3"),
+        (lambda: models.pixart(text_vocab_size=7), "must be 'linear'"),
+        (lambda: models.pixart(context_projection="gelu"), "context_projection is 'gelu'"),
+        (lambda: network.apply(params, x, T, {**cond, "size": cond["aspect"]}), "cond\\['size'\\]"),
+        (lambda: tiny_dit(in_channels=4).init(jax.random.key(0), x, T, labels(0, 1)), "images of 4 channels"),
+    ]
+    for call, message in wrong:
+        with pytest.raises(InvalidInput, match=message):
+            call()

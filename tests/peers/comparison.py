@@ -34,12 +34,15 @@ class Case(NamedTuple):
 
 
 def randomised(peer, seed=0):
-    """The peer with noise on every parameter, zero-initialised ones and biases too."""
+    """The peer with random parameters throughout: zero-initialised ones, biases and the scales of norms too."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for weight in peer.parameters():
-            size = 0.1 if weight.ndim < 2 else weight[0].numel() ** -0.5
-            weight.copy_(weight * (weight.ndim < 2) + size * torch.randn(weight.shape, generator=generator))
+        for name, weight in peer.named_parameters():
+            noise = torch.randn(weight.shape, generator=generator)
+            if weight.ndim > 1:
+                weight.copy_(noise * weight[0].numel() ** -0.5)
+            else:
+                weight.copy_(0.1 * noise + name.endswith("weight"))
     return peer.eval()
 
 

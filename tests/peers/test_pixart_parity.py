@@ -71,12 +71,13 @@ def case(config, height, width, masked=True):
 
 
 @pytest.mark.parametrize(
-    ("config", "size", "masked"), [(ALPHA, (8, 8), True), (SIGMA, (4, 10), False), (BARE, (3, 5), True)]
+    ("config", "size", "masked", "scale"),
+    [(ALPHA, (8, 8), True, 1.0), (SIGMA, (4, 10), False, 2.0), (BARE, (3, 5), True, 3.0)],
 )
-def test_outputs_gradients_and_the_way_back(config, size, masked, tmp_path):
+def test_outputs_gradients_and_the_way_back(config, size, masked, scale, tmp_path):
     peer = randomised(diffusers.PixArtTransformer2DModel(**config))
-    pretrained, _ = check_parity(case(config, *size, masked), peer, tmp_path, low=config is not BARE)
-    assert pretrained.network.module.interpolation_scale == {8: 1.0, 128: 2.0}[config["sample_size"]] or config is BARE
+    pretrained, _ = check_parity(case(config, *size, masked), peer, tmp_path, low=config is BARE)
+    assert pretrained.network.module.interpolation_scale == scale
 
 
 def test_folders_of_the_first_release(tmp_path):

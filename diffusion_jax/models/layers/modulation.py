@@ -56,5 +56,5 @@ class TableModulation(nn.Module):
         init = nn.initializers.normal(self.features**-0.5)
         table = self.param("table", init, (self.count, self.features))
         entries = c.reshape(*c.shape[:-1], -1, self.features)[..., self.first : self.first + self.count, :]
-        modulation = entries.astype(self.dtype) + table.astype(self.dtype)
+        modulation = (entries + table).astype(self.dtype)
         return [modulation[..., i, :] for i in range(self.count)]
