@@ -1,35 +1,46 @@
-"""Networks as pure functions: diffusion transformer, U-Net, MLP, text transformer, the KL autoencoder, and the one
-mechanism that opens them (`intercepted`). Constructors return a `typing.Network` (`kl_vae` an `Autoencoder`); the
-linen modules behind them obey one convention of uniform blocks (`layers.branches`). What is attached to a frozen
-network is in `adapters`.
+"""Networks as pure functions: diffusion transformer, U-Net, MLP, text transformer, the KL autoencoder, published text
+and vision encoders, and the one mechanism that opens them (`intercepted`). Constructors return a `typing.Network`
+(`kl_vae` an `Autoencoder`, those of encoders an `Encoder`); the linen modules behind them obey one convention of
+uniform blocks (`layers.branches`). What is attached to a frozen network is in `adapters`.
 """
 
 from diffusion_jax.models.conditions import empty_condition
 from diffusion_jax.models.controlnet import ControlNet, control_from_unet, controlled, controlnet
 from diffusion_jax.models.dit import DiT, dit, pixart
 from diffusion_jax.models.edits import cached, edit, exits, gates, override, reweighted, taps
+from diffusion_jax.models.encoders import Encoded, Encoder
 from diffusion_jax.models.interception import by_path, intercepted, per_layer
 from diffusion_jax.models.mlp import Mlp, mlp
 from diffusion_jax.models.network import count_params, network, param_shapes
+from diffusion_jax.models.text_encoders import T5, CLIPText, clip_text, t5_encoder
 from diffusion_jax.models.text_transformer import TextTransformer, text_transformer
 from diffusion_jax.models.unet import UNet, unet
 from diffusion_jax.models.vae import KLVAE, Autoencoder, GaussianPosterior, kl_vae
+from diffusion_jax.models.vision_encoders import VisionTransformer, clip_vision, dinov2
 
 __all__ = [
     "KLVAE",
+    "T5",
     "Autoencoder",
+    "CLIPText",
     "ControlNet",
     "DiT",
+    "Encoded",
+    "Encoder",
     "GaussianPosterior",
     "Mlp",
     "TextTransformer",
     "UNet",
+    "VisionTransformer",
     "by_path",
     "cached",
+    "clip_text",
+    "clip_vision",
     "control_from_unet",
     "controlled",
     "controlnet",
     "count_params",
+    "dinov2",
     "dit",
     "edit",
     "empty_condition",
@@ -44,6 +55,7 @@ __all__ = [
     "per_layer",
     "pixart",
     "reweighted",
+    "t5_encoder",
     "taps",
     "text_transformer",
     "unet",

@@ -101,3 +101,33 @@ def rotate(x: Float[Array, "B N H D"], angles: Any) -> Float[Array, "B N H D"]:
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1).astype(x.dtype)
+
+
+def bicubic_matrix(size: int, out: int, antialias: bool = False) -> Float[np.ndarray, "out size"]:
+    """The matrix that resamples `size` values to `out` by cubic convolution (Keys 1981), pixels being areas.
+
+    Without `antialias` the kernel has a = -0.75, spans 4 values and repeats those at the border; with it a = -0.5, the
+    kernel widens where the result is smaller, and is cut off and normalised at the border. These are torch's two.
+    """
+    scale = size / out
+    centre = (np.arange(out) + 0.5) * scale
+    if not antialias:
+        near = np.floor(centre - 0.5)[:, None] + np.arange(-1, 3)
+        weights = _cubic(near + 0.5 - centre[:, None], -0.75)
+        matrix = np.zeros((out, size))
+        rows = np.broadcast_to(np.arange(out)[:, None], near.shape)
+        np.add.at(matrix, (rows, np.clip(near, 0, size - 1).astype(int)), weights)
+        return matrix.astype(np.float32)
+    widened = max(scale, 1.0)
+    index = np.arange(size)
+    first = np.floor(np.maximum(centre - 2 * widened + 0.5, 0))[:, None]
+    last = np.floor(np.minimum(centre + 2 * widened + 0.5, size))[:, None]
+    weights = _cubic((index + 0.5 - centre[:, None]) / widened, -0.5) * ((index >= first) & (index < last))
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def _cubic(x: np.ndarray, a: float) -> np.ndarray:
+    x = np.abs(x)
+    inner = ((a + 2) * x - (a + 3)) * x * x + 1
+    outer = ((x - 5) * x + 8) * x * a - 4 * a
+    return np.where(x < 1, inner, np.where(x < 2, outer, 0.0))

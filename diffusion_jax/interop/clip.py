@@ -1,0 +1,195 @@
+"""CLIP's text and image encoders as transformers stores them, with and without their projections.
+
+What the tables of T5 and DINOv2 share with these is here too: the names of activations, the shapes of encoders.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax.errors import invalid
+from diffusion_jax.interop.family import Family, take
+from diffusion_jax.interop.tables import Source, Table, dense, norm, vector
+from diffusion_jax.models import Encoder, clip_text, clip_vision
+
+BLOCK = "blocks/block"
+
+ACTIVATIONS = {
+    "quick_gelu": "quick_gelu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+"""Their names of activations, and ours."""
+
+
+def activation(config: dict[str, Any], name: str, default: str) -> str:
+    """Our name of the activation that `config[name]` says."""
+    return ACTIVATIONS[take(config, name, default, tuple(ACTIVATIONS))]
+
+
+def their_activation(ours: str) -> str:
+    return next(theirs for theirs, name in ACTIVATIONS.items() if name == ours)
+
+
+def patch_embedding(module: Any, theirs: str) -> Table:
+    """`patch_embed` of a `VisionTransformer` from a convolution whose stride is its size."""
+    sizes = (("p", module.patch), ("q", module.patch))
+    table = {"patch_embed/kernel": Source(f"{theirs}.weight", "o i p q -> (p q i) o", sizes=sizes)}
+    return table | (vector("patch_embed/bias", f"{theirs}.bias") if module.patch_bias else {})
+
+
+def text_shapes(network: Encoder) -> Any:
+    """The parameters of a text encoder; nothing is allocated."""
+    return jax.eval_shape(network.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 1), jnp.int32))
+
+
+def image_shapes(network: Encoder) -> Any:
+    """The parameters of a vision encoder; nothing is allocated."""
+    module = network.module
+    image = jax.ShapeDtypeStruct((1, module.image_size, module.image_size, module.channels), jnp.float32)
+    return jax.eval_shape(network.init, jax.random.key(0), image)
+
+
+def square(config: dict[str, Any], name: str, default: int) -> int:
+    """A size that their config gives as one number, or as two equal ones."""
+    value = take(config, name, default)
+    sides = set(value) if isinstance(value, list | tuple) else {value}
+    if len(sides) != 1 or not isinstance(next(iter(sides)), int):
+        raise invalid(f"config.json: {name}", value, "one number, or two equal ones, are needed")
+    return sides.pop()
+
+
+def _block(prefix: str) -> Table:
+    """Blocks of either half; `prefix` is where they stand."""
+    theirs = f"{prefix}.encoder.layers.{{}}"
+    table = norm(f"{BLOCK}/attention/norm", f"{theirs}.layer_norm1") | norm(
+        f"{BLOCK}/mlp/norm", f"{theirs}.layer_norm2"
+    )
+    for name in ("q", "k", "v", "out"):
+        table |= dense(f"{BLOCK}/attention/attention/{name}", f"{theirs}.self_attn.{name}_proj")
+    table |= dense(f"{BLOCK}/mlp/feed_forward/up", f"{theirs}.mlp.fc1")
+    return table | dense(f"{BLOCK}/mlp/feed_forward/down", f"{theirs}.mlp.fc2")
+
+
+def _text_table(module):
+    table = vector("embed/embedding", "text_model.embeddings.token_embedding.weight")
+    table |= vector("positions", "text_model.embeddings.position_embedding.weight")
+    table |= _block("text_model") | norm("norm", "text_model.final_layer_norm")
+    return table | (dense("projection", "text_projection", bias=False) if module.projection else {})
+
+
+def _vision_table(module):
+    table = vector("class_token", "vision_model.embeddings.class_embedding")
+    table |= vector("positions", "vision_model.embeddings.position_embedding.weight")
+    table |= patch_embedding(module, "vision_model.embeddings.patch_embedding") | _block("vision_model")
+    # Their name, spelt as it is in every file.
+    table |= norm("norm_in", "vision_model.pre_layrnorm") | norm("norm", "vision_model.post_layernorm")
+    return table | (dense("projection", "visual_projection", bias=False) if module.projection else {})
+
+
+def _sizes(config, width, depth, heads, mlp_width):
+    """What both halves say alike; the numbers are the peer's defaults."""
+    return {
+        "width": take(config, "hidden_size", width),
+        "depth": take(config, "num_hidden_layers", depth),
+        "heads": take(config, "num_attention_heads", heads),
+        "mlp_width": take(config, "intermediate_size", mlp_width),
+        "activation": activation(config, "hidden_act", "quick_gelu"),
+        "eps": take(config, "layer_norm_eps", 1e-5),
+    }
+
+
+def _text_fields(config, files, projected):
+    config = {**config, **(config.get("text_config") or {})}
+    eos = take(config, "eos_token_id", 49407)
+    if not isinstance(eos, int):
+        raise invalid("config.json: eos_token_id", eos, "one token is needed")
+    return {
+        **_sizes(config, 512, 12, 8, 2048),
+        "vocab_size": take(config, "vocab_size", 49408),
+        "positions": take(config, "max_position_embeddings", 77),
+        "projection": take(config, "projection_dim", 512) if projected else 0,
+        "eos": eos,
+    }
+
+
+def _vision_fields(config, files, projected):
+    config = {**config, **(config.get("vision_config") or {})}
+    return {
+        **_sizes(config, 768, 12, 12, 3072),
+        "image_size": square(config, "image_size", 224),
+        "patch": square(config, "patch_size", 32),
+        "channels": take(config, "num_channels", 3),
+        "projection": take(config, "projection_dim", 512) if projected else 0,
+    }
+
+
+def _config(module, name, model_type):
+    return {
+        "architectures": [name + ("WithProjection" if module.projection else "")],
+        "model_type": model_type,
+        "hidden_size": module.width,
+        "num_hidden_layers": module.depth,
+        "num_attention_heads": module.heads,
+        "intermediate_size": module.mlp_width,
+        "hidden_act": their_activation(module.activation),
+        "layer_norm_eps": module.eps,
+        "projection_dim": module.projection or module.width,
+    }
+
+
+def _text_config(module):
+    return {
+        **_config(module, "CLIPTextModel", "clip_text_model"),
+        "vocab_size": module.vocab_size,
+        "max_position_embeddings": module.positions,
+        "eos_token_id": module.eos,
+    }
+
+
+def _vision_config(module):
+    for name, expected in (("pre_norm", True), ("norm_tokens", False), ("layer_scale", False), ("registers", 0)):
+        if getattr(module, name) != expected:
+            raise invalid(name, getattr(module, name), f"a CLIPVisionModel has {name}={expected!r}")
+    return {
+        **_config(module, "CLIPVisionModel", "clip_vision_model"),
+        "image_size": module.image_size,
+        "patch_size": module.patch,
+        "num_channels": module.channels,
+    }
+
+
+_HEADS = (r"(^|\.)position_ids$", r"^logit_scale$")
+
+
+def _text_family(projected):
+    # One file may hold both halves; one that was written by transformers 5 lacks the first word of its names.
+    others = (r"^vision_model\.", r"^visual_projection\.") + (() if projected else (r"^text_projection\.",))
+    aliases = ((r"^(embeddings|encoder|final_layer_norm)\.", r"text_model.\1."),)
+    fields = partial(_text_fields, projected=projected)
+    return Family(
+        "transformers", clip_text, fields, _text_table, _text_config, text_shapes, (*_HEADS, *others), aliases
+    )
+
+
+def _vision_family(projected):
+    others = (r"^text_model\.", r"^text_projection\.") + (() if projected else (r"^visual_projection\.",))
+    aliases = ((r"^(embeddings|encoder|pre_layrnorm|post_layernorm)\.", r"vision_model.\1."),)
+    fields = partial(_vision_fields, projected=projected)
+    return Family(
+        "transformers", clip_vision, fields, _vision_table, _vision_config, image_shapes, (*_HEADS, *others), aliases
+    )
+
+
+CLIP = {
+    "CLIPTextModel": _text_family(False),
+    "CLIPTextModelWithProjection": _text_family(True),
+    "CLIPVisionModel": _vision_family(False),
+    "CLIPVisionModelWithProjection": _vision_family(True),
+}
