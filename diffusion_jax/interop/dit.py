@@ -87,7 +87,9 @@ def common_fields(config: dict[str, Any], sample_size: int, out_channels: int | 
     take(config, "norm_elementwise_affine", False, (False,))
     take(config, "dropout", 0.0, (0.0,))
     heads, patch = take(config, "num_attention_heads", 16), take(config, "patch_size", 2)
-    channels = take(config, "in_channels", 4)
+    channels, size = take(config, "in_channels", 4), take(config, "sample_size", sample_size)
+    if not isinstance(size, int):
+        raise invalid("config.json: sample_size", size, "an integer is needed")
     out = take(config, "out_channels", out_channels, (None, channels, 2 * channels))
     return {
         "patch": patch,
@@ -97,7 +99,7 @@ def common_fields(config: dict[str, Any], sample_size: int, out_channels: int | 
         "in_channels": channels,
         "learn_sigma": out == 2 * channels,
         "qkv_bias": take(config, "attention_bias", True),
-        "base_size": take(config, "sample_size", sample_size) // patch,
+        "base_size": size // patch,
     }
 
 
@@ -198,7 +200,7 @@ def _original_fields(config, files):
     if files is None:
         raise InvalidInput("The fields of a dit_original are read off its tensors: a safetensors file is needed.")
     needed = ("x_embedder.proj.weight", "final_layer.linear.bias", "blocks.0.mlp.fc1.bias")
-    needed += ("y_embedder.embedding_table.weight",)
+    needed += ("y_embedder.embedding_table.weight", "blocks.0.attn.qkv.weight")
     missing = [name for name in needed if name not in files.names]
     if missing:
         raise InvalidInput(f"{files.path} is no dit_original: it lacks {', '.join(missing)}.")
