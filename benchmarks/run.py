@@ -12,11 +12,13 @@ from benchmarks.report import RESULTS, Result, environment, write, write_page
 BENCHMARKS = {
     "dit": ("benchmarks.side_by_side", "DiT-S/2 against diffusers: forward, training step, 50 DDIM steps"),
     "unet": ("benchmarks.side_by_side", "a U-Net of about as many parameters against diffusers, likewise"),
+    "families": ("benchmarks.families", "a forward pass of every family of published networks against the peers"),
+    "loading": ("benchmarks.loading", "loading a folder of two gigabytes: seconds and peak memory"),
     "attention": ("benchmarks.attention", "attention alone against torch and jax.nn, forward and backward"),
     "compilation": ("benchmarks.compilation", "first-call compilation of DiT-XL/2, scanned and unrolled"),
     "gpu": ("benchmarks.gpu", "DiT-XL/2 in bfloat16 on a GPU: FLOP utilisation, samples per second"),
 }
-NEED_TORCH = ("dit", "unet", "attention")
+NEED_TORCH = ("dit", "unet", "families", "loading", "attention")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

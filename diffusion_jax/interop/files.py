@@ -26,8 +26,8 @@ PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 """How either library names its files of weights."""
 
-REMAP_BYTES = 2**28
-"""A file is mapped afresh after this many bytes were read, so that pages already used do not count as memory."""
+REMAP_BYTES = 2**27
+"""Files are mapped afresh after this many bytes were read, so that pages already used do not count as memory."""
 
 
 def local_folder(folder: str | os.PathLike) -> Path:
@@ -83,7 +83,7 @@ class TensorFiles:
     def __init__(self, folder: str | os.PathLike, variant: str | None = None, aliases: Sequence[tuple[str, str]] = ()):
         self.path = Path(folder)
         self._open: dict[Path, Any] = {}
-        self._read: dict[Path, int] = {}
+        self._read = 0
         self._where: dict[str, tuple[Path, str]] = {}
         for file in _weight_files(self.path, variant):
             names = self._handle(file).keys()
@@ -120,11 +120,12 @@ class TensorFiles:
             raise InvalidInput(
                 f"{file}: {name} has dtype {tensor.get_dtype()}, but weights are one of {', '.join(FLOATS)}."
             )
-        value = tensor[index] if index else self._handle(file).get_tensor(self._where[name][1])
-        self._read[file] = self._read.get(file, 0) + value.nbytes
-        if self._read[file] > REMAP_BYTES:
-            del self._open[file]
-            self._read[file] = 0
+        whole = all(entry == slice(0, size) for entry, size in zip(index, tensor.get_shape()))
+        value = self._handle(file).get_tensor(self._where[name][1]) if whole else tensor[index]
+        self._read += value.nbytes
+        if self._read > REMAP_BYTES:
+            self._open.clear()
+            self._read = 0
         return value
 
     def _slice(self, name):

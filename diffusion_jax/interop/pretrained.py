@@ -121,14 +121,14 @@ def read_params(
     leaves = {}
     for path, slot in places.items():
         seen: dict[tuple, np.ndarray] = {}
-
-        def part(index, slot=slot, seen=seen):
+        parts = []
+        for device, index in layout[path].addressable_devices_indices_map(slot.shape).items():
             key = tuple((entry.start, entry.stop) for entry in index)
             if key not in seen:
                 seen[key] = slot.fill(files.read, index, dtype)
-            return seen[key]
-
-        leaves[path] = jax.make_array_from_callback(slot.shape, layout[path], part)
+            # On CPUs the array takes over the buffer that was filled.
+            parts.append(jax.device_put(seen[key], device, may_alias=True))
+        leaves[path] = jax.make_array_from_single_device_arrays(slot.shape, layout[path], parts)
     return nested(leaves)
 
 
