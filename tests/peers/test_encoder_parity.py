@@ -61,9 +61,8 @@ def peer(name, options):
     model = getattr(transformers, name)(getattr(transformers, name).config_class(**options)).eval()
     with torch.no_grad():
         for key, value in model.named_parameters():
-            scale = (
-                1.0 if "embed" in key or "token" in key else 0.3 if value.ndim == 1 else value.shape[1:].numel() ** -0.5
-            )
+            embedding = any(word in key for word in ("embed", "token", "shared"))
+            scale = 1.0 if embedding else 0.3 if value.ndim == 1 else value.shape[1:].numel() ** -0.5
             centre = 1.0 if value.ndim == 1 and ("norm" in key or "lambda" in key) and "bias" not in key else 0.0
             # T5 has no 1 / sqrt(D): its queries start that much smaller.
             scale *= options["d_kv"] ** -0.5 if "Attention.q" in key else 1.0
