@@ -147,11 +147,11 @@ def save_pretrained(
     wrong = [path for path in {**shapes, **leaves} if path not in leaves or np.shape(leaves[path]) != shapes.get(path)]
     if wrong:
         raise InvalidInput(f"The parameters are not those of the network: {_listed('misfits', wrong)}.")
-    config = entry.config(module)
+    config, places = entry.config(module), slots(entry.table(module), shapes)
     root = Path(folder)
     root.mkdir(parents=True, exist_ok=True)
     joined: dict[str, list[Slot]] = {}
-    for slot in slots(entry.table(module), shapes).values():
+    for slot in places.values():
         joined.setdefault(slot.source.name, []).append(slot)
     writer = TensorWriter(root, entry.library, max_shard_bytes)
     for group in joined.values():
