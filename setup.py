@@ -9,6 +9,7 @@ TEST = [
     "pytest>=8",
     "pytest-xdist",
     "hypothesis",
+    "sentencepiece",
     "ruff",
     "import-linter",
 ]

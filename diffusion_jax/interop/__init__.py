@@ -6,6 +6,7 @@ from diffusion_jax.interop.family import Family
 from diffusion_jax.interop.lora_files import load_lora, save_lora
 from diffusion_jax.interop.pretrained import Pretrained, load_pretrained, save_pretrained
 from diffusion_jax.interop.tables import Source, Table
+from diffusion_jax.interop.tokenizers import Tokenizer, load_tokenizer
 
 __all__ = [
     "FAMILIES",
@@ -13,8 +14,10 @@ __all__ = [
     "Pretrained",
     "Source",
     "Table",
+    "Tokenizer",
     "load_lora",
     "load_pretrained",
+    "load_tokenizer",
     "save_lora",
     "save_pretrained",
 ]

@@ -1,0 +1,299 @@
+"""Prompts to tokens by the files of a checkpoint: tokenizer.json, CLIP's vocab.json and merges.txt, T5's spiece.model.
+
+All three become a pipeline of the `tokenizers` package; nothing is downloaded. Tokenizers of the library's own data are
+in `data.tokenizers`.
+"""
+
+import os
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tokenizers
+from jaxtyping import Bool, Int
+from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, processors
+
+from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.interop.files import local_folder, read_json
+
+SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
+
+CLIP_TOKENS = {
+    "bos_token": "<|startoftext|>",
+    "eos_token": "<|endoftext|>",
+    "unk_token": "<|endoftext|>",
+    "pad_token": "<|endoftext|>",
+}
+T5_TOKENS = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+"""What stands for the tokens that a checkpoint's config leaves unsaid."""
+
+CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+"""CLIP's words: letters, single digits, runs of anything else, English clitics (Radford et al. 2021, their code)."""
+
+SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
+"""How sentencepiece writes a space."""
+
+NORMAL, UNKNOWN, USER_DEFINED, BYTE = 1, 2, 4, 6
+"""Kinds of pieces in a sentencepiece model."""
+
+NO_LIMIT = 10**6
+"""A `model_max_length` beyond this is how their configs say that there is none."""
+
+
+class Tokens(NamedTuple):
+    """Prompts as arrays: tokens, padded on the right, and the mask, True where a token is not padding."""
+
+    tokens: Int[np.ndarray, "B M"]
+    mask: Bool[np.ndarray, "B M"]
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A checkpoint's tokenizer; `tokenizer(["a cat", ""], max_length=77)` is `Tokens` of shape `[2, 77]`.
+
+    backend: the pipeline, which adds the start and end tokens of the checkpoint. pad, end: ids; a prompt that is too
+    long is cut and keeps its end token, where the checkpoint has one. max_length: the checkpoint's, or None.
+    """
+
+    backend: Any
+    pad: int
+    end: int | None
+    max_length: int | None
+
+    @property
+    def vocab_size(self) -> int:
+        return self.backend.get_vocab_size()
+
+    def encode(self, prompt: str) -> list[int]:
+        """The ids of one prompt with its start and end tokens, neither cut nor padded."""
+        return self.backend.encode(prompt).ids
+
+    def __call__(self, prompts: Sequence[Any], max_length: int | None = None) -> Tokens:
+        """The prompts as `int32 [B, M]` and their mask, M = `max_length` or the checkpoint's.
+
+        Raises InvalidInput unless prompts is a list of strings and there is a length with room for a token.
+        """
+        if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
+            raise invalid("prompts", prompts, "a list of strings is needed")
+        length = self.max_length if max_length is None else max_length
+        least = len(self.encode(""))
+        if length is None:
+            raise invalid("max_length", None, "the checkpoint names no length, so one must be given")
+        if length < max(least, 1):
+            raise invalid("max_length", length, f"at least {max(least, 1)} is needed")
+        tokens = np.full((len(prompts), length), self.pad, np.int32)
+        mask = np.zeros((len(prompts), length), bool)
+        for row, prompt in enumerate(prompts):
+            ids = self.encode(prompt)
+            if len(ids) > length:
+                ids = [*ids[: length - 1], self.end if ids[-1] == self.end else ids[length - 1]]
+            tokens[row, : len(ids)] = ids
+            mask[row, : len(ids)] = True
+        return Tokens(tokens, mask)
+
+
+def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
+    """The tokenizer of a folder in the Hugging Face layout: tokenizer.json, or else CLIP's or T5's own files.
+
+    Special tokens and the length are those of tokenizer_config.json and special_tokens_map.json.
+    Raises InvalidInput where the files are missing or damaged, or belong to a tokenizer that is not known here.
+    """
+    path = local_folder(folder)
+    if not path.is_dir():
+        raise invalid("tokenizer", str(path), "a folder with the tokenizer's files is needed")
+    config = read_json(path / "tokenizer_config.json") if (path / "tokenizer_config.json").is_file() else {}
+    named = _named_tokens(path, config)
+    if (path / "tokenizer.json").is_file():
+        backend = _built(path / "tokenizer.json", lambda file: tokenizers.Tokenizer.from_file(str(file)))
+        backend.no_truncation()
+        padding = backend.padding
+        backend.no_padding()
+        if padding and "pad_token" not in named:
+            named["pad_token"] = AddedToken(padding["pad_token"], special=True)
+    elif (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
+        kind = config.get("tokenizer_class", "CLIPTokenizer")
+        if kind not in ("CLIPTokenizer", "CLIPTokenizerFast"):
+            raise InvalidInput(f"{path} holds the vocab.json and merges.txt of a {kind}: its tokenizer.json is needed.")
+        named = {**_special(CLIP_TOKENS), **named}
+        backend = _built(path / "vocab.json", lambda file: _clip(file, path / "merges.txt", named))
+    elif (path / "spiece.model").is_file():
+        named = {**_special(T5_TOKENS), **named}
+        backend = _built(path / "spiece.model", lambda file: _sentencepiece(file, named, config.get("extra_ids", 100)))
+    else:
+        raise InvalidInput(f"{path} has no tokenizer.json, no vocab.json with merges.txt, and no spiece.model.")
+    # What tokenizer.json says of a token says more than its name in a config.
+    there = {token.content for token in backend.get_added_tokens_decoder().values()}
+    backend.add_special_tokens([named[name] for name in SPECIAL if name in named and named[name].content not in there])
+    ids = {name: backend.token_to_id(token.content) for name, token in named.items()}
+    if ids.get("pad_token") is None:
+        raise InvalidInput(f"{path} names no padding token: tokenizer_config.json must give pad_token.")
+    length = config.get("model_max_length")
+    known = isinstance(length, int | float) and 0 < length < NO_LIMIT
+    return Tokenizer(backend, ids["pad_token"], ids.get("eos_token"), int(length) if known else None)
+
+
+def _built(file: Path, build: Any) -> Any:
+    try:
+        return build(file)
+    except InvalidInput:
+        raise
+    except Exception as error:
+        # The package raises bare Exceptions.
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InvalidInput(f"{file} is damaged or no tokenizer's file: {reason}.") from None
+
+
+def _special(names: dict[str, str]) -> dict[str, AddedToken]:
+    return {name: AddedToken(token, special=True) for name, token in names.items()}
+
+
+def _named_tokens(path: Path, config: dict[str, Any]) -> dict[str, AddedToken]:
+    """The tokens that the configs name. Older folders say in a file of their own what then counts."""
+    said = {name: config.get(name) for name in SPECIAL}
+    if "added_tokens_decoder" not in config and (path / "special_tokens_map.json").is_file():
+        said |= {name: value for name, value in read_json(path / "special_tokens_map.json").items() if name in SPECIAL}
+    named = {}
+    for name, value in said.items():
+        if isinstance(value, dict) and "content" in value:
+            kept = {key: value[key] for key in ("lstrip", "rstrip", "single_word", "normalized") if key in value}
+            named[name] = AddedToken(value["content"], special=True, **kept)
+        elif isinstance(value, str):
+            named[name] = AddedToken(value, special=True)
+    return named
+
+
+def _clip(vocab_file: Path, merges_file: Path, named: dict[str, AddedToken]) -> tokenizers.Tokenizer:
+    """Lower-cased byte-pair encoding whose words end in "</w>" (Sennrich et al. 2016), between start and end tokens."""
+    vocab = read_json(vocab_file)
+    merges = []
+    for number, line in enumerate(merges_file.read_text(encoding="utf-8").splitlines()):
+        parts = line.split()
+        if not parts or (number == 0 and line.startswith("#version")):
+            continue
+        if len(parts) != 2 or "".join(parts) not in vocab:
+            raise InvalidInput(
+                f"{merges_file} is damaged: line {number + 1} is {line!r}, but two parts of a token of "
+                f"{vocab_file.name} are needed."
+            )
+        merges.append(tuple(parts))
+    ends = {name: (named[name].content, vocab.get(named[name].content)) for name in ("eos_token", "bos_token")}
+    for name, (token, number) in ends.items():
+        if number is None:
+            raise InvalidInput(f"{vocab_file} lacks the {name} {token!r}.")
+    backend = tokenizers.Tokenizer(
+        models.BPE(
+            vocab,
+            merges,
+            continuing_subword_prefix="",
+            end_of_word_suffix="</w>",
+            fuse_unk=False,
+            unk_token=named["unk_token"].content,
+        )
+    )
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(CLIP_WORDS), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    backend.post_processor = processors.RobertaProcessing(
+        ends["eos_token"], ends["bos_token"], trim_offsets=False, add_prefix_space=False
+    )
+    return backend
+
+
+def _sentencepiece(file: Path, named: dict[str, AddedToken], extra_ids: int) -> tokenizers.Tokenizer:
+    """A unigram model (Kudo 2018) with its own normalisation, and the end token behind.
+
+    extra_ids: how many sentinels <extra_id_0>, ... T5 appends to its vocabulary, the last one first.
+    """
+    model = _read_sentencepiece(file.read_bytes())
+    if model.kind != 1:
+        raise InvalidInput(
+            f"{file} is a sentencepiece model of kind {model.kind}, but only unigram models can be read."
+        )
+    kinds = [kind for _, _, kind in model.pieces]
+    best = max((score for _, score, kind in model.pieces if kind == NORMAL), default=0.0)
+    # The score by which sentencepiece makes sure that these pieces win.
+    vocab = [
+        (piece, len(piece.encode()) * best - 0.1 if kind == USER_DEFINED else score)
+        for piece, score, kind in model.pieces
+    ]
+    backend = tokenizers.Tokenizer(models.Unigram(vocab, kinds.index(UNKNOWN), byte_fallback=BYTE in kinds))
+    steps = [normalizers.Precompiled(model.charsmap)] if model.charsmap else []
+    if model.remove_extra_whitespaces:
+        steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" +"), " ")]
+    steps += [normalizers.Prepend(" ")] if model.dummy_prefix else []
+    backend.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])
+    backend.add_special_tokens([AddedToken(f"<extra_id_{i}>", special=True) for i in reversed(range(extra_ids))])
+    end = named["eos_token"].content
+    if backend.token_to_id(end) is None:
+        raise InvalidInput(f"{file} lacks the eos_token {end!r}.")
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"$A {end}", special_tokens=[(end, backend.token_to_id(end))]
+    )
+    return backend
+
+
+class SentencePiece(NamedTuple):
+    """What a sentencepiece model file says: `(piece, score, kind)` of each id, and how text is normalised."""
+
+    pieces: list[tuple[str, float, int]]
+    kind: int
+    charsmap: bytes
+    dummy_prefix: bool
+    remove_extra_whitespaces: bool
+
+
+def _read_sentencepiece(data: bytes) -> SentencePiece:
+    """The fields of a sentencepiece `ModelProto` that decide how text is cut."""
+    pieces, trainer, normalizer = [], {}, {}
+    for number, value in _messages(data):
+        if number == 1:
+            piece = dict(_messages(value))
+            pieces.append((piece[1].decode(), struct.unpack("<f", piece.get(2, bytes(4)))[0], piece.get(3, NORMAL)))
+        elif number == 2:
+            trainer = dict(_messages(value))
+        elif number == 3:
+            normalizer = dict(_messages(value))
+    if UNKNOWN not in [kind for _, _, kind in pieces]:
+        raise ValueError("it has no unknown piece")
+    return SentencePiece(
+        pieces, trainer.get(3, 1), normalizer.get(2, b""), bool(normalizer.get(3, 1)), bool(normalizer.get(4, 1))
+    )
+
+
+def _messages(data: bytes) -> Iterator[tuple[int, Any]]:
+    """The fields of a protocol buffer message: number and value, bytes for all but varints."""
+    at = 0
+    while at < len(data):
+        key, at = _varint(data, at)
+        kind = key & 7
+        if kind == 0:
+            value, at = _varint(data, at)
+        elif kind in (1, 2, 5):
+            size, at = _varint(data, at) if kind == 2 else ({1: 8, 5: 4}[kind], at)
+            value, at = data[at : at + size], at + size
+        else:
+            raise ValueError(f"byte {at} starts no field")
+        if at > len(data):
+            raise ValueError("it is cut short")
+        yield key >> 3, value
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        if at >= len(data):
+            raise ValueError("it is cut short")
+        byte, at = data[at], at + 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, at
+        shift += 7
