@@ -4,8 +4,6 @@ One network whose fields cover DiT (Peebles & Xie 2023), SiT (Ma et al. 2024: th
 PixArt-alpha and -Sigma (Chen et al. 2023, 2024).
 """
 
-from functools import partial
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -156,8 +154,10 @@ class DiT(nn.Module):
 
     def _conditions(self, t, cond, dtype):
         """`(c [*prefix, width], or [depth, *prefix, width] per block, context, context_mask)`."""
-        make = partial(
-            ConditionEncoder,
+        given = (cond or {}).get("context")
+        if self.context_channels and given is not None and given.shape[-1] != self.context_channels:
+            raise invalid("cond['context'].shape", given.shape, f"{self.context_channels} channels are needed")
+        encoder = ConditionEncoder(
             self.width,
             num_classes=self.num_classes,
             pooled=self.pooled,
@@ -170,7 +170,6 @@ class DiT(nn.Module):
             dtype=dtype,
             name="condition",
         )
-        encoder = make()
         if self.embeddings == "shared":
             return encoder(t, cond)
         each = nn.vmap(

@@ -198,10 +198,15 @@ def test_positions_have_columns_first_and_span_the_same_whatever_the_resolution(
     np.testing.assert_array_equal(row[:, 4:], np.broadcast_to(row[0, 4:], (3, 4)))
 
 
+def tiny_pixart(**fields):
+    shape = {"width": 24, "depth": 2, "heads": 2, "base_size": 2, "interpolation_scale": 2.0}
+    return models.pixart(**{**shape, "sizes": True, **fields})
+
+
 @functools.cache
 def pixart_case():
     """A tiny PixArt: (network, params, x, cond), its captions masked in part."""
-    network = models.pixart(width=24, depth=2, heads=2, base_size=2, interpolation_scale=2.0, sizes=True)
+    network = tiny_pixart()
     x = image()
     cond = {
         "context": image((2, 4, 5), seed=2),
@@ -305,6 +310,7 @@ def test_mistakes_about_the_published_options():
         (lambda: models.pixart(text_vocab_size=7), "must be 'linear'"),
         (lambda: models.pixart(context_projection="gelu"), "context_projection is 'gelu'"),
         (lambda: network.apply(params, x, T, {**cond, "size": cond["aspect"]}), "cond\\['size'\\]"),
+        (lambda: tiny_pixart(context_channels=6).apply(params, x, T, cond), "6 channels are needed"),
         (lambda: tiny_dit(in_channels=4).init(jax.random.key(0), x, T, labels(0, 1)), "images of 4 channels"),
     ]
     for call, message in wrong:
