@@ -1,11 +1,11 @@
-"""Which times are trained: distributions of t, spread over the batch, and their shapes over frames.
+"""Which times are trained: distributions of t, and their spread over the batch.
 
 A `TimestepDraw` draws `(t, weight)`, float32 of any shape `[B, ...]`; `weight` corrects for what was drawn, so that the
 expectation of `weight f(t)` is the one meant. Weights that define the loss itself are in `weights`. Every entry of the
-shape gets its own time; the wrappers at the end share, mix or order them along axis 1 (frames, tokens).
+shape gets its own time; wrappers that share, mix or order them along axis 1 (frames, tokens) are in `vector_draws`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -55,7 +55,7 @@ SPREADS: dict[str, Callable[..., Any]] = {
 """
 
 
-def _stateless(draw: Callable[..., Any]) -> TimestepDraw:
+def stateless(draw: Callable[..., Any]) -> TimestepDraw:
     """`draw(key, shape) -> t`, weight 1, nothing learned."""
 
     def drawn(state, key, shape):
@@ -84,7 +84,7 @@ def _quantile(function: Callable[..., Any], spread: str) -> TimestepDraw:
         # Quantiles are infinite at 0 and 1.
         return function(jnp.clip(numbers(key, shape), 2.0**-24, 1.0 - 2.0**-24))
 
-    return _stateless(draw)
+    return stateless(draw)
 
 
 def uniform(low: Number = 0.0, high: Number = 1.0, spread: str = "independent") -> TimestepDraw:
@@ -127,7 +127,7 @@ def log_normal(process: Any, mean: Number = -1.2, std: Number = 1.2, spread: str
 def beta(alpha: Number = 1.0, beta: Number = 1.0) -> TimestepDraw:
     """`t ~ Beta(alpha, beta)`, mean `alpha / (alpha + beta)`."""
     check_positive(alpha=alpha, beta=beta)
-    return _stateless(lambda key, shape: jax.random.beta(key, alpha, beta, tuple(shape)))
+    return stateless(lambda key, shape: jax.random.beta(key, alpha, beta, tuple(shape)))
 
 
 class LossHistory(NamedTuple):
@@ -192,112 +192,27 @@ def importance(
     return TimestepDraw(init, draw, update)
 
 
-def pinned(
-    draw: TimestepDraw,
-    entries: int | Sequence[bool] = 1,
-    value: Number = 0.0,
-    probability: Number = 1.0,
-    weight: Number = 0.0,
-) -> TimestepDraw:
-    """Some entries have a given time: conditions are clean (value 0) or absent (value 1), the rest is drawn.
+def on_grid(grid: Any, spread: str = "independent", last: bool = False) -> TimestepDraw:
+    """Uniform over the entries of a grid `[S + 1]`, without its end at 0 unless `last` (UniDiffuser asks at 0 too).
 
-    entries: how many of the first frames or tokens (axis 1), or one boolean for each; for shapes `[B]` the example's
-        only time.
-    probability: share of the examples in which they are pinned.
-    weight: loss weight of pinned entries; 0 leaves their loss out.
+    The indices of a shifted grid of 1000 steps are the times of flow models trained on such a grid (Liu et al. 2025,
+    Pusa, with `shift(trailing(1000), 5)`).
     """
-    if not 0 <= value <= 1:
-        raise invalid("value", value, "a time lies in [0, 1]")
-    if not 0 <= probability <= 1:
-        raise invalid("probability", probability, "it must lie in [0, 1]")
+    grid = jnp.asarray(grid, jnp.float32)
+    if grid.ndim != 1 or grid.shape[0] < 2:
+        raise invalid("grid.shape", grid.shape, "a grid of at least two scalar times, [S + 1], was expected")
+    times = grid if last else grid[:-1]
+    size = times.shape[0]
+    return _quantile(lambda u: times[jnp.minimum(jnp.floor(u * size).astype(jnp.int32), size - 1)], spread)
+
+
+def weighted(draw: TimestepDraw, weight: Number = 1.0) -> TimestepDraw:
+    """`draw` with every weight multiplied by a number: how much a modality of a dict of draws counts."""
     if weight < 0:
         raise invalid("weight", weight, "it must not be negative")
-    if isinstance(entries, int) and entries < 1:
-        raise invalid("entries", entries, "at least one entry is pinned")
-
-    def pattern(shape):
-        if len(shape) < 2:
-            return jnp.ones(shape, bool)
-        if isinstance(entries, int):
-            return jnp.arange(shape[1]) < entries
-        if len(entries) != shape[1]:
-            raise invalid("entries", tuple(entries), f"one boolean for each of the {shape[1]} frames is needed")
-        return jnp.asarray(entries, bool)
 
     def drawn(state, key, shape):
-        draw_key, choice_key = jax.random.split(key)
-        t, drawn_weight = draw.draw(state, draw_key, shape)
-        chosen = expand(jax.random.uniform(choice_key, shape[:1]) < probability, t)
-        mask = pattern(shape)
-        mask = chosen & (mask if len(shape) < 2 else mask.reshape((1, -1) + (1,) * (len(shape) - 2)))
-        return jnp.where(mask, value, t), jnp.where(mask, weight, drawn_weight)
-
-    return TimestepDraw(draw.init, drawn, draw.update)
-
-
-def _axis1(shape):
-    if len(shape) < 2:
-        raise invalid(
-            "shape", tuple(shape), "times shared or ordered over frames need a shape [B, F]; set t_shape to 2"
-        )
-
-
-def independent(draw: TimestepDraw) -> TimestepDraw:
-    """Every frame has its own time (Chen et al. 2024, diffusion forcing): what draws do anyway, by name."""
-
-    def drawn(state, key, shape):
-        _axis1(shape)
-        return draw.draw(state, key, shape)
-
-    return TimestepDraw(draw.init, drawn, draw.update)
-
-
-def shared(draw: TimestepDraw) -> TimestepDraw:
-    """All frames of an example have one time."""
-
-    def drawn(state, key, shape):
-        _axis1(shape)
-        like = jax.ShapeDtypeStruct(tuple(shape), jnp.float32)
-        return tuple(jnp.broadcast_to(expand(x, like), shape) for x in draw.draw(state, key, tuple(shape)[:1]))
-
-    return TimestepDraw(draw.init, drawn, draw.update)
-
-
-def mixture(first: TimestepDraw, second: TimestepDraw, probability: Number = 0.5) -> TimestepDraw:
-    """Each example is drawn from `first` with this probability, else from `second`.
-
-    `mixture(independent(d), shared(d), 0.2)` is the probabilistic schedule of Liu et al. 2024 (FVDM). The state is the
-    pair of both, and both learn from every loss.
-    """
-    if not 0 <= probability <= 1:
-        raise invalid("probability", probability, "it must lie in [0, 1]")
-
-    def init():
-        return first.init(), second.init()
-
-    def drawn(state, key, shape):
-        first_key, second_key, choice_key = jax.random.split(key, 3)
-        chosen = jax.random.uniform(choice_key, tuple(shape)[:1]) < probability
-        pairs = zip(first.draw(state[0], first_key, shape), second.draw(state[1], second_key, shape), strict=True)
-        return tuple(jnp.where(expand(chosen, a), a, b) for a, b in pairs)
-
-    def update(state, t, loss):
-        return first.update(state[0], t, loss), second.update(state[1], t, loss)
-
-    return TimestepDraw(init, drawn, update)
-
-
-def monotone(draw: TimestepDraw) -> TimestepDraw:
-    """Frames in order of noise: the drawn times of an example sorted along axis 1, the first frame the cleanest.
-
-    Of independent uniform times that is the uniform distribution over non-decreasing sequences (compare Sun et al.
-    2025, AR-Diffusion). Weights move with their times.
-    """
-
-    def drawn(state, key, shape):
-        _axis1(shape)
-        t, weight = draw.draw(state, key, shape)
-        order = jnp.argsort(t, axis=1)
-        return jnp.take_along_axis(t, order, axis=1), jnp.take_along_axis(weight, order, axis=1)
+        t, drawn_weight = draw.draw(state, key, shape)
+        return t, weight * drawn_weight
 
     return TimestepDraw(draw.init, drawn, draw.update)
