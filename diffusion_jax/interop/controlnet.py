@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from diffusion_jax.errors import invalid
 from diffusion_jax.interop.family import Family, take
 from diffusion_jax.interop.files import TensorFiles
 from diffusion_jax.interop.tables import Table, conv
@@ -35,6 +36,8 @@ def table(module: Any) -> Table:
 
 
 def config(module: Any) -> dict[str, Any]:
+    if module.width not in (0, 4 * module.channels):
+        raise invalid("width", module.width, f"a ControlNet of diffusers has {4 * module.channels}")
     return encoder_config(module) | {
         "_class_name": "ControlNetModel",
         "conditioning_channels": module.control_channels,

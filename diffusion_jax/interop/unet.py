@@ -81,6 +81,7 @@ def encoder_fields(config: dict[str, Any]) -> dict[str, Any]:
     if len(layers) > 1:
         raise InvalidInput(f"config.json says layers_per_block={config['layers_per_block']}, but levels must be alike.")
     depths = levels(config, "transformer_layers_per_block", 1, count)
+    heads = levels(config, "attention_head_dim", 8, count)
     middle = take(config, "mid_block_type", "UNetMidBlock2DCrossAttn")
     contexts = set(levels(config, "cross_attention_dim", 1280, count))
     if len(contexts) > 1:
@@ -98,12 +99,12 @@ def encoder_fields(config: dict[str, Any]) -> dict[str, Any]:
         "attention": tuple(depth * DOWN.index(kind) for depth, kind in zip(depths, types, strict=True)),
         "mid_attention": depths[-1] if middle == "UNetMidBlock2DCrossAttn" else 0,
         "mid_residual": {"UNetMidBlock2DCrossAttn": 2, "UNetMidBlock2D": 1, None: 0}[middle],
-        "heads": levels(config, "attention_head_dim", 8, count),
+        "heads": heads if len(set(heads)) > 1 else heads[0],
         "linear_projection": take(config, "use_linear_projection", False),
         "modulation": MODULATION[take(config, "resnet_time_scale_shift", "default")],
         "dropout": float(take(config, "dropout", 0.0)),
         "groups": groups,
-        "width": take(config, "time_embedding_dim", None) or 4 * features[0],
+        "width": take(config, "time_embedding_dim", None) or 0,
         "time_features": features[0],
         "context_channels": contexts.pop(),
         "in_channels": take(config, "in_channels", 4),
