@@ -83,23 +83,30 @@ def log_prob(params, x, t, cond):
     return -energy(denoisers.base.Prediction(x), t, cond)
 
 
-TRANSFORMATIONS = {
-    "plain": lambda d: d,
-    "guided": lambda d: denoisers.guided(d, 2.0, NULL),
-    "guided by step": lambda d: denoisers.guided(d, jnp.array([1.0, 3.0]), NULL),
-    "guided in an interval": lambda d: denoisers.guided(d, denoisers.linear_scale(1, 3), NULL, interval=(0.4, 0.9)),
-    "rescaled": lambda d: denoisers.guided(d, 2.0, NULL, rescale=0.7),
-    "cfg++": lambda d: denoisers.cfg_plus_plus(d, 0.6, NULL),
-    "projected": lambda d: denoisers.projected_guided(d, 3.0, NULL, threshold=1.0),
-    "autoguided": lambda d: denoisers.autoguided(d, d, 2.0),
-    "classifier": lambda d: denoisers.classifier_guided(d, log_prob, 0.1),
-    "energy": lambda d: denoisers.energy_guided(d, energy, 0.1),
-    "clipped": denoisers.clipped,
-    "thresholded": denoisers.thresholded,
-    "scheduled": lambda d: denoisers.scheduled_condition(d, denoisers.dropped_condition(NULL, 0.0, 0.6)),
-    "switched": lambda d: denoisers.switched((d, d)),
-    "nested": lambda d: denoisers.thresholded(denoisers.guided(d, jnp.array([[2.0], [1.0]]), NULL, interval=(0, 1))),
-}
+def transformations(null):
+    """Every kind of transformation; `null` is the condition of the guides."""
+    return {
+        "plain": lambda d: d,
+        "guided": lambda d: denoisers.guided(d, 2.0, null),
+        "guided by step": lambda d: denoisers.guided(d, jnp.array([1.0, 3.0]), null),
+        "guided in an interval": lambda d: denoisers.guided(d, denoisers.linear_scale(1, 3), null, interval=(0.4, 0.9)),
+        "rescaled": lambda d: denoisers.guided(d, 2.0, null, rescale=0.7),
+        "cfg++": lambda d: denoisers.cfg_plus_plus(d, 0.6, null),
+        "projected": lambda d: denoisers.projected_guided(d, 3.0, null, threshold=1.0),
+        "autoguided": lambda d: denoisers.autoguided(d, d, 2.0),
+        "classifier": lambda d: denoisers.classifier_guided(d, log_prob, 0.1),
+        "energy": lambda d: denoisers.energy_guided(d, energy, 0.1),
+        "clipped": denoisers.clipped,
+        "thresholded": denoisers.thresholded,
+        "scheduled": lambda d: denoisers.scheduled_condition(d, denoisers.dropped_condition(null, 0.0, 0.6)),
+        "switched": lambda d: denoisers.switched((d, d)),
+        "nested": lambda d: denoisers.thresholded(
+            denoisers.guided(d, jnp.array([[2.0], [1.0]]), null, interval=(0, 1))
+        ),
+    }
+
+
+TRANSFORMATIONS = transformations(NULL)
 TWO_NETWORKS = {"autoguided": "guide", "classifier": "guide"}
 NEEDS_GAUSSIAN = {"rescaled", "cfg++", "projected", "classifier", "energy"}
 BOUNDS = {"clipped", "thresholded", "nested"}
