@@ -4,7 +4,7 @@ A batch is `{"x0": ..., "cond": {...}, "index": int32 [B]}`; a source's construc
 can name it (`data.digits`). Nothing named here needs the network, except preparing a tensorflow-datasets data set.
 """
 
-from diffusion_jax.data import scenes
+from diffusion_jax.data import moving, scenes
 from diffusion_jax.data.conditions import Conditions, conditions_of, cycled_labels
 from diffusion_jax.data.digits import digits
 from diffusion_jax.data.faces import faces
@@ -16,6 +16,7 @@ from diffusion_jax.data.files import (
     write_array_record,
     write_latents,
 )
+from diffusion_jax.data.moving import moving_shapes
 from diffusion_jax.data.photographs import PHOTOGRAPHS, patches, photograph, textures
 from diffusion_jax.data.pipeline import Batches, pipeline
 from diffusion_jax.data.prose import documents as prose_documents
@@ -49,6 +50,8 @@ __all__ = [
     "gaussian_mixture",
     "image_folder",
     "latents",
+    "moving",
+    "moving_shapes",
     "normalise",
     "patches",
     "photograph",
