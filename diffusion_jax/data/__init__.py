@@ -4,7 +4,8 @@ A batch is `{"x0": ..., "cond": {...}, "index": int32 [B]}`; a source's construc
 can name it (`data.digits`). Nothing named here needs the network, except preparing a tensorflow-datasets data set.
 """
 
-from diffusion_jax.data import moving, scenes
+from diffusion_jax.data import captioned_digits, moving, scenes
+from diffusion_jax.data.captioned_digits import named_digits
 from diffusion_jax.data.conditions import Conditions, conditions_of, cycled_labels
 from diffusion_jax.data.digits import digits
 from diffusion_jax.data.faces import faces
@@ -41,6 +42,7 @@ __all__ = [
     "arrays",
     "bpe_tokenizer",
     "byte_tokenizer",
+    "captioned_digits",
     "check_finite",
     "conditions_of",
     "cycled_labels",
@@ -52,6 +54,7 @@ __all__ = [
     "latents",
     "moving",
     "moving_shapes",
+    "named_digits",
     "normalise",
     "patches",
     "photograph",
