@@ -157,29 +157,36 @@ class KLVAE(nn.Module):
             self.to_moments = conv(2 * self.latent_channels, 1, dtype=dtype)
             self.from_latents = conv(self.latent_channels, 1, dtype=dtype)
 
-    def posterior(self, x, around=lambda levels, x: levels(x)) -> GaussianPosterior:
-        """The Gaussian over (unscaled) latents; logvar is kept within [-30, 20].
+    def posterior(self, x, stage=None):
+        """The `GaussianPosterior` over (unscaled) latents; logvar is kept within [-30, 20].
 
-        around: `(levels, x) -> features`, how the levels, a local map that makes x smaller by `factor`, are applied.
+        stage: "levels" returns the features of the encoder's levels, which "end" takes for x.
         """
-        check_images(x.shape, len(self.multipliers) - 1, "x")
-        if x.shape[-1] != self.data_channels:
-            raise invalid("x.shape", x.shape, f"the autoencoder was made for data_channels={self.data_channels}")
-        moments = self.encoder(around(lambda x: self.encoder(x, "levels"), x), "end")
+        if stage != "end":
+            check_images(x.shape, len(self.multipliers) - 1, "x")
+            if x.shape[-1] != self.data_channels:
+                raise invalid("x.shape", x.shape, f"the autoencoder was made for data_channels={self.data_channels}")
+        moments = self.encoder(x, stage)
+        if stage == "levels":
+            return moments
         if self.quant_conv:
             moments = self.to_moments(moments)
         mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
         return GaussianPosterior(mean, jnp.clip(logvar, -30.0, 20.0))
 
-    def reconstruct(self, z, around=lambda levels, h: levels(h)):
-        """The image of unscaled latents `z`. around: as in `posterior`; the levels make h larger by `factor`."""
-        if z.ndim != 4 or z.shape[-1] != self.latent_channels:
-            expected = f"latents [B, h, w, {self.latent_channels}] are needed"
-            raise invalid("z.shape", z.shape, expected)
-        if self.quant_conv:
-            z = self.from_latents(z.astype(self.dtype))
-        h = self.decoder(z, "start")
-        return around(lambda h: self.decoder(h, "levels").astype(jnp.float32), h)
+    def reconstruct(self, z, stage=None):
+        """The image of unscaled latents `z`.
+
+        stage: "start" returns the features that the decoder's levels begin with, which "levels" takes for z.
+        """
+        if stage != "levels":
+            if z.ndim != 4 or z.shape[-1] != self.latent_channels:
+                expected = f"latents [B, h, w, {self.latent_channels}] are needed"
+                raise invalid("z.shape", z.shape, expected)
+            if self.quant_conv:
+                z = self.from_latents(z.astype(self.dtype))
+        y = self.decoder(z, stage)
+        return y if stage == "start" else y.astype(jnp.float32)
 
     def __call__(self, x):
         posterior = self.posterior(x)
@@ -240,14 +247,26 @@ def kl_vae(preset: str = "kl_f8", **fields) -> Autoencoder:
     return autoencoder(module)
 
 
-def autoencoder(module: KLVAE) -> Autoencoder:
-    """The pure functions of the module; `init` compiles as one program."""
+def autoencoder(
+    module: KLVAE, around_encoder: Callable[..., Any] | None = None, around_decoder: Callable[..., Any] | None = None
+) -> Autoencoder:
+    """The pure functions of the module; `init` compiles as one program.
+
+    around_encoder, around_decoder: `(levels, h) -> features`: how the levels of either, a local map to fewer or more
+        pixels, are applied where that is not to all of h at once (`models.tiling`).
+    """
 
     def init(key, x):
         return jax.jit(lambda *inputs: module.init(*inputs)["params"])(key, x)
 
+    def call(params, method, value, stage=None):
+        return module.apply({"params": params}, value, stage, method=method)
+
     def posterior(params, x):
-        return module.apply({"params": params}, x, method="posterior")
+        if around_encoder is None:
+            return call(params, "posterior", x)
+        h = around_encoder(lambda part: call(params, "posterior", part, "levels"), x)
+        return call(params, "posterior", h, "end")
 
     def scale(z):
         return (z - module.shift_factor) * module.scaling_factor
@@ -258,6 +277,9 @@ def autoencoder(module: KLVAE) -> Autoencoder:
 
     def decode(params, latents):
         z = latents / module.scaling_factor + module.shift_factor
-        return module.apply({"params": params}, z, method="reconstruct")
+        if around_decoder is None:
+            return call(params, "reconstruct", z)
+        h = call(params, "reconstruct", z, "start")
+        return around_decoder(lambda part: call(params, "reconstruct", part, "levels"), h)
 
     return Autoencoder(init, posterior, scale, encode, decode, module)
