@@ -49,12 +49,15 @@ def lms(order: int = 4, lower_order_final: bool | int = False) -> Solver:
     return linear_multistep("lms", order, frame, "eps", Ending(lower_order_final))
 
 
-def deis(order: int = 3, variable: str = "log_rho", lower_order_final: bool | int = True) -> Solver:
+def deis(
+    order: int = 3, variable: str = "log_rho", lower_order_final: bool | int = True, idle_steps: int = 0
+) -> Solver:
     """DEIS (Zhang & Chen 2023): exact integration of the polynomial for eps against d(sigma / alpha).
 
     variable: 'log_rho' (polynomial in log(sigma / alpha), as in diffusers) or 't' (tAB-DEIS, the paper's; weights by
         Gauss-Legendre quadrature, and usable from alpha = 0 and up to sigma' = 0 on). rho-AB-DEIS is `lms`.
     order: 1 (DDIM) to 4. One evaluation a step. lower_order_final: as for `lms`.
+    idle_steps: how many steps at the end of the grid do not move, but count as steps that are left (diffusers).
     Raises InvalidInput for another order or variable.
     """
     check_order(order, (1, 2, 3, 4))
@@ -65,7 +68,7 @@ def deis(order: int = 3, variable: str = "log_rho", lower_order_final: bool | in
         return exponential_frame(process, t, t_next, count, "eps", bh=None)
 
     frame = log_rho if variable == "log_rho" else _time_frame
-    return linear_multistep("deis", order, frame, "eps", Ending(lower_order_final))
+    return linear_multistep("deis", order, frame, "eps", Ending(lower_order_final, False, idle_steps))
 
 
 _POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(12)

@@ -46,6 +46,7 @@ def dpm_solver(
     euler_at_final: bool = False,
     solver_type: str = "midpoint",
     third_order: str = "exact",
+    idle_steps: int = 0,
 ) -> Solver:
     """DPM-Solver-1/2/3 on eps: `x' = alpha' x0 + sigma' eps - sigma' integral of exp(h - s) (P(s) - eps) ds`.
 
@@ -57,9 +58,10 @@ def dpm_solver(
         than that. euler_at_final: the last step is of first order. Not for 'singlestep'.
     solver_type: 'midpoint' or 'heun', the exact integral at second order; with 'restarting' also at third, where
         'midpoint' leaves out the node in the middle. third_order: 'exact' or 'diffusers' (see `exponential_frame`).
+    idle_steps: how many steps at the end of the grid do not move, but count as steps that are left (diffusers).
     Raises InvalidInput for another order, method, solver_type or third_order.
     """
-    ending = Ending(lower_order_final, euler_at_final)
+    ending = Ending(lower_order_final, euler_at_final, idle_steps)
     return _dpm("dpm_solver", "eps", order, method, "ode", ending, solver_type, third_order)
 
 
@@ -71,6 +73,7 @@ def dpm_solver_pp(
     euler_at_final: bool = False,
     solver_type: str = "midpoint",
     third_order: str = "exact",
+    idle_steps: int = 0,
 ) -> Solver:
     """DPM-Solver++ on x0; order 2, multistep, is DPM-Solver++(2M), singlestep (2S); with `equation='sde'` its SDE form.
 
@@ -79,7 +82,7 @@ def dpm_solver_pp(
     The other options are those of `dpm_solver`.
     Raises InvalidInput for values outside of these, and for the singlestep SDE of order 3.
     """
-    ending = Ending(lower_order_final, euler_at_final)
+    ending = Ending(lower_order_final, euler_at_final, idle_steps)
     return _dpm("dpm_solver_pp", "x0", order, method, equation, ending, solver_type, third_order)
 
 

@@ -87,10 +87,12 @@ class Ending(NamedTuple):
     lower_order_final: at most as many terms as an entry still has steps to make, this one included. An integer: only in
         runs of fewer steps than that (15 in diffusers, and none in longer runs).
     euler_at_final: the last step is of first order whatever the length of the run.
+    idle_steps: how many steps at the end of the grid do not move; they count as steps that are left.
     """
 
     lower_order_final: bool | int = True
     euler_at_final: bool = False
+    idle_steps: int = 0
 
 
 def steps_left(step: Step, remaining: Any) -> Any:
@@ -100,7 +102,7 @@ def steps_left(step: Step, remaining: Any) -> Any:
 
 def final_order(step: Step, t: Any, remaining: Any, order: int, ending: Ending) -> Any:
     """`order`, lowered over the last steps as `ending` says."""
-    remaining = steps_left(step, remaining)
+    remaining = steps_left(step, remaining) + ending.idle_steps
     short = ending.lower_order_final
     if not isinstance(short, bool):
         short = jnp.asarray(step.num_steps) < short

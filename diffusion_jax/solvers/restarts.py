@@ -101,7 +101,9 @@ def restarting(
                 nodes = nodes[:1]
             anchor = pair[0] if prediction == "x0" else pair[1]
             attained = jnp.minimum(this, 1 + sum(node.usable.astype(jnp.int32) for node in nodes))
-            simple = jnp.where(this == 2, whole.simple, whole.moments[1]) if whole.simple is not None else None
+            simple = whole.simple
+            if simple is not None and order == 3:
+                simple = jnp.where(this == 2, simple, whole.moments[1])
             terms = correction(anchor, nodes, whole.moments, attained, simple)
             if stochastic:
                 moved = noisy_hub_step(process, *pair, noise, start, t_next, 1.0)
