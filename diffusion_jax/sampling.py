@@ -236,6 +236,23 @@ def make_sampler(
     return sampler
 
 
+def one_step(denoiser: Denoiser, params: Any, solver: Solver, run: Run, step: Step, key: Any, cond: Any = None) -> Run:
+    """The body of every loop: one step of `solver`, its cost counted, what does not move returned bit for bit.
+
+    key: one key per sample `[B]`, of this step alone; `step.key` is the denoiser's.
+    """
+
+    def denoise(carry, x, step):
+        prediction, inner = denoiser.apply(params, carry.carry, x, step, cond)
+        return prediction, Counted(inner, carry.cost + prediction.cost)
+
+    x, state, (carry, cost) = solver.step(
+        denoiser.process, denoise, Counted(run.carry, run.cost), run.state, run.x, step, key
+    )
+    moves = jax.tree.map(lambda a, b: a != b, step.t, step.t_next)
+    return Run(where(moves, x, run.x), state, carry, cost)
+
+
 def _run(key, denoiser, params, solver, grid, shape, x_init, cond, index, resume, start, stop, save_every, progress):
     num_steps = _length(grid)
     stop = num_steps if stop is None else stop
@@ -266,12 +283,8 @@ def _run(key, denoiser, params, solver, grid, shape, x_init, cond, index, resume
         resume = resume._replace(state=solver.init(process, resume.x, grid))
     if resume.carry is None:
         resume = resume._replace(carry=denoiser.init(params, resume.x, cond))
-    keys = randomness.fold(keys, 1)
+    keys, denoiser_keys = randomness.fold(keys, 1), randomness.fold(keys, 2)
     remaining = jax.tree.map(_remaining, grid)
-
-    def denoise(carry, x, step):
-        prediction, inner = denoiser.apply(params, carry.carry, x, step, cond)
-        return prediction, Counted(inner, carry.cost + prediction.cost)
 
     def body(run, index):
         step = Step(
@@ -280,12 +293,9 @@ def _run(key, denoiser, params, solver, grid, shape, x_init, cond, index, resume
             jax.tree.map(lambda g: g[index + 1], grid),
             jnp.int32(num_steps),
             jax.tree.map(lambda r: r[index], remaining),
+            denoiser_keys,
         )
-        x, state, (carry, cost) = solver.step(
-            process, denoise, Counted(run.carry, run.cost), run.state, run.x, step, randomness.fold(keys, index)
-        )
-        moves = jax.tree.map(lambda a, b: a != b, step.t, step.t_next)
-        return Run(where(moves, x, run.x), state, carry, cost), None
+        return one_step(denoiser, params, solver, run, step, randomness.fold(keys, index), cond), None
 
     if progress:
         body = _with_progress_bar(body, stop - start)

@@ -34,6 +34,7 @@ class Step(NamedTuple):
     """One step of a run as arrays, so that a whole run is one `lax.scan`.
 
     remaining: how many steps of non-zero length each entry of t still makes, this one included; None outside of a run.
+    key: one key per sample `[B]` for denoisers that draw, the same at every step of a run; None outside of a run.
     """
 
     index: Int[Array, ""] | int
@@ -41,6 +42,7 @@ class Step(NamedTuple):
     t_next: Any
     num_steps: Int[Array, ""] | int
     remaining: Any = None
+    key: Any = None
 
 
 class Cost(NamedTuple):

@@ -7,14 +7,21 @@ When x0 is drawn from a mixture of Gaussians with weights w_k, means m_k and cov
     E[eps | x] = sum_k r_k s S_k^-1 (x - a m_k) = -s grad log p_t(x)                                           (3)
 
 with `a = alpha(t)` and `s = sigma(t)`, diagonal matrices when t is a vector: the formulas then hold as they stand, so
-every coordinate may have a time of its own. With all C_k = 0 this is the optimal denoiser of a finite data set.
-Only Gaussian processes (and dicts of them) have this closed form; nothing here is trained.
+every coordinate may have a time of its own: frames of a clip (`gaussian_clip`), modalities of joint data. With all
+C_k = 0 this is the optimal denoiser of a finite data set. With S_k = L L' and z = L^-1 (x - a m_k), (2) and (3) are
+
+    E[x0 | x, k] = m_k + (C_k a L'^-1) z,        E[eps | x, k] = (s L'^-1) z                                   (4)
+
+and the columns of the first j coordinates alone are what is known from the first j: the causal denoiser, in which a
+frame sees no later ones. Only Gaussian processes (and dicts of them) have this closed form; nothing here is trained.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.time_axes import expand
@@ -27,7 +34,8 @@ class GaussianMixture(NamedTuple):
     log_weights: `[K]`, normalised.
     means: `[K, *data]`, or a dict of those for joint data (the modalities share the component).
     variances: `[K, *data]` of diagonal covariances, or None (a dict like `means` for joint data).
-    covariances: `[K, D, D]` over the flattened data, or None (a dict like `means` for joint data).
+    covariances: `[K, D, D]` over the flattened data, or None (for joint data a dict like `means`, or one array over all
+        modalities, flattened in alphabetical order: modalities then depend on each other within a component).
     labels: `[K]`, the class of each component, or None.
     """
 
@@ -53,7 +61,8 @@ def gaussian_mixture(means, stds=1.0, weights=None, *, covariances=None, labels=
     means: `[K, *data]`, or a dict of such arrays for joint data.
     stds: standard deviations: one number, `[K]` (isotropic) or `[K, *data]` (diagonal); 0 makes point masses.
     weights: `[K]`, positive, any sum; equal when absent.
-    covariances: `[K, D, D]` over the flattened data, positive definite; replaces `stds`.
+    covariances: `[K, D, D]` over the flattened data, positive definite; replaces `stds`. For joint data a dict of them,
+        or one array over all modalities, flattened and concatenated in alphabetical order.
     labels: `[K]` integers: the class of each component, to which `cond["label"]` refers.
 
     Raises InvalidInput when shapes do not agree or a standard deviation is negative.
@@ -70,9 +79,14 @@ def gaussian_mixture(means, stds=1.0, weights=None, *, covariances=None, labels=
             for name, mean in means.items()
         }
         first = next(iter(parts.values()))
+        together = {name: part.means for name, part in parts.items()}
+        if covariances is not None and not isinstance(covariances, dict):
+            size = sum(mean[0].size for mean in together.values())
+            covariances = _dense(covariances, len(first.log_weights), size, first.log_weights.dtype)
+            return GaussianMixture(first.log_weights, together, None, covariances, first.labels)
         return GaussianMixture(
             first.log_weights,
-            {name: part.means for name, part in parts.items()},
+            together,
             {name: part.variances for name, part in parts.items()},
             {name: part.covariances for name, part in parts.items()},
             first.labels,
@@ -89,11 +103,7 @@ def gaussian_mixture(means, stds=1.0, weights=None, *, covariances=None, labels=
     if labels is not None and labels.shape != (num,):
         raise invalid("labels.shape", labels.shape, f"one label per component, {(num,)}, was expected")
     if covariances is not None:
-        size = means[0].size
-        covariances = jnp.asarray(covariances, means.dtype)
-        if covariances.shape != (num, size, size):
-            raise invalid("covariances.shape", covariances.shape, f"{(num, size, size)} was expected")
-        return GaussianMixture(log_weights, means, None, covariances, labels)
+        return GaussianMixture(log_weights, means, None, _dense(covariances, num, means[0].size, means.dtype), labels)
     stds = jnp.asarray(stds, means.dtype)
     if stds.shape not in ((), (num,), means.shape):
         raise invalid("stds.shape", stds.shape, f"(), {(num,)} or {means.shape} was expected")
@@ -103,10 +113,37 @@ def gaussian_mixture(means, stds=1.0, weights=None, *, covariances=None, labels=
     return GaussianMixture(log_weights, means, jnp.broadcast_to(stds**2, means.shape), None, labels)
 
 
-def _components(process, mean, variance, covariance, x, t):
-    """Per component: log N(x; a m_k, S_k) `[B, K]`, E[x0 | x, k] and E[eps | x, k] `[B, K, *data]`."""
+def _dense(covariances, num, size, dtype):
+    covariances = jnp.asarray(covariances, dtype)
+    if covariances.shape != (num, size, size):
+        raise invalid("covariances.shape", covariances.shape, f"{(num, size, size)} was expected")
+    return covariances
+
+
+def gaussian_clip(frames: int = 6, features: int = 1, correlation: float = 0.9) -> GaussianMixture:
+    """Clips `[B, frames, features]` of a stationary AR(1): unit variance, correlation `rho^|i - j|` between frames.
+
+    The smallest world in which frames depend on each other, the same for any stretch of frames. Raises InvalidInput
+    unless -1 < correlation < 1.
+    """
+    if not -1 < correlation < 1:
+        raise invalid("correlation", correlation, "it must lie between -1 and 1")
+    index = np.arange(frames)
+    covariance = float(correlation) ** np.abs(index[:, None] - index)
+    return gaussian_mixture(np.zeros((1, frames, features)), covariances=np.kron(covariance, np.eye(features))[None])
+
+
+def _levels(process, x, t):
+    """alpha and sigma `[R, 1, *data]`; R is 1 where all samples share their times, so that one factor serves them."""
     t = jnp.asarray(t)
-    alpha, sigma = (jnp.broadcast_to(expand(f(t), x), x.shape)[:, None] for f in (process.alpha, process.sigma))
+    rows = x.shape[0] if t.ndim and t.shape[0] != 1 else 1
+    return tuple(
+        jnp.broadcast_to(expand(f(t), x), (rows, *x.shape[1:]))[:, None] for f in (process.alpha, process.sigma)
+    )
+
+
+def _components(alpha, sigma, mean, variance, covariance, x, causal):
+    """Per component: log N(x; a m_k, S_k) by coordinate, E[x0 | x, k] and E[eps | x, k], all `[B, K, *data]`."""
     residual = x[:, None] - alpha * mean
     if covariance is None:
         total = alpha**2 * variance + sigma**2
@@ -114,59 +151,107 @@ def _components(process, mean, variance, covariance, x, t):
         known = total == 0
         safe = jnp.maximum(total, jnp.finfo(total.dtype).tiny ** 0.5)
         gain = jnp.where(known, 1.0 / jnp.where(known, alpha, 1.0), alpha * variance / safe)
-        x0, eps = mean + gain * residual, sigma / safe * residual
-        log_density = -0.5 * (residual**2 / safe + jnp.log(2 * jnp.pi * safe))
-        return log_density.reshape(*log_density.shape[:2], -1).sum(-1), x0, eps
+        return -0.5 * (residual**2 / safe + jnp.log(2 * jnp.pi * safe)), mean + gain * residual, sigma / safe * residual
     flat = residual.reshape(*residual.shape[:2], -1)
+    size = flat.shape[-1]
     a, s = (value.reshape(value.shape[0], 1, -1) for value in (alpha, sigma))
-    total = a[..., :, None] * covariance * a[..., None, :] + s[..., None] ** 2 * jnp.eye(flat.shape[-1])
+    total = a[..., :, None] * covariance * a[..., None, :] + s[..., None] ** 2 * jnp.eye(size)
     factor = jnp.linalg.cholesky(total)
-    solved = jax.scipy.linalg.cho_solve((factor, True), flat[..., None])[..., 0]
-    x0 = mean + jnp.einsum("kij,bkj->bki", covariance, a * solved).reshape(residual.shape)
-    eps = (s * solved).reshape(residual.shape)
-    log_determinant = 2 * jnp.log(jnp.diagonal(factor, axis1=-2, axis2=-1)).sum(-1)
-    log_density = -0.5 * ((flat * solved).sum(-1) + log_determinant + flat.shape[-1] * jnp.log(2 * jnp.pi))
-    return log_density, x0, eps
+    whitening = jax.scipy.linalg.solve_triangular(factor, jnp.broadcast_to(jnp.eye(size), factor.shape), lower=True)
+    transposed = jnp.swapaxes(whitening, -1, -2)
+    x0_gain, eps_gain = (covariance * a[..., None, :]) @ transposed, s[..., None] * transposed
+    if causal:
+        frame = np.arange(size) // math.prod(x.shape[2:])
+        x0_gain, eps_gain = (jnp.where(frame[:, None] >= frame, gain, 0.0) for gain in (x0_gain, eps_gain))
+    white = _times(whitening, flat)
+    x0, eps = mean + _times(x0_gain, white).reshape(residual.shape), _times(eps_gain, white).reshape(residual.shape)
+    log_diagonal = jnp.log(jnp.diagonal(factor, axis1=-2, axis2=-1))
+    log_density = -0.5 * (white**2 + jnp.log(2 * jnp.pi)) - log_diagonal
+    return log_density.reshape(residual.shape), x0, eps
 
 
-def posterior(mixture: GaussianMixture, process, x, t, label=None) -> Posterior:
+def _times(matrix, vector):
+    """Matrices `[R, K, D, D]` of vectors `[B, K, D]`."""
+    if matrix.shape[0] == 1:
+        return jnp.einsum("kij,bkj->bki", matrix[0], vector)
+    return jnp.einsum("bkij,bkj->bki", matrix, vector)
+
+
+def _together(parts, like):
+    """A dict of `[A, *data]` as one array `[A, D]`, in alphabetical order; A broadcasts."""
+    parts = {name: parts[name].reshape(*parts[name].shape[: -like[name].ndim + 1], -1) for name in sorted(parts)}
+    lead = jnp.broadcast_shapes(*(part.shape[:-1] for part in parts.values()))
+    return jnp.concatenate([jnp.broadcast_to(part, (*lead, part.shape[-1])) for part in parts.values()], axis=-1)
+
+
+def _apart(whole, like):
+    """The inverse of `_together` for an array `[..., D]`."""
+    sizes = [like[name][0].size for name in sorted(like)]
+    pieces = jnp.split(whole, np.cumsum(sizes)[:-1], axis=-1)
+    return {name: piece.reshape(*piece.shape[:-1], *like[name].shape[1:]) for name, piece in zip(sorted(like), pieces)}
+
+
+def posterior(mixture: GaussianMixture, process, x, t, label=None, causal: bool = False) -> Posterior:
     """Equations (1) to (3) at `x` `[B, *data]` and `t`, any prefix of its shape up to one time per coordinate.
 
     label: `[B]`, restricts each sample to the components of its class; a label that no component has (the null class
     of classifier-free guidance) means all components.
+    causal: each frame (axis 1) sees itself and earlier ones only; responsibilities are then `[B, K, F]`.
     """
     if isinstance(x, dict):
-        parts = {
-            name: _components(
-                process.processes[name],
-                mixture.means[name],
-                mixture.variances[name],
-                mixture.covariances[name],
-                x[name],
-                t[name] if isinstance(t, dict) else t,
+        if causal:
+            raise InvalidInput("causal is about the frames of one array, but x is a dict of modalities.")
+        times = {name: t[name] if isinstance(t, dict) else t for name in x}
+        levels = {name: _levels(process.processes[name], x[name], times[name]) for name in x}
+        if mixture.covariances is not None and not isinstance(mixture.covariances, dict):
+            alpha, sigma = (_together({name: level[i] for name, level in levels.items()}, x) for i in (0, 1))
+            found = _components(
+                alpha, sigma, _together(mixture.means, x), None, mixture.covariances, _together(x, x), causal
             )
-            for name in x
-        }
+            parts = dict.fromkeys(x, ())
+            for whole in found:
+                parts = {name: (*parts[name], piece) for name, piece in _apart(whole, x).items()}
+        else:
+            parts = {
+                name: _components(
+                    *levels[name],
+                    mixture.means[name],
+                    mixture.variances[name],
+                    mixture.covariances[name],
+                    x[name],
+                    causal,
+                )
+                for name in x
+            }
     else:
-        parts = {"": _components(process, mixture.means, mixture.variances, mixture.covariances, x, t)}
-    logits = mixture.log_weights + sum(part[0] for part in parts.values())
+        levels = _levels(process, x, t)
+        parts = {"": _components(*levels, mixture.means, mixture.variances, mixture.covariances, x, causal)}
+
+    def gathered(log_density):
+        if causal:
+            return log_density.reshape(*log_density.shape[:3], -1).sum(-1).cumsum(-1)
+        return log_density.reshape(*log_density.shape[:2], -1).sum(-1)
+
+    logits = sum(gathered(part[0]) for part in parts.values())
+    trailing = (1,) * (logits.ndim - 2)
+    logits = logits + mixture.log_weights.reshape(-1, *trailing)
     if label is not None and mixture.labels is not None:
         same = jnp.asarray(label)[:, None] == mixture.labels
         same = same | ~same.any(axis=1, keepdims=True)
-        prior = jax.nn.logsumexp(jnp.where(same, mixture.log_weights, -jnp.inf), axis=1)
-        logits = jnp.where(same, logits - prior[:, None], -jnp.inf)
+        prior = jax.nn.logsumexp(jnp.where(same, mixture.log_weights, -jnp.inf), axis=1, keepdims=True)
+        logits = jnp.where(same.reshape(*same.shape, *trailing), logits - prior.reshape(-1, 1, *trailing), -jnp.inf)
     log_density = jax.nn.logsumexp(logits, axis=1)
     responsibilities = jax.nn.softmax(logits, axis=1)
 
     def mean(values):
-        weights = responsibilities.reshape(responsibilities.shape + (1,) * (values.ndim - 2))
+        weights = responsibilities.reshape(responsibilities.shape + (1,) * (values.ndim - responsibilities.ndim))
         return (weights * values).sum(axis=1)
 
     x0 = {name: mean(part[1]) for name, part in parts.items()}
     eps = {name: mean(part[2]) for name, part in parts.items()}
     if not isinstance(x, dict):
         x0, eps = x0[""], eps[""]
-    return Posterior(x0, eps, log_density, responsibilities)
+    return Posterior(x0, eps, log_density[..., -1] if causal else log_density, responsibilities)
 
 
 def score(mixture: GaussianMixture, process, x, t):
@@ -193,6 +278,9 @@ def draw(key, mixture: GaussianMixture, num: int):
 
     if not isinstance(mixture.means, dict):
         return one(key_noise, mixture.means, mixture.variances, mixture.covariances), component
+    if mixture.covariances is not None and not isinstance(mixture.covariances, dict):
+        whole = one(key_noise, _together(mixture.means, mixture.means), None, mixture.covariances)
+        return _apart(whole, mixture.means), component
     keys = jax.random.split(key_noise, len(mixture.means))
     x0 = {
         name: one(k, mixture.means[name], mixture.variances[name], mixture.covariances[name])
@@ -201,11 +289,13 @@ def draw(key, mixture: GaussianMixture, num: int):
     return x0, component
 
 
-def analytic(process) -> Denoiser:
+def analytic(process, causal: bool = False) -> Denoiser:
     """The exact denoiser of a Gaussian mixture on `process`; its parameters are the `GaussianMixture`.
 
     Counts as one network evaluation a call. `extras` holds `log_density` `[B]` and `responsibilities` `[B, K]`.
     `cond["label"]` `[B]` selects the components of a class when the mixture has labels.
+    causal: each frame (axis 1) is denoised from itself and earlier ones, as a network with temporally causal attention
+    does. That is exact only where later frames are pure noise.
 
     Raises InvalidInput for a process that is not Gaussian (or a dict of Gaussian ones).
     """
@@ -217,7 +307,7 @@ def analytic(process) -> Denoiser:
         return ()
 
     def apply(params, carry, x, step, cond):
-        found = posterior(params, process, x, step.t, (cond or {}).get("label"))
+        found = posterior(params, process, x, step.t, (cond or {}).get("label"), causal)
         extras = {"log_density": found.log_density, "responsibilities": found.responsibilities}
         return Prediction(found.x0, found.eps, extras, Cost(jnp.float32(1), jnp.float32(1))), carry
 

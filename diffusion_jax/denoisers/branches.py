@@ -89,7 +89,8 @@ def in_one_batch(denoiser: Denoiser, null: Any) -> Branches:
 
     def both(params, carry, x, step, cond):
         size = batch_size(x)
-        doubled_step = step._replace(t=_double_time(step.t, size), t_next=_double_time(step.t_next, size))
+        key = None if step.key is None else jnp.repeat(step.key, 2, axis=0)
+        doubled_step = step._replace(t=_double_time(step.t, size), t_next=_double_time(step.t_next, size), key=key)
         doubled_x, doubled_cond = question(x, cond)
         prediction, new = denoiser.apply(params, carry, doubled_x, doubled_step, doubled_cond)
         extras = prediction.extras
