@@ -381,19 +381,25 @@ def read(case: Case) -> Scheduler:
     return read_scheduler({"_class_name": case.scheduler, **case.options}, eta=case.eta)
 
 
-def ours(case: Case, noise: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Our x after each step, in the peer's scale, and the noise that each step would draw."""
+def ours(
+    case: Case, noise: np.ndarray, scheduler: Scheduler | None = None
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Our x after each step, in the peer's scale, and the noise that each step would draw.
+
+    scheduler: another than the one that the case says.
+    """
 
     def model(params, x, k, cond, train=False, key=None):
         return _model_outputs(x, k.reshape(-1, *(1,) * (x.ndim - 1)), jnp.tanh), {}
 
-    scheduler = read(case)
+    scheduler = read(case) if scheduler is None else scheduler
     told = {name: value for name, value in case.grid.items() if name != "mu"}
     grid = scheduler.grid(case.steps, seq_len=case.grid.get("mu"), **told)
     denoise = scheduler.transform(denoiser(Network(None, model), scheduler.process))
     key = jax.random.key(0)
     x = scheduler.initial_scale(grid) * jnp.asarray(noise)
-    trace = sample(key, denoise, None, scheduler.solver, grid, x_init=x, save_every=1).trace
+    run = jax.jit(lambda x: sample(key, denoise, None, scheduler.solver, grid, x_init=x, save_every=1).trace)
+    trace = run(x)
     keys = randomness.fold(randomness.sample_keys(key, jnp.arange(SHAPE[0])), 1)
     steps = range(len(grid) - 1)
     noises = [np.asarray(randomness.normal_like(randomness.fold(keys, i), x)) for i in steps]
