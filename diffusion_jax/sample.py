@@ -1,7 +1,8 @@
 """`python -m diffusion_jax.sample`: draws samples from a trained model, shard by shard, and shows them.
 
 Shards that are there are kept, so an interrupted run goes on; sample i is the same whatever the batch size, the number
-of devices or of hosts. Each host draws shards of its own.
+of devices or of hosts. Each host draws shards of its own. With `--pretrained=FOLDER` images come from a published
+checkpoint instead (`generate`).
 """
 
 import argparse
@@ -18,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax import data, distributed, pictures, training
+from diffusion_jax import data, distributed, generate, pictures, training
 from diffusion_jax.command import cache_compilations, parse_config, run_command
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.experiment import Experiment, Sampling, compiled_sampler, prepare, prepare_sampling
@@ -143,6 +144,10 @@ def trajectory(experiment: Experiment, sampling: Sampling, params: Any, seed: in
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if any(argument.split("=")[0] == "--pretrained" for argument in argv):
+        generate.main(argv)
+        return
     parser = argparse.ArgumentParser(
         prog="python -m diffusion_jax.sample",
         description=__doc__,

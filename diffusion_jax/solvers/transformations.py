@@ -63,12 +63,13 @@ def strided(solver: Solver, num_train_steps: int = 1000) -> Solver:
     return Solver(init, step, solver.order)
 
 
-def inpainted(solver: Solver, known: Any, mask: Any, *, noise: Any = None) -> Solver:
+def inpainted(solver: Solver, known: Any, mask: Any, *, noise: Any = None, before: bool = True) -> Solver:
     """Replaces the known region by itself, noised to the time of the sample, before and after each step.
 
     known: clean data like x, used where `mask` is true. mask: boolean, a prefix of the data's shape (a dict of both for
     joint data). noise: the noise of the known region, kept for the whole run; fresh at each step when absent (discrete
-    processes always draw afresh). Works for every process that can `corrupt`. Lugmayr et al. 2022, equation 8.
+    processes always draw afresh). before: whether also before each step; where False, what the run starts with stands
+    for the known region in the first step, as in the Stable Diffusion pipelines. Works for every process that can `corrupt`. Lugmayr et al. 2022, equation 8.
     """
 
     def renoise(process, x, key, t):
@@ -84,7 +85,7 @@ def inpainted(solver: Solver, known: Any, mask: Any, *, noise: Any = None) -> So
 
     return wrapped(
         solver,
-        before=lambda process, x, step, key: renoise(process, x, key, step.t),
+        before=(lambda process, x, step, key: renoise(process, x, key, step.t)) if before else None,
         after=lambda process, x, step, key: renoise(process, x, key, step.t_next),
     )
 

@@ -1,0 +1,168 @@
+"""Images of whole pipelines equal the peer's, from the same initial latents.
+
+Needs the peers extra: `make test-peers`.
+"""
+
+import jax
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
+
+from diffusion_jax import interop  # noqa: E402
+from tests.peers.figures import record  # noqa: E402
+from tests.peers.tiny_pipelines import LATENTS, PIPELINES, saved  # noqa: E402
+
+pytestmark = pytest.mark.peers
+
+TOLERANCE = 1e-3
+STEPS = 4
+PROMPTS = ["A red cube on a Table", "two cats"]
+NEGATIVE = "blurry picture"
+
+
+@pytest.fixture(scope="module")
+def noise():
+    return np.random.default_rng(0).normal(size=(2, LATENTS, LATENTS, 4)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    rng = np.random.default_rng(1)
+    image = rng.uniform(-1, 1, size=(2, 2 * LATENTS, 2 * LATENTS, 3)).astype(np.float32)
+    mask = np.zeros((2 * LATENTS, 2 * LATENTS), bool)
+    mask[3:11, 5:16] = True
+    return image, mask
+
+
+def first(x):
+    return torch.tensor(np.moveaxis(x, -1, 1).copy())
+
+
+def compare(name, found, expected, tolerance=TOLERANCE):
+    expected = np.moveaxis(np.asarray(expected), 1, -1) if expected.shape[1] == 3 else np.asarray(expected)
+    error = float(np.abs((np.asarray(found) + 1) / 2 - expected).max())
+    assert expected.std() > 0.02, "the picture is not flat"
+    assert error <= tolerance, error
+    record("pipeline", name, error)
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_images_equal_the_peers(name, tmp_path, noise, monkeypatch):
+    peer, folder = saved(name, tmp_path)
+    options = {"num_inference_steps": STEPS, "output_type": "np"}
+    key = jax.random.key(0)
+    if name == "DiT":
+        # The peer draws its latents itself.
+        monkeypatch.setattr(diffusers.pipelines.dit.pipeline_dit, "randn_tensor", lambda *a, **k: first(noise))
+        expected = peer([3, 1], guidance_scale=3.0, **options).images
+        found = interop.generate(
+            interop.load_pipeline(folder), key, [3, "bee"], num_steps=STEPS, scale=3.0, noise=noise
+        )
+    else:
+        options |= {"latents": first(noise), "negative_prompt": [NEGATIVE] * 2, "guidance_scale": 3.0}
+        if name == "PixArt":
+            options |= {"use_resolution_binning": False, "clean_caption": False}
+        side = 2 * LATENTS
+        expected = peer(PROMPTS, height=side, width=side, **options).images
+        pipeline = interop.load_pipeline(folder)
+        found = interop.generate(
+            pipeline, key, PROMPTS, negative=NEGATIVE, num_steps=STEPS, scale=3.0, noise=noise, size=(side, side)
+        )
+    compare(name, found, expected)
+
+
+def test_sdxl_without_a_negative_prompt_is_guided_away_from_zeros(tmp_path, noise):
+    peer, folder = saved("SDXL", tmp_path)
+    side = 2 * LATENTS
+    expected = peer(
+        PROMPTS, num_inference_steps=STEPS, output_type="np", latents=first(noise), height=side, width=side,
+        guidance_scale=3.0,
+    ).images  # fmt: skip
+    pipeline = interop.load_pipeline(folder)
+    found = interop.generate(
+        pipeline, jax.random.key(0), PROMPTS, num_steps=STEPS, scale=3.0, noise=noise, size=(side, side)
+    )
+    compare("SDXL", found, expected)
+
+
+def test_without_guidance(tmp_path, noise):
+    peer, folder = saved("SD 1.5", tmp_path)
+    options = {"num_inference_steps": STEPS, "output_type": "np", "height": 16, "width": 16}
+    expected = peer(PROMPTS, guidance_scale=1.0, latents=first(noise), **options).images
+    pipeline = interop.load_pipeline(folder)
+    found = interop.generate(
+        pipeline, jax.random.key(0), PROMPTS, num_steps=STEPS, scale=1.0, noise=noise, size=(16, 16)
+    )
+    compare("SD 1.5", found, expected)
+
+
+@pytest.fixture
+def posterior_mean(monkeypatch):
+    """The peer draws from the posterior of the latents; here it takes the mean, as we do."""
+    for module in (
+        diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img,
+        diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_inpaint,
+    ):
+        monkeypatch.setattr(module, "retrieve_latents", lambda output, *a, **k: output.latent_dist.mean)
+
+
+@pytest.mark.parametrize("name", ["SD 2.1", "SD 1.5"])
+def test_image_to_image(name, tmp_path, noise, pictures, posterior_mean, monkeypatch):
+    peer, _ = saved(name, tmp_path)
+    module = diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img
+    monkeypatch.setattr(module, "randn_tensor", lambda *a, **k: first(noise))
+    peer = diffusers.StableDiffusionImg2ImgPipeline.from_pipe(peer)
+    peer.scheduler = diffusers.DDIMScheduler.from_config(peer.scheduler.config)
+    peer.save_pretrained(tmp_path / "img2img")
+    peer.set_progress_bar_config(disable=True)
+    expected = peer(
+        PROMPTS, image=first(pictures[0]), strength=0.6, num_inference_steps=10, guidance_scale=3.0, output_type="np"
+    ).images
+    found = interop.generate(
+        interop.load_pipeline(tmp_path / "img2img"),
+        jax.random.key(0),
+        PROMPTS,
+        image=pictures[0],
+        strength=0.6,
+        num_steps=10,
+        scale=3.0,
+        noise=noise,
+    )
+    compare(f"{name}, image to image", found, expected)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_inpainting(trained, tmp_path, noise, pictures, posterior_mean, monkeypatch):
+    peer, folder = saved("inpainting" if trained else "SD 2.1", tmp_path)
+    module = diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_inpaint
+    monkeypatch.setattr(module, "randn_tensor", lambda *a, **k: first(noise))
+    if not trained:
+        peer = diffusers.StableDiffusionInpaintPipeline.from_pipe(peer)
+        peer.set_progress_bar_config(disable=True)
+        folder = tmp_path / "inpaint"
+        peer.save_pretrained(folder)
+    image, mask = pictures
+    expected = peer(
+        PROMPTS,
+        image=first(image),
+        mask_image=torch.tensor(np.broadcast_to(mask, (2, 1, *mask.shape)).copy()).float(),
+        height=16,
+        width=16,
+        strength=1.0,
+        num_inference_steps=STEPS,
+        guidance_scale=3.0,
+        output_type="np",
+    ).images
+    found = interop.generate(
+        interop.load_pipeline(folder),
+        jax.random.key(0),
+        PROMPTS,
+        image=image,
+        mask=mask,
+        num_steps=STEPS,
+        scale=3.0,
+        noise=noise,
+    )
+    compare("SD, inpainting" if trained else "SD 2.1, inpainting", found, expected)
