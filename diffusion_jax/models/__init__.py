@@ -8,12 +8,13 @@ from diffusion_jax.models.conditions import empty_condition
 from diffusion_jax.models.controlnet import ControlNet, control_from_unet, controlled, controlnet
 from diffusion_jax.models.dit import DiT, dit, pixart
 from diffusion_jax.models.edits import cached, edit, exits, gates, override, reweighted, taps
-from diffusion_jax.models.encoders import Encoded, Encoder
+from diffusion_jax.models.encoders import Encoded, Encoder, as_network
 from diffusion_jax.models.interception import by_path, intercepted, per_layer
 from diffusion_jax.models.mlp import Mlp, mlp
 from diffusion_jax.models.network import count_params, network, param_shapes
 from diffusion_jax.models.text_encoders import T5, CLIPText, clip_text, t5_encoder
 from diffusion_jax.models.text_transformer import TextTransformer, text_transformer
+from diffusion_jax.models.tiling import sharded_rows, tiled
 from diffusion_jax.models.unet import UNet, unet
 from diffusion_jax.models.vae import KLVAE, Autoencoder, GaussianPosterior, kl_vae
 from diffusion_jax.models.vision_encoders import VisionTransformer, clip_vision, dinov2
@@ -32,6 +33,7 @@ __all__ = [
     "TextTransformer",
     "UNet",
     "VisionTransformer",
+    "as_network",
     "by_path",
     "cached",
     "clip_text",
@@ -55,8 +57,10 @@ __all__ = [
     "per_layer",
     "pixart",
     "reweighted",
+    "sharded_rows",
     "t5_encoder",
     "taps",
     "text_transformer",
+    "tiled",
     "unet",
 ]

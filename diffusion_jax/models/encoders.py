@@ -16,7 +16,8 @@ from diffusion_jax.errors import invalid, unknown
 from diffusion_jax.models.layers.branches import REMAT, Side, Stack
 from diffusion_jax.models.layers.mlp import ACTIVATIONS
 from diffusion_jax.models.layers.prenorm import PreNormAttention, PreNormMlp, affine_norm
-from diffusion_jax.models.network import check_dtype
+from diffusion_jax.models.network import check_dtype, network
+from diffusion_jax.typing import Network
 
 
 class Encoded(NamedTuple):
@@ -65,8 +66,31 @@ def encoder(module: nn.Module) -> Encoder:
     return Encoder(init, apply, final_norm, module)
 
 
-def run_blocks(module: Any, h: Any, side: Side, attention: Mapping[str, Any], mlp: Mapping[str, Any]) -> Any:
-    """The stream before the first and after each of the blocks of the calling `module`, `[L + 1, B, N, D]`.
+class _Called(nn.Module):
+    """An encoder under the calling convention of networks, with its own parameters at their own paths."""
+
+    encoder: nn.Module
+
+    def setup(self):
+        nn.share_scope(self, self.encoder)
+
+    def __call__(self, x, t, cond, train):
+        mask = (cond or {}).get("mask")
+        return self.encoder(x, None if mask is None else jnp.asarray(mask) != 0), {}
+
+
+def as_network(encoder: Encoder) -> Network:
+    """An encoder as a `Network` with the same parameters, for interception and adapters.
+
+    Called as `apply(params, inputs, t, {"mask": mask} or None)`, of which t is not looked at; the output is `Encoded`.
+    """
+    return network(_Called(encoder.module))
+
+
+def run_blocks(
+    module: Any, h: Any, side: Side, attention: Mapping[str, Any], mlp: Mapping[str, Any]
+) -> tuple[Any, Any]:
+    """The stream after the blocks of the calling `module`, and before the first and after each, `[L + 1, B, N, D]`.
 
     attention, mlp: the fields of the branches that are not those of `module`.
     """
@@ -77,7 +101,8 @@ def run_blocks(module: Any, h: Any, side: Side, attention: Mapping[str, Any], ml
     )
     h = h.astype(jnp.float32)
     stack = Stack(branches, module.depth, module.remat, module.scan, keep=True, name="blocks")
-    return jnp.concatenate([h[None], stack(h, None, side)[1]])
+    last, every = stack(h, None, side)
+    return last, jnp.concatenate([h[None], every])
 
 
 def make_encoder(make: type[nn.Module], presets: Mapping[str, Mapping], preset: str, fields: Mapping, name: str):

@@ -58,8 +58,8 @@ class CLIPText(nn.Module):
         embed = nn.Embed(self.vocab_size, self.width, embedding_init=init, name="embed")
         positions = self.param("positions", init, (self.positions, self.width))
         h = embed(tokens) + positions[: tokens.shape[1]]
-        states = run_blocks(self, h, Side(mask=mask), {"causal": True}, {})
-        hidden = affine_norm("layer", self.eps)(states[-1])
+        last, states = run_blocks(self, h, Side(mask=mask), {"causal": True}, {})
+        hidden = affine_norm("layer", self.eps)(last)
         end = jnp.argmax(tokens if self.eos == HIGHEST_ID else tokens == self.eos, axis=-1)
         pooled = jnp.take_along_axis(hidden, end[:, None, None], axis=1)[:, 0]
         if self.projection:
@@ -125,8 +125,8 @@ class T5(nn.Module):
         if not self.shared_bias:
             attention |= {"buckets": self.buckets, "max_distance": self.max_distance}
         mlp = {"norm": "rms", "bias": False, "gated": self.gated}
-        states = run_blocks(self, h, Side(mask=mask, bias=bias), attention, mlp)
-        return Encoded(affine_norm("rms", self.eps)(states[-1]), None, states)
+        last, states = run_blocks(self, h, Side(mask=mask, bias=bias), attention, mlp)
+        return Encoded(affine_norm("rms", self.eps)(last), None, states)
 
 
 T5_ENCODER = {

@@ -62,9 +62,9 @@ class VisionTransformer(nn.Module):
         if self.pre_norm:
             h = affine_norm("layer", self.eps, name="norm_in")(h)
         scale = {"layer_scale": self.layer_scale}
-        states = run_blocks(self, h, Side(), {"qkv_bias": self.qkv_bias, **scale}, {"gated": self.gated, **scale})
+        last, states = run_blocks(self, h, Side(), {"qkv_bias": self.qkv_bias, **scale}, {"gated": self.gated, **scale})
         norm = affine_norm("layer", self.eps)
-        hidden = norm(states[-1]) if self.norm_tokens else states[-1]
+        hidden = norm(last) if self.norm_tokens else last
         pooled = hidden[:, 0] if self.norm_tokens else norm(hidden[:, 0])
         if self.projection:
             layer = projection(self.projection, use_bias=False, dtype=jnp.dtype(self.dtype), name="projection")

@@ -3,12 +3,15 @@
 Needs the peers extra: `make test-peers`.
 """
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from diffusion_jax import interop, models
+from diffusion_jax.errors import InvalidInput
 from diffusion_jax.interop.tables import slots, their_shapes
 
 torch = pytest.importorskip("torch")
@@ -135,22 +138,22 @@ def test_loaded_and_saved(case, tmp_path):
     model.save_pretrained(tmp_path / "theirs")
     loaded = interop.load_pretrained(tmp_path / "theirs")
     given, mask = inputs(kind)
-    encoded = jax.jit(loaded.network.apply)(loaded.params, given, mask)
+    value = images_or_table(loaded.params, given)
+
+    def projected(value, weight):
+        encoded = with_input(loaded.network, loaded.params, given, mask, value)
+        return jnp.sum(encoded.hidden * weight), encoded
+
     expected = theirs(model, kind, given, mask)
+    weight = np.random.default_rng(2).normal(size=expected[0].shape).astype(np.float32)
+    weight /= np.linalg.norm(weight)
+    (_, encoded), gradient = jax.jit(jax.value_and_grad(projected, has_aux=True))(jnp.asarray(value), weight)
     print(case, "max_abs_error", float(np.abs(encoded.hidden - expected[0].detach().numpy()).max()))
     assert_same(encoded, expected)
 
-    rng = np.random.default_rng(2)
-    weight = rng.normal(size=encoded.hidden.shape).astype(np.float32)
-    weight /= np.linalg.norm(weight)
-    value = images_or_table(loaded.params, given)
-
-    def projected(value):
-        return jnp.sum(with_input(loaded.network, loaded.params, given, mask, value).hidden * weight)
-
     leaf = torch.tensor(given, requires_grad=True) if given.ndim == 4 else model.get_input_embeddings().weight
     (theirs(model, kind, given, mask, leaf)[0] * torch.tensor(weight)).sum().backward()
-    np.testing.assert_allclose(jax.jit(jax.grad(projected))(jnp.asarray(value)), leaf.grad, atol=1e-4)
+    np.testing.assert_allclose(gradient, leaf.grad, atol=1e-4)
 
     half = interop.load_pretrained(tmp_path / "theirs", dtype="bfloat16")
     low = jax.jit(half.network.apply)(half.params, given, mask)
@@ -224,3 +227,78 @@ def test_true_sizes(case):
     assert their_shapes(places) == expected
     eos = {"eos": options["eos_token_id"]} if "eos_token_id" in options else {}
     assert network.module == getattr(models, constructor)(preset, **eos).module
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "size"),
+    [
+        ("CLIPImageProcessor", {"size": {"shortest_edge": 20}, "crop_size": {"height": 20, "width": 20}}, (33, 57)),
+        ("BitImageProcessor", {"size": {"shortest_edge": 25}, "crop_size": 20, "resample": 3}, (19, 14)),
+        ("CLIPImageProcessor", {"size": {"height": 9, "width": 12}, "do_center_crop": False}, (30, 17)),
+    ],
+)
+def test_preprocessing(name, options, size, tmp_path):
+    """The peer rounds to 8 bits between its steps: steps of 1 / 255, over the standard deviation."""
+    peer = getattr(transformers, name)(**options)
+    peer.save_pretrained(tmp_path)
+    # Waves, not noise: what overshoots is cut off between rows and columns, which Pillow takes in either order.
+    phase = np.random.default_rng(0).uniform(0, 6, size=(2, 1, 1, 3))
+    waves = np.sin(phase + np.arange(size[0])[:, None, None] / 2 + np.arange(size[1])[:, None] / 3)
+    pixels = np.round(128 + 100 * waves).astype(np.uint8)
+    expected = peer(list(pixels), return_tensors="np", input_data_format="channels_last")["pixel_values"]
+    found = interop.load_preprocessor(tmp_path)(pixels / np.float32(127.5) - 1)
+    np.testing.assert_allclose(found, expected.transpose(0, 2, 3, 1), atol=1.01 / 255 / 0.26)
+
+
+def test_one_half_of_a_file_that_holds_both(tmp_path):
+    text, vision = ({**options, "eos_token_id": 2} for options in (CLIP_TEXT, CLIP_VISION))
+    config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=14)
+    model = transformers.CLIPModel(config).eval()
+    model.save_pretrained(tmp_path)
+    tokens, images = inputs(None)[0], inputs((20, 20))[0]
+    halves = {
+        "CLIPTextModelWithProjection": (tokens, model.get_text_features(torch.tensor(tokens))),
+        "CLIPVisionModelWithProjection": (images, model.get_image_features(torch.tensor(images).permute(0, 3, 1, 2))),
+    }
+    for name, (given, features) in halves.items():
+        loaded = interop.load_pretrained(tmp_path, family=name)
+        expected = getattr(features, "pooler_output", features)
+        np.testing.assert_allclose(loaded.network.apply(loaded.params, given).pooled, expected.detach(), atol=1e-4)
+        whole = interop.load_pretrained(tmp_path, family=name.removesuffix("WithProjection"))
+        assert "projection" not in whole.params
+
+
+def test_the_encoder_of_a_file_with_a_decoder(tmp_path):
+    model = transformers.T5ForConditionalGeneration(transformers.T5Config(**T5)).eval()
+    model.save_pretrained(tmp_path)
+    loaded = interop.load_pretrained(tmp_path, family="T5EncoderModel")
+    tokens = inputs(None)[0]
+    expected = model.encoder(torch.tensor(tokens)).last_hidden_state
+    np.testing.assert_allclose(loaded.network.apply(loaded.params, tokens).hidden, expected.detach(), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "message"),
+    [
+        ("CLIPTextModel", {"hidden_act": "mish"}, "hidden_act='mish'"),
+        ("CLIPTextModel", {"eos_token_id": [2, 3]}, "one token is needed"),
+        ("CLIPVisionModel", {"patch_size": [4, 8]}, "two equal ones"),
+        ("T5EncoderModel", {"feed_forward_proj": "gated-mish"}, "feed_forward_proj='gated-mish'"),
+        ("T5EncoderModel", {"is_decoder": True}, "is_decoder=True"),
+    ],
+)
+def test_options_that_are_not_there_are_named(name, option, message):
+    with pytest.raises(InvalidInput, match=re.escape(message)):
+        interop.FAMILIES[name].fields(option, None)
+
+
+def test_what_a_family_cannot_say_is_not_stored(tmp_path):
+    def store(network, family):
+        params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), interop.FAMILIES[family].shapes(network))
+        interop.save_pretrained(tmp_path, interop.Pretrained(network, params, family, {}))
+
+    with pytest.raises(InvalidInput, match="a multiple of its width, 24"):
+        sizes = {"width": 24, "depth": 1, "heads": 3, "image_size": 8, "patch": 4}
+        store(models.dinov2("base", **sizes, mlp_width=50), "Dinov2Model")
+    with pytest.raises(InvalidInput, match="a T5 file cannot say so"):
+        store(models.t5_encoder("small", activation="quick_gelu"), "T5EncoderModel")
