@@ -4,9 +4,10 @@ A batch is `{"x0": ..., "cond": {...}, "index": int32 [B]}`; a source's construc
 can name it (`data.digits`). Nothing named here needs the network, except preparing a tensorflow-datasets data set.
 """
 
-from diffusion_jax.data import captioned_digits, moving, scenes
+from diffusion_jax.data import captioned_digits, moving, scenes, tabletop
 from diffusion_jax.data.captioned_digits import named_digits
 from diffusion_jax.data.conditions import Conditions, conditions_of, cycled_labels
+from diffusion_jax.data.demonstrations import Demonstrations, tabletop_demonstrations
 from diffusion_jax.data.digits import digits
 from diffusion_jax.data.faces import faces
 from diffusion_jax.data.files import (
@@ -35,6 +36,7 @@ __all__ = [
     "ArraySource",
     "Batches",
     "Conditions",
+    "Demonstrations",
     "Mixture",
     "Source",
     "Tokenizer",
@@ -65,6 +67,8 @@ __all__ = [
     "resize",
     "scenes",
     "shapes",
+    "tabletop",
+    "tabletop_demonstrations",
     "textures",
     "tfds",
     "toys2d",

@@ -1,0 +1,335 @@
+"""A table with a disc that is driven, a block to push, a goal, and an obstacle to be passed on the left or the right.
+
+Everything is a pure function of a `State` and can be jitted, vmapped and scanned: one step of the physics, the scripted
+expert (which passes on either side), the picture, and the closed loop `rollout` for any policy. `read` finds the things
+in a picture again. The data set of demonstrations is in `demonstrations`.
+
+The table is [-1, 1] x [-1, 1], y grows upwards. An action in [-1, 1] x [-1, 1] is the disc's displacement in one step,
+in units of `max_step`. Contacts are quasi-static: the disc pushes the block along the line of their centres.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from diffusion_jax import randomness
+from diffusion_jax.errors import invalid, unknown
+
+TASKS = ("push", "reach")
+SIDES = ("left", "right")
+DISC, BLOCK, OBSTACLE = 0.10, 0.14, 0.25
+"""Radii."""
+
+
+class State(NamedTuple):
+    """Where everything is. Without a block to push ("reach") the block is the disc itself."""
+
+    disc: Float[Array, "*B 2"]
+    block: Float[Array, "*B 2"]
+    goal: Float[Array, "*B 2"]
+    obstacle: Float[Array, "*B 2"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tabletop:
+    """The rules.
+
+    task: "push" the block, or "reach" the goal with the disc alone. max_step: largest displacement in a step, per axis.
+    horizon: steps of an episode. tolerance: distance of block and goal below which the task is done.
+    """
+
+    task: str = "push"
+    max_step: float = 0.06
+    horizon: int = 80
+    tolerance: float = 0.1
+
+    def __post_init__(self):
+        if self.task not in TASKS:
+            raise unknown("task", self.task, TASKS)
+        if not 0 < self.max_step <= 0.1:
+            raise invalid("max_step", self.max_step, "it must lie in (0, 0.1], so that nothing is jumped over")
+        if self.horizon < 1 or self.tolerance <= 0:
+            raise invalid("horizon, tolerance", (self.horizon, self.tolerance), "both must be positive")
+
+
+class Policy(NamedTuple):
+    """What acts in a rollout; `E` environments at once.
+
+    init: (observation, keys [E]) -> carry
+    act: (carry, observation, keys [E]) -> (actions [E, n, 2], carry); all n actions are executed before the next call.
+    An observation is `{"observation": [E, history, 8]}`, with "frames" [E, history, size, size, 3] when asked for.
+    """
+
+    init: Callable[..., Any]
+    act: Callable[..., tuple[Any, Any]]
+
+
+class Outcome(NamedTuple):
+    """What happened in `E` episodes of `T` steps.
+
+    time: first step after which the task was done, T where it never was. side: on which the disc passed the obstacle's
+    middle, -1 left, 1 right, 0 never. switches: how often the disc changed sides before it passed.
+    """
+
+    success: Bool[Array, " E"]
+    time: Int[Array, " E"]
+    side: Int[Array, " E"]
+    switches: Int[Array, " E"]
+    observations: Float[Array, "E T+1 8"]
+    actions: Float[Array, "E T 2"]
+
+
+def reset(world: Tabletop, key: Key[Array, ""]) -> State:
+    """A start: the disc below the obstacle, block and goal above it."""
+    u = jax.random.uniform(key, (8,), minval=-1.0)
+    obstacle = jnp.array([0.15 * u[0], -0.15])
+    disc = jnp.array([obstacle[0] + 0.06 * u[1], -0.85 + 0.04 * u[2]])
+    if world.task == "reach":
+        return State(disc, disc, jnp.array([0.5 * u[5], 0.6 + 0.2 * u[6]]), obstacle)
+    block = jnp.array([obstacle[0] + 0.2 * u[3], 0.5 + 0.04 * u[4]])
+    return State(disc, block, jnp.array([0.5 * u[5], 0.8 + 0.05 * u[6]]), obstacle)
+
+
+def jump_goal(state: State) -> State:
+    """The goal on the other half of the table, at least 0.4 away."""
+    x = state.goal[..., 0]
+    moved = jnp.where(x < 0, 1.0, -1.0) * jnp.maximum(jnp.abs(x), 0.25)
+    return state._replace(goal=state.goal.at[..., 0].set(moved))
+
+
+def step(world: Tabletop, state: State, action: Float[Array, " 2"]) -> State:
+    """One step; actions are clipped to [-1, 1]."""
+    disc = state.disc + world.max_step * jnp.clip(action, -1.0, 1.0)
+    disc = _on_table(_outside(disc, state.obstacle, DISC + OBSTACLE), DISC)
+    if world.task == "reach":
+        return state._replace(disc=disc, block=disc)
+    block = _outside(state.block, disc, DISC + BLOCK)
+    block = _on_table(_outside(block, state.obstacle, BLOCK + OBSTACLE), BLOCK)
+    # A block that cannot give way holds the disc.
+    return state._replace(disc=_on_table(_outside(disc, block, DISC + BLOCK), DISC), block=block)
+
+
+def simulate(world: Tabletop, state: State, actions: Float[Array, "T 2"]) -> State:
+    """The states `[T + 1]` through which `actions` lead, the given one first."""
+
+    def body(state, action):
+        state = step(world, state, action)
+        return state, state
+
+    _, states = jax.lax.scan(body, state, actions)
+    return jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), state, states)
+
+
+def done(world: Tabletop, state: State) -> Bool[Array, "*B"]:
+    """Whether the block is at the goal."""
+    return _length(state.block - state.goal)[..., 0] < world.tolerance
+
+
+def observe(state: State) -> Float[Array, "*B 8"]:
+    """Disc, block, goal and obstacle: the whole state as a vector in [-1, 1]."""
+    return jnp.concatenate(list(state), axis=-1)
+
+
+def state_of(observation: Any) -> State:
+    """The inverse of `observe`; NumPy arrays stay NumPy arrays."""
+    return State(*(observation[..., i : i + 2] for i in (0, 2, 4, 6)))
+
+
+def _length(vector):
+    return jnp.sqrt((vector**2).sum(-1, keepdims=True) + 1e-12)
+
+
+def _unit(vector):
+    return vector / _length(vector)
+
+
+def _outside(point, centre, distance):
+    """The point, moved away from a centre until it has at least a distance."""
+    apart = point - centre
+    return centre + apart * jnp.maximum(1.0, distance / _length(apart))
+
+
+def _on_table(point, radius):
+    return jnp.clip(point, -1 + radius, 1 - radius)
+
+
+def expert(world: Tabletop, state: State, side: Any) -> Float[Array, " 2"]:
+    """The scripted action; `side` is -1 to pass the obstacle on the left and 1 on the right.
+
+    It heads for the goal, or for the place behind the block seen from the goal, on tangents around what is in the way;
+    behind the block it pushes, correcting sideways. It has no memory, so it recovers from whatever happened.
+    """
+    disc, block, goal, obstacle = state
+    if world.task == "reach":
+        target, heading = goal, _unit(goal - disc)
+    else:
+        forward = _unit(goal - block)
+        target = block - forward * (DISC + BLOCK + 0.01)
+        heading = _around(disc, target, target - disc, block, DISC + BLOCK + 0.02, 0)
+    # Past the obstacle, whichever way round is nearer.
+    heading = _around(
+        disc, target, heading, obstacle, DISC + OBSTACLE + 0.04, jnp.where(disc[1] < obstacle[1], side, 0)
+    )
+    action = heading * jnp.minimum(1.0, _length(target - disc) / world.max_step)
+    if world.task == "push":
+        behind = disc - block
+        aside = behind - (behind @ forward) * forward
+        near = _length(behind) < DISC + BLOCK + 0.06
+        lined_up = (behind @ forward < 0) & (_length(aside) < 0.08)
+        ahead = jnp.minimum(1.0, _length(goal - block) / world.max_step) * (1 - _length(aside) / 0.12)
+        push = ahead * forward - 1.5 * aside / world.max_step
+        action = jnp.where(near & lined_up, push / jnp.maximum(1.0, _length(push)), action)
+    rest = _length(block - goal) < 0.25 * world.tolerance
+    return jnp.where(rest, 0.0, action)
+
+
+def _around(point, target, heading, centre, radius, side):
+    """The heading, or the tangent to a circle that lies between point and target; side 0 takes the nearer tangent."""
+    heading, to_centre = _unit(heading), centre - point
+    along, across = to_centre @ heading, to_centre[0] * heading[1] - to_centre[1] * heading[0]
+    distance = _length(to_centre)[0]
+    blocked = (along > 0) & (jnp.abs(across) < radius) & (_length(target - point)[0] > along - 0.5 * radius)
+    # A positive angle turns left; inside the circle the tangent points a little outwards.
+    inside = jnp.maximum(radius - distance, 0.0)
+    angle = jnp.arcsin(jnp.minimum(radius / distance, 1.0)) + 8.0 * inside
+    turn = jnp.where(side == 0, jnp.where(across >= 0, 1.0, -1.0), -jnp.sign(side)) * angle
+    c, s = jnp.cos(turn), jnp.sin(turn)
+    tangent = jnp.array([[c, -s], [s, c]]) @ _unit(to_centre)
+    return jnp.where(blocked, tangent, heading)
+
+
+def expert_policy(world: Tabletop) -> Policy:
+    """The expert as a policy, one action at a time; each episode has a side of its own, drawn from its key."""
+
+    def init(observation, keys):
+        return jax.vmap(lambda key: jnp.where(jax.random.bernoulli(key), 1.0, -1.0))(keys)
+
+    def act(side, observation, keys):
+        states = state_of(observation["observation"][:, -1])
+        return jax.vmap(lambda state, side: expert(world, state, side))(states, side)[:, None], side
+
+    return Policy(init, act)
+
+
+def rollout(
+    world: Tabletop,
+    policy: Policy,
+    key: Key[Array, ""],
+    episodes: int,
+    *,
+    history: int = 1,
+    image_size: int | None = None,
+    jump_step: int | None = None,
+    noise: float = 0.0,
+) -> Outcome:
+    """Runs a policy in `episodes` environments at once, as one scan over its decisions.
+
+    Episode i is a function of (key, i), however many run beside it, if the policy treats its rows apart.
+    history: observations that the policy sees, the latest last; the first is repeated at the start.
+    image_size: side of the pictures it sees too; none when None.
+    jump_step: after this step the goal jumps, and only what is done from then on counts.
+    noise: standard deviation of what is added to every action; the recorded actions include it.
+    """
+    if episodes < 1 or history < 1:
+        raise invalid("episodes, history", (episodes, history), "both must be at least 1")
+    if jump_step is not None and not 0 <= jump_step < world.horizon:
+        raise invalid("jump_step", jump_step, f"it must lie in 0 .. {world.horizon - 1}")
+    keys = randomness.sample_keys(key, jnp.arange(episodes))
+    start_keys, policy_keys, noise_keys, decision_keys = randomness.split(keys, 4)
+    states = jax.vmap(lambda key: reset(world, key))(start_keys)
+
+    def seen(past):
+        observation = {"observation": past}
+        if image_size is not None:
+            observation["frames"] = render(state_of(past), image_size, block=world.task == "push")
+        return observation
+
+    past = jnp.repeat(observe(states)[:, None], history, axis=1)
+    carry = policy.init(seen(past), policy_keys)
+
+    def environment(loop, action):
+        states, past, time = loop
+        if noise:
+            action = action + noise * randomness.normal(randomness.fold(noise_keys, time), action.shape)
+        action = jnp.clip(action, -1.0, 1.0)
+        states = jax.vmap(lambda state, action: step(world, state, action))(states, action)
+        if jump_step is not None:
+            jumped = jump_goal(states)
+            states = jax.tree.map(lambda a, b: jnp.where(time == jump_step, a, b), jumped, states)
+        past = jnp.concatenate([past[:, 1:], observe(states)[:, None]], axis=1)
+        return (states, past, time + 1), (past[:, -1], action, done(world, states))
+
+    def decision(loop, index):
+        carry, *rest = loop
+        actions, carry = policy.act(carry, seen(rest[1]), randomness.fold(decision_keys, index))
+        rest, record = jax.lax.scan(environment, tuple(rest), jnp.swapaxes(actions, 0, 1))
+        return (carry, *rest), record
+
+    start = (carry, states, past, jnp.zeros((), jnp.int32))
+    executed = jax.eval_shape(lambda loop: policy.act(loop[0], seen(loop[2]), keys)[0], start).shape[1]
+    decisions = -(-world.horizon // executed)
+    _, record = jax.lax.scan(decision, start, jnp.arange(decisions))
+    observations, actions, finished = (jnp.swapaxes(x.reshape(-1, *x.shape[2:])[: world.horizon], 0, 1) for x in record)
+    observations = jnp.concatenate([observe(states)[:, None], observations], axis=1)
+    counted = finished & (jnp.arange(world.horizon) >= (0 if jump_step is None else jump_step))
+    success = counted.any(axis=1)
+    time = jnp.where(success, counted.argmax(axis=1) + 1, world.horizon)
+    side, switches = sides(observations)
+    return Outcome(success, time, side, switches, observations, actions)
+
+
+def sides(observations: Float[Array, "E T 8"], margin: float = 0.08) -> tuple[Int[Array, " E"], Int[Array, " E"]]:
+    """On which side the disc passed the obstacle's middle (-1, 1, or 0 if it never did), and how often it had changed
+    sides before; it is on a side once it is `margin` off the middle."""
+    states = state_of(observations)
+    apart = states.disc - states.obstacle
+    passed = jnp.cumsum(apart[..., 1] >= 0, axis=1) > 0
+    now = jnp.where(jnp.abs(apart[..., 0]) > margin, jnp.sign(apart[..., 0]), 0.0).astype(jnp.int32)
+
+    def body(last, column):
+        now, passed = column
+        new = jnp.where((now == 0) | passed, last, now)
+        return new, (last != 0) & (new != last)
+
+    last, changes = jax.lax.scan(body, jnp.zeros(len(now), jnp.int32), (now.T, passed.T))
+    return jnp.where(passed[:, -1], last, 0), changes.sum(axis=0)
+
+
+def render(state: State, size: int = 24, block: bool = True) -> Float[Array, "*B size size 3"]:
+    """The picture in [-1, 1], from above: a grey obstacle, a green goal, a red block (or none) and a blue disc."""
+    grid = (jnp.arange(size) + 0.5) * (2 / size) - 1
+    image = jnp.zeros((*state.disc.shape[:-1], size, size, 3))
+    things = [(state.obstacle, OBSTACLE, (0.4, 0.4, 0.4)), (state.goal, BLOCK, (0.0, 0.7, 0.0))]
+    things += [(state.block, BLOCK, (1.0, 0.0, 0.0))] * block + [(state.disc, DISC, (0.0, 0.0, 1.0))]
+    for centre, radius, colour in things:
+        x, y = grid - centre[..., :1], -grid - centre[..., 1:]
+        outside = jnp.sqrt(y[..., :, None] ** 2 + x[..., None, :] ** 2 + 1e-12) - radius
+        cover = jnp.clip(0.5 - outside * (size / 2), 0, 1)[..., None]
+        image = image + cover * (jnp.asarray(colour) - image)
+    return 2 * image - 1
+
+
+def read(images: Any) -> dict[str, np.ndarray]:
+    """Places `[*B, 2]` of "disc", "block" and "goal" in pictures `[*B, size, size, 3]`, on the table; nan if unseen.
+
+    Each is the centroid of the light of its own colour. A goal half under the block is displaced; the others are
+    found within a tenth of a pixel.
+    """
+    images = np.asarray(images, np.float32)
+    if images.ndim < 3 or images.shape[-1] != 3 or images.shape[-2] != images.shape[-3]:
+        raise invalid("images.shape", images.shape, "expected square colour pictures [..., size, size, 3]")
+    light, size = np.clip((images + 1) / 2, 0, 1), images.shape[-2]
+    grid = (np.arange(size) + 0.5) * (2 / size) - 1
+    places = {}
+    for name, channel in (("block", 0), ("goal", 1), ("disc", 2)):
+        # A margin, because generated pictures are never quite black.
+        own = np.clip(light[..., channel] - np.delete(light, channel, axis=-1).max(-1) - 0.1, 0, 1)
+        mass = own.sum((-1, -2))
+        mass = np.where(mass < 0.5, np.nan, mass)
+        places[name] = np.stack([own.sum(-2) @ grid / mass, -(own.sum(-1) @ grid) / mass], axis=-1)
+    return places

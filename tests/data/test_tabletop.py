@@ -1,0 +1,199 @@
+"""The tabletop: physics that hold, an expert that succeeds on both sides, pictures read back, windows cut rightly."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax import config, data
+from diffusion_jax.data import tabletop
+from diffusion_jax.data.tabletop import BLOCK, DISC, OBSTACLE, Policy, State, Tabletop
+from diffusion_jax.errors import InvalidInput
+
+EPISODES = 300
+
+
+def run(world, seed=0, episodes=EPISODES, policy=None, **options):
+    policy = tabletop.expert_policy(world) if policy is None else policy
+    return jax.device_get(
+        jax.jit(lambda key: tabletop.rollout(world, policy, key, episodes, **options))(jax.random.key(seed))
+    )
+
+
+@pytest.fixture(scope="module", params=tabletop.TASKS)
+def expert(request):
+    world = Tabletop(request.param)
+    return world, run(world)
+
+
+@pytest.fixture(scope="module")
+def windows():
+    return data.tabletop_demonstrations(episodes=40, labelled=10, future=2, image_size=24, chunk=6, noise=0.1)
+
+
+def test_the_expert_succeeds_on_both_sides_without_wavering(expert):
+    world, outcome = expert
+    assert outcome.success.mean() >= 0.98
+    assert outcome.switches.max() == 0 and (outcome.side != 0).all()
+    assert 0.4 < (outcome.side < 0).mean() < 0.6
+    assert np.median(outcome.time) < world.horizon / 2
+
+
+@pytest.mark.parametrize("options", [{"jump_step": 30}, {"noise": 0.3}])
+@pytest.mark.parametrize("task", tabletop.TASKS)
+def test_the_expert_follows_a_goal_that_jumps_and_recovers_from_noise(task, options):
+    assert run(Tabletop(task), 1, **options).success.mean() >= 0.98
+
+
+def test_nothing_overlaps_and_nothing_leaves_the_table(expert):
+    world, outcome = expert
+    state = tabletop.state_of(outcome.observations)
+    assert np.abs(outcome.observations).max() <= 1 and np.abs(outcome.actions).max() <= 1
+    gaps = {"obstacle": (state.disc, state.obstacle, DISC + OBSTACLE)}
+    if world.task == "push":
+        gaps |= {"block": (state.disc, state.block, DISC + BLOCK), "both": (state.block, state.obstacle, BLOCK)}
+    for a, b, least in gaps.values():
+        assert np.linalg.norm(a - b, axis=-1).min() >= least - 1e-3
+    steps = np.abs(np.diff(state.disc, axis=1)).max()
+    assert steps <= 1.5 * world.max_step
+    assert (np.diff(state.obstacle, axis=1) == 0).all() and (np.diff(state.goal, axis=1) == 0).all()
+
+
+def test_a_block_moves_only_when_it_is_pushed_and_along_the_line_of_centres():
+    world = Tabletop()
+    at = lambda x, y: jnp.array([x, y], jnp.float32)  # noqa: E731
+    state = State(at(-0.5, 0.5), at(-0.25, 0.5), at(0.5, 0.8), at(0.0, -0.2))
+    pushed = tabletop.step(world, state, at(1.0, 0.0))
+    np.testing.assert_allclose(pushed.block, [-0.5 + 0.06 + DISC + BLOCK, 0.5], atol=1e-5)
+    free = tabletop.step(world, state, at(-1.0, 0.3))
+    np.testing.assert_array_equal(free.block, state.block)
+    np.testing.assert_allclose(free.disc, [-0.56, 0.518], atol=1e-5)
+    np.testing.assert_array_equal(tabletop.step(world, state, at(9.0, 0.0)).disc, pushed.disc)
+    # A block in the corner of wall and disc holds the disc.
+    stuck = state._replace(block=at(0.86, 0.5), disc=at(0.62, 0.5))
+    np.testing.assert_allclose(tabletop.step(world, stuck, at(1.0, 0.0)).disc, stuck.disc, atol=1e-5)
+    assert not tabletop.done(world, state) and tabletop.done(world, state._replace(goal=state.block + 0.05))
+
+
+def test_mirrored_worlds_behave_mirrored():
+    world = Tabletop()
+    mirror = jnp.array([-1.0, 1.0])
+    state = tabletop.reset(world, jax.random.key(3))
+    flipped = jax.tree.map(lambda x: x * mirror, state)
+    for _ in range(30):
+        action, other = tabletop.expert(world, state, -1), tabletop.expert(world, flipped, 1)
+        np.testing.assert_allclose(other, action * mirror, atol=1e-4)
+        state, flipped = tabletop.step(world, state, action), tabletop.step(world, flipped, other)
+        np.testing.assert_allclose(flipped.disc, state.disc * mirror, atol=1e-4)
+
+
+def test_simulating_the_recorded_actions_gives_the_recorded_states(expert):
+    world, outcome = expert
+    starts = tabletop.state_of(jnp.asarray(outcome.observations[:20, 0]))
+    states = jax.vmap(partial(tabletop.simulate, world))(starts, jnp.asarray(outcome.actions[:20]))
+    np.testing.assert_allclose(tabletop.observe(states), outcome.observations[:20], atol=1e-5)
+
+
+def test_an_episode_does_not_depend_on_those_beside_it(expert):
+    world, outcome = expert
+    few = run(world, episodes=3)
+    np.testing.assert_allclose(few.observations, outcome.observations[:3], atol=1e-6)
+    assert not np.allclose(run(world, seed=1, episodes=3).observations, few.observations)
+
+
+def test_a_policy_sees_history_and_frames_and_may_answer_with_chunks():
+    world, seen = Tabletop("reach", horizon=10), []
+
+    def act(count, observation, keys):
+        seen.append({name: value.shape for name, value in observation.items()})
+        return jnp.broadcast_to(jnp.array([0.0, 0.5]), (5, 4, 2)), count + 1
+
+    outcome = run(world, episodes=5, policy=Policy(lambda o, keys: 0, act), history=3, image_size=16)
+    assert seen[0] == {"observation": (5, 3, 8), "frames": (5, 3, 16, 16, 3)}
+    # Three calls of four actions, of which ten are steps of the episode.
+    assert outcome.actions.shape == (5, 10, 2) and outcome.observations.shape == (5, 11, 8)
+    assert not outcome.success.any() and (outcome.time == 10).all() and (outcome.side == 0).all()
+
+
+def test_switches_of_side_are_counted_until_the_obstacle_is_passed():
+    x = np.array([0.0, 0.1, 0.2, -0.1, -0.3, 0.05, -0.3, 0.4, 0.5], np.float32)
+    y = np.array([-0.9, -0.8, -0.7, -0.6, -0.5, -0.4, -0.3, 0.1, 0.2], np.float32)
+    observations = np.zeros((1, 9, 8), np.float32)
+    observations[0, :, :2] = np.stack([x, y], axis=1)
+    side, switches = tabletop.sides(jnp.asarray(observations))
+    # Right, then left, within the margin nothing; what happens above the obstacle does not count.
+    assert side.tolist() == [-1] and switches.tolist() == [1]
+
+
+def test_pictures_are_in_range_and_read_back(expert):
+    world, outcome = expert
+    state = tabletop.state_of(jnp.asarray(outcome.observations[:30, :30:3]))
+    push = world.task == "push"
+    images = np.asarray(tabletop.render(state, 24, block=push))
+    assert images.shape == (30, 10, 24, 24, 3) and images.min() >= -1 and images.max() <= 1
+    places = tabletop.read(images)
+    pixel = 2 / 24
+    assert np.abs(places["disc"] - state.disc).max() < 0.25 * pixel
+    assert np.isnan(places["block"]).all() if not push else np.abs(places["block"] - state.block).max() < 0.25 * pixel
+    assert np.abs(places["goal"][:, 0] - state.goal[:, 0]).max() < 0.5 * pixel
+    noisy = tabletop.read(images + 0.1 * np.random.default_rng(0).standard_normal(images.shape))
+    assert np.abs(noisy["disc"] - state.disc).max() < pixel
+
+
+def test_windows_are_cut_where_they_say(windows):
+    source = windows
+    assert source.shape == {"action": (6, 2), "future": (2, 24, 24, 3)}
+    picture = lambda row: np.asarray(tabletop.render(tabletop.state_of(row), 24))  # noqa: E731
+    for index in (0, 1, 30, len(source) - 1):
+        e, t = source.episode[index], source.start[index]
+        example = source[index]
+        path, cond = source.observations[e], example["cond"]
+        np.testing.assert_array_equal(cond["observation"], path[[max(t - 1, 0), t]])
+        np.testing.assert_allclose(cond["frames"][1], picture(path[t]), atol=1e-5)
+        np.testing.assert_allclose(example["x0"]["future"][0], picture(path[t + 6]), atol=1e-5)
+        np.testing.assert_allclose(example["x0"]["future"][1], picture(path[t + 7]), atol=1e-5)
+        expected = source.actions[e, t : t + 6] if e < 10 else np.zeros((6, 2))
+        assert cond["has_action"] == (e < 10)
+        np.testing.assert_array_equal(example["x0"]["action"], expected)
+    # The chunk leads from the last observation to the future: what forward and inverse dynamics rest on.
+    e, t = source.episode[25], source.start[25]
+    state = tabletop.state_of(jnp.asarray(source.observations[e, t]))
+    end = tabletop.simulate(Tabletop(), state, jnp.asarray(source[25]["x0"]["action"]))
+    np.testing.assert_allclose(tabletop.observe(end)[-1], source.observations[e, t + 6], atol=1e-5)
+
+
+def test_at_the_fork_both_sides_are_still_possible(windows):
+    fork, side = windows.fork, windows.side
+    assert windows.start[fork].max() < 5 and fork[windows.start == 0].all()
+    assert 0.2 < (side[fork] < 0).mean() < 0.8 and set(side) == {-1, 1}
+
+
+def test_splits_and_seeds_differ_and_repeat():
+    make = partial(data.tabletop_demonstrations, episodes=5)
+    train, again, test, other = make(), make(), make("test"), make(seed=1)
+    np.testing.assert_array_equal(train.observations, again.observations)
+    rows = [{x.tobytes() for x in s.observations[:, 0]} for s in (train, test, other)]
+    assert not rows[0] & rows[1] and not rows[0] & rows[2]
+
+
+def test_they_are_made_from_a_config_and_go_through_the_pipeline(windows):
+    source = config.build(config.call("data.tabletop_demonstrations", episodes=8, task="reach"))
+    batch = next(data.pipeline(source, 16))
+    assert batch["x0"].shape == (16, 8, 2) and batch["cond"]["observation"].shape == (16, 2, 8)
+    batch = next(data.pipeline(windows, 16))
+    assert batch["x0"]["future"].shape == (16, 2, 24, 24, 3) and batch["cond"]["has_action"].dtype == bool
+
+
+def test_impossible_tables_are_refused():
+    for call, match in [
+        (lambda: Tabletop("pull"), "push"),
+        (lambda: Tabletop(max_step=0.5), "max_step"),
+        (lambda: data.tabletop_demonstrations(episodes=2, labelled=3), "labelled"),
+        (lambda: data.tabletop_demonstrations(episodes=2, chunk=90), "too short"),
+        (lambda: run(Tabletop(), jump_step=100), "jump_step"),
+        (lambda: tabletop.read(np.zeros((24, 24))), "images"),
+    ]:
+        with pytest.raises(InvalidInput, match=match):
+            call()
