@@ -46,8 +46,8 @@ class Pipeline(NamedTuple):
 
     denoiser, params: of the latents, not guided, and what they take. scheduler: process, solver and grid of the
     checkpoint. prompter: prompts to conditions. autoencoder: between images and latents. size: default height and width
-    in pixels. num_steps, scale: defaults of sampling. channels: of the latents. inputs: of the network, more where it
-    inpaints. mesh: where samples are split, or None. network: what `denoiser` was made from, for adapters and export.
+    in pixels. num_steps, scale: defaults of sampling. channels: of the latents. inpaints: whether the network was trained
+    to and takes a mask and a masked image. mesh: where samples are split, or None. network: what `denoiser` was made from, for adapters and export.
     """
 
     denoiser: Denoiser
@@ -59,7 +59,7 @@ class Pipeline(NamedTuple):
     num_steps: int
     scale: float
     channels: int
-    inputs: int
+    inpaints: bool
     mesh: Mesh | None
     network: Pretrained
 
@@ -168,7 +168,7 @@ def load_pipeline(
         kind.num_steps,
         kind.scale,
         channels,
-        network.config.get("in_channels", channels),
+        bool(getattr(network.network.module, "concat", 0)),
         mesh,
         network,
     )
@@ -264,7 +264,7 @@ def generate(
             start = process.alpha(grid[0]) * latents + process.sigma(grid[0]) * noise
     if mask is not None:
         small = mask.reshape(len(prompts), shape[1], factor, shape[2], factor)[:, :, 0, :, 0]
-        if pipeline.inputs == pipeline.channels:
+        if not pipeline.inpaints:
             known, keep = latents, jnp.broadcast_to(~small[..., None], shape)
         else:
             behind = jnp.where(mask[..., None], 0.0, image)
@@ -296,9 +296,9 @@ def _checked_pictures(pipeline, image, mask, size, count):
         if mask.shape[-2:] != size:
             raise invalid("mask.shape", mask.shape, f"it must be that of the image, {size}")
         mask = jnp.broadcast_to(mask, (count, *size))
-    elif image is not None and pipeline.inputs != pipeline.channels:
+    elif image is not None and pipeline.inpaints:
         raise InvalidInput("This network was trained to inpaint: give mask= with image=.")
-    if image is None and pipeline.inputs != pipeline.channels:
+    if image is None and pipeline.inpaints:
         raise InvalidInput("This network was trained to inpaint: give image= and mask=.")
     return image, mask, size
 

@@ -1,0 +1,206 @@
+"""Pipelines: batches, meshes and adapters change only what they should, nothing compiles twice, errors are clear."""
+
+import json
+
+import imageio.v3 as imageio
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax import adapters, denoisers, distributed, generate, interop, sample
+from diffusion_jax.command import run_command
+from diffusion_jax.errors import InvalidInput
+from diffusion_jax.interop import pipelines
+from diffusion_jax.models import by_path
+from tests.interop.folders import SIZE, dit_folder, sd_folder
+
+KEY = jax.random.key(0)
+PROMPTS = ["a red cube", "two cats", "nothing at all", "a photo"]
+SHORT = {"num_steps": 2, "size": (SIZE, SIZE)}
+
+
+@pytest.fixture(scope="module")
+def sd(tmp_path_factory):
+    return sd_folder(tmp_path_factory.mktemp("sd"))
+
+
+@pytest.fixture(scope="module")
+def dit(tmp_path_factory):
+    return dit_folder(tmp_path_factory.mktemp("dit"))
+
+
+@pytest.fixture(scope="module")
+def pipeline(sd):
+    return interop.load_pipeline(sd)
+
+
+@pytest.fixture(scope="module")
+def images(pipeline):
+    return np.asarray(interop.generate(pipeline, KEY, PROMPTS, negative="ugly", scale=3.0, **SHORT))
+
+
+def test_a_sample_does_not_depend_on_its_neighbours(pipeline, images):
+    options = {"negative": "ugly", "scale": 3.0, **SHORT}
+    alone = interop.generate(pipeline, KEY, PROMPTS[2:3], index=[2], **options)
+    np.testing.assert_allclose(alone[0], images[2], atol=1e-5)
+    assert np.abs(images[0] - images[1]).max() > 0.1
+
+
+def test_prompts_scale_and_key_are_arguments(pipeline, images):
+    program = pipelines._sampler(pipeline.denoiser, pipeline.scheduler.solver, pipeline.scheduler.transform, 0.0)
+    before = program._cache_size()
+    other = interop.generate(
+        pipeline, jax.random.key(5), PROMPTS[::-1], negative=["x", "", "y", "z"], scale=1.5, **SHORT
+    )
+    assert program._cache_size() == before
+    assert np.abs(np.asarray(other) - images).max() > 0.1
+
+
+def test_a_mesh_changes_nothing(sd, images):
+    mesh = distributed.make_mesh(data=2, fsdp=2, devices=jax.devices()[:4])
+    pipeline = interop.load_pipeline(sd, mesh=mesh, rules=distributed.Rules(fsdp_min_size=0))
+    kernel = pipeline.params["conv_in"]["kernel"]
+    assert kernel.addressable_shards[0].data.size == kernel.size // 2
+    spread = interop.generate(pipeline, KEY, PROMPTS, negative="ugly", scale=3.0, **SHORT)
+    np.testing.assert_allclose(spread, images, atol=2e-4)
+    with pytest.raises(InvalidInput, match="must be a multiple of 4"):
+        interop.generate(pipeline, KEY, PROMPTS[:3], **SHORT)
+
+
+def test_parts_may_be_replaced(pipeline):
+    plain = interop.generate(pipeline, KEY, PROMPTS[:1], scale=1.0, **SHORT)
+    bounded = pipeline._replace(denoiser=denoisers.clipped(pipeline.denoiser, -0.1, 0.1))
+    assert np.abs(np.asarray(interop.generate(bounded, KEY, PROMPTS[:1], scale=1.0, **SHORT) - plain)).max() > 1e-3
+
+
+def test_adapters_are_attached_and_swapped_without_compiling(sd, pipeline, tmp_path):
+    network = pipeline.network
+    made = adapters.lora(network.network, rank=2, select=("q", "v"))
+    x, t, cond = jnp.zeros((1, 8, 8, 4)), jnp.zeros(1), {"context": jnp.zeros((1, 77, 12))}
+    factors = made.init(KEY, network.params, x, t, cond)
+    factors = jax.tree.map(lambda leaf: leaf + 0.3, factors)
+    file = interop.save_lora(tmp_path / "style.safetensors", network, factors, dialect="kohya")
+    options = {"scale": 1.0, **SHORT}
+    plain = interop.generate(pipeline, KEY, PROMPTS[:1], **options)
+    adapted = interop.load_pipeline(sd, loras=[(file, 0.7)])
+    found = interop.generate(adapted, KEY, PROMPTS[:1], **options)
+    merged = adapters.merged(network.params, factors, 0.7)
+    expected = interop.generate(pipeline._replace(params=merged), KEY, PROMPTS[:1], **options)
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+    assert np.abs(np.asarray(found - plain)).max() > 1e-2
+
+    program = pipelines._sampler(adapted.denoiser, adapted.scheduler.solver, adapted.scheduler.transform, 0.0)
+    before = program._cache_size()
+    none = adapters.combined([], rank=2, like=adapted.params["lora"])
+    swapped = adapted._replace(params={**adapted.params, "lora": none})
+    np.testing.assert_allclose(interop.generate(swapped, KEY, PROMPTS[:1], **options), plain, atol=1e-4)
+    assert program._cache_size() == before
+
+
+def test_what_is_kept_of_an_image_comes_back(pipeline):
+    image = jax.random.uniform(KEY, (SIZE, SIZE, 3), minval=-1.0)
+    encode, decode = pipelines._programs(pipeline.autoencoder.network)
+    params = pipeline.autoencoder.params
+    kept = interop.generate(pipeline, KEY, PROMPTS[:1], image=image, mask=jnp.zeros((SIZE, SIZE), bool), **SHORT)
+    np.testing.assert_allclose(kept, decode(params, encode(params, image[None])), atol=1e-5)
+    redone = interop.generate(pipeline, KEY, PROMPTS[:1], image=image, mask=jnp.ones((SIZE, SIZE), bool), **SHORT)
+    np.testing.assert_allclose(redone, interop.generate(pipeline, KEY, PROMPTS[:1], **SHORT), atol=1e-4)
+
+
+def test_labels_and_names(dit):
+    pipeline = interop.load_pipeline(dit)
+    assert pipeline.size == (SIZE, SIZE)
+    images = np.asarray(interop.generate(pipeline, KEY, [0, "ant", "emmet", "1"], num_steps=2))
+    same = np.asarray(interop.generate(pipeline, KEY, [0, 0, 0, 1], num_steps=2))
+    np.testing.assert_array_equal(images, same)
+    with pytest.raises(InvalidInput, match=r"'antt'.*did you mean 'ant'"):
+        interop.generate(pipeline, KEY, ["antt"])
+    with pytest.raises(InvalidInput, match="label is 7"):
+        interop.generate(pipeline, KEY, [7])
+    with pytest.raises(InvalidInput, match="no negative prompts"):
+        interop.generate(pipeline, KEY, [0], negative="bee")
+
+
+def test_saved_parts_make_the_same_images(sd, pipeline, images, tmp_path):
+    folder = sd_folder(tmp_path / "again")
+    interop.save_pretrained(folder / "unet", pipeline.network)
+    interop.write_scheduler_config(folder / "scheduler", pipeline.scheduler)
+    again = interop.load_pipeline(folder)
+    for path, leaf in by_path(again.params).items():
+        np.testing.assert_array_equal(leaf, by_path(pipeline.params)[path])
+    found = interop.generate(again, KEY, PROMPTS, negative="ugly", scale=3.0, **SHORT)
+    np.testing.assert_allclose(found, images, atol=1e-5)
+
+
+MISTAKES = {
+    "no prompts": ({"prompts": []}, "at least one is needed"),
+    "negatives": ({"negative": ["a", "b"]}, "one for all or one for each of the 1 prompts"),
+    "strength": ({"strength": 1.5, "image": np.zeros((SIZE, SIZE, 3))}, r"strength is 1.5, but it must be in \(0, 1\]"),
+    "strength alone": ({"strength": 0.5}, "image= was not given"),
+    "mask alone": ({"mask": np.ones((SIZE, SIZE), bool)}, "image= was not given"),
+    "mask's shape": ({"image": np.zeros((SIZE, SIZE, 3)), "mask": np.ones((4, 4), bool)}, r"mask.shape is \(4, 4\)"),
+    "odd size": ({"size": (15, 16)}, "multiples of 2"),
+    "size": ({"image": np.zeros((8, 8, 3)), "size": (16, 16)}, "the image is 8 x 8"),
+    "noise": ({"noise": np.zeros((1, 2, 2, 4)), "size": (16, 16)}, "noise.shape"),
+    "not a text": ({"prompts": [3]}, "a text is needed"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes(name, pipeline):
+    options, message = MISTAKES[name]
+    with pytest.raises(InvalidInput, match=message):
+        interop.generate(pipeline, KEY, **{"prompts": ["a"], **options})
+
+
+def test_an_inpainting_network_asks_for_a_mask(tmp_path):
+    pipeline = interop.load_pipeline(sd_folder(tmp_path, concat=5))
+    with pytest.raises(InvalidInput, match="give image= and mask="):
+        interop.generate(pipeline, KEY, ["a"], **SHORT)
+    with pytest.raises(InvalidInput, match="give mask= with image="):
+        interop.generate(pipeline, KEY, ["a"], image=np.zeros((SIZE, SIZE, 3)), num_steps=2)
+
+
+def test_a_folder_that_is_no_pipeline(sd, tmp_path):
+    with pytest.raises(InvalidInput, match=r"no model_index\.json; for a single network use load_pretrained"):
+        interop.load_pipeline(sd / "unet")
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipelin"}))
+    with pytest.raises(InvalidInput, match="did you mean 'StableDiffusionPipeline'"):
+        interop.load_pipeline(tmp_path)
+
+
+def test_the_command_writes_pictures_and_what_made_them(sd, tmp_path):
+    picture = tmp_path / "start.png"
+    imageio.imwrite(picture, np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8))
+    command = [
+        f"--pretrained={sd}", "--prompt=a cat", "--prompt=a dog", "--images-per-prompt=2", "--num-steps=2",
+        f"--size={SIZE}x{SIZE}", "--solver=ddim", f"--image={picture}", "--strength=0.5",
+    ]  # fmt: skip
+    sample.main([*command, f"--output={tmp_path / 'a'}"])
+    names = sorted(path.name for path in (tmp_path / "a").glob("*.png"))
+    assert names == [f"{i:05d}.png" for i in range(4)]
+    assert imageio.imread(tmp_path / "a" / names[0]).shape == (SIZE, SIZE, 3)
+    assert json.loads((tmp_path / "a" / "generated.json").read_text())["prompt"] == ["a cat", "a dog"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--pretrained=/nowhere"], "--prompt is missing"),
+        (["--pretrained=/nowhere", "--prompt=a"], "/nowhere does not exist"),
+        (["--pretrained=/nowhere", "--prompt=a", "--mask=m.png"], "--image was not given"),
+        (["--pretrained=/nowhere", "--prompt=a", "--images-per-prompt=0"], "it must be at least 1"),
+    ],
+)
+def test_the_command_tells_mistakes(arguments, message, capsys):
+    assert run_command(sample.main, arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_weights_of_adapters_on_the_command_line():
+    assert generate.parse_lora("style.safetensors:0.5") == ("style.safetensors", 0.5)
+    assert generate.parse_lora("C:/style.safetensors") == ("C:/style.safetensors", 1.0)
+    assert generate.parse_size("512x768") == (512, 768)
+    with pytest.raises(InvalidInput, match="HEIGHTxWIDTH"):
+        generate.parse_size("512")
