@@ -1,12 +1,14 @@
-"""Laws of the KL autoencoder: its Gaussian, its scaling, its sizes, and what it refuses."""
+"""Laws of the KL autoencoder: its Gaussian, its scaling, its sizes, tiles and bands, and what it refuses."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion_jax.distributed import make_mesh
 from diffusion_jax.errors import InvalidInput
-from diffusion_jax.models import GaussianPosterior, count_params, kl_vae
+from diffusion_jax.models import GaussianPosterior, count_params, kl_vae, sharded_rows, tiled
+from diffusion_jax.models.tiling import in_tiles
 from diffusion_jax.randomness import sample_keys
 from tests.models.drawn import drawn
 
@@ -110,3 +112,79 @@ def test_wrong_inputs_are_told(tiny):
             vae.encode(params, x)
     with pytest.raises(InvalidInput, match="latents"):
         vae.decode(params, X)
+
+
+@pytest.fixture(scope="module")
+def deep():
+    vae = kl_vae(**{**TINY, "multipliers": (1, 1.5, 2)}, scaling_factor=0.5)
+    x = jax.random.normal(jax.random.key(2), (2, 64, 96, 3))
+    return vae, drawn(jax.eval_shape(vae.init, jax.random.key(0), x)), x, x[:, ::4, ::4, :1] + jnp.zeros(4)
+
+
+def relative(a, b):
+    return float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b))
+
+
+def test_an_image_no_larger_than_a_tile_is_computed_as_without_tiles(deep):
+    vae, params, x, z = deep
+    big = tiled(vae, 24)
+    np.testing.assert_array_equal(jax.jit(big.decode)(params, z), jax.jit(vae.decode)(params, z))
+    np.testing.assert_array_equal(jax.jit(big.encode)(params, x), jax.jit(vae.encode)(params, x))
+
+
+def test_tiles_are_within_a_twentieth_of_the_whole(deep):
+    """White noise through random weights; what is left are the statistics of group norms."""
+    vae, params, x, z = deep
+    big = tiled(vae, 16, 8)
+    assert 1e-5 < relative(jax.jit(big.decode)(params, z), jax.jit(vae.decode)(params, z)) < 0.05
+    assert 1e-5 < relative(jax.jit(big.encode)(params, x), jax.jit(vae.encode)(params, x)) < 0.05
+
+
+@pytest.mark.parametrize(("unit_in", "unit_out"), [(1, 2), (2, 1)])
+def test_tiles_of_a_local_map_are_exact(unit_in, unit_out):
+    """A 3 x 3 window reaches one latent far, the quarter of an overlap without weight is one latent wide."""
+    x = jax.random.normal(jax.random.key(3), (2, 11 * unit_in, 16 * unit_in, 2))
+    kernel = jax.random.normal(jax.random.key(4), (3, 3, 2, 2))
+
+    def local(h):
+        y = jax.lax.conv_general_dilated(h, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return y.repeat(unit_out, 1).repeat(unit_out, 2)[:, ::unit_in, ::unit_in]
+
+    pieces = jax.jit(lambda x: in_tiles(local, x, 7, 4, unit_in, unit_out))(x)
+    np.testing.assert_allclose(pieces, local(x), atol=1e-5)
+
+
+def test_tiles_take_less_memory(deep):
+    vae, params, _, _ = deep
+    z = jax.ShapeDtypeStruct((1, 128, 128, 4), jnp.float32)
+
+    def temporary(vae):
+        return jax.jit(vae.decode).lower(params, z).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary(tiled(vae, 32, 8)) < 0.5 * temporary(vae)
+
+
+def test_bands_of_rows_on_eight_devices_are_the_whole(deep):
+    vae, params, x, z = deep
+    cut = sharded_rows(vae, make_mesh(data=1, sequence=8))
+    decode = jax.jit(cut.decode)
+    image = decode(params, z)
+    assert image.sharding.spec[1] == "sequence"
+    np.testing.assert_allclose(image, jax.jit(vae.decode)(params, z), atol=1e-5)
+    np.testing.assert_allclose(jax.jit(cut.encode)(params, x), jax.jit(vae.encode)(params, x), atol=1e-5)
+    program = decode.lower(params, z).compile().as_text()
+    # Rows at the borders are exchanged; only the keys and values of the middle are gathered.
+    assert program.count(" collective-permute(") > 10 and program.count(" all-gather(") <= 2
+
+
+def test_wrong_tiles_and_bands_are_told(deep):
+    vae, params, _, z = deep
+    with pytest.raises(InvalidInput, match="overlap is 16"):
+        tiled(vae, 16, 16)
+    with pytest.raises(InvalidInput, match="tile is 0"):
+        tiled(vae, 0)
+    mesh = make_mesh(data=1, sequence=8)
+    with pytest.raises(InvalidInput, match="did you mean 'sequence'"):
+        sharded_rows(vae, mesh, "sequences")
+    with pytest.raises(InvalidInput, match="must divide by the 8"):
+        sharded_rows(vae, mesh).decode(params, z[:, :12])

@@ -77,8 +77,9 @@ def case(name, size=(4, 6)):
     )
 
 
-def peer_arguments(cond):
+def peer_arguments(cond, dtype=torch.float32):
     told = {name: torch.tensor(value) for name, value in cond.items()}
+    told = {name: value.to(dtype) if value.is_floating_point() else value for name, value in told.items()}
     added = {"text_embeds": told.get("pooled"), "time_ids": told.get("time_ids")}
     return {
         "encoder_hidden_states": told["context"],
@@ -87,10 +88,10 @@ def peer_arguments(cond):
     }
 
 
-def peer_call(peer, x, cond):
+def peer_call(peer, x, cond, dtype=torch.float32):
     if "concat" in cond:
         x = torch.cat([x, torch.tensor(cond["concat"])], dim=-1)
-    y = peer(x.permute(0, 3, 1, 2), torch.tensor(T), **peer_arguments(cond)).sample
+    y = peer(x.permute(0, 3, 1, 2), torch.tensor(T), **peer_arguments(cond, dtype)).sample
     return y.permute(0, 2, 3, 1)
 
 
@@ -101,24 +102,26 @@ def test_the_network_is_the_peers(name, tmp_path):
     check_parity(one, peer, tmp_path)
 
 
-def quieter(peer):
-    """The peer with kernels a quarter as large."""
-    with torch.no_grad():
-        for weight in peer.parameters():
-            weight.mul_(0.25 if weight.ndim > 1 else 1.0)
-    return peer
+def check_low(found, peers, expected):
+    """Arrays computed in bfloat16 are within `LOW` of those in float32, or as near as the peer's own.
+
+    Some thirty layers of random weights, each rounded to eight bits, add up to 0.01 to 0.02 in either library.
+    """
+    for ours_, theirs, exact in zip(found, peers, expected, strict=True):
+        error, other = (float(np.linalg.norm(value - exact) / np.linalg.norm(exact)) for value in (ours_, theirs))
+        assert error <= max(LOW, 1.25 * other), (error, other)
 
 
 @pytest.mark.parametrize("name", ["sd1", "sdxl"])
-def test_bfloat16_is_close_where_branches_are_small_as_after_training(name, tmp_path):
-    """With kernels of variance 1 / fan in, some thirty layers round to 0.02 (the peer's in bfloat16 likewise)."""
+def test_bfloat16_is_as_near_to_float32_as_the_peers(name, tmp_path):
     one = case(name)
-    peer = quieter(randomised(one.peer_class(**one.config)))
+    peer = randomised(one.peer_class(**one.config))
     expected = one.peer_call(peer, torch.tensor(one.x)).detach().numpy()
     peer.save_pretrained(tmp_path)
-    half = interop.load_pretrained(tmp_path, dtype="bfloat16")
-    difference = np.asarray(ours(half, one)(one.x)) - expected
-    assert np.linalg.norm(difference) <= LOW * np.linalg.norm(expected)
+    half = ours(interop.load_pretrained(tmp_path, dtype="bfloat16"), one)(one.x)
+    low = torch.tensor(one.x).bfloat16()
+    theirs = peer_call(peer.bfloat16(), low, one.cond, torch.bfloat16).float().detach().numpy()
+    check_low([half], [theirs], [expected])
 
 
 def test_the_context_mask_is_the_peers(tmp_path):
