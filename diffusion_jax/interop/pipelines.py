@@ -44,10 +44,13 @@ from diffusion_jax.typing import Denoiser
 class Pipeline(NamedTuple):
     """A published latent diffusion model, ready to `generate`; replace parts with `_replace`.
 
-    denoiser, params: of the latents, not guided, and what they take. scheduler: process, solver and grid of the
-    checkpoint. prompter: prompts to conditions. autoencoder: between images and latents. size: default height and width
-    in pixels. num_steps, scale: defaults of sampling. channels: of the latents. inpaints: whether the network was trained
-    to and takes a mask and a masked image. mesh: where samples are split, or None. network: what `denoiser` was made from, for adapters and export.
+    denoiser, params: of the latents, not guided, and what they take. network: what the denoiser was made from, for
+        adapters and export.
+    scheduler: process, solver and grid of the checkpoint. prompter: prompts to conditions.
+    autoencoder: between images and latents. channels: of the latents.
+    size: default height and width in pixels. num_steps, scale: defaults of sampling.
+    inpaints: whether the network was trained to, and takes a mask and a masked image.
+    mesh: where samples are split, or None.
     """
 
     denoiser: Denoiser
@@ -67,8 +70,9 @@ class Pipeline(NamedTuple):
 class Kind(NamedTuple):
     """How a class of pipelines is put together.
 
-    network: the folder of the denoising network. prompter: (load, network, info, masked length) -> Prompter, where
-    `load(name)` loads a component. num_steps, scale: the family's defaults.
+    network: the folder of the denoising network. num_steps, scale: the family's defaults.
+    prompter: (load, tokenizer, network, info) -> Prompter; `load(name)` and `tokenizer(name)` read a component, and info
+        is model_index.json.
     """
 
     network: str

@@ -163,7 +163,9 @@ def save_pretrained(
     for name, value in entry.buffers(module).items():
         writer.add(name, value.astype(dtype))
     writer.close()
-    write_json(root / "config.json", config)
+    # What the config that was read says beside our fields (sample_size of a U-Net, versions) is kept.
+    same = pretrained.config.get("_class_name", "") == config.get("_class_name")
+    write_json(root / "config.json", {**pretrained.config, **config} if same else config)
     return root
 
 
