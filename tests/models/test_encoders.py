@@ -11,7 +11,7 @@ from diffusion_jax.models.layers import attention
 from diffusion_jax.models.layers.embeddings import bicubic_matrix
 from diffusion_jax.models.layers.prenorm import relative_buckets
 
-TINY = {"width": 24, "depth": 3, "heads": 3, "mlp_width": 40}
+TINY = {"width": 24, "depth": 3, "heads": 3, "mlp_width": 48}
 ENCODERS = {
     "clip text": models.clip_text("small", **TINY, vocab_size=50, positions=12, eos=49),
     "t5": models.t5_encoder("small", **TINY, vocab_size=50, head_dim=6),
