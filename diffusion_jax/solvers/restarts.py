@@ -8,7 +8,6 @@ This is how diffusers spends a number of evaluations on DPM-Solver's singlestep 
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 
 from diffusion_jax.randomness import normal_like
 from diffusion_jax.solvers.base import check_gaussian, hub_step, per_modality
@@ -22,39 +21,37 @@ from diffusion_jax.solvers.multistep import (
     noisy_hub_step,
     past_nodes,
     push,
+    steps_left,
 )
 from diffusion_jax.time_axes import expand, where
 from diffusion_jax.typing import Solver
 
 
 class Block(NamedTuple):
-    """Where the block of an entry began: the pair and the time there, and the outputs before the current one."""
+    """Where the block of an entry began, the outputs before the current one, and how many steps the entry has made.
+
+    x0, eps: like x. t, count: prefix-shaped.
+    """
 
     x0: Any
     eps: Any
     t: Any
     history: History
+    count: Any
 
 
-def block_orders(num_steps: int, order: int, ending: Ending) -> np.ndarray:
-    """The order of each step of a run: 1, 2, .., `order`, again and again.
+def block_order(made: Any, left: Any, order: int, ending: Ending) -> Any:
+    """The order of a step: 1, 2, .., `order`, again and again; prefix-shaped.
 
-    With `lower_order_final`, and where `order` does not divide the steps, the run does not end with a whole block.
+    made, left: how many steps an entry has made and has to make, this one included. With `lower_order_final` the last
+    step is of first order where it would end a whole block.
     """
+    total = made + left
     lowered = ending.lower_order_final
     if not isinstance(lowered, bool):
-        lowered = num_steps < lowered
-    block = list(range(1, order + 1))
-    whole, rest = divmod(num_steps, order)
-    if rest:
-        orders = block * whole + block[:rest]
-    elif lowered:
-        orders = block * (whole - 1) + block[:-1] + [1]
-    else:
-        orders = block * whole
-    if ending.euler_at_final:
-        orders[-1] = 1
-    return np.asarray(orders)
+        lowered = total < lowered
+    first_at_end = jnp.asarray(ending.euler_at_final) | (jnp.asarray(lowered) & (total % order == 0))
+    return jnp.where(first_at_end & (left <= 1), 1, made % order + 1)
 
 
 def restarting(
@@ -64,27 +61,25 @@ def restarting(
 
     frame: (process, t, t_next, count) -> Frame of the step from the block's start.
     nearest_only: third-order steps use the start and the latest time of the block only.
-    The order of a step follows its index in the run, the same for all entries of a vector of times.
     """
 
     def init(process, x, grid):
         check_gaussian(process, name)
-        steps = (next(iter(grid.values())) if isinstance(grid, dict) else grid).shape[0] - 1
         first = {key: g[0] for key, g in grid.items()} if isinstance(grid, dict) else grid[0]
 
         def empty(_, x, t):
-            return Block(jnp.zeros_like(x), jnp.zeros_like(x), t, empty_history(x, t, max(order - 1, 1)))
+            history = empty_history(x, t, max(order - 1, 1))
+            return Block(jnp.zeros_like(x), jnp.zeros_like(x), t, history, jnp.zeros(jnp.shape(t), jnp.int32))
 
-        return jnp.asarray(block_orders(steps, order, ending), jnp.int32), per_modality(empty, process, x, first)
+        return per_modality(empty, process, x, first)
 
     def step(process, denoise, carry, state, x, step, key):
-        orders, blocks = state
-        this = orders[step.index]
         answer, carry = denoise(carry, x, step)
         noise = normal_like(key, x) if stochastic else x
 
-        def update(process, x, block, x0, eps, noise, t, t_next):
-            fresh = jnp.broadcast_to(this == 1, jnp.shape(t))
+        def update(process, x, block, x0, eps, noise, t, t_next, remaining):
+            this = block_order(block.count, steps_left(step, remaining), order, ending)
+            fresh = this == 1
             value = x0 if prediction == "x0" else eps
             start = jnp.where(fresh, t, block.t)
             pair = where(fresh, x0, block.x0), where(fresh, eps, block.eps)
@@ -115,10 +110,13 @@ def restarting(
                 where(moves, pair[1], block.eps),
                 jnp.where(moves, start, block.t),
                 push(past, value, t, moves),
+                jnp.where(moves, block.count + 1, block.count),
             )
             return moved + expand(whole.scale, x) * terms, began
 
-        x, blocks = per_modality(update, process, x, blocks, answer.x0, answer.eps, noise, step.t, step.t_next)
-        return x, (orders, blocks), carry
+        x, state = per_modality(
+            update, process, x, state, answer.x0, answer.eps, noise, step.t, step.t_next, step.remaining
+        )
+        return x, state, carry
 
     return Solver(init, step, order=order)

@@ -35,6 +35,8 @@ SCHEDULES = {
     "ve": VarianceExploding(),
     "edm": EDM(),
     "discrete": DiscreteVP(betas("linear", 1000)),
+    "discrete_sigma": DiscreteVP(betas("linear", 1000), "sigma"),
+    "discrete_log_sigma": DiscreteVP(betas("scaled_linear", 50, beta_end=0.3), "log_sigma"),
     "discrete_7": DiscreteVP(betas("cosine", 7)),
     "zero_terminal": DiscreteVP(zero_terminal_snr_betas(betas("scaled_linear", 100))),
     "shifted_flow": Shifted(Linear(), -2 * math.log(3)),
@@ -112,6 +114,27 @@ def test_tables_are_the_products_at_every_node(kind, num_steps):
     np.testing.assert_array_equal(schedule.position(t), np.arange(num_steps) + 1)
 
 
+def test_interpolations_agree_at_nodes_and_are_linear_in_between():
+    table = betas("scaled_linear", 50)
+    for interpolation, coordinate in (("sigma", lambda ratio: ratio), ("log_sigma", np.log)):
+        schedule, plain = DiscreteVP(table, interpolation), DiscreteVP(table)
+        nodes = jnp.arange(1, 51) / 50
+        np.testing.assert_allclose(schedule.alpha(nodes), plain.alpha(nodes), rtol=1e-6)
+        np.testing.assert_allclose(schedule.sigma(nodes), plain.sigma(nodes), rtol=1e-6)
+        t = jnp.array([0.41, 0.42, 0.415])
+        low, high, middle = coordinate(np.asarray(schedule.sigma(t) / schedule.alpha(t)))
+        # 0.41 and 0.42 lie in one segment, which ends at the node 0.42.
+        assert middle == pytest.approx(0.5 * (low + high), rel=1e-5)
+        np.testing.assert_allclose(
+            schedule.noise_ratios[1] * 0.5, schedule.sigma(0.01) / schedule.alpha(0.01), rtol=1e-5
+        )
+
+
+def test_a_terminal_alpha_bar_is_kept():
+    schedule = DiscreteVP(zero_terminal_snr_betas(betas("scaled_linear", 100), 2.0**-24))
+    assert schedule.tables[0][-1] == pytest.approx(2.0**-24, rel=1e-6)
+
+
 def test_tables_have_the_published_ends():
     last = {kind: float(np.prod(1 - np.asarray(betas(kind)))) for kind in ("linear", "scaled_linear", "cosine")}
     assert last["linear"] == pytest.approx(4.0358e-05, rel=1e-3)
@@ -164,6 +187,9 @@ def test_schedules_and_processes_are_hashable_and_equal_by_value():
         (lambda: betas("linear", 10, beta_end=1.5), "beta_end"),
         (lambda: DiscreteVP(()), "at least one beta"),
         (lambda: DiscreteVP((0.1, 1.0, 0.2)), r"betas\[1\]"),
+        (lambda: DiscreteVP((0.1, 0.2), "log sigma"), "did you mean 'log_sigma'"),
+        (lambda: DiscreteVP((0.1, 1.0), "sigma"), "needs 'variance'"),
+        (lambda: zero_terminal_snr_betas((0.1, 0.2), 1.0), "terminal is 1.0"),
         (lambda: LinearVP(beta_max=0.01), "beta_max"),
         (lambda: VarianceExploding(sigma_max=-1), "sigma_max"),
         (lambda: EDM(float("nan")), "sigma_max"),

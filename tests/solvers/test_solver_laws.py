@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import enable_x64
 
-from diffusion_jax import processes, solvers
+from diffusion_jax import processes, solvers, timesteps
 from diffusion_jax.denoisers.analytic import analytic, gaussian_mixture
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.sampling import sample
@@ -39,6 +39,14 @@ ALL = {
     "flow_sde": solvers.flow_sde(),
     "lcm": solvers.lcm(),
     "tcd": solvers.tcd(),
+    "tcd indices": solvers.tcd(0.3, 1000),
+    "kdpm2": solvers.kdpm2(),
+    "kdpm2 ancestral eta": solvers.kdpm2(ancestral=True),
+    "dpm_solver restarting": solvers.dpm_solver(3, "restarting"),
+    "dpm_solver_pp restarting": solvers.dpm_solver_pp(2, "restarting"),
+    "dpm_solver_pp short runs": solvers.dpm_solver_pp(3, lower_order_final=15, euler_at_final=True),
+    "plms output": solvers.plms(start="heun", combined="output"),
+    "unipc eps": solvers.unipc(2, prediction="eps"),
 }
 FLOW = processes.rectified_flow()
 MIXTURE = gaussian_mixture([[0.0, 1.0, 0.5], [1.0, -1.0, 0.0]], [0.5, 0.3])
@@ -84,7 +92,13 @@ def test_equal_entries_of_a_vector_time_are_the_scalar_run_bit_for_bit(name):
     np.testing.assert_array_equal(jax.jit(lambda grid: run(ALL[name], grid))(scalar).x, compiled(name)(vector).x)
 
 
-@pytest.mark.parametrize("name", ["dpm_solver_pp", "dpm_solver", "unipc", "deis t", "lms", "plms", "pndm"])
+STAIRCASES = (
+    *("dpm_solver_pp", "dpm_solver", "unipc", "deis t", "lms", "plms", "pndm"),
+    *("dpm_solver restarting", "dpm_solver_pp short runs", "plms output", "unipc eps"),
+)
+
+
+@pytest.mark.parametrize("name", STAIRCASES)
 def test_a_staircase_is_each_coordinate_alone(name):
     """Coordinates of a factorised Gaussian that start, pause and end at different steps see their own history only."""
     own = jnp.array([0.95, 0.8, 0.6, 0.35, 0.15, 0.0])
@@ -111,6 +125,12 @@ SAME = {
     "dpm_solver_pp(1) is ddim": (solvers.dpm_solver_pp(1), solvers.ddim()),
     "dpm_solver(1) is ddim": (solvers.dpm_solver(1, "singlestep"), solvers.ddim()),
     "deis(1) is ddim": (solvers.deis(1), solvers.ddim()),
+    "restarting after every step is ddim": (solvers.dpm_solver_pp(1, "restarting"), solvers.ddim()),
+    "no run of 4 steps is shorter than 4": (solvers.lms(3, 4), solvers.lms(3, False)),
+    "a run of 4 steps is shorter than 5": (solvers.lms(3, 5), solvers.lms(3, True)),
+    "without its corrector unipc(1) is ddim": (solvers.unipc(1, disable_corrector=(0, 1, 2)), solvers.ddim()),
+    "midpoint and heun differ": (solvers.dpm_solver_pp(2, solver_type="heun"), solvers.dpm_solver_pp(2)),
+    "the released third order differs": (solvers.dpm_solver_pp(3, third_order="diffusers"), solvers.dpm_solver_pp(3)),
     "flow_euler is ddim": (solvers.flow_euler(), solvers.ddim()),
     "tcd(0) is ddim": (solvers.tcd(0.0), solvers.ddim()),
     "tcd(1) is lcm": (solvers.tcd(1.0), solvers.lcm()),
@@ -145,6 +165,9 @@ EVALUATIONS = {
     "dpm_solver singlestep": 1 + 2 * 4 + 1,
     "dpm_solver_pp singlestep": 1 + 3 * 4 + 1,
     "pndm": 3 * 4 + 3,
+    "plms output": 1 + 6,
+    "kdpm2": 1 + 2 * 4 + 1,
+    "dpm_solver restarting": 6,
     "lcm": 6,
 }
 
@@ -153,6 +176,25 @@ EVALUATIONS = {
 def test_cost_counts_the_evaluations_that_ran(name):
     grid = jnp.array([1.0, 0.8, 0.6, 0.4, 0.2, 0.1, 0.0])
     assert float(jax.jit(lambda grid: run(ALL[name], grid).cost.evaluations)(grid)) == EVALUATIONS[name]
+
+
+def test_strided_steps_go_by_the_number_of_steps():
+    """Nothing changes on a grid whose gaps are T // S indices; elsewhere a step goes T // S down, or to the end."""
+    process = processes.vp_linear()
+
+    def end(solver, indices, stop=0.0):
+        grid = timesteps.from_indices(indices, 1000, stop)
+        return np.asarray(run(solver, grid, process=process, x_init=jnp.ones((1, 3))).x)
+
+    equal = [750, 500, 250, 0]
+    np.testing.assert_array_equal(end(solvers.strided(solvers.ddim()), equal), end(solvers.ddim(), equal))
+    one = end(solvers.strided(solvers.ddim()), [900], 0.5)
+    np.testing.assert_array_equal(one, end(solvers.ddim(), [900], 0.5))
+    two = sample(
+        jax.random.key(0), analytic(process), MIXTURE, solvers.strided(solvers.ddim()),
+        timesteps.from_indices([900, 300]), x_init=jnp.ones((1, 3)), stop=1,
+    ).x  # fmt: skip
+    np.testing.assert_array_equal(two, end(solvers.ddim(), [900], 0.401))
 
 
 def test_adaptive_counts_every_evaluation():
@@ -216,6 +258,12 @@ def test_float64_data_stays_float64():
         (lambda: solvers.dpm_solver_pp(3, "singlestep", "sde"), "use method='multistep'"),
         (lambda: solvers.unipc(2, "b3"), "variant is 'b3'"),
         (lambda: solvers.deis(2, "logrho"), "did you mean 'log_rho'"),
+        (lambda: solvers.dpm_solver_pp(2, solver_type="heum"), "did you mean 'heun'"),
+        (lambda: solvers.dpm_solver_pp(3, third_order="diffuser"), "did you mean 'diffusers'"),
+        (lambda: solvers.plms(start="heum"), "did you mean 'heun'"),
+        (lambda: solvers.pndm("outputs"), "did you mean 'output'"),
+        (lambda: solvers.unipc(prediction="x"), "prediction is 'x'"),
+        (lambda: solvers.sa_solver(variant="b3"), "variant is 'b3'"),
         (lambda: solvers.edm(s_tmin=2.0, s_tmax=1.0), "s_tmax is 1.0"),
         (lambda: solvers.tcd(2.0), "gamma is 2.0"),
         (lambda: solvers.adaptive(rtol=0.0), "rtol is 0.0"),

@@ -57,6 +57,20 @@ def test_karras_levels_are_those_of_the_paper():
     np.testing.assert_allclose(np.diff(sigma[:-1] ** (1 / 7), 2), 0.0, atol=1e-4)
 
 
+def test_noise_ratios_are_met_and_nodes_are_exact():
+    process = processes.vp_scaled_linear()
+    ratios = process.schedule.noise_ratios
+    np.testing.assert_array_equal(
+        timesteps.from_noise_ratios(process, ratios[[1000, 500, 1]], 1e-3),
+        timesteps.from_indices([999, 499, 0], 1000, 1e-3),
+    )
+    for name, shape in timesteps.NOISE_RATIOS.items():
+        found = shape(9, 0.1, 10.0)
+        assert found[0] == pytest.approx(10.0) and found[-1] == pytest.approx(0.1) and (np.diff(found) < 0).all(), name
+        times = timesteps.from_noise_ratios(processes.edm(20.0), found)
+        np.testing.assert_allclose(20.0 * times[:-1], found, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", PROCESSES)
 def test_uniform_log_snr_is_uniform_in_log_snr(name):
     grid = timesteps.uniform_log_snr(PROCESSES[name], 12, -4.0 if name != "edm" else -8.0, 6.0)
