@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.errors import invalid
+from diffusion_jax.interop.dit import PATCHES
 from diffusion_jax.interop.family import Family, take
 from diffusion_jax.interop.tables import Source, Table, dense, norm, vector
 from diffusion_jax.models import Encoder, clip_text, clip_vision
@@ -40,7 +41,7 @@ def their_activation(ours: str) -> str:
 def patch_embedding(module: Any, theirs: str) -> Table:
     """`patch_embed` of a `VisionTransformer` from a convolution whose stride is its size."""
     sizes = (("p", module.patch), ("q", module.patch))
-    table = {"patch_embed/kernel": Source(f"{theirs}.weight", "o i p q -> (p q i) o", sizes=sizes)}
+    table = {"patch_embed/kernel": Source(f"{theirs}.weight", PATCHES, sizes=sizes)}
     return table | (vector("patch_embed/bias", f"{theirs}.bias") if module.patch_bias else {})
 
 
