@@ -4,7 +4,7 @@ A batch is `{"x0": ..., "cond": {...}, "index": int32 [B]}`; a source's construc
 can name it (`data.digits`). Nothing named here needs the network, except preparing a tensorflow-datasets data set.
 """
 
-from diffusion_jax.data import captioned_digits, moving, scenes, tabletop
+from diffusion_jax.data import captioned_digits, moving, portrait, scenes, tabletop
 from diffusion_jax.data.captioned_digits import named_digits
 from diffusion_jax.data.conditions import Conditions, conditions_of, cycled_labels
 from diffusion_jax.data.demonstrations import Demonstrations, tabletop_demonstrations
@@ -21,6 +21,7 @@ from diffusion_jax.data.files import (
 from diffusion_jax.data.moving import moving_shapes
 from diffusion_jax.data.photographs import PHOTOGRAPHS, patches, photograph, textures
 from diffusion_jax.data.pipeline import Batches, pipeline
+from diffusion_jax.data.portrait import talking_faces
 from diffusion_jax.data.prose import documents as prose_documents
 from diffusion_jax.data.prose import prose
 from diffusion_jax.data.scenes import shapes
@@ -61,6 +62,7 @@ __all__ = [
     "patches",
     "photograph",
     "pipeline",
+    "portrait",
     "prose",
     "prose_documents",
     "random_crop",
@@ -69,6 +71,7 @@ __all__ = [
     "shapes",
     "tabletop",
     "tabletop_demonstrations",
+    "talking_faces",
     "textures",
     "tfds",
     "toys2d",
