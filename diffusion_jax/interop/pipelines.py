@@ -71,8 +71,8 @@ class Kind(NamedTuple):
     """How a class of pipelines is put together.
 
     network: the folder of the denoising network. num_steps, scale: the family's defaults.
-    prompter: (load, tokenizer, network, info) -> Prompter; `load(name)` and `tokenizer(name)` read a component, and info
-        is model_index.json.
+    prompter: (load, tokenizer, network, info) -> Prompter; `load(name)` and `tokenizer(name)` read a component, info is
+        model_index.json.
     """
 
     network: str

@@ -13,6 +13,7 @@ import torch
 from diffusion_jax import interop
 from diffusion_jax.interop.tables import slots, their_shapes
 from diffusion_jax.models import by_path
+from tests.peers.figures import record
 
 TOLERANCE = 1e-4
 LOW = 1e-2
@@ -73,6 +74,7 @@ def check_parity(case, peer, tmp_path, low=False, **options):
     expected = expected.detach().numpy()
     error = float(np.abs(found - expected).max())
     assert error <= TOLERANCE, error
+    record("network", pretrained.family, error)
     np.testing.assert_allclose(pullback(jnp.asarray(weights))[0], x.grad.numpy(), atol=TOLERANCE)
     assert np.abs(expected).max() > 0.1
 

@@ -15,6 +15,7 @@ from diffusion_jax.models import kl_vae
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 from tests.peers.comparison import TOLERANCE, check_true_size, randomised  # noqa: E402
+from tests.peers.figures import record  # noqa: E402
 from tests.peers.test_unet_parity import check_low  # noqa: E402
 
 pytestmark = pytest.mark.peers
@@ -81,6 +82,7 @@ def test_the_autoencoder_is_the_peers(name, tmp_path):
     found, pullback = jax.vjp(ours(loaded.network), jnp.asarray(x), jnp.asarray(latents))
     errors = [float(np.abs(a - last(b)).max()) for a, b in zip(found, expected, strict=True)]
     assert max(errors) <= TOLERANCE
+    record("network", loaded.family, max(errors))
     for ours_gradient, value in zip(pullback(tuple(map(jnp.asarray, weights))), inputs, strict=True):
         np.testing.assert_allclose(ours_gradient, value.grad.numpy(), atol=TOLERANCE)
 

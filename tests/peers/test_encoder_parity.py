@@ -13,6 +13,7 @@ import pytest
 from diffusion_jax import interop, models
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.interop.tables import slots, their_shapes
+from tests.peers.figures import record
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -148,7 +149,7 @@ def test_loaded_and_saved(case, tmp_path):
     weight = np.random.default_rng(2).normal(size=expected[0].shape).astype(np.float32)
     weight /= np.linalg.norm(weight)
     (_, encoded), gradient = jax.jit(jax.value_and_grad(projected, has_aux=True))(jnp.asarray(value), weight)
-    print(case, "max_abs_error", float(np.abs(encoded.hidden - expected[0].detach().numpy()).max()))
+    record("network", loaded.family, float(np.abs(encoded.hidden - expected[0].detach().numpy()).max()))
     assert_same(encoded, expected)
 
     leaf = torch.tensor(given, requires_grad=True) if given.ndim == 4 else model.get_input_embeddings().weight

@@ -17,6 +17,7 @@ from benchmarks.parity_solvers import CASES, KARRAS, LEADING, SD, Case  # noqa: 
 from diffusion_jax import solvers  # noqa: E402
 from diffusion_jax.interop.schedulers import SCHEDULERS, read_scheduler, write_scheduler_config  # noqa: E402
 from diffusion_jax.timesteps import from_indices  # noqa: E402
+from tests.peers.figures import record  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -27,6 +28,7 @@ SLOW_DIGITS = {"KDPM2: linspace", "KDPM2Ancestral: linspace"}
 @pytest.mark.parametrize("name", CASES)
 def test_the_run_is_the_peers(name):
     error = parity_solvers.solver_error(CASES[name])
+    record("solver", name, error)
     assert error <= (1e-5 if name in SLOW_DIGITS else 2e-9), error
 
 
