@@ -133,9 +133,10 @@ def _check_steps(steps, num_train_steps):
         raise invalid("num_steps", steps, f"it must lie in 1 .. {num_train_steps}")
 
 
-def _only(config, given, allowed):
+def refuse(config: dict[str, Any], **given: Any) -> None:
+    """Raises InvalidInput for anything that was given to a grid (not None) and that its class cannot take."""
     for name, value in given.items():
-        if value is not None and name not in allowed:
+        if value is not None:
             raise InvalidInput(f"{name} is given, but {config['_class_name']} as it is configured takes no {name}.")
 
 
@@ -168,7 +169,7 @@ def discrete_levels(config: dict[str, Any], kind: Kind, allowed: tuple = ("epsil
         return shape(steps, span[-1] if least is None else least, span[0] if most is None else most)
 
     def grid(num_steps=None, seq_len=None, timesteps=None, sigmas=None):
-        _only(config, {"sigmas": sigmas, "timesteps": timesteps if name else None}, ())
+        refuse(config, sigmas=sigmas, timesteps=timesteps if name else None)
         if timesteps is not None:
             found = np.asarray(timesteps, np.float64)
         else:
@@ -205,7 +206,7 @@ def continuous_levels(config: dict[str, Any], kind: Kind) -> Levels:
         return Levels(GaussianProcess(inner.process.schedule, "v", "log_sigma"), inner.grid)
 
     def grid(num_steps=None, seq_len=None, timesteps=None, sigmas=None):
-        _only(config, {"sigmas": sigmas, "timesteps": timesteps}, ())
+        refuse(config, sigmas=sigmas, timesteps=timesteps)
         spaced = inner.grid(num_steps)
         table = inner.process.schedule
         ends = [config.get(field) for field in ("sigma_min", "sigma_max")]
@@ -225,7 +226,7 @@ def consistency_levels(config: dict[str, Any], kind: Kind) -> Levels:
     trained = np.arange(original, 0, -1) * (total // original) - 1
 
     def grid(num_steps=None, seq_len=None, timesteps=None, sigmas=None):
-        _only(config, {"sigmas": sigmas}, ())
+        refuse(config, sigmas=sigmas)
         if timesteps is not None:
             return from_indices(timesteps, total, kind.end(config, total))
         _check_steps(num_steps, original)
@@ -244,7 +245,7 @@ def edm_levels(config: dict[str, Any]) -> Levels:
     process = GaussianProcess(EDM(high), "edm", "log_sigma", option(config, "sigma_data", 0.5))
 
     def grid(num_steps=None, seq_len=None, timesteps=None, sigmas=None):
-        _only(config, {"sigmas": sigmas, "timesteps": timesteps}, ())
+        refuse(config, sigmas=sigmas, timesteps=timesteps)
         _check_steps(num_steps, 10**9)
         found = from_noise_ratios(process, NOISE_RATIOS[name](num_steps, low, high, **shape), 0.0)
         return found.at[-1].set(found[-2] if final_sigma(config, 1) else 0.0)
@@ -330,7 +331,7 @@ def flow_sigma_levels(config: dict[str, Any], kind: Kind, below_one: bool) -> Le
     end = {0.0: 0.0, 1.0: float(levels[0]), None: 1.0}[end]
 
     def grid(num_steps=None, seq_len=None, timesteps=None, sigmas=None):
-        _only(config, {"timesteps": timesteps, "sigmas": sigmas if below_one or name else None}, ())
+        refuse(config, timesteps=timesteps, sigmas=sigmas if below_one or name else None)
         if sigmas is None:
             _check_steps(num_steps, 10**9)
         if name:

@@ -27,6 +27,7 @@ from diffusion_jax.interop.noise_levels import (
     flow_levels,
     flow_sigma_levels,
     option,
+    refuse,
     repeated_end,
 )
 from diffusion_jax.processes import GaussianProcess
@@ -201,11 +202,12 @@ def _pndm(config):
     option(config, "timestep_spacing", "leading", ("leading", "trailing"))
     total, runge_kutta = levels.process.schedule.num_steps, not option(config, "skip_prk_steps", False)
 
-    def grid(num_steps=None, **given):
-        found = levels.grid(num_steps, **given)
+    def grid(num_steps=None, seq_len=None, timesteps=None, sigmas=None):
+        refuse(config, timesteps=timesteps, sigmas=sigmas)
+        found = levels.grid(num_steps)
         if option(config, "timestep_spacing", "leading") == "trailing" and total % num_steps:
             raise InvalidInput(
-                f"num_steps is {num_steps}, but PNDMScheduler with trailing timestep_spacing needs a divisor of {total}."
+                f"num_steps is {num_steps}, but PNDMScheduler with trailing indices needs a divisor of {total}."
             )
         if runge_kutta and (num_steps < 4 or total // num_steps % 2):
             raise InvalidInput(

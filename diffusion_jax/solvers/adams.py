@@ -137,7 +137,8 @@ def plms(order: int = 4, start: str = "euler", combined: str = "eps") -> Solver:
     a step. Converges at second order in the step, with small constants. order: number of terms, 1 (DDIM) to 4.
     start: 'heun' averages eps at both ends of the first step, one evaluation more, as latent diffusion does.
     combined: what the weights are applied to, 'eps' or the network's own 'output'; these differ where the network
-        predicts something else than eps, and diffusers takes the output.
+        predicts something else than eps, and diffusers takes the output (of first order then: an average of outputs
+        makes no pair with x).
     Raises InvalidInput for values outside of these.
     """
     check_order(order, (1, 2, 3, 4))
@@ -171,7 +172,7 @@ def plms(order: int = 4, start: str = "euler", combined: str = "eps") -> Solver:
         return x, state, carry
 
     # One value of history tells the first step from the others, whatever the order.
-    return Solver(empty_histories("plms", max(order - 1, 1)), step, order=min(order, 2))
+    return Solver(empty_histories("plms", max(order - 1, 1)), step, order=min(order, 2) if combined == "eps" else 1)
 
 
 def pndm(combined: str = "eps") -> Solver:
@@ -218,4 +219,4 @@ def pndm(combined: str = "eps") -> Solver:
         )
         return x, state, carry
 
-    return Solver(empty_histories("pndm", 3), step, order=2)
+    return Solver(empty_histories("pndm", 3), step, order=2 if combined == "eps" else 1)

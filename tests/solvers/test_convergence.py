@@ -48,7 +48,7 @@ SOLVERS = {
     "lms 4": (solvers.lms(4), 4),
     "plms": (solvers.plms(), 2),
     "pndm": (solvers.pndm(), 2),
-    "plms output": (solvers.plms(start="heun", combined="output"), 2),
+    "plms heun": (solvers.plms(start="heun"), 2),
     "unipc 2 eps": (solvers.unipc(2, lower_order_final=False, prediction="eps"), 3),
     "kdpm2": (solvers.kdpm2(), 2),
     "dpm_solver_pp 2 restarting": (solvers.dpm_solver_pp(2, "restarting", lower_order_final=False), 2),
