@@ -53,6 +53,7 @@ setup(
     extras_require={
         "cuda": ["jax[cuda12]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
+        "control": ["gymnasium>=0.29", "gym-pusht>=0.1.5"],
         "tfds": ["tensorflow-datasets", "tensorflow-cpu", "array_record"],
         "notebooks": NOTEBOOKS,
         "peers": PEERS,

@@ -4,7 +4,7 @@ A batch is `{"x0": ..., "cond": {...}, "index": int32 [B]}`; a source's construc
 can name it (`data.digits`). Nothing named here needs the network, except preparing a tensorflow-datasets data set.
 """
 
-from diffusion_jax.data import captioned_digits, moving, portrait, scenes, tabletop
+from diffusion_jax.data import captioned_digits, moving, portrait, push_t, scenes, tabletop
 from diffusion_jax.data.captioned_digits import named_digits
 from diffusion_jax.data.conditions import Conditions, conditions_of, cycled_labels
 from diffusion_jax.data.demonstrations import Demonstrations, tabletop_demonstrations
@@ -24,6 +24,7 @@ from diffusion_jax.data.pipeline import Batches, pipeline
 from diffusion_jax.data.portrait import talking_faces
 from diffusion_jax.data.prose import documents as prose_documents
 from diffusion_jax.data.prose import prose
+from diffusion_jax.data.push_t import push_t_demonstrations
 from diffusion_jax.data.scenes import shapes
 from diffusion_jax.data.sources import ArraySource, Source, check_finite, unconditional
 from diffusion_jax.data.tfds import tfds
@@ -65,6 +66,8 @@ __all__ = [
     "portrait",
     "prose",
     "prose_documents",
+    "push_t",
+    "push_t_demonstrations",
     "random_crop",
     "resize",
     "scenes",
