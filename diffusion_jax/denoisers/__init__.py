@@ -25,6 +25,7 @@ from diffusion_jax.denoisers.conditions import (
 )
 from diffusion_jax.denoisers.gradient import classifier_guided, energy_guided
 from diffusion_jax.denoisers.guidance import autoguided, cfg_plus_plus, guided, linear_rule, projected_guided
+from diffusion_jax.denoisers.joint import combined, jointly_guided, marginal_guided
 from diffusion_jax.denoisers.scales import cosine_scale, interval_scale, linear_scale, sample_scale
 from diffusion_jax.denoisers.switching import averaged, by_time, switched
 
@@ -41,6 +42,7 @@ __all__ = [
     "cfg_plus_plus",
     "classifier_guided",
     "clipped",
+    "combined",
     "condition_by_step",
     "cosine_scale",
     "denoiser",
@@ -53,10 +55,12 @@ __all__ = [
     "guided",
     "in_one_batch",
     "interval_scale",
+    "jointly_guided",
     "linear_rule",
     "linear_scale",
     "log_density",
     "map_prediction",
+    "marginal_guided",
     "null_condition",
     "posterior",
     "projected_guided",
