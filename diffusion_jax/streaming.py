@@ -1,0 +1,310 @@
+"""Streams: runs without an end, on the same steps as `sample`. Rolling buffers, sliding windows, chains of chunks.
+
+A buffer holds entries (actions, frames) along axis 1 at rising levels: a call advances all of them, its first chunk
+comes out clean, the others move up, fresh noise enters at the end. A window slides over a long clip whose frames follow
+each other in a staircase. A chain gives each chunk the last frames of the one before. All are pure functions with an
+explicit carry, for any denoiser, solver and process; what runs when is a plan (`timesteps.plans`), which is data.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax import randomness
+from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.sampling import Run, Samples, check_grid, one_step, sample
+from diffusion_jax.time_axes import where
+from diffusion_jax.timesteps import plans
+from diffusion_jax.typing import Cost, Denoiser, Solver, Step
+
+
+class Stream(NamedTuple):
+    """A rolling buffer between two calls, a pytree; its x rests at the stationary levels.
+
+    run: x `[B, N, ...]`, the solver's state, and the cost so far (the denoiser's carry is begun anew at each call).
+    calls: how many calls were made. key, index: of the stream, and the global index of each sample `[B]`.
+    """
+
+    run: Run
+    calls: Any
+    key: Any
+    index: Any
+
+
+class Rolling(NamedTuple):
+    """A rolling buffer as two pure functions.
+
+    prime: (key, params, known, cond=None, index=None) -> Stream
+    advance: (params, stream, cond=None) -> (stream, chunk [B, chunk, ...]), fit for `lax.scan`
+    plan: the times of one call `[M + 1, 1, N]`: M evaluations a call
+    """
+
+    prime: Callable[..., Stream]
+    advance: Callable[..., tuple[Stream, Any]]
+    plan: Any
+
+
+def rolling(
+    denoiser: Denoiser, solver: Solver, grid: Any, *, entries: int, chunk: int, past: int = 0, given_past: bool = False
+) -> Rolling:
+    """A buffer of `entries` that gives a clean chunk a call for S / h evaluations, not S (Høeg et al. 2024, SDP).
+
+    grid: `[S + 1]`, from 1 to 0: each entry makes all of its steps before it leaves. With h chunks, the whole ones in
+        entries - past, the buffer rests at the levels of `chunk_staircase`, and one call moves each chunk to where the
+        one before it stood. h = 1 is `sample` of each chunk by itself.
+    past: entries before the first chunk, which stay for one call after they left: noised to the level of the first
+        chunk again, or (given_past) kept clean as a condition. An incomplete tail is replaced by noise at each call.
+
+    `prime` begins a stream from `known`, data like x that is noised to the stationary levels: zeros, a pose repeated,
+    or a whole sample (SDP's three primers). It starts wrong by as much as `known` does, and each call replaces a chunk.
+    `advance` may get another condition at each call. Its randomness belongs to (key, call, sample): call c with h = 1
+    is `sample(fold_in(key, c), ...)`. Data is one array, or a dict of arrays with the same entries.
+
+    Raises InvalidInput for a grid that does not end at 0, and for entries that hold no chunk.
+    """
+    grid = jnp.asarray(grid, jnp.result_type(float))
+    check_grid(grid)
+    if not isinstance(grid, jax.core.Tracer) and grid[-1] != 0:
+        raise InvalidInput(
+            f"grid ends at {float(grid[-1]):g}, but what leaves the buffer must be clean: it must end at 0."
+        )
+    steps = grid.shape[0] - 1
+    left = plans.chunk_levels(steps, entries, chunk, past, given_past)
+    plan = plans.chunk_staircase(grid, entries, chunk, past, given_past)
+    process, calls = denoiser.process, left.shape[0] - 1
+    # How many real steps are left from each place of the grid, as `sample` counts them.
+    ahead = jnp.append(jnp.cumsum((grid[1:] != grid[:-1])[::-1], dtype=jnp.int32)[::-1], 0)
+    remaining = ahead[steps - left[:-1]][:, None]
+    tail = entries - past - chunk * ((entries - past) // chunk)
+    fresh = chunk + tail
+    # What has moved up stands where it must, but for a past that was clean and joins the first chunk again.
+    arrived = np.concatenate([left[-1, chunk : entries - tail], np.full(fresh, steps)])
+    renoised = jnp.asarray(arrived != left[0])
+
+    def prime(key, params, known, cond=None, index=None):
+        _check_entries(known, entries)
+        size = jax.tree.leaves(known)[0].shape[0]
+        index = jnp.arange(size) if index is None else jnp.asarray(index)
+        x = plans.noised_start(randomness.fold(key, 0), process, plan, known, index)
+        return Stream(Run(x, solver.init(process, x, plan), (), _nothing()), jnp.int32(0), key, index)
+
+    def advance(params, stream, cond=None):
+        run = stream.run._replace(carry=denoiser.init(params, stream.run.x, cond))
+        keys = randomness.sample_keys(randomness.fold(stream.key, stream.calls), stream.index)
+        step_keys, denoiser_keys = randomness.fold(keys, 1), randomness.fold(keys, 2)
+
+        def body(run, row):
+            step = Step(row, plan[row], plan[row + 1], jnp.int32(calls), remaining[row], denoiser_keys)
+            return one_step(denoiser, params, solver, run, step, randomness.fold(step_keys, row), cond), None
+
+        run, _ = jax.lax.scan(body, run, jnp.arange(calls))
+        out = jax.tree.map(lambda leaf: leaf[:, past : past + chunk], run.x)
+        keys = randomness.sample_keys(randomness.fold(stream.key, stream.calls + 1), stream.index)
+        x = rolled(keys, run.x)
+        state = _along(solver, process, x, plan, moved_up, run.state, solver.init(process, x, plan))
+        return Stream(Run(x, state, (), run.cost), stream.calls + 1, stream.key, stream.index), out
+
+    def moved_up(old, begun, axis):
+        """What a solver remembers of each entry; what has become noise, or is noisier than before, begins anew."""
+        kept = jax.lax.slice_in_dim(old, chunk, entries - tail, axis=axis)
+        end = jax.lax.slice_in_dim(begun, entries - fresh, entries, axis=axis)
+        anew = renoised.reshape(-1, *(1,) * (old.ndim - axis - 1))
+        return jnp.where(anew, begun, jnp.concatenate([kept, end], axis=axis))
+
+    def rolled(keys, x):
+        """The buffer moved up by a chunk, with noise at its end."""
+        shape = (
+            {name: _length_of(leaf, fresh) for name, leaf in x.items()} if isinstance(x, dict) else _length_of(x, fresh)
+        )
+        noise = process.prior(randomness.fold(keys, 0), shape)
+        x = jax.tree.map(
+            lambda leaf, new: jnp.concatenate([leaf[:, chunk : entries - tail], new.astype(leaf.dtype)], axis=1),
+            x,
+            noise,
+        )
+        if past and not given_past:
+            again, _ = process.corrupt(randomness.fold(keys, 3), x, plan[0])
+            x = where(renoised[None], again, x)
+        return x
+
+    return Rolling(prime, advance, plan)
+
+
+def _length_of(leaf, entries):
+    return (leaf.shape[0], entries, *leaf.shape[2:])
+
+
+def _nothing():
+    return Cost(jnp.float32(0), jnp.float32(0))
+
+
+def _check_entries(x, entries):
+    for leaf in jax.tree.leaves(x):
+        if jnp.ndim(leaf) < 2 or leaf.shape[1] != entries:
+            raise invalid(
+                "known.shape", jnp.shape(leaf), f"a buffer of {entries} entries, [B, {entries}, ...], was expected"
+            )
+
+
+def _along(solver, process, x, plan, function, *states):
+    """`function(*leaves, axis)` for the leaves of solver states that have an axis of entries; others of the first.
+
+    Which axis that is is read off from the shapes for N and for N + 1 entries.
+    """
+
+    def shapes(extra):
+        def longer(leaf, axis):
+            return jax.ShapeDtypeStruct(
+                (*leaf.shape[:axis], leaf.shape[axis] + extra, *leaf.shape[axis + 1 :]), leaf.dtype
+            )
+
+        data = jax.tree.map(lambda leaf: longer(leaf, 1), x)
+        return jax.eval_shape(lambda x, plan: solver.init(process, x, plan), data, longer(plan, 2))
+
+    def leaf(single, double, *leaves):
+        differ = [axis for axis, (a, b) in enumerate(zip(single.shape, double.shape, strict=True)) if a != b]
+        return function(*leaves, differ[0]) if differ else leaves[0]
+
+    return jax.tree.map(leaf, shapes(0), shapes(1), *states)
+
+
+def sample_windowed(
+    key: Any,
+    denoiser: Denoiser,
+    params: Any,
+    solver: Solver,
+    plan: Any,
+    window: int,
+    *,
+    x_init: Any,
+    starts: Any = None,
+    cond: Any = None,
+    index: Any = None,
+) -> Samples:
+    """`sample` of a clip that is longer than what the network sees: at each step a window of frames (Sun et al. 2025).
+
+    plan: `[K + 1, 1, N]`, usually a `staircase`; the denoiser is asked about `x[:, start : start + window]` at its
+        times. x_init: `[B, N, ...]`, `noised_start` of the plan (its prior where everything is generated).
+    starts: `[K]`, the first frame of the window at each step; `timesteps.windows(plan, window)` when absent, which
+        needs a plan whose values are known.
+    cond: the condition, or a function of the start for what is told by frame.
+
+    Frames outside of the window stay as they are, and so does what the solver remembers of them; what the denoiser
+    remembers is begun anew when the window moves. A window over all frames is `sample`. One evaluation of the window a
+    step: S + (N - 1) width for a staircase. Raises InvalidInput for a window that leaves frames which still move.
+    """
+    plan = jnp.asarray(plan, jnp.result_type(float))
+    check_grid(plan)
+    if starts is None:
+        starts = plans.windows(plan, window)
+    starts, steps = jnp.asarray(starts, jnp.int32), plan.shape[0] - 1
+    if starts.shape != (steps,):
+        raise invalid(
+            "starts.shape", starts.shape, f"the first frame of the window at each of the {steps} steps was expected"
+        )
+    _check_entries(x_init, plan.shape[2])
+    process = denoiser.process
+    size = jax.tree.leaves(x_init)[0].shape[0]
+    keys = randomness.sample_keys(key, jnp.arange(size) if index is None else index)
+    step_keys, denoiser_keys = randomness.fold(keys, 1), randomness.fold(keys, 2)
+    remaining = jnp.cumsum((plan[1:] != plan[:-1])[::-1], axis=0, dtype=jnp.int32)[::-1]
+
+    def told(start):
+        return cond(start) if callable(cond) else cond
+
+    def cut(leaf, start, axis=1):
+        return jax.lax.dynamic_slice_in_dim(leaf, start, window, axis)
+
+    def paste(leaf, part, start, axis=1):
+        return jax.lax.dynamic_update_slice_in_dim(leaf, part, start, axis)
+
+    def body(carry, row):
+        whole, last = carry
+        start = starts[row]
+        x = jax.tree.map(lambda leaf: cut(leaf, start), whole.x)
+        state = _along(solver, process, whole.x, plan, lambda leaf, axis: cut(leaf, start, axis), whole.state)
+        begun = denoiser.init(params, x, told(start))
+        inner = jax.tree.map(lambda old, new: jnp.where(start == last, old, new), whole.carry, begun)
+        t, t_next, left = (cut(leaf[row], start) for leaf in (plan, plan[1:], remaining))
+        step = Step(row, t, t_next, jnp.int32(steps), left, denoiser_keys)
+        run = one_step(
+            denoiser,
+            params,
+            solver,
+            Run(x, state, inner, whole.cost),
+            step,
+            randomness.fold(step_keys, row),
+            told(start),
+        )
+        x = jax.tree.map(lambda leaf, part: paste(leaf, part, start), whole.x, run.x)
+        state = _along(
+            solver,
+            process,
+            whole.x,
+            plan,
+            lambda part, leaf, axis: paste(leaf, part, start, axis),
+            run.state,
+            whole.state,
+        )
+        return (Run(x, state, run.carry, run.cost), start), None
+
+    first = jax.tree.map(lambda leaf: cut(leaf, starts[0]), x_init)
+    run = Run(x_init, solver.init(process, x_init, plan), denoiser.init(params, first, told(starts[0])), _nothing())
+    (run, _), _ = jax.lax.scan(body, (run, starts[0]), jnp.arange(steps))
+    return Samples(run.x, None, run)
+
+
+def sample_chained(
+    key: Any,
+    denoiser: Denoiser,
+    params: Any,
+    solver: Solver,
+    grid: Any,
+    *,
+    shape: Any,
+    chunks: int,
+    overlap: int,
+    level: float = 0.0,
+    context: Any = None,
+    cond: Any = None,
+    index: Any = None,
+) -> Samples:
+    """A long clip chunk by chunk: each begins with the last `overlap` frames of the one before (Liu et al. 2024, FVDM).
+
+    shape: of one chunk, `(B, F, ...)`. grid: `[S + 1]`.
+    chunks: how many are generated, of F - overlap new frames each (the first of F when there is no context).
+    level: the multiplier of the overlapping frames, see `multiplied`: 0 keeps them clean; a little noise lets the
+        network look at them less closely. Frames that were made are never changed. context: `[B, overlap, ...]` frames
+        to go on from.
+
+    x is `[B, overlap + chunks (F - overlap), ...]`, the context included. Chunk c draws as
+    `sample(fold_in(key, c), ...)`. Costs S evaluations a chunk.
+    """
+    frames = shape[1]
+    if not 1 <= overlap < frames:
+        raise invalid("overlap", overlap, f"it must lie in 1 .. {frames - 1}: less than a chunk of {frames} frames")
+    if chunks < 1:
+        raise invalid("chunks", chunks, "at least one is generated")
+    if context is not None and jnp.shape(context) != (shape[0], overlap, *shape[2:]):
+        raise invalid("context.shape", jnp.shape(context), f"{(shape[0], overlap, *shape[2:])} was expected")
+    index = jnp.arange(shape[0]) if index is None else index
+    again = plans.multiplied(grid, np.where(np.arange(frames) < overlap, level, 1.0))
+    first = again if context is not None else plans.synchronous(grid, frames)
+
+    def body(carry, number):
+        known, plan, cost = carry
+        own = jax.random.fold_in(key, number)
+        x_init = plans.noised_start(own, denoiser.process, plan, known, index)
+        result = sample(own, denoiser, params, solver, plan, x_init=x_init, cond=cond, index=index)
+        handed = jnp.zeros_like(known).at[:, :overlap].set(result.x[:, frames - overlap :])
+        return (handed, again, cost + result.cost), result.x
+
+    known = jnp.zeros(shape) if context is None else jnp.zeros(shape).at[:, :overlap].set(context)
+    (_, _, cost), made = jax.lax.scan(body, (known, first, _nothing()), jnp.arange(chunks))
+    new = jnp.moveaxis(made[:, :, overlap:], 0, 1)
+    new = new.reshape(shape[0], -1, *shape[2:])
+    x = jnp.concatenate([made[0, :, :overlap], new], axis=1)
+    return Samples(x, None, Run(x, None, None, cost))
