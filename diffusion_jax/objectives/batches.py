@@ -1,7 +1,7 @@
 """What objectives do with a batch before the loss: draw times, give each example its keys, drop conditions.
 
-A batch is a dict: `x0` (an array `[B, ...]` or a dict of those), optionally `cond` (a dict) and `index [B]`, the
-global index of each example, to which its randomness belongs.
+A batch is a dict: `x0` (an array `[B, ...]` or a dict of those), optionally `cond` (a dict), `index [B]`, the global
+index of each example, to which its randomness belongs, and `missing`, which examples lack which modality.
 """
 
 from collections.abc import Mapping
@@ -30,10 +30,48 @@ def example_keys(key: Key[Array, ""], index: Int[Array, " B"]) -> Key[Array, " B
 
 
 def drawn(draw: Any, state: Any, batch: Mapping[str, Any], key: Key[Array, ""], axes: int) -> dict[str, Any]:
-    """The batch with `index`, `t` and `t_weight`; times that it already has are kept.
+    """The batch with `index`, `t` and `t_weight`; times that it already has are kept, but for what is `missing`.
 
     axes: over how many leading axes of the data times vary. With a dict of draws each entry of `x0` has its own time.
     """
+    return without_missing(_drawn(draw, state, batch, key, axes), learned=bool(jax.tree.leaves(state)))
+
+
+def without_missing(batch: Mapping[str, Any], learned: bool = False) -> dict[str, Any]:
+    """The batch with every missing modality at t = 1, where it is noise, with weight 0; its x0 is not looked at.
+
+    missing: `{modality: bool [B]}` for joint data: clips without actions, images without captions (Zhu et al. 2025,
+    UWM). The mean over the batch counts the missing as zeros: a modality's loss is a mean over all examples.
+    Raises InvalidInput for a modality that x0 lacks, or one learned draw for several modalities.
+    """
+    missing = batch.get("missing")
+    if not missing:
+        return dict(batch)
+    x0, size = batch["x0"], batch_size(batch)
+    have = sorted(x0) if isinstance(x0, Mapping) else []
+    if not set(missing) <= set(have):
+        raise invalid("missing", sorted(missing), f"modalities of x0 were expected, which has {have or 'one array'}")
+    if learned and not isinstance(batch["t"], Mapping):
+        raise InvalidInput(
+            "missing gives modalities different times, but one learned draw serves all: use a dict of draws."
+        )
+
+    def pinned(values, value):
+        values = dict(values) if isinstance(values, Mapping) else dict.fromkeys(have, values)
+        for name, flags in missing.items():
+            old = jnp.asarray(values[name])
+            flags = jnp.asarray(flags).reshape(size, *(1,) * max(0, old.ndim - 1))
+            values[name] = jnp.where(flags, value, old)
+        return values
+
+    x0 = {
+        **x0,
+        **{name: where(jnp.asarray(flags), jnp.zeros_like(x0[name]), x0[name]) for name, flags in missing.items()},
+    }
+    return {**batch, "x0": x0, "t": pinned(batch["t"], 1.0), "t_weight": pinned(batch["t_weight"], 0.0)}
+
+
+def _drawn(draw, state, batch, key, axes):
     size = batch_size(batch)
     batch = {"index": jnp.arange(size), **batch}
     if "t" in batch:

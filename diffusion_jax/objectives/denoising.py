@@ -32,10 +32,12 @@ def denoising(
     null: Mapping[str, Any] | None = None,
     train: bool = True,
 ) -> Objective:
-    """Equation (1) as an `Objective` on batches `{"x0", "cond" (optional), "index" (optional)}`.
+    """Equation (1) as an `Objective` on batches `{"x0"}`, optionally with "cond", "index" and "missing".
 
     x0: `[B, ...]`, or a dict of those for a joint process. index: `[B]` global index of each example, to which all its
         noise belongs; 0 .. B - 1 when absent.
+    missing: `{modality: bool [B]}`, examples that lack a modality of joint data: it is pure noise to the network, at
+        t = 1, and has no loss; the mean is still over all examples.
     draw: which times are trained, uniform by default; for joint data one draw gives all modalities the same time, a
         dict of draws gives each its own.
     weight: `(process, t) -> weight` of t's shape, see `timesteps`; 1 by default. Tokens have their likelihood's own.
