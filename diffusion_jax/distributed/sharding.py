@@ -111,11 +111,28 @@ def constrain(tree: Any, mesh: Mesh | None, rules: Rules | None = None) -> Any:
 
 
 def init_sharded(function: Callable[..., Any], *args: Any, mesh: Mesh | None, rules: Rules | None = None) -> Any:
-    """`function(*args)` under jit, each output made where the rules place it: no device ever holds the whole tree."""
+    """`function(*args)` under jit, each output made where the rules place it: no device ever holds the whole tree.
+
+    Arrays that the function closes over (the parameters of a checkpoint) are handed to the program, not built into it,
+    and the result never shares their memory.
+    """
+    closed, made = jax.make_jaxpr(function, return_shape=True)(*args)
+
+    def run(held, *args):
+        leaves = jax.core.eval_jaxpr(closed.jaxpr, [jax.numpy.copy(value) for value in held], *jax.tree.leaves(args))
+        return jax.tree.unflatten(jax.tree.structure(made), leaves)
+
     if mesh is None:
-        return jax.jit(function)(*args)
-    placed = shardings(jax.eval_shape(function, *args), mesh, rules)
-    return jax.jit(function, out_shardings=placed)(*args)
+        return jax.jit(run)(closed.consts, *args)
+    held = [_on(mesh, value) for value in closed.consts]
+    return jax.jit(run, out_shardings=shardings(made, mesh, rules))(held, *args)
+
+
+def _on(mesh: Mesh, value: Any) -> Any:
+    """The value, put whole on every device of the mesh unless it is on the mesh already."""
+    if isinstance(value, jax.Array) and value.sharding.device_set == set(mesh.devices.flat):
+        return value
+    return jax.device_put(value, NamedSharding(mesh, PartitionSpec()))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

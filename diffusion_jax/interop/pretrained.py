@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, SingleDeviceSharding
+from jax.sharding import Mesh
 
 from diffusion_jax.distributed import Rules, shardings
 from diffusion_jax.errors import InvalidInput, nearest
@@ -114,10 +114,11 @@ def read_params(
 ) -> Any:
     """The parameters, each tensor put where `rules` place it on the mesh before the next is read."""
     if mesh is None:
-        device = SingleDeviceSharding(jax.local_devices()[0])
-        layout = dict.fromkeys(places, device)
-    else:
-        layout = by_path(shardings(shapes, mesh, rules, strict=True))
+        # On CPUs the array takes over the buffer that was filled.
+        return nested(
+            {path: jax.device_put(slot.whole(files.read, dtype), may_alias=True) for path, slot in places.items()}
+        )
+    layout = by_path(shardings(shapes, mesh, rules, strict=True))
     leaves = {}
     for path, slot in places.items():
         seen: dict[tuple, np.ndarray] = {}
@@ -126,7 +127,6 @@ def read_params(
             key = tuple((entry.start, entry.stop) for entry in index)
             if key not in seen:
                 seen[key] = slot.fill(files.read, index, dtype)
-            # On CPUs the array takes over the buffer that was filled.
             parts.append(jax.device_put(seen[key], device, may_alias=True))
         leaves[path] = jax.make_array_from_single_device_arrays(slot.shape, layout[path], parts)
     return nested(leaves)

@@ -131,6 +131,10 @@ class Slot(NamedTuple):
             out[row] = self._layer(read, name, index[1:])
         return out
 
+    def whole(self, read: Callable[[str, tuple], np.ndarray], dtype: Any) -> np.ndarray:
+        """All of ours."""
+        return self.fill(read, (slice(None),) * len(self.shape), dtype)
+
     def _layer(self, read, name, index):
         axes = _permutation(self.source.layout, len(self.item))
         if axes is None or self.source.swapped:

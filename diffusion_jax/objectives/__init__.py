@@ -7,10 +7,12 @@ from diffusion_jax.objectives.autoencoder import vae_loss
 from diffusion_jax.objectives.denoising import denoising, objective
 from diffusion_jax.objectives.discrete import masked
 from diffusion_jax.objectives.entries import TOKEN_WEIGHTINGS, regression, tokens
+from diffusion_jax.objectives.frozen import Frozen, with_frozen
 from diffusion_jax.objectives.validation import validation_loss
 
 __all__ = [
     "TOKEN_WEIGHTINGS",
+    "Frozen",
     "denoising",
     "masked",
     "objective",
@@ -18,4 +20,5 @@ __all__ = [
     "tokens",
     "vae_loss",
     "validation_loss",
+    "with_frozen",
 ]

@@ -67,9 +67,13 @@ def inpainted(solver: Solver, known: Any, mask: Any, *, noise: Any = None, befor
     """Replaces the known region by itself, noised to the time of the sample, before and after each step.
 
     known: clean data like x, used where `mask` is true. mask: boolean, a prefix of the data's shape (a dict of both for
-    joint data). noise: the noise of the known region, kept for the whole run; fresh at each step when absent (discrete
-    processes always draw afresh). before: whether also before each step; where False, what the run starts with stands
-    for the known region in the first step, as in the Stable Diffusion pipelines. Works for every process that can `corrupt`. Lugmayr et al. 2022, equation 8.
+        joint data).
+    noise: the noise of the known region, kept for the whole run; fresh at each step when absent (discrete processes
+        always draw afresh).
+    before: whether also before each step; where False, what the run starts with stands for the known region in the
+        first step, as in the Stable Diffusion pipelines.
+
+    Works for every process that can `corrupt`. Lugmayr et al. 2022, equation 8.
     """
 
     def renoise(process, x, key, t):

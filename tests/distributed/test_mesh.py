@@ -149,3 +149,14 @@ def test_two_processes_make_one_batch():
     for process, output in zip(processes, outputs):
         assert process.returncode == 0, output
         assert f"total {sum(n * n for n in range(8)):.1f} 2 4" in output
+
+
+def test_what_a_function_closes_over_is_an_argument_and_is_not_shared():
+    held = jnp.arange(64.0).reshape(8, 8)
+    for mesh in (None, distributed.make_mesh(fsdp=8)):
+        rules = distributed.Rules(fsdp_min_size=0)
+        made = distributed.init_sharded(lambda: {"w": held, "b": held[0] + 1}, mesh=mesh, rules=rules)
+        np.testing.assert_array_equal(made["w"], held)
+        consumed = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 1, tree), donate_argnums=0)(made)
+        np.testing.assert_array_equal(consumed["w"], held + 1)
+        assert made["w"].is_deleted() and not held.is_deleted()

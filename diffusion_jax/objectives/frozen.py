@@ -1,0 +1,45 @@
+"""Training of a part: some parameters learn, the others are the objective's state and stay as they are.
+
+So the optimiser, the averages and the gradients are those of the part alone, and a checkpoint still holds everything.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from diffusion_jax.errors import invalid
+from diffusion_jax.typing import Objective
+
+
+class Frozen(NamedTuple):
+    """params: what does not learn. inner: the state of the objective itself."""
+
+    params: Any
+    inner: Any
+
+
+def with_frozen(objective: Objective, params: Mapping[str, Any], trained: str) -> Objective:
+    """`objective` on `{**params, trained: learned}`, of which only `learned` is trained.
+
+    params: entries that do not learn, such as `{"params": base}`. trained: the name of the entry that does, "lora" for
+    the factors of `adapters.lora`, whose network takes both. Gradients do not flow into `params`.
+    Raises InvalidInput where `trained` is among `params`.
+    """
+    if trained in params:
+        raise invalid("trained", trained, f"it must not be among what is frozen: {', '.join(params)}")
+
+    def whole(learned, frozen):
+        return {**jax.lax.stop_gradient(frozen), trained: learned}
+
+    def init(key, learned, batch):
+        return Frozen(dict(params), objective.init(key, whole(learned, params), batch))
+
+    def loss(learned, state, batch, key):
+        losses, aux = objective.loss(whole(learned, state.params), state.inner, batch, key)
+        return losses, aux._replace(state=Frozen(state.params, aux.state))
+
+    def prepare(state, batch, key):
+        return objective.prepare(state.inner, batch, key)
+
+    return Objective(init, loss, prepare if objective.prepare else None)
