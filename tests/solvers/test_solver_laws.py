@@ -130,7 +130,6 @@ SAME = {
     "a run of 4 steps is shorter than 5": (solvers.lms(3, 5), solvers.lms(3, True)),
     "without its corrector unipc(1) is ddim": (solvers.unipc(1, disable_corrector=(0, 1, 2)), solvers.ddim()),
     "midpoint and heun differ": (solvers.dpm_solver_pp(2, solver_type="heun"), solvers.dpm_solver_pp(2)),
-    "the released third order differs": (solvers.dpm_solver_pp(3, third_order="diffusers"), solvers.dpm_solver_pp(3)),
     "flow_euler is ddim": (solvers.flow_euler(), solvers.ddim()),
     "tcd(0) is ddim": (solvers.tcd(0.0), solvers.ddim()),
     "tcd(1) is lcm": (solvers.tcd(1.0), solvers.lcm()),
