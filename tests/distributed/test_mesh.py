@@ -1,10 +1,5 @@
 """Meshes say in one sentence what does not fit; layouts follow paths and shapes alone."""
 
-import os
-import socket
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +8,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from diffusion_jax import distributed
 from diffusion_jax.errors import InvalidInput
+from tests.distributed.hosts import outputs_of_two
 
 
 def test_the_free_axis_takes_what_is_left():
@@ -126,28 +122,7 @@ print("total", float(total), jax.process_count(), jax.device_count())
 
 
 def test_two_processes_make_one_batch():
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    environment = {
-        **os.environ,
-        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
-        "JAX_NUM_PROCESSES": "2",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-    }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", TWO_PROCESSES],
-            env={**environment, "JAX_PROCESS_ID": str(number)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for number in range(2)
-    ]
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
-    for process, output in zip(processes, outputs):
-        assert process.returncode == 0, output
+    for output in outputs_of_two(TWO_PROCESSES):
         assert f"total {sum(n * n for n in range(8)):.1f} 2 4" in output
 
 
