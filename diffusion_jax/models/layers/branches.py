@@ -44,6 +44,8 @@ class Side(NamedTuple):
     mask: `[B, N]`, True where a position of the residual stream may be attended to.
     rotary: `[N, D_head / 2]`, angles of the positions of the residual stream.
     bias: broadcasts to `[B, H, N, N]`, added to the logits of self-attention where a branch takes one.
+    frames: of clips, what their frames are told; see `temporal.Frames`.
+    skip: `[depth, B, N, C]` for a `Stack`, of which each block is given its own entry, `[B, N, C]`.
     """
 
     context: Any = None
@@ -51,13 +53,15 @@ class Side(NamedTuple):
     mask: Any = None
     rotary: Any = None
     bias: Any = None
+    frames: Any = None
+    skip: Any = None
 
 
 class Branch(nn.Module):
     """Marks a residual branch: `branch(h, c, side)` is added to h. Interceptors recognise branches by this class."""
 
 
-def _modulated(h, c, dtype, eps=1e-6, modulation=Modulation):
+def modulated_input(h, c, dtype, eps=1e-6, modulation=Modulation):
     """A branch's input and its gate: `(modulate(norm(h)), gate)`, from the calling module's `modulation`."""
     shift, scale, gate = modulation(h.shape[-1], 3, dtype, name="modulation")(c)
     return modulate(layer_norm(h, eps), shift, scale), expand_vector(gate, h)
@@ -83,7 +87,7 @@ class AttentionBranch(Branch):
 
     @nn.compact
     def __call__(self, h, c, side):
-        y, gate = _modulated(h, c, self.dtype, self.eps, self.modulation)
+        y, gate = modulated_input(h, c, self.dtype, self.eps, self.modulation)
         y = _tokens(y)
         attention = Attention(self.heads, self.qk_norm, self.dtype, qkv_bias=self.qkv_bias, name="attention")
         y = attention(y, y, key_mask(side.mask), side.rotary).reshape(h.shape)
@@ -102,10 +106,11 @@ class CrossAttentionBranch(Branch):
     dtype: Any = jnp.float32
     plain: bool = False
     qkv_bias: bool = True
+    modulation: Any = Modulation
 
     @nn.compact
     def __call__(self, h, c, side):
-        y, gate = (h, 1) if self.plain else _modulated(h, c, self.dtype)
+        y, gate = (h, 1) if self.plain else modulated_input(h, c, self.dtype, modulation=self.modulation)
         y = _tokens(y)
         attention = Attention(
             self.heads, self.qk_norm, self.dtype, zero_init=self.plain, qkv_bias=self.qkv_bias, name="attention"
@@ -125,24 +130,52 @@ class MlpBranch(Branch):
 
     @nn.compact
     def __call__(self, h, c, side):
-        y, gate = _modulated(h, c, self.dtype, self.eps, self.modulation)
+        y, gate = modulated_input(h, c, self.dtype, self.eps, self.modulation)
         return gate * FeedForward(self.ratio, self.swiglu, self.dtype, name="feed_forward")(y)
 
 
+class SkipBranch(Branch):
+    """`linear([h, side.skip])`: a long skip connection (Bao et al. 2022, U-ViT) as a residual.
+
+    U-ViT has `W [h, skip]` in place of h; this is `h + (W - [1, 0]) [h, skip]`, and begins without the connection.
+    """
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, h, c, side):
+        both = jnp.concatenate([h, side.skip.astype(h.dtype)], axis=-1)
+        return projection(h.shape[-1], dtype=self.dtype, kernel_init=nn.initializers.zeros, name="linear")(both)
+
+
 def transformer_branches(
-    heads, qk_norm, ratio, swiglu, dtype, crossed, *, qkv_bias=True, eps=1e-6, mlp_eps=1e-6, single=False
+    heads,
+    qk_norm,
+    ratio,
+    swiglu,
+    dtype,
+    crossed,
+    *,
+    qkv_bias=True,
+    eps=1e-6,
+    mlp_eps=1e-6,
+    single=False,
+    modulation=Modulation,
 ):
     """The branches of a transformer block: `attention`, `cross_attention` if there is a context, `mlp`.
 
     qkv_bias: whether queries, keys and values have biases. eps, mlp_eps: of the norms of `attention` and `mlp`.
     single: adaLN-single: `c` is the modulation `[*prefix, 6 D]` of both, to which they add tables of their own, and
         cross-attention is plain.
+    modulation: makes the modules called `modulation`, if not `single`.
     """
-    first, second = (partial(TableModulation, first=i) if single else Modulation for i in (0, 3))
+    first, second = (partial(TableModulation, first=i) if single else modulation for i in (0, 3))
     attention = partial(AttentionBranch, heads, qk_norm, dtype, qkv_bias=qkv_bias, eps=eps, modulation=first)
     branches = [("attention", attention)]
     if crossed:
-        cross = partial(CrossAttentionBranch, heads, qk_norm, dtype, plain=single, qkv_bias=qkv_bias)
+        cross = partial(
+            CrossAttentionBranch, heads, qk_norm, dtype, plain=single, qkv_bias=qkv_bias, modulation=modulation
+        )
         branches.append(("cross_attention", cross))
     return (*branches, ("mlp", partial(MlpBranch, ratio, swiglu, dtype, eps=mlp_eps, modulation=second)))
 
@@ -204,12 +237,15 @@ class Stack(nn.Module):
 
         if self.remat != "none":
             body = nn.remat(body, policy=REMAT[self.remat], prevent_cse=not self.scan)
+        sides = nn.broadcast
+        if side.skip is not None:
+            sides = Side(*(0 if name == "skip" else nn.broadcast for name in Side._fields))
         scanned = nn.scan(
             body,
             variable_axes={nn.DenyList(CARRIED): 0},
             variable_carry=CARRIED,
             split_rngs={True: True},
-            in_axes=(0 if self.stacked else nn.broadcast, nn.broadcast),
+            in_axes=(0 if self.stacked else nn.broadcast, sides),
             length=self.depth,
             unroll=1 if self.scan else self.depth,
         )

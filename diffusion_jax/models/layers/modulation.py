@@ -5,6 +5,7 @@ The vector is `[*prefix, C]` with a prefix of the features' shape, at least `[B]
 per token or per pixel, so vector timesteps reach every block without another code path.
 """
 
+from itertools import groupby
 from typing import Any
 
 import flax.linen as nn
@@ -24,19 +25,36 @@ def modulate(x, shift, scale):
     return x * (1 + expand_vector(scale, x)) + expand_vector(shift, x)
 
 
+def spread(c, lengths: tuple[int, ...]):
+    """Vectors of segments `[B, S, C]` as those of their tokens, `[B, sum(lengths), C]`: vector i `lengths[i]` times."""
+    parts, first = [], 0
+    for length, run in groupby(lengths):
+        count = len(list(run))
+        parts.append(jnp.repeat(c[:, first : first + count], length, axis=1))
+        first += count
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
+
+
 class Modulation(nn.Module):
-    """`count` vectors `[*prefix, features]` from `silu(c)`, zero at initialisation (adaLN-Zero, Peebles & Xie 2023)."""
+    """`count` vectors `[*prefix, features]` from `silu(c)`, zero at initialisation (adaLN-Zero, Peebles & Xie 2023).
+
+    lengths: where neighbouring tokens share a vector, c is `[B, S, C]` with one a segment; how many tokens each has.
+    """
 
     features: int
     count: int
     dtype: Any = jnp.float32
+    lengths: tuple[int, ...] = ()
 
     @nn.compact
     def __call__(self, c):
         dense = projection(
             self.count * self.features, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="dense"
         )
-        return jnp.split(dense(jax.nn.silu(c)), self.count, axis=-1)
+        vectors = dense(jax.nn.silu(c))
+        if self.lengths:
+            vectors = spread(vectors, self.lengths)
+        return jnp.split(vectors, self.count, axis=-1)
 
 
 class TableModulation(nn.Module):

@@ -90,6 +90,7 @@ class PreNormAttention(PreNormBranch):
     causal: whether positions see only themselves and earlier ones. bias: whether projections have biases (`qkv_bias` of
     queries, keys and values alone). head_dim, scaled: see `Attention`.
     buckets, max_distance: of a relative bias of this block's own; without buckets it is `side.bias`, if there is one.
+    qk_norm: see `Attention`.
     """
 
     heads: int = 8
@@ -100,6 +101,7 @@ class PreNormAttention(PreNormBranch):
     scaled: bool = True
     buckets: int = 0
     max_distance: int = 128
+    qk_norm: bool = False
 
     @nn.compact
     def __call__(self, h, c, side):
@@ -110,7 +112,8 @@ class PreNormAttention(PreNormBranch):
             bias = RelativeBias(self.heads, self.buckets, self.max_distance, name="relative_bias")(length)
         attention = Attention(
             self.heads,
-            dtype=self.dtype,
+            self.qk_norm,
+            self.dtype,
             qkv_bias=self.bias and self.qkv_bias,
             out_bias=self.bias,
             head_dim=self.head_dim,
