@@ -10,6 +10,7 @@ from diffusion_jax.models.dit import DiT, dit, pixart
 from diffusion_jax.models.edits import cached, edit, exits, gates, override, reweighted, taps
 from diffusion_jax.models.encoders import Encoded, Encoder, as_network
 from diffusion_jax.models.interception import by_path, intercepted, per_layer
+from diffusion_jax.models.joint_transformer import JointTransformer, joint_transformer
 from diffusion_jax.models.mlp import Mlp, mlp
 from diffusion_jax.models.network import count_params, network, param_shapes
 from diffusion_jax.models.text_encoders import T5, CLIPText, clip_text, t5_encoder
@@ -29,6 +30,7 @@ __all__ = [
     "Encoded",
     "Encoder",
     "GaussianPosterior",
+    "JointTransformer",
     "Mlp",
     "TextTransformer",
     "UNet",
@@ -49,6 +51,7 @@ __all__ = [
     "exits",
     "gates",
     "intercepted",
+    "joint_transformer",
     "kl_vae",
     "mlp",
     "network",
