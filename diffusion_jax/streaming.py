@@ -37,7 +37,7 @@ class Stream(NamedTuple):
 class Rolling(NamedTuple):
     """A rolling buffer as two pure functions.
 
-    prime: (key, params, known, cond=None, index=None) -> Stream
+    prime: (key, known, index=None) -> Stream
     advance: (params, stream, cond=None) -> (stream, chunk [B, chunk, ...]), fit for `lax.scan`
     plan: the times of one call `[M + 1, 1, N]`: M evaluations a call
     """
@@ -63,6 +63,9 @@ def rolling(
     `advance` may get another condition at each call. Its randomness belongs to (key, call, sample): call c with h = 1
     is `sample(fold_in(key, c), ...)`. Data is one array, or a dict of arrays with the same entries.
 
+    The batch moves together. Where some of it begins anew by itself (episodes that end), give each its own stream with
+    a batch of one and `vmap` over streams, in which a primed one may replace another.
+
     Raises InvalidInput for a grid that does not end at 0, and for entries that hold no chunk.
     """
     grid = jnp.asarray(grid, jnp.result_type(float))
@@ -84,7 +87,7 @@ def rolling(
     arrived = np.concatenate([left[-1, chunk : entries - tail], np.full(fresh, steps)])
     renoised = jnp.asarray(arrived != left[0])
 
-    def prime(key, params, known, cond=None, index=None):
+    def prime(key, known, index=None):
         _check_entries(known, entries)
         size = jax.tree.leaves(known)[0].shape[0]
         index = jnp.arange(size) if index is None else jnp.asarray(index)

@@ -47,7 +47,7 @@ def test_every_entry_makes_all_its_steps_before_it_leaves(steps, entries, chunk,
     )
     chunks = (entries - past) // chunk
     clip = gaussian_clip(entries)
-    stream = buffer.prime(KEY, clip, jnp.zeros((2, entries, 1)))
+    stream = buffer.prime(KEY, jnp.zeros((2, entries, 1)))
     stream, out = calls(buffer, clip, stream, chunks + 3)
     np.testing.assert_array_equal(out[chunks:], float(steps))
     assert out.shape == (chunks + 3, 2, chunk, 1)
@@ -65,7 +65,7 @@ def test_every_entry_makes_all_its_steps_before_it_leaves(steps, entries, chunk,
 def test_one_chunk_is_full_sampling_of_each(solver):
     clip, grid = gaussian_clip(4), linspace(6)
     buffer = rolling(ORACLE, solver, grid, entries=4, chunk=4)
-    _, out = calls(buffer, clip, buffer.prime(KEY, clip, jnp.ones((3, 4, 1))), 3)
+    _, out = calls(buffer, clip, buffer.prime(KEY, jnp.ones((3, 4, 1))), 3)
     for number in range(3):
         plan = timesteps.synchronous(grid, 4)
         alone = sample(jax.random.fold_in(KEY, number), ORACLE, clip, solver, plan, shape=(3, 4, 1))
@@ -79,7 +79,7 @@ def test_what_a_solver_remembers_moves_with_the_entries(solver):
     """Entries that know nothing of each other make the run that each would make alone."""
     grid, apart = linspace(8), gaussian_mixture(np.full((1, 8, 1), 0.3), 0.7)
     buffer = rolling(ORACLE, solver, grid, entries=8, chunk=2)
-    _, out = calls(buffer, apart, buffer.prime(KEY, apart, jnp.zeros((3, 8, 1)), index=INDEX), 7)
+    _, out = calls(buffer, apart, buffer.prime(KEY, jnp.zeros((3, 8, 1)), index=INDEX), 7)
     pushed_at_the_end_of = 2
     keys = fold(sample_keys(fold(KEY, pushed_at_the_end_of + 1), INDEX), 0)
     short = gaussian_mixture(np.full((1, 2, 1), 0.3), 0.7)
@@ -102,27 +102,27 @@ def test_the_steady_state_of_a_stream_of_gaussian_actions():
     clip, grid, size = gaussian_clip(12), linspace(100), 10_000
     buffer = rolling(ORACLE, solvers.ddim(), grid, entries=12, chunk=3)
     assert buffer.plan.shape == (26, 1, 12)
-    _, out = calls(buffer, clip, buffer.prime(KEY, clip, jnp.zeros((size, 12, 1))), 10)
+    _, out = calls(buffer, clip, buffer.prime(KEY, jnp.zeros((size, 12, 1))), 10)
     errors = chunk_errors(out)
     assert errors[0] == pytest.approx(0.94, abs=0.04) and errors[3] == pytest.approx(0.33, abs=0.05)
     assert errors[-1] < 0.08
     assert boundary(out) == pytest.approx(0.84, abs=0.02)
     # A primer that is a whole sample is right from the first call.
     whole = jax.jit(lambda: sample(jax.random.key(1), ORACLE, clip, solvers.ddim(), grid, shape=(size, 12, 1)).x)()
-    _, out = calls(buffer, clip, buffer.prime(KEY, clip, whole), 3)
+    _, out = calls(buffer, clip, buffer.prime(KEY, whole), 3)
     assert max(chunk_errors(out)) < 0.08
     # An entry that stays, clean, tells the rest where it was left.
     longer = gaussian_clip(13)
     with_past = rolling(ORACLE, solvers.ddim(), grid, entries=13, chunk=3, past=1, given_past=True)
     known = jnp.concatenate([whole[:, :1], whole], axis=1)
-    _, out = calls(with_past, longer, with_past.prime(KEY, longer, known), 8)
+    _, out = calls(with_past, longer, with_past.prime(KEY, known), 8)
     assert boundary(out) == pytest.approx(0.90, abs=0.01) and chunk_errors(out)[-1] < 0.08
 
 
 def test_a_past_that_joins_the_first_chunk_is_noised_again():
     clip, grid = gaussian_clip(9), linspace(8)
     buffer = rolling(ORACLE, solvers.dpm_solver_pp(2), grid, entries=9, chunk=2, past=1)
-    stream = buffer.prime(KEY, clip, jnp.zeros((4000, 9, 1)))
+    stream = buffer.prime(KEY, jnp.zeros((4000, 9, 1)))
     stream, out = calls(buffer, clip, stream, 8)
     past, left = np.asarray(stream.run.x[:, 0, 0]), np.asarray(out[-1, :, -1, 0])
     level = float(buffer.plan[0, 0, 0])
@@ -130,7 +130,7 @@ def test_a_past_that_joins_the_first_chunk_is_noised_again():
     assert level == 0.25 and residual.std() == pytest.approx(level, rel=0.05)
     assert abs(np.corrcoef(residual, left)[0, 1]) < 0.05
     kept = rolling(ORACLE, solvers.dpm_solver_pp(2), grid, entries=9, chunk=2, past=1, given_past=True)
-    stream, out = calls(kept, clip, kept.prime(KEY, clip, jnp.zeros((5, 9, 1))), 3)
+    stream, out = calls(kept, clip, kept.prime(KEY, jnp.zeros((5, 9, 1))), 3)
     np.testing.assert_array_equal(stream.run.x[:, 0], out[-1, :, -1])
 
 
@@ -153,7 +153,7 @@ def test_a_control_loop_is_one_program_of_the_latest_observation_on_eight_device
 
     buffer = rolling(told()._replace(apply=counted), solvers.ddim(), linspace(8), entries=8, chunk=2)
     poses = jnp.arange(80.0).reshape(5, 16)
-    stream = buffer.prime(KEY, None, jnp.zeros((16, 8, 1)))
+    stream = buffer.prime(KEY, jnp.zeros((16, 8, 1)))
     advance = jax.jit(buffer.advance)
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     rows, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
@@ -177,9 +177,19 @@ def test_sample_i_of_a_stream_is_the_same_in_any_batch():
     clip = gaussian_clip(6)
     buffer = rolling(ORACLE, solvers.ddpm(), linspace(6), entries=6, chunk=2)
     index = jnp.arange(5)
-    _, many = calls(buffer, clip, buffer.prime(KEY, clip, jnp.ones((5, 6, 1)), index=index), 4)
-    _, few = calls(buffer, clip, buffer.prime(KEY, clip, jnp.ones((2, 6, 1)), index=index[3:]), 4)
+    _, many = calls(buffer, clip, buffer.prime(KEY, jnp.ones((5, 6, 1)), index=index), 4)
+    _, few = calls(buffer, clip, buffer.prime(KEY, jnp.ones((2, 6, 1)), index=index[3:]), 4)
     np.testing.assert_allclose(few, many[:, 3:], atol=1e-5)
+    # One stream an environment, any of which may begin anew without the others.
+    alone = jax.vmap(lambda i: buffer.prime(KEY, jnp.ones((1, 6, 1)), index=i[None]))(index)
+    alone, out = jax.jit(
+        lambda s: jax.lax.scan(lambda s, _: jax.vmap(lambda s: buffer.advance(clip, s))(s), s, None, 4)
+    )(alone)
+    np.testing.assert_allclose(out[:, :, 0], many, atol=1e-5)
+    begun = buffer.prime(KEY, jnp.ones((1, 6, 1)), index=index[:1])
+    mixed = jax.tree.map(lambda new, old: old.at[2].set(new) if isinstance(old, jax.Array) else old, begun, alone)
+    again = jax.vmap(lambda s: buffer.advance(clip, s))(mixed)[1]
+    np.testing.assert_allclose(again[2, 0], many[0, 0], atol=1e-5)
 
 
 def test_a_stream_of_several_modalities():
@@ -187,7 +197,7 @@ def test_a_stream_of_several_modalities():
     world = gaussian_mixture({"action": np.zeros((1, 6, 1)), "sound": np.ones((1, 6, 2))}, 0.5)
     buffer = rolling(analytic(process), solvers.unipc(2), linspace(6), entries=6, chunk=2, past=1)
     known = {"action": jnp.zeros((3, 6, 1)), "sound": jnp.ones((3, 6, 2))}
-    stream, out = calls(buffer, world, buffer.prime(KEY, world, known), 4)
+    stream, out = calls(buffer, world, buffer.prime(KEY, known), 4)
     assert out["action"].shape == (4, 3, 2, 1) and out["sound"].shape == (4, 3, 2, 2)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((stream.run.x, out)))
 
@@ -284,8 +294,7 @@ def test_a_chain_goes_on_from_its_context():
         (lambda: rolling(ORACLE, solvers.ddim(), linspace(4)[:-1], entries=4, chunk=2), "must end at 0"),
         (lambda: rolling(ORACLE, solvers.ddim(), linspace(4), entries=4, chunk=5), "must fit into the 4 entries"),
         (
-            lambda: rolling(ORACLE, solvers.ddim(), linspace(4), entries=4, chunk=2).prime(
-                KEY, None, jnp.zeros((2, 3, 1))
+            lambda: rolling(ORACLE, solvers.ddim(), linspace(4), entries=4, chunk=2).prime(KEY, jnp.zeros((2, 3, 1))
             ),
             "a buffer of 4 entries",
         ),

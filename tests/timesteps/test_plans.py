@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from diffusion_jax import processes, solvers, timesteps
-from diffusion_jax.denoisers.analytic import analytic, gaussian_mixture
+from diffusion_jax.denoisers import analytic, denoiser, gaussian_mixture
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.sampling import make_sampler, sample
 from diffusion_jax.timesteps import linspace
+from tests.denoisers.tiny import network
 
 KEY = jax.random.key(3)
 FLOW = processes.rectified_flow()
@@ -150,6 +151,21 @@ def test_given_frames_come_back_bit_for_bit_and_equal_levels_are_the_scalar_run(
     scalar = sample(KEY, DENOISER, CLIP, solver, GRID, x_init=start).x
     # Two programs: the same operations, which XLA may fuse in another way.
     np.testing.assert_allclose(run(timesteps.synchronous(GRID, 4), start), scalar, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["ddim", "ddpm", "flow_heun", "dpm_solver_pp", "unipc"])
+def test_a_synchronous_plan_is_the_scalar_model_bit_for_bit(name):
+    """Operation by operation, as compiled programs of different shapes may be fused differently (1e-6 seen)."""
+    net = network()
+    x = jax.random.normal(KEY, (3, 4, 2))
+    params = net.init(KEY, x, jnp.zeros(3), None)
+    solver, grid = ONE_AND_MULTI_STEP[name], linspace(3)
+    with jax.disable_jit():
+        scalar, vector = (
+            sample(KEY, denoiser(net, FLOW), params, solver, plan, x_init=x).x
+            for plan in (grid, timesteps.synchronous(grid, 4))
+        )
+    np.testing.assert_array_equal(scalar, vector)
 
 
 def test_what_stands_passes_its_gradient_on_and_finished_frames_are_frozen():
