@@ -133,10 +133,10 @@ def gaussian_clip(frames: int = 6, features: int = 1, correlation: float = 0.9) 
     return gaussian_mixture(np.zeros((1, frames, features)), covariances=np.kron(covariance, np.eye(features))[None])
 
 
-def _levels(process, x, t):
-    """alpha and sigma `[R, 1, *data]`; R is 1 where all samples share their times, so that one factor serves them."""
+def _levels(process, x, t, dense):
+    """alpha and sigma `[R, 1, *data]`; R is B, or 1 where one factor of a dense covariance serves all samples."""
     t = jnp.asarray(t)
-    rows = x.shape[0] if t.ndim and t.shape[0] != 1 else 1
+    rows = 1 if dense and (t.ndim == 0 or t.shape[0] == 1) else x.shape[0]
     return tuple(
         jnp.broadcast_to(expand(f(t), x), (rows, *x.shape[1:]))[:, None] for f in (process.alpha, process.sigma)
     )
@@ -202,15 +202,17 @@ def posterior(mixture: GaussianMixture, process, x, t, label=None, causal: bool 
         if causal:
             raise InvalidInput("causal is about the frames of one array, but x is a dict of modalities.")
         times = {name: t[name] if isinstance(t, dict) else t for name in x}
-        levels = {name: _levels(process.processes[name], x[name], times[name]) for name in x}
-        if mixture.covariances is not None and not isinstance(mixture.covariances, dict):
+        whole = mixture.covariances is not None and not isinstance(mixture.covariances, dict)
+        dense = dict.fromkeys(x, True) if whole else {name: mixture.covariances[name] is not None for name in x}
+        levels = {name: _levels(process.processes[name], x[name], times[name], dense[name]) for name in x}
+        if whole:
             alpha, sigma = (_together({name: level[i] for name, level in levels.items()}, x) for i in (0, 1))
             found = _components(
                 alpha, sigma, _together(mixture.means, x), None, mixture.covariances, _together(x, x), causal
             )
             parts = dict.fromkeys(x, ())
-            for whole in found:
-                parts = {name: (*parts[name], piece) for name, piece in _apart(whole, x).items()}
+            for values in found:
+                parts = {name: (*parts[name], piece) for name, piece in _apart(values, x).items()}
         else:
             parts = {
                 name: _components(
@@ -224,7 +226,7 @@ def posterior(mixture: GaussianMixture, process, x, t, label=None, causal: bool 
                 for name in x
             }
     else:
-        levels = _levels(process, x, t)
+        levels = _levels(process, x, t, mixture.covariances is not None)
         parts = {"": _components(*levels, mixture.means, mixture.variances, mixture.covariances, x, causal)}
 
     def gathered(log_density):
