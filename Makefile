@@ -45,7 +45,7 @@ lint: $(VENV)/.installed-test
 	$(BIN)/lint-imports
 
 test-peers: $(VENV)/.installed-peers
-	$(BIN)/python -m pytest -m peers
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m peers
 
 bench: $(VENV)/.installed-peers
 	$(BIN)/python -m benchmarks.run

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-PEERS = ["torch==2.13.0", "diffusers>=0.35", "transformers>=4.50", "accelerate"]
+PEERS = ["torch==2.13.0", "diffusers>=0.35", "transformers>=4.50", "accelerate", "peft"]
 TEST = [
     "pytest>=8",
     "pytest-xdist",

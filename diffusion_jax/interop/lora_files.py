@@ -278,13 +278,13 @@ def _alphas(files, location, component):
     """`(target, rank) -> alpha` where the file itself has no alphas: from PEFT's config, or the rank."""
     folder = location if location.is_dir() else location.parent
     config = {}
-    told = files.metadata().get("lora_adapter_metadata")
+    told = json.loads(files.metadata().get("lora_adapter_metadata", "{}"))
     if told:
-        for head in PREFIXES[component]:
-            own = {
-                name.removeprefix(f"{head}."): v for name, v in json.loads(told).items() if name.startswith(f"{head}.")
-            }
-            config = config or own
+        named = [
+            {name.removeprefix(f"{head}."): value for name, value in told.items() if name.startswith(f"{head}.")}
+            for head in PREFIXES[component]
+        ]
+        config = next((one for one in named if one), told)
     elif (folder / "adapter_config.json").is_file():
         config = read_json(folder / "adapter_config.json")
     patterns = config.get("alpha_pattern") or {}
