@@ -1,6 +1,6 @@
 """The scheduler classes of diffusers, each a function from its config to a `Scheduler`; `SCHEDULERS` lists them.
 
-Which noise levels an option means is in `noise_levels`; reading and writing files is in `schedulers`. Its classes
+Which noise levels an option means is in `noise_levels`; reading and writing files is in `schedulers`. The classes
 fall into two groups: those that keep x as it is, and those (Euler, Heun, LMS, DPM-2) that keep x / alpha; here x is x,
 and `initial_scale` and `final_scale` say how the two are related at the ends.
 """
