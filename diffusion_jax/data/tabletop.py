@@ -5,7 +5,8 @@ expert (which passes on either side), the picture, and the closed loop `rollout`
 in a picture again. The data set of demonstrations is in `demonstrations`.
 
 The table is [-1, 1] x [-1, 1], y grows upwards. An action in [-1, 1] x [-1, 1] is the disc's displacement in one step,
-in units of `max_step`. Contacts are quasi-static: the disc pushes the block along the line of their centres.
+in units of `max_step`. Contacts are quasi-static and rough: a block that is hit within 45
+degrees of its middle moves as the disc does, and the disc sticks to an obstacle that it heads into.
 """
 
 import dataclasses
@@ -24,6 +25,8 @@ TASKS = ("push", "reach")
 SIDES = ("left", "right")
 DISC, BLOCK, OBSTACLE = 0.10, 0.14, 0.25
 """Radii."""
+_STICK = 0.7
+"""Cosine of the angle between motion and line of centres up to which a push sticks."""
 
 
 class State(NamedTuple):
@@ -104,14 +107,27 @@ def jump_goal(state: State) -> State:
 
 def step(world: Tabletop, state: State, action: Float[Array, " 2"]) -> State:
     """One step; actions are clipped to [-1, 1]."""
-    disc = state.disc + world.max_step * jnp.clip(action, -1.0, 1.0)
-    disc = _on_table(_outside(disc, state.obstacle, DISC + OBSTACLE), DISC)
+    disc = _on_table(state.disc + world.max_step * jnp.clip(action, -1.0, 1.0), DISC)
+    # The obstacle is rough: a step into it is not made, so that whoever heads for its middle, undecided, is held.
+    disc = jnp.where(_length(disc - state.obstacle) < DISC + OBSTACLE, state.disc, disc)
     if world.task == "reach":
         return state._replace(disc=disc, block=disc)
-    block = _outside(state.block, disc, DISC + BLOCK)
+    block = _pushed(state, disc)
     block = _on_table(_outside(block, state.obstacle, BLOCK + OBSTACLE), BLOCK)
     # A block that cannot give way holds the disc.
     return state._replace(disc=_on_table(_outside(disc, block, DISC + BLOCK), DISC), block=block)
+
+
+def _pushed(state, disc):
+    """The block after the disc has moved there: it gives way along the disc's motion, or along the line of centres."""
+    motion, apart = disc - state.disc, state.block - disc
+    sticks = _unit(motion) @ _unit(state.block - state.disc) > _STICK
+    way = jnp.where(sticks, _unit(motion), _unit(apart))
+    along, overlap = apart @ way, (DISC + BLOCK) ** 2 - apart @ apart
+    # Far enough along the way for the distance of the centres to be the sum of the radii.
+    return jnp.where(
+        overlap > 0, state.block + way * (jnp.sqrt(along**2 + jnp.maximum(overlap, 0.0)) - along), state.block
+    )
 
 
 def simulate(world: Tabletop, state: State, actions: Float[Array, "T 2"]) -> State:
@@ -162,7 +178,7 @@ def expert(world: Tabletop, state: State, side: Any) -> Float[Array, " 2"]:
     """The scripted action; `side` is -1 to pass the obstacle on the left and 1 on the right.
 
     It heads for the goal, or for the place behind the block seen from the goal, on tangents around what is in the way;
-    behind the block it pushes, correcting sideways. It has no memory, so it recovers from whatever happened.
+    behind the block it pushes. It has no memory, so it recovers from whatever happened.
     """
     disc, block, goal, obstacle = state
     if world.task == "reach":
@@ -178,12 +194,10 @@ def expert(world: Tabletop, state: State, side: Any) -> Float[Array, " 2"]:
     action = heading * jnp.minimum(1.0, _length(target - disc) / world.max_step)
     if world.task == "push":
         behind = disc - block
-        aside = behind - (behind @ forward) * forward
+        lined_up = -(_unit(behind) @ forward) > 0.5 * (1 + _STICK)
         near = _length(behind) < DISC + BLOCK + 0.06
-        lined_up = (behind @ forward < 0) & (_length(aside) < 0.08)
-        ahead = jnp.minimum(1.0, _length(goal - block) / world.max_step) * (1 - _length(aside) / 0.12)
-        push = ahead * forward - 1.5 * aside / world.max_step
-        action = jnp.where(near & lined_up, push / jnp.maximum(1.0, _length(push)), action)
+        push = forward * jnp.minimum(1.0, _length(goal - block) / world.max_step)
+        action = jnp.where(near & lined_up, push, action)
     rest = _length(block - goal) < 0.25 * world.tolerance
     return jnp.where(rest, 0.0, action)
 
