@@ -33,7 +33,7 @@ class Lora(NamedTuple):
 def lora(
     network: Network,
     rank: int = 8,
-    alpha: float | None = None,
+    alpha: int | float | None = None,
     select: Select = ("q", "k", "v", "out"),
     collection: str = "lora",
 ) -> Lora:
@@ -90,7 +90,7 @@ def lora(
     return Lora(init, opened.network, lambda params, factors: merged(params, factors, scale))
 
 
-def merged(params: Any, factors: Any, scale: float = 1.0) -> Any:
+def merged(params: Any, factors: Any, scale: int | float = 1.0) -> Any:
     """The adapted weights `W + scale A B` themselves; whatever has no factors is shared with `params`."""
     result = dict(params)
     for name, entry in factors.items():

@@ -128,7 +128,7 @@ def load_pipeline(
     rules: Rules | None = None,
     variant: str | None = None,
     param_dtype: Any = jnp.float32,
-    loras: Sequence[tuple[str | os.PathLike, float]] = (),
+    loras: Sequence[tuple[str | os.PathLike, int | float]] = (),
     **overrides: Any,
 ) -> Pipeline:
     """A folder with model_index.json and a folder for each component, or the id of a repo.
@@ -180,7 +180,7 @@ def load_pipeline(
     return with_lora(pipeline, adapters) if adapters else pipeline
 
 
-def with_lora(pipeline: Pipeline, weighted: Sequence[tuple[Any, float]], rank: int | None = None) -> Pipeline:
+def with_lora(pipeline: Pipeline, weighted: Sequence[tuple[Any, int | float]], rank: int | None = None) -> Pipeline:
     """The pipeline with factors of `load_lora` attached to its network, `(factors, weight)` each.
 
     rank: the room for factors; what they need together, unless given. Later ones of that room swap in without
@@ -206,12 +206,12 @@ def generate(
     *,
     negative: Sequence[str] | str | None = None,
     num_steps: int | None = None,
-    scale: float | None = None,
-    rescale: float = 0.0,
+    scale: int | float | None = None,
+    rescale: int | float = 0.0,
     size: tuple[int, int] | None = None,
     image: Any = None,
     mask: Any = None,
-    strength: float | None = None,
+    strength: int | float | None = None,
     noise: Any = None,
     index: Any = None,
 ) -> Any:

@@ -1,0 +1,44 @@
+"""The code of the how-tos runs as it is printed, at tiny sizes and on folders that the tests write."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.interop.folders import SIZE, sd_folder
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def code(name):
+    return "\n".join(re.findall(r"```python\n(.*?)```", (DOCS / name).read_text(), re.DOTALL))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return sd_folder(tmp_path_factory.mktemp("checkpoints") / "sd15")
+
+
+def test_checkpoints(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = code("checkpoints.md")
+    smaller = {
+        "checkpoints/sd15": str(folder),
+        "num_steps=30": "num_steps=2",
+        "(512, 512)": f"({SIZE}, {SIZE})",
+        "data=2": "data=2, devices=jax.devices()[:2]",
+        "range(100)": "range(3)",
+        "tile=64, overlap=16": "tile=4, overlap=2",
+    }
+    for found, put in smaller.items():
+        assert found in text, found
+        text = text.replace(found, put)
+    names = {}
+    exec(compile(text, "checkpoints.md", "exec"), names)
+    assert names["images"].shape == (2, SIZE, SIZE, 3)
+    assert float(names["metrics"]["loss"]) > 0
+    assert {path.name for path in (tmp_path / "out").rglob("*") if path.is_file()} == {
+        "style.safetensors",
+        "config.json",
+        "diffusion_pytorch_model.safetensors",
+    }
