@@ -18,6 +18,7 @@ from diffusion_jax.models.text_transformer import TextTransformer, text_transfor
 from diffusion_jax.models.tiling import sharded_rows, tiled
 from diffusion_jax.models.unet import UNet, unet
 from diffusion_jax.models.vae import KLVAE, Autoencoder, GaussianPosterior, kl_vae
+from diffusion_jax.models.video_dit import VideoDiT, video_dit
 from diffusion_jax.models.vision_encoders import VisionTransformer, clip_vision, dinov2
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "Mlp",
     "TextTransformer",
     "UNet",
+    "VideoDiT",
     "VisionTransformer",
     "as_network",
     "by_path",
@@ -66,4 +68,5 @@ __all__ = [
     "text_transformer",
     "tiled",
     "unet",
+    "video_dit",
 ]

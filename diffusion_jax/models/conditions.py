@@ -10,6 +10,8 @@
     concat        float [B, H, W, C'], channels that join those of x: a mask and the image behind it (inpainting)
     control       float [B, f H, f W, C], in [0, 1]: the picture that a ControlNet follows; a tuple for several
     residuals     a tuple of float [B, h, w, C], added to the skip connections and, the last, to the middle of a U-Net
+    audio         float [B, F, M, C], the M audio features that belong to each frame of a clip; [B, F, C] where M is 1
+    reference     float [B, H, W, C] or [B, R, H, W, C], clean frames that every frame of a clip may look at
 
 How a network digests them is in `layers.conditioning`. Nothing here knows flax.
 """
@@ -35,10 +37,12 @@ KEYS = (
     "concat",
     "control",
     "residuals",
+    "audio",
+    "reference",
 )
 """Every condition a network of this library takes by itself."""
 
-OPTIONAL = ("context_mask", "tokens_mask", "residuals")
+OPTIONAL = ("context_mask", "tokens_mask", "residuals", "reference")
 """Those that may be left out where a network takes them."""
 
 

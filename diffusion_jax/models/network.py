@@ -4,6 +4,7 @@ Modules are called as `module(x, t, cond, train) -> (output, extras)`, positiona
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -40,10 +41,15 @@ def dropout_rngs(key: Any) -> dict | None:
     return {"dropout": key if key.ndim == 0 else key[0]}
 
 
-def param_shapes(network: Network, shape: tuple[int, ...], cond: Any = None, dtype: Any = jnp.float32) -> Any:
-    """The parameters as a tree of `ShapeDtypeStruct`, for data of `shape` (batch included); nothing is computed."""
-    x = jax.ShapeDtypeStruct(tuple(shape), dtype)
-    t = jax.ShapeDtypeStruct((shape[0],), jnp.float32)
+def param_shapes(
+    network: Network, shape: tuple[int, ...] | Mapping[str, tuple[int, ...]], cond: Any = None, dtype: Any = jnp.float32
+) -> Any:
+    """The parameters as a tree of `ShapeDtypeStruct`, for data of `shape` (batch included; a dict of shapes for joint
+    data); nothing is computed."""
+    shapes = shape if isinstance(shape, Mapping) else {"": shape}
+    data = {name: jax.ShapeDtypeStruct(tuple(one), dtype) for name, one in shapes.items()}
+    x = data if isinstance(shape, Mapping) else data[""]
+    t = jax.ShapeDtypeStruct((jax.tree.leaves(data)[0].shape[0],), jnp.float32)
     return jax.eval_shape(network.init, jax.random.key(0), x, t, cond)
 
 
