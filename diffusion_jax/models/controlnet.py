@@ -11,9 +11,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.errors import InvalidInput, invalid, unknown
+from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.models.layers.convolution import conv
-from diffusion_jax.models.network import network
+from diffusion_jax.models.network import chosen, make_module, network
 from diffusion_jax.models.unet import PRESETS
 from diffusion_jax.models.unet_encoder import UNetEncoder, check_encoder
 from diffusion_jax.typing import Network
@@ -60,13 +60,7 @@ def controlnet(preset: str = "sd15", **fields) -> Network:
 
     Its output is a tuple of residuals. Raises InvalidInput for a preset, field or value that does not exist.
     """
-    if preset not in PRESETS:
-        raise unknown("preset", preset, PRESETS)
-    known = [name for name in ControlNet.__dataclass_fields__ if name not in ("parent", "name")]
-    for name in fields:
-        if name not in known:
-            raise unknown("field of controlnet", name, known)
-    module = ControlNet(**{**PRESETS[preset], **fields})
+    module = make_module(ControlNet, "controlnet", chosen(preset, PRESETS), fields)
     check_encoder(module)
     if not module.control_features or min(module.control_features) < 1:
         raise invalid("control_features", module.control_features, "positive integers are needed")

@@ -15,7 +15,7 @@ from diffusion_jax.models.layers.conditioning import CONTEXT_PROJECTIONS, Condit
 from diffusion_jax.models.layers.dense import projection
 from diffusion_jax.models.layers.embeddings import grid_positions, image_positions, rotary_angles, sincos_positions
 from diffusion_jax.models.layers.modulation import TableModulation
-from diffusion_jax.models.network import check_transformer, network
+from diffusion_jax.models.network import check_transformer, make_module, network
 from diffusion_jax.typing import Network
 
 SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
@@ -217,11 +217,7 @@ def dit(preset: str = "S/2", **fields) -> Network:
 
     Raises InvalidInput for a preset, field or value that does not exist.
     """
-    known = [name for name in DiT.__dataclass_fields__ if name not in ("parent", "name")]
-    for name in fields:
-        if name not in known:
-            raise unknown("field of dit", name, known)
-    module = DiT(**{**parse_preset(preset), **fields})
+    module = make_module(DiT, "dit", parse_preset(preset), fields)
     check_transformer(module)
     _check_fields(module)
     return network(module)

@@ -16,7 +16,7 @@ from diffusion_jax.errors import invalid, unknown
 from diffusion_jax.models.layers.branches import REMAT, Side, Stack
 from diffusion_jax.models.layers.mlp import ACTIVATIONS
 from diffusion_jax.models.layers.prenorm import PreNormAttention, PreNormMlp, affine_norm
-from diffusion_jax.models.network import check_dtype, network
+from diffusion_jax.models.network import check_dtype, chosen, make_module, network
 from diffusion_jax.typing import Network
 
 
@@ -107,13 +107,7 @@ def run_blocks(
 
 def make_encoder(make: type[nn.Module], presets: Mapping[str, Mapping], preset: str, fields: Mapping, name: str):
     """The encoder `make(**presets[preset], **fields)`. Raises InvalidInput for what does not exist or does not fit."""
-    if preset not in presets:
-        raise unknown("preset", preset, presets)
-    known = [field for field in make.__dataclass_fields__ if field not in ("parent", "name")]
-    for field in fields:
-        if field not in known:
-            raise unknown(f"field of {name}", field, known)
-    module = make(**{**presets[preset], **fields})
+    module = make_module(make, name, chosen(preset, presets), fields)
     for field in ("width", "depth", "heads", "mlp_width", "vocab_size", "positions", "buckets", "image_size", "patch"):
         value = getattr(module, field, 1)
         if not isinstance(value, int) or value < 1:

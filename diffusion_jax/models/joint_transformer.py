@@ -30,7 +30,7 @@ from diffusion_jax.models.layers.modulation import Modulation, modulate
 from diffusion_jax.models.layers.norms import layer_norm
 from diffusion_jax.models.layers.patches import from_patches, times_of_patches, to_patches
 from diffusion_jax.models.layers.prenorm import PreNormAttention, PreNormMlp, affine_norm
-from diffusion_jax.models.network import check_transformer, network
+from diffusion_jax.models.network import check_transformer, chosen, make_module, network
 from diffusion_jax.time_axes import fill
 from diffusion_jax.typing import Network
 
@@ -279,13 +279,9 @@ def joint_transformer(
 
     The order of modalities does not matter. Raises InvalidInput for a preset, field or value that does not exist.
     """
-    known = [name for name in JointTransformer.__dataclass_fields__ if name not in ("modalities", "parent", "name")]
-    if preset not in PRESETS:
-        raise unknown("preset", preset, PRESETS)
-    for name in fields:
-        if name not in known:
-            raise unknown("field of joint_transformer", name, known)
-    module = JointTransformer(_modalities(modalities), **{**PRESETS[preset], **fields})
+    module = make_module(
+        JointTransformer, "joint_transformer", chosen(preset, PRESETS), fields, _modalities(modalities)
+    )
     check_transformer(module)
     for name, valid in (("times", TIMES), ("positions", POSITIONS)):
         if getattr(module, name) not in valid:

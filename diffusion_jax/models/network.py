@@ -34,6 +34,27 @@ def network(module: nn.Module) -> Network:
     return Network(init, apply, module)
 
 
+def make_module(
+    kind: type[nn.Module], what: str, preset: Mapping[str, Any], fields: Mapping[str, Any], *fixed: Any
+) -> Any:
+    """`kind(*fixed, **{**preset, **fields})`; raises InvalidInput for a field that it does not have.
+
+    what: the constructor that the fields were given to. fixed: the first fields, which it sets itself.
+    """
+    known = [name for name in kind.__dataclass_fields__ if name not in ("parent", "name")][len(fixed) :]
+    for name in fields:
+        if name not in known:
+            raise unknown(f"field of {what}", name, known)
+    return kind(*fixed, **{**preset, **fields})
+
+
+def chosen(preset: str, presets: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The fields of a preset; raises InvalidInput where there is none of this name."""
+    if preset not in presets:
+        raise unknown("preset", preset, presets)
+    return presets[preset]
+
+
 def dropout_rngs(key: Any) -> dict | None:
     """The random streams of a call of `module.apply`."""
     if key is None:

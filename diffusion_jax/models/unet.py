@@ -10,10 +10,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.errors import InvalidInput, invalid, unknown
+from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.models.layers.convolution import Upsample, conv
 from diffusion_jax.models.layers.norms import GroupNorm
-from diffusion_jax.models.network import network
+from diffusion_jax.models.network import chosen, make_module, network
 from diffusion_jax.models.unet_encoder import UNetEncoder, check_encoder
 from diffusion_jax.typing import Network
 
@@ -141,13 +141,7 @@ def unet(preset: str = "digits", **fields) -> Network:
 
     Raises InvalidInput for a preset, field or value that does not exist.
     """
-    if preset not in PRESETS:
-        raise unknown("preset", preset, PRESETS)
-    known = [name for name in UNet.__dataclass_fields__ if name not in ("parent", "name")]
-    for name in fields:
-        if name not in known:
-            raise unknown("field of unet", name, known)
-    module = UNet(**{**PRESETS[preset], **fields})
+    module = make_module(UNet, "unet", chosen(preset, PRESETS), fields)
     check_encoder(module)
     if module.out_channels < 0:
         raise invalid("out_channels", module.out_channels, "it must not be negative")

@@ -26,7 +26,7 @@ from diffusion_jax.models.layers.convolution import (
 )
 from diffusion_jax.models.layers.norms import GroupNorm
 from diffusion_jax.models.layers.spatial import SpatialAttention
-from diffusion_jax.models.network import check_dtype
+from diffusion_jax.models.network import check_dtype, chosen, make_module
 from diffusion_jax.typing import Keys
 
 
@@ -227,13 +227,7 @@ def kl_vae(preset: str = "kl_f8", **fields) -> Autoencoder:
 
     Raises InvalidInput for a preset, field or value that does not exist.
     """
-    if preset not in PRESETS:
-        raise unknown("preset", preset, PRESETS)
-    known = [name for name in KLVAE.__dataclass_fields__ if name not in ("parent", "name")]
-    for name in fields:
-        if name not in known:
-            raise unknown("field of kl_vae", name, known)
-    module = KLVAE(**{**PRESETS[preset], **fields})
+    module = make_module(KLVAE, "kl_vae", chosen(preset, PRESETS), fields)
     for name in ("channels", "num_residual", "latent_channels", "data_channels", "groups"):
         if getattr(module, name) < 1:
             raise invalid(name, getattr(module, name), "it must be a positive integer")
