@@ -29,16 +29,19 @@ def example_keys(key: Key[Array, ""], index: Int[Array, " B"]) -> Key[Array, " B
     return sample_keys(fold(key, 1), index)
 
 
-def drawn(draw: Any, state: Any, batch: Mapping[str, Any], key: Key[Array, ""], axes: int) -> dict[str, Any]:
+def drawn(
+    draw: Any, state: Any, batch: Mapping[str, Any], key: Key[Array, ""], axes: int, missing_weight: float | int = 0.0
+) -> dict[str, Any]:
     """The batch with `index`, `t` and `t_weight`; times that it already has are kept, but for what is `missing`.
 
     axes: over how many leading axes of the data times vary. With a dict of draws each entry of `x0` has its own time.
+    missing_weight: see `without_missing`.
     """
-    return without_missing(_drawn(draw, state, batch, key, axes), learned=bool(jax.tree.leaves(state)))
+    return without_missing(_drawn(draw, state, batch, key, axes), bool(jax.tree.leaves(state)), missing_weight)
 
 
-def without_missing(batch: Mapping[str, Any], learned: bool = False) -> dict[str, Any]:
-    """The batch with every missing modality at t = 1, where it is noise, with weight 0; its x0 is not looked at.
+def without_missing(batch: Mapping[str, Any], learned: bool = False, weight: float | int = 0.0) -> dict[str, Any]:
+    """The batch with every missing modality at t = 1, where it is noise, with this weight; its x0 is not looked at.
 
     missing: `{modality: bool [B]}` for joint data: clips without actions, images without captions (Zhu et al. 2025,
     UWM). The mean over the batch counts the missing as zeros: a modality's loss is a mean over all examples.
@@ -68,7 +71,7 @@ def without_missing(batch: Mapping[str, Any], learned: bool = False) -> dict[str
         **x0,
         **{name: where(jnp.asarray(flags), jnp.zeros_like(x0[name]), x0[name]) for name, flags in missing.items()},
     }
-    return {**batch, "x0": x0, "t": pinned(batch["t"], 1.0), "t_weight": pinned(batch["t_weight"], 0.0)}
+    return {**batch, "x0": x0, "t": pinned(batch["t"], 1.0), "t_weight": pinned(batch["t_weight"], weight)}
 
 
 def _drawn(draw, state, batch, key, axes):

@@ -14,12 +14,15 @@ from typing import Any
 import jax.numpy as jnp
 
 from diffusion_jax import timesteps
-from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.objectives.batches import drawn, drop_condition, example_keys, updated
 from diffusion_jax.objectives.entries import EntryLoss, per_example, regression, tokens
 from diffusion_jax.randomness import split
 from diffusion_jax.time_axes import each, expand, fill
 from diffusion_jax.typing import Aux, Network, Objective, TimestepDraw
+
+NOISE_PREDICTIONS = ("epsilon", "score")
+"""Predictions whose target does not contain the data."""
 
 
 def denoising(
@@ -31,13 +34,15 @@ def denoising(
     cond_dropout: float = 0.0,
     null: Mapping[str, Any] | None = None,
     train: bool = True,
+    modality_weights: Mapping[str, float | int] | None = None,
+    missing_weight: float | int = 0.0,
 ) -> Objective:
     """Equation (1) as an `Objective` on batches `{"x0"}`, optionally with "cond", "index" and "missing".
 
     x0: `[B, ...]`, or a dict of those for a joint process. index: `[B]` global index of each example, to which all its
         noise belongs; 0 .. B - 1 when absent.
     missing: `{modality: bool [B]}`, examples that lack a modality of joint data: it is pure noise to the network, at
-        t = 1, and has no loss; the mean is still over all examples.
+        t = 1, and has no loss (see `missing_weight`); the mean is still over all examples.
     draw: which times are trained, uniform by default; for joint data one draw gives all modalities the same time, a
         dict of draws gives each its own.
     weight: `(process, t) -> weight` of t's shape, see `timesteps`; 1 by default. Tokens have their likelihood's own.
@@ -46,18 +51,26 @@ def denoising(
     cond_dropout: share of examples whose condition is replaced by `null`, for classifier-free guidance.
     null: what replaces each entry of `cond`, e.g. `{"label": 10}`; entries that it lacks are kept.
     train: whether the network is in training mode; False for validation.
+    modality_weights: how much modalities of joint data count, 1 for those left out. The mean over its own entries makes
+        modalities equal: under one mean over all entries each counts by their number.
+    missing_weight: how much the loss of a missing modality counts. It is meant for noise predictions, whose target is
+        known without the data: 1 as in UWM, where the network then repeats the noise that it sees.
 
     A batch that holds "t" (and "t_weight") is trained at those times. Modalities of joint data are summed.
     Metrics: `mse` (`cross_entropy` for tokens), without weights. Per example: `loss` (weighted, but for the draw), `t`.
+    Joint data has them as `mse/name` and `loss/name` too, where what is missing does not count.
 
-    Raises InvalidInput for a condition dropout without `null` or outside [0, 1].
+    Raises InvalidInput for a condition dropout without `null` or outside [0, 1], for weights that are negative or of
+    unknown modalities, and for a missing_weight with another prediction than of noise.
     """
     gaussian, discrete = regression(weight), tokens()
 
     def entry(process, *args):
         return (discrete if hasattr(process, "log_prob") else gaussian)(process, *args)
 
-    return objective(network, process, entry, draw, t_shape, cond_dropout, null, train)
+    return objective(
+        network, process, entry, draw, t_shape, cond_dropout, null, train, modality_weights, missing_weight
+    )
 
 
 def objective(
@@ -69,10 +82,13 @@ def objective(
     cond_dropout: float = 0.0,
     null: Mapping[str, Any] | None = None,
     train: bool = True,
+    modality_weights: Mapping[str, float | int] | None = None,
+    missing_weight: float | int = 0.0,
 ) -> Objective:
     """`denoising` with any entry loss; see `entries`."""
     draw = timesteps.uniform() if draw is None else draw
     axes = _axes(t_shape)
+    weights = _modality_weights(process, modality_weights, missing_weight)
     if not 0 <= cond_dropout <= 1:
         raise invalid("cond_dropout", cond_dropout, "a share between 0 and 1 is needed")
     if cond_dropout and null is None:
@@ -82,7 +98,7 @@ def objective(
         return {name: d.init() for name, d in draw.items()} if isinstance(draw, Mapping) else draw.init()
 
     def prepare(state, batch, key):
-        return drawn(draw, state, batch, key, axes)
+        return drawn(draw, state, batch, key, axes, missing_weight)
 
     def loss(params, state, batch, key):
         batch = prepare(state, batch, key)
@@ -94,23 +110,53 @@ def objective(
             params, process.network_input(x_t, t), process.network_time(t), cond, train=train, key=network_key
         )
 
-        def losses(x0, process, output, noise, x_t, t, draw_weight):
+        def losses(x0, process, output, noise, x_t, t, draw_weight, weight, present):
             weighted, name, plain, share = entry(process, output, x0, noise, x_t, t)
-            shown = jnp.mean(plain) / jnp.maximum(jnp.mean(share), jnp.finfo(jnp.float32).tiny)
+            weighted = weighted if weight == 1 else weight * weighted
+            shown = jnp.mean(present * plain) / jnp.maximum(jnp.mean(present * share), jnp.finfo(jnp.float32).tiny)
             return per_example(expand(draw_weight, weighted) * weighted), per_example(weighted), name, shown
 
         processes = getattr(process, "processes", process)
-        results = each(losses, x0, processes, output, noise, x_t, t, batch["t_weight"])
         joint = isinstance(x0, Mapping)
+        missing = batch.get("missing") or {}
+        _check_known(process, missing, missing_weight)
+        present = {name: 1.0 - jnp.asarray(missing[name]) if name in missing else 1.0 for name in x0} if joint else 1.0
+        results = each(losses, x0, processes, output, noise, x_t, t, batch["t_weight"], weights, present)
         entries = results if joint else {"": results}
         total = sum(value[0] for value in entries.values())
         recorded = {name: value[1] for name, value in entries.items()}
+        # Draws ignore what is not finite: they learn nothing from what was not there.
+        learned = {name: jnp.where(missing[name], jnp.nan, recorded[name]) for name in missing}
+        recorded |= {name: jnp.where(missing[name], 0.0, recorded[name]) for name in missing}
         weighted = sum(recorded.values())
-        state = updated(draw, state, batch["t"], recorded if isinstance(draw, Mapping) else weighted)
+        state = updated(draw, state, batch["t"], {**recorded, **learned} if isinstance(draw, Mapping) else weighted)
         metrics = {f"{kind}/{name}" if joint else kind: shown for name, (_, _, kind, shown) in entries.items()}
-        return total, Aux(state, metrics, {"loss": weighted, "t": batch["t"]})
+        by_name = {f"loss/{name}": value for name, value in recorded.items()} if joint else {}
+        return total, Aux(state, metrics, {"loss": weighted, "t": batch["t"], **by_name})
 
     return Objective(init, loss, prepare)
+
+
+def _modality_weights(process, weights, missing_weight):
+    """A weight for each modality, or 1 for data that is one array."""
+    processes = getattr(process, "processes", {})
+    for name, weight in (weights or {}).items():
+        if name not in processes:
+            raise unknown("a name in modality_weights", name, processes)
+        if weight < 0:
+            raise invalid(f"modality_weights[{name!r}]", weight, "it must not be negative")
+    if missing_weight < 0:
+        raise invalid("missing_weight", missing_weight, "it must not be negative")
+    return {name: (weights or {}).get(name, 1.0) for name in processes} or 1.0
+
+
+def _check_known(process, missing, missing_weight):
+    """What is missing counts where its target is known: the noise is."""
+    for name in missing if missing_weight else ():
+        if getattr(process.processes[name], "prediction", None) not in NOISE_PREDICTIONS:
+            raise invalid(
+                "missing_weight", missing_weight, f"the network predicts other things of {name!r} than noise: use 0"
+            )
 
 
 def _axes(t_shape: str | int) -> int:

@@ -69,6 +69,59 @@ def test_frames_that_are_missing_are_all_noise():
     assert (out["t"]["action"][::2] == 1).all() and (out["t"]["action"][1::2] < 1).all()
 
 
+NOISE = processes.JointProcess({"action": processes.rectified_flow("epsilon"), "image": processes.cosine()})
+FLAGS = {"action": jnp.array([True, True, False, False, False, False])}
+
+
+def told(process, batch, params=PARAMS, draw=DRAWS, **options):
+    made = objectives.denoising(NET, process, draw, **options)
+    return jax.jit(lambda batch: made.loss(params, made.init(KEY, params, batch), batch, KEY))(batch)
+
+
+def test_the_noise_of_what_is_missing_may_count():
+    """A network of zeros: an example without actions then has the loss of what it has, and the square of its noise."""
+    zeros = jax.tree.map(jnp.zeros_like, PARAMS)
+    batch = {"x0": X0, "missing": FLAGS}
+    masked, aux = told(NOISE, batch, zeros)
+    counted, other = told(NOISE, batch, zeros, missing_weight=2.0)
+    noise = NOISE.corrupt(split(example_keys(KEY, jnp.arange(6)), 3)[0], X0, aux.per_example["t"])[1]["action"]
+    np.testing.assert_allclose(
+        counted - masked, jnp.where(FLAGS["action"], 2.0 * (noise**2).mean(1), 0.0), rtol=1e-5, atol=1e-6
+    )
+    # What is told is about what there is, in both cases.
+    assert (aux.per_example["loss/action"][:2] == 0).all() and (aux.per_example["loss/action"][2:] > 0).all()
+    np.testing.assert_allclose(aux.metrics["mse/action"], (noise[2:] ** 2).mean(), rtol=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, (aux.metrics, aux.per_example), (other.metrics, other.per_example))
+    with pytest.raises(
+        InvalidInput, match=r"missing_weight is 2\.0, but the network predicts other things of 'action'"
+    ):
+        told(PROCESS, batch, missing_weight=2.0)
+
+
+def test_modalities_count_as_much_as_they_are_told():
+    plain, weighed = (told(PROCESS, {"x0": X0}, modality_weights=weights) for weights in (None, {"image": 3.0}))
+    parts = [plain[1].per_example[f"loss/{name}"] for name in ("action", "image")]
+    np.testing.assert_allclose(plain[0], parts[0] + parts[1], rtol=1e-6)
+    np.testing.assert_allclose(weighed[0], parts[0] + 3 * parts[1], rtol=1e-6)
+    np.testing.assert_allclose(weighed[1].per_example["loss"], weighed[0], rtol=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, plain[1].metrics, weighed[1].metrics)
+    found = objectives.validation_loss(objectives.denoising(NET, PROCESS, modality_weights={"action": 0}), 2)(
+        PARAMS, (), {"x0": X0, "missing": {"image": jnp.ones(6, bool)}}, KEY
+    )
+    assert float(found["loss"]) == 0
+    for weights, words in (({"imgae": 1.0}, "did you mean 'image'"), ({"image": -1.0}, "must not be negative")):
+        with pytest.raises(InvalidInput, match=words):
+            objectives.denoising(NET, PROCESS, modality_weights=weights)
+    with pytest.raises(InvalidInput, match="missing_weight is -1"):
+        objectives.denoising(NET, PROCESS, missing_weight=-1)
+
+
+def test_draws_learn_nothing_from_what_is_missing():
+    draws = {name: timesteps.importance(num_buckets=2, history=8) for name in DRAWS}
+    counts = told(PROCESS, {"x0": X0, "missing": FLAGS}, draw=draws)[1].state
+    assert int(counts["action"].count.sum()) == 4 and int(counts["image"].count.sum()) == 6
+
+
 @pytest.mark.parametrize(
     ("draw", "batch", "words"),
     [
