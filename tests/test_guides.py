@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.interop.folders import SIZE, sd_folder
+from diffusion_jax import interop, models
+from tests.interop.folders import SIZE, UNET, drawn, sd_folder
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -16,7 +17,11 @@ def code(name):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return sd_folder(tmp_path_factory.mktemp("checkpoints") / "sd15")
+    folder = sd_folder(tmp_path_factory.mktemp("checkpoints") / "sd15")
+    # A latent of the tiny autoencoder is two pixels, so the picture is halved once.
+    control = models.controlnet("sd15", control_features=(4, 8), **UNET)
+    interop.save_pretrained(folder.parent / "control", drawn("ControlNetModel", control))
+    return folder
 
 
 def test_checkpoints(folder, tmp_path, monkeypatch):
@@ -25,6 +30,8 @@ def test_checkpoints(folder, tmp_path, monkeypatch):
     smaller = {
         "checkpoints/sd15": str(folder),
         "num_steps=30": "num_steps=2",
+        "checkpoints/sd-controlnet-canny": str(folder.parent / "control"),
+        "(2, 512, 512, 3)": f"(2, {SIZE}, {SIZE}, 3)",
         "(512, 512)": f"({SIZE}, {SIZE})",
         "data=2": "data=2, devices=jax.devices()[:2]",
         "range(100)": "range(3)",

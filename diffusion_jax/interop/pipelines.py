@@ -7,7 +7,7 @@ where the rules put them.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -213,6 +213,7 @@ def generate(
     mask: Any = None,
     strength: int | float | None = None,
     noise: Any = None,
+    cond: Mapping[str, Any] | None = None,
     index: Any = None,
 ) -> Any:
     """Images `[B, H, W, 3]` in [-1, 1], one a prompt.
@@ -223,6 +224,7 @@ def generate(
         the steps begins at (0.8 unless given, 1 with a mask).
     mask: `[B, H, W]` (or one for all), true where `image` is to be painted anew; the rest is kept. A network that was
         trained to inpaint (9 channels) is given mask and masked image; others are led.
+    cond: what the network is told besides, on both sides of guidance: `{"control": pictures}` of a ControlNet.
     noise: `[B, h, w, C]` of unit variance in place of that drawn from `key`.
     index: global index of each sample, `[B]`: sample i is the same in any batch. Calls of the same shapes do not
         compile anew, whatever key, prompts, scale and strength (of equally many steps) are.
@@ -258,7 +260,8 @@ def generate(
     if noise.shape != shape:
         raise invalid("noise.shape", noise.shape, f"{shape} is needed")
 
-    cond, null = (side(asked, size) for side, asked in zip(pipeline.prompter, (prompts, negatives)))
+    more = {} if cond is None else dict(cond)
+    cond, null = ({**side(asked, size), **more} for side, asked in zip(pipeline.prompter, (prompts, negatives)))
     known = keep = None
     start = pipeline.scheduler.initial_scale(grid) * noise
     if image is not None:

@@ -11,6 +11,17 @@ from tests.interop.vocabularies import clip_folder
 
 LATENTS = 8
 SIZE = 2 * LATENTS
+UNET = {
+    "channels": 8,
+    "multipliers": (1, 2),
+    "num_residual": 1,
+    "attention": (1, 0),
+    "heads": 2,
+    "groups": 4,
+    "time_features": 8,
+    "in_channels": 4,
+    "context_channels": 12,
+}
 VAE = {"channels": 8, "multipliers": (1, 2), "groups": 4, "scaling_factor": 0.18215, "num_residual": 1}
 
 
@@ -57,10 +68,7 @@ def dit_folder(folder):
 
 def sd_folder(folder, **fields):
     """Stable Diffusion; fields of its U-Net."""
-    network = models.unet(
-        "sd15", channels=8, multipliers=(1, 2), num_residual=1, attention=(1, 0), heads=2, groups=4, time_features=8,
-        **{"in_channels": 4, "context_channels": 12, **fields},
-    )  # fmt: skip
+    network = models.unet("sd15", **{**UNET, **fields})
     made = clip_folder(folder / "tokenizer")
     vocabulary = len(json.loads((made / "vocab.json").read_text()))
     text = models.clip_text(

@@ -91,7 +91,10 @@ def euler(**options):
         (lambda: read_scheduler(euler(use_karras_sigmas=True, use_beta_sigmas=True)), "choose one"),
         (lambda: read_scheduler(euler(use_lu_lambdas=True)), "use_lu_lambdas=true"),
         (lambda: read_scheduler(euler(), eta=1.0), "eta is 1.0, but EulerDiscreteScheduler has none"),
-        (lambda: read_scheduler(euler(use_karras_sigmas=True, sigma_max=999.0)).grid(5), "the table of betas ends at 157"),
+        (
+            lambda: read_scheduler(euler(use_karras_sigmas=True, sigma_max=999.0)).grid(5),
+            "the table of betas ends at 157",
+        ),
         (lambda: read_scheduler(euler()).grid(0), "num_steps is 0"),
         (lambda: read_scheduler(euler()).grid(), "num_steps is None"),
         (lambda: read_scheduler(euler()).grid(5, sigmas=[1.0, 0.5]), "takes no sigmas"),
