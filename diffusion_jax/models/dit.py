@@ -15,6 +15,7 @@ from diffusion_jax.models.layers.conditioning import CONTEXT_PROJECTIONS, Condit
 from diffusion_jax.models.layers.dense import projection
 from diffusion_jax.models.layers.embeddings import grid_positions, image_positions, rotary_angles, sincos_positions
 from diffusion_jax.models.layers.modulation import TableModulation
+from diffusion_jax.models.layers.patches import from_patches, times_of_patches, to_patches
 from diffusion_jax.models.network import check_transformer, make_module, network
 from diffusion_jax.typing import Network
 
@@ -32,27 +33,17 @@ PIXART = {"modulation": "single", "context": True, "context_projection": "mlp", 
 
 def patchify(x: Float[Array, "B H W C"], patch: int) -> Float[Array, "B N K"]:
     """Non-overlapping patches in row-major order, `K = patch^2 C`."""
-    batch, height, width, channels = x.shape
-    x = x.reshape(batch, height // patch, patch, width // patch, patch, channels)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, patch * patch * channels)
+    return to_patches(x, (patch, patch))
 
 
 def unpatchify(x: Float[Array, "B N K"], patch: int, height: int, width: int) -> Float[Array, "B H W C"]:
     """The inverse of `patchify` for an image of `height` by `width`."""
-    x = x.reshape(x.shape[0], height // patch, width // patch, patch, patch, -1)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(x.shape[0], height, width, -1)
+    return from_patches(x, (patch, patch), (height, width))
 
 
 def patch_times(t: Float[Array, "*prefix"], patch: int, height: int, width: int) -> Float[Array, "B *tokens"]:
     """A time per sample `[B]` as it is; per row or per pixel as the mean in each patch, `[B, N]`."""
-    if t.ndim == 1:
-        return t
-    if t.shape[1:] not in ((height,), (height, width)):
-        raise invalid(
-            "t.shape", t.shape, f"an image of {height} x {width} takes [B], [B, {height}] or [B, {height}, {width}]"
-        )
-    pixels = jnp.broadcast_to(t.reshape(*t.shape, *(1,) * (3 - t.ndim)), (t.shape[0], height, width))
-    return patchify(pixels[..., None], patch).mean(axis=-1)
+    return times_of_patches(t, (patch, patch), (height, width))
 
 
 class DiT(nn.Module):
