@@ -1,4 +1,4 @@
-"""Laws of the timestep pipeline: it equals the sequential schedule, in ticks that are counted, on one device and many."""
+"""Laws of the timestep pipeline: it equals the sequential schedule, in ticks that are counted, on any devices."""
 
 import functools
 
@@ -124,9 +124,11 @@ def test_a_stream_of_blocks_is_the_same_in_sequence_and_in_flight(levels, place)
     stage, inputs = portrait(levels)
     there, kept = jax.jit(sequential(stage, levels))(*inputs)
     made, caches = jax.jit(placed(stage, levels, place).run)(*inputs)
-    np.testing.assert_allclose(made.run.x, there.run.x, atol=1e-5)
+    # Another batch size may round otherwise; the same program on other devices may not.
+    atol = 1e-5 if place == "batched" else 0.0
+    np.testing.assert_allclose(made.run.x, there.run.x, rtol=0, atol=atol)
     for a, b in zip(jax.tree.leaves(caches), jax.tree.leaves(kept), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
+        np.testing.assert_allclose(a, b, rtol=0, atol=atol)
     np.testing.assert_array_equal(caches.count, 5)
     np.testing.assert_array_equal(made.run.cost.evaluations, levels)
 
@@ -152,7 +154,7 @@ def test_the_first_block_may_change_the_sink_of_the_others():
 
     def adapted(run):
         def head_and_tail(params, empty, noise, cond):
-            head, tail = (jax.tree.map(lambda leaf: leaf[part], (noise, cond)) for part in (slice(1), slice(1, None)))
+            head, tail = (jax.tree.map(part, (noise, cond)) for part in (lambda leaf: leaf[:1], lambda leaf: leaf[1:]))
             first, caches = run(params, empty, *head)
             x = first.run.x[0]
             fresh = denoiser.init(params, x, {"audio": cond["audio"][0], "reference": x[:, 0]}).sink

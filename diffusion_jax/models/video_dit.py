@@ -28,7 +28,7 @@ from diffusion_jax.models.layers.temporal import (
     TemporalAttentionBranch,
     frame_mask,
 )
-from diffusion_jax.models.network import check_transformer, network
+from diffusion_jax.models.network import check_transformer, make_module, network
 from diffusion_jax.typing import Network
 
 ATTENTIONS = ("factorised", "joint")
@@ -247,11 +247,7 @@ def video_dit(preset: str = "S/2", **fields) -> Network:
 
     Raises InvalidInput for a preset, field or value that does not exist.
     """
-    known = [name for name in VideoDiT.__dataclass_fields__ if name not in ("parent", "name")]
-    for name in fields:
-        if name not in known:
-            raise unknown("field of video_dit", name, known)
-    module = VideoDiT(**{**parse_preset(preset), **fields})
+    module = make_module(VideoDiT, "video_dit", parse_preset(preset), fields)
     check_transformer(module)
     _check_fields(module)
     return network(module)
