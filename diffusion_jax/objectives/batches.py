@@ -30,11 +30,17 @@ def example_keys(key: Key[Array, ""], index: Int[Array, " B"]) -> Key[Array, " B
 
 
 def drawn(
-    draw: Any, state: Any, batch: Mapping[str, Any], key: Key[Array, ""], axes: int, missing_weight: float | int = 0.0
+    draw: Any,
+    state: Any,
+    batch: Mapping[str, Any],
+    key: Key[Array, ""],
+    axes: int | Mapping[str, int],
+    missing_weight: float | int = 0.0,
 ) -> dict[str, Any]:
     """The batch with `index`, `t` and `t_weight`; times that it already has are kept, but for what is `missing`.
 
-    axes: over how many leading axes of the data times vary. With a dict of draws each entry of `x0` has its own time.
+    axes: over how many leading axes of the data times vary. With a dict of draws each entry of `x0` has its own time
+        (and its own number of axes, if there is a dict of those).
     missing_weight: see `without_missing`.
     """
     return without_missing(_drawn(draw, state, batch, key, axes), bool(jax.tree.leaves(state)), missing_weight)
@@ -85,8 +91,9 @@ def _drawn(draw, state, batch, key, axes):
         if not isinstance(x0, Mapping) or set(draw) != set(x0):
             have = sorted(x0) if isinstance(x0, Mapping) else "one array"
             raise invalid("draw", sorted(draw), f"a dict of draws needs the entries of x0, which has {have}")
+        own = axes if isinstance(axes, Mapping) else dict.fromkeys(draw, axes)
         pairs = {
-            name: draw[name].draw(state[name], fold(key, i), _prefix(x0[name], axes))
+            name: draw[name].draw(state[name], fold(key, i), _prefix(x0[name], own[name]))
             for i, name in enumerate(sorted(draw))
         }
         return {**batch, "t": {n: p[0] for n, p in pairs.items()}, "t_weight": {n: p[1] for n, p in pairs.items()}}

@@ -30,7 +30,7 @@ def denoising(
     process: Any,
     draw: TimestepDraw | Mapping[str, TimestepDraw] | None = None,
     weight: Callable[[Any, Any], Any] | None = None,
-    t_shape: str | int = "batch",
+    t_shape: str | int | Mapping[str, str | int] = "batch",
     cond_dropout: float = 0.0,
     null: Mapping[str, Any] | None = None,
     train: bool = True,
@@ -47,7 +47,7 @@ def denoising(
         dict of draws gives each its own.
     weight: `(process, t) -> weight` of t's shape, see `timesteps`; 1 by default. Tokens have their likelihood's own.
     t_shape: "batch" for one time per example, or over how many leading axes of the data times vary: 2 for `[B, F]`
-        frames or `[B, N]` tokens.
+        frames or `[B, N]` tokens. With a dict of draws it may be a dict as well.
     cond_dropout: share of examples whose condition is replaced by `null`, for classifier-free guidance.
     null: what replaces each entry of `cond`, e.g. `{"label": 10}`; entries that it lacks are kept.
     train: whether the network is in training mode; False for validation.
@@ -78,7 +78,7 @@ def objective(
     process: Any,
     entry: EntryLoss,
     draw: TimestepDraw | Mapping[str, TimestepDraw] | None = None,
-    t_shape: str | int = "batch",
+    t_shape: str | int | Mapping[str, str | int] = "batch",
     cond_dropout: float = 0.0,
     null: Mapping[str, Any] | None = None,
     train: bool = True,
@@ -87,7 +87,7 @@ def objective(
 ) -> Objective:
     """`denoising` with any entry loss; see `entries`."""
     draw = timesteps.uniform() if draw is None else draw
-    axes = _axes(t_shape)
+    axes = _axes(t_shape, draw)
     weights = _modality_weights(process, modality_weights, missing_weight)
     if not 0 <= cond_dropout <= 1:
         raise invalid("cond_dropout", cond_dropout, "a share between 0 and 1 is needed")
@@ -159,7 +159,11 @@ def _check_known(process, missing, missing_weight):
             )
 
 
-def _axes(t_shape: str | int) -> int:
+def _axes(t_shape, draw):
+    if isinstance(t_shape, Mapping):
+        if not isinstance(draw, Mapping) or set(t_shape) != set(draw):
+            raise invalid("t_shape", dict(t_shape), "a dict needs a dict of draws for the same modalities")
+        return {name: _axes(one, None) for name, one in t_shape.items()}
     if t_shape == "batch":
         return 1
     if isinstance(t_shape, bool) or not isinstance(t_shape, int) or t_shape < 1:

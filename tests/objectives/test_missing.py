@@ -60,6 +60,21 @@ def test_times_that_the_batch_brings_are_pinned_too_and_preparing_twice_is_prepa
     jax.tree.map(np.testing.assert_array_equal, once, twice)
 
 
+def test_modalities_may_have_times_over_different_axes():
+    x0 = {**X0, "action": jax.random.normal(KEY, (6, 3, 2))}
+    params, axes = NET.init(KEY, x0, jnp.zeros(6), None), {"action": 2, "image": "batch"}
+    made = objectives.denoising(NET, PROCESS, DRAWS, t_shape=axes)
+    out = made.prepare(made.init(KEY, None, {"x0": x0}), {"x0": x0}, KEY)
+    assert out["t"]["action"].shape == (6, 3) and out["t"]["image"].shape == (6,)
+    # Each entry has its own weight.
+    half = {**out, "t_weight": {**out["t_weight"], "action": out["t_weight"]["action"].at[:, 1:].set(0.0)}}
+    (loss, aux), (part, _) = (told(PROCESS, batch, params, t_shape=axes) for batch in (out, half))
+    assert (part < loss).all() and (part > aux.per_example["loss/image"]).all()
+    for draw, shape in ((timesteps.uniform(), axes), (DRAWS, {"action": 2})):
+        with pytest.raises(InvalidInput, match="a dict needs a dict of draws"):
+            objectives.denoising(NET, PROCESS, draw, t_shape=shape)
+
+
 def test_frames_that_are_missing_are_all_noise():
     clips = {"action": jnp.ones((4, 3, 2)), "image": jnp.ones((4, 3, 2))}
     made = objectives.denoising(NET, PROCESS, DRAWS, t_shape=2)
