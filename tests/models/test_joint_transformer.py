@@ -171,6 +171,19 @@ def test_long_skips_of_weight_zero_are_a_plain_stack():
         assert float(jnp.abs(connected[name] - without[name]).max()) > 1e-2
 
 
+@pytest.mark.parametrize("kind", ["adaln", "tokens"])
+def test_scan_remat_and_dtype_are_not_part_of_the_function(kind):
+    _, params, apply = case(kind)
+    output = apply(X, TIMES)
+    unrolled = tiny(**KINDS[kind], remat="full", scan=False)
+    low = tiny(**KINDS[kind], dtype="bfloat16")
+    for network, error in ((unrolled, 1e-5), (low, 0.03)):
+        found, _ = jax.jit(network.apply)(params, X, TIMES)
+        for name, leaf in found.items():
+            assert leaf.dtype == jnp.float32
+            assert float(jnp.linalg.norm(leaf - output[name])) <= error * float(jnp.linalg.norm(output[name]))
+
+
 def test_one_array_is_one_part_with_times_of_its_own():
     """Actions under a streaming policy: a level for each, what is observed as a condition."""
     x, cond = image((2, 6, 3)), {"pooled": image((2, 4)), "context": image((2, 5, 7))}

@@ -1,5 +1,7 @@
 """Layers: attention against its definition, positions, embeddings, and prefix-shaped modulation."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,8 @@ import pytest
 from diffusion_jax.models import layers
 from diffusion_jax.models.layers import attention as attention_module
 from diffusion_jax.models.layers.attention import _chunk
+from diffusion_jax.models.layers.modulation import spread
+from diffusion_jax.models.layers.patches import from_patches, times_of_patches, to_patches
 
 
 def qkv(shape=(2, 12, 2, 8), dtype=jnp.float32):
@@ -128,3 +132,23 @@ def test_norms_have_unit_moments():
     y = norm.apply(norm.init(jax.random.key(0), x), x).reshape(2, 36, 4, 6)
     np.testing.assert_allclose(y.mean((1, 3)), 0.0, atol=1e-5)
     np.testing.assert_allclose(y.var((1, 3)), 1.0, rtol=1e-3)
+
+
+@pytest.mark.parametrize("patch, sizes", [((2, 3), (4, 6)), ((1, 2, 2), (3, 4, 2)), ((2,), (6,)), ((), ())])
+def test_patches_of_any_number_of_axes_and_back(patch, sizes):
+    x = jax.random.normal(jax.random.key(0), (2, *sizes, 3))
+    tokens = to_patches(x, patch)
+    assert tokens.shape == (2, math.prod(sizes) // math.prod(patch), 3 * math.prod(patch))
+    first = x[(slice(None), *(slice(0, size) for size in patch))]
+    np.testing.assert_array_equal(tokens[:, 0], first.reshape(2, -1))
+    np.testing.assert_array_equal(from_patches(tokens, patch, sizes), x)
+    # The time of a patch is the mean of its entries' times.
+    t = jax.random.uniform(jax.random.key(1), (2, *sizes[:1]))
+    whole = jnp.broadcast_to(t.reshape(*t.shape, *(1,) * (len(sizes) + 1 - t.ndim)), (2, *sizes))
+    expected = to_patches(whole[..., None], patch).mean(-1) if sizes else t
+    np.testing.assert_allclose(times_of_patches(t, patch, sizes), expected, rtol=1e-6)
+
+
+def test_the_vectors_of_segments_are_those_of_their_tokens():
+    c = jax.random.normal(jax.random.key(0), (2, 4, 3))
+    np.testing.assert_array_equal(spread(c, (1, 3, 3, 2)), jnp.repeat(c, jnp.array([1, 3, 3, 2]), axis=1))

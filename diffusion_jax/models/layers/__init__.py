@@ -17,6 +17,7 @@ from diffusion_jax.models.layers.branches import (
     CrossAttentionBranch,
     MlpBranch,
     Side,
+    SkipBranch,
     Stack,
     constrain,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "Modulation",
     "RMSNorm",
     "Side",
+    "SkipBranch",
     "Stack",
     "TableModulation",
     "TextEncoder",
