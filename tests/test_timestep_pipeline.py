@@ -10,8 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from diffusion_jax import models, processes, solvers
 from diffusion_jax.denoisers import analytic, gaussian_mixture
-from diffusion_jax.distributed import make_mesh
-from diffusion_jax.distributed.pipeline import NOTHING, sequential, timestep_pipeline
+from diffusion_jax.distributed import NOTHING, make_mesh, sequential, timestep_pipeline
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.pipelined import at_each_level, cached, caching_stage, denoising_stage, noise_blocks
 from diffusion_jax.sampling import sample

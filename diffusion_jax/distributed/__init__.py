@@ -1,8 +1,9 @@
 """How a run is spread over devices: one mesh with named axes, shardings as a pure function of (abstract tree, rules,
-mesh), and the start of several processes. Nothing here knows models or training.
+mesh), the timestep pipeline, and the start of several processes. Nothing here knows models or training.
 """
 
 from diffusion_jax.distributed.mesh import AXES, initialize, make_mesh
+from diffusion_jax.distributed.pipeline import NOTHING, Flight, TimestepPipeline, sequential, timestep_pipeline
 from diffusion_jax.distributed.sharding import (
     BATCH_AXES,
     TRANSFORMER,
@@ -20,8 +21,11 @@ from diffusion_jax.distributed.sharding import (
 __all__ = [
     "AXES",
     "BATCH_AXES",
+    "NOTHING",
     "TRANSFORMER",
+    "Flight",
     "Rules",
+    "TimestepPipeline",
     "batch_sharding",
     "batch_shards",
     "check_batch",
@@ -30,6 +34,8 @@ __all__ = [
     "initialize",
     "make_mesh",
     "path_name",
+    "sequential",
     "shard_batch",
     "shardings",
+    "timestep_pipeline",
 ]

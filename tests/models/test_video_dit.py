@@ -89,10 +89,10 @@ def test_branches_are_found_by_their_names():
         "temporal_mlp",
     }
     tapped = models.intercepted(network, models.taps("temporal_attention/attention/attend", lambda y, q, k, v, m: q))
-    _, extras, _ = tapped.apply(params, {}, clip(), times(), cond)
+    _, extras, _ = jax.jit(tapped.apply)(params, {}, clip(), times(), cond)
     assert [leaf.shape for leaf in jax.tree.leaves(extras["taps"])] == [(2, 2 * 4, 4, 2, 8)]
     adapted = lora(network, rank=2, select="temporal_attention/attention/q")
-    factors = adapted.init(jax.random.key(0), params, clip(), times(), cond)
+    factors = jax.eval_shape(adapted.init, jax.random.key(0), params, clip(), times(), cond)
     assert len(jax.tree.leaves(factors)) == 2
 
 
@@ -179,7 +179,7 @@ def test_channels_may_join():
     network = tiny(concat=True, learn_sigma=True)
     joined = clip((2, 4, 4, 4, 2), seed=4)
     params, apply = ready(network, {**LABEL, "concat": joined})
-    output, extras = network.apply(params, clip(), times(), {**LABEL, "concat": joined})
+    output, extras = jax.jit(network.apply)(params, clip(), times(), {**LABEL, "concat": joined})
     assert output.shape == extras["log_variance"].shape == SHAPE
     assert float(jnp.abs(apply(clip(), times(), {**LABEL, "concat": joined + 1}) - output).max()) > 1e-4
 
@@ -241,15 +241,29 @@ def test_block_by_block_is_the_masked_whole(case, window):
     assert {leaf.shape[2] for leaf in jax.tree.leaves(cache.blocks)} == {window}
 
 
+def test_an_adapted_network_decodes_block_by_block():
+    """Low-rank factors are one edit, the kept keys another; both are at work."""
+    network = tiny(temporal_positions="rotary", block=1, window=2, depth=2)
+    params, _ = ready(network)
+    adapted = lora(network, rank=2)
+    x, t = clip(), jnp.broadcast_to(times((2, 1)), SHAPE[:2])
+    factors = jax.jit(lambda key: scramble(adapted.init(key, params, x, t, LABEL), size=0.5))(jax.random.key(0))
+    both = {"params": params, "lora": factors}
+    whole = jax.jit(adapted.network.apply)(both, x, t, LABEL)[0]
+    out, _ = jax.jit(lambda x, t: in_blocks(incremental(adapted.network), both, x, t, LABEL, 1))(x, t)
+    np.testing.assert_allclose(out, whole, atol=1e-5 * max(1.0, float(jnp.abs(whole).max())))
+    assert float(jnp.abs(jax.jit(network.apply)(params, x, t, LABEL)[0] - whole).max()) > 1e-2
+
+
 def test_a_push_that_is_not_kept_changes_nothing_and_memory_is_constant():
     network = tiny(temporal_positions="rotary", block=2, window=2, reference=True)
     cond = {**LABEL, "reference": clip((2, 4, 4, 3), seed=8)}
     params, _ = ready(network, cond)
     step = incremental(network)
     x, t = clip((2, 2, 4, 4, 3)), times((2, 2))
-    empty = step.init(params, x, cond)
+    empty = jax.jit(step.init)(params, x, cond)
     kept = jax.jit(step.apply)(params, empty, x, t, LABEL)[2]
-    full = functools.reduce(lambda cache, _: step.push(cache, kept), range(5), empty)
+    full = functools.reduce(lambda cache, _: jax.jit(step.push)(cache, kept), range(5), empty)
     assert jax.tree.map(jnp.shape, full) == jax.tree.map(jnp.shape, empty) and int(full.count) == 5
     same = jax.jit(step.push)(full, jax.tree.map(lambda leaf: leaf + 1, kept), False)
     for a, b in zip(jax.tree.leaves(same), jax.tree.leaves(full), strict=True):
@@ -262,7 +276,7 @@ def test_a_rolling_sink_is_as_far_at_block_10_000_as_at_block_10():
     params, _ = ready(network, cond)
     step = incremental(network)
     x, t = clip((2, 2, 4, 4, 3)), times((2, 2))
-    cache = step.init(params, x, cond)
+    cache = jax.jit(step.init)(params, x, cond)
     kept = jax.jit(step.apply)(params, cache, x, t, LABEL)[2]
     cache = step.push(step.push(cache, kept), kept)
     apply = jax.jit(lambda cache, at: step.apply(params, cache, x, t, LABEL, at)[0])
