@@ -41,6 +41,13 @@ def plain(**fields):
     return ready(tiny(**fields))
 
 
+def test_the_preset_has_the_papers_number_of_parameters():
+    """As many as DiT-XL/2 has, 675 million: the blocks are shared out between space and time, and vector times add none."""
+    network = models.video_dit("XL/2", num_classes=101, learn_sigma=True)
+    shapes = models.param_shapes(network, (1, 16, 32, 32, 4), {"label": jax.ShapeDtypeStruct((1,), jnp.int32)})
+    assert models.count_params(shapes) == pytest.approx(675e6, rel=0.01)
+
+
 @pytest.mark.parametrize("attention", ["factorised", "joint"])
 def test_equal_times_are_the_scalar_time_bit_for_bit(attention):
     params, apply = plain(attention=attention)
@@ -116,6 +123,7 @@ def test_each_frame_hears_its_own_audio():
     assert changed[1] > 1e-3 and (changed[[0, 2, 3]] == 0).all()
     # The features of a frame are told apart by their place, and a single one needs no axis.
     assert float(jnp.abs(apply(audio[:, :, ::-1]) - apply(audio)).max()) > 1e-4
+    assert models.empty_condition(cond, 3)["audio"].shape == audio.shape
     one = jax.jit(network.apply)(params, clip(), times(), {**LABEL, "audio": audio[:, :, :1]})[0]
     same = jax.jit(network.apply)(params, clip(), times(), {**LABEL, "audio": audio[:, :, 0]})[0]
     np.testing.assert_array_equal(one, same)
