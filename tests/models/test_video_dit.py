@@ -41,8 +41,8 @@ def plain(**fields):
     return ready(tiny(**fields))
 
 
-def test_the_preset_has_the_papers_number_of_parameters():
-    """As many as DiT-XL/2 has, 675 million: the blocks are shared out between space and time, and vector times add none."""
+def test_the_preset_has_the_parameters_of_the_image_network():
+    """As many as DiT-XL/2: the blocks are shared out between space and time, and vector times add none."""
     network = models.video_dit("XL/2", num_classes=101, learn_sigma=True)
     shapes = models.param_shapes(network, (1, 16, 32, 32, 4), {"label": jax.ShapeDtypeStruct((1,), jnp.int32)})
     assert models.count_params(shapes) == pytest.approx(675e6, rel=0.01)
