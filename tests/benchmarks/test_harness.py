@@ -175,6 +175,8 @@ def test_list_says_what_there_is(capsys):
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
         "dit",
         "unet",
+        "families",
+        "loading",
         "attention",
         "compilation",
         "gpu",
