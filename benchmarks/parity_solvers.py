@@ -1,6 +1,6 @@
 """Trajectories of our solvers against the diffusers schedulers: the same config, network outputs, noise, in float64.
 
-`solver_errors()` is the table, one row a case; the tests assert on the same rows. Each case is a scheduler config that
+`CASES` is the table and `solver_error` the figure of a row; the tests assert on them. Each case is a scheduler config that
 `interop.read_scheduler` turns into a process, a solver and a grid, and which the peer runs itself. The peer computes in
 float64 too: inside `in_double` its modules find float64 under the name float32.
 """
@@ -416,8 +416,3 @@ def solver_error(case: Case) -> float:
     expected = _after_steps(theirs(case, noise, noises), case)
     assert len(expected) == len(run), (len(expected), len(run))
     return max(float(np.max(np.abs(a - b))) for a, b in zip(run, expected))
-
-
-def solver_errors() -> list[tuple[str, float]]:
-    """`(name, max_abs_error)` of every case."""
-    return [(name, solver_error(case)) for name, case in CASES.items()]

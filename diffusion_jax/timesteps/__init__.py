@@ -13,7 +13,6 @@ from diffusion_jax.timesteps.draws import (
     on_grid,
     stratified,
     uniform,
-    weighted,
 )
 from diffusion_jax.timesteps.grids import (
     NOISE_RATIOS,
@@ -140,7 +139,6 @@ __all__ = [
     "uniform_log_snr",
     "unit_weight",
     "v_weight",
-    "weighted",
     "windows",
     "x0_weight",
 ]

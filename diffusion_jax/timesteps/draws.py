@@ -204,15 +204,3 @@ def on_grid(grid: Any, spread: str = "independent", last: bool = False) -> Times
     times = grid if last else grid[:-1]
     size = times.shape[0]
     return _quantile(lambda u: times[jnp.minimum(jnp.floor(u * size).astype(jnp.int32), size - 1)], spread)
-
-
-def weighted(draw: TimestepDraw, weight: Number = 1.0) -> TimestepDraw:
-    """`draw` with every weight multiplied by a number: how much a modality of a dict of draws counts."""
-    if weight < 0:
-        raise invalid("weight", weight, "it must not be negative")
-
-    def drawn(state, key, shape):
-        t, drawn_weight = draw.draw(state, key, shape)
-        return t, weight * drawn_weight
-
-    return TimestepDraw(draw.init, drawn, draw.update)

@@ -109,15 +109,6 @@ def test_uniform_over_a_shifted_grid():
     np.testing.assert_array_equal(np.sort(spread), np.sort(timesteps.linspace(8)[:-1]))
 
 
-def test_weighted_and_what_it_learns():
-    inner = timesteps.importance(num_buckets=2, history=1)
-    draw = timesteps.weighted(inner, 0.25)
-    _, weight = draw.draw(draw.init(), KEY, (6,))
-    np.testing.assert_array_equal(weight, 0.25)
-    state = draw.update(draw.init(), jnp.array([0.1, 0.9]), jnp.array([1.0, 3.0]))
-    np.testing.assert_array_equal(state.losses[:, 0], [1.0, 3.0])
-
-
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -126,7 +117,6 @@ def test_weighted_and_what_it_learns():
         (lambda: timesteps.on_rows(timesteps.linspace(4)), "plan.shape"),
         (lambda: timesteps.on_rows(timesteps.synchronous(timesteps.linspace(4), 3)).draw((), KEY, (2, 4)), "4 entries"),
         (lambda: timesteps.on_grid(timesteps.synchronous(timesteps.linspace(4), 3)), "grid.shape"),
-        (lambda: timesteps.weighted(UNIFORM, -1), "weight"),
     ],
 )
 def test_wrong_values_are_named(make, words):
