@@ -14,6 +14,7 @@ A config has these entries; all of them are constructor calls (`config.call`) un
 `defaults` is the config to start from: it has every plain value, and leaves the entries to be set.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusion_jax import data, denoisers
+from diffusion_jax import data, denoisers, training
 from diffusion_jax.config import build, call
 from diffusion_jax.distributed import BATCH_AXES
 from diffusion_jax.errors import InvalidInput
@@ -57,6 +58,18 @@ def defaults(steps: int, batch_size: int) -> ConfigDict:
     }
     return config
 
+
+OF_THE_LOOP = (
+    "steps",
+    "accumulate",
+    "clip_norm",
+    "log_every",
+    "checkpoint_every",
+    "keep",
+    "snapshot_every",
+    "max_skipped",
+)
+"""Entries of `config.train` that `training.train` takes under the same name."""
 
 ENTRIES = ("seed", "data", "held_out", "model", "process", "objective", "optimizer", "mesh", "train", "ema", "sampling")
 
@@ -109,6 +122,40 @@ def prepare(config: ConfigDict) -> Experiment:
     optimizer = build(config.optimizer)
     shape = jax.tree.map(np.shape, source[0]["x0"])
     return Experiment(config, source, held_out, network, process, objective, validation, optimizer, mesh, shape)
+
+
+def fit(
+    experiment: Experiment,
+    workdir: Any = None,
+    callbacks: Sequence[training.Callback] = (),
+    init_params: Callable[[Any], Any] | None = None,
+    progress: bool = True,
+) -> training.TrainState:
+    """Trains `experiment` in `workdir`, resuming what is there; returns the last state. None keeps nothing.
+
+    init_params: `key -> params`, for a run that does not begin with fresh parameters of the network.
+    """
+    config = experiment.config
+    batches = data.pipeline(
+        experiment.source,
+        config.train.batch_size,
+        seed=config.seed,
+        transforms=tuple(build(transform) for transform in config.train.transforms.values()),
+    )
+    return training.train(
+        experiment.objective,
+        experiment.optimizer,
+        batches,
+        init_params=experiment.init_params if init_params is None else init_params,
+        workdir=None if workdir is None else str(workdir),
+        seed=config.seed,
+        ema={name: build(track) for name, track in config.ema.items()},
+        mesh=experiment.mesh,
+        callbacks=callbacks,
+        config=config.to_dict(),
+        progress=progress,
+        **{name: config.train[name] for name in OF_THE_LOOP},
+    )
 
 
 class Sampling(NamedTuple):

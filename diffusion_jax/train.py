@@ -9,21 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffusion_jax import data, distributed, objectives, pictures, training
+from diffusion_jax import distributed, objectives, pictures, training
 from diffusion_jax.command import cache_compilations, parse_config, run_command
-from diffusion_jax.config import build
-from diffusion_jax.experiment import Experiment, Sampling, compiled_sampler, prepare, prepare_sampling
-
-OF_THE_LOOP = (
-    "steps",
-    "accumulate",
-    "clip_norm",
-    "log_every",
-    "checkpoint_every",
-    "keep",
-    "snapshot_every",
-    "max_skipped",
-)
+from diffusion_jax.experiment import Experiment, Sampling, compiled_sampler, fit, prepare, prepare_sampling
 
 
 def validation(experiment: Experiment, every: int) -> training.Callback:
@@ -61,33 +49,13 @@ def sample_pictures(experiment: Experiment, sampling: Sampling, every: int) -> t
 
 def run(experiment: Experiment, workdir: Path | str | None, progress: bool = True) -> training.TrainState:
     """Trains `experiment` in `workdir`, resuming what is there; returns the last state."""
-    config = experiment.config
-    group = config.train
-    batches = data.pipeline(
-        experiment.source,
-        group.batch_size,
-        seed=config.seed,
-        transforms=tuple(build(t) for t in group.transforms.values()),
-    )
+    group = experiment.config.train
     callbacks = []
     if group.validate_every:
         callbacks.append(validation(experiment, group.validate_every))
     if group.sample_every:
         callbacks.append(sample_pictures(experiment, prepare_sampling(experiment), group.sample_every))
-    return training.train(
-        experiment.objective,
-        experiment.optimizer,
-        batches,
-        init_params=experiment.init_params,
-        workdir=None if workdir is None else str(workdir),
-        seed=config.seed,
-        ema={name: build(track) for name, track in config.ema.items()},
-        mesh=experiment.mesh,
-        callbacks=callbacks,
-        config=config.to_dict(),
-        progress=progress,
-        **{name: group[name] for name in OF_THE_LOOP},
-    )
+    return fit(experiment, workdir, callbacks, progress=progress)
 
 
 def loss_picture(workdir: Path) -> None:

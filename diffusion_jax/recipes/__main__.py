@@ -3,22 +3,59 @@
 import argparse
 import importlib
 import importlib.util
+import os
+import shutil
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusion_jax.command import run_command
+import jax
+
+from diffusion_jax.command import cache_compilations, run_command
 from diffusion_jax.config import load
 from diffusion_jax.errors import InvalidInput, unknown
-from diffusion_jax.recipes.report import read_all, table
+from diffusion_jax.recipes.report import Report, page, read_all, summary
 from diffusion_jax.recipes.systems import BY_SLUG, SYSTEMS
 
-REPORTS = Path("docs/reports")
+REPORTS, IMAGES = Path("docs/reports"), Path("docs/images")
 
 
 def built(slug: str) -> bool:
     """Whether the recipe of this system exists."""
     return importlib.util.find_spec(f"diffusion_jax.recipes.{slug}") is not None
+
+
+def run(slug: str, workdir: Path, seed: int = 0, smoke: bool = False) -> Report:
+    """Runs a recipe with its config and writes its `report.json` into `workdir`."""
+    recipe = importlib.import_module(f"diffusion_jax.recipes.{slug}")
+    config = load(f"configs/recipes/{slug}.py{':smoke' if smoke else ''}")
+    config.seed = seed
+    workdir.mkdir(parents=True, exist_ok=True)
+    options = (f" --seed {seed}" if seed else "") + (" --smoke" if smoke else "")
+    begun = time.monotonic()
+    results = recipe.run(config, workdir)
+    device = jax.devices()[0]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    report = Report(
+        system=slug,
+        seconds=round(time.monotonic() - begun, 1),
+        device=f"{cores} CPU cores" if device.platform == "cpu" else f"{jax.device_count()} x {device.device_kind}",
+        claims=tuple(results.claims),
+        command=f"python -m diffusion_jax.recipes {slug}{options}",
+        pictures=tuple(Path(path).name for path in results.pictures),
+    )
+    report.write(workdir)
+    return report
+
+
+def publish(report: Report, workdir: Path) -> None:
+    """Copies a report and its pictures to `docs/`, where `make report` finds them."""
+    for folder in (REPORTS, IMAGES):
+        folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(workdir / "report.json", REPORTS / f"{report.system}.json")
+    for name in report.pictures:
+        shutil.copy(workdir / name, IMAGES / f"{report.system}_{name}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -28,11 +65,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--workdir", type=Path, help="where report.json and the pictures go (default out/<slug>)")
     parser.add_argument("--seed", type=int, default=0, help="first seed of the run (default 0)")
     parser.add_argument("--smoke", action="store_true", help="a few steps only, to see that it runs")
+    parser.add_argument("--publish", action="store_true", help=f"copy report and pictures to {REPORTS.parent}")
     parser.add_argument("--write-table", type=Path, metavar="FILE", help=f"write the table of {REPORTS} to FILE")
     arguments = parser.parse_args(argv)
 
     if arguments.write_table:
-        arguments.write_table.write_text(table(read_all(REPORTS)), encoding="utf-8")
+        arguments.write_table.write_text(page(read_all(REPORTS)), encoding="utf-8")
         return
     if arguments.list:
         for system in SYSTEMS:
@@ -44,12 +82,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise unknown("system", arguments.system, BY_SLUG)
     if not built(arguments.system):
         raise InvalidInput(f"The recipe {arguments.system!r} is not built yet; `--list` shows which are.")
-    recipe = importlib.import_module(f"diffusion_jax.recipes.{arguments.system}")
-    config = load(f"configs/recipes/{arguments.system}.py{':smoke' if arguments.smoke else ''}")
-    config.seed = arguments.seed
-    workdir = arguments.workdir or Path("out") / arguments.system
-    report = recipe.run(config, workdir)
-    print(f"Wrote {report.write(workdir)}")
+    cache_compilations()
+    report = run(arguments.system, arguments.workdir or Path("out") / arguments.system, arguments.seed, arguments.smoke)
+    print(summary(report))
+    if arguments.publish:
+        publish(report, arguments.workdir or Path("out") / arguments.system)
 
 
 if __name__ == "__main__":

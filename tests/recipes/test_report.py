@@ -6,7 +6,7 @@ from diffusion_jax.command import run_command
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.recipes import SYSTEMS, Claim, Report
 from diffusion_jax.recipes.__main__ import main
-from diffusion_jax.recipes.report import read, table
+from diffusion_jax.recipes.report import claim, page, read
 
 CLAIM = Claim(
     "faster", "seconds", 2.0, 1.0, "lower", "5x", holds=False, seeds=3, spread=0.1, reason="too small a model"
@@ -22,16 +22,35 @@ def test_round_trip(tmp_path):
 
 
 def test_the_table_has_all_fifty_six_systems_and_shows_failures():
-    page = table({"taylorseer": report()})
+    text = page({"taylorseer": report()})
     assert len(SYSTEMS) == 56
-    assert all(f"`{system.slug}`" in page for system in SYSTEMS)
-    assert "does not hold**: too small a model" in page
-    assert "1 of 56" in page
+    assert all(f"`{system.slug}`" in text for system in SYSTEMS)
+    assert "**no**: too small a model" in text
+    assert "1 of 56" in text
 
 
 def test_a_failing_claim_needs_a_reason():
     with pytest.raises(InvalidInput, match="gives no reason"):
         Claim("x", "m", 1.0, 1.0, "higher", "", holds=False)
+
+
+@pytest.mark.parametrize(
+    "direction, ours, margin, holds",
+    [
+        ("higher", 1.1, 0.0, True),
+        ("higher", 1.1, 0.2, False),
+        ("higher", 0.98, -0.03, True),
+        ("lower", 0.9, 0.0, True),
+        ("lower", 1.1, 0.0, False),
+        ("equal", 1.02, 0.03, True),
+        ("equal", 1.05, 0.03, False),
+    ],
+)
+def test_a_claim_over_seeds_holds_by_its_margin(direction, ours, margin, holds):
+    made = claim("x", "m", [0.9, 1.1], [ours - 0.1, ours + 0.1], direction, "", margin=margin, reason="why")
+    assert (made.holds, made.reason) == (holds, "" if holds else "why")
+    assert made.seeds == 2
+    assert made.spread == pytest.approx(0.2 / 2**0.5)
 
 
 @pytest.mark.parametrize("argv", [["taylorser"], [], ["no-such-thing"]])

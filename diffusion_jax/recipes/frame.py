@@ -1,0 +1,41 @@
+"""What recipes share: models that are trained once and kept, and seeds."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+from diffusion_jax.cache import cache_folder
+from diffusion_jax.errors import invalid
+from diffusion_jax.experiment import Experiment, fit
+
+_VERSION = 1
+"""Counts up whenever a change elsewhere would train other weights from the same config."""
+
+
+def trained(
+    experiment: Experiment, name: str, *, init_params: Callable[[Any], Any] | None = None, given: Any = None
+) -> Any:
+    """The averaged parameters of `experiment` (of its only `config.ema`; the last ones without an average).
+
+    They are kept in the cache under `name` and a hash of the whole config: a second call with the same config trains
+    nothing, an interrupted one goes on.
+
+    init_params: `key -> params` to begin with; the network's own when None. given: plain values besides the config on
+    which the run depends, e.g. the configs of the models from which a replaced source or objective was made.
+    """
+    config = experiment.config
+    if len(config.ema) > 1:
+        raise invalid("config.ema", list(config.ema), "a recipe keeps one average, or none")
+    text = json.dumps([_VERSION, config.to_dict(), given], sort_keys=True, default=str)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    state = fit(experiment, cache_folder() / "recipes" / f"{name}-{digest}", init_params=init_params, progress=False)
+    if int(state.step) < config.train.steps:
+        # After SIGTERM; the next run goes on from here.
+        raise KeyboardInterrupt
+    return next(iter(state.ema.values())) if config.ema else state.params
+
+
+def seeds(config: Any) -> range:
+    """The seeds of a run: `config.seeds` many, from `config.seed` on."""
+    return range(config.seed, config.seed + config.seeds)

@@ -1,0 +1,23 @@
+"""Every recipe runs at a few steps: its claims are numbers, its pictures exist, and its models are kept."""
+
+import math
+
+import pytest
+
+from diffusion_jax.recipes import SYSTEMS
+from diffusion_jax.recipes.__main__ import built, run
+from diffusion_jax.recipes.report import read
+
+
+@pytest.mark.parametrize("slug", [system.slug for system in SYSTEMS if built(system.slug)])
+def test_runs_at_a_few_steps(slug, tmp_path, monkeypatch):
+    monkeypatch.setenv("DIFFUSION_JAX_CACHE", str(tmp_path / "cache"))
+    report = run(slug, tmp_path / "out", smoke=True)
+    assert report.claims
+    assert report.pictures
+    for claim in report.claims:
+        assert math.isfinite(claim.baseline), claim.name
+        assert math.isfinite(claim.ours), claim.name
+    for name in report.pictures:
+        assert (tmp_path / "out" / name).stat().st_size > 0
+    assert read(tmp_path / "out" / "report.json") == report
