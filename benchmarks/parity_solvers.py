@@ -1,8 +1,8 @@
 """Trajectories of our solvers against the diffusers schedulers: the same config, network outputs, noise, in float64.
 
 `CASES` is the table and `solver_error` the figure of a row; the tests assert on them. Each case is a scheduler config
-that `interop.read_scheduler` turns into a process, a solver and a grid, and which the peer runs itself. The peer computes in
-float64 too: inside `in_double` its modules find float64 under the name float32.
+that `interop.read_scheduler` turns into a process, a solver and a grid, and which the peer runs itself. The peer
+computes in float64 too: inside `in_double` its modules find float64 under the name float32.
 """
 
 import contextlib

@@ -4,7 +4,8 @@ A config has these entries; all of them are constructor calls (`config.call`) un
 
     seed          a number
     data          the source to train on; `held_out` the one to validate and measure against
-    model         a network; `process` the noise, `objective` the loss, `optimizer`
+    model         a network, or an autoencoder; `process` the noise (None for an autoencoder), `objective` the loss,
+                  `optimizer`
     mesh          how devices are laid out
     train         a group: steps, batch_size and whatever else `training.train` takes; transforms, a group of calls
     ema           a group of averages of the parameters, each a constructor call
@@ -26,6 +27,7 @@ from diffusion_jax import data, denoisers, training
 from diffusion_jax.config import build, call
 from diffusion_jax.distributed import BATCH_AXES
 from diffusion_jax.errors import InvalidInput
+from diffusion_jax.models.vae import Autoencoder
 from diffusion_jax.sampling import make_sampler
 from diffusion_jax.typing import Denoiser, Network, Objective, Solver
 
@@ -84,7 +86,7 @@ class Experiment(NamedTuple):
     config: ConfigDict
     source: Any
     held_out: Any
-    network: Network
+    network: Network | Autoencoder
     process: Any
     objective: Objective
     validation: Objective
@@ -96,6 +98,8 @@ class Experiment(NamedTuple):
         """Fresh parameters of the network."""
         example = self.example()
         x, cond = example["x0"], example.get("cond")
+        if isinstance(self.network, Autoencoder):
+            return self.network.init(key, x)
         t = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[:1]), x)
         return self.network.init(key, x, t, cond)
 
@@ -116,9 +120,10 @@ def prepare(config: ConfigDict) -> Experiment:
     held_out = build(config.held_out)
     network = build(config.model)
     process = build(config.process)
-    objective = build(config.objective, network=network, process=process)
-    plain = ConfigDict({**config.objective.to_dict(), "cond_dropout": 0.0, "train": False})
-    validation = build(plain, network=network, process=process)
+    parts = {"network": network, "autoencoder": network, "process": process}
+    objective = build(config.objective, **parts)
+    plain = {name: value for name, value in {"cond_dropout": 0.0, "train": False}.items() if name in config.objective}
+    validation = build(ConfigDict({**config.objective.to_dict(), **plain}), **parts)
     optimizer = build(config.optimizer)
     shape = jax.tree.map(np.shape, source[0]["x0"])
     return Experiment(config, source, held_out, network, process, objective, validation, optimizer, mesh, shape)

@@ -9,6 +9,7 @@ from diffusion_jax.models.controlnet import ControlNet, control_from_unet, contr
 from diffusion_jax.models.dit import DiT, dit, pixart
 from diffusion_jax.models.edits import cached, edit, exits, gates, override, reweighted, taps
 from diffusion_jax.models.encoders import Encoded, Encoder, as_network
+from diffusion_jax.models.framewise import framewise
 from diffusion_jax.models.incremental import Cache, Incremental, incremental
 from diffusion_jax.models.interception import by_path, intercepted, per_layer
 from diffusion_jax.models.joint_transformer import JointTransformer, joint_transformer
@@ -54,6 +55,7 @@ __all__ = [
     "edit",
     "empty_condition",
     "exits",
+    "framewise",
     "gates",
     "incremental",
     "intercepted",

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from diffusion_jax.errors import invalid, unknown
 from diffusion_jax.models.vae import Autoencoder
 from diffusion_jax.objectives.batches import batch_size, example_keys
+from diffusion_jax.objectives.entries import per_example
 from diffusion_jax.typing import Aux, Objective
 
 RECONSTRUCTIONS = {"l1": jnp.abs, "l2": lambda residual: 0.5 * jnp.square(residual)}
@@ -15,11 +16,12 @@ RECONSTRUCTIONS = {"l1": jnp.abs, "l2": lambda residual: 0.5 * jnp.square(residu
 
 
 def vae_loss(autoencoder: Autoencoder, kl_weight: float = 1e-6, reconstruction: str = "l1") -> Objective:
-    """Negative evidence lower bound per data dimension, on batches `{"x0": [B, H, W, C], "index" (optional)}`.
+    """Negative evidence lower bound per data dimension, on batches `{"x0", "index" (optional)}`.
 
-    loss = (sum -log p(x0 | z) + kl_weight KL(q(z | x0) || N(0, I))) / (H W C),    z ~ q(z | x0),
+    loss = (sum -log p(x0 | z) + kl_weight KL(q(z | x0) || N(0, I))) / d,    z ~ q(z | x0), over d data dimensions,
 
     (Kingma & Welling 2014, equation 3; `kl_weight` as in Rombach et al. 2022, appendix G: 1e-6.)
+    x0: images `[B, H, W, C]`, or whatever the autoencoder takes: clips `[B, F, H, W, C]` with `models.framewise`.
     reconstruction: a key of `RECONSTRUCTIONS`. index: `[B]` global index of each example, to which its sample of z
         belongs; 0 .. B - 1 when absent.
     Metrics: `reconstruction` (per data dimension), `kl` (nats per example). Per example: `loss`.
@@ -40,7 +42,7 @@ def vae_loss(autoencoder: Autoencoder, kl_weight: float = 1e-6, reconstruction: 
         x0 = batch["x0"]
         posterior = autoencoder.posterior(params, x0)
         latents = autoencoder.scale(posterior.sample(example_keys(key, batch["index"])))
-        error = distance(autoencoder.decode(params, latents) - x0).mean((1, 2, 3))
+        error = per_example(distance(autoencoder.decode(params, latents) - x0))
         kl = posterior.kl()
         total = error + kl_weight * kl * (x0.shape[0] / x0.size)
         metrics = {"reconstruction": error.mean(), "kl": kl.mean()}

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from diffusion_jax.errors import InvalidInput
-from diffusion_jax.models import kl_vae
+from diffusion_jax.models import framewise, kl_vae
 from diffusion_jax.objectives import vae_loss
 from tests.models.drawn import drawn
 
@@ -75,3 +75,19 @@ def test_wrong_fields_are_told():
         vae_loss(VAE, reconstruction="l3")
     with pytest.raises(InvalidInput, match="has no 'x0'"):
         vae_loss(VAE).loss({}, (), {"x": X0}, KEY)
+
+
+def test_clips_are_their_frames(params):
+    clips = jnp.stack([X0[:2], X0[2:4]])
+    clipwise = framewise(VAE)
+    np.testing.assert_array_equal(clipwise.encode(params, clips).reshape(4, 4, 4, 2), VAE.encode(params, X0))
+    np.testing.assert_array_equal(
+        clipwise.decode(params, clipwise.encode(params, clips)).reshape(X0.shape),
+        VAE.decode(params, VAE.encode(params, X0)),
+    )
+    posterior, images = clipwise.posterior(params, clips), VAE.posterior(params, X0)
+    np.testing.assert_allclose(posterior.kl(), images.kl().reshape(2, 2).sum(1), rtol=1e-5)
+    total, _ = loss_of(vae_loss(clipwise))(params, {"x0": clips})
+    assert total.shape == (2,)
+    with pytest.raises(InvalidInput, match="B, F, H, W, C"):
+        clipwise.encode(params, X0)

@@ -1,0 +1,66 @@
+"""The latent space that a recipe's diffusion model works in: an autoencoder of its own data, trained once and kept."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from diffusion_jax import data
+from diffusion_jax.experiment import prepare
+from diffusion_jax.recipes.frame import trained
+
+_CHUNK = 256
+
+
+class LatentSpace(NamedTuple):
+    """encode: x `[B, ...]` to latents, the posterior's mean, standardised. decode: latents to x, clipped to [-1, 1].
+
+    shape: of one example's latents.
+    """
+
+    encode: Callable[[Any], Any]
+    decode: Callable[[Any], Any]
+    shape: tuple[int, ...]
+
+
+def latent_space(config: ConfigDict, name: str) -> LatentSpace:
+    """Trains the autoencoder that `config`, an experiment's, describes, or reads it from the cache.
+
+    Latents have mean 0 and variance 1 over the first examples of the data, one figure for all of their channels
+    (Rombach et al. 2022, appendix G).
+    """
+    experiment = prepare(config)
+    params, autoencoder = trained(experiment, name), experiment.network
+    examples = [experiment.source[i]["x0"] for i in range(min(len(experiment.source), _CHUNK))]
+    latents = jax.jit(autoencoder.encode)(params, np.stack(examples))
+    mean, deviation = jnp.mean(latents), jnp.std(latents)
+
+    @jax.jit
+    def encode(params, x):
+        return (autoencoder.encode(params, x) - mean) / deviation
+
+    @jax.jit
+    def decode(params, latents):
+        return jnp.clip(autoencoder.decode(params, latents * deviation + mean), -1.0, 1.0)
+
+    return LatentSpace(partial(encode, params), partial(decode, params), latents.shape[1:])
+
+
+def encoded(space: LatentSpace, source: Any) -> data.ArraySource:
+    """All examples of `source` in the latent space, with their conditions."""
+    parts = [take(source, range(i, min(i + _CHUNK, len(source)))) for i in range(0, len(source), _CHUNK)]
+    x0 = np.concatenate([np.asarray(space.encode(part["x0"])) for part in parts])
+    names = parts[0].get("cond", {})
+    cond = {name: np.concatenate([part["cond"][name] for part in parts]) for name in names}
+    return data.ArraySource(x0, cond, name=f"latents of {getattr(source, 'name', 'a source')}")
+
+
+def take(source: Any, indices: Any) -> dict:
+    """The examples of `source` at `indices`, stacked."""
+    if hasattr(source, "take"):
+        return source.take(np.asarray(indices))
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *(source[int(i)] for i in indices))

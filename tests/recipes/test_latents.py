@@ -1,0 +1,30 @@
+"""A latent space is trained once, standardised, and gives back what it encodes."""
+
+import numpy as np
+
+from diffusion_jax import data
+from diffusion_jax.config import call
+from diffusion_jax.experiment import defaults
+from diffusion_jax.recipes.latents import encoded, latent_space
+
+
+def test_latents_are_standardised_and_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIFFUSION_JAX_CACHE", str(tmp_path))
+    config = defaults(steps=60, batch_size=32)
+    config.data = config.held_out = call("data.digits")
+    config.model = call("models.kl_vae", preset="small", channels=8, groups=4, data_channels=1, latent_channels=2)
+    config.process = None
+    config.objective = call("objectives.vae_loss")
+    config.optimizer = call("training.optimizers.adamw", learning_rate=1e-2)
+    space = latent_space(config, "digits")
+    source = data.digits()
+    latents = encoded(space, source)
+    assert latents.shape == space.shape == (4, 4, 2)
+    assert len(latents) == len(source)
+    assert abs(latents.x0.mean()) < 0.2
+    assert 0.7 < latents.x0.std() < 1.3
+    np.testing.assert_array_equal(latents.cond["label"], source.cond["label"])
+    again = latent_space(config, "digits")
+    np.testing.assert_array_equal(again.encode(source.x0[:4]), space.encode(source.x0[:4]))
+    error = np.abs(space.decode(space.encode(source.x0[:100])) - source.x0[:100]).mean()
+    assert error < 0.6 * np.abs(source.x0[:100] - source.x0.mean(0)).mean()
