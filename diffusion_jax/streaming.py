@@ -2,8 +2,9 @@
 
 A buffer holds entries (actions, frames) along axis 1 at rising levels: a call advances all of them, its first chunk
 comes out clean, the others move up, fresh noise enters at the end. A window slides over a long clip whose frames follow
-each other in a staircase. A chain gives each chunk the last frames of the one before. All are pure functions with an
-explicit carry, for any denoiser, solver and process; what runs when is a plan (`timesteps.plans`), which is data.
+each other in a staircase. A chain gives each chunk the last frames of the one before. Causal networks finish block
+after block and keep the keys of what is clean. All are pure functions with an explicit carry, for any denoiser, solver
+and process; what runs when is a plan (`timesteps.plans`), which is data.
 """
 
 from collections.abc import Callable
@@ -15,8 +16,9 @@ import numpy as np
 
 from diffusion_jax import randomness
 from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.models.incremental import Incremental
 from diffusion_jax.sampling import Run, Samples, check_grid, one_step, sample
-from diffusion_jax.time_axes import where
+from diffusion_jax.time_axes import fill, where
 from diffusion_jax.timesteps import plans
 from diffusion_jax.typing import Cost, Denoiser, Solver, Step
 
@@ -310,4 +312,55 @@ def sample_chained(
     new = jnp.moveaxis(made[:, :, overlap:], 0, 1)
     new = new.reshape(shape[0], -1, *shape[2:])
     x = jnp.concatenate([made[0, :, :overlap], new], axis=1)
+    return Samples(x, None, Run(x, None, None, cost))
+
+
+def sample_autoregressive(
+    key: Any,
+    step: Incremental,
+    process: Any,
+    params: Any,
+    solver: Solver,
+    grid: Any,
+    *,
+    x_init: Any,
+    block: int = 1,
+    cond: Any = None,
+    index: Any = None,
+) -> Samples:
+    """Block after block along `grid [S + 1]`, each of which sees the keys and values of the clean ones before it.
+
+    The staircase of width S (one block after the other) for 1 / N of its compute: what is finished is read once more,
+    at time 0, and then only remembered. With a deterministic solver it is that staircase up to rounding.
+
+    step: `models.incremental(network, window)`, with a window of the blocks that a frame is to see. x_init: the noise
+    of the whole clip, `[B, N block, H, W, C]`. Block i draws as `sample(fold_in(key, i), ...)`. S + 1 evaluations of a
+    block each, which is what the cost counts.
+    """
+    size, frames = x_init.shape[:2]
+    if block < 1 or frames % block:
+        raise invalid("block", block, f"blocks must divide the {frames} frames of x_init")
+    index = jnp.arange(size) if index is None else index
+    parts = jnp.moveaxis(x_init.reshape(size, frames // block, block, *x_init.shape[2:]), 1, 0)
+
+    def read(cache, x, t):
+        t = fill(t, x)
+        output, _, kept = step.apply(params, cache, process.network_input(x, t), process.network_time(t), cond)
+        return process.predict(output, x, t)._replace(cost=Cost(jnp.float32(1), jnp.float32(1))), kept
+
+    def body(carry, entry):
+        cache, cost = carry
+        number, noise = entry
+
+        def apply(params, carry, x, at, cond):
+            return read(cache, x, at.t)[0], carry
+
+        seeing = Denoiser(lambda params, x, cond: (), apply, process)
+        made = sample(jax.random.fold_in(key, number), seeing, params, solver, grid, x_init=noise, index=index)
+        last, kept = read(cache, made.x, 0.0)
+        return (step.push(cache, kept), cost + made.cost + last.cost), made.x
+
+    begun = step.init(params, parts[0], cond), _nothing()
+    (_, cost), made = jax.lax.scan(body, begun, (jnp.arange(frames // block), parts))
+    x = jnp.moveaxis(made, 0, 1).reshape(x_init.shape)
     return Samples(x, None, Run(x, None, None, cost))

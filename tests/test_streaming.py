@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from diffusion_jax import processes, solvers, timesteps
-from diffusion_jax.denoisers import analytic, gaussian_clip, gaussian_mixture
+from diffusion_jax import models, processes, solvers, timesteps
+from diffusion_jax.denoisers import analytic, denoiser, gaussian_clip, gaussian_mixture
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.randomness import fold, sample_keys
 from diffusion_jax.sampling import sample
-from diffusion_jax.streaming import rolling, sample_chained, sample_windowed
+from diffusion_jax.streaming import rolling, sample_autoregressive, sample_chained, sample_windowed
 from diffusion_jax.timesteps import linspace
 from diffusion_jax.typing import Denoiser, Solver
 from tests.denoisers.tiny import remembering
+from tests.models.shared import scramble
 
 KEY = jax.random.key(6)
 FLOW = processes.rectified_flow()
@@ -286,6 +287,36 @@ def test_a_chain_goes_on_from_its_context():
     np.testing.assert_allclose(long[:, :4], one, atol=1e-5)
     soft = sample_chained(*args, **options, chunks=2, level=0.2).x
     assert soft.shape == (3, 6, 1) and np.isfinite(soft).all()
+
+
+@pytest.mark.parametrize(("attention", "block"), [("joint", 1), ("factorised", 2)])
+def test_kept_keys_are_the_staircase_of_full_width(attention, block):
+    """AR-Diffusion at s = S: each frame runs alone on the clean ones before it, which need not be evaluated again."""
+    steps, frames = 3, 4
+    network = models.video_dit(
+        "S/2", width=16, depth=2, heads=2, attention=attention, block=block, temporal_positions="rotary"
+    )
+    process = processes.cosine(prediction="x0")
+    x = process.prior(KEY, (2, frames, 4, 4, 2))
+    params = jax.jit(lambda key: scramble(network.init(key, x, jnp.zeros(2), None)))(KEY)
+    plan = timesteps.staircase(linspace(steps), frames, steps, block)
+    run = jax.jit(lambda params, x: sample(KEY, denoiser(network, process), params, solvers.ddim(), plan, x_init=x))
+    whole = run(params, x)
+    kept = models.incremental(network, window=frames // block)
+    alone = jax.jit(
+        lambda params, x: sample_autoregressive(
+            KEY, kept, process, params, solvers.ddim(), linspace(steps), x_init=x, block=block
+        )
+    )(params, x)
+    np.testing.assert_allclose(alone.x, whole.x, atol=2e-5 * float(jnp.abs(whole.x).max()))
+    assert float(whole.cost.evaluations) == steps * frames // block
+    assert float(alone.cost.evaluations) == (steps + 1) * frames // block
+    # What comes later is not seen.
+    other = run(params, x.at[:, block:].add(1.0)).x
+    changed = np.abs(np.asarray(other - whole.x)).max(axis=(0, 2, 3, 4))
+    assert (changed[:block] == 0).all() and (changed[block:] > 1e-4).all()
+    with pytest.raises(InvalidInput, match="must divide the 4 frames"):
+        sample_autoregressive(KEY, kept, process, params, solvers.ddim(), linspace(steps), x_init=x, block=3)
 
 
 @pytest.mark.parametrize(
