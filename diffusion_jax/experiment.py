@@ -96,7 +96,9 @@ class Experiment(NamedTuple):
 
     def init_params(self, key) -> Any:
         """Fresh parameters of the network."""
-        example = self.example()
+        # Known now, even while a run's first state is being traced: worlds draw their examples with JAX.
+        with jax.ensure_compile_time_eval():
+            example = self.example()
         x, cond = example["x0"], example.get("cond")
         if isinstance(self.network, Autoencoder):
             return self.network.init(key, x)

@@ -1,4 +1,5 @@
-"""Training losses as pure functions: denoising of any process, masked diffusion of tokens, autoencoders, validation.
+"""Training losses as pure functions: denoising of any process, masked diffusion of tokens, autoencoders, distillation,
+validation.
 
 An objective's loss is unreduced over the batch; the step of `training` averages, differentiates and updates.
 """
@@ -6,6 +7,7 @@ An objective's loss is unreduced over the batch; the step of `training` averages
 from diffusion_jax.objectives.autoencoder import vae_loss
 from diffusion_jax.objectives.denoising import denoising, objective
 from diffusion_jax.objectives.discrete import masked
+from diffusion_jax.objectives.distribution_matching import distribution_matching
 from diffusion_jax.objectives.entries import TOKEN_WEIGHTINGS, regression, tokens
 from diffusion_jax.objectives.frozen import Frozen, with_frozen
 from diffusion_jax.objectives.validation import validation_loss
@@ -14,6 +16,7 @@ __all__ = [
     "TOKEN_WEIGHTINGS",
     "Frozen",
     "denoising",
+    "distribution_matching",
     "masked",
     "objective",
     "regression",

@@ -6,7 +6,7 @@ parameters belong to the step.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from diffusion_jax.distributed import path_name
-from diffusion_jax.errors import invalid
+from diffusion_jax.errors import invalid, unknown
 
 Schedule = Callable[[Any], Any]
 
@@ -158,6 +158,40 @@ def sgd(learning_rate: float | Schedule = 1e-2, momentum: float | None = None, n
     """Stochastic gradient descent, with momentum if given."""
     rate = _rate(learning_rate)
     return _named(optax.sgd(rate, momentum, nesterov), rate)
+
+
+def alternating(parts: Mapping[str, Any], every: Mapping[str, int] | None = None) -> optax.GradientTransformation:
+    """One optimiser for each entry of the parameters, each at its own pace: networks that are trained in turns.
+
+    parts: `{entry: optimiser}`, the same entries as the parameters have. every: `{entry: k}`: it moves in the steps
+    0, k, 2k, ... and is left alone in others, its moments and its schedule's count included; k = 1 when left out.
+    Raises InvalidInput for entries that `parts` lacks, k below 1, and other parameters.
+    """
+    every = dict(every or {})
+    for name, k in every.items():
+        if name not in parts:
+            raise unknown("an entry of every", name, parts)
+        if k < 1:
+            raise invalid(f"every[{name!r}]", k, "it must be at least 1")
+
+    def at_pace(k, part):
+        return optax.conditionally_mask(part, lambda count: count % k == 0)
+
+    paced = {name: at_pace(every.get(name, 1), part) for name, part in parts.items()}
+
+    def init(params):
+        if set(params) != set(paced):
+            raise invalid("parts", sorted(paced), f"one optimiser for each of {', '.join(sorted(params))} is needed")
+        return {name: part.init(params[name]) for name, part in paced.items()}
+
+    def update(grads, state, params=None):
+        both = {
+            name: part.update(grads[name], state[name], None if params is None else params[name])
+            for name, part in paced.items()
+        }
+        return {name: pair[0] for name, pair in both.items()}, {name: pair[1] for name, pair in both.items()}
+
+    return optax.GradientTransformation(init, update)
 
 
 def _named(transformation: optax.GradientTransformation, rate: Schedule) -> Optimizer:

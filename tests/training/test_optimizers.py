@@ -92,3 +92,26 @@ def test_muon_orthogonalises_each_layer_of_a_stack_on_its_own():
 def test_mistakes_are_named(make, words):
     with pytest.raises(InvalidInput, match=words):
         make()
+
+
+def test_networks_trained_in_turns_move_at_their_own_pace():
+    parts = {"slow": optimizers.adamw(0.1), "fast": optimizers.sgd(0.1)}
+    optimizer = optimizers.alternating(parts, {"slow": 3})
+    params = grads = {"slow": jnp.ones(2), "fast": jnp.ones(2)}
+    state = optimizer.init(params)
+    alone = parts["slow"].init(params["slow"])
+    for step in range(5):
+        updates, state = optimizer.update(grads, state, params)
+        np.testing.assert_allclose(updates["fast"], -0.1, rtol=1e-6)
+        if step % 3:
+            np.testing.assert_array_equal(updates["slow"], 0.0)
+        else:
+            # Its moments are those of its own steps.
+            expected, alone = parts["slow"].update(grads["slow"], alone, params["slow"])
+            np.testing.assert_allclose(updates["slow"], expected, rtol=1e-6)
+    with pytest.raises(InvalidInput, match="at least 1"):
+        optimizers.alternating(parts, {"slow": 0})
+    with pytest.raises(InvalidInput, match="slow"):
+        optimizers.alternating(parts, {"slo": 2})
+    with pytest.raises(InvalidInput, match="one optimiser for each"):
+        optimizer.init({"slow": 1.0})
