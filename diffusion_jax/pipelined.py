@@ -94,6 +94,24 @@ def caching_stage(denoiser: Denoiser, solver: Solver, grid: Any) -> Callable:
     return stage
 
 
+def decoding_stage(stage: Callable, levels: int, decode: Callable[[Any], Any]) -> Callable:
+    """`stage` with one level more, `levels`, whose device decodes what the others have finished.
+
+    Blocks are pairs `(Block, shown)`: `shown`, of the shape of `decode(x)` and of any content before, becomes that.
+    """
+
+    def whole(params, carry, x, level, cond, index):
+        block, shown = x
+
+        def step():
+            made, kept = stage(params, carry, block, level, cond, index)
+            return (made, shown), kept
+
+        return jax.lax.cond(level < levels, step, lambda: ((block, decode(block.run.x)), carry))
+
+    return whole
+
+
 def cached(step: Incremental, process: Any, sink_at: Any = None) -> Denoiser:
     """A causal video network, block by block, as a denoiser: its carry is the cache, to which it adds what it is shown.
 
@@ -116,24 +134,99 @@ def cached(step: Incremental, process: Any, sink_at: Any = None) -> Denoiser:
     return Denoiser(init, apply, process)
 
 
+def rollout(denoiser: Denoiser, solver: Solver, grid: Any, history: float | None = None) -> Callable:
+    """Blocks one after the other, as a stream makes them, differentiable: what a causal student is trained on.
+
+        run(params, carry, blocks [M, ...], cond [M, ...]=None, exit=T - 1) -> (x0 [M, ...], carry)
+
+    blocks: of `noise_blocks`. Each takes the levels 0 .. exit (a traced integer) of `grid [T + 1, *t_shape]`; the
+    prediction of x0 at the last of them is the result, and only that evaluation passes gradients to `params`. What is
+    remembered passes none (Huang et al. 2025, self forcing). With all levels it is what the stream shows.
+    history: None: each level remembers blocks as it saw them, noisy, and carry is that of `at_each_level`: then this is
+        `sequential(caching_stage(...))` (Live Avatar: timestep forcing, and history corrupt as no block is seen again).
+        A time: all levels share one carry, to which every finished block is shown once more, corrupted to that time: 0
+        for a clean cache, which costs one evaluation more a block.
+
+    Raises InvalidInput for a time outside of [0, 1].
+    """
+    if history is not None and not 0 <= history <= 1:
+        raise invalid("history", history, "a time in [0, 1] is needed, or None for a history of each level")
+    grid = _checked(grid)
+    make, at, process = _step(denoiser, solver, grid), _steps(grid), denoiser.process
+    own_levels = history is None
+
+    def recalled(carry, level):
+        return jax.tree.map(lambda leaf: leaf[level], carry) if own_levels else carry
+
+    def remembered(carry, level, new):
+        return jax.tree.map(lambda leaf, one: leaf.at[level].set(one), carry, new) if own_levels else carry
+
+    def run(params, carry, blocks, cond=None, exit=None):
+        exit = jnp.int32(grid.shape[0] - 2 if exit is None else exit)
+        frozen = jax.lax.stop_gradient(params)
+
+        def block(carry, entry):
+            block, own = entry
+
+            def earlier(level, state):
+                block, carry = state
+                block = block._replace(run=block.run._replace(carry=recalled(carry, level)))
+                made = make(frozen, block, level, own)
+                return made._replace(run=made.run._replace(carry=())), remembered(carry, level, made.run.carry)
+
+            block, carry = jax.lax.fori_loop(0, exit, earlier, (block, carry))
+            last = at(exit, block.keys)
+            prediction, new = denoiser.apply(params, recalled(carry, exit), block.run.x, last, own)
+            if own_levels:
+                return remembered(carry, exit, jax.lax.stop_gradient(new)), prediction.x0
+            again = jnp.asarray(history, grid.dtype)
+            x, _ = process.corrupt(randomness.fold(block.keys, 3), jax.lax.stop_gradient(prediction.x0), again)
+            _, carry = denoiser.apply(frozen, carry, x, last._replace(t=again, t_next=again), own)
+            return carry, prediction.x0
+
+        carry, x0 = jax.lax.scan(block, carry, (blocks, cond))
+        return x0, carry
+
+    return run
+
+
+def blocks_of(clip: Any, block: int) -> Any:
+    """A clip `[B, F, ...]` as blocks `[F / block, B, block, ...]`."""
+    return jnp.moveaxis(clip.reshape(clip.shape[0], -1, block, *clip.shape[2:]), 1, 0)
+
+
+def clip_of(blocks: Any) -> Any:
+    """Blocks `[M, B, block, ...]` as a clip `[B, M block, ...]`."""
+    clip = jnp.moveaxis(jnp.asarray(blocks), 0, 1)
+    return clip.reshape(clip.shape[0], -1, *clip.shape[3:])
+
+
 def at_each_level(carry: Any, levels: int) -> Any:
     """The same carry at each of T levels: leaves `[T, ...]`."""
     return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (levels, *jnp.shape(leaf))), carry)
 
 
 def _step(denoiser, solver, grid):
-    grid = _checked(grid)
-    levels = grid.shape[0] - 1
-    remaining = jnp.cumsum((grid[1:] != grid[:-1])[::-1], axis=0, dtype=jnp.int32)[::-1]
+    at = _steps(_checked(grid))
 
     def make(params, block, level, cond):
-        # As in `sample`: streams 1 and 2 of a sample are the solver's and the denoiser's.
-        keys, denoiser_keys = randomness.fold(block.keys, 1), randomness.fold(block.keys, 2)
-        step = Step(level, grid[level], grid[level + 1], jnp.int32(levels), remaining[level], denoiser_keys)
-        run = one_step(denoiser, params, solver, block.run, step, randomness.fold(keys, level), cond)
+        keys = randomness.fold(randomness.fold(block.keys, 1), level)
+        run = one_step(denoiser, params, solver, block.run, at(level, block.keys), keys, cond)
         return Block(run, block.keys)
 
     return make
+
+
+def _steps(grid):
+    """`(level, keys) -> Step`. As in `sample`: streams 1 and 2 of a sample are the solver's and the denoiser's."""
+    levels = grid.shape[0] - 1
+    remaining = jnp.cumsum((grid[1:] != grid[:-1])[::-1], axis=0, dtype=jnp.int32)[::-1]
+
+    def at(level, keys):
+        own = randomness.fold(keys, 2)
+        return Step(level, grid[level], grid[level + 1], jnp.int32(levels), remaining[level], own)
+
+    return at
 
 
 def _checked(grid):

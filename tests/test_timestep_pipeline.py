@@ -12,13 +12,14 @@ from diffusion_jax import models, processes, solvers
 from diffusion_jax.denoisers import analytic, gaussian_mixture
 from diffusion_jax.distributed import NOTHING, make_mesh, sequential, timestep_pipeline
 from diffusion_jax.errors import InvalidInput
-from diffusion_jax.pipelined import at_each_level, cached, caching_stage, denoising_stage, noise_blocks
+from diffusion_jax.pipelined import at_each_level, cached, caching_stage, denoising_stage, noise_blocks, rollout
 from diffusion_jax.sampling import sample
 from diffusion_jax.timesteps import linspace
 from tests.models.shared import scramble
 
 FLOW = processes.rectified_flow()
 KEY = jax.random.key(3)
+REFERENCE = jax.random.normal(jax.random.key(5), (2, 4, 4, 3))
 PLACES = ("one by one", "batched", "mesh")
 
 
@@ -94,12 +95,17 @@ def test_blocks_of_a_plain_denoiser_are_samples(solver, place):
     np.testing.assert_array_equal(made.run.cost.evaluations, 4.0)
 
 
+AVATAR = {"preset": "S/2", "width": 16, "depth": 2, "heads": 2, "block": 2, "window": 2} | {
+    "temporal_positions": "rotary",
+    "reference": True,
+    "audio": True,
+}
+
+
 @functools.cache
 def avatar():
     """A causal network with audio and a sink, its weights, and a denoiser that keeps keys and values."""
-    network = models.video_dit(
-        "S/2", width=16, depth=2, heads=2, block=2, window=2, temporal_positions="rotary", reference=True, audio=True
-    )
+    network = models.video_dit(**AVATAR)
     x, cond = jnp.ones((2, 2, 4, 4, 3)), {"audio": jnp.ones((2, 2, 5)), "reference": jnp.ones((2, 4, 4, 3))}
     params = jax.jit(lambda key: scramble(network.init(key, x, jnp.ones(2), cond)))(jax.random.key(0))
     return params, cached(models.incremental(network), FLOW, sink_at=3.0)
@@ -109,9 +115,8 @@ def portrait(levels, blocks=5):
     """The sequential run of a stage, and what went into it."""
     params, denoiser = avatar()
     grid, shape = linspace(levels), (2, 2, 4, 4, 3)
-    reference = jax.random.normal(jax.random.key(5), (2, 4, 4, 3))
     audio = jax.random.normal(jax.random.key(6), (blocks, 2, 2, 5))
-    begin = {"audio": audio[0], "reference": reference}
+    begin = {"audio": audio[0], "reference": REFERENCE}
     empty = at_each_level(jax.jit(denoiser.init)(params, jnp.zeros(shape), begin), levels)
     stage = caching_stage(denoiser, solvers.flow_euler(), grid)
     noise = noise_blocks(KEY, denoiser, params, solvers.flow_euler(), grid, shape=shape, blocks=blocks)
@@ -194,3 +199,66 @@ def test_pipelines_that_cannot_be():
         timestep_pipeline(mixing, 4, mesh=make_mesh(data=2, pipe=4), axis="pip")
     with pytest.raises(InvalidInput, match="at least 1"):
         timestep_pipeline(mixing, 0)
+
+
+@functools.cache
+def rolled_out(levels, history=None):
+    """The jitted rollout of the avatar over a grid, and its carry before the first block."""
+    denoiser = avatar()[1]
+    _, (_, empty, _, _) = portrait(levels)
+    if history is not None:
+        empty = jax.tree.map(lambda leaf: leaf[0], empty)
+    return jax.jit(rollout(denoiser, solvers.flow_euler(), linspace(levels), history)), empty
+
+
+def test_a_rollout_through_all_levels_is_the_stream():
+    stage, (params, empty, noise, cond) = portrait(3)
+    there, kept = jax.jit(sequential(stage, 3))(params, empty, noise, cond)
+    run, _ = rolled_out(3)
+    x0, caches = run(params, empty, noise, cond)
+    np.testing.assert_allclose(x0, there.run.x, atol=1e-5)
+    for a, b in zip(jax.tree.leaves(caches), jax.tree.leaves(kept), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    # Left early, only the levels before have seen anything.
+    _, caches = run(params, empty, noise, cond, jnp.int32(1))
+    np.testing.assert_array_equal(caches.count, [5, 5, 0])
+
+
+@pytest.mark.parametrize("history", [None, 0.0])
+def test_gradients_reach_one_evaluation_of_each_block_and_not_the_history(history):
+    _, (params, _, noise, cond) = portrait(3)
+    run, empty = rolled_out(3, history)
+    exit = jnp.int32(1)
+
+    def second(params, carry, skip):
+        x0, _ = run(params, carry, *jax.tree.map(lambda leaf: leaf[skip:2], (noise, cond)), exit)
+        return (x0[-1] ** 2).sum()
+
+    whole = jax.jit(jax.grad(second), static_argnums=2)(params, empty, 0)
+    _, given = run(params, empty, *jax.tree.map(lambda leaf: leaf[:1], (noise, cond)), exit)
+    alone = jax.jit(jax.grad(second), static_argnums=2)(params, given, 1)
+    norm = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(alone))
+    assert norm > 0
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4 * norm)
+
+
+def test_one_level_with_a_clean_history_is_plain_autoregression():
+    _, (params, empty, noise, cond) = portrait(1)
+    network = models.video_dit(**AVATAR)
+    run = jax.jit(rollout(cached(models.incremental(network), FLOW), solvers.flow_euler(), linspace(1), 0.0))
+    # Three blocks, of which the last sees both others: the window is not felt.
+    noise, audio = jax.tree.map(lambda leaf: leaf[:3], (noise, cond["audio"]))
+    x0, _ = run(params, jax.tree.map(lambda leaf: leaf[0], empty), noise, {"audio": audio})
+    for i in range(3):
+        # The whole clip at once: clean blocks at time 0, the next one at time 1.
+        x = jnp.concatenate([*x0[:i], noise.run.x[i]], axis=1)
+        t = jnp.tile((jnp.arange(2 * i + 2) >= 2 * i).astype(jnp.float32), (2, 1))
+        told = {"audio": jnp.concatenate([*audio[: i + 1]], axis=1), "reference": REFERENCE}
+        output, _ = jax.jit(network.apply)(params, x, FLOW.network_time(t), told)
+        np.testing.assert_allclose(x0[i], x[:, -2:] - output[:, -2:], atol=2e-5)
+
+
+def test_a_history_is_a_time():
+    with pytest.raises(InvalidInput, match="history"):
+        rollout(avatar()[1], solvers.flow_euler(), linspace(2), 1.5)

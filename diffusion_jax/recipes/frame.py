@@ -1,9 +1,15 @@
-"""What recipes share: models that are trained once and kept, and seeds."""
+"""What recipes share: models that are trained once and kept, seeds, and devices."""
 
+import concurrent.futures
 import hashlib
 import json
+import multiprocessing
+import os
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
+
+import jax
 
 from diffusion_jax.cache import cache_folder
 from diffusion_jax.errors import invalid
@@ -39,3 +45,20 @@ def trained(
 def seeds(config: Any) -> range:
     """The seeds of a run: `config.seeds` many, from `config.seed` on."""
     return range(config.seed, config.seed + config.seeds)
+
+
+def on_devices(count: int, function: Callable[..., Any], *arguments: Any) -> Any:
+    """`function(*arguments)` where `count` devices are seen: here, or else in a new process with virtual CPU devices.
+
+    function: of a module, where a new process finds it. arguments, result: plain values, NumPy arrays, and trees and
+    `functools.partial` of those.
+    """
+    if jax.device_count() >= count:
+        return function(*arguments)
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
+    fresh = multiprocessing.get_context("spawn")
+    with (
+        mock.patch.dict(os.environ, {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}),
+        concurrent.futures.ProcessPoolExecutor(1, mp_context=fresh) as pool,
+    ):
+        return pool.submit(function, *arguments).result()

@@ -57,6 +57,7 @@ from diffusion_jax.timesteps.plans import (
 )
 from diffusion_jax.timesteps.vector_draws import (
     anchored,
+    blockwise,
     independent,
     mixture,
     monotone,
@@ -87,6 +88,7 @@ __all__ = [
     "antithetic",
     "beta",
     "beta_grid",
+    "blockwise",
     "bucket",
     "bucket_center",
     "bucket_of",

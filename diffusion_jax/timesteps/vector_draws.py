@@ -79,6 +79,25 @@ def independent(draw: TimestepDraw) -> TimestepDraw:
     return TimestepDraw(draw.init, drawn, draw.update)
 
 
+def blockwise(draw: TimestepDraw, block: int = 2) -> TimestepDraw:
+    """Every block of so many neighbouring frames has its own time: diffusion forcing of block-causal networks.
+
+    `independent` is a block of one frame, `shared` one of all. The blocks must divide the frames.
+    """
+    if block < 1:
+        raise invalid("block", block, "at least one frame is needed")
+
+    def drawn(state, key, shape):
+        _axis1(shape)
+        batch, count, *rest = shape
+        if count % block:
+            raise invalid("block", block, f"it must divide the {count} frames")
+        pair = draw.draw(state, key, (batch, count // block, *rest))
+        return tuple(jnp.repeat(value, block, axis=1) for value in pair)
+
+    return TimestepDraw(draw.init, drawn, draw.update)
+
+
 def shared(draw: TimestepDraw) -> TimestepDraw:
     """All frames of an example have one time."""
 

@@ -1,11 +1,13 @@
 """A latent space is trained once, standardised, and gives back what it encodes."""
 
 import numpy as np
+import pytest
 
 from diffusion_jax import data
 from diffusion_jax.config import call
+from diffusion_jax.errors import InvalidInput
 from diffusion_jax.experiment import defaults
-from diffusion_jax.recipes.latents import encoded, latent_space
+from diffusion_jax.recipes.latents import encoded, latent_space, principal_space
 
 
 def test_latents_are_standardised_and_kept(tmp_path, monkeypatch):
@@ -28,3 +30,22 @@ def test_latents_are_standardised_and_kept(tmp_path, monkeypatch):
     np.testing.assert_array_equal(again.encode(source.x0[:4]), space.encode(source.x0[:4]))
     error = np.abs(space.decode(space.encode(source.x0[:100])) - source.x0[:100]).mean()
     assert error < 0.6 * np.abs(source.x0[:100] - source.x0.mean(0)).mean()
+
+
+def test_principal_components_are_the_best_linear_latents():
+    pictures = data.digits().x0[:500]
+    errors = []
+    for components in (4, 16, 64):
+        space = principal_space(pictures, components)
+        latents = space.encode(pictures.reshape(100, 5, 8, 8, 1))
+        assert latents.shape == (100, 5, *space.shape) == (100, 5, 1, 1, components)
+        assert abs(float(latents.mean())) < 1e-3
+        np.testing.assert_allclose(latents.std(), 1.0, atol=0.01)
+        errors.append(float(np.square(space.decode(latents).reshape(pictures.shape) - pictures).mean()))
+    flat = pictures.reshape(500, -1)
+    singular = np.linalg.svd(flat - flat.mean(0), compute_uv=False)
+    # Clipping to [-1, 1] only helps.
+    assert errors[1] <= (singular[16:] ** 2).sum() / flat.size + 1e-6
+    assert errors[0] > 2 * errors[1] > 1e3 * errors[2]
+    with pytest.raises(InvalidInput, match="components"):
+        principal_space(pictures, 65)

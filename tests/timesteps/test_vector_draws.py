@@ -122,3 +122,18 @@ def test_uniform_over_a_shifted_grid():
 def test_wrong_values_are_named(make, words):
     with pytest.raises(InvalidInput, match=words):
         make()
+
+
+def test_blocks_share_their_times():
+    t, weight = timesteps.blockwise(UNIFORM, 2).draw((), KEY, (5000, 6, 3))
+    assert t.shape == weight.shape == (5000, 6, 3)
+    np.testing.assert_array_equal(t[:, ::2], t[:, 1::2])
+    # Other blocks, and other entries behind the frames, are independent.
+    for other in (t[:, 2, 0], t[:, 4, 0], t[:, 0, 1]):
+        assert abs(np.corrcoef(t[:, 0, 0], other)[0, 1]) < 0.06
+    one, _ = timesteps.blockwise(UNIFORM, 6).draw((), KEY, (10, 6))
+    np.testing.assert_array_equal(one, np.broadcast_to(one[:, :1], (10, 6)))
+    with pytest.raises(InvalidInput, match="block"):
+        timesteps.blockwise(UNIFORM, 4).draw((), KEY, (10, 6))
+    with pytest.raises(InvalidInput, match="block"):
+        timesteps.blockwise(UNIFORM, 0)
