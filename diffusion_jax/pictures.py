@@ -1,4 +1,4 @@
-"""Pictures for people: grids of images, strips of a trajectory, scatter plots, curves, all written as PNG."""
+"""Pictures for people: grids of images, named strips, scatter plots, curves, all written as PNG."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,6 +41,32 @@ def save_grid(path: Path | str, images: Any, columns: int, *, zoom: int = 1) -> 
     """Writes `grid(images, columns)` as a PNG."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     imageio.imwrite(path, grid(images, columns, zoom=zoom))
+
+
+def save_strips(path: Path | str, strips: Mapping[str, Any], *, zoom: int = 3) -> None:
+    """Writes strips of images `[F, H, W, C]`, the frames of a clip say, below each other with their names on the left.
+
+    A strip `[N, F, H, W, C]` is several of one name, below each other.
+    """
+    sheets = {}
+    for name, images in strips.items():
+        images = np.asarray(images)
+        images = images[None] if images.ndim == 4 else images
+        sheets[name] = grid(images.reshape(-1, *images.shape[2:]), images.shape[1], zoom=zoom)
+    heights = [sheet.shape[0] for sheet in sheets.values()]
+    width = max(sheet.shape[1] for sheet in sheets.values())
+    figure, axes = plt.subplots(
+        len(sheets),
+        1,
+        figsize=(width / 110 + 1.8, sum(heights) / 110 + 0.1 * len(sheets)),
+        squeeze=False,
+        gridspec_kw={"height_ratios": heights},
+    )
+    for axis, (name, sheet) in zip(axes[:, 0], sheets.items(), strict=True):
+        axis.imshow(sheet, interpolation="nearest")
+        axis.set_axis_off()
+        axis.text(-0.02, 0.5, name, transform=axis.transAxes, ha="right", va="center", fontsize=8)
+    _save(figure, path)
 
 
 def save_scatter(path: Path | str, points: Mapping[str, Any]) -> None:

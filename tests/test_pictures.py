@@ -1,0 +1,16 @@
+"""Pictures show what they were given."""
+
+import imageio.v3 as imageio
+import numpy as np
+
+from diffusion_jax import pictures
+
+
+def test_strips_show_every_clip(tmp_path):
+    red, blue = np.full((3, 8, 8, 3), -1.0), np.full((2, 3, 8, 8, 3), -1.0)
+    red[..., 0], blue[..., 2] = 1.0, 1.0
+    pictures.save_strips(tmp_path / "strips.png", {"one": red, "two of another": blue})
+    sheet = imageio.imread(tmp_path / "strips.png")[..., :3].astype(int)
+    areas = [(np.abs(sheet - colour).sum(-1) < 60).sum() for colour in ([255, 0, 0], [0, 0, 255])]
+    assert areas[0] > 3 * 8 * 8
+    assert 1.6 < areas[1] / areas[0] < 2.4
