@@ -69,6 +69,25 @@ def save_strips(path: Path | str, strips: Mapping[str, Any], *, zoom: int = 3) -
     _save(figure, path)
 
 
+def save_captioned(path: Path | str, rows: Mapping[str, tuple[Any, Sequence[str]]], *, size: float = 0.55) -> None:
+    """Writes rows of images `[N, H, W, C]` in [-1, 1], each image above its own caption, names of rows on the left.
+
+    size: side of an image in inches.
+    """
+    columns = max(len(images) for images, _ in rows.values())
+    figure, axes = plt.subplots(
+        len(rows), columns, figsize=(size * columns + 1.8, (size + 0.25) * len(rows)), squeeze=False
+    )
+    for line, (name, (images, captions)) in zip(axes, rows.items(), strict=True):
+        for axis in line:
+            axis.set_axis_off()
+        for axis, image, caption in zip(line, to_uint8(images), captions, strict=False):
+            axis.imshow(np.broadcast_to(image, (*image.shape[:2], 3)), interpolation="nearest")
+            axis.text(0.5, -0.08, caption, transform=axis.transAxes, ha="center", va="top", fontsize=7)
+        line[0].text(-0.2, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontsize=8)
+    _save(figure, path)
+
+
 def save_scatter(path: Path | str, points: Mapping[str, Any]) -> None:
     """Writes named sets of two-dimensional points `[B, 2]` side by side, on one scale."""
     figure, axes = plt.subplots(

@@ -14,3 +14,17 @@ def test_strips_show_every_clip(tmp_path):
     areas = [(np.abs(sheet - colour).sum(-1) < 60).sum() for colour in ([255, 0, 0], [0, 0, 255])]
     assert areas[0] > 3 * 8 * 8
     assert 1.6 < areas[1] / areas[0] < 2.4
+
+
+def test_captions_stand_under_their_images(tmp_path):
+    red = np.full((2, 8, 8, 3), -1.0)
+    red[..., 0] = 1.0
+    inks = []
+    for captions in (["", ""], ["seven", "three"]):
+        pictures.save_captioned(tmp_path / "rows.png", {"": (red, captions)})
+        sheet = imageio.imread(tmp_path / "rows.png")[..., :3].astype(int)
+        inks.append((sheet.sum(-1) < 200).sum())
+        reds = np.abs(sheet - [255, 0, 0]).sum(-1) < 60
+    assert inks[0] == 0 and inks[1] > 20
+    columns = np.flatnonzero(reds.any(0))
+    assert (np.diff(columns) > 1).sum() == 1

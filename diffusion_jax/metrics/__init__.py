@@ -11,6 +11,7 @@ from diffusion_jax.metrics.frechet import Moments, frechet_distance, gaussian_fr
 from diffusion_jax.metrics.image import psnr, ssim
 from diffusion_jax.metrics.inception import Inception, InceptionV3, inception
 from diffusion_jax.metrics.kernel import KernelDistance, kernel_distance, mmd2
+from diffusion_jax.metrics.leakage import leakage
 from diffusion_jax.metrics.manifold import Manifold, manifold
 from diffusion_jax.metrics.sets import SetMetric, image_set, point_set, scene_set, token_set
 from diffusion_jax.metrics.timing import SamplingCost, sampling_cost
@@ -33,6 +34,7 @@ __all__ = [
     "image_set",
     "inception",
     "kernel_distance",
+    "leakage",
     "manifold",
     "merge",
     "mmd2",
