@@ -7,7 +7,7 @@ can name it (`data.digits`). Nothing named here needs the network, except prepar
 from diffusion_jax.data import captioned_digits, moving, portrait, push_t, scenes, tabletop
 from diffusion_jax.data.captioned_digits import named_digits
 from diffusion_jax.data.conditions import Conditions, conditions_of, cycled_labels
-from diffusion_jax.data.demonstrations import Demonstrations, tabletop_demonstrations
+from diffusion_jax.data.demonstrations import Demonstrations, Pictures, tabletop_demonstrations
 from diffusion_jax.data.digits import digits
 from diffusion_jax.data.faces import faces
 from diffusion_jax.data.files import (
@@ -40,6 +40,7 @@ __all__ = [
     "Conditions",
     "Demonstrations",
     "Mixture",
+    "Pictures",
     "Source",
     "Tokenizer",
     "array_record",

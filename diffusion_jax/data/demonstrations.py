@@ -23,8 +23,10 @@ class Demonstrations:
     """Windows of episodes; see `tabletop_demonstrations` for what an example is.
 
     observations, actions: of every episode, in [-1, 1]. ends: windows of an episode start no later than this step.
-    labelled: only the first so many episodes show their actions.
+    labelled: only the first so many episodes show their actions; None for all.
+    share: of the windows that show them, which are repeated until they are about so many; as many as there are if None.
     picture: observations `[B, D]` to pictures `[B, size, size, 3]`, or None.
+    latents: what the future shows in place of pictures; see `encoded`.
     episode, start: where each window is.
     """
 
@@ -37,6 +39,8 @@ class Demonstrations:
     labelled: int | None = None
     picture: Callable[[Any], Any] | None = None
     name: str = "demonstrations"
+    share: float | None = None
+    latents: Float[np.ndarray, "E steps *L"] | None = None
     episode: np.ndarray = dataclasses.field(init=False)
     start: np.ndarray = dataclasses.field(init=False)
 
@@ -47,12 +51,22 @@ class Demonstrations:
         episodes, steps = self.actions.shape[:2]
         if self.labelled is not None and not 0 <= self.labelled <= episodes:
             raise invalid("labelled", self.labelled, f"there are {episodes} episodes")
+        if self.labelled is not None and not self.future:
+            raise invalid("labelled", self.labelled, "without a future nothing is left of a window without actions")
+        if self.share is not None and not (self.labelled and 0 < self.share < 1):
+            raise invalid("share", self.share, "it must lie in (0, 1), and some episodes must be labelled")
         last = steps - self.chunk - max(self.future - 1, 0)
         if last < 0:
             raise InvalidInput(f"Episodes of {steps} steps are too short for chunks of {self.chunk} and their future.")
         counts = np.minimum(self.ends, last) + 1
-        object.__setattr__(self, "episode", np.repeat(np.arange(episodes), counts))
-        object.__setattr__(self, "start", np.concatenate([np.arange(count) for count in counts]))
+        episode, start = np.repeat(np.arange(episodes), counts), np.concatenate([np.arange(count) for count in counts])
+        if self.share is not None:
+            shown = np.flatnonzero(episode < self.labelled)
+            wanted = self.share / (1 - self.share) * (len(episode) - len(shown))
+            again = np.tile(shown, max(round(wanted / len(shown)) - 1, 0))
+            episode, start = np.append(episode, episode[again]), np.append(start, start[again])
+        object.__setattr__(self, "episode", episode)
+        object.__setattr__(self, "start", start)
 
     @property
     def shape(self) -> Any:
@@ -77,18 +91,64 @@ class Demonstrations:
         cond = {"observation": observation}
         if self.picture is not None:
             cond["frames"] = self._pictures(observation)
-        if self.labelled is not None:
-            cond["has_action"] = episode < self.labelled
-            action = np.where(cond["has_action"][:, None, None], action, np.float32(0))
         if not self.future:
             return {"x0": action, "cond": cond}
-        after = self.observations[episode[:, None], start[:, None] + self.chunk + np.arange(self.future)]
-        future = after if self.picture is None else self._pictures(after)
-        return {"x0": {"action": action, "future": future}, "cond": cond}
+        after = episode[:, None], start[:, None] + self.chunk + np.arange(self.future)
+        if self.latents is not None:
+            future = self.latents[after]
+        else:
+            future = self.observations[after] if self.picture is None else self._pictures(self.observations[after])
+        if self.labelled is None:
+            return {"x0": {"action": action, "future": future}, "cond": cond}
+        missing = episode >= self.labelled
+        action = np.where(missing[:, None, None], np.float32(0), action)
+        return {"x0": {"action": action, "future": future}, "cond": cond, "missing": {"action": missing}}
+
+    def encoded(self, encode: Callable[[Any], Any], batch: int = 1024) -> "Demonstrations":
+        """The same windows with futures in the latent space of `encode`, pictures `[batch, ...]` to latents.
+
+        Every picture that some future shows is encoded once; `cond["frames"]` stay pictures.
+        Raises InvalidInput for demonstrations without pictures.
+        """
+        if self.picture is None:
+            raise InvalidInput("encoded() needs demonstrations with pictures: give image_size.")
+        steps = np.arange(self.observations.shape[1])
+        shown = (steps >= self.chunk) & (steps < (self.ends + self.chunk + max(self.future, 1))[:, None])
+        rows = self.observations[shown]
+        padded = np.concatenate([rows, np.repeat(rows[-1:], -len(rows) % batch, axis=0)]).reshape(
+            -1, batch, rows.shape[-1]
+        )
+        found = np.concatenate([np.asarray(encode(self.picture(part))) for part in padded])
+        latents = np.zeros((*shown.shape, *found.shape[1:]), found.dtype)
+        latents[shown] = found[: len(rows)]
+        return dataclasses.replace(self, latents=latents)
 
     def _pictures(self, observations):
         flat = self.picture(observations.reshape(-1, observations.shape[-1]))
         return np.asarray(flat).reshape(*observations.shape[:2], *flat.shape[1:])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pictures:
+    """The picture at the beginning of each window: what an autoencoder of the scenes learns from."""
+
+    demonstrations: Demonstrations
+    name: str = "pictures"
+
+    def __post_init__(self):
+        if self.demonstrations.picture is None:
+            raise InvalidInput("Pictures need demonstrations with pictures: give image_size.")
+
+    def __len__(self) -> int:
+        return len(self.demonstrations)
+
+    def __getitem__(self, index: int) -> dict:
+        return {"x0": self.take(np.array([index]))["x0"][0]}
+
+    def take(self, indices: Any) -> dict:
+        """The pictures at `indices`, stacked."""
+        source = self.demonstrations
+        return {"x0": np.asarray(source.picture(source.observations[source.episode[indices], source.start[indices]]))}
 
 
 def tabletop_demonstrations(
@@ -102,16 +162,17 @@ def tabletop_demonstrations(
     image_size: int | None = None,
     noise: float = 0.0,
     seed: int = 0,
+    share: float | None = None,
 ) -> Demonstrations:
     """Windows of the tabletop's expert, each at the first step to a few after the task is done.
 
     x0: the action chunk `[chunk, 2]`; with a future `{"action": ..., "future": [future, ...]}`, which are pictures
     `[size, size, 3]` when there are any and observations `[8]` otherwise.
-    cond: "observation" `[history, 8]`, the last one latest; "frames" `[history, size, size, 3]` with `image_size`; and
-    "has_action" bool with `labelled`.
+    cond: "observation" `[history, 8]`, the last one latest, and "frames" `[history, size, size, 3]` with `image_size`.
+    missing: with `labelled`, `{"action": bool}`, which windows stand for video without actions; their actions are zero.
 
-    labelled: only the windows of the first so many episodes show their actions; the others' are zero and stand for
-    video without actions. All do, and nothing is said about it, when None.
+    labelled: only the first so many episodes show their actions. share: these windows are repeated until they are about
+    this share of all, so that a batch mixes both kinds evenly.
     noise: standard deviation of what is added to the expert's actions, so that it is seen to recover.
     Every second episode or so passes the obstacle on the left (`source.side`); `source.fork` marks windows in which one
     cannot see yet which side it will be.
@@ -137,6 +198,7 @@ def tabletop_demonstrations(
         labelled,
         picture,
         f"tabletop_{task}/{split}",
+        share,
         sides=outcome.side,
     )
 

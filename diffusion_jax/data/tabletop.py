@@ -230,6 +230,17 @@ def expert_policy(world: Tabletop) -> Policy:
     return Policy(init, act)
 
 
+def receding_horizon(plan: Callable[[Any, Any], Float[Array, "E h 2"]], execute: int) -> Policy:
+    """Plans chunks `(observation, keys [E]) -> actions [E, h, 2]`, executes the first `execute` actions, plans anew."""
+    if execute < 1:
+        raise invalid("execute", execute, "it must be at least 1")
+
+    def act(carry, observation, keys):
+        return jnp.clip(plan(observation, keys)[:, :execute], -1.0, 1.0), carry
+
+    return Policy(lambda observation, keys: (), act)
+
+
 def rollout(
     world: Tabletop,
     policy: Policy,

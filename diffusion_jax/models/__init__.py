@@ -4,9 +4,11 @@ and vision encoders, and the one mechanism that opens them (`intercepted`). Cons
 uniform blocks (`layers.branches`). What is attached to a frozen network is in `adapters`.
 """
 
+from diffusion_jax.models.caption_decoder import CaptionDecoder, Captioner, caption_decoder
 from diffusion_jax.models.conditions import empty_condition
 from diffusion_jax.models.controlnet import ControlNet, control_from_unet, controlled, controlnet
 from diffusion_jax.models.dit import DiT, dit, pixart
+from diffusion_jax.models.dual_encoder import DualEncoder, dual_encoder
 from diffusion_jax.models.edits import cached, edit, exits, gates, override, reweighted, taps
 from diffusion_jax.models.encoders import Encoded, Encoder, as_network
 from diffusion_jax.models.framewise import framewise
@@ -15,6 +17,7 @@ from diffusion_jax.models.interception import by_path, intercepted, per_layer
 from diffusion_jax.models.joint_transformer import JointTransformer, joint_transformer
 from diffusion_jax.models.mlp import Mlp, mlp
 from diffusion_jax.models.network import count_params, network, param_shapes
+from diffusion_jax.models.observing import observing
 from diffusion_jax.models.text_encoders import T5, CLIPText, clip_text, t5_encoder
 from diffusion_jax.models.text_transformer import TextTransformer, text_transformer
 from diffusion_jax.models.tiling import sharded_rows, tiled
@@ -22,6 +25,7 @@ from diffusion_jax.models.unet import UNet, unet
 from diffusion_jax.models.vae import KLVAE, Autoencoder, GaussianPosterior, kl_vae
 from diffusion_jax.models.video_dit import VideoDiT, video_dit
 from diffusion_jax.models.vision_encoders import VisionTransformer, clip_vision, dinov2
+from diffusion_jax.models.watching import FrameEncoder, watching
 
 __all__ = [
     "KLVAE",
@@ -29,10 +33,14 @@ __all__ = [
     "Autoencoder",
     "CLIPText",
     "Cache",
+    "CaptionDecoder",
+    "Captioner",
     "ControlNet",
     "DiT",
+    "DualEncoder",
     "Encoded",
     "Encoder",
+    "FrameEncoder",
     "GaussianPosterior",
     "Incremental",
     "JointTransformer",
@@ -44,6 +52,7 @@ __all__ = [
     "as_network",
     "by_path",
     "cached",
+    "caption_decoder",
     "clip_text",
     "clip_vision",
     "control_from_unet",
@@ -52,6 +61,7 @@ __all__ = [
     "count_params",
     "dinov2",
     "dit",
+    "dual_encoder",
     "edit",
     "empty_condition",
     "exits",
@@ -63,6 +73,7 @@ __all__ = [
     "kl_vae",
     "mlp",
     "network",
+    "observing",
     "override",
     "param_shapes",
     "per_layer",
@@ -75,4 +86,5 @@ __all__ = [
     "tiled",
     "unet",
     "video_dit",
+    "watching",
 ]

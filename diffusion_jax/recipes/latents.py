@@ -51,31 +51,35 @@ def latent_space(config: ConfigDict, name: str) -> LatentSpace:
     return LatentSpace(partial(encode, params), partial(decode, params), latents.shape[1:])
 
 
-def principal_space(pictures: Any, components: int) -> LatentSpace:
+def principal_space(pictures: Any, components: int, tokens: int | None = None) -> LatentSpace:
     """The best linear autoencoder: coordinates along the leading principal components of `pictures [N, H, W, C]`.
 
     Pictures `[..., H, W, C]` become `[..., 1, 1, components]`, of variance 1 in all, one figure for all of them; a clip
     has a token a frame. Costs an eigendecomposition, and is exact up to what the components leave out.
+    tokens: cuts them into so many tokens, `[..., tokens, components / tokens]`, the leading ones first.
     """
     pictures = np.asarray(pictures, np.float32)
     flat = pictures.reshape(len(pictures), -1)
     if not 1 <= components <= flat.shape[1]:
         raise invalid("components", components, f"between 1 and {flat.shape[1]}, the numbers of a picture")
+    if tokens is not None and (tokens < 1 or components % tokens):
+        raise invalid("tokens", tokens, f"it must divide the {components} components")
+    shape = (1, 1, components) if tokens is None else (tokens, components // tokens)
     mean = flat.mean(0)
     variances, axes = np.linalg.eigh(np.cov(flat.T, dtype=np.float64))
     deviation = np.sqrt(variances[-components:].mean())
     axes = np.float32(deviation * axes[:, ::-1][:, :components])
     mean = mean.reshape(pictures.shape[1:])
-    return LatentSpace(partial(_coordinates, mean, axes), partial(_picture, mean, axes), (1, 1, components))
+    return LatentSpace(partial(_coordinates, mean, axes, shape), partial(_picture, mean, axes, shape), shape)
 
 
-def _coordinates(mean, axes, x):
+def _coordinates(mean, axes, shape, x):
     difference = (jnp.asarray(x) - mean).reshape(*jnp.shape(x)[:-3], -1)
-    return (difference @ (axes / np.square(axes).sum(0)))[..., None, None, :]
+    return (difference @ (axes / np.square(axes).sum(0))).reshape(*jnp.shape(x)[:-3], *shape)
 
 
-def _picture(mean, axes, z):
-    flat = jnp.asarray(z)[..., 0, 0, :] @ axes.T
+def _picture(mean, axes, shape, z):
+    flat = jnp.asarray(z).reshape(*jnp.shape(z)[: -len(shape)], -1) @ axes.T
     return jnp.clip(flat.reshape(*flat.shape[:-1], *mean.shape) + mean, -1.0, 1.0)
 
 

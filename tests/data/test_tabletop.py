@@ -1,5 +1,6 @@
 """The tabletop: physics that hold, an expert that succeeds on both sides, pictures read back, windows cut rightly."""
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -134,6 +135,21 @@ def test_a_policy_sees_history_and_frames_and_may_answer_with_chunks():
     assert not outcome.success.any() and (outcome.time == 10).all() and (outcome.side == 0).all()
 
 
+def test_a_receding_horizon_executes_the_first_actions_of_what_it_plans():
+    world = Tabletop("reach", horizon=6)
+    seen = []
+
+    def plan(observation, keys):
+        seen.append(observation["observation"].shape)
+        return jnp.broadcast_to(jnp.array([0.1, 0.2, 3.0, 0.4])[None, :, None], (len(keys), 4, 2))
+
+    outcome = run(world, episodes=2, policy=tabletop.receding_horizon(plan, 3))
+    np.testing.assert_allclose(outcome.actions[0, :, 0], [0.1, 0.2, 1.0, 0.1, 0.2, 1.0], atol=1e-6)
+    assert set(seen) == {(2, 1, 8)}
+    with pytest.raises(InvalidInput, match="execute is 0"):
+        tabletop.receding_horizon(plan, 0)
+
+
 def test_switches_of_side_are_counted_until_the_obstacle_is_passed():
     x = np.array([0.0, 0.1, 0.2, -0.1, -0.3, 0.05, -0.3, 0.4, 0.5], np.float32)
     y = np.array([-0.9, -0.8, -0.7, -0.6, -0.5, -0.4, -0.3, 0.1, 0.2], np.float32)
@@ -172,13 +188,37 @@ def test_windows_are_cut_where_they_say(windows):
         np.testing.assert_allclose(example["x0"]["future"][0], picture(path[t + 6]), atol=1e-5)
         np.testing.assert_allclose(example["x0"]["future"][1], picture(path[t + 7]), atol=1e-5)
         expected = source.actions[e, t : t + 6] if e < 10 else np.zeros((6, 2))
-        assert cond["has_action"] == (e < 10)
+        assert example["missing"]["action"] == (e >= 10)
         np.testing.assert_array_equal(example["x0"]["action"], expected)
     # The chunk leads from the last observation to the future: what forward and inverse dynamics rest on.
     e, t = source.episode[25], source.start[25]
     state = tabletop.state_of(jnp.asarray(source.observations[e, t]))
     end = tabletop.simulate(Tabletop(), state, jnp.asarray(source[25]["x0"]["action"]))
     np.testing.assert_allclose(tabletop.observe(end)[-1], source.observations[e, t + 6], atol=1e-5)
+
+
+def test_windows_with_actions_are_repeated_to_their_share(windows):
+    half = dataclasses.replace(windows, share=0.5)
+    shown = half.episode < 10
+    assert abs(shown.mean() - 0.5) < 0.05 and not shown[: len(windows)].all()
+    pairs = lambda source, keep: set(zip(source.episode[keep], source.start[keep]))  # noqa: E731
+    assert pairs(half, shown) == pairs(windows, windows.episode < 10)
+    # Nothing of the others is repeated.
+    assert (~shown).sum() == (windows.episode >= 10).sum()
+
+
+def test_futures_may_be_latents_of_their_pictures(windows):
+    """An encoder that halves the pictures: what it makes of each future is what comes out, and frames stay pictures."""
+    made = windows.encoded(lambda pictures: pictures[:, ::2, ::2], batch=64)
+    assert made.shape == {"action": (6, 2), "future": (2, 12, 12, 3)}
+    indices = np.array([0, 7, 40, len(windows) - 1])
+    batch, plain = made.take(indices), windows.take(indices)
+    np.testing.assert_allclose(batch["x0"]["future"], plain["x0"]["future"][:, :, ::2, ::2], atol=1e-6)
+    np.testing.assert_array_equal(batch["cond"]["frames"], plain["cond"]["frames"])
+    pictures = data.Pictures(windows)
+    assert len(pictures) == len(windows)
+    np.testing.assert_allclose(pictures.take(indices)["x0"], plain["cond"]["frames"][:, -1], atol=1e-6)
+    np.testing.assert_allclose(pictures[7]["x0"], plain["cond"]["frames"][1, -1], atol=1e-6)
 
 
 def test_at_the_fork_both_sides_are_still_possible(windows):
@@ -200,14 +240,18 @@ def test_they_are_made_from_a_config_and_go_through_the_pipeline(windows):
     batch = next(data.pipeline(source, 16))
     assert batch["x0"].shape == (16, 8, 2) and batch["cond"]["observation"].shape == (16, 2, 8)
     batch = next(data.pipeline(windows, 16))
-    assert batch["x0"]["future"].shape == (16, 2, 24, 24, 3) and batch["cond"]["has_action"].dtype == bool
+    assert batch["x0"]["future"].shape == (16, 2, 24, 24, 3) and batch["missing"]["action"].dtype == bool
 
 
 def test_impossible_tables_are_refused():
     for call, match in [
         (lambda: Tabletop("pull"), "push"),
         (lambda: Tabletop(max_step=0.5), "max_step"),
-        (lambda: data.tabletop_demonstrations(episodes=2, labelled=3), "labelled"),
+        (lambda: data.tabletop_demonstrations(episodes=2, labelled=3), "labelled is 3, but there are 2"),
+        (lambda: data.tabletop_demonstrations(episodes=2, labelled=1), "without a future"),
+        (lambda: data.tabletop_demonstrations(episodes=2, labelled=1, future=1, share=1.5), "share"),
+        (lambda: data.tabletop_demonstrations(episodes=2, future=1).encoded(lambda x: x), "image_size"),
+        (lambda: data.Pictures(data.tabletop_demonstrations(episodes=2)), "image_size"),
         (lambda: data.tabletop_demonstrations(episodes=2, chunk=90), "too short"),
         (lambda: run(Tabletop(), jump_step=100), "jump_step"),
         (lambda: tabletop.read(np.zeros((24, 24))), "images"),

@@ -47,5 +47,12 @@ def test_principal_components_are_the_best_linear_latents():
     # Clipping to [-1, 1] only helps.
     assert errors[1] <= (singular[16:] ** 2).sum() / flat.size + 1e-6
     assert errors[0] > 2 * errors[1] > 1e3 * errors[2]
+    tokens = principal_space(pictures, 64, tokens=4)
+    cut = tokens.encode(pictures)
+    assert cut.shape == (500, *tokens.shape) == (500, 4, 16)
+    np.testing.assert_allclose(cut.reshape(500, 64), latents.reshape(500, 64), atol=1e-5)
+    np.testing.assert_allclose(tokens.decode(cut), space.decode(latents).reshape(pictures.shape), atol=1e-5)
     with pytest.raises(InvalidInput, match="components"):
         principal_space(pictures, 65)
+    with pytest.raises(InvalidInput, match="tokens is 3"):
+        principal_space(pictures, 64, tokens=3)
