@@ -4,8 +4,8 @@ A config has these entries; all of them are constructor calls (`config.call`) un
 
     seed          a number
     data          the source to train on; `held_out` the one to validate and measure against
-    model         a network, or an autoencoder; `process` the noise (None for an autoencoder), `objective` the loss,
-                  `optimizer`
+    model         a network, or what else is trained (an autoencoder, a pair of encoders: init(key, x) -> params);
+                  `process` the noise (None where there is none), `objective` the loss, `optimizer`
     mesh          how devices are laid out
     train         a group: steps, batch_size and whatever else `training.train` takes; transforms, a group of calls
     ema           a group of averages of the parameters, each a constructor call
@@ -27,7 +27,6 @@ from diffusion_jax import data, denoisers, training
 from diffusion_jax.config import build, call
 from diffusion_jax.distributed import BATCH_AXES
 from diffusion_jax.errors import InvalidInput
-from diffusion_jax.models.vae import Autoencoder
 from diffusion_jax.sampling import make_sampler
 from diffusion_jax.typing import Denoiser, Network, Objective, Solver
 
@@ -86,7 +85,7 @@ class Experiment(NamedTuple):
     config: ConfigDict
     source: Any
     held_out: Any
-    network: Network | Autoencoder
+    network: Any
     process: Any
     objective: Objective
     validation: Objective
@@ -100,7 +99,7 @@ class Experiment(NamedTuple):
         with jax.ensure_compile_time_eval():
             example = self.example()
         x, cond = example["x0"], example.get("cond")
-        if isinstance(self.network, Autoencoder):
+        if not isinstance(self.network, Network):
             return self.network.init(key, x)
         t = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[:1]), x)
         return self.network.init(key, x, t, cond)

@@ -28,14 +28,14 @@ def named_digits(
     """Pairs `x0 = {"image": [8, 8, 1], "text": [text_length, embedding_dim]}` of the digits, all within [-1, 1].
 
     text_length: characters of a text, 5 .. 16; shorter names are filled up.
-    embedding_dim: of a character: 8, 16 or 32.
+    embedding_dim: of a character: 8, 16 or 32; with 0 a text is the ids of its characters, int32 [text_length].
     condition: adds `cond` with `label` 0 .. 9 and `tokens` int32 [text_length], for networks that are told.
     """
     images = digits(split)
     label = images.cond["label"]
     tokens = np.stack([encode(name, text_length) for name in NAMES])[label]
     return ArraySource(
-        {"image": images.x0, "text": embed(tokens, embedding_dim)},
+        {"image": images.x0, "text": embed(tokens, embedding_dim) if embedding_dim else tokens},
         {"label": label, "tokens": tokens} if condition else {},
         f"named_digits/{split}",
         num_classes=10,

@@ -5,6 +5,7 @@ An objective's loss is unreduced over the batch; the step of `training` averages
 """
 
 from diffusion_jax.objectives.autoencoder import vae_loss
+from diffusion_jax.objectives.contrastive import caption_loss, contrastive
 from diffusion_jax.objectives.denoising import denoising, objective
 from diffusion_jax.objectives.discrete import masked
 from diffusion_jax.objectives.distribution_matching import distribution_matching
@@ -15,6 +16,8 @@ from diffusion_jax.objectives.validation import validation_loss
 __all__ = [
     "TOKEN_WEIGHTINGS",
     "Frozen",
+    "caption_loss",
+    "contrastive",
     "denoising",
     "distribution_matching",
     "masked",

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
 from diffusion_jax.denoisers import null_condition
-from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.randomness import fold, sample_keys, uniform
 from diffusion_jax.time_axes import where
 
@@ -91,11 +91,13 @@ def _drawn(draw, state, batch, key, axes):
         if not isinstance(x0, Mapping) or set(draw) != set(x0):
             have = sorted(x0) if isinstance(x0, Mapping) else "one array"
             raise invalid("draw", sorted(draw), f"a dict of draws needs the entries of x0, which has {have}")
-        own = axes if isinstance(axes, Mapping) else dict.fromkeys(draw, axes)
+        axes = axes if isinstance(axes, Mapping) else dict.fromkeys(draw, axes)
         pairs = {
-            name: draw[name].draw(state[name], fold(key, i), _prefix(x0[name], own[name]))
+            name: draw[name].draw(state[name], fold(key, i), _prefix(x0[name], axes[name]))
             for i, name in enumerate(sorted(draw))
+            if not isinstance(draw[name], str)
         }
+        pairs |= {name: pairs[other] for name, other in draw.items() if isinstance(other, str)}
         return {**batch, "t": {n: p[0] for n, p in pairs.items()}, "t_weight": {n: p[1] for n, p in pairs.items()}}
     # One time for all modalities varies over axes that they all have.
     leaves = jax.tree.leaves(x0)
@@ -104,6 +106,18 @@ def _drawn(draw, state, batch, key, axes):
         raise invalid("t_shape", axes, "modalities that share a time must agree in those axes; use a dict of draws")
     t, weight = draw.draw(state, key, prefix)
     return {**batch, "t": t, "t_weight": weight}
+
+
+def own(draw: Mapping[str, Any]) -> dict[str, Any]:
+    """The draws of modalities that have one; the others have the name of one of these in its place.
+
+    Raises InvalidInput for a name that has no draw.
+    """
+    draws = {name: one for name, one in draw.items() if not isinstance(one, str)}
+    for name, other in draw.items():
+        if isinstance(other, str) and other not in draws:
+            raise unknown(f"draw[{name!r}]", other, draws)
+    return draws
 
 
 def _prefix(leaf: Any, axes: int) -> tuple[int, ...]:
@@ -118,8 +132,8 @@ def updated(draw: Any, state: Any, t: Any, losses: Any) -> Any:
     if isinstance(draw, Mapping):
         # Times that the batch brought along may be one array for all modalities.
         return {
-            name: draw[name].update(state[name], t[name] if isinstance(t, Mapping) else t, losses[name])
-            for name in draw
+            name: one.update(state[name], t[name] if isinstance(t, Mapping) else t, losses[name])
+            for name, one in own(draw).items()
         }
     return draw.update(state, t, losses)
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from diffusion_jax import timesteps
 from diffusion_jax.errors import InvalidInput, invalid, unknown
-from diffusion_jax.objectives.batches import drawn, drop_condition, example_keys, updated
+from diffusion_jax.objectives.batches import drawn, drop_condition, example_keys, own, updated
 from diffusion_jax.objectives.entries import EntryLoss, per_example, regression, tokens
 from diffusion_jax.randomness import split
 from diffusion_jax.time_axes import each, expand, fill
@@ -28,7 +28,7 @@ NOISE_PREDICTIONS = ("epsilon", "score")
 def denoising(
     network: Network,
     process: Any,
-    draw: TimestepDraw | Mapping[str, TimestepDraw] | None = None,
+    draw: TimestepDraw | Mapping[str, TimestepDraw | str] | None = None,
     weight: Callable[[Any, Any], Any] | None = None,
     t_shape: str | int | Mapping[str, str | int] = "batch",
     cond_dropout: float = 0.0,
@@ -44,7 +44,8 @@ def denoising(
     missing: `{modality: bool [B]}`, examples that lack a modality of joint data: it is pure noise to the network, at
         t = 1, and has no loss (see `missing_weight`); the mean is still over all examples.
     draw: which times are trained, uniform by default; for joint data one draw gives all modalities the same time, a
-        dict of draws gives each its own.
+        dict of draws gives each its own. A name in place of a draw is the time of that modality: with
+        `{"image": uniform(), "vector": "image", "text": uniform()}` two parts of an image are noised together.
     weight: `(process, t) -> weight` of t's shape, see `timesteps`; 1 by default. Tokens have their likelihood's own.
     t_shape: "batch" for one time per example, or over how many leading axes of the data times vary: 2 for `[B, F]`
         frames or `[B, N]` tokens. With a dict of draws it may be a dict as well.
@@ -77,7 +78,7 @@ def objective(
     network: Network,
     process: Any,
     entry: EntryLoss,
-    draw: TimestepDraw | Mapping[str, TimestepDraw] | None = None,
+    draw: TimestepDraw | Mapping[str, TimestepDraw | str] | None = None,
     t_shape: str | int | Mapping[str, str | int] = "batch",
     cond_dropout: float = 0.0,
     null: Mapping[str, Any] | None = None,
@@ -95,7 +96,7 @@ def objective(
         raise InvalidInput("cond_dropout needs null=, what replaces each entry of the condition: none was given.")
 
     def init(key, params, batch):
-        return {name: d.init() for name, d in draw.items()} if isinstance(draw, Mapping) else draw.init()
+        return {name: d.init() for name, d in own(draw).items()} if isinstance(draw, Mapping) else draw.init()
 
     def prepare(state, batch, key):
         return drawn(draw, state, batch, key, axes, missing_weight)

@@ -25,6 +25,13 @@ def test_every_name_round_trips(embedding_dim, text_length):
     assert [tokenizer.decode(tokenizer.encode(name)) for name in captioned.NAMES] == list(captioned.NAMES)
 
 
+def test_texts_may_stay_characters(source):
+    plain = data.named_digits("test", text_length=5, embedding_dim=0)
+    assert plain.x0["text"].dtype == np.int32
+    np.testing.assert_array_equal(plain.x0["text"], source.cond["tokens"])
+    np.testing.assert_array_equal(plain.x0["image"], source.x0["image"])
+
+
 def test_the_vectors_of_characters_are_far_apart_and_white():
     table = captioned.embedding_table(8)
     assert table.shape == (16, 8) and len(captioned.CHARACTERS) == 16

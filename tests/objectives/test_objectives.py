@@ -137,6 +137,22 @@ def test_joint_data_sums_its_modalities_each_with_its_own_time():
     assert loss.shape == (8,)
 
 
+def test_a_name_in_place_of_a_draw_is_the_time_of_that_modality():
+    process = JointProcess({"a": gaussian(), "b": gaussian(), "c": gaussian()})
+    learned = timesteps.importance(num_buckets=4, history=1)
+    silent = network(lambda x, t, cond: jax.tree.map(jnp.zeros_like, x))
+    batch = {"x0": {name: jnp.full((8, 2), value) for name, value in (("a", 2.0), ("b", 3.0), ("c", 4.0))}}
+    _, aux = losses(objectives.denoising(silent, process, {"a": learned, "b": "a", "c": timesteps.uniform()}), batch)
+    times = aux.per_example["t"]
+    np.testing.assert_array_equal(times["a"], times["b"])
+    assert not np.allclose(times["a"], times["c"])
+    # The draw learns from the modality whose it is.
+    assert set(aux.state) == {"a", "c"}
+    np.testing.assert_array_equal(np.unique(aux.state["a"].losses[aux.state["a"].count > 0]), [4.0])
+    with pytest.raises(InvalidInput, match="draw\\['b'\\] is 'd'"):
+        losses(objectives.denoising(silent, process, {"a": learned, "b": "d", "c": learned}), batch)
+
+
 def test_the_bound_of_masked_diffusion_is_the_entropy_when_the_network_knows_the_distribution():
     # Independent tokens: the best prediction is their distribution, and the bound is tight for every schedule.
     probabilities = np.asarray([0.5, 0.25, 0.125, 0.125])
