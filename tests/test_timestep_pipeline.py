@@ -12,7 +12,17 @@ from diffusion_jax import models, processes, solvers
 from diffusion_jax.denoisers import analytic, gaussian_mixture
 from diffusion_jax.distributed import NOTHING, make_mesh, sequential, timestep_pipeline
 from diffusion_jax.errors import InvalidInput
-from diffusion_jax.pipelined import at_each_level, cached, caching_stage, denoising_stage, noise_blocks, rollout
+from diffusion_jax.pipelined import (
+    at_each_level,
+    blocks_of,
+    cached,
+    caching_stage,
+    clip_of,
+    decoding_stage,
+    denoising_stage,
+    noise_blocks,
+    rollout,
+)
 from diffusion_jax.sampling import sample
 from diffusion_jax.timesteps import linspace
 from tests.models.shared import scramble
@@ -262,3 +272,29 @@ def test_one_level_with_a_clean_history_is_plain_autoregression():
 def test_a_history_is_a_time():
     with pytest.raises(InvalidInput, match="history"):
         rollout(avatar()[1], solvers.flow_euler(), linspace(2), 1.5)
+
+
+def test_a_last_device_decodes_what_the_others_have_made():
+    levels, blocks = 2, 3
+
+    def decode(x):
+        return jnp.tanh(x).sum(-1)
+
+    denoiser, grid = analytic(FLOW), linspace(levels)
+    mixture = gaussian_mixture(jnp.array([[-1.0, 0.0], [1.0, 0.5]]), 0.1)
+    noise = noise_blocks(KEY, denoiser, mixture, solvers.ddim(), grid, shape=(3, 2), blocks=blocks, cached=False)
+    stage = denoising_stage(denoiser, solvers.ddim(), grid)
+    plain, _ = jax.jit(sequential(stage, levels))(mixture, (), noise)
+    pipeline = placed(decoding_stage(stage, levels, decode), levels + 1, "mesh")
+    assert pipeline.ticks(blocks) == blocks + levels
+    (made, shown), _ = jax.jit(pipeline.run)(mixture, (), (noise, jnp.full((blocks, 3), jnp.nan)))
+    np.testing.assert_array_equal(made.run.x, plain.run.x)
+    np.testing.assert_allclose(shown, jax.vmap(decode)(plain.run.x), rtol=1e-6)
+
+
+def test_clips_are_cut_into_blocks_and_put_together():
+    clip = jnp.arange(2 * 6 * 3.0).reshape(2, 6, 3)
+    blocks = blocks_of(clip, 2)
+    assert blocks.shape == (3, 2, 2, 3)
+    np.testing.assert_array_equal(blocks[1], clip[:, 2:4])
+    np.testing.assert_array_equal(clip_of(blocks), clip)
