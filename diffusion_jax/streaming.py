@@ -18,6 +18,7 @@ from diffusion_jax import randomness
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.models.incremental import Incremental
 from diffusion_jax.sampling import Run, Samples, check_grid, one_step, sample
+from diffusion_jax.solvers import inpainted
 from diffusion_jax.time_axes import fill, where
 from diffusion_jax.timesteps import plans
 from diffusion_jax.typing import Cost, Denoiser, Solver, Step
@@ -273,6 +274,7 @@ def sample_chained(
     chunks: int,
     overlap: int,
     level: float = 0.0,
+    replaced: bool = False,
     context: Any = None,
     cond: Any = None,
     index: Any = None,
@@ -282,8 +284,10 @@ def sample_chained(
     shape: of one chunk, `(B, F, ...)`. grid: `[S + 1]`.
     chunks: how many are generated, of F - overlap new frames each (the first of F when there is no context).
     level: the multiplier of the overlapping frames, see `multiplied`: 0 keeps them clean; a little noise lets the
-        network look at them less closely. Frames that were made are never changed. context: `[B, overlap, ...]` frames
-        to go on from.
+        network look at them less closely. Frames that were made are never changed.
+    replaced: instead, all frames of a chunk run along the grid together, and the overlapping ones are replaced at each
+        step by themselves, noised: all that a network of one time a clip can do (`solvers.inpainted`).
+    context: `[B, overlap, ...]` frames to go on from.
 
     x is `[B, overlap + chunks (F - overlap), ...]`, the context included. Chunk c draws as
     `sample(fold_in(key, c), ...)`. Costs S evaluations a chunk.
@@ -296,14 +300,17 @@ def sample_chained(
     if context is not None and jnp.shape(context) != (shape[0], overlap, *shape[2:]):
         raise invalid("context.shape", jnp.shape(context), f"{(shape[0], overlap, *shape[2:])} was expected")
     index = jnp.arange(shape[0]) if index is None else index
-    again = plans.multiplied(grid, np.where(np.arange(frames) < overlap, level, 1.0))
+    past = np.arange(frames) < overlap
+    again = plans.multiplied(grid, np.where(past & (not replaced), level, 1.0))
     first = again if context is not None else plans.synchronous(grid, frames)
 
     def body(carry, number):
         known, plan, cost = carry
         own = jax.random.fold_in(key, number)
         x_init = plans.noised_start(own, denoiser.process, plan, known, index)
-        result = sample(own, denoiser, params, solver, plan, x_init=x_init, cond=cond, index=index)
+        mask = jnp.broadcast_to(past & ((number > 0) | (context is not None)), shape[:2])
+        held = inpainted(solver, known, mask) if replaced else solver
+        result = sample(own, denoiser, params, held, plan, x_init=x_init, cond=cond, index=index)
         handed = jnp.zeros_like(known).at[:, :overlap].set(result.x[:, frames - overlap :])
         return (handed, again, cost + result.cost), result.x
 

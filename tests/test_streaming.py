@@ -272,6 +272,23 @@ def test_a_chain_of_chunks_is_a_long_clip():
     np.testing.assert_allclose(run.x[:, :frames], first, atol=1e-4)
 
 
+def test_a_chain_by_replacement_keeps_what_it_replaces():
+    """The first chunk is the plain run; a model that sees no level but its own needs no other."""
+    clip, grid, shape = gaussian_clip(4), linspace(50), (4000, 4, 1)
+    options = {"shape": shape, "overlap": 2, "replaced": True}
+    run = jax.jit(lambda: sample_chained(KEY, ORACLE, clip, solvers.ddim(), grid, chunks=3, **options))()
+    first = sample(jax.random.fold_in(KEY, 0), ORACLE, clip, solvers.ddim(), grid, shape=shape).x
+    np.testing.assert_allclose(run.x[:, :4], first, atol=1e-4)
+    assert run.x.shape == (4000, 8, 1) and float(run.cost.evaluations) == 150
+    # New frames follow the old ones, though less closely than they do in the data (0.9).
+    correlation = np.corrcoef(np.asarray(run.x[..., 0]).T)
+    assert 0.5 < correlation[3, 4] < 0.9 and 0.5 < correlation[5, 6] < 0.9
+    context = jax.random.normal(KEY, (4000, 2, 1))
+    long = sample_chained(KEY, ORACLE, clip, solvers.ddim(), grid, chunks=1, context=context, **options).x
+    np.testing.assert_array_equal(long[:, :2], context)
+    assert np.corrcoef(np.asarray(long[:, 1:3, 0]).T)[0, 1] > 0.5
+
+
 def test_a_chain_goes_on_from_its_context():
     clip, grid = gaussian_clip(4), linspace(6)
     context = jax.random.normal(KEY, (3, 2, 1))
