@@ -1,0 +1,109 @@
+"""What Pusa promises: an adapted network is the base until it is asked for more, and any network can be adapted."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax import adapters, denoisers, models, objectives, processes, sampling, solvers, timesteps, training
+from diffusion_jax.config import build, load
+from diffusion_jax.models import by_path
+from diffusion_jax.recipes.adaptation import adaptation, at_scale, change, shown, with_channels
+from tests.models.shared import scramble
+
+SHAPE = (2, 3, 4, 4, 2)
+LABEL = {"label": jnp.array([0, 2])}
+
+
+def clips(seed=0):
+    return jax.random.normal(jax.random.key(seed), SHAPE)
+
+
+def network(**fields):
+    return models.video_dit(
+        "S/2", **{"width": 16, "depth": 2, "heads": 2, "num_classes": 3, "attention": "joint", **fields}
+    )
+
+
+@pytest.fixture(scope="module")
+def case():
+    base = network()
+    params = scramble(base.init(jax.random.key(0), clips(), jnp.zeros(2), LABEL))
+    adapted = adaptation(
+        base,
+        params,
+        lambda network: adapters.lora(network, rank=2, select=("q", "v", "feed_forward/up")),
+        lambda network: objectives.denoising(
+            network, processes.rectified_flow(), timesteps.independent(timesteps.uniform()), t_shape=2
+        ),
+        {"x0": clips(), "cond": LABEL},
+    )
+    return base, params, adapted
+
+
+def sampled(network, params, plan, x):
+    sampler = sampling.make_sampler(
+        denoisers.guided(denoisers.denoiser(network, processes.rectified_flow()), 1.5, null={"label": 3}),
+        solvers.flow_euler(),
+        shape=SHAPE[1:],
+    )
+    return sampler(jax.random.key(1), params, plan, LABEL, np.arange(2), x).x
+
+
+def test_at_scale_0_the_sampler_is_the_base_and_given_frames_stay_bit_for_bit(case):
+    base, params, adapted = case
+    factors = scramble(adapted.init(jax.random.key(2)))
+    grid, x = timesteps.linspace(3), clips(3)
+    every, given = (timesteps.multiplied(grid, m) for m in ([1, 1, 1], [0, 1, 0.5]))
+    before = sampled(base, params, every, x)
+    np.testing.assert_array_equal(sampled(adapted.network, at_scale(params, factors, 0.0), every, x), before)
+    np.testing.assert_array_equal(sampled(base, params, grid, x), before)
+    after = sampled(adapted.network, at_scale(params, factors, 1.4), given, x)
+    np.testing.assert_array_equal(after[:, 0], x[:, 0])
+    assert float(jnp.abs(after - sampled(base, params, given, x)).max()) > 0.01
+    merged = adapters.merged(params, factors, 1.4)
+    np.testing.assert_allclose(sampled(base, merged, given, x), after, atol=1e-4)
+
+
+def test_only_factors_learn_and_are_saved_alone(case, tmp_path):
+    _, params, adapted = case
+    batch = {"x0": clips(), "cond": LABEL, "index": jnp.arange(2)}
+    optimizer = training.optimizers.adamw(1e-2)
+    state = training.init_state(adapted.objective, optimizer, adapted.init, batch)
+    state, _ = training.make_train_step(adapted.objective, optimizer)(state, batch)
+    found = change(params, state.params)
+    assert set(found) == {"attention", "feed_forward"}
+    assert min(found.values()) > 0
+    training.save_params(tmp_path, state.params)
+    for path, leaf in by_path(training.load_params(tmp_path)).items():
+        np.testing.assert_array_equal(leaf, by_path(state.params)[path])
+
+
+def test_further_channels_count_for_nothing_at_first(case):
+    base, params, _ = case
+    wide, t = network(concat=True), jnp.array([0.3, 0.9])
+    extra = shown(np.asarray(clips(5)), np.array([[1, 0, 0], [0, 0, 1]]))
+    np.testing.assert_array_equal(extra[0, 1:], 0)
+    np.testing.assert_array_equal(extra[1, 2, ..., :2], clips(5)[1, 2])
+    output, _ = wide.apply(with_channels(params, 2, 3), clips(), t, {**LABEL, "concat": extra})
+    np.testing.assert_allclose(output, base.apply(params, clips(), t, LABEL)[0], atol=1e-5)
+
+
+def test_the_published_settings_make_an_adapter_of_a_large_network():
+    config = load("configs/recipes/pusa.py:paper")
+    entry = config.arms.vta
+    base = build(entry.model)
+    adapted = build(entry.lora, network=base)
+    x, cond = jnp.zeros((1, 2, 4, 4, 16)), {"context": jnp.zeros((1, 3, 4096))}
+    params = jax.eval_shape(base.init, jax.random.key(0), x, jnp.zeros(1), cond)
+    factors = jax.eval_shape(adapted.init, jax.random.key(0), params, x, jnp.zeros(1), cond)
+    whole, part = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (params, factors))
+    assert whole > 14e9
+    # Rank 512 of q, k, v, o (twice: also towards the text) and of both matrices of the feed-forward layer, 40 blocks.
+    assert part == 40 * 512 * (8 * 2 * 5120 + 2 * (5120 + 13824))
+    objective = build(entry.objective, network=adapted.network, process=build(entry.process))
+    batch = {"x0": jnp.zeros((500, 2, 1, 1, 1)), "index": jnp.arange(500)}
+    t = objective.prepare((), batch, jax.random.key(1))["t"]
+    assert t.shape == (500, 2)
+    assert float(jnp.median(t)) == pytest.approx(5 / 6, abs=0.02)
+    assert build(config.grid).shape == (11,)
