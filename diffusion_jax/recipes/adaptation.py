@@ -1,7 +1,7 @@
 """A trained model learns more by factors beside its frozen weights, or by further channels of its input.
 
-Nothing here knows which network it is: what is adapted takes the calling convention of networks, and what is learned is
-decided by the objective.
+`adaptation` does not know which network it is: what is adapted takes the calling convention of networks, and what is
+learned is decided by the objective. `with_channels` is for `video_dit`.
 """
 
 from collections.abc import Callable, Mapping
