@@ -2,7 +2,7 @@
 
 A part ("modality") is cut into patches; the tokens of all parts stand in one sequence and see each other. How the times
 enter is a choice: each token modulated by its own (adaLN), tokens that tell the times (UniDiffuser, Bao et al. 2023),
-or one vector of all times that modulates all tokens (UWM, Zhu et al. 2025). Networks of one array of images or of
+or one vector of all times that modulates all tokens (UWM, Zhu et al. 2025; SDP). Networks of one array of images or of
 discrete text are in `dit` and `text_transformer`; the roles that parts play in a run are grids, see `timesteps.roles`.
 """
 
@@ -34,10 +34,11 @@ from diffusion_jax.models.network import check_transformer, chosen, make_module,
 from diffusion_jax.time_axes import fill
 from diffusion_jax.typing import Network
 
-TIMES = ("adaln", "global", "tokens")
+TIMES = ("adaln", "joined", "global", "tokens")
 """How times enter. "adaln": each token is modulated by its own part's time, which may differ from token to token.
-"global": all tokens by one vector of all parts' times. "tokens": one token in the sequence tells each part's time, and
-blocks are plain. The last two take one time per part and sample."""
+"joined": all tokens by one vector, made of the times of all of them in their order, so that a time for each costs what
+one for all does (Høeg et al. 2024, SDP). "global": all tokens by one vector of all parts' times. "tokens": one token in
+the sequence tells each part's time, and blocks are plain. The last two take one time per part and sample."""
 
 POSITIONS = ("learned", "sincos")
 
@@ -88,8 +89,9 @@ class JointTransformer(nn.Module):
         one size for each axis between batch and channels: `(2, 2)` for images `[B, H, W, C]`, `(1, 4, 4)` for clips,
         `(1,)` for actions or embeddings `[B, N, C]`, `()` for vectors `[B, C]`. A number is the vocabulary V of tokens
         `[B, N]`, with id V as the absorbing mask and logits `[B, N, V]`.
-    times: a key of `TIMES`. Times are a dict like x, each `[B]` or with "adaln" a prefix of the part's shape (a time
-        per frame, per action, per pixel; patches take the mean); one array serves all parts.
+    times: a key of `TIMES`. Times are a dict like x, each `[B]` or with "adaln" and "joined" a prefix of the part's
+        shape (a time per frame, per action, per pixel; patches take the mean); one array serves all parts. "joined" is
+        bound to the number of tokens.
     registers: learned tokens without an output (Darcet et al. 2024), which stand at time 0.
     skips: long skip connections from block i to block depth - 1 - i (Bao et al. 2022, U-ViT).
     positions: of each part's tokens: "learned" (bound to its sizes) or "sincos" (fixed).
@@ -130,7 +132,7 @@ class JointTransformer(nn.Module):
             sequence.append(self._learned("registers", self.registers, c.shape[0], dtype))
         if self.times == "tokens":
             sequence.append(c + self._learned("time_positions", len(parts), c.shape[0], dtype))
-        elif self.times == "global":
+        elif self.times in ("joined", "global"):
             c = nn.DenseGeneral(self.width, axis=(-2, -1), dtype=dtype, name="all_times")(c)
 
         h = jnp.concatenate(sequence, axis=1)
@@ -192,10 +194,12 @@ class JointTransformer(nn.Module):
         times, lengths = [], []
         for part in parts:
             own = t[part.name]
-            if self.times != "adaln" and own.ndim > 1:
+            if self.times not in ("adaln", "joined") and own.ndim > 1:
                 field = f"t[{part.name!r}].shape" if part.name else "t.shape"
                 raise invalid(field, own.shape, f"times={self.times!r} takes one time per sample, [B]; use 'adaln'")
             own = times_of_patches(own, (1,) if part.discrete else part.patch, part.sizes)
+            if self.times == "joined" and own.ndim == 1:
+                own = jnp.broadcast_to(own[:, None], (own.shape[0], part.tokens))
             times.append(own.reshape(own.shape[0], -1))
             lengths += [part.tokens] if own.ndim == 1 else [1] * part.tokens
         if self.times == "adaln" and self.registers:

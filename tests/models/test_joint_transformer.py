@@ -126,6 +126,21 @@ def test_a_tokens_time_is_its_own():
     np.testing.assert_array_equal(clip, [[False] * 3, [False, False, True]])
 
 
+def test_joined_times_are_one_vector_of_the_times_of_all_tokens():
+    network = tiny((2,), times="joined", registers=1)
+    params = drawn(models.param_shapes(network, (2, 6, 3)))
+    apply = jax.jit(lambda x, t: network.apply(params, x, t)[0])
+    x, whole = image((2, 6, 3)), jnp.array([100.0, 700.0])
+    equal = apply(x, jnp.broadcast_to(whole[:, None], (2, 6)))
+    np.testing.assert_array_equal(equal, apply(x, whole))
+    # The last patch's time is told to all tokens, even where they do not meet; and in their order.
+    inside = models.intercepted(network, models.edit("attention", lambda run, data, h, *_: jnp.zeros_like(h)))
+    alone = jax.jit(lambda t: inside.apply(params, {}, x, t)[0])
+    rising = jnp.array([100.0, 100, 300, 300, 700, 700]) * jnp.ones((2, 1))
+    assert (np.abs(alone(rising) - alone(rising.at[:, 4:].set(900.0))).max(axis=-1) > 1e-4).all()
+    assert (np.abs(alone(rising) - alone(rising[:, ::-1])).max(axis=-1) > 1e-4).all()
+
+
 @pytest.mark.parametrize("kind", ["global", "tokens"])
 def test_gradients_reach_every_parameter(kind):
     parts = {"words": 7, "image": (2, 2)}

@@ -1,0 +1,195 @@
+"""SDP: a policy whose actions stand at rising noise levels, so that a decision is a share of a denoising.
+
+A disc is driven around an obstacle by plans of h chunks of actions, of which the first is executed. Diffusion Policy
+denoises a whole plan at each decision, for N evaluations. A stream keeps the plan in a rolling buffer, whose chunks
+wait at the levels 1/h, 2/h, .. 1, and needs N / h (Høeg et al. 2024). The network is trained on the levels that a
+stream visits in 80 of 100 examples, and on one level for all actions in the others.
+"""
+
+import importlib.util
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from diffusion_jax import pictures
+from diffusion_jax.data import push_t, tabletop
+from diffusion_jax.recipes import Claim, Results, claim, seeds
+from diffusion_jax.recipes.acting import decisions, planner, replanned, rollouts, streamed
+
+
+def run(config: Any, workdir: Path) -> Results:
+    chunk, numbers = config.chunk, list(seeds(config))
+    mixed, constant = (planner(config.policies[name], f"sdp-{name}", numbers) for name in ("mixed", "constant"))
+    chunks = mixed.entries // chunk
+    arms = {
+        "full": replanned(constant, chunk),
+        "full_mixed": replanned(mixed, chunk),
+        "short": replanned(constant, chunk, constant.steps // chunks),
+        "stream": streamed(mixed, chunk, "denoise"),
+        "stream_zero": streamed(mixed, chunk, "zero"),
+        "stream_constant": streamed(constant, chunk, "denoise"),
+    }
+    play = partial(rollouts, seeds=numbers, episodes=config.episodes)
+    world = tabletop.Tabletop(config.task, horizon=config.horizon)
+    outcomes = {name: play(arm, world) for name, arm in arms.items()}
+    success = {name: outcome.success.mean(axis=1).tolist() for name, outcome in outcomes.items()}
+    cost = {n: decisions({name: arms[name] for name in ("full", "stream")}, config.repeats, n) for n in (1, 16)}
+    # A disc that answers slowly stays where both sides are open for several decisions.
+    slow = tabletop.Tabletop(config.task, max_step=config.slow.max_step, horizon=config.slow.horizon)
+    wavered = {name: wavering(play(arms[name], slow), chunk) for name in ("short", "stream")}
+
+    hurried = tabletop.Tabletop(config.task, horizon=config.jump.horizon)
+    jumping = {1: arms["full_mixed"], chunks: arms["stream"]}
+    for name, policy in config.jump.policies.items():
+        longer = planner(policy, f"sdp-{name}", numbers[:1])
+        jumping[longer.entries // chunk] = streamed(longer, chunk, "denoise")
+    after = {h: play(jumping[h], hurried, jump_step=config.jump.step) for h in sorted(jumping)}
+
+    claims = [
+        claim(
+            "A decision costs N / h evaluations",
+            "network evaluations per executed chunk, counted",
+            cost[1]["full"].evaluations,
+            cost[1]["stream"].evaluations,
+            "lower",
+            "50 calls instead of 100 (h = 2)",
+            factor=1 / chunks,
+            margin=1e-6,
+        ),
+        *(
+            claim(
+                f"At least three times as many decisions a second: {n} at once",
+                f"decisions per second in each of {n} environments, median",
+                1 / cost[n]["full"].seconds,
+                1 / cost[n]["stream"].seconds,
+                "higher",
+                "about 1.0 s falls to about 0.1 s as h grows",
+                factor=3.0,
+                reason="of so small a network an evaluation is short against what each decision costs besides",
+            )
+            for n in sorted(cost)
+        ),
+        claim(
+            "The success of full re-denoising by a model trained for it",
+            "success, at most 3 points lower; the baseline is trained on constant levels",
+            success["full"],
+            success["stream"],
+            "higher",
+            "score 0.90 on Push-T; scores unchanged as h grows",
+            margin=-0.03,
+        ),
+        claim(
+            "The success of full re-denoising by the same model",
+            "success, at most 3 points lower; both trained 80/20",
+            success["full_mixed"],
+            success["stream"],
+            "higher",
+            "scores unchanged as h grows",
+            margin=-0.03,
+        ),
+        claim(
+            "A stream keeps to its side",
+            "share of episodes in which decisions steer to different sides; the baseline is DDIM at equal cost",
+            wavered["short"],
+            wavered["stream"],
+            "lower",
+            "consecutive plans share partly denoised futures",
+        ),
+        claim(
+            "Constant levels alone do not train a stream",
+            "success of a stream, at least 10 points higher; the baseline is trained on constant levels",
+            success["stream_constant"],
+            success["stream"],
+            "higher",
+            "constant or linear levels alone are poor, 80/20 is best (0.90)",
+            margin=0.1,
+        ),
+        claim(
+            "It does not matter how the buffer is begun",
+            "success, at most 3 points lower, begun with zeros; the baseline is begun with a whole plan",
+            success["stream"],
+            success["stream_zero"],
+            "higher",
+            "0.90 with each of the three primers",
+            margin=-0.03,
+            reason="zeros steer to no side, and the first chunks, at low noise, stay near them",
+        ),
+        *jump_claims(after, config.jump),
+    ]
+    if config.push_t.episodes and importlib.util.find_spec("gym_pusht"):
+        claims += on_push_t(config.push_t, numbers[0])
+
+    files = [workdir / "paths.png", workdir / "jump.png"]
+    titles = {
+        "full": f"{constant.steps} evaluations",
+        "short": f"{constant.steps // chunks} evaluations",
+        "stream": "stream, 80/20",
+        "stream_constant": "stream, constant",
+    }
+    discs = {title: outcomes[name].observations[0, :100, :, :2].reshape(-1, 2) for name, title in titles.items()}
+    pictures.save_scatter(files[0], discs)
+    steps = range(config.jump.step, config.jump.horizon + 1)
+    curves = {
+        f"h = {h}": (steps, [float((outcome.success & (outcome.time <= step)).mean()) for step in steps])
+        for h, outcome in after.items()
+    }
+    label = f"share at the goal, which jumped after step {config.jump.step}"
+    pictures.save_curves(files[1], curves, x_label="step of the episode", y_label=label)
+    return Results(claims, files)
+
+
+def wavering(outcome: tabletop.Outcome, chunk: int) -> list[float]:
+    """The share of episodes in which, still below the obstacle, a chunk steers to the other side than the one before.
+
+    A chunk steers to a side when its mean action along x is at least 0.2; the expert's is about 0.55.
+    """
+    places = tabletop.state_of(outcome.observations[:, :, :-1:chunk])
+    below = places.disc[..., 1] < places.obstacle[..., 1] - tabletop.DISC - tabletop.OBSTACLE
+    across = outcome.actions[..., 0].reshape(*below.shape, chunk).mean(axis=-1)
+    steers = np.where(np.abs(across) >= 0.2, np.sign(across), 0)
+    return (below[..., 1:] & (steers[..., 1:] * steers[..., :-1] < 0)).any(axis=-1).mean(axis=-1).tolist()
+
+
+def jump_claims(after: dict[int, tabletop.Outcome], jump: Any) -> list[Claim]:
+    """Success before a deadline after the goal has jumped, each h against h = 1, which is full re-denoising."""
+    success = {h: outcome.success.mean(axis=1).tolist() for h, outcome in after.items()}
+    one, *others = sorted(success)
+    return [
+        claim(
+            f"What was begun earlier reacts later: h = {h}",
+            f"success {jump.horizon - jump.step} steps after the goal jumps; the baseline is h = {one}",
+            success[one],
+            success[h],
+            "lower",
+            "reactivity drops as h grows",
+        )
+        for h in others
+    ]
+
+
+def on_push_t(config: Any, seed: int) -> list[Claim]:
+    """Full re-denoising and a stream with one model on the same episodes of Push-T."""
+    model, history = planner(config.policy, "sdp-push-t", [seed]), config.policy.data.history
+    found = {}
+    for name, arm in {"full": replanned(model, config.chunk), "stream": streamed(model, config.chunk)}.items():
+        policy = arm.policy(model.params[0])
+        compiled = tabletop.Policy(policy.init, jax.jit(policy.act))
+        found[name] = push_t.rollout(compiled, seed, config.episodes, history=history, horizon=config.horizon)
+    return [
+        claim(
+            f"Push-T: the {name} of full re-denoising",
+            f"{name}, mean of {config.episodes} episodes, one model; at most {config.margin:g} lower",
+            measure(found["full"]),
+            measure(found["stream"]),
+            "higher",
+            "score 0.90 in simulation whatever the primer",
+            margin=-config.margin,
+        )
+        for name, measure in {
+            "success": lambda outcome: float(outcome.success.mean()),
+            "best coverage": lambda outcome: float(outcome.coverage.mean()),
+        }.items()
+    ]
