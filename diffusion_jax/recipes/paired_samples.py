@@ -1,0 +1,81 @@
+"""Pairs of an image and a text, drawn by one program in every task: what stands at 0 is given, at 1 unknown."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax import denoisers, pictures, solvers, timesteps
+from diffusion_jax.experiment import Experiment
+from diffusion_jax.sampling import sample
+
+TASKS = {
+    "image, text": {"image": "generate", "text": "generate"},
+    "image | text": {"image": "generate", "text": "given"},
+    "text | image": {"image": "given", "text": "generate"},
+    "image": {"image": "generate", "text": "ignored"},
+    "text": {"image": "ignored", "text": "generate"},
+}
+"""Roles of the modalities in each task: the query table of the paper."""
+
+CONDITIONALS = (("image | text", "image", "text"), ("text | image", "text", "image"))
+"""Task, what is generated, what is given."""
+
+
+class Sampler(NamedTuple):
+    """draw: `(params, key, roles, known, scale=1) -> pairs`: one program for all tasks, networks and guidance scales.
+
+    roles: for each modality its role, or a list with one an example; what has none is a part of the image, with its
+        role. known: what is given, and anything for the others.
+    replaced: `(params, key, known, given) -> pairs`: all is generated, but the modality `given` replaced at each step.
+    traces: an entry for each time that `draw` was compiled.
+    """
+
+    draw: Callable[..., Any]
+    replaced: Callable[..., Any]
+    traces: list
+
+
+def sampler(experiment: Experiment, steps: int) -> Sampler:
+    """How pairs are drawn from networks like that of `experiment`."""
+    process, grid, solver = experiment.process, timesteps.linspace(steps), solvers.dpm_solver_pp(order=2)
+    plain, traces = denoisers.denoiser(experiment.network, process), []
+
+    @jax.jit
+    def drawn(params, key, plan, known, scale):
+        traces.append(steps)
+        denoiser = denoisers.jointly_guided(plain, jnp.full(steps, scale))
+        start = timesteps.noised_start(key, process, plan, known)
+        return sample(key, denoiser, params, solver, plan, x_init=start).x
+
+    @jax.jit
+    def inpainted(params, key, known, mask):
+        shape = {name: value.shape for name, value in known.items()}
+        plan = timesteps.roles(grid, TASKS["image, text"])
+        return sample(key, plain, params, solvers.inpainted(solver, known, mask), plan, shape=shape).x
+
+    def draw(params, key, roles, known, scale=1.0):
+        roles = {name: roles.get(name, roles["image"]) for name in known}
+        listed = {n: [role] * len(known[n]) if isinstance(role, str) else role for n, role in roles.items()}
+        return jax.device_get(drawn(params, key, timesteps.roles(grid, listed), known, scale))
+
+    def replaced(params, key, known, given):
+        mask = {name: np.full(len(value), name == given) for name, value in known.items()}
+        return jax.device_get(inpainted(params, key, known, mask))
+
+    return Sampler(draw, replaced, traces)
+
+
+def save(path: Path, made: Sampler, params: Any, known: Any, shown: Callable[[Any], Any], scale: float = 1.0) -> Path:
+    """All tasks of one network as a picture, and a chain: an image, its text, an image of that text."""
+    drawn = {task: made.draw(params, jax.random.key(0), roles, known, scale) for task, roles in TASKS.items()}
+    again = made.draw(params, jax.random.key(1), TASKS["image | text"], drawn["text | image"], scale)
+    rows = {**{f"p({task})": shown(pairs) for task, pairs in drawn.items()}, "an image of that text": shown(again)}
+    # What is ignored is noise: it is not shown.
+    rows["p(image)"] = (rows["p(image)"][0], [""] * len(again["text"]))
+    rows["p(text)"] = (np.ones_like(rows["p(text)"][0]), rows["p(text)"][1])
+    pictures.save_captioned(path, {name: (images[:10], texts[:10]) for name, (images, texts) in rows.items()})
+    return path
