@@ -33,11 +33,11 @@ def test_blending_keeps_the_ends():
 
 def test_the_arms_differ_in_p_alone():
     arms = load(FILE).arms
-    shares = []
-    for entry in arms.values():
-        shares.append(entry.objective.draw.probability)
+    shares = {}
+    for name, entry in arms.items():
+        shares[name] = entry.objective.draw.probability
         entry.objective.draw.probability = 0.0
-    assert shares == [0.0, 0.2, 1.0]
+    assert shares == {"synchronous": 0.0, "mixed": 0.2, "independent": 1.0}
     assert all(entry.to_dict() == arms.mixed.to_dict() for entry in arms.values())
 
 
