@@ -6,8 +6,8 @@ python -m diffusion_jax.recipes uwm
 from diffusion_jax.config import ConfigDict, call
 from diffusion_jax.experiment import defaults
 
-LABELLED, FREE = 100, 1000
-"""Trajectories with and without actions."""
+LABELLED, FEW, FREE = 100, 20, 1000
+"""Trajectories with actions, few of them in the low-label regime, and without: half of the published 2000 videos."""
 
 SIZE, CHUNK = 16, 10
 """Pixels of a picture's side, and actions of a chunk."""
@@ -28,6 +28,8 @@ def get_config(variant: str = "small") -> ConfigDict:
         "labelled": _arm(smoke, labelled, own),
         "cotrained": _arm(smoke, both, own),
         "shared": _arm(smoke, both, shared),
+        "labelled_few": _arm(smoke, _windows(smoke, labelled=FEW), own),
+        "cotrained_few": _arm(smoke, _windows(smoke, labelled=FEW, free=True), own),
     }
     if variant == "paper":
         config.arms.cotrained = _published(both)
@@ -44,8 +46,8 @@ def _often_at_the_ends(draw, ignored):
     return call("timesteps.pinned", draw=given, value=1.0, probability=ignored, weight=1.0)
 
 
-def _windows(smoke, split="train", future=1, free=False, episodes=None):
-    labelled, others = (4, 8) if smoke else (LABELLED, FREE)
+def _windows(smoke, split="train", future=1, labelled=LABELLED, free=False, episodes=None):
+    labelled, others = (4, 8) if smoke else (labelled, FREE)
     known = {"labelled": episodes or labelled} if future else {}
     return call(
         "data.tabletop_demonstrations",
@@ -64,7 +66,7 @@ def _windows(smoke, split="train", future=1, free=False, episodes=None):
 def _arm(smoke, windows, draw):
     """One network; the arms share trunk, encoder of frames, optimiser and number of updates."""
     joint = windows.future > 0
-    config = defaults(steps=3 if smoke else 2500, batch_size=8 if smoke else 64)
+    config = defaults(steps=3 if smoke else 1500, batch_size=8 if smoke else 64)
     config.data, config.held_out = windows, None
     size = {"width": 16, "depth": 2, "heads": 2} if smoke else {"width": 64, "depth": 3, "heads": 4}
     trunk = call(
