@@ -11,6 +11,7 @@ SMALL = {
     "quickstart": "steps, num_samples, workdir = 20, 104, None",
     "tour_of_the_timestep": "num_draws = 500",
     "compose_your_own_sampler": "num_samples, num_steps = 200, 6",
+    "choose_each_parts_own_time": "steps, num_samples = 2, 4",
 }
 
 
