@@ -1,6 +1,8 @@
 """UWM on a tabletop: actions and the future frame with a time each, pretrained on videos without actions.
 
-python -m diffusion_jax.recipes uwm
+    python -m diffusion_jax.recipes uwm
+
+Six networks of 1500 steps each: about seven minutes on one core.
 """
 
 from diffusion_jax.config import ConfigDict, call
