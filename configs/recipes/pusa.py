@@ -79,7 +79,7 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant == "paper":
         return paper()
     smoke = variant == "smoke"
-    steps = 20 if smoke else 1800
+    steps = 20 if smoke else 1600
     model = {"width": 16, "depth": 1, "heads": 2} if smoke else {}
     times = call("timesteps.on_grid", grid=call("timesteps.linspace", steps=1000))
     each, common = call("timesteps.independent", draw=times), call("timesteps.shared", draw=times)
