@@ -73,9 +73,10 @@ def save(path: Path, made: Sampler, params: Any, known: Any, shown: Callable[[An
     """All tasks of one network as a picture, and a chain: an image, its text, an image of that text."""
     drawn = {task: made.draw(params, jax.random.key(0), roles, known, scale) for task, roles in TASKS.items()}
     again = made.draw(params, jax.random.key(1), TASKS["image | text"], drawn["text | image"], scale)
-    rows = {**{f"p({task})": shown(pairs) for task, pairs in drawn.items()}, "an image of that text": shown(again)}
+    rows = {f"p({task})": shown(pairs) for task, pairs in drawn.items()}
     # What is ignored is noise: it is not shown.
     rows["p(image)"] = (rows["p(image)"][0], [""] * len(again["text"]))
     rows["p(text)"] = (np.ones_like(rows["p(text)"][0]), rows["p(text)"][1])
+    rows["image of p(text | image)"] = shown(again)
     pictures.save_captioned(path, {name: (images[:10], texts[:10]) for name, (images, texts) in rows.items()})
     return path

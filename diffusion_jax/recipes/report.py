@@ -119,10 +119,9 @@ def summary(report: Report) -> str:
     for one in report.claims:
         seeds = f" ± {one.spread:.2g} ({one.seeds} seeds)" if one.seeds > 1 else ""
         holds = "yes" if one.holds else f"**no**: {one.reason}"
-        lines.append(
-            f"| {one.name} | {one.metric} {DIRECTIONS[one.direction]} | {one.baseline:.4g} "
-            f"| {one.ours:.4g}{seeds} | {one.published} | {holds} |"
-        )
+        figures = f"{one.metric} {DIRECTIONS[one.direction]}", f"{one.baseline:.4g}", f"{one.ours:.4g}{seeds}"
+        cells = [cell.replace("|", "\\|") for cell in (one.name, *figures, one.published, holds)]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

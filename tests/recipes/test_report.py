@@ -6,7 +6,7 @@ from diffusion_jax.command import run_command
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.recipes import SYSTEMS, Claim, Report
 from diffusion_jax.recipes.__main__ import main
-from diffusion_jax.recipes.report import claim, page, read
+from diffusion_jax.recipes.report import claim, page, read, summary
 
 CLAIM = Claim(
     "faster", "seconds", 2.0, 1.0, "lower", "5x", holds=False, seeds=3, spread=0.1, reason="too small a model"
@@ -27,6 +27,13 @@ def test_the_table_has_all_fifty_six_systems_and_shows_failures():
     assert all(f"`{system.slug}`" in text for system in SYSTEMS)
     assert "**no**: too small a model" in text
     assert "1 of 56" in text
+
+
+def test_a_bar_in_a_claim_does_not_end_its_cell():
+    conditional = claim("p(x | y)", "share", 1.0, 2.0, "higher", "")
+    row = summary(Report("taylorseer", 1.0, "cpu", (conditional,), "")).splitlines()[-1]
+    assert row.replace("\\|", "").count("|") == 7
+    assert "p(x \\| y)" in row
 
 
 def test_a_failing_claim_needs_a_reason():
