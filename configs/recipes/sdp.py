@@ -59,13 +59,13 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config = ConfigDict({"seed": 0, "seeds": 3, "task": "reach", "chunk": 4})
     config.update({"episodes": 256, "horizon": 60, "repeats": 40})
     config.slow = {"max_step": 0.015, "horizon": 48}
-    config.policies = {name: policy(demonstrations(16), 2200, share) for name, share in SHARES.items()}
+    config.policies = {name: policy(demonstrations(16), 1700, share) for name, share in SHARES.items()}
     # The goal jumps after `step`, and success is counted until `horizon`; h = 2 and 8 have networks of their own.
     config.jump = {"step": 20, "horizon": 40}
-    config.jump.policies = {"h2": policy(demonstrations(8), 1500, 0.8), "h8": policy(demonstrations(32), 1500, 0.8)}
+    config.jump.policies = {"h2": policy(demonstrations(8), 900, 0.8), "h8": policy(demonstrations(32), 1200, 0.8)}
     # Push-T needs the extra `control` and is left out where it is not installed.
-    config.push_t = {"episodes": 16, "horizon": 300, "chunk": 8, "margin": 0.1}
-    config.push_t.policy = policy(push_t(episodes=30, chunk=16), 1200, 0.8, chunk=8)
+    config.push_t = {"episodes": 10, "horizon": 300, "chunk": 8, "margin": 0.1}
+    config.push_t.policy = policy(push_t(episodes=20, chunk=16), 800, 0.8, chunk=8)
     return smoke(config) if variant == "smoke" else config
 
 
