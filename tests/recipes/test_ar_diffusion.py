@@ -1,0 +1,40 @@
+"""AR-Diffusion: the published settings can be built, and its arms differ in nothing but their times."""
+
+import jax
+import numpy as np
+import pytest
+
+from diffusion_jax.config import build, load
+from diffusion_jax.models import count_params, param_shapes
+from diffusion_jax.recipes.ar_diffusion import staircase_bias
+
+CONFIG = "configs/recipes/ar_diffusion.py"
+
+
+def test_the_published_settings():
+    arm = load(f"{CONFIG}:paper").arms.anchored
+    network, process = build(arm.model), build(arm.process)
+    shapes = param_shapes(network, (1, 16, 4, 8, 4))
+    # DiT-XL without classes and with one channel more than a patch of one pixel.
+    assert count_params(shapes) == pytest.approx(675e6, rel=0.01)
+    assert process.prediction == "x0"
+    objective = build(arm.objective, network=network, process=process)
+    batch = {"x0": jax.ShapeDtypeStruct((2, 16, 4, 8, 4), np.float32), "index": jax.ShapeDtypeStruct((2,), np.int32)}
+    loss, _ = jax.eval_shape(objective.loss, shapes, (), batch, jax.random.key(0))
+    assert loss.shape == (2,)
+
+
+@pytest.mark.parametrize("variant", ["", ":smoke"])
+def test_arms_differ_in_their_times_alone(variant):
+    arms = {name: arm.to_dict() for name, arm in load(CONFIG + variant).arms.items()}
+    draws = [arm["objective"].pop("draw")["call"] for arm in arms.values()]
+    assert sorted(draws) == ["timesteps.anchored", "timesteps.independent", "timesteps.shared"]
+    assert all(arm == arms["anchored"] for arm in arms.values())
+
+
+def test_the_wider_the_staircase_the_less_a_causal_denoiser_misses():
+    bias = staircase_bias(20, (0, 5, 10, 20), frames=3)
+    causal = [error for _, error in bias.values()]
+    assert causal == sorted(causal, reverse=True)
+    assert causal[-1] == pytest.approx(bias[20][0], abs=1e-5)
+    assert causal[0] > 2 * bias[0][0]
