@@ -62,9 +62,9 @@ def get_config(variant: str = "full") -> ConfigDict:
     if variant == "paper":
         return paper()
     smoke = variant == "smoke"
-    fields = network(16, 2, 2) if smoke else network(64, 4, 4)
+    fields = network(16, 1, 2) if smoke else network(64, 4, 4)
     size, window = 16 if smoke else 64, FRAMES // BLOCK - 1
-    teacher, forced, student = (6, 6, 6) if smoke else (1200, 400, 240)
+    teacher, forced, student = (6, 6, 6) if smoke else (1050, 360, 240)
     plain = call("objectives.denoising", draw=call("timesteps.logit_normal"))
     turns = in_turns(adamw(3e-5, student // EVERY + 1), adamw(1e-4, student), EVERY)
     config = ConfigDict({"seed": 0, "seeds": 1 if smoke else 3})

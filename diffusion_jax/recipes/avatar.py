@@ -5,6 +5,7 @@ equally far from every block. See `live_avatar` for the system and its compariso
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -119,11 +120,15 @@ def in_flight(config: ConfigDict, params: Any, space: LatentSpace, picture: Any,
     pipeline = timestep_pipeline(stage, levels + 1, mesh=mesh)
     sound = blocks_of(audio, avatar.block)
     count, shape = len(sound), (len(picture), avatar.block, *picture.shape[1:])
-    noise = noise_blocks(jax.random.key(0), denoiser, params, solver, avatar.grid, shape=shape, blocks=count)
+    enters = partial(noise_blocks, denoiser=denoiser, params=params, solver=solver, grid=avatar.grid, shape=shape)
+    noise = jax.jit(partial(enters, blocks=count))(jax.random.key(0))
     blocks = noise, jnp.zeros((count, *space.decode(jnp.zeros(shape)).shape))
-    carry = denoiser.init(params, jnp.zeros(shape), {"audio": sound[0], "reference": picture})
-    carry = at_each_level(carry, levels + 1)
     advance = jax.jit(pipeline.advance)
+
+    @jax.jit
+    def begun(params, picture):
+        carry = denoiser.init(params, jnp.zeros(shape), {"audio": sound[0], "reference": picture})
+        return at_each_level(carry, levels + 1)
 
     def enter(flight, first, last):
         """Blocks first .. last - 1 enter; `(flight, (block, frames) as they leave, tick at which each leaves)`."""
@@ -133,11 +138,11 @@ def in_flight(config: ConfigDict, params: Any, space: LatentSpace, picture: Any,
         ticks = np.flatnonzero(np.asarray(index) != NOTHING)
         return flight, jax.tree.map(lambda leaf: leaf[ticks], left), ticks + 1
 
-    empty = pipeline.init(carry, *jax.tree.map(lambda leaf: leaf[0], (blocks, {"audio": sound})))
+    empty = pipeline.init(begun(params, picture), *jax.tree.map(lambda leaf: leaf[0], (blocks, {"audio": sound})))
     flight, begin, drain = enter(empty, 0, 1)
-    own = denoiser.init(params, jnp.zeros(shape), {"audio": sound[0], "reference": begin[0].run.x[0][:, 0]})
-    carry = flight.carry._replace(sink=at_each_level(own.sink, levels + 1))
-    flight, rest, ticks = enter(flight._replace(carry=carry), 1, count)
+    own = begun(params, np.asarray(begin[0].run.x[0][:, 0]))
+    flight = flight._replace(carry=flight.carry._replace(sink=own.sink))
+    flight, rest, ticks = enter(flight, 1, count)
     shown = clip_of(jnp.concatenate([begin[1], rest[1]]))
 
     def one_by_one(params, carry, x, cond):

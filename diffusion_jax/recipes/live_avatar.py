@@ -198,7 +198,7 @@ def run(config: ConfigDict, workdir: Any) -> Results:
             latents = stream(weights, jax.random.key(seed), people.pictures, people.audio)
             results[name].append(measured(config, space, latents, people))
             if seed == config.seed and name in SHOWN:
-                strips[name] = space.decode(latents[:2, np.geomspace(1, frames, 16).astype(int) - 1])
+                strips[name] = space.decode(latents[:1, np.geomspace(1, frames, 16).astype(int) - 1])
     pictures.save_strips(workdir / "streams.png", strips, zoom=2)
     at = np.linspace(0, frames - config.window, config.windows) + config.window / 2
     curves = {
@@ -208,10 +208,8 @@ def run(config: ConfigDict, workdir: Any) -> Results:
     pictures.save_curves(workdir / "identity.png", curves, x_label="seconds", y_label="error of the head's colour")
 
     talk, teacher = talking(streams[OURS][0], space), streams[TEACHER][0]
-    voice, first = (
-        people.voices[0][: config.spoken * portrait.HOP],
-        (people.pictures[:1], people.audio[:1, : config.frames]),
-    )
+    voice = people.voices[0][: config.spoken * portrait.HOP]
+    first = people.pictures[:1], people.audio[:1, : config.frames]
     spoken = seconds(lambda: talk(params.student, jax.random.key(0), people.portraits[0], voice))
     speed = {
         "rate": config.spoken / spoken,
