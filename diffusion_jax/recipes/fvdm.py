@@ -43,8 +43,7 @@ ONE_TRAINING = "one short training for each p, which does not tell what p does f
 def arm(share: float, steps: int, **sizes: Any) -> ConfigDict:
     """The experiment of p = `share`: in so many examples every frame has a time of its own, in the others one for all.
 
-    The error counts alike at all times: weights that stress low ones teach sharp frames before they teach that frames
-    belong together.
+    The error of x0 counts alike at all times.
     """
     one = moving_clips.noisy_times()
     first, second = call("timesteps.independent", draw=one), call("timesteps.shared", draw=one)

@@ -1,10 +1,13 @@
 """Clips of moving shapes, 8 frames of 16 x 16 pixels: the model and the measures that recipes about them share.
 
-The models work on pixels in patches of 8 x 8, 4 tokens a frame, and predict x0. A latent space was measured against
-that and is not worth it here: a convolutional autoencoder to 4 x 4 x 4 needs 0.6 s of one core for a step of 64 frames,
-so that a minute of training reconstructs no object yet, and it would give the same 4 tokens a frame, while a step of
-the diffusion model takes 0.06 s for 32 clips. What a wide patch asks for is that the network predicts the clip and not
-the noise, which has 192 independent numbers a token (Li & He 2025).
+The models work on pixels in patches of 8 x 8, 4 tokens a frame, and predict x0: the noise has 192 independent numbers
+a token, the clip has not (Li & He 2025). Convolutional autoencoders to 4 x 4 x 4, which give as many tokens, were tried
+for a minute of one core (100 steps of 64 frames, absolute error) and reconstructed no object; longer training was not
+tried. A step of the diffusion model with 32 clips takes 0.08 s of one core.
+
+The last layer is linear, so a model of width 64 answers with patches from 64 dimensions. Of principal components of the
+patches, 60 keep shape and colour readable in 85% of the true frames, 72 in 93% and 96 in 99%: wider models can be
+sharper.
 """
 
 from typing import Any
