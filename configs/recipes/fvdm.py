@@ -22,7 +22,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config = ConfigDict({"seed": 0, "seeds": 1 if smoke else 3})
     config.update({"count": 8 if smoke else 128, "chunks": 7, "shown": 1 if smoke else 2})
     size: dict[str, Any] = (
-        {"steps": 2, "batch_size": 4, "width": 16, "depth": 2, "heads": 2} if smoke else {"steps": 1000}
+        {"steps": 2, "batch_size": 8, "width": 16, "depth": 2, "heads": 2} if smoke else {"steps": 1000}
     )
     config.arms = {name: fvdm.arm(share, **size) for name, share in SHARES.items()}
     if smoke:
