@@ -35,8 +35,19 @@ FIGURES = {
     "position": "distance in pixels of the second frame's object from its place",
     "motion": "motion energy",
 }
-REASONS: dict[str, str] = {}
-"""Why claims do not hold, where they do not."""
+_FEW = "the adapter keeps the object more often than the base, by less than was asked: 80 updates are probably too few"
+REASONS = {
+    "given the first frame, the base does not keep its object": f"{_FEW}; the base itself is above chance, a sixth",
+    "not even where the label names that object": "places are hardly kept; independent times were trained too briefly",
+    "nor its shape": f"{_FEW}; the latents alone cost a third of the shapes",
+    "against a label that names another object": "all follow the label, with which the frames agreed in training",
+    "independent times beat first frames at first frames": "with few updates, training for the one task is quicker",
+    "trained on first frames: fails at the last": "it generalises to other frames in part: better than the base",
+    "trained on first frames: fails in the middle": "it generalises to other frames in part: better than the base",
+    "a larger scale keeps the object more": "the difference is within the spread over seeds",
+    "a larger scale moves less": "the difference is within the spread over seeds",
+}
+"""The best explanations of the claims that did not hold with seeds 0, 1, 2; none of them was tested."""
 
 
 class Task(NamedTuple):
@@ -195,6 +206,16 @@ COMPARED = (
     ("given the first frame, the base does not keep its object", "same", "first", "base", "higher", 0.2, "qualitative"),
     ("not even where the label names that object", "position", "agreeing", "base", "lower", -1.0, "qualitative"),
     ("nor its shape", "identity", "first", "base", "higher", 0.1, "qualitative"),
+    ("against a label that names another object", "same", "conflicting", "base", "higher", 0.2, "qualitative"),
+    (
+        "independent times beat first frames at first frames",
+        "same",
+        "first",
+        "first_frame",
+        "higher",
+        0.0,
+        "total 73.3",
+    ),
     ("VTA learns faster than mask-and-concat", "same", "first", "concat", "higher", 0.1, "total 87.7 against 75.0"),
     ("independent times, rather than for 20%", "same", "first", "ptss", "higher", -0.02, "total 87.7 against 84.7"),
     ("trained on first frames: fails at the last", "same", "last", "first_frame", "higher", 0.1, "total 73.3"),
@@ -210,6 +231,9 @@ def claims(config: Any, found: Mapping[Any, list[dict]], changes: list[dict], of
         at = ("vta", 0.0) if name == "base" else (name, scale)
         return [one[task][figure] for one in found[at]]
 
+    def deviation(values):
+        return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
     def reason(title):
         return {"reason": REASONS[title]} if title in REASONS else {}
 
@@ -222,10 +246,10 @@ def claims(config: Any, found: Mapping[Any, list[dict]], changes: list[dict], of
         values = of(against, task, figure), of("vta", task, figure)
         rows.append(claim(title, metric, *values, direction, published, margin=margin, **reason(title)))
     before = of("base", "label", "distance")
-    noise = 3 * float(np.std(before, ddof=1)) if len(before) > 1 else 0.1
+    noise = 3 * deviation(before)
     attention, rest = ([one[kind] for one in changes] for kind in ("attention", "feed_forward"))
     low, high = 1.0, max(config.scales)
-    sweep = f"scale {low:g} against {high:g}"
+    sweep = f"scale {low:g} against {high:g}, by more than a deviation"
     rest_of = (
         (
             "from labels it is as good as the base",
@@ -243,7 +267,7 @@ def claims(config: Any, found: Mapping[Any, list[dict]], changes: list[dict], of
             of("vta", "first", "same", high),
             "higher",
             "81.8 at 1, 87.7 at 1.4, 85.9 at 2",
-            0.0,
+            deviation(of("vta", "first", "same", high)),
         ),
         (
             "a larger scale moves less",
@@ -252,7 +276,7 @@ def claims(config: Any, found: Mapping[Any, list[dict]], changes: list[dict], of
             of("vta", "agreeing", "motion", high),
             "lower",
             "dynamic degree 60.7 at 1, 66.4 at 1.4, 32.4 at 2",
-            0.0,
+            -deviation(of("vta", "agreeing", "motion", high)),
         ),
         (
             "self-attention changes most",
