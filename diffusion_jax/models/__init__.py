@@ -17,7 +17,7 @@ from diffusion_jax.models.interception import by_path, intercepted, per_layer
 from diffusion_jax.models.joint_transformer import JointTransformer, joint_transformer
 from diffusion_jax.models.mlp import Mlp, mlp
 from diffusion_jax.models.network import count_params, network, param_shapes
-from diffusion_jax.models.observing import observing
+from diffusion_jax.models.observing import FrameEncoder, observing, watching
 from diffusion_jax.models.text_encoders import T5, CLIPText, clip_text, t5_encoder
 from diffusion_jax.models.text_transformer import TextTransformer, text_transformer
 from diffusion_jax.models.tiling import sharded_rows, tiled
@@ -25,7 +25,6 @@ from diffusion_jax.models.unet import UNet, unet
 from diffusion_jax.models.vae import KLVAE, Autoencoder, GaussianPosterior, kl_vae
 from diffusion_jax.models.video_dit import VideoDiT, video_dit
 from diffusion_jax.models.vision_encoders import VisionTransformer, clip_vision, dinov2
-from diffusion_jax.models.watching import FrameEncoder, watching
 
 __all__ = [
     "KLVAE",
