@@ -87,7 +87,8 @@ def run(config: ConfigDict, workdir: Path) -> Results:
                 strips(workdir / "modes.png", answers, windows, space)
     # For each comparison the baseline's values and ours, one a seed.
     fork, anywhere = (
-        {what: np.transpose([one[what] for one in errors[name]]) for what in errors[name][0]} for name in held_out
+        {what: np.transpose([one[what] for one in errors[name]]).tolist() for what in errors[name][0]}
+        for name in held_out
     )
     programs = arms["cotrained"].ask._cache_size()
     costs = [1e3 * latency(arms[name], held_out["fork"].frames) for name in ("cloned", "cotrained")]
@@ -242,19 +243,25 @@ def claims(success, fork, anywhere, programs, costs) -> list[Claim]:
         "PAD 0.57, UWM 0.79 (LIBERO)",
         "tracking 0.65, 0.47",
     )
-    more, less, half, none = "higher", "lower", {"factor": 0.5}, "no figure"
-    short = "short training; half of each batch is video, so that the policy sees half as many labelled windows"
-    helped = {"margin": 0.05, "reason": short}
+    more, less, none = "higher", "lower", "no figure"
+    split = "probably that half of each batch is video: the policy sees half as many labelled windows; not tested apart"
+    short = "1000 steps are probably too few: with 2500 it held in a run of seed 100"
+    helped, half = {"margin": 0.05, "reason": split}, {"factor": 0.5, "reason": short}
+    near = {"margin": -0.03, "reason": short}
+    pairs = {
+        "factor": 0.5,
+        "reason": "predicted frames are still blurred after 1000 steps; longer runs were not compared",
+    }
     rows = [
         ("videos help by 5 points, 20 labelled trajectories", share, *few, more, bowls, helped),
         ("videos help by 5 points, 100 labelled trajectories", share, labelled, cotrained, more, bowls, helped),
-        ("UWM on labels alone: cloning - 3 points", share, cloned, labelled, more, "about equal", {"margin": -0.03}),
+        ("UWM on labels alone: cloning - 3 points", share, cloned, labelled, more, "about equal", near),
         ("a shared time is worse as a policy, (r, 1)", share, twin, cotrained, more, libero, {}),
         ("and better at the times it was trained at, (r, r)", share, twin, jointly, more, none, {}),
         ("fork: inverse dynamics errs half as much as the policy", off, *fork["inverse"], less, tracking, half),
-        ("fork: forward dynamics is within a pixel", disc, 1.0, fork["forward"][1], less, none, {}),
+        ("fork: forward dynamics is within a pixel", disc, 1.0, fork["forward"][1], less, none, {"reason": short}),
         ("fork: video is more than two pixels off", disc, 2.0, fork["forward"][0], more, none, {}),
-        ("fork: a and o' agree when drawn jointly", disc, *fork["joint"], less, none, half),
+        ("fork: a and o' agree when drawn jointly", disc, *fork["joint"], less, none, pairs),
         ("anywhere: inverse dynamics no worse than the policy", off, *anywhere["inverse"], less, "must hold", {}),
         ("anywhere: forward dynamics no worse than video", disc, *anywhere["forward"], less, "must hold", {}),
         ("one program serves all modes", "compiled programs", 1, programs, "equal", "roles are arrays", {}),
