@@ -90,7 +90,7 @@ def run(config: ConfigDict, workdir: Path) -> Results:
         {what: np.transpose([one[what] for one in errors[name]]).tolist() for what in errors[name][0]}
         for name in held_out
     )
-    programs = arms["cotrained"].ask._cache_size()
+    programs = float(arms["cotrained"].ask._cache_size())
     costs = [1e3 * latency(arms[name], held_out["fork"].frames) for name in ("cloned", "cotrained")]
     return Results(claims(success, fork, anywhere, programs, costs), [workdir / "modes.png"])
 
@@ -264,7 +264,7 @@ def claims(success, fork, anywhere, programs, costs) -> list[Claim]:
         ("fork: a and o' agree when drawn jointly", disc, *fork["joint"], less, none, pairs),
         ("anywhere: inverse dynamics no worse than the policy", off, *anywhere["inverse"], less, "must hold", {}),
         ("anywhere: forward dynamics no worse than video", disc, *anywhere["forward"], less, "must hold", {}),
-        ("one program serves all modes", "compiled programs", 1, programs, "equal", "roles are arrays", {}),
+        ("one program serves all modes", "compiled programs", 1.0, programs, "equal", "roles are arrays", {}),
         ("a policy pays for ignored tokens, at most 3 times", "ms a decision", *costs, less, none, {"factor": 3.0}),
     ]
     return [claim(*row, **options) for *row, options in rows]
