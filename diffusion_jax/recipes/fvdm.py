@@ -147,7 +147,7 @@ def exact(params: Any, key: Any, made: Sampler, grid: Any, real: Any) -> dict[st
     together = made.draw(params, key, plan(grid, "generation"), real)
     compiled = len(made.traces)
     scalar = made.draw(params, key, grid, real)
-    return {"given": max(moved), "scalar": np.abs(scalar - together).max(), "programs": compiled}
+    return {"given": float(max(moved)), "scalar": float(np.abs(scalar - together).max()), "programs": float(compiled)}
 
 
 def run(config: ConfigDict, workdir: Path) -> Results:

@@ -63,3 +63,12 @@ def test_frames_are_a_set_without_temporal_positions():
     apply = jax.jit(lambda x, t: network.apply(params, x, t, {})[0])
     np.testing.assert_allclose(apply(x[:, order], t[:, order]), apply(x, t)[:, order], atol=1e-5)
     assert np.abs(apply(x[:, order], t) - apply(x, t)[:, order]).max() > 1e-3
+
+
+@pytest.mark.parametrize("moved", [0.0, 0.25])
+def test_a_given_frame_that_moves_is_found(moved):
+    real = moving_clips.truth(2)
+    made = fvdm.Sampler(lambda params, key, times, known: known + moved, None, None, [()])
+    found = fvdm.exact(None, None, made, timesteps.linspace(2), real)
+    assert found["given"] == pytest.approx(moved, abs=1e-6)
+    assert found["scalar"] == 0
