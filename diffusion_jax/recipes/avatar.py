@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from diffusion_jax import models, solvers
@@ -134,6 +135,8 @@ def in_flight(config: ConfigDict, params: Any, space: LatentSpace, picture: Any,
         """Blocks first .. last - 1 enter; `(flight, (block, frames) as they leave, tick at which each leaves)`."""
         order = first + np.arange(count + levels)
         entering = jax.tree.map(lambda leaf: leaf[np.minimum(order, count - 1)], (blocks, {"audio": sound}))
+        # Both times from the same place, so that one program serves.
+        flight = jax.device_put(flight, NamedSharding(mesh, PartitionSpec()))
         flight, left, index = advance(params, flight, *entering, np.where(order < last, order, NOTHING))
         ticks = np.flatnonzero(np.asarray(index) != NOTHING)
         return flight, jax.tree.map(lambda leaf: leaf[ticks], left), ticks + 1
@@ -152,11 +155,11 @@ def in_flight(config: ConfigDict, params: Any, space: LatentSpace, picture: Any,
     latents = streaming(avatar, one_by_one)(params, jax.random.key(0), picture, audio)
     return {
         "difference": float(np.abs(shown - space.decode(latents)).max()),
-        "ticks": int(ticks[-1]),
-        "adaptive ticks": int(drain[-1] + ticks[-1]),
-        "first": int(drain[0]),
+        "ticks": float(ticks[-1]),
+        "adaptive ticks": float(drain[-1] + ticks[-1]),
+        "first": float(drain[0]),
         "every": float(np.diff(ticks).mean()),
         "evaluations": float((flight.carry.count[:levels] / count).mean()),
-        "blocks": count,
-        "levels": levels,
+        "blocks": float(count),
+        "levels": float(levels),
     }

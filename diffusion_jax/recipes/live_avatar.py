@@ -113,7 +113,7 @@ def compared(results: dict[str, list], length: int) -> list[Claim]:
     of = f"in streams {length} x as long as a training clip (seeds of sampling)"
 
     def over(arm, measure, windows):
-        return [one[measure][windows].mean() for one in results[arm]]
+        return [float(one[measure][windows].mean()) for one in results[arm]]
 
     def against(arm, name, metric, measure, windows, direction, published, **bounds):
         values = over(arm, measure, windows), over(OURS, measure, windows)
@@ -157,21 +157,21 @@ def compared(results: dict[str, list], length: int) -> list[Claim]:
 def counted(config: ConfigDict, flight: dict[str, float], speed: dict[str, float]) -> list[Claim]:
     """What the paper says of devices and time, against the counts of `in_flight` and the clock."""
     levels, blocks = flight["levels"], flight["blocks"]
-    run = f"of {blocks} blocks on {levels + 1} devices, the last of which decodes"
+    run = f"of {blocks:g} blocks on {levels + 1:g} devices, the last of which decodes"
     return [
-        claim("network calls of a frame's block", "evaluations", len(build(config.teacher_grid)) - 1, levels, "lower",
+        claim("network calls of a frame's block", "evaluations", len(build(config.teacher_grid)) - 1.0, levels, "lower",
               "80 to 4 (with guidance)", factor=0.25),
         claim("in flight as in sequence", f"largest difference of a pixel {run}", 0.0, flight["difference"], "equal",
               "the same numbers", margin=1e-5),
         claim("ticks", f"{run}, after the first", blocks - 1 + levels, flight["ticks"], "equal", "M + T"),
         claim("ticks with an adaptive sink", run, blocks + 2 * levels, flight["adaptive ticks"], "equal",
               "block 2 waits for block 1"),
-        claim("steady work", "evaluations of a block by a device", 1, flight["evaluations"], "equal", "one forward"),
+        claim("steady work", "evaluations of a block by a device", 1.0, flight["evaluations"], "equal", "one forward"),
         claim("throughput", "ticks from block to block, baseline one device for all", levels + 1, flight["every"],
               "lower", "4.50 to 20.88 frames a second", factor=1 / levels),
         claim("latency of the first block", "ticks", levels + 1, flight["first"], "equal", "not shortened by devices"),
         claim("real time", "frames a second of one stream on this machine, decoded; baseline: those of the world",
-              portrait.FRAME_RATE, speed["rate"], "higher", "45.2 frames a second against 25"),
+              float(portrait.FRAME_RATE), speed["rate"], "higher", "45.2 frames a second against 25"),
         claim("first frame", "seconds on this machine; baseline: the teacher's chunk", speed["chunk"], speed["first"],
               "lower", "1.21 s against 45.5 s"),
     ]  # fmt: skip
@@ -182,6 +182,7 @@ def run(config: ConfigDict, workdir: Any) -> Results:
     known = take(source, range(config.known))["x0"][:, ::3]
     space = principal_space(known.reshape(-1, *known.shape[2:]), config.components)
     params, avatar = train(config, latent_clips(space, source, config.frames)), avatar_of(config)
+    teacher = chunked(config)
     streams = {
         OURS: (streaming(avatar), params.student),
         "clean cache": (streaming(avatar._replace(history=0.0)), params.refreshed),
@@ -189,7 +190,7 @@ def run(config: ConfigDict, workdir: Any) -> Results:
         "sink falls back": (streaming(avatar._replace(sink_at=None)), params.student),
         "picture as sink": (streaming(avatar._replace(adaptive=False)), params.student),
         "not distilled": (streaming(avatar), params.forced),
-        TEACHER: (chunked(config), params.teacher),
+        TEACHER: (teacher, params.teacher),
     }
     streams = {name: streams[name] for name in (OURS, *config.arms)}
     results, strips = {name: [] for name in streams}, {}
@@ -209,7 +210,7 @@ def run(config: ConfigDict, workdir: Any) -> Results:
     }
     pictures.save_curves(workdir / "identity.png", curves, x_label="seconds", y_label="error of the head's colour")
 
-    talk, teacher = talking(streams[OURS][0], space), streams[TEACHER][0]
+    talk = talking(streams[OURS][0], space)
     voice = people.voices[0][: config.spoken * portrait.HOP]
     first = people.pictures[:1], people.audio[:1, : config.frames]
     spoken = seconds(lambda: talk(params.student, jax.random.key(0), people.portraits[0], voice))
