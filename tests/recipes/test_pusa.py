@@ -57,7 +57,8 @@ def test_at_scale_0_the_sampler_is_the_base_and_given_frames_stay_bit_for_bit(ca
     every, given = (timesteps.multiplied(grid, m) for m in ([1, 1, 1], [0, 1, 0.5]))
     before = sampled(base, params, every, x)
     np.testing.assert_array_equal(sampled(adapted.network, at_scale(params, factors, 0.0), every, x), before)
-    np.testing.assert_array_equal(sampled(base, params, grid, x), before)
+    # A scalar grid is another program: its sums are rounded elsewhere.
+    np.testing.assert_allclose(sampled(base, params, grid, x), before, atol=2e-6)
     after = sampled(adapted.network, at_scale(params, factors, 1.4), given, x)
     np.testing.assert_array_equal(after[:, 0], x[:, 0])
     assert float(jnp.abs(after - sampled(base, params, given, x)).max()) > 0.01
