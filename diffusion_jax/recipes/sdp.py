@@ -134,14 +134,14 @@ def run(config: Any, workdir: Path) -> Results:
         "stream": "stream, 80/20",
         "stream_constant": "stream, constant",
     }
-    discs = {title: outcomes[name].observations[0, :100, :, :2].reshape(-1, 2) for name, title in titles.items()}
+    discs = {title: outcomes[name].observations[0, :24, :, :2].reshape(-1, 2) for name, title in titles.items()}
     pictures.save_scatter(files[0], discs)
     steps = range(config.jump.step, config.jump.horizon + 1)
     curves = {
         f"h = {h}": (steps, [float((outcome.success & (outcome.time <= step)).mean()) for step in steps])
         for h, outcome in after.items()
     }
-    label = f"share at the goal, which jumped after step {config.jump.step}"
+    label = f"at the goal (jump: step {config.jump.step})"
     pictures.save_curves(files[1], curves, x_label="step of the episode", y_label=label)
     return Results(claims, files)
 
@@ -189,19 +189,28 @@ def on_push_t(config: Any, seed: int) -> list[Claim]:
         policy = arm.policy(model.params[0])
         compiled = tabletop.Policy(policy.init, jax.jit(policy.act))
         found[name] = push_t.rollout(compiled, seed, config.episodes, history=history, horizon=config.horizon)
+    success, coverage = (
+        {name: float(getattr(outcome, measure).mean()) for name, outcome in found.items()}
+        for measure in ("success", "coverage")
+    )
     return [
         claim(
-            f"Push-T: the {name} of full re-denoising",
-            f"{name}, mean of {config.episodes} episodes, one model; at most {config.margin:g} lower",
-            measure(found["full"]),
-            measure(found["stream"]),
+            "Push-T: solved at least every second time",
+            f"success of a stream, mean of {config.episodes} episodes",
+            0.5,
+            success["stream"],
+            "higher",
+            "score 0.90 in simulation whatever the primer",
+            reason=f"a small policy, trained for seconds; re-denoised in full it reaches {success['full']:.2f}",
+        ),
+        claim(
+            "Push-T: the best coverage of full re-denoising",
+            f"best coverage, mean of {config.episodes} episodes, one model; at most {config.margin:g} lower",
+            coverage["full"],
+            coverage["stream"],
             "higher",
             "score 0.90 in simulation whatever the primer",
             margin=-config.margin,
             reason="few episodes of a policy that was trained for seconds, so the difference is mostly noise",
-        )
-        for name, measure in {
-            "success": lambda outcome: float(outcome.success.mean()),
-            "best coverage": lambda outcome: float(outcome.coverage.mean()),
-        }.items()
+        ),
     ]
