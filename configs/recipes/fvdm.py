@@ -8,7 +8,8 @@ Variants: `smoke`, a few steps; `paper`, the published settings as entries, whic
 from typing import Any
 
 from diffusion_jax.config import ConfigDict, call
-from diffusion_jax.recipes import fvdm, moving_clips
+from diffusion_jax.recipes import fvdm
+from diffusion_jax.recipes.parts import moving_clips
 
 SHARES = {"synchronous": 0.0, "mixed": 0.2, "independent": 1.0}
 """p of each arm: the share of examples whose frames have times of their own."""
@@ -18,11 +19,12 @@ def get_config(variant: str | None = None) -> ConfigDict:
     if variant == "paper":
         return paper()
     smoke = variant == "smoke"
-    # Seeds of sampling, of one training for each arm.
     config = ConfigDict({"seed": 0, "seeds": 1 if smoke else 3})
     config.update({"count": 8 if smoke else 128, "chunks": 7, "shown": 1 if smoke else 2})
     size: dict[str, Any] = (
-        {"steps": 2, "batch_size": 8, "width": 16, "depth": 2, "heads": 2} if smoke else {"steps": 1000}
+        {"steps": 2, "batch_size": 8, "width": 16, "depth": 2, "heads": 2, "clips": 64, "components": 16}
+        if smoke
+        else {"steps": 2400}
     )
     config.arms = {name: fvdm.arm(share, **size) for name, share in SHARES.items()}
     if smoke:
@@ -38,12 +40,12 @@ def paper() -> ConfigDict:
     variance as well.
     """
     config = fvdm.arm(0.2, 250_000, batch_size=32)
+    del config.latents
     for half in (config.objective.draw.first, config.objective.draw.second):
         half.draw = call("timesteps.uniform")
     config.data = config.held_out = call("data.moving_shapes", size=32, frames=16, classes=())
     config.model = call("models.video_dit", preset="XL/2")
     config.process = call("processes.vp_linear", prediction="epsilon")
-    config.objective.weight = None
     config.optimizer = call("training.optimizers.adamw", learning_rate=1e-4)
     config.ema = {"average": call("training.ema.fixed", decay=0.9999)}
     config.sampling.grid = call("timesteps.leading", steps=50)

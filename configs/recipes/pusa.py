@@ -7,7 +7,7 @@ Variants: `smoke`, a few steps; `paper`, the published settings as entries, whic
 
 from diffusion_jax.config import ConfigDict, call
 from diffusion_jax.experiment import defaults
-from diffusion_jax.recipes import moving_clips
+from diffusion_jax.recipes.parts import moving_clips
 
 CLASSES = ("shape", "colour")
 NULL = {"label": 24}

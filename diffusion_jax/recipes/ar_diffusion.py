@@ -23,9 +23,9 @@ import numpy as np
 from diffusion_jax import data, denoisers, models, pictures, processes, solvers, timesteps
 from diffusion_jax.config import build
 from diffusion_jax.experiment import Experiment, prepare
-from diffusion_jax.recipes import moving_clips
 from diffusion_jax.recipes.frame import seeds, trained
-from diffusion_jax.recipes.latents import encoded, principal_space
+from diffusion_jax.recipes.parts import moving_clips
+from diffusion_jax.recipes.parts.latents import encoded, principal_space
 from diffusion_jax.recipes.report import Claim, Results, claim
 from diffusion_jax.sampling import Samples, sample
 from diffusion_jax.streaming import sample_autoregressive, sample_chained, sample_windowed

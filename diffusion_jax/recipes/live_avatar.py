@@ -19,11 +19,11 @@ from diffusion_jax import data, denoisers, objectives, pictures, solvers
 from diffusion_jax.config import build
 from diffusion_jax.data import portrait
 from diffusion_jax.experiment import prepare
-from diffusion_jax.recipes.avatar import avatar_of, in_flight, self_rollout, streaming
 from diffusion_jax.recipes.frame import on_devices, seeds, trained
-from diffusion_jax.recipes.latents import LatentSpace, principal_space, take
+from diffusion_jax.recipes.parts.avatar import avatar_of, in_flight, self_rollout, streaming
+from diffusion_jax.recipes.parts.latents import LatentSpace, principal_space, take
+from diffusion_jax.recipes.parts.talking_faces import crowd, latent_clips, measured
 from diffusion_jax.recipes.report import Claim, Results, claim
-from diffusion_jax.recipes.talking_faces import crowd, latent_clips, measured
 from diffusion_jax.sampling import sample
 
 OURS, TEACHER = "Live Avatar", "teacher, chunks"

@@ -22,10 +22,10 @@ import numpy as np
 from diffusion_jax import data, denoisers, pictures, sampling, timesteps
 from diffusion_jax.config import build
 from diffusion_jax.experiment import Experiment, prepare
-from diffusion_jax.recipes import moving_clips
-from diffusion_jax.recipes.adaptation import adaptation, at_scale, change, shown, with_channels
 from diffusion_jax.recipes.frame import seeds, trained
-from diffusion_jax.recipes.latents import LatentSpace, encoded, principal_space, take
+from diffusion_jax.recipes.parts import moving_clips
+from diffusion_jax.recipes.parts.adaptation import adaptation, at_scale, change, shown, with_channels
+from diffusion_jax.recipes.parts.latents import LatentSpace, encoded, principal_space, take
 from diffusion_jax.recipes.report import Claim, Results, claim
 from diffusion_jax.typing import Network
 

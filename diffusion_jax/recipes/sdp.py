@@ -18,7 +18,7 @@ from diffusion_jax import pictures
 from diffusion_jax.data import push_t, tabletop
 from diffusion_jax.data.tabletop import Outcome
 from diffusion_jax.recipes import Claim, Results, claim, seeds
-from diffusion_jax.recipes.acting import decisions, planner, replanned, rollouts, streamed
+from diffusion_jax.recipes.parts.acting import decisions, planner, replanned, rollouts, streamed
 
 
 def run(config: Any, workdir: Path) -> Results:

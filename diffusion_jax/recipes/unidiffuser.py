@@ -18,8 +18,8 @@ from diffusion_jax.config import build
 from diffusion_jax.data import captioned_digits
 from diffusion_jax.experiment import Experiment, prepare
 from diffusion_jax.recipes.frame import seeds, trained
-from diffusion_jax.recipes.paired_latents import through_latents
-from diffusion_jax.recipes.paired_samples import CONDITIONALS, TASKS, Sampler, sampler, save
+from diffusion_jax.recipes.parts.paired_latents import through_latents
+from diffusion_jax.recipes.parts.paired_samples import CONDITIONALS, TASKS, Sampler, sampler, save
 from diffusion_jax.recipes.report import Claim, Results, claim
 
 ONE = "one training seed, several of sampling"

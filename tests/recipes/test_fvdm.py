@@ -8,7 +8,8 @@ import pytest
 from diffusion_jax import timesteps
 from diffusion_jax.config import build, load
 from diffusion_jax.models import video_dit
-from diffusion_jax.recipes import fvdm, moving_clips
+from diffusion_jax.recipes import fvdm
+from diffusion_jax.recipes.parts import moving_clips
 
 FILE = "configs/recipes/fvdm.py"
 

@@ -7,7 +7,7 @@ from diffusion_jax import data
 from diffusion_jax.config import call
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.experiment import defaults
-from diffusion_jax.recipes.latents import encoded, latent_space, principal_space
+from diffusion_jax.recipes.parts.latents import encoded, latent_space, principal_space
 
 
 def test_latents_are_standardised_and_kept(tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.config import build, load
-from diffusion_jax.recipes.avatar import avatar_of, streaming
+from diffusion_jax.recipes.parts.avatar import avatar_of, streaming
 
 CONFIG = "configs/recipes/live_avatar.py"
 

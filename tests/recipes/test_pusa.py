@@ -8,7 +8,7 @@ import pytest
 from diffusion_jax import adapters, denoisers, models, objectives, processes, sampling, solvers, timesteps, training
 from diffusion_jax.config import build, load
 from diffusion_jax.models import by_path
-from diffusion_jax.recipes.adaptation import adaptation, at_scale, change, shown, with_channels
+from diffusion_jax.recipes.parts.adaptation import adaptation, at_scale, change, shown, with_channels
 from tests.models.shared import scramble
 
 SHAPE = (2, 3, 4, 4, 2)

@@ -9,7 +9,7 @@ from diffusion_jax import processes
 from diffusion_jax.config import build, load
 from diffusion_jax.data import tabletop
 from diffusion_jax.errors import InvalidInput
-from diffusion_jax.recipes.acting import Planner, decisions, replanned, rollouts, streamed
+from diffusion_jax.recipes.parts.acting import Planner, decisions, replanned, rollouts, streamed
 from diffusion_jax.recipes.sdp import wavering
 from diffusion_jax.typing import Cost, Denoiser
 

@@ -28,7 +28,7 @@ from diffusion_jax.pipelined import (
     rollout,
 )
 from diffusion_jax.randomness import split
-from diffusion_jax.recipes.latents import LatentSpace
+from diffusion_jax.recipes.parts.latents import LatentSpace
 
 
 class Avatar(NamedTuple):

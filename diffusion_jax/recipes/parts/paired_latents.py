@@ -18,8 +18,8 @@ from diffusion_jax import data
 from diffusion_jax.data import captioned_digits
 from diffusion_jax.experiment import prepare
 from diffusion_jax.recipes.frame import seeds, trained
-from diffusion_jax.recipes.latents import latent_space
-from diffusion_jax.recipes.paired_samples import CONDITIONALS, TASKS, sampler, save
+from diffusion_jax.recipes.parts.latents import latent_space
+from diffusion_jax.recipes.parts.paired_samples import CONDITIONALS, TASKS, sampler, save
 from diffusion_jax.recipes.report import Claim, claim
 
 

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import data
 from diffusion_jax.data import portrait
-from diffusion_jax.recipes.latents import LatentSpace, encoded
+from diffusion_jax.recipes.parts.latents import LatentSpace, encoded
 
 
 def latent_clips(space: LatentSpace, source: Any, frames: int) -> data.ArraySource:
