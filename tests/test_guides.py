@@ -11,8 +11,15 @@ from tests.interop.folders import SIZE, UNET, drawn, sd_folder
 DOCS = Path(__file__).parent.parent / "docs"
 
 
-def code(name):
-    return "\n".join(re.findall(r"```python\n(.*?)```", (DOCS / name).read_text(), re.DOTALL))
+def run(name, smaller):
+    """Runs the code of a page with some of its text replaced, and returns the names that it defines."""
+    text = "\n".join(re.findall(r"```python\n(.*?)```", (DOCS / name).read_text(), re.DOTALL))
+    for found, put in smaller.items():
+        assert found in text, found
+        text = text.replace(found, put)
+    names = {}
+    exec(compile(text, name, "exec"), names)
+    return names
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +33,6 @@ def folder(tmp_path_factory):
 
 def test_checkpoints(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    text = code("checkpoints.md")
     smaller = {
         "checkpoints/sd15": str(folder),
         "num_steps=30": "num_steps=2",
@@ -37,11 +43,7 @@ def test_checkpoints(folder, tmp_path, monkeypatch):
         "range(100)": "range(3)",
         "tile=64, overlap=16": "tile=4, overlap=2",
     }
-    for found, put in smaller.items():
-        assert found in text, found
-        text = text.replace(found, put)
-    names = {}
-    exec(compile(text, "checkpoints.md", "exec"), names)
+    names = run("checkpoints.md", smaller)
     assert names["images"].shape == (2, SIZE, SIZE, 3)
     assert float(names["metrics"]["loss"]) > 0
     assert {path.name for path in (tmp_path / "out").rglob("*") if path.is_file()} == {
@@ -51,19 +53,14 @@ def test_checkpoints(folder, tmp_path, monkeypatch):
     }
 
 
-def test_vector_times(monkeypatch):
-    text = code("vector_times.md")
+def test_vector_times():
     smaller = {
         'video_dit("S/4")': 'video_dit("S/4", width=16, depth=2, heads=2)',
         '"S", times="tokens", skips=True': '"S", times="tokens", skips=True, width=16, depth=3, heads=2',
         '"S", pooled=True': '"S", pooled=True, width=16, depth=2, heads=2',
         "linspace(20)": "linspace(10)",
     }
-    for found, put in smaller.items():
-        assert found in text, found
-        text = text.replace(found, put)
-    names = {}
-    exec(compile(text, "vector_times.md", "exec"), names)
+    names = run("vector_times.md", smaller)
     assert {x.shape for x in names["made"].values()} == {(2, 8, 16, 16, 3)}
     assert names["run"]._cache_size() == 1
     assert names["long"].shape == (2, 16, 16, 16, 3)
