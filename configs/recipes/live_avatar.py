@@ -1,6 +1,8 @@
 """Live Avatar: a talking face is streamed by four noise levels at once, each with a history of its own.
 
-python -m diffusion_jax.recipes live_avatar
+    python -m diffusion_jax.recipes live_avatar
+
+Four trainings, about seven minutes on one core, then two for the streams.
 """
 
 from diffusion_jax.config import ConfigDict, call

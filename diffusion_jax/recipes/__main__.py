@@ -35,18 +35,25 @@ def run(slug: str, workdir: Path, seed: int = 0, smoke: bool = False) -> Report:
     options = (f" --seed {seed}" if seed else "") + (" --smoke" if smoke else "")
     begun = time.monotonic()
     results = recipe.run(config, workdir)
-    device = jax.devices()[0]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     report = Report(
         system=slug,
         seconds=round(time.monotonic() - begun, 1),
-        device=f"{cores} CPU cores" if device.platform == "cpu" else f"{jax.device_count()} x {device.device_kind}",
+        device=on_what(),
         claims=tuple(results.claims),
         command=f"python -m diffusion_jax.recipes {slug}{options}",
         pictures=tuple(Path(path).name for path in results.pictures),
     )
     report.write(workdir)
     return report
+
+
+def on_what() -> str:
+    """What this process computes on, in words."""
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return f"{jax.device_count()} x {device.device_kind}"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{cores} CPU core" + "s" * (cores != 1)
 
 
 def publish(report: Report, workdir: Path) -> None:

@@ -134,9 +134,9 @@ def page(reports: Mapping[str, Report], images: str = "images") -> str:
     lines = [
         "# Systems",
         "",
-        f"{len(built)} of {len(SYSTEMS)} systems are built. This page is written by `make report` from",
-        "`docs/reports/`; claims that do not hold are shown as not holding, with the reason. `↑`, `↓` and `=`: ours",
-        "should be higher, lower, equal. Spreads are standard deviations over seeds.",
+        f"{len(built)} of {len(SYSTEMS)} systems are built. `make report` writes this page from `docs/reports/`.",
+        "Claims that do not hold are shown as not holding, with the most likely reason. `↑`, `↓` and `=`: ours should",
+        "be higher, lower, equal. Spreads are standard deviations over seeds. Times leave out models that were cached.",
         "",
         "| system | the timestep decides | claims that hold |",
         "|---|---|---|",
