@@ -20,9 +20,10 @@ def test_every_notebook_is_in_this_test():
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_it_runs(name, monkeypatch):
+def test_it_runs(name, monkeypatch, tmp_path):
     # One device, as a reader has it; the kernel inherits the environment.
     monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1"))
+    monkeypatch.setenv("DIFFUSION_JAX_CACHE", str(tmp_path))
     notebook = nbformat.read(f"notebooks/{name}.ipynb", as_version=4)
     nbformat.validate(notebook)
     assert "import diffusion_jax" in notebook.cells[1].source, "the first code cell installs in Colab"
