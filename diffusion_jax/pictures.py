@@ -55,18 +55,27 @@ def save_strips(path: Path | str, strips: Mapping[str, Any], *, zoom: int = 3) -
         sheets[name] = grid(images.reshape(-1, *images.shape[2:]), images.shape[1], zoom=zoom)
     heights = [sheet.shape[0] for sheet in sheets.values()]
     width = max(sheet.shape[1] for sheet in sheets.values())
+    margin = 0.2 + 0.07 * max(map(len, sheets))
+    inches = width / 110 + margin + 0.1
     figure, axes = plt.subplots(
         len(sheets),
         1,
-        figsize=(width / 110 + 1.8, sum(heights) / 110 + 0.1 * len(sheets)),
+        figsize=(inches, sum(heights) / 110 + 0.1 * len(sheets)),
         squeeze=False,
-        gridspec_kw={"height_ratios": heights},
+        gridspec_kw={
+            "height_ratios": heights,
+            "left": margin / inches,
+            "right": 1 - 0.1 / inches,
+            "top": 0.99,
+            "bottom": 0.01,
+        },
     )
     for axis, (name, sheet) in zip(axes[:, 0], sheets.items(), strict=True):
-        axis.imshow(sheet, interpolation="nearest")
+        axis.imshow(sheet, interpolation="nearest", aspect="equal")
+        axis.set_anchor("W")
         axis.set_axis_off()
         axis.text(-0.02, 0.5, name, transform=axis.transAxes, ha="right", va="center", fontsize=8)
-    _save(figure, path)
+    _save(figure, path, tight=False)
 
 
 def save_captioned(path: Path | str, rows: Mapping[str, tuple[Any, Sequence[str]]], *, size: float = 0.55) -> None:
@@ -117,8 +126,9 @@ def save_curves(
     _save(figure, path)
 
 
-def _save(figure, path: Path | str) -> None:
+def _save(figure, path: Path | str, tight: bool = True) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.tight_layout()
+    if tight:
+        figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
