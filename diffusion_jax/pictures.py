@@ -57,18 +57,13 @@ def save_strips(path: Path | str, strips: Mapping[str, Any], *, zoom: int = 3) -
     width = max(sheet.shape[1] for sheet in sheets.values())
     margin = 0.2 + 0.07 * max(map(len, sheets))
     inches = width / 110 + margin + 0.1
+    edges = {"left": margin / inches, "right": 1 - 0.1 / inches, "top": 0.99, "bottom": 0.01}
     figure, axes = plt.subplots(
         len(sheets),
         1,
         figsize=(inches, sum(heights) / 110 + 0.1 * len(sheets)),
         squeeze=False,
-        gridspec_kw={
-            "height_ratios": heights,
-            "left": margin / inches,
-            "right": 1 - 0.1 / inches,
-            "top": 0.99,
-            "bottom": 0.01,
-        },
+        gridspec_kw={"height_ratios": heights, **edges},
     )
     for axis, (name, sheet) in zip(axes[:, 0], sheets.items(), strict=True):
         axis.imshow(sheet, interpolation="nearest", aspect="equal")

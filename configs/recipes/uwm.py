@@ -2,7 +2,7 @@
 
     python -m diffusion_jax.recipes uwm
 
-Six networks of 2000 steps each, with as many labelled windows in each: about twelve minutes on one core.
+Six networks of 2000 steps each, with as many labelled windows in each: a quarter of an hour on one core.
 """
 
 from diffusion_jax.config import ConfigDict, call
