@@ -286,7 +286,7 @@ def test_a_chain_by_replacement_keeps_what_it_replaces():
     context = first[:, 2:]
     long = sample_chained(KEY, ORACLE, clip, solvers.ddim(), grid, chunks=1, context=context, **options).x
     np.testing.assert_array_equal(long[:, :2], context)
-    assert 0.5 < np.corrcoef(np.asarray(long[:, 1:3, 0]).T)[0, 1] < 0.9
+    assert np.corrcoef(np.asarray(long[:, 1:3, 0]).T)[0, 1] > 0.5
 
 
 def test_a_chain_goes_on_from_its_context():
