@@ -42,6 +42,7 @@ def run(slug: str, workdir: Path, seed: int = 0, smoke: bool = False) -> Report:
         claims=tuple(results.claims),
         command=f"python -m diffusion_jax.recipes {slug}{options}",
         pictures=tuple(Path(path).name for path in results.pictures),
+        notes=results.notes,
     )
     report.write(workdir)
     return report

@@ -72,10 +72,14 @@ def claim(
 
 
 class Results(NamedTuple):
-    """What a recipe's `run` returns. pictures: paths of the files that it wrote into its workdir."""
+    """What a recipe's `run` returns. pictures: paths of the files that it wrote into its workdir.
+
+    notes: what a reader must know to weigh the claims, e.g. what was chosen after looking at reported seeds.
+    """
 
     claims: Sequence[Claim]
     pictures: Sequence[Path] = ()
+    notes: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +92,7 @@ class Report:
     claims: Sequence[Claim]
     command: str
     pictures: Sequence[str] = ()
+    notes: str = ""
 
     def __post_init__(self):
         if self.system not in BY_SLUG:
@@ -151,5 +156,6 @@ def page(reports: Mapping[str, Report], images: str = "images") -> str:
         lines += ["", f"## {system.slug}", "", f"{system.title}.", ""]
         lines += [f"`{report.command}`, {report.seconds / 60:.0f} minutes on {report.device}.", ""]
         lines += [summary(report).rstrip()]
+        lines += ["", f"To be read with it: {report.notes}"] if report.notes else []
         lines += [line for name in report.pictures for line in ("", f"![{name}]({images}/{system.slug}_{name})")]
     return "\n".join(lines) + "\n"

@@ -1,5 +1,7 @@
 """Reports: what is written is read back, failures are shown, and the table has a row for every system."""
 
+import dataclasses
+
 import pytest
 
 from diffusion_jax.command import run_command
@@ -27,6 +29,9 @@ def test_the_table_has_all_fifty_six_systems_and_shows_failures():
     assert all(f"`{system.slug}`" in text for system in SYSTEMS)
     assert "**no**: too small a model" in text
     assert "1 of 56" in text
+    assert "To be read with it" not in text
+    noted = dataclasses.replace(report(), notes="tuned on seed 0.")
+    assert "To be read with it: tuned on seed 0." in page({"taylorseer": noted})
 
 
 def test_a_bar_in_a_claim_does_not_end_its_cell():
