@@ -26,6 +26,7 @@ from diffusion_jax.denoisers.conditions import (
 from diffusion_jax.denoisers.gradient import classifier_guided, energy_guided
 from diffusion_jax.denoisers.guidance import autoguided, cfg_plus_plus, guided, linear_rule, projected_guided
 from diffusion_jax.denoisers.joint import combined, jointly_guided, marginal_guided
+from diffusion_jax.denoisers.recording import Recorded, predicted_x0, recorded
 from diffusion_jax.denoisers.scales import cosine_scale, interval_scale, linear_scale, sample_scale
 from diffusion_jax.denoisers.switching import averaged, by_time, switched
 
@@ -33,6 +34,7 @@ __all__ = [
     "Branches",
     "GaussianMixture",
     "Posterior",
+    "Recorded",
     "Rule",
     "analytic",
     "autoguided",
@@ -63,7 +65,9 @@ __all__ = [
     "marginal_guided",
     "null_condition",
     "posterior",
+    "predicted_x0",
     "projected_guided",
+    "recorded",
     "sample_scale",
     "scheduled_condition",
     "score",

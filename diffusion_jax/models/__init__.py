@@ -18,6 +18,7 @@ from diffusion_jax.models.joint_transformer import JointTransformer, joint_trans
 from diffusion_jax.models.mlp import Mlp, mlp
 from diffusion_jax.models.network import count_params, network, param_shapes
 from diffusion_jax.models.observing import FrameEncoder, observing, watching
+from diffusion_jax.models.stages import Staged, staged
 from diffusion_jax.models.text_encoders import T5, CLIPText, clip_text, t5_encoder
 from diffusion_jax.models.text_transformer import TextTransformer, text_transformer
 from diffusion_jax.models.tiling import sharded_rows, tiled
@@ -44,6 +45,7 @@ __all__ = [
     "Incremental",
     "JointTransformer",
     "Mlp",
+    "Staged",
     "TextTransformer",
     "UNet",
     "VideoDiT",
@@ -79,6 +81,7 @@ __all__ = [
     "pixart",
     "reweighted",
     "sharded_rows",
+    "staged",
     "t5_encoder",
     "taps",
     "text_transformer",

@@ -1,0 +1,58 @@
+"""What a denoiser saw and said along a run, kept in its carry: for calibration, and to look at.
+
+`sample(...).run.carry` of a recorded denoiser is `Recorded`; one entry a step of the run, so every method that is
+calibrated on trajectories, and every picture of predictions through time, is made from the same recording.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax.errors import invalid
+from diffusion_jax.typing import Denoiser, Prediction, Step
+
+
+class Recorded(NamedTuple):
+    """A recording. inner: the carry of the recorded denoiser. values: what was read, `[S, ...]` a leaf, by step."""
+
+    inner: Any
+    values: Any
+
+
+def predicted_x0(prediction: Prediction, x: Any, step: Step) -> Any:
+    """The clean sample as it was predicted at each step (DT-visualisation, Gandikota & Bau 2025)."""
+    return prediction.x0
+
+
+def recorded(
+    inner: Denoiser, num_steps: int, read: Callable[[Prediction, Any, Step], Any] = predicted_x0
+) -> Denoiser:
+    """`inner`, whose every answer is read into `Recorded.values[step.index]`; answers are what they were.
+
+    num_steps: S, steps of the run. read: `(prediction, x, step) -> pytree`, e.g. `lambda prediction, x, step:
+    {"x": x, "x0": prediction.x0}`. A solver that asks several times a step leaves its last answer of the step.
+    Raises InvalidInput unless `num_steps` is positive.
+    """
+    if num_steps < 1:
+        raise invalid("num_steps", num_steps, "it must be positive")
+
+    def ask(params, carry, x, step, cond):
+        prediction, carry = inner.apply(params, carry, x, step, cond)
+        return prediction, carry, read(prediction, x, step)
+
+    def init(params, x, cond):
+        carry = inner.init(params, x, cond)
+        t = jax.tree.map(lambda leaf: jnp.ones(leaf.shape[:1], jnp.float32), x)
+        zero = jax.tree.map(jnp.zeros_like, t)
+        step = Step(jnp.int32(0), t, zero, jnp.int32(num_steps), jax.tree.map(lambda leaf: leaf.astype(jnp.int32), t))
+        shapes = jax.eval_shape(lambda: ask(params, carry, x, step, cond)[2])
+        return Recorded(carry, jax.tree.map(lambda leaf: jnp.zeros((num_steps, *leaf.shape), leaf.dtype), shapes))
+
+    def apply(params, carry, x, step, cond):
+        prediction, kept, value = ask(params, carry.inner, x, step, cond)
+        values = jax.tree.map(lambda all, one: all.at[step.index].set(one), carry.values, value)
+        return prediction, Recorded(kept, values)
+
+    return Denoiser(init, apply, inner.process)

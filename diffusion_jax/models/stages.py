@@ -1,0 +1,137 @@
+"""Networks in three stages: head, body and tail, so that a run may leave the body out.
+
+    z = body(params, head(params, x, t, cond), x, t, cond);        output, extras = tail(params, z, x, t, cond)
+
+is the network. The head ends behind the first blocks: what it says is a cheap probe of how the features move. The tail
+begins before the last norm: it is exact in t whatever z is. In a stack of blocks (transformers, MLP) the cuts lie
+between blocks; in a U-Net behind its first residual block and before `norm_out`, since its skip connections reach
+across everything between. Nothing is computed twice but the embeddings of time and condition.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.models.interception import Edit, Opened, Site, intercepted
+from diffusion_jax.models.layers.branches import CARRIED, Block, Stack, constrain
+from diffusion_jax.models.unet import UNet
+from diffusion_jax.typing import Network
+
+_REPORT = "stage"
+
+
+class Staged(NamedTuple):
+    """A network in three stages.
+
+    head: (params, x, t, cond) -> h               features behind the head
+    body: (params, h, x, t, cond) -> z            features before the tail; of x, t and cond only what conditions blocks
+    tail: (params, z, x, t, cond) -> (output, extras)
+    depth: the number of blocks in the stack; None for a U-Net.
+    """
+
+    head: Callable[..., Any]
+    body: Callable[..., Any]
+    tail: Callable[..., tuple[Any, dict]]
+    depth: int | None
+
+
+def is_main_stack(module: nn.Module) -> bool:
+    """Whether `module` is the stack of blocks of a network (not the one of a text encoder within it)."""
+    return isinstance(module, Stack) and module.path == ("blocks",)
+
+
+def run_blocks(stack: Stack, first: Any, last: Any, h: Any, c: Any, side: Any) -> Any:
+    """The residual stream behind the blocks `first` .. `last - 1` of a bound `stack`, one scan without copies.
+
+    Other edits of what lies within the blocks stay in force, and read their collections; they write nothing.
+    """
+    return jax.lax.scan(lambda h, index: (run_block(stack, index, h, c, side), None), h, jnp.arange(first, last))[0]
+
+
+def run_block(stack: Stack, index: Any, h: Any, c: Any, side: Any) -> Any:
+    """The residual stream behind block `index` (which may be traced) of a bound `stack`."""
+
+    def own(tree):
+        return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), tree)
+
+    variables = {name: own(tree["block"]) for name, tree in stack.variables.items() if name != CARRIED}
+    side = side if side.skip is None else side._replace(skip=own(side.skip))
+    return Block(stack.branches).apply(variables, h, own(c) if stack.stacked else c, side)
+
+
+def staged(network: Network, head: int = 1) -> Staged:
+    """Cuts `network` behind its first `head` blocks (a U-Net: behind its first residual block) and before its last norm.
+
+    Raises InvalidInput if the network is neither a U-Net nor one stack of blocks, or has fewer blocks than `head`.
+    """
+    module = network.module.module if isinstance(network.module, Opened) else network.module
+    if isinstance(module, UNet):
+        if head != 1:
+            raise invalid("head", head, "the head of a U-Net is its first residual block, 1")
+        return _staged_by_modules(network, lambda m: m.path == ("down_0_0",), lambda m: m.path == ("norm_out",))
+    depth = getattr(module, "depth", None)
+    if depth is None:
+        raise InvalidInput(f"staged needs a stack of blocks or a U-Net; {type(module).__name__} is neither.")
+    if not 1 <= head <= depth:
+        raise invalid("head", head, f"the network has {depth} blocks")
+    return _staged_by_blocks(network, head, depth)
+
+
+def _staged_by_blocks(network, cut, depth):
+    def stopped_at(last):
+        def function(site, h, c, side):
+            return run_blocks(site.module, 0, last, constrain(h), c, side)
+
+        return function
+
+    def body(params, h, x, t, cond=None):
+        edit = _reporting(is_main_stack, lambda site, _, c, side: run_blocks(site.module, cut, depth, h, c, side))
+        return _asked(network, edit, params, x, t, cond)[1]
+
+    def head(params, x, t, cond=None):
+        return _asked(network, _reporting(is_main_stack, stopped_at(cut)), params, x, t, cond)[1]
+
+    def tail(params, z, x, t, cond=None):
+        return _asked(network, _reporting(is_main_stack, lambda site, *_: z), params, x, t, cond)[0]
+
+    return Staged(head, body, tail, depth)
+
+
+def _staged_by_modules(network, first, last):
+    def head(params, x, t, cond=None):
+        return _asked(network, _reporting(first, lambda site, *args: site.run(*args)), params, x, t, cond)[1]
+
+    def body(params, h, x, t, cond=None):
+        given = Edit(first, lambda site, *args: site.run(*args) if site.initialising else h)
+        # The input of the last norm is what is asked for; what comes after is dropped.
+        seen = _reporting(last, lambda site, z: site.run(z), lambda output, z: z)
+        return _asked(network, (given, seen), params, x, t, cond)[1]
+
+    def tail(params, z, x, t, cond=None):
+        return _asked(network, Edit(last, lambda site, _: site.run(z)), params, x, t, cond)[0]
+
+    return Staged(head, body, tail, None)
+
+
+def _reporting(select, function, read=lambda output, *args: output):
+    """An edit that puts `function(site, *args)` in place of a module's output, and reports what `read` makes of it."""
+
+    def apply(site: Site, *args):
+        output = site.run(*args) if site.initialising else function(site, *args)
+        site.put(_REPORT, "value", read(output, *args))
+        return output
+
+    return Edit(select, apply, (), (_REPORT,))
+
+
+def _asked(network, edits, params, x, t, cond):
+    """`((output, extras), what was reported)`."""
+    edits = edits if isinstance(edits, tuple) else (edits,)
+    output, extras, _ = intercepted(network, *edits).apply(params, {}, x, t, cond)
+    report = extras.pop(_REPORT, None)
+    values = jax.tree.leaves(report)
+    return (output, extras), values[0] if values else None
