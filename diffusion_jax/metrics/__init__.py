@@ -15,6 +15,12 @@ from diffusion_jax.metrics.leakage import leakage
 from diffusion_jax.metrics.manifold import Manifold, manifold
 from diffusion_jax.metrics.sets import SetMetric, image_set, point_set, scene_set, token_set
 from diffusion_jax.metrics.timing import SamplingCost, sampling_cost
+from diffusion_jax.metrics.trajectories import (
+    effective_modes,
+    endpoint_error,
+    pairwise_distance,
+    trajectory_similarity,
+)
 
 __all__ = [
     "ClassAccuracy",
@@ -27,6 +33,8 @@ __all__ = [
     "SamplingCost",
     "SetMetric",
     "class_accuracy",
+    "effective_modes",
+    "endpoint_error",
     "energy_distance",
     "feature_network",
     "frechet_distance",
@@ -39,6 +47,7 @@ __all__ = [
     "merge",
     "mmd2",
     "moments",
+    "pairwise_distance",
     "point_set",
     "psnr",
     "sampling_cost",
@@ -46,6 +55,7 @@ __all__ = [
     "sliced_wasserstein",
     "ssim",
     "token_set",
+    "trajectory_similarity",
     "wasserstein",
     "wasserstein_1d",
 ]
