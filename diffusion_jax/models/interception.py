@@ -164,7 +164,8 @@ def intercepted(network: Network, *edits: Edit) -> Intercepted:
         matched, seen = set(), set()
         with nn.intercept_methods(_dispatcher(every, matched, seen)):
             result = module.apply(given, *args, rngs=rngs, mutable=mutable)
-        for index, one in enumerate(every):
+        # The inner ones were checked where they were made, and may stand in what these leave out.
+        for index, one in enumerate(edits):
             for pattern in _patterns(one.select):
                 if (index, pattern) not in matched:
                     raise InvalidInput(f"select={pattern!r} selects no module; there are {', '.join(sorted(seen))}.")

@@ -73,65 +73,62 @@ def staged(network: Network, head: int = 1) -> Staged:
         if head != 1:
             raise invalid("head", head, "the head of a U-Net is its first residual block, 1")
         return _staged_by_modules(network, lambda m: m.path == ("down_0_0",), lambda m: m.path == ("norm_out",))
-    depth = getattr(module, "depth", None)
-    if depth is None:
-        raise InvalidInput(f"staged needs a stack of blocks or a U-Net; {type(module).__name__} is neither.")
+    depth = getattr(module, "stack_depth", getattr(module, "depth", None))
+    if depth is None or getattr(module, "skips", False):
+        raise InvalidInput(f"staged needs one stack of blocks or a U-Net; {type(module).__name__} here is neither.")
     if not 1 <= head <= depth:
         raise invalid("head", head, f"the network has {depth} blocks")
     return _staged_by_blocks(network, head, depth)
 
 
 def _staged_by_blocks(network, cut, depth):
-    def stopped_at(last):
-        def function(site, h, c, side):
-            return run_blocks(site.module, 0, last, constrain(h), c, side)
-
-        return function
+    def head(params, x, t, cond=None):
+        edit = _reporting(is_main_stack, lambda site, *args: _between(site, 0, cut, *args))
+        return _asked(network, params, x, t, cond, edit)[1]
 
     def body(params, h, x, t, cond=None):
-        edit = _reporting(is_main_stack, lambda site, _, c, side: run_blocks(site.module, cut, depth, h, c, side))
-        return _asked(network, edit, params, x, t, cond)[1]
-
-    def head(params, x, t, cond=None):
-        return _asked(network, _reporting(is_main_stack, stopped_at(cut)), params, x, t, cond)[1]
+        edit = _reporting(is_main_stack, lambda site, _, *args: _between(site, cut, depth, h, *args))
+        return _asked(network, params, x, t, cond, edit)[1]
 
     def tail(params, z, x, t, cond=None):
-        return _asked(network, _reporting(is_main_stack, lambda site, *_: z), params, x, t, cond)[0]
+        return _asked(network, params, x, t, cond, Edit(is_main_stack, lambda site, *args: z))[0]
 
     return Staged(head, body, tail, depth)
 
 
 def _staged_by_modules(network, first, last):
     def head(params, x, t, cond=None):
-        return _asked(network, _reporting(first, lambda site, *args: site.run(*args)), params, x, t, cond)[1]
+        return _asked(network, params, x, t, cond, _reporting(first, lambda site, *args: site.run(*args)))[1]
 
     def body(params, h, x, t, cond=None):
-        given = Edit(first, lambda site, *args: site.run(*args) if site.initialising else h)
+        given = Edit(first, lambda site, *args: h)
         # The input of the last norm is what is asked for; what comes after is dropped.
         seen = _reporting(last, lambda site, z: site.run(z), lambda output, z: z)
-        return _asked(network, (given, seen), params, x, t, cond)[1]
+        return _asked(network, params, x, t, cond, given, seen)[1]
 
     def tail(params, z, x, t, cond=None):
-        return _asked(network, Edit(last, lambda site, _: site.run(z)), params, x, t, cond)[0]
+        return _asked(network, params, x, t, cond, Edit(last, lambda site, _: site.run(z)))[0]
 
     return Staged(head, body, tail, None)
+
+
+def _between(site, first, last, h, c, side):
+    return run_blocks(site.module, first, last, constrain(h), c, side)
 
 
 def _reporting(select, function, read=lambda output, *args: output):
     """An edit that puts `function(site, *args)` in place of a module's output, and reports what `read` makes of it."""
 
     def apply(site: Site, *args):
-        output = site.run(*args) if site.initialising else function(site, *args)
+        output = function(site, *args)
         site.put(_REPORT, "value", read(output, *args))
         return output
 
     return Edit(select, apply, (), (_REPORT,))
 
 
-def _asked(network, edits, params, x, t, cond):
+def _asked(network, params, x, t, cond, *edits):
     """`((output, extras), what was reported)`."""
-    edits = edits if isinstance(edits, tuple) else (edits,)
     output, extras, _ = intercepted(network, *edits).apply(params, {}, x, t, cond)
-    report = extras.pop(_REPORT, None)
-    values = jax.tree.leaves(report)
-    return (output, extras), values[0] if values else None
+    report = jax.tree.leaves(extras.get(_REPORT))
+    return (output, {name: extras[name] for name in extras if name != _REPORT}), report[0] if report else None

@@ -87,6 +87,11 @@ class VideoDiT(nn.Module):
     scan: bool = True
     dtype: str = "float32"
 
+    @property
+    def stack_depth(self) -> int:
+        """Blocks of the stack; a factorised one is a spatial and a temporal half."""
+        return self.depth // 2 if self.attention == "factorised" else self.depth
+
     @nn.compact
     def __call__(self, x, t, cond, train):
         dtype = jnp.dtype(self.dtype)
@@ -119,10 +124,8 @@ class VideoDiT(nn.Module):
         sound, sound_mask = self._audio(cond, batch, frames, references, dtype)
         mask = frame_mask(frames, self.block, self.window, references)
         side = Side(context, context_mask, rotary=rotary, frames=Frames(mask, temporal_rotary, sound, sound_mask))
-        depth = self.depth // 2 if self.attention == "factorised" else self.depth
-        h = Stack(self._branches(context is not None, dtype), depth, self.remat, self.scan, name="blocks")(
-            h, vector, side
-        )
+        branches = self._branches(context is not None, dtype)
+        h = Stack(branches, self.stack_depth, self.remat, self.scan, name="blocks")(h, vector, side)
 
         features = self.patch**2 * channels * (2 if self.learn_sigma else 1)
         h, vector = h[:, references:], vector[:, references:]

@@ -15,7 +15,7 @@ CASES = {
         lambda: models.dit(width=16, depth=3, heads=2, num_classes=3, embeddings="per_block"),
         (2, 4, 4, 1),
     ),
-    "video": (lambda: models.video_dit(width=16, depth=3, heads=2, num_classes=3), (2, 3, 4, 4, 1)),
+    "video": (lambda: models.video_dit(width=16, depth=4, heads=2, num_classes=3), (2, 3, 4, 4, 1)),
     "mlp": (lambda: models.mlp(width=16, depth=3, num_classes=3), (2, 5)),
     "unet": (lambda: models.unet(channels=8, groups=4, num_classes=3), (2, 8, 8, 1)),
 }
