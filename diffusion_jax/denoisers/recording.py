@@ -26,9 +26,7 @@ def predicted_x0(prediction: Prediction, x: Any, step: Step) -> Any:
     return prediction.x0
 
 
-def recorded(
-    inner: Denoiser, num_steps: int, read: Callable[[Prediction, Any, Step], Any] = predicted_x0
-) -> Denoiser:
+def recorded(inner: Denoiser, num_steps: int, read: Callable[[Prediction, Any, Step], Any] = predicted_x0) -> Denoiser:
     """`inner`, whose every answer is read into `Recorded.values[step.index]`; answers are what they were.
 
     num_steps: S, steps of the run. read: `(prediction, x, step) -> pytree`, e.g. `lambda prediction, x, step:

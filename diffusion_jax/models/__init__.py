@@ -18,6 +18,7 @@ from diffusion_jax.models.joint_transformer import JointTransformer, joint_trans
 from diffusion_jax.models.mlp import Mlp, mlp
 from diffusion_jax.models.network import count_params, network, param_shapes
 from diffusion_jax.models.observing import FrameEncoder, observing, watching
+from diffusion_jax.models.references import Referenced, concatenating, null_cache, referenced
 from diffusion_jax.models.stages import Staged, staged
 from diffusion_jax.models.text_encoders import T5, CLIPText, clip_text, t5_encoder
 from diffusion_jax.models.text_transformer import TextTransformer, text_transformer
@@ -45,6 +46,7 @@ __all__ = [
     "Incremental",
     "JointTransformer",
     "Mlp",
+    "Referenced",
     "Staged",
     "TextTransformer",
     "UNet",
@@ -56,6 +58,7 @@ __all__ = [
     "caption_decoder",
     "clip_text",
     "clip_vision",
+    "concatenating",
     "control_from_unet",
     "controlled",
     "controlnet",
@@ -74,11 +77,13 @@ __all__ = [
     "kl_vae",
     "mlp",
     "network",
+    "null_cache",
     "observing",
     "override",
     "param_shapes",
     "per_layer",
     "pixart",
+    "referenced",
     "reweighted",
     "sharded_rows",
     "staged",

@@ -45,11 +45,11 @@ def gumbel_sigmoid_st(key: Any, logits: Float[Array, "..."], tau: float | int = 
     return (logits > 0).astype(soft.dtype) + (soft - jax.lax.stop_gradient(soft))
 
 
-def width_gates(groups: int | None = None) -> tuple[Edit, Edit]:
+def width_gates(groups: int) -> tuple[Edit, Edit]:
     """Gates of heads and of groups of hidden units, `gates/.../gate [L, 1, K]`, all 1 to begin with.
 
     Self-attention (over space and over time) has a gate for each head; cross-attention is left alone. Feed-forward
-    layers have `groups` gates, each of neighbouring hidden units; as many as the network has heads when None.
+    layers have `groups` gates, each of neighbouring hidden units.
     The batch axis of handed-in gates is B, or 1 where all samples share them. Raises InvalidInput, when the network
     runs, where `groups` does not divide the hidden width.
     """
@@ -186,20 +186,13 @@ def _gated_heads(site, q, k, v, *seen):
 def _gated_groups(site, x, groups):
     out = site.run(x)
     layer = site.module.parent
-    gate = _gate(site, groups or _heads_of(site))
+    gate = _gate(site, groups)
     if out.shape[-1] % gate.shape[1]:
         raise invalid("groups", gate.shape[1], f"it must divide the hidden width, {out.shape[-1]}")
     matrices = 3 if layer.swiglu or layer.gated else 2
     _report(site, gate, 2 * matrices * math.prod(x.shape) * out.shape[-1])
     gate = jnp.repeat(_over_rows(gate, x.shape[0]), out.shape[-1] // gate.shape[1], axis=1)
     return out * expand_vector(gate, out).astype(out.dtype)
-
-
-def _heads_of(site):
-    module = site.module
-    while module.parent is not None:
-        module = module.parent
-    return module.heads
 
 
 def _scores(site, h, bias):

@@ -1,0 +1,97 @@
+"""When a cache is computed anew: policies as pure functions of the step and of what happened since, decided in the scan.
+
+    refresh(step, history) -> bool []
+
+Intervals, warm-ups and thresholds may be traced, and schedules are arrays: other values compile nothing. Whatever a
+policy says, an empty cache is filled first.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+from diffusion_jax.denoisers.conditions import sample_time
+from diffusion_jax.errors import invalid, unknown
+from diffusion_jax.typing import Step
+
+
+class History(NamedTuple):
+    """What a cache has done since it was made. computed: how often it was filled. since: calls since the last time."""
+
+    computed: Int[Array, ""]
+    since: Int[Array, ""]
+
+
+Refresh = Callable[[Step, History], Any]
+"""See the module."""
+
+
+def begun() -> History:
+    """The history of a cache that nobody has asked yet."""
+    return History(jnp.int32(0), jnp.int32(0))
+
+
+def after(history: History, computed: Any) -> History:
+    """The history after a call that computed anew, or did not."""
+    computed = jnp.asarray(computed)
+    return History(history.computed + computed, jnp.where(computed, 0, history.since + 1))
+
+
+def every(interval: int | Int[Array, ""], warmup: int | Int[Array, ""] = 1) -> Refresh:
+    """The first `warmup` calls, then each `interval`-th: W + floor((S - W) / N) of S calls (TaylorSeer's schedule).
+
+    Raises InvalidInput for a plain interval or warm-up below 1.
+    """
+    for field, value in (("interval", interval), ("warmup", warmup)):
+        if isinstance(value, int) and value < 1:
+            raise invalid(field, value, "it must be at least 1")
+
+    def refresh(step, history):
+        return (history.computed < warmup) | (history.since >= interval - 1)
+
+    return refresh
+
+
+def on_schedule(schedule: Bool[Array, " S"] | Any) -> Refresh:
+    """Where `schedule[step.index]` is True: a calibrated schedule `[S]`. Raises InvalidInput for other shapes."""
+    table = jnp.asarray(schedule, bool)
+    if table.ndim != 1:
+        raise invalid("schedule.shape", table.shape, "one bool a step, [S], was expected")
+    return lambda step, history: jnp.take(table, step.index, mode="clip")
+
+
+def first_and_last(warmup: int | Int[Array, ""] = 1, last: bool = True) -> Refresh:
+    """The first `warmup` calls and, with `last`, the last step of the run."""
+
+    def refresh(step, history):
+        begun = history.computed < warmup
+        return begun | (step.index >= step.num_steps - 1) if last else begun
+
+    return refresh
+
+
+def either(*policies: Refresh) -> Refresh:
+    """Where any of `policies` says so."""
+    return lambda step, history: jnp.stack([jnp.asarray(policy(step, history)) for policy in policies]).any()
+
+
+def due(refresh: Refresh, step: Step, history: History) -> Bool[Array, ""]:
+    """Whether to compute now: as `refresh` says, and always where the cache is empty."""
+    return jnp.asarray(refresh(step, history)) | (history.computed == 0)
+
+
+COORDINATES = ("index", "t", "log_snr")
+"""What a feature is a function of: the step's index (as published), the time, or half the log-SNR within +-10. Solvers
+that ask several times a step need one of the last two: their second question is at another time of the same index."""
+
+
+def coordinate(name: str, step: Step, process: Any) -> Any:
+    """The scalar s of a step; where t has more axes, its noisiest entry decides."""
+    if name not in COORDINATES:
+        raise unknown("coordinate", name, COORDINATES)
+    if name == "index":
+        return jnp.asarray(step.index, jnp.float32)
+    t = jnp.max(sample_time(step.t))
+    return t if name == "t" else jnp.clip(0.5 * process.log_snr(t), -10.0, 10.0)

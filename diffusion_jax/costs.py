@@ -1,0 +1,64 @@
+"""What a program costs before it runs: floating-point operations of matrix products and convolutions, and bytes.
+
+Counted from the traced program, by shapes alone: the same on every machine. Element-wise work is left out: it is paid in
+memory traffic, which no count of operations tells.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core as jax_core
+from jax.interpreters import partial_eval
+
+
+def count_flops(function: Callable[..., Any], *arguments: Any) -> float:
+    """Floating-point operations of `function(*arguments)`, two a multiplication and addition.
+
+    arguments: pytrees of arrays or of their shapes; nothing is computed. What no output depends on is not counted. A
+    scan counts its body as often as it runs; of a conditional the dearest branch counts, of a `while_loop` one round.
+    """
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), arguments)
+    jaxpr = jax.make_jaxpr(function)(*shapes).jaxpr
+    used, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    return _flops(used)
+
+
+def count_bytes(tree: Any) -> int:
+    """Bytes that a pytree of arrays (or of their shapes) holds: parameters, caches, carries."""
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _flops(jaxpr) -> float:
+    total = 0.0
+    for equation in jaxpr.eqns:
+        name, inner = equation.primitive.name, list(_inner(equation))
+        if name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            shape = equation.invars[0].aval.shape
+            total += 2.0 * _size(equation.outvars[0]) * math.prod(shape[axis] for axis in contracted)
+        elif name == "conv_general_dilated":
+            numbers, kernel = equation.params["dimension_numbers"], equation.invars[1].aval.shape
+            total += 2.0 * _size(equation.outvars[0]) * math.prod(kernel) / kernel[numbers.rhs_spec[0]]
+        elif name == "cond":
+            total += max(map(_flops, inner))
+        else:
+            times = equation.params["length"] if name == "scan" else 1
+            total += times * sum(map(_flops, inner))
+    return total
+
+
+def _inner(equation):
+    """The jaxprs that an equation runs."""
+    for value in equation.params.values():
+        for one in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(one, jax_core.ClosedJaxpr):
+                yield one.jaxpr
+            elif isinstance(one, jax_core.Jaxpr):
+                yield one
+
+
+def _size(variable) -> int:
+    return math.prod(variable.aval.shape)

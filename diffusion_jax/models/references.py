@@ -1,0 +1,286 @@
+"""Reference images that a network attends to, encoded once for a whole run (FastFit, Chong et al. 2025).
+
+The network itself encodes them: a reference k passes through all its layers as an image of its own, with a learned
+embedding of what kind of item it is in the place of the time's, and behind an input layer of its own. At every
+self-attention layer, with that layer's projections,
+
+    reference k:  Attn(q_k, k_k, v_k);      x:  Attn(q_x, [k_1 .. k_K, k_x], [v_1 .. v_K, v_x])                (1)
+
+(semi-attention), so keys and values of the references depend neither on t nor on x nor on each other: they are a cache
+without loss. It is all interception, on any U-Net or diffusion transformer; what the network is told besides stays.
+`coupled` is the usual way, in which everything sees everything and references know the time; nothing can be kept there.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.models.dit import DiT
+from diffusion_jax.models.interception import Edit, Opened, intercepted
+from diffusion_jax.models.layers.attention import Attend, key_mask
+from diffusion_jax.models.unet import UNet
+from diffusion_jax.typing import Network
+
+REFERENCES = ("references", "items", "present")
+"""What `cond` says of references: float `[B, K, H, W, C]`, like x but for channels that they lack, which are zero;
+int `[B, K]`, the kind of each; bool `[B, K]`, whether it is there at all: what is absent is seen by nobody."""
+
+_INPUTS = {DiT: "patch_embed", UNet: "conv_in"}
+_KEPT = "reference_kv"
+
+
+class Cache(NamedTuple):
+    """Keys and values of K references: a pytree whose every axis of the batch is the first, so it goes into `cond`.
+
+    layers: in the tree of the network's attention modules, `keys` and `values` `[B, depth, K, N, H, D]`.
+    present: `[B, K]`; attention is masked, so a place that is False may hold anything.
+    """
+
+    layers: Any
+    present: Bool[Array, "B K"]
+
+
+class Referenced(NamedTuple):
+    """A network with references. Parameters are `{"network": ..., "references": ...}` for all of these.
+
+    encode: (params, references, items, present, cond=None) -> Cache      K passes of the network, once
+    cached: the network whose `cond["cache"]` is a `Cache`                no pass for references
+    encoding: the network whose `cond` has `REFERENCES`                   the same with K passes in each call
+    joint: the same function as `encoding` as one pass over x and references: the masked forward. It reports its
+        references' keys and values as `extras["cache"]`.
+    coupled: `joint` without the mask and with the embedding of time added to that of items, another function.
+    """
+
+    encode: Callable[..., Cache]
+    cached: Network
+    encoding: Network
+    joint: Network
+    coupled: Network
+
+
+def referenced(network: Network, items: int) -> Referenced:
+    """`network`, a `unet` or `dit` (or one opened for LoRA and the like), with references of so many kinds.
+
+    Conditions other than references are the network's own (they enter the vector of reference tokens as well, where
+    they are part of it): in `encode` they are `cond`. Where the network has channels for `cond["concat"]`, those of
+    the references are zero. Guidance, for which the references' pixels are zeroed and their kinds kept:
+    `guided(denoiser, null={"references": 0.0})` in front of `encoding`, or `null_cache` in front of `cached`.
+
+    Raises InvalidInput for other networks and fewer than one kind; its functions do for references that do not fit.
+    """
+    module = network.module.module if isinstance(network.module, Opened) else network.module
+    kind = next((kind for kind in _INPUTS if isinstance(module, kind)), None)
+    if kind is None:
+        raise InvalidInput(f"referenced needs a unet or a dit; {type(module).__name__} is neither.")
+    if items < 1:
+        raise invalid("items", items, "at least one kind of references is needed")
+    first = _INPUTS[kind]
+    width = module.width or 4 * module.channels
+
+    def checked(params, references, items, present):
+        """The same with as many channels as the input layer has."""
+        kernel, channels = params["references"]["input"]["kernel"].shape, references.shape[-1]
+        taken = kernel[0] // module.patch**2 if kind is DiT else kernel[2] - module.concat
+        if references.ndim != 5 or channels > taken:
+            raise invalid("references.shape", references.shape, f"[B, K, H, W, C] with at most {taken} channels fits")
+        for name, value in (("items", items), ("present", present)):
+            if value.shape != references.shape[:2]:
+                raise invalid(f"{name}.shape", value.shape, f"[B, K], here {references.shape[:2]}, fits")
+        return jnp.pad(references, ((0, 0),) * 4 + ((0, taken - channels),)), items, present
+
+    def encode(params, references, items, present, cond=None):
+        references, items, present = checked(params, references, items, present)
+        batch, count, *_ = references.shape
+        own = _own(cond, count, 0)
+        rows = references.reshape(batch * count, *references.shape[2:])
+        if getattr(module, "concat", 0):
+            own["concat"] = jnp.zeros((*rows.shape[:3], module.concat), rows.dtype)
+        told = params["references"]
+
+        def enter(site, h):
+            return site.run_with(told["input"], h)
+
+        def know(site, t):
+            return told["item"][items.reshape(-1)]
+
+        def attend(site, q, k, v, mask):
+            _report(site, k, v)
+            return site.run(q, k, v, mask)
+
+        kept = _asked(network, first, enter, know, attend, params, rows, jnp.zeros(len(rows)), own)[1][_KEPT]
+        return Cache(jax.tree.map(lambda leaf: _opened(leaf, count), kept), present)
+
+    def read(params, x, t, cond, train, key):
+        cond = dict(cond or {})
+        if "cache" not in cond:
+            raise InvalidInput(f"cond has {sorted(cond)}, but this network needs cond['cache'], made by encode.")
+        cache, own = cond["cache"], _own(cond)
+
+        def attend(site, q, k, v, _):
+            past = (site.module.get_variable(_KEPT, name) for name in ("keys", "values"))
+            keys, values = (_joined(old, new) for old, new in zip(past, (k, v), strict=True))
+            seen = jnp.repeat(cache.present, (keys.shape[1] - k.shape[1]) // cache.present.shape[1], axis=1)
+            seen = jnp.concatenate([seen, jnp.ones(k.shape[:2], bool)], axis=1)
+            return site.run(q, keys, values, key_mask(seen))
+
+        layers = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), cache.layers)
+        opened = intercepted(network, Edit(_sees_itself, attend, (_KEPT,)))
+        output, extras, _ = opened.apply(params["network"], {_KEPT: layers}, x, t, own or None, train, key)
+        return output, extras
+
+    def read_anew(params, x, t, cond, train, key):
+        references, items, present = _given(cond)
+        kept = encode(params, references, items, present, cond)
+        return read(params, x, t, {**_own(cond), "cache": kept}, train, key)
+
+    def together(coupled, params, x, t, cond, train, key):
+        references, items, present = checked(params, *_given(cond))
+        batch, count, *_ = references.shape
+        groups = count + 1
+        own = _own(cond, groups, 1)
+        if getattr(module, "concat", 0):
+            own["concat"] = _rows(cond["concat"], jnp.zeros((batch, count, *cond["concat"].shape[1:])))
+        told = params["references"]
+        visible = _visible(present, coupled)
+
+        def enter(site, h):
+            h = h.reshape(batch, groups, *h.shape[1:])
+            ours, theirs = h[:, 0], h[:, 1:].reshape(batch * count, *h.shape[2:])
+            theirs = site.run_with(told["input"], theirs)
+            return _rows(site.run(ours), theirs.reshape(batch, count, *theirs.shape[1:]))
+
+        def know(site, t):
+            vector = site.run(t).reshape(batch, groups, width)
+            kinds = told["item"][items].astype(vector.dtype)
+            return _rows(vector[:, 0], vector[:, 1:] + kinds if coupled else kinds)
+
+        def attend(site, q, k, v, _):
+            _report(site, *(a.reshape(batch, groups, *a.shape[1:])[:, 1:].reshape(-1, *a.shape[1:]) for a in (k, v)))
+            tokens = q.shape[1]
+            merged = (a.reshape(batch, groups * tokens, *a.shape[2:]) for a in (q, k, v))
+            mask = jnp.repeat(jnp.repeat(visible, tokens, axis=1), tokens, axis=2)[:, None]
+            return site.run(*merged, mask).reshape(v.shape)
+
+        rows = _rows(x, references.astype(x.dtype))
+        times = jnp.repeat(jnp.broadcast_to(t, (batch,)), groups)
+        output, extras = _asked(network, first, enter, know, attend, params, rows, times, own, train, key)
+        kept = extras.pop(_KEPT)
+        extras = jax.tree.map(lambda leaf: leaf.reshape(batch, groups, *leaf.shape[1:])[:, 0], extras)
+        cache = Cache(jax.tree.map(lambda leaf: _opened(leaf, count), kept), present)
+        return output.reshape(batch, groups, *output.shape[1:])[:, 0], {**extras, "cache": cache}
+
+    def init(key, x, t, cond=None):
+        keys = jax.random.split(key, 3)
+        own = _own(cond) or None
+        params, other = network.init(keys[0], x, t, own), network.init(keys[1], x, t, own)
+        layer = (other["params"] if isinstance(network.module, Opened) else other)[first]
+        # Gates start at zero and grow with this vector: with a small one references would be deaf for long.
+        item = jax.random.normal(keys[2], (items, width))
+        return {"network": params, "references": {"input": layer, "item": item}}
+
+    def whole(function):
+        def apply(params, x, t, cond=None, train=False, key=None):
+            return function(params, x, t, cond, train, key)
+
+        return Network(init, apply)
+
+    return Referenced(
+        encode,
+        whole(read),
+        whole(read_anew),
+        whole(lambda *args: together(False, *args)),
+        whole(lambda *args: together(True, *args)),
+    )
+
+
+def null_cache(cond: dict) -> dict:
+    """The condition with `cond["null_cache"]`, made of zeroed references, in the place of `cond["cache"]`: a null for
+    `denoisers.guided`."""
+    return {**cond, "cache": cond["null_cache"]}
+
+
+def concatenating(network: Network) -> Network:
+    """`network` whose input is x and behind it the channels of `cond["concat"] [B, H, W, C]`; its answer is for x.
+
+    What a U-Net has as `concat`, for a network that answers with as many channels as it is given: mask and image of
+    inpainting, say. Raises InvalidInput for a condition without it.
+    """
+
+    def split(x, cond):
+        cond = dict(cond or {})
+        if "concat" not in cond:
+            raise InvalidInput(f"cond has {sorted(cond)}, but this network needs cond['concat'].")
+        others = cond.pop("concat")
+        return jnp.concatenate([x, others.astype(x.dtype)], axis=-1), cond or None
+
+    def init(key, x, t, cond=None):
+        x, cond = split(x, cond)
+        return network.init(key, x, t, cond)
+
+    def apply(params, x, t, cond=None, train=False, key=None):
+        channels = x.shape[-1]
+        x, cond = split(x, cond)
+        output, extras = network.apply(params, x, t, cond, train=train, key=key)
+        return output[..., :channels], extras
+
+    return Network(init, apply, network.module)
+
+
+def _sees_itself(module: nn.Module) -> bool:
+    """Whether `module` is the product attention of a self-attention layer of the network (not of its text encoder)."""
+    return isinstance(module, Attend) and module.path[-3:-1] == ("attention", "attention") and "text" not in module.path
+
+
+def _asked(network, first, enter, know, attend, params, x, t, cond, train=False, key=None):
+    """`(output, extras)` with the input layer, the embedding of time and self-attention replaced."""
+    edits = Edit(first, enter), Edit("condition/time", know), Edit(_sees_itself, attend, (), (_KEPT,))
+    return intercepted(network, *edits).apply(params["network"], {}, x, t, cond or None, train, key)[:2]
+
+
+def _report(site, k, v):
+    site.put(_KEPT, "keys", k)
+    site.put(_KEPT, "values", v)
+
+
+def _given(cond):
+    cond = cond or {}
+    if missing := [name for name in REFERENCES if name not in cond]:
+        raise InvalidInput(f"cond has {sorted(cond)}, but lacks {', '.join(missing)} of the references.")
+    return tuple(jnp.asarray(cond[name]) for name in REFERENCES)
+
+
+def _own(cond, rows=1, offset=0):
+    """What the network itself is told, for `rows` images of each sample."""
+    taken = (*REFERENCES, "cache", "null_cache")
+    own = {name: value for name, value in (cond or {}).items() if name not in taken}
+    return own if rows == 1 and not offset else jax.tree.map(lambda leaf: jnp.repeat(leaf, rows, axis=0), own)
+
+
+def _rows(ours: Float[Array, "B ..."], theirs: Float[Array, "B K ..."]) -> Float[Array, "R ..."]:
+    """Images of x and its references one after the other, sample by sample: `[B (1 + K), ...]`."""
+    both = jnp.concatenate([ours[:, None], theirs.astype(ours.dtype)], axis=1)
+    return both.reshape(-1, *both.shape[2:])
+
+
+def _opened(leaf, count):
+    """`[depth, B K, N, H, D]` as a cache has it, `[B, depth, K, N, H, D]`."""
+    return jnp.moveaxis(leaf.reshape(leaf.shape[0], -1, count, *leaf.shape[2:]), 0, 1)
+
+
+def _joined(past, new):
+    """Keys (or values) of references `[B, K, N, H, D]` before those of x `[B, M, H, D]`."""
+    past = past.reshape(len(new), -1, *new.shape[2:]).astype(new.dtype)
+    return jnp.concatenate([past, new], axis=1)
+
+
+def _visible(present: Bool[Array, "B K"], coupled: bool) -> Bool[Array, "B G G"]:
+    """Which image sees which, x the first: by (1), or (`coupled`) all that are there; each sees itself."""
+    there = jnp.concatenate([jnp.ones((len(present), 1), bool), present], axis=1)
+    itself = jnp.eye(there.shape[1], dtype=bool)
+    by_x = jnp.arange(there.shape[1])[:, None] == 0
+    return itself | (there[:, None, :] & (by_x | coupled))

@@ -1,0 +1,143 @@
+"""Blocks with smaller weights: heads and hidden units that gates leave out are cut out of the matrices.
+
+What a gate multiplies by 0 need not be computed. Where gates are known beforehand, because they depend on the timestep
+alone (`adapters.routed`), each block is run with the rows and columns that it uses at this step: equal to the gated
+network to rounding, at the cost of its executed share. Shapes are static, so steps are put into a few buckets; within a
+bucket a block keeps what any of its steps uses, and rows that the step at hand leaves out are multiplied by 0.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax.errors import InvalidInput
+from diffusion_jax.models.interception import Edit, Opened, intercepted
+from diffusion_jax.models.layers.attention import Attention
+from diffusion_jax.models.layers.branches import CARRIED, Block, constrain
+from diffusion_jax.models.layers.mlp import FeedForward
+from diffusion_jax.models.stages import is_main_stack
+from diffusion_jax.typing import Network
+
+
+class Sliced(NamedTuple):
+    """A network with smaller blocks.
+
+    cut: params -> slices, the weights of each bucket and block; done once.
+    network: a `Network` whose parameters are those of the whole network in "params" (and its collections, if it has
+        edits of its own), "slices", "bucket", an int32, and "gates", `[L, 1, K]` a leaf, of the step at hand.
+    """
+
+    cut: Callable[[Any], Any]
+    network: Network
+
+
+def sliced(network: Network, masks: Sequence[Any]) -> Sliced:
+    """`network` with, in bucket b, the heads and hidden units where `masks[b]` is true; see `Sliced`.
+
+    masks: concrete trees like the collection `gates` of `routing.width_gates`, `[L, K]` a leaf. A gate that is on where
+    its mask is false has no weights to act on. Edits of what lies within the blocks stay in force, but report nothing,
+    and factors beside the weights (`adapters.lora`) must have been merged into them.
+    Raises InvalidInput unless the gates are those of one stack of blocks.
+    """
+    masks = [_of_blocks(jax.tree.map(lambda leaf: np.asarray(leaf, bool), mask)) for mask in masks]
+    depth = jax.tree.leaves(masks[0])[0].shape[0]
+    opened = isinstance(network.module, Opened)
+
+    def kept(bucket, layer):
+        return jax.tree.map(lambda leaf: np.flatnonzero(leaf[layer]), masks[bucket])
+
+    @jax.jit
+    def cut(params):
+        blocks = (params["params"] if opened else params)["blocks"]["block"]
+        return tuple(
+            tuple(_cut(jax.tree.map(lambda leaf: leaf[layer], blocks), masks[bucket], kept(bucket, layer), layer)
+                  for layer in range(depth))
+            for bucket in range(len(masks))
+        )
+
+    def apply(params, x, t, cond=None, train=False, key=None):
+        params = dict(params)
+        slices, bucket = params.pop("slices"), params.pop("bucket")
+        gates = _of_blocks(params.pop("gates"))
+
+        def run(site, h, c, side):
+            stack = site.module
+            others = {n: tree["block"] for n, tree in stack.variables.items() if n not in ("params", CARRIED)}
+
+            def through(number):
+                def function(h):
+                    for layer in range(depth):
+                        on = jax.tree.map(lambda gate, own: gate[layer, 0, own], gates, kept(number, layer))
+                        own = jax.tree.map(lambda leaf: leaf[layer], others)
+                        variables = {**own, "params": _gated(slices[number][layer], on)}
+                        vector = c[layer] if stack.stacked else c
+                        h = Block(stack.branches).apply(variables, h, vector, side)
+                    return h
+
+                return function
+
+            return jax.lax.switch(bucket, [through(number) for number in range(len(masks))], constrain(h))
+
+        edits = Edit(is_main_stack, run), Edit(lambda m: isinstance(m, Attention | FeedForward), _as_wide_as_weights)
+        return intercepted(network, *edits).network.apply(params if opened else params["params"], x, t, cond, train, key)
+
+    def init(key, x, t, cond=None):
+        params = network.init(key, x, t, cond)
+        ones = jax.tree.map(lambda leaf: jnp.ones((depth, 1, leaf.shape[1])), {"blocks": {"block": masks[0]}})
+        whole = params if opened else {"params": params}
+        return {**whole, "slices": cut(params), "bucket": jnp.int32(0), "gates": ones}
+
+    return Sliced(cut, Network(init, apply))
+
+
+def _of_blocks(gates):
+    if set(gates) != {"blocks"}:
+        raise InvalidInput(f"sliced needs gates of one stack of blocks; these are of {', '.join(sorted(gates))}.")
+    return gates["blocks"]["block"]
+
+
+def _cut(params, mask, kept, layer):
+    """The parameters of a block, or a module in it, with what is kept: where gates are, the module there is cut."""
+    if "attend" in mask:
+        return _cut_module(params, mask["attend"]["gate"][layer], kept["attend"]["gate"], ("q", "k", "v"), "out")
+    if "up" in mask:
+        return _cut_module(params, mask["up"]["gate"][layer], kept["up"]["gate"], ("up", "gate"), "down")
+    return {
+        name: _cut(entry, mask[name], kept[name], layer) if name in mask else entry for name, entry in params.items()
+    }
+
+
+def _cut_module(params, mask, kept, wide, narrow):
+    """Columns of the `wide` matrices and rows of the `narrow` one, those of the kept parts."""
+    share = params[narrow]["kernel"].shape[0] // len(mask)
+    index = (kept[:, None] * share + np.arange(share)).reshape(-1)
+    columns = {n: {k: leaf[..., index] for k, leaf in params[n].items()} for n in wide if n in params}
+    return {**params, **columns, narrow: {**params[narrow], "kernel": params[narrow]["kernel"][index]}}
+
+
+def _gated(params, on):
+    """A block's parameters under the gates of a step: rows of parts that are off are 0."""
+    for inner, narrow in (("attend", "out"), ("up", "down")):
+        if inner in on:
+            kernel = params[narrow]["kernel"]
+            rows = jnp.repeat(on[inner]["gate"], kernel.shape[0] // len(on[inner]["gate"]))
+            return {**params, narrow: {**params[narrow], "kernel": kernel * rows[:, None].astype(kernel.dtype)}}
+    return {name: _gated(entry, on[name]) if name in on else entry for name, entry in params.items()}
+
+
+def _as_wide_as_weights(site, x, *args):
+    """Runs an attention or feed-forward layer in the size of the weights that it was given."""
+    module, params = site.module, site.params
+    if isinstance(module, Attention):
+        size = module.head_dim or x.shape[-1] // module.heads
+        fields = {"heads": params["q"]["kernel"].shape[-1] // size, "head_dim": size}
+        whole = fields["heads"] == module.heads
+    else:
+        fields = {"hidden": params["up"]["kernel"].shape[-1]}
+        whole = module.hidden == fields["hidden"]
+    if whole or site.initialising:
+        return site.run(x, *args)
+    return module.clone(parent=None, name=None, **fields).apply(module.variables, x, *args)
