@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from diffusion_jax.models.interception import Edit, Select
 from diffusion_jax.models.layers.branches import CARRIED, Block
+from diffusion_jax.time_axes import expand
 
 
 def edit(
@@ -115,27 +116,40 @@ def cached(
 
 
 def exits(
-    decide: Callable[..., Any] = lambda before, after, data: data["stop"],
+    decide: Callable[..., Any] = lambda data, output, *args: data["stop"],
     data: Mapping[str, Any] | None = None,
     select: Select = lambda module: isinstance(module, Block),
     policy: str = "exit",
 ) -> Edit:
-    """Leaves a stack of blocks early: once `decide(before, after, data)` is True, later blocks are not computed.
+    """Lets each sample leave a stack of blocks early: behind the first block for which `decide` is True.
 
-    A scalar decision for the whole batch. By default data is `{"stop": False}` and the exit is after the first layer
-    where `exit/.../stop` is True. `extras["flow"]` tells whether the stack was left (`left`) and how many blocks ran
-    (`executed`). Within scanned stacks only: elsewhere there is no next block to pass anything to.
+    decide(data, output, h, c, side) -> bool, `[B]` or one for all; `output` is what the block made of h. A sample that
+    has left stays as it is, whatever the others do; once all have left, no block is computed any more.
+    data: names and start values of what it is told, in the collection `policy`, stacked over depth; a start value may
+        be a function of `(output, h, c, side)`. By default `{"stop": False}`, and `stop [L]` or `[L, B]` decides.
+
+    `extras["flow"]` tells whether a sample has left (`left [B]`), how many blocks it ran (`executed [B]`) and how many
+    were computed (`computed`, the deepest sample's). Within scanned stacks only: elsewhere there is no next block to
+    pass anything to.
     """
     data = {"stop": False} if data is None else dict(data)
 
     def apply(site, h, *args):
-        told = {name: site.get(policy, name, lambda s=value: s) for name, value in data.items()}
-        left = site.get(CARRIED, "left", lambda: False)
-        executed = site.get(CARRIED, "executed", lambda: jnp.int32(0))
-        after = site.run_if(~left, lambda h, *inputs: h, h, *args)
+        batch = h.shape[0]
+        left = site.get(CARRIED, "left", lambda: jnp.zeros(batch, bool))
+        executed = site.get(CARRIED, "executed", lambda: jnp.zeros(batch, jnp.int32))
+        computed = site.get(CARRIED, "computed", lambda: jnp.int32(0))
+        going = ~left.all()
+        output = site.run_if(going, lambda h, *inputs: h, h, *args)
+        output = jnp.where(expand(left, h), h, output)
+        told = {
+            name: site.get(policy, name, lambda s=start: s(output, h, *args) if callable(s) else s)
+            for name, start in data.items()
+        }
+        site.put(CARRIED, "computed", computed + going)
         site.put(CARRIED, "executed", executed + ~left)
-        site.put(CARRIED, "left", left | decide(h, after, told))
-        return after
+        site.put(CARRIED, "left", left | decide(told, output, h, *args))
+        return output
 
     return Edit(select, apply, (policy, CARRIED), skips=True)
 

@@ -8,7 +8,8 @@ leading depth axis. Three kinds of collections:
 
     state and data   made by `init`, handed to `apply`, which returns them updated: caches, policies, gates, weights
     reports          what a call has to tell, in its `extras`: taps
-    `flow`           passes from block to block within a call, in its `extras` at the end: whether a sample has left
+    `flow`           passes from block to block within a call, which it begins as zeros, and is in its `extras` at the
+                     end: which samples have left
 
 A skipped computation is really skipped: `nn.cond` becomes an HLO conditional. Where several edits select the same
 module, the first in the list is the outermost.
@@ -75,7 +76,7 @@ class Site:
 
         Both have the same structure and shapes; the dtypes are those of `otherwise`.
         """
-        if self.initialising:
+        if self.initialising or self._measuring:
             return self.run(*args)
         kinds = jax.eval_shape(otherwise, *args)
         return nn.cond(
@@ -97,10 +98,13 @@ class Site:
         return self.module.variables.get("params", {})
 
     def get(self, collection: str, name: str, start: Callable[[], Any]) -> Any:
-        """This layer's entry of a collection; `start()` when the collections are being made."""
+        """This layer's entry of a collection; `start()` when the collections are being made.
+
+        Of the collection `flow` only the shape and dtype of `start()` count: a call begins with zeros.
+        """
         if self.module.has_variable(collection, name):
             return self.module.get_variable(collection, name)
-        if not self.initialising:
+        if not (self._measuring if collection == CARRIED else self.initialising):
             path = "/".join((*self.module.path, name))
             raise InvalidInput(f"The collection {collection!r} lacks {path}: make it with init.")
         value = jax.tree.map(jnp.asarray, start())
@@ -109,8 +113,13 @@ class Site:
 
     def put(self, collection: str, name: str, value: Any) -> None:
         """Writes this layer's entry of a collection."""
-        if not (self.initialising and collection == CARRIED):
+        if not (self._measuring and collection == CARRIED):
             self.module.put_variable(collection, name, value)
+
+    @property
+    def _measuring(self) -> bool:
+        """Whether this call is made to see which collections there are."""
+        return self.module.is_mutable_collection(_FLOW_START)
 
     def key(self) -> Any:
         """A random key of this layer, while the collections are being made."""
@@ -150,7 +159,8 @@ def intercepted(network: Network, *edits: Edit) -> Intercepted:
     else:
         raise InvalidInput("intercepted needs a network made from a module: network.module is missing.")
     state = tuple(dict.fromkeys(name for one in edits for name in one.collections if name != CARRIED))
-    kept = {name for one in inner for name in one.collections}
+    flows = any(CARRIED in one.collections for one in (*edits, *inner))
+    kept = {name for one in inner for name in one.collections if name != CARRIED}
     reports = tuple(name for one in (*edits, *inner) for name in one.reports)
     if clash := sorted(kept & set(state)):
         raise InvalidInput(f"The collections {', '.join(clash)} are used by the network already: name others.")
@@ -175,27 +185,22 @@ def intercepted(network: Network, *edits: Edit) -> Intercepted:
     def start(key, params, x, t, cond):
         rngs = {"edits": key}
         _, made = run(variables(params), [*state, *reports, _FLOW_START], True, rngs, x, t, cond, False)
-        collections = {name: made[name] for name in (*state, *reports) if name in made}
-        if _FLOW_START in made:
-            # Recorded once per layer; what a call starts with is what the first block found.
-            collections[CARRIED] = made[_FLOW_START]
-        return collections
+        return {name: made[name] for name in (*state, *reports, _FLOW_START) if name in made}
 
     def init(key, params, x, t, cond=None):
         made = start(key, params, x, t, cond)
-        collections = {name: made[name] for name in made if name not in reports}
-        if CARRIED in collections:
-            collections[CARRIED] = jax.tree.map(lambda leaf: leaf[0], collections[CARRIED])
-        return collections
+        return {name: made[name] for name in state if name in made}
 
     def apply(params, collections, x, t, cond=None, train=False, key=None):
         mutable = [*state, *reports, CARRIED]
         given = {**variables(params), **collections}
-        if reports and any(one.skips for one in (*edits, *inner)):
+        if flows or (reports and any(one.skips for one in (*edits, *inner))):
             # Both sides of a conditional must report, so there has to be something where nothing was computed.
             shapes = jax.eval_shape(start, jax.random.key(0), params, x, t, cond)
             empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
             given |= {name: empty[name] for name in reports}
+            # Recorded once per layer, but passed from one to the next.
+            given[CARRIED] = jax.tree.map(lambda leaf: leaf[0], empty.get(_FLOW_START, {}))
         (output, extras), new = run(given, mutable, False, dropout_rngs(key), x, t, cond, train)
         told = {name: new[name] for name in (*reports, CARRIED) if name in new}
         collections = {name: new[name] if name in new and name in state else collections[name] for name in collections}
@@ -207,9 +212,7 @@ def intercepted(network: Network, *edits: Edit) -> Intercepted:
         return {**variables(params), **init(second, params, x, t, cond)}
 
     def network_apply(params, x, t, cond=None, train=False, key=None):
-        collections = {
-            name: params[name] for name in params if name not in variables(params) or name in (*state, CARRIED)
-        }
+        collections = {name: params[name] for name in params if name not in variables(params) or name in state}
         own = {name: params[name] for name in params if name not in collections}
         output, extras, _ = apply(own if inner else own["params"], collections, x, t, cond, train, key)
         return output, extras

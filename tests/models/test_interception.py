@@ -154,13 +154,12 @@ def test_early_exit_stops_and_the_blocks_behind_it_do_not_matter():
     whole, extras, after = apply(params, collections)
     np.testing.assert_allclose(whole, output, atol=2e-5)
     flow = extras["flow"]["blocks"]["block"]
-    assert int(flow["executed"]) == 3 and not bool(flow["left"])
+    assert flow["executed"].tolist() == [3, 3] and not flow["left"].any() and int(flow["computed"]) == 3
     assert skippable(apply, params, collections) == 10
 
     early = {**after, "exit": models.per_layer(after["exit"], [False, True, False])}
-    left, extras, after = apply(params, early)
-    assert int(extras["flow"]["blocks"]["block"]["executed"]) == 2
-    assert not bool(after["flow"]["blocks"]["block"]["left"])
+    left, extras, _ = apply(params, early)
+    assert extras["flow"]["blocks"]["block"]["executed"].tolist() == [2, 2]
     (told,) = models.by_path(extras["taps"]).values()
     assert float(jnp.abs(told[2]).max()) == 0.0 and float(jnp.abs(told[1]).max()) > 0
     broken = {**params, "blocks": jax.tree.map(lambda a: a.at[2].set(jnp.nan), params["blocks"])}
@@ -170,10 +169,29 @@ def test_early_exit_stops_and_the_blocks_behind_it_do_not_matter():
 
 def test_exit_may_be_decided_from_what_a_block_did():
     still = models.exits(
-        lambda before, after, data: jnp.abs(after - before).mean() < data["threshold"], {"threshold": jnp.inf}
+        lambda data, output, h, c, side: jnp.abs(output - h).mean() < data["threshold"], {"threshold": jnp.inf}
     )
     function, collections, x, _ = opened(still)
-    assert int(function(collections, x)[1]["flow"]["blocks"]["block"]["executed"]) == 1
+    assert int(function(collections, x)[1]["flow"]["blocks"]["block"]["computed"]) == 1
+
+
+def test_samples_leave_by_themselves_and_stay_as_they_are():
+    function, collections, x, output = opened(models.exits())
+    (stop,) = models.by_path(collections).values()
+    assert stop.shape == (3,)
+
+    def left_behind(*depths):
+        stop = jnp.arange(1, 4)[:, None] >= jnp.array(depths)
+        found, extras, _ = function({"exit": {"blocks": {"block": {"stop": stop}}}}, x)
+        flow = extras["flow"]["blocks"]["block"]
+        assert flow["executed"].tolist() == list(depths) and int(flow["computed"]) == max(depths)
+        return found
+
+    mixed = left_behind(1, 3)
+    np.testing.assert_array_equal(mixed[0], left_behind(1, 1)[0])
+    np.testing.assert_array_equal(mixed[1], left_behind(2, 3)[1])
+    np.testing.assert_allclose(mixed[1], output[1], atol=2e-5)
+    assert float(jnp.abs(mixed[0] - output[0]).max()) > 0.01
 
 
 def test_kernels_can_be_rounded_layer_by_layer():
@@ -206,7 +224,7 @@ def test_edits_compose_and_an_opened_network_can_be_opened_again():
     }
     both = {"params": params, **gates}
     collections = inside.init(jax.random.key(0), both, x, t, cond)
-    assert set(collections) == {"cache", "policy", "exit", "flow"}
+    assert set(collections) == {"cache", "policy", "exit"}
     found, extras, _ = jax.jit(inside.apply)(both, collections, x, t, cond)
     np.testing.assert_allclose(found, output, atol=2e-5)
     assert set(extras) == {"taps", "flow"}
