@@ -4,7 +4,7 @@ A batch is `{"x0": ..., "cond": {...}, "index": int32 [B]}`; a source's construc
 can name it (`data.digits`). Nothing named here needs the network, except preparing a tensorflow-datasets data set.
 """
 
-from diffusion_jax.data import captioned_digits, moving, portrait, push_t, scenes, tabletop
+from diffusion_jax.data import captioned_digits, moving, portrait, push_t, scenes, tabletop, wardrobe
 from diffusion_jax.data.captioned_digits import named_digits
 from diffusion_jax.data.conditions import Conditions, conditions_of, cycled_labels
 from diffusion_jax.data.demonstrations import Demonstrations, Pictures, tabletop_demonstrations
@@ -31,6 +31,7 @@ from diffusion_jax.data.tfds import tfds
 from diffusion_jax.data.tokenizers import Tokenizer, bpe_tokenizer, byte_tokenizer, word_tokenizer
 from diffusion_jax.data.toys2d import TOYS, Mixture, gaussian_mixture, toys2d
 from diffusion_jax.data.transforms import flip, normalise, random_crop, resize
+from diffusion_jax.data.wardrobe import try_on
 
 __all__ = [
     "PHOTOGRAPHS",
@@ -79,7 +80,9 @@ __all__ = [
     "textures",
     "tfds",
     "toys2d",
+    "try_on",
     "unconditional",
+    "wardrobe",
     "word_tokenizer",
     "write_array_record",
     "write_latents",

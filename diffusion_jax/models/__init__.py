@@ -9,7 +9,8 @@ from diffusion_jax.models.conditions import empty_condition
 from diffusion_jax.models.controlnet import ControlNet, control_from_unet, controlled, controlnet
 from diffusion_jax.models.dit import DiT, dit, pixart
 from diffusion_jax.models.dual_encoder import DualEncoder, dual_encoder
-from diffusion_jax.models.edits import cached, edit, exits, gates, override, reweighted, taps
+from diffusion_jax.models.early_exit import EarlyExit, Layers, early_exit
+from diffusion_jax.models.edits import cached, edit, exits, gates, inner_modules, override, replaced, reweighted, taps
 from diffusion_jax.models.encoders import Encoded, Encoder, as_network
 from diffusion_jax.models.framewise import framewise
 from diffusion_jax.models.incremental import Cache, Incremental, incremental
@@ -39,12 +40,14 @@ __all__ = [
     "ControlNet",
     "DiT",
     "DualEncoder",
+    "EarlyExit",
     "Encoded",
     "Encoder",
     "FrameEncoder",
     "GaussianPosterior",
     "Incremental",
     "JointTransformer",
+    "Layers",
     "Mlp",
     "Referenced",
     "Staged",
@@ -66,12 +69,14 @@ __all__ = [
     "dinov2",
     "dit",
     "dual_encoder",
+    "early_exit",
     "edit",
     "empty_condition",
     "exits",
     "framewise",
     "gates",
     "incremental",
+    "inner_modules",
     "intercepted",
     "joint_transformer",
     "kl_vae",
@@ -84,6 +89,7 @@ __all__ = [
     "per_layer",
     "pixart",
     "referenced",
+    "replaced",
     "reweighted",
     "sharded_rows",
     "staged",

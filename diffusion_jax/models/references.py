@@ -238,7 +238,8 @@ def _sees_itself(module: nn.Module) -> bool:
 
 def _asked(network, first, enter, know, attend, params, x, t, cond, train=False, key=None):
     """`(output, extras)` with the input layer, the embedding of time and self-attention replaced."""
-    edits = Edit(first, enter), Edit("condition/time", know), Edit(_sees_itself, attend, (), (_KEPT,))
+    entrance = Edit(lambda module: module.path == (first,), enter)
+    edits = entrance, Edit("condition/time", know), Edit(_sees_itself, attend, (), (_KEPT,))
     return intercepted(network, *edits).apply(params["network"], {}, x, t, cond or None, train, key)[:2]
 
 
