@@ -147,11 +147,13 @@ class Solver(NamedTuple):
 
 
 class Aux(NamedTuple):
-    """What a loss reports besides itself: the next objective state, scalar metrics, and values per example `[B]`."""
+    """What a loss reports besides itself: the next objective state, scalar metrics, values per example `[B]`, and
+    whatever the network reported besides its output."""
 
     state: Any
     metrics: Mapping[str, Any]
     per_example: Mapping[str, Any]
+    extras: Mapping[str, Any] = {}
 
 
 class Objective(NamedTuple):

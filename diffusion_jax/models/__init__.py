@@ -20,6 +20,8 @@ from diffusion_jax.models.mlp import Mlp, mlp
 from diffusion_jax.models.network import count_params, network, param_shapes
 from diffusion_jax.models.observing import FrameEncoder, observing, watching
 from diffusion_jax.models.references import Referenced, concatenating, null_cache, referenced
+from diffusion_jax.models.routing import executed_ratio, gumbel_sigmoid_st, token_router, width_costs, width_gates
+from diffusion_jax.models.slicing import Sliced, sliced
 from diffusion_jax.models.stages import Staged, staged
 from diffusion_jax.models.text_encoders import T5, CLIPText, clip_text, t5_encoder
 from diffusion_jax.models.text_transformer import TextTransformer, text_transformer
@@ -50,6 +52,7 @@ __all__ = [
     "Layers",
     "Mlp",
     "Referenced",
+    "Sliced",
     "Staged",
     "TextTransformer",
     "UNet",
@@ -72,9 +75,11 @@ __all__ = [
     "early_exit",
     "edit",
     "empty_condition",
+    "executed_ratio",
     "exits",
     "framewise",
     "gates",
+    "gumbel_sigmoid_st",
     "incremental",
     "inner_modules",
     "intercepted",
@@ -92,12 +97,16 @@ __all__ = [
     "replaced",
     "reweighted",
     "sharded_rows",
+    "sliced",
     "staged",
     "t5_encoder",
     "taps",
     "text_transformer",
     "tiled",
+    "token_router",
     "unet",
     "video_dit",
     "watching",
+    "width_costs",
+    "width_gates",
 ]

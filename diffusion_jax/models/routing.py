@@ -82,8 +82,7 @@ def token_router(capacity: float | int | None = None, tau: float | int = 5.0, bi
         site.put(LEDGER, "kept", share if capacity is None else jnp.ones_like(share))
         site.put(LEDGER, "present", jnp.float32(count / kept))
         if site.initialising or kept == count:
-            out = site.run(h, c, side)
-            return out * gate[..., None].astype(out.dtype)
+            return _gated_tokens(site, gate, h, c, side)
         return _gathered(site, h, c, side, scores, gate, kept)
 
     return Edit(lambda module: isinstance(module, Branch) and _is_within(module, _MLP, 1), apply, (ROUTER,), (LEDGER,))
@@ -92,8 +91,9 @@ def token_router(capacity: float | int | None = None, tau: float | int = 5.0, bi
 def executed_ratio(ledger: Any) -> Float[Array, " B"]:
     """FLOPs of the routed modules of a call over those without gates, `[B]` (`[1]` if all samples share all gates):
 
-        sum_l [mean_h(heads) F_attention + mean_h(groups) mean_n(tokens) F_feed_forward] / sum_l [F_attention + F_feed_forward]
+        sum_l [mean_h(heads) F_a + mean_h(groups) mean_n(tokens) F_m] / sum_l [F_a + F_m]
 
+    F_a and F_m are the costs of attention (projections and map) and of the feed-forward layer in block l.
     ledger: `extras["ledger"]` of the call. Differentiable in gates with a straight-through gradient.
     """
     costs = _costs(ledger)
@@ -205,6 +205,20 @@ def _scores(site, h, bias):
     return (jax.nn.relu(h.astype(jnp.float32) @ w1 + b1) @ w2 + b2)[..., 0]
 
 
+def _gated_tokens(site, gate, h, c, side):
+    """The branch with gated tokens. The gate stands within it, before the gate of the modulation: there a gate of 1 is
+    the branch without gates bit for bit, because XLA then adds it to the residual stream as it does without."""
+
+    def gated(call, args, kwargs, context):
+        out = call(*args, **kwargs)
+        if isinstance(context.module, FeedForward) and context.method_name == "__call__":
+            return out * gate[..., None].astype(out.dtype)
+        return out
+
+    with nn.intercept_methods(gated):
+        return site.run(h, c, side)
+
+
 def _gathered(site, h, c, side, scores, gate, kept):
     batch, width = h.shape[0], h.shape[-1]
     _, index = jax.lax.top_k(scores.reshape(batch, -1), kept)
@@ -215,7 +229,6 @@ def _gathered(site, h, c, side, scores, gate, kept):
     if c.ndim > 2:
         # A vector for each token goes with its token.
         c = gather(jnp.broadcast_to(expand_vector(c, h), (*h.shape[:-1], c.shape[-1])))
-    out = site.run(gather(h), c, side)
-    out = out * gather(gate[..., None]).astype(out.dtype)
+    out = _gated_tokens(site, gather(gate[..., None])[..., 0], gather(h), c, side)
     spread = jnp.zeros((batch, math.prod(h.shape[1:-1]), width), out.dtype)
     return spread.at[jnp.arange(batch)[:, None], index].set(out).reshape(h.shape)

@@ -52,11 +52,11 @@ def sliced(network: Network, masks: Sequence[Any]) -> Sliced:
     @jax.jit
     def cut(params):
         blocks = (params["params"] if opened else params)["blocks"]["block"]
-        return tuple(
-            tuple(_cut(jax.tree.map(lambda leaf: leaf[layer], blocks), masks[bucket], kept(bucket, layer), layer)
-                  for layer in range(depth))
-            for bucket in range(len(masks))
-        )
+
+        def of(bucket, layer):
+            return _cut(_at(blocks, layer), masks[bucket], kept(bucket, layer), layer)
+
+        return tuple(tuple(of(bucket, layer) for layer in range(depth)) for bucket in range(len(masks)))
 
     def apply(params, x, t, cond=None, train=False, key=None):
         params = dict(params)
@@ -70,9 +70,8 @@ def sliced(network: Network, masks: Sequence[Any]) -> Sliced:
             def through(number):
                 def function(h):
                     for layer in range(depth):
-                        on = jax.tree.map(lambda gate, own: gate[layer, 0, own], gates, kept(number, layer))
-                        own = jax.tree.map(lambda leaf: leaf[layer], others)
-                        variables = {**own, "params": _gated(slices[number][layer], on)}
+                        on = jax.tree.map(lambda gate, own: gate[0, own], _at(gates, layer), kept(number, layer))
+                        variables = {**_at(others, layer), "params": _gated(slices[number][layer], on)}
                         vector = c[layer] if stack.stacked else c
                         h = Block(stack.branches).apply(variables, h, vector, side)
                     return h
@@ -82,7 +81,7 @@ def sliced(network: Network, masks: Sequence[Any]) -> Sliced:
             return jax.lax.switch(bucket, [through(number) for number in range(len(masks))], constrain(h))
 
         edits = Edit(is_main_stack, run), Edit(lambda m: isinstance(m, Attention | FeedForward), _as_wide_as_weights)
-        return intercepted(network, *edits).network.apply(params if opened else params["params"], x, t, cond, train, key)
+        return intercepted(network, *edits).network.apply(params, x, t, cond, train, key)
 
     def init(key, x, t, cond=None):
         params = network.init(key, x, t, cond)
@@ -91,6 +90,10 @@ def sliced(network: Network, masks: Sequence[Any]) -> Sliced:
         return {**whole, "slices": cut(params), "bucket": jnp.int32(0), "gates": ones}
 
     return Sliced(cut, Network(init, apply))
+
+
+def _at(tree, layer):
+    return jax.tree.map(lambda leaf: leaf[layer], tree)
 
 
 def _of_blocks(gates):

@@ -5,25 +5,36 @@ An objective's loss is unreduced over the batch; the step of `training` averages
 """
 
 from diffusion_jax.objectives.autoencoder import vae_loss
+from diffusion_jax.objectives.budget import Budgeted, budget_at, budgeted
 from diffusion_jax.objectives.contrastive import caption_loss, contrastive
 from diffusion_jax.objectives.denoising import denoising, objective
 from diffusion_jax.objectives.discrete import masked
 from diffusion_jax.objectives.distribution_matching import distribution_matching
 from diffusion_jax.objectives.entries import TOKEN_WEIGHTINGS, regression, tokens
 from diffusion_jax.objectives.frozen import Frozen, with_frozen
+from diffusion_jax.objectives.imitation import Imitated, imitation
+from diffusion_jax.objectives.layerwise import exit_losses, layerwise, uncertainty_target
 from diffusion_jax.objectives.validation import validation_loss
 
 __all__ = [
     "TOKEN_WEIGHTINGS",
+    "Budgeted",
     "Frozen",
+    "Imitated",
+    "budget_at",
+    "budgeted",
     "caption_loss",
     "contrastive",
     "denoising",
     "distribution_matching",
+    "exit_losses",
+    "imitation",
+    "layerwise",
     "masked",
     "objective",
     "regression",
     "tokens",
+    "uncertainty_target",
     "vae_loss",
     "validation_loss",
     "with_frozen",

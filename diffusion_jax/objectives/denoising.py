@@ -107,7 +107,7 @@ def objective(
         noise_key, drop_key, network_key = split(example_keys(key, batch["index"]), 3)
         x_t, noise = process.corrupt(noise_key, x0, t)
         cond = drop_condition(drop_key, batch.get("cond"), null, cond_dropout)
-        output, _ = network.apply(
+        output, extras = network.apply(
             params, process.network_input(x_t, t), process.network_time(t), cond, train=train, key=network_key
         )
 
@@ -133,7 +133,7 @@ def objective(
         state = updated(draw, state, batch["t"], {**recorded, **learned} if isinstance(draw, Mapping) else weighted)
         metrics = {f"{kind}/{name}" if joint else kind: shown for name, (_, _, kind, shown) in entries.items()}
         by_name = {f"loss/{name}": value for name, value in recorded.items()} if joint else {}
-        return total, Aux(state, metrics, {"loss": weighted, "t": batch["t"], **by_name})
+        return total, Aux(state, metrics, {"loss": weighted, "t": batch["t"], **by_name}, extras)
 
     return Objective(init, loss, prepare)
 

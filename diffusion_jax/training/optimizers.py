@@ -194,6 +194,26 @@ def alternating(parts: Mapping[str, Any], every: Mapping[str, int] | None = None
     return optax.GradientTransformation(init, update)
 
 
+def below_norm(optimizer: Any, norm: float | int = 15.0) -> Any:
+    """`optimizer` without the steps whose gradient has a global norm above `norm`: nothing moves in them, its moments
+    and its schedule's count included (Zhao et al. 2025, DyDiT). It sees gradients as they are after any clipping.
+
+    Raises InvalidInput unless `norm` is positive.
+    """
+    _positive("norm", norm)
+
+    def update(grads, state, params=None):
+        small = optax.tree.norm(grads) <= norm
+        updates, new = optimizer.update(grads, state, params)
+        return jax.tree.map(lambda leaf: jnp.where(small, leaf, jnp.zeros_like(leaf)), updates), jax.tree.map(
+            lambda after, before: jnp.where(small, after, before), new, state
+        )
+
+    if isinstance(optimizer, Optimizer):
+        return Optimizer(optimizer.init, update, optimizer.learning_rate)
+    return optax.GradientTransformation(optimizer.init, update)
+
+
 def _named(transformation: optax.GradientTransformation, rate: Schedule) -> Optimizer:
     return Optimizer(transformation.init, transformation.update, rate)
 
