@@ -23,12 +23,14 @@ from diffusion_jax.denoisers.conditions import (
     scheduled_condition,
     switched_condition,
 )
+from diffusion_jax.denoisers.contrast import contrasted
 from diffusion_jax.denoisers.gradient import classifier_guided, energy_guided
 from diffusion_jax.denoisers.guidance import autoguided, cfg_plus_plus, guided, linear_rule, projected_guided
 from diffusion_jax.denoisers.joint import combined, jointly_guided, marginal_guided
+from diffusion_jax.denoisers.matching import on_process
 from diffusion_jax.denoisers.recording import Recorded, predicted_x0, recorded
 from diffusion_jax.denoisers.scales import cosine_scale, interval_scale, linear_scale, sample_scale
-from diffusion_jax.denoisers.switching import averaged, by_time, switched
+from diffusion_jax.denoisers.switching import averaged, by_log_snr, by_share, by_time, switched, time_table
 
 __all__ = [
     "Branches",
@@ -40,12 +42,15 @@ __all__ = [
     "autoguided",
     "averaged",
     "blended_condition",
+    "by_log_snr",
+    "by_share",
     "by_time",
     "cfg_plus_plus",
     "classifier_guided",
     "clipped",
     "combined",
     "condition_by_step",
+    "contrasted",
     "cosine_scale",
     "denoiser",
     "draw",
@@ -64,6 +69,7 @@ __all__ = [
     "map_prediction",
     "marginal_guided",
     "null_condition",
+    "on_process",
     "posterior",
     "predicted_x0",
     "projected_guided",
@@ -75,4 +81,5 @@ __all__ = [
     "switched",
     "switched_condition",
     "thresholded",
+    "time_table",
 ]

@@ -1,6 +1,12 @@
 """Several denoisers of one process: one of them at each step, or a weighted mean of all.
 
-The parameters are a tuple, one entry a denoiser. The networks may predict different things: they meet in the pair.
+The parameters are a tuple, one entry a denoiser. The networks may predict different things: they meet in the pair. One
+that was trained on other noise joins them through `matching.on_process`.
+
+Which one runs is a rule, a function of the step: `by_share`, `by_time` and `by_log_snr` put boundaries between the
+denoisers, whose values may be traced, so that moving them compiles nothing. `time_table` is what a rule comes to on a
+grid. Each denoiser brings its own guidance and its own view of the condition, since transformations nest:
+`switched((guided(scheduled_condition(small, lambda cond, step: cond["small"]), 1.5, null), large))`.
 """
 
 import itertools
@@ -9,13 +15,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Int
 
-from diffusion_jax.denoisers.base import cost_like
+from diffusion_jax.denoisers.base import cost_like, members
 from diffusion_jax.denoisers.conditions import sample_time
 from diffusion_jax.denoisers.scales import Number, is_static
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.time_axes import each
-from diffusion_jax.typing import Cost, Denoiser
+from diffusion_jax.typing import Cost, Denoiser, Step
 
 
 class SwitchedCarry(NamedTuple):
@@ -25,41 +32,81 @@ class SwitchedCarry(NamedTuple):
     last: Any
 
 
-def by_time(*boundaries: Number) -> Callable[[Any], Any]:
+def by_time(*boundaries: Any) -> Callable[[Step], Any]:
     """Index 0 while t > boundaries[0], 1 while boundaries[0] >= t > boundaries[1], and so on: falling boundaries.
 
-    The step is scalar here: with a time per sample the noisiest decides for the batch.
+    A t within 1e-6 of a boundary is at the boundary. The step is scalar here: with a time per sample the noisiest
+    decides for the batch.
     """
-    if not boundaries or not all(map(is_static, boundaries)) or any(a <= b for a, b in itertools.pairwise(boundaries)):
-        raise invalid("boundaries", boundaries, "at least one time, falling, was expected")
-    return lambda step: jnp.sum(jnp.max(sample_time(step.t)) <= jnp.asarray(boundaries)).astype(jnp.int32)
+    _check_boundaries(boundaries, falling=True)
+    return lambda step: _passed(jnp.max(sample_time(step.t)) <= jnp.asarray(boundaries) + 1e-6)
+
+
+def by_log_snr(process: Any, *boundaries: Any) -> Callable[[Step], Any]:
+    """Index 0 while log(alpha^2 / sigma^2) < boundaries[0], and so on: rising boundaries, in units of no schedule.
+
+    The same boundaries mean the same noise on every process. Within 1e-4 of a boundary is at it; the noisiest sample
+    decides. Raises InvalidInput for a process without a log-SNR.
+    """
+    _check_boundaries(boundaries, falling=False)
+    if not hasattr(process, "inverse_log_snr"):
+        raise invalid("process", process, "boundaries in log-SNR need a process that has one; use by_time")
+    return lambda step: _passed(process.log_snr(jnp.max(sample_time(step.t))) >= jnp.asarray(boundaries) - 1e-4)
+
+
+def by_share(*shares: Any) -> Callable[[Step], Any]:
+    """Index 0 for the first `shares[0]` of the S steps, 1 for the next `shares[1]`, and so on; the last has the rest.
+
+    Half-open: step i is past a boundary at the cumulative share c unless `i < floor(c S + 1/2)`. So a share of 0 runs
+    nothing and a share of 1 everything, and on a grid of equal steps it is `by_time` with boundaries 1 - c.
+    shares: one fewer than there are denoisers, each at least 0, with a sum of at most 1.
+    """
+    if not shares:
+        raise invalid("shares", shares, "at least one share of the steps was expected")
+    if all(map(is_static, shares)) and (min(shares) < 0 or sum(shares) > 1 + 1e-6):
+        raise invalid("shares", shares, "shares of at least 0 with a sum of at most 1 were expected")
+
+    def rule(step):
+        cumulative = jnp.cumsum(jnp.asarray(shares, jnp.result_type(float)))
+        # A share that is meant to fall on a half, 0.3 of 5, does so whatever its last bit.
+        return _passed(step.index >= jnp.floor(cumulative * step.num_steps + 0.5 + 1e-4))
+
+    return rule
+
+
+def time_table(which: Any, grid: Any) -> Int[Array, " S"]:
+    """Which denoiser runs at each step of `grid`: what `switched` makes of `which`, int32 `[S]`, before anything runs.
+
+    Counting its entries tells how often each denoiser will be asked, and what a run will cost.
+    """
+    rule, size = _rule(which), jax.tree.leaves(grid)[0].shape[0] - 1
+    grid = jax.tree.map(jnp.asarray, grid)
+
+    def at(index):
+        t, t_next = jax.tree.map(lambda g: g[index], grid), jax.tree.map(lambda g: g[index + 1], grid)
+        return jnp.asarray(rule(Step(index, t, t_next, jnp.int32(size))), jnp.int32)
+
+    return jax.lax.map(at, jnp.arange(size, dtype=jnp.int32))
 
 
 def switched(denoisers: Sequence[Denoiser], which: Any = (0.5,), compute: Sequence[Number] | None = None) -> Denoiser:
     """Runs `denoisers[which]`, and only that one.
 
-    which: falling times between the denoisers (see `by_time`), an int array `[S]` by step, or a function of the step
-        that returns one int.
+    which: falling times between the denoisers (see `by_time`), an int array `[S]` by step (the last entry serves later
+        steps), or a function of the step that returns one int (`by_share`, `by_log_snr`, ...).
     compute: the work of one evaluation of each, in units in which the cost is reported; 1 each when absent.
 
     A denoiser that takes over starts with a fresh carry: nothing that it kept from an earlier turn is trusted.
-    Extras are kept when all denoisers report the same ones, and dropped otherwise.
+    Extras are kept when all denoisers report the same ones, and dropped otherwise. Raises InvalidInput for denoisers of
+    different noise schedules, whose x_t are not the same thing at one t.
     """
     denoisers = _check(denoisers)
     compute = _weights("compute", compute, denoisers)
-    if isinstance(which, (tuple, list)):
-        if len(which) != len(denoisers) - 1:
-            raise invalid(
-                "which", which, f"{len(denoisers) - 1} boundaries between {len(denoisers)} denoisers were expected"
-            )
-        which = by_time(*which)
-    elif not callable(which):
-        if jnp.ndim(which) != 1 or not jnp.issubdtype(jnp.result_type(which), jnp.integer):
-            raise invalid("which", which, "falling times, an int array [S] or a function of the step was expected")
-        table = jnp.asarray(which, jnp.int32)
-
-        def which(step):
-            return jnp.take(table, step.index, mode="clip")
+    if isinstance(which, (tuple, list)) and len(which) != len(denoisers) - 1:
+        raise invalid(
+            "which", which, f"{len(denoisers) - 1} boundaries between {len(denoisers)} denoisers were expected"
+        )
+    rule = _rule(which)
 
     def init(params, x, cond):
         _check_params(params, denoisers)
@@ -67,7 +114,7 @@ def switched(denoisers: Sequence[Denoiser], which: Any = (0.5,), compute: Sequen
         return SwitchedCarry(carries, jnp.int32(-1))
 
     def apply(params, carry, x, step, cond):
-        index = jnp.asarray(which(step), jnp.int32)
+        index = jnp.asarray(rule(step), jnp.int32)
         if index.ndim:
             raise invalid(
                 "which(step).shape", index.shape, "one denoiser runs for the whole batch: one int was expected"
@@ -108,6 +155,7 @@ def averaged(
 
     weights: they should sum to 1, for then the mean of pairs is a pair; equal when absent.
     compute: as in `switched`. For discrete processes the mean of the log-probabilities is normalised.
+    Raises InvalidInput for denoisers of different noise schedules.
     """
     denoisers = _check(denoisers)
     weights = [1.0 / len(denoisers)] * len(denoisers) if weights is None else _weights("weights", weights, denoisers)
@@ -141,7 +189,40 @@ def _check(denoisers):
     denoisers = tuple(denoisers)
     if len(denoisers) < 2:
         raise InvalidInput(f"Two denoisers or more were expected; {len(denoisers)} given.")
+    schedules = [_schedules(denoiser.process) for denoiser in denoisers]
+    if any(schedule != schedules[0] for schedule in schedules):
+        raise InvalidInput(
+            "The denoisers have different noise schedules; put denoisers.on_process(denoiser, process) around those "
+            "that shall join another one's."
+        )
     return denoisers
+
+
+def _schedules(process):
+    """What must agree for x_t to mean the same: the schedule of each Gaussian member, the kind of any other."""
+    return {name: getattr(member, "schedule", type(member)) for name, member in members(process).items()}
+
+
+def _rule(which):
+    if callable(which):
+        return which
+    if isinstance(which, (tuple, list)):
+        return by_time(*which)
+    if jnp.ndim(which) != 1 or not jnp.issubdtype(jnp.result_type(which), jnp.integer):
+        raise invalid("which", which, "falling times, an int array [S] or a function of the step was expected")
+    table = jnp.asarray(which, jnp.int32)
+    return lambda step: jnp.take(table, step.index, mode="clip")
+
+
+def _check_boundaries(boundaries, falling):
+    static = all(map(is_static, boundaries))
+    ordered = [a > b if falling else a < b for a, b in itertools.pairwise(boundaries)] if static else []
+    if not boundaries or not all(ordered):
+        raise invalid("boundaries", boundaries, f"at least one, {'falling' if falling else 'rising'}, was expected")
+
+
+def _passed(boundaries):
+    return jnp.sum(boundaries, dtype=jnp.int32)
 
 
 def _weights(field, values, denoisers):

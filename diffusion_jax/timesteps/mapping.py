@@ -73,3 +73,11 @@ def log_snr_window(process: Any, low: Number, high: Number) -> tuple[Any, Any]:
     if low > high:
         raise invalid("low", low, f"it must be at most high = {high}")
     return process.inverse_log_snr(high), process.inverse_log_snr(low)
+
+
+def matching_time(process: Any, other: Any, t: Any) -> Any:
+    """The t' at which `other` has the log-SNR that `process` has at t, any shape; 1 where `other` has no such noise."""
+    _check_log_snr(process)
+    _check_log_snr(other)
+    log_snr = jnp.maximum(process.log_snr(t), other.log_snr(1.0))
+    return jnp.clip(other.inverse_log_snr(log_snr), 0.0, 1.0)
