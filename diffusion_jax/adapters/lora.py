@@ -6,6 +6,7 @@ others keep theirs is in `interop.lora_files`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -141,6 +142,44 @@ def combined(weighted: Sequence[tuple[Any, Any]], rank: int, like: Any = None) -
         if extra := sorted(set(adapted_modules(tree)) - set(adapted_modules(like))):
             raise InvalidInput(f"An adapter has factors for {', '.join(extra)}, which `like` lacks.")
     return _combined(like, [(tree, weight) for tree, weight in weighted], rank, "")
+
+
+def transplanted(factors: Any, params: Any, scale: Any = 1.0, select: str | tuple[str, ...] = "*") -> Any:
+    """`scale` times those factors whose module's path `select` matches, for a network with the parameters `params`.
+
+    Factors trained beside one network serve any other with the same modules: a model distilled from it, for example
+    (Gandikota & Bau 2025). They are scaled by B alone: 0 is the network itself, a negative scale the opposite update.
+    scale: a number, or a traced value. select: patterns on the end of a path, see `models.interception.Select`.
+    Raises InvalidInput where `params` lacks a module or has one of another shape, and where `select` selects nothing.
+    """
+    patterns = (select,) if isinstance(select, str) else tuple(select)
+    weights, found = by_path(params), by_path(factors)
+    chosen = [
+        path
+        for path in adapted_modules(factors)
+        if any(fnmatchcase(path, pattern) or fnmatchcase(path, f"*/{pattern}") for pattern in patterns)
+    ]
+    if not chosen:
+        raise invalid("select", select, f"it selects no module; factors are of {', '.join(adapted_modules(factors))}")
+    for path in chosen:
+        there = weights.get(f"{path}/kernel")
+        if there is None:
+            raise InvalidInput(f"There are factors for {path}, which the network does not have.")
+        a, b = found[f"{path}/a"].shape, found[f"{path}/b"].shape
+        if (*a[:-1], b[-1]) != there.shape:
+            raise invalid(f"factors of {path}", (a, b), f"those of a kernel {there.shape} were expected")
+
+    def pruned(tree, path):
+        result = {}
+        for name, entry in tree.items():
+            if isinstance(entry, Mapping):
+                inner = pruned(entry, f"{path}/{name}".lstrip("/"))
+                result |= {name: inner} if inner else {}
+            elif path in chosen:
+                result[name] = scale * entry if name == "b" else entry
+        return result
+
+    return pruned(factors, "")
 
 
 def _union(trees):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.adapters import adapted_modules, combined, lora, merged
+from diffusion_jax.adapters import adapted_modules, combined, lora, merged, transplanted
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.models import by_path, unet
 from tests.models.shared import dit_case, scramble
@@ -107,3 +107,36 @@ def test_mistakes_are_told():
         lora(network, select="query").init(jax.random.key(0), params, x, t, cond)
     with pytest.raises(InvalidInput, match="adapts Dense layers and convolutions"):
         lora(network, select="label").init(jax.random.key(0), params, x, t, cond)
+
+
+def test_factors_move_to_another_network_of_the_same_shape():
+    network, params, x, t, cond, output = dit_case()
+    adapted = lora(network, rank=2, select=("q", "feed_forward/down"))
+    factors = scramble(adapted.init(jax.random.key(1), params, x, t, cond))
+    other = scramble(params, seed=9, size=0.1)
+    apply, plain = jax.jit(adapted.network.apply), jax.jit(network.apply)
+
+    def beside(weights, scale):
+        return apply({"params": weights, "lora": transplanted(factors, weights, scale)}, x, t, cond)[0]
+
+    np.testing.assert_array_equal(
+        beside(other, 0.0),
+        apply({"params": other, "lora": adapted.init(jax.random.key(1), params, x, t, cond)}, x, t, cond)[0],
+    )
+    np.testing.assert_array_equal(beside(params, 0.0), output)
+    for weights in (params, other):
+        for scale in (-1.0, 0.5):
+            into = merged(weights, transplanted(factors, weights, scale))
+            np.testing.assert_allclose(beside(weights, scale), plain(into, x, t, cond)[0], atol=2e-4)
+    opposite, there = transplanted(factors, other, -1.0), transplanted(factors, other)
+    for path, leaf in by_path(opposite).items():
+        np.testing.assert_array_equal(leaf, -by_path(there)[path] if path.endswith("/b") else by_path(there)[path])
+    # Some modules alone.
+    assert adapted_modules(transplanted(factors, other, select="q")) == ("blocks/block/attention/attention/q",)
+    with pytest.raises(InvalidInput, match="selects no module"):
+        transplanted(factors, other, select="v")
+    with pytest.raises(InvalidInput, match="which the network does not have"):
+        transplanted(factors, {"blocks": {}})
+    kernels = {"blocks": {"block": {"attention": {"attention": {"q": {"kernel": jnp.zeros((3, 16, 32))}}}}}}
+    with pytest.raises(InvalidInput, match=r"those of a kernel \(3, 16, 32\)"):
+        transplanted(factors, kernels, select="q")

@@ -1,0 +1,87 @@
+"""Imitation: a network learns the answers of a denoiser, whatever that is made of, in one evaluation.
+
+For an example x0 noised to x_t and the pair (x0', eps') that the denoiser answers there,
+
+    loss = mean weight(t) (network(x_t, t, cond) - target(x0', eps', t))^2,                                    (1)
+
+with the target of the network's own parameterisation, so that teacher and network may predict different things. With a
+guided teacher this is guidance distillation (Meng et al. 2023). With factors beside frozen weights (`adapters.lora`,
+`with_frozen`) and a teacher that is steered along an attribute it is a concept slider (Gandikota et al. 2023):
+
+    | eps_{theta + dW}(x_t, c) - [eps_theta(x_t, c) + eta (eps_theta(x_t, c_plus) - eps_theta(x_t, c_minus))] |^2  (2)
+
+where `denoisers.contrasted` is what stands in brackets. By Bayes' rule the difference in it is -sigma times the
+gradient of `log p(c_plus | x_t) / p(c_minus | x_t)`, so an attribute that no condition names, but that can be measured,
+steers as well: `denoisers.energy_guided`.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax import timesteps
+from diffusion_jax.errors import InvalidInput
+from diffusion_jax.objectives.batches import drawn, example_keys, updated
+from diffusion_jax.objectives.entries import per_example
+from diffusion_jax.randomness import split
+from diffusion_jax.time_axes import each, expand, fill
+from diffusion_jax.typing import Aux, Denoiser, Network, Objective, Step, TimestepDraw
+
+
+class Imitated(NamedTuple):
+    """params: of the teacher, which do not learn. draw: the state of the draw of times."""
+
+    params: Any
+    draw: Any
+
+
+def imitation(
+    network: Network,
+    process: Any,
+    teacher: Denoiser,
+    teacher_params: Any,
+    draw: TimestepDraw | None = None,
+    weight: Callable[[Any, Any], Any] | None = None,
+) -> Objective:
+    """Equation (1) as an `Objective` on batches `{"x0"}`, optionally with "cond" and "index"; one time per example.
+
+    process: whose parameterisation the network has; x_t is noised by it, and the teacher is of the same noise.
+    teacher: any denoiser without a memory; `teacher_params` are kept in the objective's state. draw: which times are
+    imitated, uniform by default. weight: `(process, t) -> weight [B]`, 1 by default.
+
+    Metrics: `mse`, without weights. Per example: `loss`, `t`. Raises InvalidInput at `init` for a teacher that
+    remembers its last step, since imitated times are not those of a run.
+    """
+    draw = timesteps.uniform() if draw is None else draw
+
+    def init(key, params, batch):
+        carry = jax.eval_shape(lambda: teacher.init(teacher_params, batch["x0"], batch.get("cond")))
+        if jax.tree.leaves(carry):
+            raise InvalidInput("The teacher remembers its last step, but each example has a time of its own.")
+        return Imitated(teacher_params, draw.init())
+
+    def prepare(state, batch, key):
+        return drawn(draw, state.draw, batch, key, 1)
+
+    def loss(params, state, batch, key):
+        batch = prepare(state, batch, key)
+        x0, t, cond = batch["x0"], fill(batch["t"], batch["x0"]), batch.get("cond")
+        noise_key, network_key = split(example_keys(key, batch["index"]), 2)
+        x_t, _ = process.corrupt(noise_key, x0, t)
+        fixed = jax.lax.stop_gradient(state.params)
+        at = Step(jnp.int32(0), t, t, jnp.int32(1))
+        said, _ = teacher.apply(fixed, teacher.init(fixed, x_t, cond), x_t, at, cond)
+        target = jax.lax.stop_gradient(process.target(said.x0, said.eps, t))
+        output, _ = network.apply(
+            params, process.network_input(x_t, t), process.network_time(t), cond, train=True, key=network_key
+        )
+        square = each(lambda output, target: jnp.square(output - target), output, target)
+        scale = batch["t_weight"] if weight is None else batch["t_weight"] * weight(process, t)
+        plain = sum(per_example(leaf) for leaf in jax.tree.leaves(square))
+        losses = sum(per_example(expand(scale, leaf) * leaf) for leaf in jax.tree.leaves(square))
+        draws = updated(draw, state.draw, batch["t"], losses)
+        return losses, Aux(Imitated(state.params, draws), {"mse": jnp.mean(plain)}, {"loss": losses, "t": batch["t"]})
+
+    return Objective(init, loss, prepare)
