@@ -2,12 +2,13 @@
 
 A grid begins at 1 unless its paper begins lower (`leading`, a given sigma_max). Discrete ones contain exactly the times
 `(k + 1) / T` of their indices, then 0. Grids are plain arrays: plans of vector timesteps are made by stacking or
-shifting them, and `shift` and `resolution_shift` map grid to grid. Values are computed once, in float64, on the host.
+shifting them, `shift` and `resolution_shift` map grid to grid, and `spliced` makes one of two. Values are computed
+once, in float64, on the host.
 """
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -231,3 +232,32 @@ def resolution_shift(
         raise invalid("max_tokens", max_tokens, f"it must be larger than base_tokens = {base_tokens}")
     mu = base_shift + (max_shift - base_shift) * (tokens - base_tokens) / (max_tokens - base_tokens)
     return shift(grid, math.exp(mu))
+
+
+class Spliced(NamedTuple):
+    """Two grids as one. grid: `[j + S - k + 1]`. which: int32 `[j + S - k]`, by step: 0 on the first, 1 on the second.
+
+    stop: j, the steps on the first; `sample(..., stop=stop)` and `sample(..., start=stop)` are its two segments.
+    """
+
+    grid: Any
+    which: Any
+    stop: int
+
+
+def spliced(first: Any, second: Any, k: int = 1) -> Spliced:
+    """`first` down to where `second` has made k of its S steps, then `second`: a run handed over at `second[k]`.
+
+    The handover is at `first[j]`, `j = argmin_j |first[j] - second[k]|`, which is moved to `second[k]` itself: so the
+    two may be spaced differently, and x is at the noise level at which the second takes it over. k = 0 is `second`,
+    with nothing in front; k = S is the end of `first`; a grid spliced to itself is itself. Times are `[S + 1]`.
+    Raises InvalidInput for a k outside of 0 .. S, and for a vector of times.
+    """
+    first, second = (np.asarray(grid, np.float64) for grid in (first, second))
+    if first.ndim != 1 or second.ndim != 1:
+        raise invalid("the grids' shapes", (first.shape, second.shape), "one time a step was expected")
+    if not 0 <= k < len(second):
+        raise invalid("k", k, f"a number of steps of the second grid, 0 .. {len(second) - 1}, was expected")
+    stop = int(np.argmin(np.abs(first - second[k]))) if k else 0
+    which = np.repeat(np.array([0, 1], np.int32), [stop, len(second) - 1 - k])
+    return Spliced(from_array(np.concatenate([first[:stop], second[k:]])), jnp.asarray(which), stop)

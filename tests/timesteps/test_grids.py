@@ -142,3 +142,22 @@ def test_noise_ratio_round_trip_and_windows(name):
 def test_wrong_values_are_named(make, words):
     with pytest.raises(InvalidInput, match=words):
         make()
+
+
+def test_a_grid_spliced_to_another_hands_over_at_the_nearest_time():
+    long, short = timesteps.linspace(10), timesteps.from_array([1.0, 0.72, 0.31, 0.0])
+    grid, which, stop = timesteps.spliced(long, short, 1)
+    np.testing.assert_allclose(grid, [1.0, 0.9, 0.8, 0.72, 0.31, 0.0], atol=1e-6)
+    np.testing.assert_array_equal(which, [0, 0, 0, 1, 1])
+    assert stop == 3
+    for k in range(4):
+        itself, which, stop = timesteps.spliced(short, short, k)
+        np.testing.assert_array_equal(itself, short)
+        np.testing.assert_array_equal(which, [0] * k + [1] * (3 - k))
+        assert stop == k
+    np.testing.assert_array_equal(timesteps.spliced(long, short, 0).grid, short)
+    np.testing.assert_array_equal(timesteps.spliced(long, short, 3).grid, long)
+    with pytest.raises(InvalidInput, match="k is 4"):
+        timesteps.spliced(long, short, 4)
+    with pytest.raises(InvalidInput, match="one time a step"):
+        timesteps.spliced(long[:, None], short, 1)
