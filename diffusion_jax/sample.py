@@ -19,10 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax import data, distributed, generate, pictures, training
+from diffusion_jax import data, denoisers, distributed, generate, pictures, training
 from diffusion_jax.command import cache_compilations, parse_config, run_command
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.experiment import Experiment, Sampling, compiled_sampler, prepare, prepare_sampling
+from diffusion_jax.sampling import sample
 
 
 def shard_paths(folder: Path, num_samples: int, shard_size: int) -> list[tuple[Path, int, int]]:
@@ -83,12 +84,10 @@ def examples(samples: Mapping[str, np.ndarray]) -> Iterator[dict[str, Any]]:
 class Sampler:
     """Draws any range of sample indices in batches of one size, each a call of one compiled program."""
 
-    def __init__(
-        self, experiment: Experiment, sampling: Sampling, params: Any, seed: int, save_every: int | None = None
-    ):
+    def __init__(self, experiment: Experiment, sampling: Sampling, params: Any, seed: int):
         self.sampling, self.params, self.key = sampling, params, jax.random.key(seed)
         self.batch_size = experiment.config.sampling.batch_size
-        self.run = compiled_sampler(experiment, sampling, save_every)
+        self.run = compiled_sampler(experiment, sampling)
 
     def batch(self, start: int) -> tuple[Any, Mapping[str, np.ndarray] | None]:
         """The samples `start .. start + batch_size - 1`, still on the device, and their conditions."""
@@ -130,17 +129,31 @@ def show(experiment: Experiment, samples: Mapping[str, np.ndarray], workdir: Pat
     return None
 
 
-def trajectory(experiment: Experiment, sampling: Sampling, params: Any, seed: int, path: Path) -> bool:
-    """Writes how the first samples come out of the noise, a row each, ten moments across. Only images have a strip."""
+def along_the_run(
+    experiment: Experiment, sampling: Sampling, params: Any, seed: int, rows: int = 10
+) -> dict[str, np.ndarray] | None:
+    """The first samples at ten moments of their run, `[10, rows, H, W, C]`; None where there is no picture of them.
+
+    "denoising": x on its way from noise to sample. "predictions": the sample as the denoiser predicted it at that
+    moment (`denoisers.recorded`), from which one sees when the composition is decided.
+    """
     if not (isinstance(experiment.shape, tuple) and len(experiment.shape) == 3 and experiment.shape[-1] in (1, 3)):
-        return False
+        return None
     steps = sampling.grid.shape[0] - 1
-    sampler = Sampler(experiment, sampling, params, seed, save_every=max(1, steps // 10))
-    rows = min(10, sampler.batch_size)
-    trace = np.asarray(sampler.batch(0)[0].trace)[:, :rows]
-    strip = trace.swapaxes(0, 1).reshape(-1, *trace.shape[2:])
-    pictures.save_grid(path, strip, trace.shape[0], zoom=experiment.config.sampling.picture_zoom)
-    return True
+    every = max(1, steps // 10)
+    denoiser = denoisers.recorded(sampling.denoiser, steps)
+    index = np.arange(rows, dtype=np.int32)
+    cond = sampling.conditions(index) if sampling.conditions else None
+    result = jax.jit(
+        lambda key, params, cond: sample(
+            key, denoiser, params, sampling.solver, sampling.grid,
+            shape=(rows, *experiment.shape), cond=cond, save_every=every,
+        )
+    )(jax.random.key(seed), params, cond)  # fmt: skip
+    return {
+        "denoising": np.asarray(result.trace),
+        "predictions": np.asarray(result.run.carry.values[every - 1 :: every]),
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -164,6 +177,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, help="where the shards go (default WORKDIR/samples)")
     parser.add_argument("--format", choices=("npz", "arrayrecord"), default="npz", help="default npz")
     parser.add_argument("--save-trajectory", action="store_true", help="also write denoising.png, noise to sample")
+    parser.add_argument(
+        "--save-predictions", action="store_true", help="also write predictions.png, the sample as predicted over time"
+    )
     arguments, config = parse_config(parser, argv, stored="config.json")
     for name in ("num_samples", "shard_size"):
         if getattr(arguments, name) < 1:
@@ -213,9 +229,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     picture = show(experiment, read_shard(shards[0][0]), arguments.workdir)
     if picture:
         print(f"Wrote {picture}")
-    if arguments.save_trajectory:
-        path = arguments.workdir / "denoising.png"
-        if trajectory(experiment, sampling, params, arguments.seed, path):
+    wanted = {"denoising": arguments.save_trajectory, "predictions": arguments.save_predictions}
+    moments = along_the_run(experiment, sampling, params, arguments.seed) if any(wanted.values()) else None
+    for name, images in (moments or {}).items():
+        if wanted[name]:
+            path = arguments.workdir / f"{name}.png"
+            strip = images.swapaxes(0, 1).reshape(-1, *images.shape[2:])
+            pictures.save_grid(path, strip, len(images), zoom=config.sampling.picture_zoom)
             print(f"Wrote {path}")
 
 

@@ -55,12 +55,13 @@ def test_a_finished_run_is_not_trained_again(workdir, capsys):
 
 
 def test_shards_that_are_there_are_kept_and_the_rest_is_drawn(workdir, tmp_path, capsys):
-    whole = draw(workdir, tmp_path / "a", "--save-trajectory")
+    whole = draw(workdir, tmp_path / "a", "--save-trajectory", "--save-predictions")
     assert whole["x"].shape == (40, 8, 8, 1)
     np.testing.assert_array_equal(whole["index"], np.arange(40))
     np.testing.assert_array_equal(whole["cond.label"], np.arange(40) % 10)
     assert (workdir / "samples.png").exists()
     assert (workdir / "denoising.png").exists()
+    assert (workdir / "predictions.png").exists()
 
     first, second = sorted((tmp_path / "a").glob("*.npz"))
     kept = first.stat().st_mtime_ns
