@@ -4,20 +4,50 @@ A forecaster is a rule for any pytree (`reuse`, `taylor`, `newton`, `hermite`), 
 anew (`every`, `on_schedule`, `first_and_last`, `either`); what they are applied to is a matter of its own.
 """
 
+from diffusion_jax.acceleration.calibration import (
+    Calibration,
+    Trajectories,
+    adjusted_grid,
+    calibrate,
+    ertacache,
+    load_calibration,
+    offline_schedule,
+    record_outputs,
+    replayed,
+    save_calibration,
+)
+from diffusion_jax.acceleration.features import cached_features
 from diffusion_jax.acceleration.forecasting import Forecaster, Table, hermite, newton, reuse, taylor
+from diffusion_jax.acceleration.guide_reuse import guided_with_reuse, reused_guide
+from diffusion_jax.acceleration.outputs import Correction, cached_outputs
 from diffusion_jax.acceleration.refresh import History, Refresh, either, every, first_and_last, on_schedule
 
 __all__ = [
+    "Calibration",
+    "Correction",
     "Forecaster",
     "History",
     "Refresh",
     "Table",
+    "Trajectories",
+    "adjusted_grid",
+    "cached_features",
+    "cached_outputs",
+    "calibrate",
     "either",
+    "ertacache",
     "every",
     "first_and_last",
+    "guided_with_reuse",
     "hermite",
+    "load_calibration",
     "newton",
+    "offline_schedule",
     "on_schedule",
+    "record_outputs",
+    "replayed",
     "reuse",
+    "reused_guide",
+    "save_calibration",
     "taylor",
 ]

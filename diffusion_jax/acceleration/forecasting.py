@@ -1,14 +1,15 @@
-"""Forecasts of any pytree from its last values: reuse, Taylor, Newton and Hermite, from one table of differences.
+"""Forecasts of any pytree from its last values: reuse, Taylor, Newton and Hermite, from one table of values.
 
-A feature of a network, seen along a run, is a smooth curve y(s) of a coordinate s (see `coordinates`). A table keeps
-what is known of it at the times s_0 > s_1 > ... at which it was really computed, the newest first:
+A feature of a network, seen along a run, is a smooth curve y(s) of a coordinate s (see `refresh.COORDINATES`). From its
+values at the times s_0 > s_1 > ... at which it was really computed, the newest first, come differences
 
     D^0 = y(s_0),        D^k_new = (D^(k-1)_new - D^(k-1)_old) / span_k                                        (1)
 
-and every forecast is a weighted sum of it, `y(s) = sum_k w_k(s) D^k`, over the orders that exist already: after q
-values those are 0 .. q - 1. So a forecaster is a rule for the spans and one for the weights; its order is a number, and
-the state is explicit. Values are kept in float32 whatever they come in: differences of nearly equal bfloat16 numbers
-are noise.
+and every forecast is a weighted sum of them, `y(s) = sum_k w_k(s) D^k`, over the orders that exist already: after q
+values those are 0 .. q - 1. A forecaster is a rule for the spans and one for the weights; its order is a number.
+
+Differences are linear in the values, so the table keeps the values themselves, in a ring of order + 1 places, and (1) as
+a small matrix: a new value is written once and nothing else is moved. Values are kept in float32 at least.
 """
 
 import math
@@ -25,11 +26,13 @@ from diffusion_jax.errors import invalid
 class Table(NamedTuple):
     """What is known of a pytree.
 
-    factors: D^0 .. D^m of equation (1), one pytree each. knots: `[m + 1]`, s_0 .. s_m. count: how many values came in.
+    values: its last m + 1 values, each leaf with a new axis of as many places. knots: `[m + 1]`, s_0 .. s_m.
+    basis: `[m + 1, m + 1]`, D^k as sums over the places. count: how many values came in.
     """
 
-    factors: tuple[Any, ...]
-    knots: Float[Array, " m"]
+    values: Any
+    knots: Float[Array, " places"]
+    basis: Float[Array, "places places"]
     count: Int[Array, ""]
 
 
@@ -106,53 +109,68 @@ def hermite(order: int = 1, contraction: float = 0.5) -> Forecaster:
     return Forecaster(order, taylor(order).spans, weights)
 
 
-def init(forecaster: Forecaster, value: Any) -> Table:
-    """An empty table for values like `value` (arrays or their shapes)."""
+def init(forecaster: Forecaster, value: Any, axes: Any = 0) -> Table:
+    """An empty table for values like `value` (arrays or their shapes).
 
-    def zeros():
-        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, _wide(leaf.dtype)), value)
-
+    axes: where each leaf's new axis stands: one number, or a pytree of them.
+    """
     size = forecaster.order + 1
-    return Table(tuple(zeros() for _ in range(size)), jnp.zeros(size), jnp.int32(0))
+
+    def empty(leaf, axis):
+        return jnp.zeros((*leaf.shape[:axis], size, *leaf.shape[axis:]), jnp.promote_types(leaf.dtype, jnp.float32))
+
+    return Table(jax.tree.map(empty, value, _each(axes, value)), jnp.zeros(size), jnp.zeros((size, size)), jnp.int32(0))
 
 
-def update(forecaster: Forecaster, table: Table, value: Any, at: Any) -> Table:
-    """The table with `value`, computed at `at`. A value at the time of the last one replaces D^0 and nothing else."""
-    at = jnp.asarray(at, jnp.float32)
-    spans = forecaster.spans(table.knots, at)
+def update(forecaster: Forecaster, table: Table, value: Any, at: Any, axes: Any = 0) -> Table:
+    """The table with `value`, computed at `at`; axes as they were given to `init`.
+
+    A value at the time of the last one takes its place.
+    """
+    at, size = jnp.asarray(at, jnp.float32), forecaster.order + 1
     same = (table.count > 0) & (at == table.knots[0])
-    factors = [jax.tree.map(lambda leaf, old: leaf.astype(old.dtype), value, table.factors[0])]
+    place = (table.count - same) % size
+    spans = forecaster.spans(table.knots, at)
+    rows = [jax.nn.one_hot(place, size)]
     for k in range(forecaster.order):
-        known = (table.count > k) & ~same
-        # Where nothing is known yet the factor stays zero, and no weight ever reaches it.
-        scale = jnp.where(known & (spans[k] != 0), 1.0 / jnp.where(spans[k] == 0, 1.0, spans[k]), 0.0)
-        new = jax.tree.map(lambda new, old, s=scale: (new - old) * s, factors[k], table.factors[k])
-        factors.append(jax.tree.map(lambda new, old: jnp.where(same, old, new), new, table.factors[k + 1]))
-    moved = jnp.concatenate([at[None], table.knots[:-1]])
-    knots = jnp.where(same, table.knots, moved)
-    return Table(tuple(factors), knots, jnp.where(same, table.count, table.count + 1))
+        known = (table.count > k) & (spans[k] != 0)
+        new = (rows[k] - table.basis[k]) / jnp.where(known, spans[k], 1.0)
+        rows.append(jnp.where(known, new, 0.0))
+    knots = jnp.concatenate([at[None], table.knots[:-1]])
+
+    def written(leaf, value, axis):
+        return jax.lax.dynamic_update_index_in_dim(leaf, value.astype(leaf.dtype), place, axis)
+
+    return Table(
+        jax.tree.map(written, table.values, value, _each(axes, value)),
+        jnp.where(same, table.knots, knots),
+        jnp.where(same, table.basis, jnp.stack(rows)),
+        jnp.where(same, table.count, table.count + 1),
+    )
 
 
-def weights(forecaster: Forecaster, table: Table, at: Any) -> Float[Array, " m"]:
-    """The weights of D^0 .. D^m in the forecast at `at`: zero for orders that do not exist yet."""
+def weights(forecaster: Forecaster, table: Table, at: Any) -> Float[Array, " places"]:
+    """The weight of each place in the forecast at `at`; orders that do not exist yet have none."""
     known = jnp.arange(forecaster.order + 1) < table.count
-    return jnp.where(known, forecaster.weights(table.knots, jnp.asarray(at, jnp.float32)), 0.0)
+    return jnp.where(known, forecaster.weights(table.knots, jnp.asarray(at, jnp.float32)), 0.0) @ table.basis
 
 
-def combine(factors: tuple[Any, ...], weights: Float[Array, " m"]) -> Any:
-    """`sum_k w_k D^k`; order 0 alone is D^0 itself, bit for bit."""
-    if len(factors) == 1:
-        return factors[0]
-    return jax.tree.map(lambda first, *more: sum((w * f for w, f in zip(weights[1:], more)), first), *factors)
+def combine(values: Array, weights: Float[Array, " places"], axis: int = 0) -> Array:
+    """The weighted sum over the places of one leaf; a single place is the value itself, bit for bit."""
+    places = [jax.lax.index_in_dim(values, k, axis, keepdims=False) for k in range(values.shape[axis])]
+    if len(places) == 1:
+        return places[0]
+    return sum(weight * place for weight, place in zip(weights, places))
 
 
-def predict(forecaster: Forecaster, table: Table, at: Any) -> Any:
-    """The forecast at `at`, a pytree like the values."""
-    return combine(table.factors, weights(forecaster, table, at))
+def predict(forecaster: Forecaster, table: Table, at: Any, axes: Any = 0) -> Any:
+    """The forecast at `at`, a pytree like the values; axes as they were given to `init`."""
+    own = weights(forecaster, table, at)
+    return jax.tree.map(lambda leaf, axis: combine(leaf, own, axis), table.values, _each(axes, table.values))
 
 
-def _wide(dtype):
-    return jnp.promote_types(dtype, jnp.float32)
+def _each(axes, tree):
+    return jax.tree.map(lambda leaf: axes, tree) if isinstance(axes, int) else axes
 
 
 def _powers(h, order):

@@ -1,4 +1,4 @@
-"""When a cache is computed anew: policies as pure functions of the step and of what happened since, decided in the scan.
+"""When a cache is computed anew: policies as pure functions of the step and of what happened since, inside the scan.
 
     refresh(step, history) -> bool []
 

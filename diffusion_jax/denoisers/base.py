@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.time_axes import each, expand, fill
-from diffusion_jax.typing import Cost, Denoiser, Network, Prediction
+from diffusion_jax.typing import Cost, Denoiser, Network, Prediction, Step
 
 
 def denoiser(network: Network, process) -> Denoiser:
@@ -104,6 +104,13 @@ def with_pair(prediction: Prediction, pair: Any) -> Prediction:
         x0, eps = ({name: value[half] for name, value in pair.items()} for half in (0, 1))
         return prediction._replace(x0=x0, eps=eps)
     return prediction._replace(x0=pair[0], eps=pair[1])
+
+
+def some_step(x: Any, num_steps: int = 1) -> Step:
+    """A step for `x`, one time a sample: for the shapes of what a denoiser returns, before a run begins."""
+    t = jax.tree.map(lambda leaf: jnp.ones(leaf.shape[:1], jnp.float32), x)
+    ones = jax.tree.map(lambda leaf: leaf.astype(jnp.int32), t)
+    return Step(jnp.int32(0), t, jax.tree.map(jnp.zeros_like, t), jnp.int32(num_steps), ones)
 
 
 def batch_size(x: Any) -> int:

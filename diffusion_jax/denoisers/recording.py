@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from diffusion_jax.denoisers.base import some_step
 from diffusion_jax.errors import invalid
 from diffusion_jax.typing import Denoiser, Prediction, Step
 
@@ -42,10 +43,7 @@ def recorded(inner: Denoiser, num_steps: int, read: Callable[[Prediction, Any, S
 
     def init(params, x, cond):
         carry = inner.init(params, x, cond)
-        t = jax.tree.map(lambda leaf: jnp.ones(leaf.shape[:1], jnp.float32), x)
-        zero = jax.tree.map(jnp.zeros_like, t)
-        step = Step(jnp.int32(0), t, zero, jnp.int32(num_steps), jax.tree.map(lambda leaf: leaf.astype(jnp.int32), t))
-        shapes = jax.eval_shape(lambda: ask(params, carry, x, step, cond)[2])
+        shapes = jax.eval_shape(lambda: ask(params, carry, x, some_step(x, num_steps), cond)[2])
         return Recorded(carry, jax.tree.map(lambda leaf: jnp.zeros((num_steps, *leaf.shape), leaf.dtype), shapes))
 
     def apply(params, carry, x, step, cond):

@@ -14,13 +14,20 @@ from diffusion_jax.models.edits import cached, edit, exits, gates, inner_modules
 from diffusion_jax.models.encoders import Encoded, Encoder, as_network
 from diffusion_jax.models.framewise import framewise
 from diffusion_jax.models.incremental import Cache, Incremental, incremental
-from diffusion_jax.models.interception import by_path, intercepted, per_layer
+from diffusion_jax.models.interception import by_path, depth_axes, intercepted, per_layer
 from diffusion_jax.models.joint_transformer import JointTransformer, joint_transformer
 from diffusion_jax.models.mlp import Mlp, mlp
 from diffusion_jax.models.network import count_params, network, param_shapes
 from diffusion_jax.models.observing import FrameEncoder, observing, watching
 from diffusion_jax.models.references import Referenced, concatenating, null_cache, referenced
-from diffusion_jax.models.routing import executed_ratio, gumbel_sigmoid_st, token_router, width_costs, width_gates
+from diffusion_jax.models.routing import (
+    Costs,
+    executed_ratio,
+    gumbel_sigmoid_st,
+    token_router,
+    width_costs,
+    width_gates,
+)
 from diffusion_jax.models.slicing import Sliced, sliced
 from diffusion_jax.models.stages import Staged, staged
 from diffusion_jax.models.text_encoders import T5, CLIPText, clip_text, t5_encoder
@@ -40,6 +47,7 @@ __all__ = [
     "CaptionDecoder",
     "Captioner",
     "ControlNet",
+    "Costs",
     "DiT",
     "DualEncoder",
     "EarlyExit",
@@ -69,6 +77,7 @@ __all__ = [
     "controlled",
     "controlnet",
     "count_params",
+    "depth_axes",
     "dinov2",
     "dit",
     "dual_encoder",

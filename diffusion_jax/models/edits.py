@@ -7,12 +7,27 @@ edit's collections; the deciding itself belongs to `denoisers`.
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from diffusion_jax.models.interception import Edit, Select
-from diffusion_jax.models.layers.branches import CARRIED, Block
+from diffusion_jax.models.layers.attention import Attention
+from diffusion_jax.models.layers.branches import CARRIED, Block, Branch
+from diffusion_jax.models.layers.convolution import ResidualBranch
+from diffusion_jax.models.layers.mlp import FeedForward
+from diffusion_jax.models.layers.spatial import SpatialMlp
 from diffusion_jax.time_axes import expand
+
+
+def inner_modules(module: nn.Module) -> bool:
+    """Selects what residual branches compute before their gates: attention and feed-forward modules, and branches that
+    have neither (convolutions). Those of a text encoder within the network are left alone: they do not see t."""
+    if "condition" in module.path:
+        return False
+    if isinstance(module, Attention | FeedForward):
+        return isinstance(module.parent, Branch)
+    return isinstance(module, ResidualBranch | SpatialMlp)
 
 
 def edit(
@@ -55,6 +70,14 @@ def taps(
         return output
 
     return Edit(select, apply, (), (collection,))
+
+
+def replaced(select: Select, value: Callable[[Any], Any], collection: str, name: str = "output") -> Edit:
+    """Puts `value(entry)` in place of modules, which are not run; `collection` has an entry for each, and is only read.
+
+    Its structure is that which `taps` reports; in stacks, entries have the depth first.
+    """
+    return Edit(select, lambda site, *args: value(site.get(collection, name, dict)))
 
 
 def override(select: Select, collection: str = "overrides") -> Edit:

@@ -278,6 +278,13 @@ def by_path(collection: Mapping[str, Any]) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
+def depth_axes(collection: Mapping[str, Any]) -> Any:
+    """How many leading axes of each leaf are depth: 1 within a stack of blocks, 0 elsewhere."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: sum(getattr(part, "key", None) == "block" for part in path), collection
+    )
+
+
 def per_layer(collection: Any, values: Any) -> Any:
     """A collection whose every entry is filled with `values`, one per layer `[L]` (or one scalar for all)."""
     values = jnp.asarray(values)

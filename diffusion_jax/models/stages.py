@@ -64,7 +64,7 @@ def run_block(stack: Stack, index: Any, h: Any, c: Any, side: Any) -> Any:
 
 
 def staged(network: Network, head: int = 1) -> Staged:
-    """Cuts `network` behind its first `head` blocks (a U-Net: behind its first residual block) and before its last norm.
+    """Cuts `network` behind its first `head` blocks (a U-Net: behind its first residual block) and before the last norm.
 
     Raises InvalidInput if the network is neither a U-Net nor one stack of blocks, or has fewer blocks than `head`.
     """

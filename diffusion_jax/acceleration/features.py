@@ -1,0 +1,105 @@
+"""Features that are forecast instead of computed: every attention and feed-forward output between two refreshes.
+
+A full step runs the network as it is and notes the outputs of its inner modules, before their gates; a skipped step
+runs what is left when those are forecasts: embeddings, modulation, gates, the last layer. The choice between the two is
+one `lax.cond` around the whole network, so a skipped step holds no norm, no attention and no copy of the table.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax.acceleration import forecasting
+from diffusion_jax.acceleration.forecasting import Forecaster, Table
+from diffusion_jax.acceleration.refresh import History, Refresh, after, begun, coordinate, due
+from diffusion_jax.costs import count_flops
+from diffusion_jax.denoisers.base import some_step
+from diffusion_jax.models import depth_axes, inner_modules, intercepted, replaced, taps
+from diffusion_jax.models.interception import Select
+from diffusion_jax.time_axes import fill
+from diffusion_jax.typing import Cost, Denoiser, Network, Step
+
+
+class Features(NamedTuple):
+    """The carry. table: what is known of each feature. history: when they were computed."""
+
+    table: Table
+    history: History
+
+
+def cached_features(
+    network: Network,
+    process: Any,
+    forecaster: Forecaster,
+    refresh: Refresh,
+    *,
+    select: Select = inner_modules,
+    along: str = "index",
+) -> Denoiser:
+    """A denoiser whose inner features are computed where `refresh` says so and forecast elsewhere.
+
+        h <- h + gate(t) * (F(h, t) or its forecast)
+
+    Gates, modulation and the last layer are exact at every step. With `taylor(m)` and `every(N, W)` this is TaylorSeer
+    (Liu et al. 2025), with `reuse()` interval reuse of features (FORA, Selvaraju et al. 2024); `every(1)` is the plain
+    denoiser, bit for bit.
+
+    select: whose outputs are kept; attention, feed-forward and convolutional residuals, before their gates, by default.
+    along: what features are a function of, one of `refresh.COORDINATES`.
+    The carry holds (order + 1) outputs of each selected module. A skipped step counts no evaluation, and as compute the
+    share of the network's operations that it still runs.
+    """
+    tapped = intercepted(network, taps(select))
+
+    def computed(params, x, t, cond):
+        output, extras, _ = tapped.apply(params, {}, x, t, cond)
+        return (output, {name: extras[name] for name in extras if name != "taps"}), extras["taps"]
+
+    def forecast(params, values, weights, x, t, cond):
+        edit = replaced(select, lambda kept: forecasting.combine(kept, weights), "kept")
+        output, extras, _ = intercepted(network, edit).apply(params, {"kept": values}, x, t, cond)
+        return output, extras
+
+    def init(params, x, cond):
+        inputs = network_inputs(process, x, some_step(x))
+        features = jax.eval_shape(computed, params, *inputs, cond)[1]
+        return Features(forecasting.init(forecaster, features, depth_axes(features)), begun())
+
+    def apply(params, carry, x, step, cond):
+        inputs, at = (*network_inputs(process, x, step), cond), coordinate(along, step, process)
+        weights = forecasting.weights(forecaster, carry.table, at)
+
+        def full(table):
+            answer, features = computed(params, *inputs)
+            return answer, forecasting.update(forecaster, table, features, at, depth_axes(features))
+
+        def skip(table):
+            return forecast(params, table.values, weights, *inputs), table
+
+        now = due(refresh, step, carry.history)
+        (output, extras), table = jax.lax.cond(now, full, skip, carry.table)
+        rest = share(forecast, computed, (params, carry.table.values, weights, *inputs), (params, *inputs))
+        prediction = process.predict(output, x, fill(step.t, x))
+        cost = cost_of(now, rest)
+        return prediction._replace(extras=extras, cost=cost), Features(table, after(carry.history, now))
+
+    return Denoiser(init, apply, process)
+
+
+def network_inputs(process: Any, x: Any, step: Step) -> tuple[Any, Any]:
+    """What the network of `process` is fed for x and t."""
+    t = fill(step.t, x)
+    return process.network_input(x, t), process.network_time(t)
+
+
+def share(part: Callable[..., Any], whole: Callable[..., Any], part_inputs: tuple, whole_inputs: tuple) -> float:
+    """Operations of `part` as a share of those of `whole`, by their shapes."""
+    return count_flops(part, *part_inputs) / max(count_flops(whole, *whole_inputs), 1.0)
+
+
+def cost_of(now: Any, rest: float) -> Cost:
+    """One evaluation where everything was computed, else none and `rest` of the work."""
+    now = jnp.asarray(now, jnp.float32)
+    return Cost(now, jnp.where(now > 0, 1.0, jnp.float32(rest)))
