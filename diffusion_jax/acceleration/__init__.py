@@ -18,6 +18,7 @@ from diffusion_jax.acceleration.calibration import (
 )
 from diffusion_jax.acceleration.features import cached_features
 from diffusion_jax.acceleration.forecasting import Forecaster, Table, hermite, newton, reuse, taylor
+from diffusion_jax.acceleration.gated import cg_taylor, first_block_cached, gated
 from diffusion_jax.acceleration.guide_reuse import guided_with_reuse, reused_guide
 from diffusion_jax.acceleration.outputs import Correction, cached_outputs
 from diffusion_jax.acceleration.refresh import History, Refresh, either, every, first_and_last, on_schedule
@@ -34,10 +35,13 @@ __all__ = [
     "cached_features",
     "cached_outputs",
     "calibrate",
+    "cg_taylor",
     "either",
     "ertacache",
     "every",
     "first_and_last",
+    "first_block_cached",
+    "gated",
     "guided_with_reuse",
     "hermite",
     "load_calibration",

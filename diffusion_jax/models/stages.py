@@ -64,19 +64,21 @@ def run_block(stack: Stack, index: Any, h: Any, c: Any, side: Any) -> Any:
 
 
 def staged(network: Network, head: int = 1) -> Staged:
-    """Cuts `network` behind its first `head` blocks (a U-Net: behind its first residual block) and before the last norm.
+    """Cuts `network` behind its first `head` blocks (a U-Net behind its first residual block) and before the last norm.
 
-    Raises InvalidInput if the network is neither a U-Net nor one stack of blocks, or has fewer blocks than `head`.
+    With head=0 the head is what enters the first block. Raises InvalidInput if the network is neither a U-Net nor one
+    stack of blocks, or has fewer blocks than `head`.
     """
     module = network.module.module if isinstance(network.module, Opened) else network.module
     if isinstance(module, UNet):
-        if head != 1:
-            raise invalid("head", head, "the head of a U-Net is its first residual block, 1")
-        return _staged_by_modules(network, lambda m: m.path == ("down_0_0",), lambda m: m.path == ("norm_out",))
+        if head not in (0, 1):
+            raise invalid("head", head, "the head of a U-Net is its first residual block, 1, or nothing, 0")
+        first = ("conv_in", "down_0_0")[head]
+        return _staged_by_modules(network, lambda m: m.path == (first,), lambda m: m.path == ("norm_out",))
     depth = getattr(module, "stack_depth", getattr(module, "depth", None))
     if depth is None or getattr(module, "skips", False):
         raise InvalidInput(f"staged needs one stack of blocks or a U-Net; {type(module).__name__} here is neither.")
-    if not 1 <= head <= depth:
+    if not 0 <= head <= depth:
         raise invalid("head", head, f"the network has {depth} blocks")
     return _staged_by_blocks(network, head, depth)
 
