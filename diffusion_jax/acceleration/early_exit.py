@@ -1,0 +1,81 @@
+"""Leaving the network early: as soon as what it says is sure enough, or behind a number of blocks known in advance.
+
+How deep a sample goes is a function of t and of the sample (`early_exit`: Tang et al. 2023, DeeDiff). Its average over
+samples, recorded once, is a table by step (`depth_table`) which needs no estimates and has no deepest sample to wait
+for (`at_depth`). A batch takes the time of its deepest sample: that is what the cost counts.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from diffusion_jax.denoisers.scales import Scale, check_scale, value_at
+from diffusion_jax.errors import invalid
+from diffusion_jax.models import EarlyExit
+from diffusion_jax.time_axes import fill
+from diffusion_jax.typing import Cost, Denoiser
+
+
+def early_exit(exits: EarlyExit, process: Any, threshold: Scale, gather: bool = False) -> Denoiser:
+    """Each sample leaves behind the first block whose mean estimated uncertainty is at most `threshold`.
+
+    threshold: in [0, 1]: at 0 no sample leaves, at 1 all do behind the first block; a number, an array by step or a
+        function of the step. Its values may be traced. gather: runs all blocks and chooses afterwards, for reference.
+
+    `extras["exit_depth"] [B]` is the number of blocks of each sample, `cost.compute` the share of blocks computed,
+    those of the batch's deepest sample; embeddings, estimates and the tail, which are small, are not in it.
+    Raises InvalidInput for what is not a scale.
+    """
+    check_scale("threshold", threshold)
+
+    def answer(params, x, t, cond, step):
+        return (exits.gather if gather else exits.leave)(params, x, t, cond, value_at(threshold, step))
+
+    return _denoiser(exits, process, answer)
+
+
+def at_depth(exits: EarlyExit, process: Any, depths: Any) -> Denoiser:
+    """All samples leave behind `depths[step]` blocks; nothing is estimated on the way.
+
+    depths: ints from 1 to L, `[S]` by step, or `[S, B]` for each sample; steps behind the last have its depth. They may
+        be traced: another table does not compile anew. Raises InvalidInput for known depths outside of 1 .. L.
+    """
+    depths = jnp.asarray(depths)
+    if depths.ndim not in (1, 2) or not jnp.issubdtype(depths.dtype, jnp.integer):
+        raise invalid("depths", f"{depths.dtype}{list(depths.shape)}", "ints by step, [S] or [S, B], were expected")
+    if not isinstance(depths, jax.core.Tracer):
+        known = np.asarray(depths)
+        if known.min() < 1 or known.max() > exits.depth:
+            raise invalid("depths", f"{known.min()} .. {known.max()}", f"they must lie in 1 .. {exits.depth}")
+
+    def answer(params, x, t, cond, step):
+        return exits.stop(params, x, t, cond, jnp.take(depths, step.index, axis=0, mode="clip"))
+
+    return _denoiser(exits, process, answer)
+
+
+def _denoiser(exits, process, answer):
+    def init(params, x, cond):
+        return ()
+
+    def apply(params, carry, x, step, cond):
+        t = fill(step.t, x)
+        output, extras = answer(params, process.network_input(x, t), process.network_time(t), cond, step)
+        cost = Cost(jnp.float32(1), extras["blocks"].astype(jnp.float32) / exits.depth)
+        extras = {name: extras[name] for name in extras if name != "blocks"}
+        return process.predict(output, x, t)._replace(extras=extras, cost=cost), carry
+
+    return Denoiser(init, apply, process)
+
+
+def depth_table(depths: Int[Array, "S B"]) -> Int[Array, " S"]:
+    """The mean depth of each step as ints whose sum over the run is that of the means, to half a block.
+
+    depths: as recorded by `denoisers.recorded(..., read=lambda prediction, x, step: prediction.extras["exit_depth"])`.
+    Each entry is the mean rounded up or down: the fractions left at one step are carried to the next.
+    """
+    total = jnp.round(jnp.cumsum(jnp.mean(depths.astype(jnp.float32), axis=1)))
+    return jnp.diff(total, prepend=0.0).astype(jnp.int32)

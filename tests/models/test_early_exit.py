@@ -1,0 +1,211 @@
+"""Leaving early equals running everything and choosing; samples leave by themselves; estimators train nobody else."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax import denoisers, models, objectives, processes, sampling, solvers, timesteps
+from diffusion_jax.acceleration.early_exit import at_depth, depth_table, early_exit
+from diffusion_jax.distributed import make_mesh
+from diffusion_jax.errors import InvalidInput
+from tests.models.shared import scramble
+
+PROCESS = processes.rectified_flow()
+NETWORKS = {
+    "dit": (lambda: models.dit(width=16, depth=4, heads=2, num_classes=3), (8, 4, 4, 1)),
+    "pixart": (lambda: models.pixart(patch=2, width=16, depth=3, heads=2, context_channels=4), (2, 4, 4, 1)),
+    "mlp": (lambda: models.mlp(width=16, depth=3, num_classes=3), (8, 5)),
+}
+
+
+def condition(name, batch):
+    if name == "pixart":
+        return {"context": jax.random.normal(jax.random.key(3), (batch, 2, 4))}
+    return {"label": jnp.arange(batch) % 3}
+
+
+@functools.cache
+def case(name="dit", heads="shared"):
+    """(network, exits, params of both, x, t, cond), with weights that are nowhere zero."""
+    make, shape = NETWORKS[name]
+    network, batch = make(), shape[0]
+    exits = models.early_exit(network, heads)
+    x, t, cond = jax.random.normal(jax.random.key(0), shape), jnp.linspace(10.0, 900.0, batch), condition(name, batch)
+    params = network.init(jax.random.key(1), x, t, cond)
+    params = {"params": scramble(params, size=0.1), "exits": None}
+    own = exits.init(jax.random.key(2), params["params"], x, t, cond)
+    return network, exits, {**params, "exits": scramble(own, 7, 0.3)}, x, t, cond
+
+
+@functools.cache
+def compiled(name, heads, what):
+    return jax.jit(getattr(case(name, heads)[1], what))
+
+
+def mixed_threshold(layers):
+    """A threshold at which samples of the batch leave at different depths."""
+    return float(jnp.median(layers.uncertainty.reshape(*layers.uncertainty.shape[:2], -1).mean(-1).min(axis=0)))
+
+
+@pytest.mark.parametrize("name, heads", [("dit", "shared"), ("dit", "own"), ("mlp", "shared"), ("pixart", "shared")])
+def test_leaving_equals_gathering_and_ends_where_all_are_done(name, heads):
+    _, exits, params, x, t, cond = case(name, heads)
+    layers, _ = jax.jit(exits.network.apply)(params, x, t, cond)
+    assert layers.output.shape == layers.uncertainty.shape == (exits.depth, *x.shape)
+    assert float(layers.uncertainty.min()) > 0 and float(layers.uncertainty.max()) < 1
+    threshold = mixed_threshold(layers)
+    found, extras = compiled(name, heads, "leave")(params, x, t, cond, threshold)
+    wanted, reference = compiled(name, heads, "gather")(params, x, t, cond, threshold)
+    np.testing.assert_array_equal(extras["exit_depth"], reference["exit_depth"])
+    np.testing.assert_allclose(found, wanted, atol=2e-6)
+    assert int(extras["blocks"]) == int(extras["exit_depth"].max())
+    assert set(extras) == set(reference)
+    if name != "pixart":
+        assert len(set(extras["exit_depth"].tolist())) > 1
+    # The table of the same depths gives the same, and so does its last block where nobody leaves.
+    stopped, _ = compiled(name, heads, "stop")(params, x, t, cond, extras["exit_depth"])
+    np.testing.assert_allclose(stopped, wanted, atol=2e-6)
+
+
+def test_nobody_leaves_below_zero_and_everybody_at_one():
+    network, _, params, x, t, cond = case()
+    leave = compiled("dit", "shared", "leave")
+    whole, extras = leave(params, x, t, cond, -1.0)
+    np.testing.assert_array_equal(whole, jax.jit(network.apply)(params["params"], x, t, cond)[0])
+    assert set(extras["exit_depth"].tolist()) == {4}
+    np.testing.assert_array_equal(leave(params, x, t, cond, 0.0)[0], whole)
+    first, extras = leave(params, x, t, cond, 1.0)
+    shallow = models.dit(width=16, depth=1, heads=2, num_classes=3)
+    cut = {**params["params"], "blocks": jax.tree.map(lambda leaf: leaf[:1], params["params"]["blocks"])}
+    np.testing.assert_allclose(first, shallow.apply(cut, x, t, cond)[0], atol=1e-6)
+    assert int(extras["blocks"]) == 1
+
+
+def test_depth_never_grows_with_the_threshold():
+    _, _, params, x, t, cond = case()
+    leave = compiled("dit", "shared", "leave")
+    depths = [leave(params, x, t, cond, threshold)[1]["exit_depth"] for threshold in jnp.linspace(0.0, 1.0, 9)]
+    assert np.all(np.diff(np.stack(depths), axis=0) <= 0)
+
+
+def test_a_sample_does_not_depend_on_its_neighbours():
+    _, exits, params, x, t, cond = case()
+    leave = compiled("dit", "shared", "leave")
+    threshold = mixed_threshold(exits.network.apply(params, x, t, cond)[0])
+    found, extras = leave(params, x, t, cond, threshold)
+    order = jnp.array([5, 1, 7, 1, 0, 0, 0, 2])
+    other, told = leave(params, x[order], t[order], {"label": cond["label"][order]}, threshold)
+    np.testing.assert_array_equal(told["exit_depth"], extras["exit_depth"][order])
+    np.testing.assert_array_equal(other, found[order])
+
+
+def test_blocks_behind_the_last_exit_are_not_computed():
+    _, _, params, x, t, cond = case()
+    broken = jax.tree.map(lambda leaf: leaf.at[2:].set(jnp.nan), params["params"]["blocks"])
+    broken = {**params, "params": {**params["params"], "blocks": broken}}
+    for depth in (jnp.int32(2), jnp.array([1, 2, 2, 1, 2, 2, 2, 1])):
+        whole, _ = compiled("dit", "shared", "stop")(params, x, t, cond, depth)
+        np.testing.assert_array_equal(compiled("dit", "shared", "stop")(broken, x, t, cond, depth)[0], whole)
+
+
+def test_estimators_train_themselves_alone_and_targets_have_no_gradient():
+    _, exits, params, x, t, cond = case()
+    times = t / 1000
+
+    def loss(params, x0, uncertainty, layers):
+        answers, _ = exits.network.apply(params, x, t, cond)
+        return objectives.exit_losses(uncertainty, layers)(PROCESS, answers, x0, x, x, times)[0].mean()
+
+    def touched(tree):
+        return any(bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(tree))
+
+    grads = jax.jit(jax.grad(loss), static_argnums=(2, 3))
+    plain, learned, both = (grads(params, x, *weights) for weights in ((0.0, 0.0), (1.0, 0.0), (1.0, 1.0)))
+    assert not touched(plain["exits"]) and touched(learned["exits"])
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), learned["params"], plain["params"])
+    # The layer-wise loss reaches the network, and not what weighs it.
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), both["exits"], learned["exits"])
+    assert any(
+        float(jnp.abs(a - b).max()) > 1e-3 for a, b in zip(*map(jax.tree.leaves, (both["params"], plain["params"])))
+    )
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v", "x0", "velocity"])
+def test_targets_are_in_units_of_epsilon(prediction):
+    process = {
+        "epsilon": lambda: processes.vp_linear(),
+        "v": lambda: processes.vp_cosine(prediction="v"),
+        "x0": lambda: processes.vp_cosine(prediction="x0"),
+        "velocity": lambda: processes.rectified_flow(),
+    }[prediction]()
+    t = jnp.array([0.2, 0.5, 0.9])
+    x0, noise = jax.random.normal(jax.random.key(0), (2, 3, 5))
+    x_t = process.marginal(x0, noise, t)
+    target, error = process.target(x0, noise, t), jnp.linspace(-1.0, 1.0, 15).reshape(3, 5)
+    alpha, sigma = process.alpha(t)[:, None], process.sigma(t)[:, None]
+    scale = {"epsilon": 1.0, "v": alpha, "x0": alpha / sigma, "velocity": alpha}[prediction]
+    found = objectives.uncertainty_target(process, jnp.stack([target, target + error]), target, x_t, t)
+    assert not found[0].any()
+    np.testing.assert_allclose(found[1], jnp.tanh(jnp.abs(scale * error)), atol=2e-5)
+    sure = models.Layers(jnp.stack([target, target]), jnp.zeros((2, 3, 5)))
+    assert not objectives.exit_losses()(process, sure, x0, noise, x_t, t)[0].any()
+
+
+def run(denoiser, solver, params, mesh=None):
+    sampler = sampling.make_sampler(denoiser, solver, shape=(4, 4, 1), mesh=mesh)
+    cond = {"label": jnp.arange(8) % 3}
+    return sampler(jax.random.key(0), params, timesteps.linspace(5), cond, jnp.arange(8))
+
+
+def test_runs_leave_alike_under_other_solvers_in_a_scan_on_a_mesh():
+    _, exits, params, *_ = case()
+    solver, threshold = solvers.dpm_solver(order=2), 0.45
+    early = early_exit(exits, PROCESS, threshold)
+    alone = run(early, solver, params)
+    reference = run(early_exit(exits, PROCESS, threshold, gather=True), solver, params)
+    np.testing.assert_allclose(alone.x, reference.x, atol=1e-5)
+    assert 0.25 <= float(alone.cost.compute) / 5 < float(reference.cost.compute) / 5 == 1.0
+    spread = run(early, solver, params, make_mesh(data=8))
+    np.testing.assert_allclose(spread.x, alone.x, atol=1e-5)
+    # A device with one sample waits for no other: less is computed in the mean.
+    assert float(spread.cost.compute) < float(alone.cost.compute)
+
+
+def test_a_table_of_depths_is_the_mean_of_recorded_ones_and_runs():
+    _, exits, params, x, _, cond = case()
+    early = early_exit(exits, PROCESS, 0.45)
+    seen = denoisers.recorded(early, 5, lambda prediction, x, step: prediction.extras["exit_depth"])
+    key, grid = jax.random.key(0), timesteps.linspace(5)
+    recorded = sampling.sample(key, seen, params, solvers.ddim(), grid, shape=x.shape, cond=cond)
+    depths = recorded.run.carry.values
+    assert depths.shape == (5, 8)
+    table = depth_table(depths)
+    assert np.all(np.abs(table - depths.mean(axis=1)) < 1) and abs(int(table.sum()) - depths.mean(axis=1).sum()) <= 0.5
+    # The recorded depths, as a table for each sample, repeat the run; nothing compiles for another table.
+    again = jax.jit(
+        lambda table: sampling.sample(
+            key, at_depth(exits, PROCESS, table), params, solvers.ddim(), grid, shape=x.shape, cond=cond
+        )
+    )
+    np.testing.assert_allclose(again(depths).x, recorded.x, atol=1e-5)
+    shallow = again(jnp.broadcast_to(table[:, None], depths.shape))
+    assert float(shallow.cost.compute) == pytest.approx(float(table.sum()) / 4)
+    again(jnp.full_like(depths, 4))
+    assert again._cache_size() == 1
+
+
+def test_mistakes_are_told():
+    _, exits, *_ = case()
+    with pytest.raises(InvalidInput, match="one stack of blocks"):
+        models.early_exit(models.unet(channels=8, groups=4))
+    with pytest.raises(InvalidInput, match="heads"):
+        models.early_exit(models.mlp(), heads="many")
+    with pytest.raises(InvalidInput, match=r"1 \.\. 4"):
+        at_depth(exits, PROCESS, jnp.array([1, 5]))
+    with pytest.raises(InvalidInput, match="ints by step"):
+        at_depth(exits, PROCESS, jnp.array([1.0]))
+    with pytest.raises(InvalidInput, match="negative"):
+        objectives.exit_losses(layers=-1.0)
