@@ -5,11 +5,10 @@
 
 A probe is what is watched and what it is compared with; a gate is a policy that also sees the error. With a Taylor
 forecast of the probe this is CG-Taylor (Guan et al. 2025), with its last value the first-block cache (ParaAttention;
-`FirstBlockCache` of diffusers). The error is one scalar for the batch, so the skipped blocks really are: a decision that
-each sample takes for itself cannot skip work that its neighbour needs (`per_sample`).
+`FirstBlockCache` of diffusers). The error is one scalar for the batch, so the skipped blocks really are skipped: a
+decision that each sample takes for itself cannot leave out work that its neighbour needs.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -23,17 +22,14 @@ from diffusion_jax.acceleration.refresh import History, Refresh, after, begun, c
 from diffusion_jax.denoisers.base import some_step
 from diffusion_jax.errors import invalid
 from diffusion_jax.models import staged
-from diffusion_jax.time_axes import expand, fill
+from diffusion_jax.time_axes import fill
 from diffusion_jax.typing import Denoiser, Network
 
 Number = float | int | Float[Array, ""]
 
 
 class Gated(NamedTuple):
-    """The carry. probe, last: tables of the head's and the last block's features. error: of the last call, equation (1).
-
-    errors: `[num_recorded]`, by step, where they are asked for; empty otherwise.
-    """
+    """The carry. probe, last: tables of what the head and the last block say. error: (1) at the last call."""
 
     probe: Table
     last: Table
@@ -48,7 +44,7 @@ def gated(
     *,
     probe: Forecaster,
     last: Forecaster,
-    refresh: Refresh = first_and_last(),
+    refresh: Refresh | None = None,
     head: int = 1,
     residual: bool = False,
     relative_to: str = "value",
@@ -59,7 +55,7 @@ def gated(
 
     threshold: the forecast of the last block is trusted where the error (1) is below it; 0 trusts nothing.
     probe, last: forecasters of what the head says, and of what enters the last norm.
-    refresh: where everything is computed whatever the error, e.g. `first_and_last(3)`.
+    refresh: where everything is computed whatever the error; `first_and_last()` when None.
     head: blocks that are always run.
     residual: watches what the head adds, and forecasts what the body adds, in place of the features themselves.
     relative_to: "value" divides the error by the mean of what the head says, "expected" by that of the forecast.
@@ -75,6 +71,7 @@ def gated(
         raise invalid("threshold", threshold, "it must not be negative; 0 computes every step")
     if relative_to not in ("value", "expected"):
         raise invalid("relative_to", relative_to, "'value' or 'expected' was expected")
+    refresh = first_and_last() if refresh is None else refresh
     stages, entrance = staged(network, head), staged(network, 0)
 
     def watched(params, x, t, cond):
