@@ -21,9 +21,11 @@ from diffusion_jax.acceleration.forecasting import Forecaster, Table, hermite, n
 from diffusion_jax.acceleration.gated import cg_taylor, first_block_cached, gated
 from diffusion_jax.acceleration.guide_reuse import guided_with_reuse, reused_guide
 from diffusion_jax.acceleration.outputs import Correction, cached_outputs
+from diffusion_jax.acceleration.presets import PRESETS, accelerated
 from diffusion_jax.acceleration.refresh import History, Refresh, either, every, first_and_last, on_schedule
 
 __all__ = [
+    "PRESETS",
     "Calibration",
     "Correction",
     "Forecaster",
@@ -31,6 +33,7 @@ __all__ = [
     "Refresh",
     "Table",
     "Trajectories",
+    "accelerated",
     "adjusted_grid",
     "cached_features",
     "cached_outputs",
