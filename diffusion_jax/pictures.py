@@ -106,13 +106,18 @@ def save_scatter(path: Path | str, points: Mapping[str, Any]) -> None:
 
 
 def save_curves(
-    path: Path | str, curves: Mapping[str, tuple[Sequence[Any], Sequence[Any]]], *, x_label: str, y_label: str
+    path: Path | str,
+    curves: Mapping[str, tuple[Sequence[Any], Sequence[Any]]],
+    *,
+    x_label: str,
+    y_label: str,
+    log: bool = True,
 ) -> None:
-    """Writes named curves, each `(x, y)`; y is logarithmic when all of it is positive."""
+    """Writes named curves, each `(x, y)`; y is logarithmic when all of it is positive, unless `log` is False."""
     figure, axis = plt.subplots(figsize=(6, 3.6))
     for name, (x, y) in curves.items():
         axis.plot(x, y, label=name, linewidth=1.2)
-    if all(np.all(np.asarray(y) > 0) for _, y in curves.values()):
+    if log and all(np.all(np.asarray(y) > 0) for _, y in curves.values()):
         axis.set_yscale("log")
     axis.set_xlabel(x_label)
     axis.set_ylabel(y_label)
