@@ -8,6 +8,7 @@ from diffusion_jax.metrics.accuracy import ClassAccuracy, class_accuracy
 from diffusion_jax.metrics.distances import energy_distance, sliced_wasserstein, wasserstein, wasserstein_1d
 from diffusion_jax.metrics.features import FeatureNetwork, feature_network
 from diffusion_jax.metrics.frechet import Moments, frechet_distance, gaussian_frechet_distance, merge, moments
+from diffusion_jax.metrics.frontier import cheapest_within, pareto_front
 from diffusion_jax.metrics.image import psnr, ssim
 from diffusion_jax.metrics.inception import Inception, InceptionV3, inception
 from diffusion_jax.metrics.kernel import KernelDistance, kernel_distance, mmd2
@@ -32,6 +33,7 @@ __all__ = [
     "Moments",
     "SamplingCost",
     "SetMetric",
+    "cheapest_within",
     "class_accuracy",
     "effective_modes",
     "endpoint_error",
@@ -48,6 +50,7 @@ __all__ = [
     "mmd2",
     "moments",
     "pairwise_distance",
+    "pareto_front",
     "point_set",
     "psnr",
     "sampling_cost",
