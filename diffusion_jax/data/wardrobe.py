@@ -211,8 +211,8 @@ def render(persons: Persons, outfits: Outfits) -> tuple[Float[np.ndarray, "N 32 
     parsing = np.zeros(picture.shape[:3], np.int32)
 
     def paint(region, colour, label):
-        picture[region] = np.broadcast_to(colour, picture.shape)[region]
-        parsing[region] = label
+        np.copyto(picture, colour, where=region[..., None])
+        np.copyto(parsing, label, where=region)
 
     skin = persons.skin[:, None, None]
     paint(_body(j), skin, _BODY)
@@ -221,7 +221,7 @@ def render(persons: Persons, outfits: Outfits) -> tuple[Float[np.ndarray, "N 32 
         paint(regions[:, category] & outfits.worn[:, category, None, None], cloth[:, category], 2 + category)
     head = _capsule(j[:, _HEAD], j[:, _HEAD], 3.1)
     paint(head, skin, _BODY)
-    paint(head & (_PIXELS[..., 1] < j[:, _HEAD, 1, None, None] - 0.6), persons.hair[:, None, None], _BODY)
+    paint(head & (_MIDDLES[:, None] < j[:, _HEAD, 1, None, None] - 0.6), persons.hair[:, None, None], _BODY)
     return _signed(picture), parsing
 
 
@@ -346,16 +346,17 @@ def correct(reading: Reading, outfits: Outfits) -> dict[str, np.ndarray]:
     return {name: np.where(outfits.worn, values.astype(float), np.nan) for name, values in right.items()}
 
 
-_PIXELS = np.stack(np.meshgrid(np.arange(SIZE) + 0.5, np.arange(SIZE) + 0.5), axis=-1)
-"""The middle (x, y) of each pixel, `[32, 32, 2]`."""
+_MIDDLES = np.arange(SIZE, dtype=np.float32) + 0.5
+"""Where the middles of pixels are, along either axis."""
 
 
 def _capsule(a, b, radius):
     """The pixels within `radius` of the segments from a to b `[N, 2]`."""
-    a, b = a[:, None, None], b[:, None, None]
-    along = b - a
-    share = np.clip(((_PIXELS - a) * along).sum(-1) / np.maximum((along**2).sum(-1), 1e-9), 0, 1)
-    distance = ((_PIXELS - a - share[..., None] * along) ** 2).sum(-1)
+    ax, ay, bx, by = (np.reshape(value, (-1, 1, 1)).astype(np.float32) for value in (*a.T, *b.T))
+    x, y, along_x, along_y = _MIDDLES - ax, _MIDDLES[:, None] - ay, bx - ax, by - ay
+    square = np.maximum(along_x**2 + along_y**2, 1e-6)
+    share = np.clip(x * (along_x / square) + y * (along_y / square), 0, 1)
+    distance = (x - share * along_x) ** 2 + (y - share * along_y) ** 2
     return distance < np.square(np.reshape(radius, (-1, 1, 1)))
 
 
@@ -364,9 +365,9 @@ def _trapezoid(middle, top, bottom, half_top, half_bottom):
     middle, top, bottom, half_top, half_bottom = (
         np.reshape(value, (-1, 1, 1)) for value in (middle, top, bottom, half_top, half_bottom)
     )
-    x, y = _PIXELS[..., 0], _PIXELS[..., 1]
+    y = _MIDDLES[:, None]
     half = half_top + (half_bottom - half_top) * (y - top) / (bottom - top)
-    return (y > top) & (y < bottom) & (np.abs(x - middle) < half)
+    return (y > top) & (y < bottom) & (np.abs(_MIDDLES - middle) < half)
 
 
 def _body(j):
