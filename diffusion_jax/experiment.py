@@ -9,7 +9,8 @@ A config has these entries; all of them are constructor calls (`config.call`) un
     mesh          how devices are laid out
     train         a group: steps, batch_size and whatever else `training.train` takes; transforms, a group of calls
     ema           a group of averages of the parameters, each a constructor call
-    sampling      a group: solver, grid, transformations (a group, applied in its order), condition, batch_size, ema
+    sampling      a group: solver, grid, acceleration (from network and process to a denoiser), transformations of it
+                  (a group, applied in its order), condition, batch_size, ema
     metrics       a group of what `evaluate` measures, each a constructor call
 
 `defaults` is the config to start from: it has every plain value, and leaves the entries to be set.
@@ -23,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusion_jax import data, denoisers, training
+from diffusion_jax import data, training
 from diffusion_jax.config import build, call
 from diffusion_jax.distributed import BATCH_AXES
 from diffusion_jax.errors import InvalidInput
@@ -51,6 +52,7 @@ def defaults(steps: int, batch_size: int) -> ConfigDict:
     }
     config.sampling = {
         "ema": None,
+        "acceleration": call("acceleration.accelerated", preset="plain"),
         "transformations": {},
         "condition": None,
         "batch_size": 256,
@@ -177,7 +179,9 @@ def prepare_sampling(experiment: Experiment) -> Sampling:
     """The denoiser with its transformations, the solver and the grid of `config.sampling`."""
     group = experiment.config.sampling
     context = {"process": experiment.process}
-    denoiser = denoisers.denoiser(experiment.network, experiment.process)
+    # Absent in the configs of runs that were trained before it existed.
+    acceleration = group.get("acceleration") or call("denoisers.denoiser")
+    denoiser = build(acceleration, network=experiment.network, process=experiment.process)
     for name in group.transformations:
         denoiser = build(group.transformations[name], denoiser=denoiser, **context)
     conditions = build(group.condition) if group.condition else None

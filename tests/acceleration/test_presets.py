@@ -1,0 +1,68 @@
+"""Every preset runs wherever a plain denoiser does, does less, and can be named in a config."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax import acceleration, denoisers, models, processes, solvers, timesteps
+from diffusion_jax.config import call
+from diffusion_jax.errors import InvalidInput
+from diffusion_jax.experiment import defaults, prepare, prepare_sampling
+from diffusion_jax.sampling import sample
+
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def model():
+    network, x, cond = (
+        models.dit(width=16, depth=2, heads=2, num_classes=3),
+        jnp.zeros((2, 4, 4, 1)),
+        {"label": jnp.array([0, 2])},
+    )
+    params = network.init(jax.random.key(0), x, jnp.zeros(2), cond)
+    return network, jax.tree.map(lambda leaf: leaf + 0.02, params), cond
+
+
+@pytest.mark.parametrize("preset", acceleration.PRESETS)
+def test_a_preset_does_less_and_stays_near(model, preset):
+    network, params, cond = model
+    process = processes.vp_linear()
+
+    @jax.jit
+    def both(params):
+        draw = [
+            denoisers.guided(made, 1.5, null={"label": 3})
+            for made in (acceleration.accelerated(network, process, preset), denoisers.denoiser(network, process))
+        ]
+        key, grid = jax.random.key(0), timesteps.linspace(STEPS)
+        return [sample(key, d, params, solvers.ddim(), grid, shape=(2, 4, 4, 1), cond=cond) for d in draw]
+
+    fast, plain = both(params)
+    assert float(fast.cost.compute) <= float(plain.cost.compute)
+    assert (float(fast.cost.evaluations) < float(plain.cost.evaluations)) == (preset != "plain")
+    # The features of so small a network move slowly, so every forecast is good.
+    np.testing.assert_allclose(fast.x, plain.x, atol=0.05 * float(jnp.abs(plain.x).max()))
+
+
+def test_presets_are_named_in_configs():
+    config = defaults(steps=1, batch_size=8)
+    config.data = config.held_out = call("data.digits")
+    config.model = call("models.dit", width=16, depth=2, heads=2, num_classes=10)
+    config.process = call("processes.rectified_flow")
+    config.objective = call("objectives.denoising")
+    config.optimizer = call("training.optimizers.adamw", learning_rate=1e-3)
+    config.sampling.update(solver=call("solvers.ddim"), grid=call("timesteps.linspace", steps=4))
+    config.sampling.acceleration.preset = "taylorseer_vast"
+    with pytest.raises(InvalidInput, match="taylorseer_fast"):
+        prepare_sampling(prepare(config))
+    config.sampling.acceleration.preset = "taylorseer_fast"
+    experiment = prepare(config)
+    carry = jax.eval_shape(
+        lambda key: prepare_sampling(experiment).denoiser.init(
+            experiment.init_params(key), jnp.zeros((2, 8, 8, 1)), {"label": jnp.zeros(2, jnp.int32)}
+        ),
+        jax.random.key(0),
+    )
+    assert jax.tree.leaves(carry)
