@@ -5,6 +5,7 @@ own flow map, an ideal consistency model, at all later times: whatever it lacks 
 dimensions nothing is decided there, since the signal `alpha |x0|` is far below the noise; hence the hundreds.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -36,26 +37,30 @@ def collapsed(seed: int, size: int, dimensions: int, patterns: int, base_steps: 
     """
     rng = np.random.default_rng(seed)
     means = rng.choice([-1.0, 1.0], (patterns, dimensions))
-    process = processes.vp_scaled_linear()
-    exact = denoisers.analytic(process)
     mixture = denoisers.gaussian_mixture(means, 0.3)
     seeking = denoisers.gaussian_mixture(means, 0.3, weights=np.exp(3.0 * (np.arange(patterns) == 0)))
-    student = denoisers.switched((exact, flow_map(exact)), (0.9,))
     params = mixture, (seeking, mixture)
     short = timesteps.from_indices([999, 749, 499, 249])
     long = timesteps.linspace(base_steps)
 
-    def variety(solver, which, grid):
-        x = relay((exact, student), solver, (dimensions,))(jax.random.key(seed), params, which, grid, size).x
+    def variety(how, which, grid):
+        x = _relay(how, dimensions)(jax.random.key(seed), params, which, grid, size).x
         nearest = np.argmin(((x[:, None] - means) ** 2).sum(axis=-1), axis=1)
         return Variety(effective_modes(nearest), pairwise_distance(x) / dimensions**0.5)
 
-    found = {"many": variety(solvers.ddim(), np.zeros(base_steps, np.int32), long)}
-    for name, solver in SOLVERS.items():
+    found = {"many": variety("DDIM", np.zeros(base_steps, np.int32), long)}
+    for name in SOLVERS:
         for order, k in ORDERS.items():
             which = timesteps.spliced(short, short, 1 if k is None else k).which
-            found[order, name] = variety(solver, 1 - which if k is None else which, short)
+            found[order, name] = variety(name, 1 - which if k is None else which, short)
     return found
+
+
+@functools.cache
+def _relay(how, dimensions):
+    """Of the exact denoiser and the collapsed student, compiled once for all seeds."""
+    exact = denoisers.analytic(processes.vp_scaled_linear())
+    return relay((exact, denoisers.switched((exact, flow_map(exact)), (0.9,))), SOLVERS[how], (dimensions,))
 
 
 def of_patterns(found: Sequence[dict[Any, Any]]) -> list[Claim]:
