@@ -11,6 +11,7 @@ from diffusion_jax import denoisers, models, objectives, processes, sampling, so
 from diffusion_jax.acceleration.early_exit import at_depth, depth_table, early_exit
 from diffusion_jax.distributed import make_mesh
 from diffusion_jax.errors import InvalidInput
+from tests.denoisers import tiny
 from tests.models.shared import scramble
 
 PROCESS = processes.rectified_flow()
@@ -172,6 +173,16 @@ def test_runs_leave_alike_under_other_solvers_in_a_scan_on_a_mesh():
     np.testing.assert_allclose(spread.x, alone.x, atol=1e-5)
     # A device with one sample waits for no other: less is computed in the mean.
     assert float(spread.cost.compute) < float(alone.cost.compute)
+
+
+def test_guidance_asks_for_both_answers_early():
+    _, exits, params, x, _, cond = case()
+    early = denoisers.guided(early_exit(exits, PROCESS, 0.45), 2.0, null={"label": 3})
+    whole = denoisers.guided(early_exit(exits, PROCESS, 0.45, gather=True), 2.0, null={"label": 3})
+    found, wanted = (tiny.ask(one, params, x, tiny.step_at(0.5), cond) for one in (early, whole))
+    np.testing.assert_allclose(found.x0, wanted.x0, atol=1e-5)
+    assert found.extras["exit_depth"].shape == (8,)
+    assert float(found.cost.evaluations) == 2 and float(found.cost.compute) <= 2
 
 
 def test_a_table_of_depths_is_the_mean_of_recorded_ones_and_runs():
