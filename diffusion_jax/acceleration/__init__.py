@@ -16,6 +16,8 @@ from diffusion_jax.acceleration.calibration import (
     replayed,
     save_calibration,
 )
+from diffusion_jax.acceleration.dynamic import StaticWidths, static_widths, tabulated
+from diffusion_jax.acceleration.early_exit import at_depth, depth_table, early_exit
 from diffusion_jax.acceleration.features import cached_features
 from diffusion_jax.acceleration.forecasting import Forecaster, Table, hermite, newton, reuse, taylor
 from diffusion_jax.acceleration.gated import cg_taylor, first_block_cached, gated
@@ -31,14 +33,18 @@ __all__ = [
     "Forecaster",
     "History",
     "Refresh",
+    "StaticWidths",
     "Table",
     "Trajectories",
     "accelerated",
     "adjusted_grid",
+    "at_depth",
     "cached_features",
     "cached_outputs",
     "calibrate",
     "cg_taylor",
+    "depth_table",
+    "early_exit",
     "either",
     "ertacache",
     "every",
@@ -56,5 +62,7 @@ __all__ = [
     "reuse",
     "reused_guide",
     "save_calibration",
+    "static_widths",
+    "tabulated",
     "taylor",
 ]
