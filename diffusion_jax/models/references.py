@@ -208,7 +208,8 @@ def concatenating(network: Network) -> Network:
     """`network` whose input is x and behind it the channels of `cond["concat"] [B, H, W, C]`; its answer is for x.
 
     What a U-Net has as `concat`, for a network that answers with as many channels as it is given: mask and image of
-    inpainting, say. Raises InvalidInput for a condition without it.
+    inpainting, say. It cannot be intercepted, which would pass it by: open `network` itself. Raises InvalidInput for a
+    condition without it.
     """
 
     def split(x, cond):
@@ -228,7 +229,7 @@ def concatenating(network: Network) -> Network:
         output, extras = network.apply(params, x, t, cond, train=train, key=key)
         return output[..., :channels], extras
 
-    return Network(init, apply, network.module)
+    return Network(init, apply)
 
 
 def _sees_itself(module: nn.Module) -> bool:
