@@ -8,8 +8,8 @@ values at the times s_0 > s_1 > ... at which it was really computed, the newest 
 and every forecast is a weighted sum of them, `y(s) = sum_k w_k(s) D^k`, over the orders that exist already: after q
 values those are 0 .. q - 1. A forecaster is a rule for the spans and one for the weights; its order is a number.
 
-Differences are linear in the values, so the table keeps the values themselves, in a ring of order + 1 places, and (1) as
-a small matrix: a new value is written once and nothing else is moved. Values are kept in float32 at least.
+Differences are linear in the values, so the table keeps the values themselves, in a ring of order + 1 places, and (1)
+as a small matrix: a new value is written once and nothing else is moved. Values are kept in float32 at least.
 """
 
 import math
@@ -156,11 +156,13 @@ def weights(forecaster: Forecaster, table: Table, at: Any) -> Float[Array, " pla
 
 
 def combine(values: Array, weights: Float[Array, " places"], axis: int = 0) -> Array:
-    """The weighted sum over the places of one leaf; a single place is the value itself, bit for bit."""
-    places = [jax.lax.index_in_dim(values, k, axis, keepdims=False) for k in range(values.shape[axis])]
-    if len(places) == 1:
-        return places[0]
-    return sum(weight * place for weight, place in zip(weights, places))
+    """The weighted sum over the places of one leaf, for weights that sum to 1, as those of every forecast do.
+
+    Written as the first place and what the others differ from it: values that are equal are forecast bit for bit,
+    however far ahead, where large weights of opposite sign would leave their rounding.
+    """
+    first, *others = (jax.lax.index_in_dim(values, k, axis, keepdims=False) for k in range(values.shape[axis]))
+    return first + sum(weight * (place - first) for weight, place in zip(weights[1:], others)) if others else first
 
 
 def predict(forecaster: Forecaster, table: Table, at: Any, axes: Any = 0) -> Any:
