@@ -5,8 +5,9 @@
 
 A probe is what is watched and what it is compared with; a gate is a policy that also sees the error. With a Taylor
 forecast of the probe this is CG-Taylor (Guan et al. 2025), with its last value the first-block cache (ParaAttention;
-`FirstBlockCache` of diffusers). The error is one scalar for the batch, so the skipped blocks really are skipped: a
-decision that each sample takes for itself cannot leave out work that its neighbour needs.
+`FirstBlockCache` of diffusers). The error is one scalar for the batch, so the skipped blocks really are skipped. A
+decision that each sample takes for itself (`scope="sample"`) cannot leave out work that its neighbour needs, but makes
+a sample independent of its batch.
 """
 
 from typing import Any, NamedTuple
@@ -20,25 +21,30 @@ from diffusion_jax.acceleration.features import cost_of, network_inputs, share
 from diffusion_jax.acceleration.forecasting import Forecaster, Table, reuse, taylor
 from diffusion_jax.acceleration.refresh import History, Refresh, after, begun, coordinate, due, first_and_last
 from diffusion_jax.denoisers.base import some_step
-from diffusion_jax.errors import invalid
-from diffusion_jax.models import staged
-from diffusion_jax.time_axes import fill
+from diffusion_jax.errors import InvalidInput, invalid, unknown
+from diffusion_jax.models import Staged, staged
+from diffusion_jax.time_axes import expand, fill
 from diffusion_jax.typing import Denoiser, Network
 
 Number = float | int | Float[Array, ""]
+SCOPES = ("batch", "sample")
+"""Who decides: all samples together, as published, or each for itself."""
 
 
 class Gated(NamedTuple):
-    """The carry. probe, last: tables of what the head and the last block say. error: (1) at the last call."""
+    """The carry. probe, last: tables of what the head and the last block say. error: (1) at the last call.
+
+    Decided by the sample, every leaf has a first axis of samples `[B]`.
+    """
 
     probe: Table
     last: Table
     history: History
-    error: Float[Array, ""]
+    error: Float[Array, " *scope"]
 
 
 def gated(
-    network: Network,
+    network: Network | Staged,
     process: Any,
     threshold: Number,
     *,
@@ -49,30 +55,44 @@ def gated(
     residual: bool = False,
     relative_to: str = "value",
     along: str = "index",
+    scope: str = "batch",
     axis: str | tuple[str, ...] | None = None,
 ) -> Denoiser:
     """A denoiser that leaves out all but its first blocks at steps where a forecast of those was right.
 
+    network: the network, or its stages as `models.staged` cuts them, e.g. of something that is no stack of blocks.
     threshold: the forecast of the last block is trusted where the error (1) is below it; 0 trusts nothing.
     probe, last: forecasters of what the head says, and of what enters the last norm.
     refresh: where everything is computed whatever the error; `first_and_last()` when None.
-    head: blocks that are always run.
+    head: blocks that are always run; stages that are given have their own.
     residual: watches what the head adds, and forecasts what the body adds, in place of the features themselves.
     relative_to: "value" divides the error by the mean of what the head says, "expected" by that of the forecast.
     along: see `refresh.COORDINATES`.
+    scope: "batch", one decision, or "sample", one for each: the others keep their forecasts and tables at a step that
+        is computed because a neighbour needs it. Batches split by `shard_map` then decide by the device.
     axis: the mesh axes over which `shard_map` splits the batch: the error is then a mean over all devices, which so
-        take the same decision.
+        take the same decision. Under `jit` alone means are global as they are.
 
-    Both tables are filled at each full step, after the error was taken, and at no other. Works on every network that
-    `models.staged` can cut. A skipped step counts no evaluation; as compute it counts the head and the tail.
-    Raises InvalidInput for a negative plain threshold.
+    Both tables are filled at each full step, after the error was taken, and at no other. `extras["gate_error"]` is (1),
+    `extras["gate_full"]` whether the step was full; `[]`, or `[B]` by the sample. A skipped step counts no evaluation;
+    as compute it counts the head and the tail. Raises InvalidInput for a negative plain threshold, for a network that
+    `models.staged` cannot cut, and for residuals of given stages: what enters their head is not known.
     """
     if isinstance(threshold, float | int) and threshold < 0:
         raise invalid("threshold", threshold, "it must not be negative; 0 computes every step")
     if relative_to not in ("value", "expected"):
         raise invalid("relative_to", relative_to, "'value' or 'expected' was expected")
+    if scope not in SCOPES:
+        raise unknown("scope", scope, SCOPES)
+    given = isinstance(network, Staged)
+    if given and residual:
+        raise InvalidInput("gated: residual=True needs the network itself, not its stages.")
     refresh = first_and_last() if refresh is None else refresh
-    stages, entrance = staged(network, head), staged(network, 0)
+    stages = network if given else staged(network, head)
+    entrance = staged(network, 0) if residual else None
+    by_sample = scope == "sample"
+    # Tables, decisions and errors of one sample, or of the whole batch as if it were one.
+    lifted = jax.vmap if by_sample else lambda function, in_axes=0: function
 
     def watched(params, x, t, cond):
         """What the head says, and what of it is watched."""
@@ -83,35 +103,48 @@ def gated(
         z = stages.body(params, h, x, t, cond)
         return z, z - h if residual else z
 
+    def empty(seen, kept):
+        tables = forecasting.init(probe, seen), forecasting.init(last, kept)
+        return Gated(*tables, begun(), jnp.float32(jnp.inf))
+
     def init(params, x, cond):
         inputs = (*network_inputs(process, x, some_step(x)), cond)
         h, seen = jax.eval_shape(watched, params, *inputs)
         _, kept = jax.eval_shape(finished, params, h, *inputs)
-        return Gated(forecasting.init(probe, seen), forecasting.init(last, kept), begun(), jnp.float32(jnp.inf))
+        seen, kept = (jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), tree) for tree in (seen, kept))
+        return lifted(empty)(seen, kept)
+
+    def decided(carry, seen, step, at):
+        expected = forecasting.predict(probe, carry.probe, at)
+        error = relative_error(expected, seen, seen if relative_to == "value" else expected, axis)
+        error = jnp.where(carry.history.computed == 0, jnp.inf, error)
+        return error, due(refresh, step, carry.history) | ~(error < threshold)
+
+    def refreshed(tables, seen, kept, at):
+        return tuple(map(forecasting.update, (probe, last), tables, (seen, kept), (at, at)))
 
     def apply(params, carry, x, step, cond):
         inputs, at = (*network_inputs(process, x, step), cond), coordinate(along, step, process)
         h, seen = watched(params, *inputs)
-        expected = forecasting.predict(probe, carry.probe, at)
-        error = relative_error(expected, seen, seen if relative_to == "value" else expected, axis)
-        now = due(refresh, step, carry.history) | ~(error < threshold)
+        error, now = lifted(decided, in_axes=(0, 0, None, None))(carry, seen, step, at)
+
+        def skip(tables):
+            kept = lifted(lambda table: forecasting.predict(last, table, at))(tables[1]).astype(h.dtype)
+            return h + kept if residual else kept, tables
 
         def full(tables):
             z, kept = finished(params, h, *inputs)
-            update = forecasting.update
-            return z, (update(probe, tables[0], seen, at), update(last, tables[1], kept, at))
+            found = z, lifted(refreshed, in_axes=(0, 0, 0, None))(tables, seen, kept, at)
+            if not by_sample:
+                return found
+            return jax.tree.map(lambda new, old: jnp.where(expand(now, new), new, old), found, skip(tables))
 
-        def skip(tables):
-            kept = forecasting.predict(last, tables[1], at).astype(h.dtype)
-            return h + kept if residual else kept, tables
-
-        z, tables = jax.lax.cond(now, full, skip, (carry.probe, carry.last))
+        z, tables = jax.lax.cond(now.any() if by_sample else now, full, skip, (carry.probe, carry.last))
         output, extras = stages.tail(params, z, *inputs)
         prediction = process.predict(output, x, fill(step.t, x))
-        cost = cost_of(now, _rest(stages, network, params, z, inputs))
-        error = jnp.where(carry.history.computed == 0, jnp.inf, error)
-        carry = Gated(*tables, after(carry.history, now), error)
-        return prediction._replace(extras={**extras, "gate_error": error}, cost=cost), carry
+        cost = cost_of(now.any(), _rest(stages, network, params, z, inputs))
+        extras = {**extras, "gate_error": error, "gate_full": now}
+        return prediction._replace(extras=extras, cost=cost), Gated(*tables, lifted(after)(carry.history, now), error)
 
     return Denoiser(init, apply, process)
 
@@ -122,7 +155,13 @@ def _rest(stages, network, params, z, inputs):
     def ends(params, z, *inputs):
         return stages.head(params, *inputs), stages.tail(params, z, *inputs)[0]
 
-    return share(ends, lambda *all: network.apply(*all)[0], (params, z, *inputs), (params, *inputs))
+    def whole(params, *inputs):
+        if not isinstance(network, Staged):
+            return network.apply(params, *inputs)[0]
+        z = stages.body(params, stages.head(params, *inputs), *inputs)
+        return stages.tail(params, z, *inputs)[0]
+
+    return share(ends, whole, (params, z, *inputs), (params, *inputs))
 
 
 def relative_error(
@@ -136,7 +175,7 @@ def relative_error(
 
 
 def cg_taylor(
-    network: Network,
+    network: Network | Staged,
     process: Any,
     threshold: Number = 0.008,
     *,
@@ -148,7 +187,7 @@ def cg_taylor(
     """CG-Taylor (Guan et al. 2025): the first block's Taylor forecast is the gate, the last block's the answer.
 
     The first `warmup` steps and the last are computed; defaults are those of DiT-XL/2 at 50 steps (the released code).
-    options: `head`, `along`, `axis` of `gated`.
+    options: `head`, `along`, `scope`, `axis` of `gated`.
     """
     refresh = first_and_last(warmup)
     return gated(network, process, threshold, probe=taylor(probe_order), last=taylor(order), refresh=refresh, **options)
@@ -157,8 +196,8 @@ def cg_taylor(
 def first_block_cached(network: Network, process: Any, threshold: Number = 0.1, **options: Any) -> Denoiser:
     """First-block cache: what the other blocks add is reused while what the first one adds changes less than that.
 
-    The change is relative to the last computed step. options: `refresh`, `head`, `axis` of `gated`; nothing but the
-    first call is computed whatever the change, as in diffusers, unless `refresh` says more.
+    The change is relative to the last computed step. options: `refresh`, `head`, `scope`, `axis` of `gated`. Nothing
+    but the first call is computed whatever the change, as in diffusers, unless `refresh` says more.
     """
     options = {"refresh": first_and_last(1, last=False), **options}
     watch = {"probe": reuse(), "last": reuse(), "residual": True, "relative_to": "expected"}
