@@ -84,7 +84,7 @@ def run(config: Any, workdir: Path) -> Results:
         f"{name}, threshold {np.mean(thresholds[name, share]):.2f}": (grid, np.mean(each, axis=(0, 2)))
         for (name, share), each in depths.items()
     }
-    pictures.save_curves(files[0], curves, x_label="t", y_label="blocks of a sample")
+    pictures.save_curves(files[0], curves, x_label="t", y_label="blocks of a sample", log=False)
 
     def mean(way, share, figure):
         return np.mean([one[figure] for one in found["tuned", way, share]])
