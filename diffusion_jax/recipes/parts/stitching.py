@@ -1,0 +1,90 @@
+"""Trajectories stitched from several denoisers: models and costs, one program for all time tables, and their gap."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax import denoisers, randomness
+from diffusion_jax.sampling import Samples, sample
+from diffusion_jax.typing import Denoiser, Solver, Step
+
+INDICES = [30, 60, *range(100, 1000, 100), 999]
+"""Where the gap between two models is measured: training index k is at t = (k + 1) / 1000."""
+
+
+class Model(NamedTuple):
+    """A denoiser, its parameters, and the work of one evaluation in units of the largest model's."""
+
+    denoiser: Denoiser
+    params: Any
+    cost: float = 1.0
+
+
+def stitched(models: Sequence[Model], solver: Solver, shape: tuple[int, ...]) -> Callable[..., Samples]:
+    """`(key, table [S], grid [S + 1], cond=None, size=...) -> Samples`: at step i the model `table[i]` runs.
+
+    Compiled once for all tables of one length, so a sweep over boundaries, the reverse order and runs of one model
+    alone are the same program on other values. `run.carry.values` is x before each step, `[S, size, ...]`.
+    """
+    params = tuple(model.params for model in models)
+
+    @partial(jax.jit, static_argnames="size")
+    def run(key, params, table, grid, cond, size):
+        d = denoisers.switched([model.denoiser for model in models], table, [model.cost for model in models])
+        d = denoisers.recorded(d, len(table), lambda prediction, x, step: x)
+        return sample(key, d, params, solver, grid, shape=(size, *shape), cond=cond)
+
+    def sampler(key: Any, table: Any, grid: Any, cond: Any = None, *, size: int) -> Samples:
+        return run(key, params, jnp.asarray(table, jnp.int32), grid, cond, size)
+
+    return sampler
+
+
+def table(steps: int, *shares: float) -> np.ndarray:
+    """The first of `shares[0]` of the steps, then the next; the last model has the rest: int32 `[S]`."""
+    return np.asarray(denoisers.time_table(denoisers.by_share(*shares), jnp.linspace(1.0, 0.0, steps + 1)))
+
+
+def backwards(steps: int, share: float, large: int) -> np.ndarray:
+    """The wrong way round: model 0 has the last `share` of the steps, model `large` all before."""
+    return np.where(table(steps, 1.0 - share) == 0, large, 0).astype(np.int32)
+
+
+def relative_cost(table: np.ndarray, models: Sequence[Model]) -> float:
+    """The work of a run by `table`, in units of a run of the last model alone."""
+    return float(np.mean([models[index].cost for index in table]) / models[-1].cost)
+
+
+def padded(which: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """The table and its grid of equal steps, with further steps of model 0 from 0 to 0, which change no sample.
+
+    So a run of fewer steps needs no program of its own, at the price of asking the small model for nothing.
+    """
+    rest = (0, steps - len(which))
+    return np.pad(which, rest), np.pad(np.linspace(1.0, 0.0, len(which) + 1), rest)
+
+
+def epsilon_gap(key: Any, first: Model, second: Model, x0: Any, cond: Any = None) -> list[float]:
+    """Mean squared difference of what two models predict as the noise of `x0 [B, ...]`, at each of `gap_times()`."""
+    keys = randomness.sample_keys(key, jnp.arange(len(x0)))
+
+    @jax.jit
+    def at(params, t):
+        x, _ = first.denoiser.process.corrupt(keys, jnp.asarray(x0), t)
+        step = Step(jnp.int32(0), t, t, jnp.int32(1))
+        one, other = (
+            model.denoiser.apply(p, model.denoiser.init(p, x, cond), x, step, cond)[0].eps
+            for model, p in zip((first, second), params, strict=True)
+        )
+        return jnp.mean(jnp.square(one - other))
+
+    return [float(at((first.params, second.params), jnp.float32(t))) for t in gap_times()]
+
+
+def gap_times() -> list[float]:
+    """The times of `INDICES`."""
+    return [(index + 1) / 1000 for index in INDICES]
