@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from diffusion_jax.acceleration import forecasting
 from diffusion_jax.acceleration.forecasting import Forecaster, Table
+from diffusion_jax.acceleration.outputs import check_along
 from diffusion_jax.acceleration.refresh import History, Refresh, after, begun, coordinate, due
 from diffusion_jax.costs import count_flops
 from diffusion_jax.denoisers.base import some_step
@@ -49,8 +50,10 @@ def cached_features(
     select: whose outputs are kept; attention, feed-forward and convolutional residuals, before their gates, by default.
     along: what features are a function of, one of `refresh.COORDINATES`.
     The carry holds (order + 1) outputs of each selected module. A skipped step counts no evaluation, and as compute the
-    share of the network's operations that it still runs.
+    share of the network's operations that it still runs. Raises InvalidInput for an unknown coordinate, and for
+    log-SNRs of joint data.
     """
+    check_along(along, process)
     tapped = intercepted(network, taps(select))
 
     def computed(params, x, t, cond):

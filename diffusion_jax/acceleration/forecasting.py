@@ -152,7 +152,9 @@ def update(forecaster: Forecaster, table: Table, value: Any, at: Any, axes: Any 
 def weights(forecaster: Forecaster, table: Table, at: Any) -> Float[Array, " places"]:
     """The weight of each place in the forecast at `at`; orders that do not exist yet have none."""
     known = jnp.arange(forecaster.order + 1) < table.count
-    return jnp.where(known, forecaster.weights(table.knots, jnp.asarray(at, jnp.float32)), 0.0) @ table.basis
+    orders = jnp.where(known, forecaster.weights(table.knots, jnp.asarray(at, jnp.float32)), 0.0)
+    # In full precision everywhere: high orders are differences of nearly equal values.
+    return jnp.matmul(orders, table.basis, precision="highest")
 
 
 def combine(values: Array, weights: Float[Array, " places"], axis: int = 0) -> Array:
