@@ -1,0 +1,65 @@
+"""Ways of painting, what they are measured by, and the published network."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax import models
+from diffusion_jax.config import build, load
+from diffusion_jax.data import try_on
+from diffusion_jax.errors import InvalidInput
+from diffusion_jax.recipes.parts import trying_on
+
+
+def test_what_is_not_hidden_stays_and_caching_changes_nothing():
+    config = load("configs/recipes/fastfit.py:smoke")
+    config.guidance = 2.5
+    editor = trying_on.editor(config.fastfit)
+    task = trying_on.tasks(editor.experiment.held_out, 0, 2)["unpaired"]
+    cond, noise = task.example["cond"], jax.random.normal(jax.random.key(0), task.before.shape)
+    params = editor.experiment.network.init(jax.random.key(0), noise, jnp.zeros(2), cond)
+    params = jax.tree.map(lambda leaf: leaf + 0.05, params)
+    once, anew = (trying_on.painter(editor, way, config)(params, noise, cond) for way in ("cached", "encoding"))
+    np.testing.assert_allclose(once, anew, atol=1e-5)
+    outside = np.broadcast_to(cond["concat"][..., :1] == 0, noise.shape)
+    np.testing.assert_array_equal(np.asarray(once)[outside], task.before[outside])
+    with pytest.raises(InvalidInput, match="way"):
+        trying_on.painter(editor, "twice", config)
+
+
+def test_the_truth_measures_best():
+    task = trying_on.tasks(try_on("test", length=60), 1, 20)["unpaired"]
+    truth = task.example["x0"]
+    blurred = trying_on.measured(0.9 * truth, task)
+    assert blurred["item"]["all"] == 1 and 15 < blurred["psnr"] < 40 and 0.5 < blurred["ssim"] < 1
+    own = trying_on.measured(task.before, task)
+    assert own["item"]["all"] < 0.3 and own["psnr"] < blurred["psnr"]
+
+
+def test_references_may_be_more_or_fewer_than_there_are_items():
+    cond = try_on("test", length=4).take(range(4))["cond"]
+    five = trying_on.with_references(cond, 5)
+    assert five["references"].shape == (4, 5, 32, 32, 3) and five["present"].all()
+    np.testing.assert_array_equal(five["items"][0], np.arange(5))
+    np.testing.assert_array_equal(five["references"][:, 3], cond["references"][:, 0])
+
+
+def test_the_published_network_has_references_and_no_cross_attention():
+    config = load("configs/recipes/fastfit.py:paper")
+    forms = models.referenced(build(config.model), config.items)
+    x = jax.ShapeDtypeStruct((1, *config.latents), jnp.float32)
+    mask = jax.ShapeDtypeStruct((1, *config.latents[:2], 5), jnp.float32)
+    params = jax.eval_shape(forms.encoding.init, jax.random.key(0), x, jnp.zeros(1), {"concat": mask})
+    assert not [path for path in models.by_path(params) if "cross_attention" in path]
+    # SD 1.5 has 859.5 M; less 52.6 M of cross-attention and its norms, with five more channels at the entrance.
+    assert 800e6 < models.count_params(params) < 815e6
+    references = jax.ShapeDtypeStruct((1, 3, *config.latents), jnp.float32)
+    items, present = jax.ShapeDtypeStruct((1, 3), jnp.int32), jax.ShapeDtypeStruct((1, 3), bool)
+    cache = jax.eval_shape(forms.encode, params, references, items, present)
+    keys = models.by_path(cache.layers)
+    assert len(keys) == 2 * 16 and keys["mid_attention/blocks/block/attention/attention/attend/keys"].shape == (
+        (1, 1, 3, 16 * 12, 8, 160)
+    )
+    output, _ = jax.eval_shape(forms.cached.apply, params, x, jnp.zeros(1), {"concat": mask, "cache": cache})
+    assert output.shape == x.shape and len(build(config.grid)) == 51
