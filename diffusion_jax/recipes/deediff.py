@@ -30,11 +30,15 @@ from diffusion_jax.recipes.report import Claim, Results, claim
 COMPARED = (("adaptive", "fixed", 1.0), ("adaptive", "random", 1.0), ("table", "reversed", 0.67))
 """What is compared at as many blocks, and by which factor it should at least be better."""
 
+_EARLY = "exits are nearly all in the first steps, whose small errors few steps of DDIM carry on to the end"
+_NOISE = "of so few samples the distance is too noisy to tell"
+REASONS = {"endpoint": _EARLY, "distance": f"{_EARLY}; or {_NOISE}", "change": f"{_EARLY}; or {_NOISE}"}
+REASONS["tuning"] = "all of the network moves, in few updates of a small batch, and the last block is one exit of eight"
+REASONS["time"] = "of so small a network a block costs little beside what each step costs anyway"
+"""The best explanations of claims that did not hold when this was tried on seed 100; none of them was tested."""
+
 FIGURES = {"endpoint": "distance to the samples of all blocks", "distance": "Fréchet distance to held-out digits"}
 WAYS = ("adaptive", "table", "fixed", "random", "reversed")
-
-REASONS: dict[str, str] = {}
-"""The best explanations of the claims that did not hold with seeds 0, 1, 2; none of them was tested."""
 
 
 def run(config: Any, workdir: Path) -> Results:
@@ -102,8 +106,8 @@ def run(config: Any, workdir: Path) -> Results:
 
 
 def claims(config: Any, measured: dict, found: dict, depths: dict, off: float, seconds: dict) -> list[Claim]:
-    def of(figure, way, share):
-        return [one[figure] for one in found["tuned", way, share]]
+    def of(figure, way, share, name="tuned"):
+        return [one[figure] for one in found[name, way, share]]
 
     few, many = config.reductions
     text = "largest difference of samples"
@@ -120,14 +124,16 @@ def claims(config: Any, measured: dict, found: dict, depths: dict, off: float, s
         text = f"blocks in the noisiest quarter of steps, 2 below those in the cleanest; {many:.0%} left out"
         published = "very early at high noise, almost all blocks in the last steps"
         title = f"{name}: noise needs fewer blocks"
-        rows.append(claim(title, text, clean, noisy, "lower", published, margin=-2.0, **reason(title)))
-    title, published = (
-        f"No measurable change with {few:.0%} fewer blocks",
-        "FID 79.34 to 79.71 at 16.5 % (reproduction)",
-    )
-    values = of("distance", "whole", 0.0), of("distance", "adaptive", few)
-    text = "Fréchet distance, at most 5 % above that of all blocks"
-    rows.append(claim(title, text, *values, "lower", published, factor=1.05, **reason(title)))
+        rows.append(claim(title, text, clean, noisy, "lower", published, margin=-2.0))
+    for name in ("tuned", "frozen"):
+        title = f"{name}: no measurable change with {few:.0%} fewer blocks"
+        values = of("distance", "whole", 0.0, name), of("distance", "adaptive", few, name)
+        text, published = "Fréchet distance, at most 5 % above that of all blocks", "FID 79.34 to 79.71 at 16.5 % fewer"
+        rows.append(claim(title, text, *values, "lower", published, factor=1.05, reason=REASONS["change"]))
+    values = of("distance", "whole", 0.0, "frozen"), of("distance", "whole", 0.0)
+    text = "Fréchet distance of all blocks, at most 5 % above that of the frozen network"
+    title, published = "tuned: all blocks are as good as before", "FID 79 to 116 with 42 % fewer blocks"
+    rows.append(claim(title, text, *values, "lower", published, factor=1.05, reason=REASONS["tuning"]))
     for share in config.reductions:
         for ours, way, factor in COMPARED:
             for figure, text in FIGURES.items():
@@ -136,7 +142,8 @@ def claims(config: Any, measured: dict, found: dict, depths: dict, off: float, s
                 published = (
                     "deep early and shallow late is the wrong way round" if ours == "table" else "adaptive is best"
                 )
-                rows.append(claim(title, text, *values, "lower", published, factor=factor, **reason(title)))
+                row = claim(title, text, *values, "lower", published, factor=factor, reason=REASONS[figure])
+                rows.append(row)
     middle = len(measured["tuned"][0].square) // 2 - 1
     mean = {name: [float(one.square[middle].mean()) for one in measured[name]] for name in ("tuned", "without")}
     text = f"squared error behind block {middle + 1} without it, at least 20 % above that with it"
@@ -146,8 +153,4 @@ def claims(config: Any, measured: dict, found: dict, depths: dict, off: float, s
     blocks, time = (seconds["adaptive"][i] / seconds["whole"][i] for i in (0, 1))
     text = f"speed-up, at least 85 % of the counted one (adaptive: {blocks:.0%} of blocks, {time:.0%} of the time)"
     title, published = "A table of depths saves the time that it counts", "a batch waits for its deepest sample"
-    return [*rows, claim(title, text, counted, clock, "higher", published, factor=0.85, **reason(title))]
-
-
-def reason(title: str) -> dict[str, str]:
-    return {"reason": REASONS[title]} if title in REASONS else {}
+    return [*rows, claim(title, text, counted, clock, "higher", published, factor=0.85, reason=REASONS["time"])]
