@@ -1,0 +1,75 @@
+"""Operations and bytes are those that one counts by hand."""
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax import models
+from diffusion_jax.costs import count_bytes, count_flops
+
+WIDTH, HEADS, TOKENS, BATCH = 16, 2, 4, 3
+
+
+def transformer(depth):
+    """A DiT on 4 x 4 pixels in patches of 2, with the arguments of its `apply`."""
+    network = models.dit("S/2", width=WIDTH, depth=depth, heads=HEADS, num_classes=3)
+    x, t, cond = jnp.zeros((BATCH, 4, 4, 1)), jnp.zeros(BATCH), {"label": jnp.zeros(BATCH, jnp.int32)}
+    return network, (models.param_shapes(network, (1, 4, 4, 1), one(cond)), x, t, cond)
+
+
+def one(cond):
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1,), leaf.dtype), cond)
+
+
+def test_a_block_of_a_transformer_costs_its_products():
+    counts = {}
+    for depth in (2, 3):
+        network, arguments = transformer(depth)
+        counts[depth] = count_flops(lambda *a, network=network: network.apply(*a)[0], *arguments)
+    per_token = 4 * WIDTH**2 + 2 * 4 * WIDTH**2 + 2 * TOKENS * WIDTH
+    modulation = 2 * 3 * WIDTH * WIDTH
+    assert counts[3] - counts[2] == 2 * BATCH * (TOKENS * per_token + modulation)
+
+
+def test_a_published_network_costs_what_was_published():
+    """DiT-XL/2 at 256 pixels: 118.64 Gflops, where a multiplication and addition counts once (Peebles & Xie 2023)."""
+    network, cond = models.dit("XL/2", num_classes=1000, learn_sigma=True), {"label": jnp.zeros(1, jnp.int32)}
+    params = models.param_shapes(network, (1, 32, 32, 4), one(cond))
+    count = count_flops(lambda *a: network.apply(*a)[0], params, jnp.zeros((1, 32, 32, 4)), jnp.zeros(1), cond)
+    assert abs(count / 2e9 - 118.64) < 0.05
+
+
+def test_products_convolutions_and_loops():
+    a, b = jnp.zeros((2, 3, 5)), jnp.zeros((2, 5, 7))
+    assert count_flops(jnp.matmul, a, b) == 2 * 2 * 3 * 5 * 7
+    x, kernel = jnp.zeros((1, 8, 8, 4)), jnp.zeros((3, 3, 2, 6))
+
+    def convolve(x, kernel):
+        dims = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, kernel, (2, 2), "SAME", dimension_numbers=dims, feature_group_count=2)
+
+    assert count_flops(convolve, x, kernel) == 2 * (4 * 4 * 6) * 3 * 3 * 2
+    square = jnp.zeros((4, 4))
+
+    def repeated(m):
+        return jax.lax.scan(lambda h, _: (jax.jit(jnp.matmul)(h, m), None), m, None, length=5)[0]
+
+    assert count_flops(repeated, square) == 5 * 2 * 4**3
+    dearest = count_flops(lambda m: jax.lax.cond(m[0, 0] > 0, lambda m: m @ m @ m, lambda m: m @ m, m), square)
+    assert dearest == 2 * 2 * 4**3
+
+
+def test_what_nothing_depends_on_is_not_counted_and_nothing_is_computed():
+    square = jax.ShapeDtypeStruct((4, 4), jnp.float32)
+
+    def function(m):
+        unused = m @ m
+        return jax.checkpoint(lambda m: m @ m)(m), unused[:0]
+
+    assert count_flops(lambda m: function(m)[0], square) == 2 * 4**3
+    assert count_flops(lambda m: m + 1, square) == 0
+
+
+def test_bytes_of_arrays_and_of_their_shapes():
+    tree = {"a": jnp.zeros((2, 3), jnp.bfloat16), "b": [jax.ShapeDtypeStruct((5,), jnp.float32)], "c": None}
+    assert count_bytes(tree) == 2 * 3 * 2 + 5 * 4
+    assert count_bytes(()) == 0
