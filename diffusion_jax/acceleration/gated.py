@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from diffusion_jax.acceleration import forecasting
 from diffusion_jax.acceleration.features import cost_of, network_inputs, share
@@ -181,7 +181,7 @@ def cg_taylor(
     *,
     probe_order: int = 3,
     order: int = 1,
-    warmup: int = 3,
+    warmup: int | Int[Array, ""] = 3,
     **options: Any,
 ) -> Denoiser:
     """CG-Taylor (Guan et al. 2025): the first block's Taylor forecast is the gate, the last block's the answer.
