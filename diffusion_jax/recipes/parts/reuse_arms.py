@@ -1,0 +1,166 @@
+"""Calibrated reuse of outputs in its parts, against uniform reuse and fewer steps, all at equal evaluations.
+
+Whatever the arm, it is one compiled program: the schedule, the correction and the grid are its arguments.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax import pictures
+from diffusion_jax.acceleration import (
+    Calibration,
+    Correction,
+    Trajectories,
+    adjusted_grid,
+    cached_outputs,
+    on_schedule,
+    record_outputs,
+)
+from diffusion_jax.acceleration.calibration import integrated
+from diffusion_jax.metrics import endpoint_error
+from diffusion_jax.sampling import sample
+from diffusion_jax.typing import Denoiser, Solver
+
+ARMS = {
+    "fewer": "fewer steps",
+    "uniform": "uniform reuse",
+    "offline": "offline schedule",
+    "time": "and adjusted times",
+    "linear": "and correction",
+    "all": "all three parts",
+}
+"""The arms by name, as pictures call them: the plain solver, then reuse, then one part after the other."""
+
+
+Table = Mapping[float, Mapping[str, Sequence[float]]]
+"""By threshold and arm: one endpoint error a seed; the evaluations under "evaluations"."""
+
+
+class Bench(NamedTuple):
+    """What is sampled and how. record: (key, params, cond, size) -> Trajectories.
+
+    full: (key, params, cond, size) -> samples of the denoiser itself, without a cache around it.
+    run: (key, params, computed, correction, grid, cond, size, residual) -> (samples, evaluations).
+    """
+
+    process: Any
+    grid: Any
+    record: Callable[..., Trajectories]
+    full: Callable[..., Any]
+    run: Callable[..., tuple[Any, Any]]
+
+
+def bench(denoiser: Denoiser, solver: Solver, grid: Any, shape: tuple) -> Bench:
+    """`denoiser` on `grid`; shape: of one sample."""
+
+    def record(key, params, cond, size):
+        return record_outputs(key, denoiser, params, solver, grid, shape=(size, *shape), cond=cond)
+
+    def full(key, params, cond, size):
+        return sample(key, denoiser, params, solver, grid, shape=(size, *shape), cond=cond).x
+
+    def run(key, params, computed, correction, grid, cond, size, residual):
+        kept = integrated(denoiser.process)
+        schedule = on_schedule(computed)
+        cheap = cached_outputs(denoiser, schedule, prediction=kept, residual=residual, correction=correction)
+        found = sample(key, cheap, params, solver, grid, shape=(size, *shape), cond=cond)
+        return found.x, found.cost.evaluations
+
+    return Bench(
+        denoiser.process,
+        jnp.asarray(grid),
+        jax.jit(record, static_argnums=3),
+        jax.jit(full, static_argnums=3),
+        jax.jit(run, static_argnums=(6, 7)),
+    )
+
+
+def moved(bench: Bench, calibration: Calibration) -> Any:
+    """The grid with the times that the calibration adjusts."""
+    in_t = calibration.valid_for["prediction"] == "velocity"
+    return adjusted_grid(bench.grid, calibration.fraction, None if in_t else bench.process)
+
+
+def spread(steps: int, count: int) -> np.ndarray:
+    """A schedule `[S]` of `count` computed steps at equal distances, the first and the last among them."""
+    schedule = np.zeros(steps, bool)
+    schedule[np.round(np.linspace(0, steps - 1, count)).astype(int)] = True
+    return schedule
+
+
+def fewer_steps(bench: Bench, steps: int, key: Any, params: Any, cond: Any, size: int) -> tuple[Any, Any]:
+    """The samples and evaluations of the solver itself at fewer steps, spread along the grid.
+
+    The other steps stand still at the end of the run, so that no other program is compiled.
+    """
+    length = len(bench.grid) - 1
+    places = jnp.minimum(jnp.arange(length + 1) / steps, 1.0) * length
+    grid = jnp.interp(places, jnp.arange(length + 1), bench.grid)
+    none = Correction(jnp.zeros(length), jnp.zeros(length))
+    return bench.run(key, params, jnp.arange(length) < steps, none, grid, cond, size, True)
+
+
+def samples(
+    bench: Bench, arm: str, calibration: Calibration, key: Any, params: Any, cond: Any, size: int
+) -> tuple[Any, Any]:
+    """The samples and evaluations of an arm, which asks the network as often as `calibration` does."""
+    steps, count = len(bench.grid) - 1, int(calibration.computed.sum())
+    if arm == "fewer":
+        return fewer_steps(bench, count, key, params, cond, size)
+    none = jax.tree.map(jnp.zeros_like, calibration.correction)
+    computed = jnp.asarray(spread(steps, count)) if arm == "uniform" else calibration.computed
+    correction = calibration.correction if arm in ("linear", "all") else none
+    grid = moved(bench, calibration) if arm in ("time", "all") else bench.grid
+    residual = calibration.valid_for["residual"]
+    return bench.run(key, params, computed, correction, grid, cond, size, residual)
+
+
+def errors(
+    bench: Bench, calibration: Calibration, key: Any, params: Any, full: Any, cond: Any = None, arms: Any = ARMS
+) -> dict[str, float]:
+    """The endpoint error of each arm against the full run `full`, and the evaluations of an arm as "evaluations"."""
+    found = {}
+    for arm in arms:
+        x, evaluations = samples(bench, arm, calibration, key, params, cond, len(full))
+        found[arm] = endpoint_error(x, full)
+    return {**found, "evaluations": float(evaluations)}
+
+
+def gathered(tables: Sequence[Mapping[float, Mapping[str, float]]]) -> Table:
+    """One table with the values of every seed."""
+    return {at: {arm: [one[at][arm] for one in tables] for arm in row} for at, row in tables[0].items()}
+
+
+def evaluations(table: Table, at: float) -> str:
+    """The evaluations of a run, over the seeds, in words."""
+    return "/".join(sorted({f"{value:g}" for value in table[at]["evaluations"]}, key=float))
+
+
+def overlap(first: Calibration, second: Calibration) -> float:
+    """The Jaccard index of the steps that two calibrations reuse; 1 where neither reuses any."""
+    a, b = (~np.asarray(one.computed) for one in (first, second))
+    return float((a & b).sum() / max((a | b).sum(), 1)) if (a | b).any() else 1.0
+
+
+def draw_errors(path: Path, table: Table, label: str) -> None:
+    """Endpoint error against evaluations, means over seeds."""
+    counts = [float(np.mean(row["evaluations"])) for row in table.values()]
+    curves = {name: (counts, [float(np.mean(row[arm])) for row in table.values()]) for arm, name in ARMS.items()}
+    pictures.save_curves(path, curves, x_label="evaluations", y_label=label)
+
+
+def draw_calibration(path: Path, calibration: Calibration) -> None:
+    """What was calibrated as functions of t."""
+    t = np.asarray(calibration.grid[:-1])
+    curves = {
+        "computed (1) or reused (0)": (t, np.asarray(calibration.computed, float)),
+        "share of its step (phi)": (t, np.asarray(calibration.fraction)),
+        "slope of the error": (t, np.asarray(calibration.correction.slope)),
+        "bias of the error": (t, np.asarray(calibration.correction.bias)),
+    }
+    pictures.save_curves(path, curves, x_label="t (the run goes from right to left)", y_label="by step")
