@@ -16,6 +16,7 @@ BENCHMARKS = {
     "loading": ("benchmarks.loading", "loading a folder of two gigabytes: seconds and peak memory"),
     "attention": ("benchmarks.attention", "attention alone against torch and jax.nn, forward and backward"),
     "acceleration": ("benchmarks.acceleration", "sampling that skips work against the plain run, on a DiT of 12 x 384"),
+    "frontier": ("benchmarks.frontier", "quality against time of every way of doing less, on trained digits"),
     "compilation": ("benchmarks.compilation", "first-call compilation of DiT-XL/2, scanned and unrolled"),
     "gpu": ("benchmarks.gpu", "DiT-XL/2 in bfloat16 on a GPU: FLOP utilisation, samples per second"),
 }

@@ -126,6 +126,31 @@ def save_curves(
     _save(figure, path)
 
 
+def save_panels(
+    path: Path | str, panels: Mapping[str, Mapping[str, tuple[Sequence[Any], Sequence[Any]]]], *, x_label: str
+) -> None:
+    """Writes panels of named curves side by side, `{title: {name: (x, y)}}`, y logarithmic; names look alike in all.
+
+    Points are marked, so a curve may be a single one. The legend of all names stands below.
+    """
+    names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
+    colours, markers = plt.get_cmap("tab20"), "osDv^<>Ph*XpH8"
+    looks = {name: {"color": colours(i % 20), "marker": markers[i % len(markers)]} for i, name in enumerate(names)}
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 4.2), squeeze=False)
+    for axis, (title, curves) in zip(axes[0], panels.items(), strict=True):
+        for name, (x, y) in curves.items():
+            axis.plot(x, y, label=name, linewidth=1.0, markersize=5, **looks[name])
+        axis.set_yscale("log")
+        axis.set_title(title)
+        axis.set_xlabel(x_label)
+        axis.grid(alpha=0.3, which="both")
+    handles = dict(pair[::-1] for axis in axes[0] for pair in zip(*axis.get_legend_handles_labels(), strict=True))
+    rows = -(-len(names) // (2 * len(panels)))
+    figure.tight_layout(rect=(0, 0.06 * rows, 1, 1))
+    figure.legend(handles.values(), handles, loc="lower center", ncols=2 * len(panels), fontsize=8, frameon=False)
+    _save(figure, path, tight=False)
+
+
 def _save(figure, path: Path | str, tight: bool = True) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     if tight:
