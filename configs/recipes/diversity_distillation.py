@@ -17,7 +17,7 @@ NOXATTN = ("q", "k", "v", "out", "feed_forward/up", "feed_forward/down")
 """Where sliders are: all layers but cross-attention and the embeddings."""
 
 TINY = {"width": 24, "depth": 2, "heads": 2}
-TAUS = (0.7, 0.25, 0.12, 0.05, 0.0)
+TAUS = (0.7, 0.12, 0.06, 0.03, 0.0)
 
 
 def adamw(rate: float, steps: int) -> ConfigDict:
@@ -60,7 +60,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config.first = 0.5
     config.grid = call("timesteps.from_array", values=TAUS)
     config.long = call("timesteps.linspace", steps=40)
-    config.own = call("timesteps.linspace", steps=8)
+    config.own = call("timesteps.quadratic", steps=6)
     config.solver, config.base_solver = call("solvers.lcm"), call("solvers.ddim")
     config.slider = slider(150)
     config.sliding = {"each": 16, "strengths": (-1.0, -0.5, 0.0, 0.5, 1.0)}

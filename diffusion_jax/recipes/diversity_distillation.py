@@ -21,7 +21,7 @@ from diffusion_jax.experiment import prepare
 from diffusion_jax.metrics import feature_network, pairwise_distance
 from diffusion_jax.recipes.frame import seeds, trained
 from diffusion_jax.recipes.parts.digits import CLASSES, judged
-from diffusion_jax.recipes.parts.few_steps import Drawn, distilled, relay, undecided
+from diffusion_jax.recipes.parts.few_steps import Drawn, distilled, handed_over, relay, undecided
 from diffusion_jax.recipes.parts.patterns import collapsed, of_patterns
 from diffusion_jax.recipes.parts.sliders import areas, of_sliders, trained_slider
 from diffusion_jax.recipes.report import Claim, Results, claim
@@ -43,11 +43,16 @@ class Measured(NamedTuple):
 
 
 class World(NamedTuple):
-    """The two models, and how runs are made. grid: of the student; long: of the base; own: of the base in a relay."""
+    """The two models, and how runs are made.
+
+    few, many, apart: by the solver of the student, of the base, and by each model's own. grid: of the student; long: of
+    the base alone; own: of the base before the student.
+    """
 
     params: tuple[Any, Any]
     few: Any
     many: Any
+    apart: Any
     grid: Any
     long: Any
     own: Any
@@ -69,7 +74,7 @@ class World(NamedTuple):
             found[f"k = {k}"] = self.handed(key, timesteps.spliced(self.grid, self.grid, k).which, self.grid, cond)
         found["student first"] = self.handed(key, (np.arange(steps) == 0).astype(np.int32), self.grid, cond)
         longer = timesteps.spliced(self.own, self.grid, 1)
-        found["own grid"] = self.handed(key, longer.which, longer.grid, cond)
+        found["own grid"] = self.apart(key, self.params, longer, len(cond["label"]), cond)
         return found
 
     def moments(self) -> list[int]:
@@ -139,8 +144,10 @@ def run(config: ConfigDict, workdir: Path) -> Results:
     params = trained(base, "digits-transformer")
     student = distilled(config, base, params, "diversity-student")
     denoiser = denoisers.denoiser(base.network, base.process)
-    few, many = (relay((denoiser, denoiser), build(config[name]), base.shape) for name in ("solver", "base_solver"))
-    world = World((params, student), few, many, *(build(config[name]) for name in ("grid", "long", "own")))
+    pair, both = (denoiser, denoiser), (build(config.base_solver), build(config.solver))
+    many, few = (relay(pair, solver, base.shape) for solver in both)
+    apart = handed_over(pair, both, base.shape)
+    world = World((params, student), few, many, apart, *(build(config[name]) for name in ("grid", "long", "own")))
 
     cond = labels(config.each)
     drawn = [world.arms(jax.random.key(seed), cond) for seed in numbers]

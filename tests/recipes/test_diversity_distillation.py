@@ -10,7 +10,7 @@ from diffusion_jax.config import build, load
 from diffusion_jax.denoisers import analytic, denoiser, gaussian_mixture, switched
 from diffusion_jax.denoisers.analytic import draw
 from diffusion_jax.models import by_path
-from diffusion_jax.recipes.parts.few_steps import answers, flow_map, relay, undecided
+from diffusion_jax.recipes.parts.few_steps import answers, flow_map, handed_over, relay, undecided
 from diffusion_jax.recipes.parts.sliders import beside, stroke_area
 from diffusion_jax.sampling import sample
 from diffusion_jax.typing import Step
@@ -77,13 +77,11 @@ def test_a_longer_grid_of_the_base_is_a_segment_of_its_own():
     grid, which, stop = timesteps.spliced(long, GRID, 1)
     whole = RELAYS["lcm"](KEY, (BASE, STUDENT), which, grid, 4, COND)
 
-    @jax.jit
-    def segments(base, student):
-        first = sample(KEY, DENOISER, base, solvers.lcm(), grid, shape=(4, *SHAPE), cond=COND, stop=stop)
-        return sample(KEY, DENOISER, student, solvers.lcm(), grid, resume=first.run, cond=COND, start=stop).x
-
-    assert (stop, len(which)) == (6, 9)
-    np.testing.assert_allclose(whole.x, segments(BASE, STUDENT), rtol=1e-4, atol=1e-4)
+    apart = handed_over((DENOISER, DENOISER), (solvers.lcm(), solvers.lcm()), SHAPE)
+    parts = apart(KEY, (BASE, STUDENT), timesteps.Spliced(grid, which, stop), 4, COND)
+    assert (stop, len(which), parts.evaluations) == (6, 9, 9)
+    np.testing.assert_allclose(whole.x, parts.x, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(whole.predictions, parts.predictions, rtol=1e-3, atol=1e-3)
 
 
 def test_a_student_sees_noise_in_its_first_step_and_noised_data_in_the_others():

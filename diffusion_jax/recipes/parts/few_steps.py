@@ -108,6 +108,31 @@ def relay(pair: tuple[Denoiser, Denoiser], solver: Solver, shape: tuple[int, ...
     return draw
 
 
+def handed_over(
+    pair: tuple[Denoiser, Denoiser], both: tuple[Solver, Solver], shape: tuple[int, ...]
+) -> Callable[..., Drawn]:
+    """`(key, (first params, second params), Spliced, size, cond) -> Drawn`: `relay` in two segments.
+
+    Each denoiser runs on its part of the grid by a solver of its own, whose history begins anew.
+    """
+
+    def run(key, params, grid, stop, size, cond):
+        first, second = (denoisers.recorded(one, grid.shape[0] - 1) for one in pair)
+        begun = sample(key, first, params[0], both[0], grid, shape=(size, *shape), cond=cond, stop=stop).run
+        handed = begun._replace(state=None, carry=None)
+        ended = sample(key, second, params[1], both[1], grid, resume=handed, cond=cond, start=stop).run
+        # Each segment leaves the places of the other at zero.
+        return ended.x, begun.carry.values + ended.carry.values, ended.cost.evaluations
+
+    compiled = jax.jit(run, static_argnums=(3, 4))
+
+    def draw(key, params, spliced, size, cond=None):
+        x, predictions, evaluations = compiled(key, params, spliced.grid, spliced.stop, size, cond)
+        return Drawn(np.asarray(x), np.asarray(predictions), float(evaluations))
+
+    return draw
+
+
 def undecided(drawn: Drawn) -> list[float]:
     """`|x0_t - x| / |x|` by step, the mean over samples: how far predictions are from the sample that they become."""
     final = drawn.x.reshape(len(drawn.x), -1)
