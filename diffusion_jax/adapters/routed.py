@@ -76,7 +76,7 @@ def routers(key: Any, like: Any, width: int, bias: float | int = 0.0, fixed: int
         depth, _, count = leaf.shape
         return {
             "kernel": init(key, (depth, width, count - fixed)),
-            "bias": jnp.full((depth, count - fixed), float(bias)),
+            "bias": jnp.full((depth, count - fixed), bias, jnp.float32),
         }
 
     return tree.unflatten([one(k, leaf) for k, leaf in zip(jax.random.split(key, len(leaves)), leaves, strict=True)])

@@ -66,7 +66,7 @@ def time_lora(
         y = site.run(x)
         a = site.get(LORA, "a", lambda: jax.random.normal(site.key(), (x.shape[-1], rank)) * x.shape[-1] ** -0.5)
         b = site.get(LORA, "b", lambda: jnp.zeros((experts, rank, y.shape[-1])))
-        weights = site.get(MIXTURE, "weights", lambda: jnp.full((1, experts), 1 / experts))
+        weights = site.get(MIXTURE, "weights", lambda: jnp.full((1, experts), 1 / experts, jnp.float32))
         low = x.astype(y.dtype) @ a.astype(y.dtype)
         # Mixing the narrow features costs K times as little as mixing the matrices of each sample.
         low = (expand_vector(weights, low)[..., None] * low[..., None, :]).reshape(*low.shape[:-1], experts * rank)

@@ -201,7 +201,7 @@ def _scores(site, h, bias):
     w1 = site.get(ROUTER, "w1", lambda: xavier(site.key(), (width, hidden)))
     b1 = site.get(ROUTER, "b1", lambda: jnp.zeros(hidden))
     w2 = site.get(ROUTER, "w2", lambda: xavier(site.key(), (hidden, 1)))
-    b2 = site.get(ROUTER, "b2", lambda: jnp.full((1,), float(bias)))
+    b2 = site.get(ROUTER, "b2", lambda: jnp.full((1,), bias, jnp.float32))
     return (jax.nn.relu(h.astype(jnp.float32) @ w1 + b1) @ w2 + b2)[..., 0]
 
 

@@ -1,0 +1,74 @@
+"""What the recipe of DyDiT compares with: the largest heads and groups, widths by a table, factors under routers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax import models, objectives
+from diffusion_jax.config import build, load
+from diffusion_jax.experiment import prepare
+from diffusion_jax.recipes.parts import dynamic_widths as parts
+from tests.models.shared import scramble
+
+
+@pytest.fixture(scope="module")
+def small():
+    """`(config, experiment, routed, parameters)` of the smoke variant."""
+    config = load("configs/recipes/dydit.py:smoke")
+    experiment = prepare(config.arms.dynamic)
+    params = scramble(experiment.init_params(jax.random.key(0)))
+    return config, experiment, build(config.routed, network=experiment.network), params
+
+
+def test_the_largest_heads_and_groups_are_kept(small):
+    _, experiment, routed, params = small
+    blocks = params["blocks"]["block"]
+    # Of the second head's and the first group's rows of the output matrices, a hundredth is left.
+    out = blocks["attention"]["attention"]["out"]
+    out["kernel"] = out["kernel"].at[:, 12:].multiply(0.01)
+    down = blocks["mlp"]["feed_forward"]["down"]
+    down["kernel"] = down["kernel"].at[:, :48].multiply(0.01)
+    gates = models.by_path(parts.largest(routed, params, experiment, 1))
+    np.testing.assert_array_equal(gates["blocks/block/attention/attention/attend/gate"], [[[1, 0]]] * 2)
+    np.testing.assert_array_equal(gates["blocks/block/mlp/feed_forward/up/gate"], [[[0, 1]]] * 2)
+
+
+def test_a_table_of_what_routers_say_is_the_routed_network(small):
+    _, experiment, routed, params = small
+    made = routed.init(jax.random.key(1), params, *parts.example(experiment))
+    tree = {"params": params, "routers": scramble(jax.tree.map(jnp.zeros_like, made["routers"]), 2, 1.0)}
+    times = jnp.array([10.0, 400.0, 800.0])
+    table = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0)[:, :, None], jax.jit(routed.fill)(tree, times)["gates"])
+    batch = experiment.example(3)
+    under, at = parts.under_table(routed.opened, times), times[::-1]
+    ours = jax.jit(under.apply)({"params": params, "table": table}, batch["x0"], at, batch["cond"])[0]
+    expected = jax.jit(routed.network.apply)(tree, batch["x0"], at, batch["cond"])[0]
+    np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("experts", [0, 3])
+def test_factors_under_routers_begin_as_the_network_and_all_of_them_learn(small, experts):
+    config, experiment, _, params = small
+    arm = parts.lora_arm(config.lora, experiment, config.published, params, 2, experts)
+    learned = arm.init(jax.random.key(0))
+    assert set(learned) == {"lora", "routers", "token_router"} | ({"mixers"} if experts else set())
+    batch = experiment.example(2)
+    t = jnp.array([100.0, 900.0])
+    ours = jax.jit(arm.network.apply)(arm.whole(learned), batch["x0"], t, batch["cond"])[0]
+    expected = jax.jit(experiment.network.apply)(params, batch["x0"], t, batch["cond"])[0]
+    np.testing.assert_array_equal(ours, expected)
+
+
+def test_the_published_settings_build():
+    config = load("configs/recipes/dydit.py:paper")
+    network = build(config.model)
+    routed = build(config.routed, network=network)
+    inputs = jnp.zeros((1, 32, 32, 4)), jnp.zeros(1), {"label": jnp.zeros(1, jnp.int32)}
+    params = jax.eval_shape(network.init, jax.random.key(0), *inputs)
+    made = jax.eval_shape(routed.init, jax.random.key(0), params, *inputs)
+    shapes = {path: leaf.shape for path, leaf in models.by_path(made["routers"]).items()}
+    assert shapes["blocks/block/attention/attention/attend/gate/kernel"] == (28, 1152, 15)
+    assert set(build(config.optimizer).init(dict.fromkeys(("params", "routers", "token_router"), jnp.zeros(1))))
+    limit = objectives.budget_at(1100, config.budget.target, config.budget.full_steps, config.budget.warmup_steps)
+    assert float(limit) == pytest.approx(0.5)
