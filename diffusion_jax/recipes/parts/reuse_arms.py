@@ -18,6 +18,7 @@ from diffusion_jax.acceleration import (
     Trajectories,
     adjusted_grid,
     cached_outputs,
+    offline_schedule,
     on_schedule,
     record_outputs,
 )
@@ -129,6 +130,14 @@ def errors(
         x, evaluations = samples(bench, arm, calibration, key, params, cond, len(full))
         found[arm] = endpoint_error(x, full)
     return {**found, "evaluations": float(evaluations)}
+
+
+def threshold_for(runs: Trajectories, residual: bool, count: int) -> float:
+    """The smallest of 200 thresholds at which recorded runs ask for at most `count` steps; no sample is looked at."""
+    kept = runs.output - runs.x if residual else runs.output
+    thresholds = np.geomspace(1e-3, 2.0, 200)
+    counts = jax.lax.map(lambda at: offline_schedule(kept, at).sum(), jnp.asarray(thresholds))
+    return float(thresholds[int(np.argmax(np.asarray(counts) <= count))])
 
 
 def gathered(tables: Sequence[Mapping[float, Mapping[str, float]]]) -> Table:
