@@ -23,8 +23,7 @@ from diffusion_jax.metrics import endpoint_error
 from diffusion_jax.recipes import Claim, Results, claim, seeds, trained
 from diffusion_jax.recipes.parts.digits import CLASSES, NULL, judged
 from diffusion_jax.recipes.parts.reuse_arms import (
-    ARMS,
-    Table,
+    added,
     bench,
     draw_calibration,
     draw_errors,
@@ -168,7 +167,7 @@ def digits(config: Any, numbers: Sequence[int], workdir: Path) -> tuple[list[Cla
             table[config.shown]["all"],
             "lower",
             "residuals are what is kept (velocities, no comparison)",
-            reason="epsilon changes little at high noise, while epsilon - x is there a small difference of large numbers",
+            reason="at high noise epsilon changes little, while epsilon - x is a small difference of large numbers",
         ),
         claim(
             "Digits: samples are as good",
@@ -185,26 +184,3 @@ def digits(config: Any, numbers: Sequence[int], workdir: Path) -> tuple[list[Cla
     draw_calibration(files[1], drawn)
     pictures.save_strips(files[2], strips)
     return claims, files
-
-
-def added(table: Table, world: str, unit: str) -> list[Claim]:
-    """What the corrections add to the schedule, and what all of it is worth against two simpler ways, by threshold."""
-    claims = []
-    comparisons = {
-        "offline": ("both corrections together are not worse than the schedule alone", "PSNR 22.1 and 23.8 (Wan2.1)"),
-        "uniform": ("better than uniform reuse", "PSNR 13.8 and 23.8 (Wan2.1)"),
-        "fewer": ("better than fewer steps", "not compared"),
-    }
-    for baseline, (words, published) in comparisons.items():
-        claims += [
-            claim(
-                f"{world}: {words}, {unit} {at:g}",
-                f"endpoint error at {evaluations(table, at)} evaluations; the baseline is {ARMS[baseline]}",
-                table[at][baseline],
-                table[at]["all"],
-                "lower",
-                published,
-            )
-            for at in table
-        ]
-    return claims
