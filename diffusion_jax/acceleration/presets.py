@@ -14,6 +14,7 @@ from diffusion_jax.acceleration.forecasting import reuse, taylor
 from diffusion_jax.acceleration.gated import cg_taylor, first_block_cached
 from diffusion_jax.acceleration.outputs import cached_outputs
 from diffusion_jax.acceleration.refresh import every
+from diffusion_jax.acceleration.tokens import cached_tokens
 from diffusion_jax.denoisers import denoiser
 from diffusion_jax.errors import unknown
 from diffusion_jax.typing import Denoiser, Network
@@ -38,6 +39,10 @@ PRESETS = {
     "plain": Preset(denoiser, "every step computed"),
     "interval_reuse": Preset(_interval_reuse(2), "every second output reused, the simplest of all"),
     "fora": Preset(_forecast(0, 3, 1), "FORA (Selvaraju et al. 2024), N = 3, DiT-XL/2"),
+    "token_wise": Preset(
+        lambda network, process: cached_tokens(network, process, every(3), 0.1, attention=0.0),
+        "ToCa (Zou et al. 2024), N = 3; a tenth of the tokens computed anew in feed-forward layers",
+    ),
     "taylorseer": Preset(_forecast(3, 3, 2), "TaylorSeer (Liu et al. 2025), N = 3, m = 3, DiT-XL/2 at 50 steps: 2.77x"),
     "taylorseer_fast": Preset(_forecast(3, 5, 2), "TaylorSeer, N = 5, m = 3, DiT-XL/2 at 50 steps: 4.53x"),
     "taylorseer_flux": Preset(_forecast(2, 6, 3), "TaylorSeer, N = 6, m = 2, FLUX.1-dev at 50 steps: 4.99x"),

@@ -7,9 +7,10 @@ import pytest
 
 from diffusion_jax import acceleration, denoisers, models, processes, solvers, timesteps
 from diffusion_jax.config import call
+from diffusion_jax.distributed import make_mesh
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.experiment import defaults, prepare, prepare_sampling
-from diffusion_jax.sampling import sample
+from diffusion_jax.sampling import make_sampler, sample
 
 STEPS = 12
 
@@ -44,6 +45,22 @@ def test_a_preset_does_less_and_stays_near(model, preset):
     assert (float(fast.cost.evaluations) < float(plain.cost.evaluations)) == (preset != "plain")
     # The features of so small a network move slowly, so every forecast is good.
     np.testing.assert_allclose(fast.x, plain.x, atol=0.05 * float(jnp.abs(plain.x).max()))
+
+
+@pytest.mark.parametrize("preset", ["taylorseer", "first_block_cache", "token_wise"])
+def test_a_preset_on_a_mesh_leaves_the_same_trace(model, preset):
+    network, params, _ = model
+    cond, index = {"label": jnp.arange(8) % 3}, jnp.arange(8)
+    quick = acceleration.accelerated(network, processes.rectified_flow(), preset)
+    one, eight = (
+        make_sampler(quick, solvers.flow_euler(), shape=(4, 4, 1), mesh=mesh, save_every=1)(
+            jax.random.key(0), params, timesteps.linspace(6), cond, index
+        )
+        for mesh in (None, make_mesh(data=8))
+    )
+    assert one.trace.shape == (6, 8, 4, 4, 1)
+    np.testing.assert_allclose(eight.trace, one.trace, atol=1e-5)
+    assert float(eight.cost.compute) == pytest.approx(float(one.cost.compute))
 
 
 def test_presets_are_named_in_configs():
