@@ -19,6 +19,7 @@ from diffusion_jax.config import build, call
 from diffusion_jax.data import wardrobe
 from diffusion_jax.errors import unknown
 from diffusion_jax.experiment import Experiment, defaults, prepare
+from diffusion_jax.typing import Network
 
 WAYS = ("cached", "encoding", "coupled", "coupled_cached")
 """References encoded once, in every step, along with the picture in every step, and so but in the first step only."""
@@ -72,7 +73,7 @@ def painter(editor: Editor, way: str, config: ConfigDict) -> Callable[[Any, Any,
         raise unknown("way", way, WAYS)
     forms, process = editor.forms, editor.experiment.process
     cached = way in ("cached", "coupled_cached")
-    network = forms.cached if cached else getattr(forms, way)
+    network = forms.cached if cached else _in_every_step(getattr(forms, way))
     null = models.null_cache if cached else {"references": 0.0}
     denoiser = denoisers.guided(denoisers.denoiser(network, process), config.guidance, null=null)
     solver, grid = build(config.solver), jnp.asarray(build(config.grid))
@@ -96,6 +97,20 @@ def painter(editor: Editor, way: str, config: ConfigDict) -> Callable[[Any, Any,
         return jnp.where(cond["concat"][..., :1] > 0.5, x, cond["concat"][..., 1:])
 
     return paint
+
+
+def _in_every_step(network: Network) -> Network:
+    """The network whose references are bound to x.
+
+    What does not depend on the step XLA takes out of the loop, so that references encoded in every step are encoded
+    once after all: measured, 0.26 s instead of 0.24 s with an explicit cache.
+    """
+
+    def apply(params, x, t, cond=None, train=False, key=None):
+        x, references = jax.lax.optimization_barrier((x, cond["references"]))
+        return network.apply(params, x, t, {**cond, "references": references}, train=train, key=key)
+
+    return network._replace(apply=apply)
 
 
 class Task(NamedTuple):
