@@ -150,7 +150,7 @@ def claims(config: Any, found: dict, lossless: list[float], kept: list[float], t
         named = f"At most half the time of {title}"
         rows.append(claim(named, metric, *values, "lower", "3.5 times as fast", factor=0.5, reason=SMALL))
     for title, way, bound, direction, reason in (
-        ("More references do not slow it down", "cached", 1.5, "lower", "attention to more keys is much of so small a step"),
+        ("More references do not slow it down", "cached", 1.5, "lower", "attention to keys is much of a small step"),
         ("They do slow down the twin", "coupled", 2.0, "higher", SMALL),
     ):
         metric = f"seconds with {many} references over those with {few}; the baseline is the bound"
