@@ -30,17 +30,24 @@ from diffusion_jax.recipes.parts.gating import (
     error_at,
     last_block,
     matched,
+    median_error,
     mixture_stages,
     run_of,
     true_errors,
 )
 
-UNTESTED = "unexplained"
-PUBLISHED = {"clock": "a gate is at least as good as a fixed interval", "TaylorSeer": "2.36x against 2.77x on DiT-XL/2"}
+MEASURES = {"root mean square": endpoint_error, "median sample": median_error}
+PUBLISHED = {"fixed intervals": "at least as good", "TaylorSeer": "2.36x against 2.77x on DiT-XL/2"}
 """What the gate is compared with at equal work, and what is published about it."""
 
-REASONS: dict[str, str] = {}
-"""The best explanations of the claims that did not hold with seeds 0, 1, 2; none of them was tested."""
+UNTESTED = "unexplained"
+REASONS = {
+    "mixture root mean square": "nearly all of it is a few samples in a thousand that end in another component than "
+    "in the full run, with either arm; which they are is chance",
+    "fixed intervals passes of work": "a skipped step pays the first of only eight blocks, 12 % of a pass, where that "
+    "of DiT-XL/2 is 4 %; intervals need no probe",
+}
+"""The best explanations of what did not hold. The first was seen on seeds 100 to 102; the second is untested."""
 
 
 def run(config: Any, workdir: Path) -> Results:
@@ -54,9 +61,9 @@ def run(config: Any, workdir: Path) -> Results:
         x_label="work of a run, in full passes of the network",
         y_label="distance to the full run's samples",
     )  # fmt: skip
-    pictures.save_curves(files[1], shown, x_label="t", y_label="relative error of a forecast")
+    pictures.save_curves(files[1], shown, x_label="t, from right to left", y_label="relative error of a forecast")
     label = "full evaluations so far"
-    pictures.save_curves(files[2], decisions, x_label="t", y_label=label, log=False)
+    pictures.save_curves(files[2], decisions, x_label="t, from right to left", y_label=label, log=False)
     return Results([*exact, *digits], files, config.notes)
 
 
@@ -76,8 +83,8 @@ def on_mixture(config: Any, numbers: list[int]) -> tuple[list[Claim], dict]:
         for interval in config.intervals:
             fixed = sampled(key, mixture, jnp.inf, interval)
             gated = matched(lambda at, k=key, m=mixture: sampled(k, m, at, length + 1), float(fixed.full))
-            clock[interval].append(endpoint_error(fixed.x, full))
-            gate[interval].append(endpoint_error(gated.x, full))
+            clock[interval].append([measure(fixed.x, full) for measure in MEASURES.values()])
+            gate[interval].append([measure(gated.x, full) for measure in MEASURES.values()])
             counts[interval].append((float(fixed.full), float(gated.full)))
             errors = look(gated, mixture)
             known[interval].append(correlation(errors, gated.steps[0]))
@@ -88,11 +95,13 @@ def on_mixture(config: Any, numbers: list[int]) -> tuple[list[Claim], dict]:
     rows = []
     for interval in config.intervals:
         used = "/".join(f"{int(gated)}" for _, gated in counts[interval])
-        text = f"endpoint error at {int(counts[interval][0][0])} full evaluations (gate: {used})"
-        title = f"Mixture: the gate knows better than the clock when to compute, interval {interval}"
-        published = "prototype of the card: a third of the error at 19 evaluations"
-        reason = REASONS.get(f"mixture {interval}", UNTESTED)
-        rows.append(claim(title, text, clock[interval], gate[interval], "lower", published, reason=reason))
+        at = f"{int(counts[interval][0][0])} full evaluations (gate: {used})"
+        for index, measure in enumerate(MEASURES):
+            title = f"Mixture: the gate knows better than fixed intervals of {interval} when to compute, {measure}"
+            published = "prototype of the card: a third of the error at 19 evaluations"
+            values = ([one[index] for one in arm[interval]] for arm in (clock, gate))
+            reason = REASONS.get(f"mixture {measure}", UNTESTED)
+            rows.append(claim(title, f"endpoint error at {at}", *values, "lower", published, reason=reason))
     title = f"Mixture: the gate's error ranks the last block's, interval {config.shown}"
     text, published = "Spearman's correlation over skipped steps", "prototype of the card: 0.2 to 0.35"
     reason = REASONS.get("mixture rank", UNTESTED)
@@ -115,10 +124,10 @@ def on_digits(config: Any, experiment: Any, numbers: list[int]) -> tuple[list[Cl
 
     gate, clock = last_block(network, process, settings), last_block(network, process, alone, head=0)
     runs = {name: run_of(make, solver, grid, shape, guided) for name, make in
-            {"plain": plain, "gate": gate, "clock": clock, "TaylorSeer": seer}.items()}  # fmt: skip
+            {"plain": plain, "gate": gate, "fixed intervals": clock, "TaylorSeer": seer}.items()}  # fmt: skip
     arms = {
         "gate": [(threshold, length + 1) for threshold in config.thresholds],
-        "clock": [(jnp.inf, interval) for interval in config.intervals],
+        "fixed intervals": [(jnp.inf, interval) for interval in config.intervals],
         "TaylorSeer": [(interval,) for interval in config.intervals],
     }
     unguided = run_of(gate, solver, grid, shape)
@@ -142,8 +151,8 @@ def on_digits(config: Any, experiment: Any, numbers: list[int]) -> tuple[list[Cl
             if name == "gate":
                 accuracy["gate"].append(judged(found[config.chosen].x, cond["label"]).accuracy)
             if seed == numbers[0] and name != "TaylorSeer":
-                for setting, one in zip(settings_of_arm, found):
-                    label = f"gate, {setting[0]:g}" if name == "gate" else f"clock, {setting[1]}"
+                for setting, one in list(zip(settings_of_arm, found))[1:3]:
+                    label = f"gate, {setting[0]:g}" if name == "gate" else f"intervals of {setting[1]}"
                     decisions[label] = np.asarray(grid)[:-1], np.cumsum(one.steps[0])
         probed = unguided(key, params, config.thresholds[config.chosen], length + 1, cond=cond)
         known.append(correlation(look(probed), probed.steps[0]))
@@ -167,7 +176,7 @@ def claims(
     at = f"threshold {config.thresholds[config.chosen]:g}"
     text = "largest difference of samples"
     rows = [claim("Digits: a threshold of 0 is the full run", text, 0.0, apart, "equal", "exact", margin=1e-4)]
-    compared = [("full", "full evaluations", value, "clock") for value in config.full]
+    compared = [("full", "full evaluations", value, "fixed intervals") for value in config.full]
     compared += [("compute", "passes of work", value, name) for value in config.work for name in PUBLISHED]
     for key, unit, value, name in compared:
         of = {arm: [error_at(curve, key, value) for curve in curves[arm]] for arm in (name, "gate")}

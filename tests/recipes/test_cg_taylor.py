@@ -13,6 +13,7 @@ from diffusion_jax.recipes.parts.gating import (
     error_at,
     last_block,
     matched,
+    median_error,
     mixture_stages,
     run_of,
     true_errors,
@@ -30,7 +31,9 @@ def test_the_mixture_in_stages_is_the_exact_denoiser():
     found = stages.tail(MIXTURE, stages.body(MIXTURE, stages.head(MIXTURE, x, t), x, t), x, t)[0]
     exact = ask(denoisers.analytic(PROCESS), MIXTURE, x, step)
     np.testing.assert_allclose(found, exact.eps, atol=1e-5)
-    np.testing.assert_allclose(jnp.exp(stages.head(MIXTURE, x, t)), exact.extras["responsibilities"], atol=1e-5)
+    np.testing.assert_allclose(
+        jax.nn.softmax(stages.head(MIXTURE, x, t), axis=1), exact.extras["responsibilities"], atol=1e-5
+    )
 
 
 def test_the_gate_is_matched_from_below_and_its_errors_are_the_replayed_ones():
@@ -44,6 +47,13 @@ def test_the_gate_is_matched_from_below_and_its_errors_are_the_replayed_ones():
     probe, last = true_errors(stages, PROCESS, MIXTURE, gate, GRID, settings)
     np.testing.assert_allclose(probe, gate.error, atol=1e-5)
     assert np.isinf(last[0]) and np.isfinite(last[1:]).all()
+
+
+def test_the_median_is_not_moved_by_one_sample():
+    x = np.zeros((5, 2))
+    x[0] = 100.0
+    x[1:] = 0.5
+    assert median_error(x, np.zeros((5, 2))) == 0.5
 
 
 def test_curves_are_read_at_equal_work_on_a_line_of_logarithms():
