@@ -25,6 +25,7 @@ from diffusion_jax.acceleration.guide_reuse import guided_with_reuse, reused_gui
 from diffusion_jax.acceleration.outputs import Correction, cached_outputs
 from diffusion_jax.acceleration.presets import PRESETS, accelerated
 from diffusion_jax.acceleration.refresh import History, Refresh, either, every, first_and_last, on_schedule
+from diffusion_jax.acceleration.tokens import cached_tokens
 
 __all__ = [
     "PRESETS",
@@ -41,6 +42,7 @@ __all__ = [
     "at_depth",
     "cached_features",
     "cached_outputs",
+    "cached_tokens",
     "calibrate",
     "cg_taylor",
     "depth_table",
