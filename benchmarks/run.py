@@ -17,10 +17,11 @@ BENCHMARKS = {
     "attention": ("benchmarks.attention", "attention alone against torch and jax.nn, forward and backward"),
     "acceleration": ("benchmarks.acceleration", "sampling that skips work against the plain run, on a DiT of 12 x 384"),
     "frontier": ("benchmarks.frontier", "quality against time of every way of doing less, on trained digits"),
+    "caching": ("benchmarks.caching", "TaylorSeer and the first-block cache against diffusers' hooks, same weights"),
     "compilation": ("benchmarks.compilation", "first-call compilation of DiT-XL/2, scanned and unrolled"),
     "gpu": ("benchmarks.gpu", "DiT-XL/2 in bfloat16 on a GPU: FLOP utilisation, samples per second"),
 }
-NEED_TORCH = ("dit", "unet", "families", "loading", "attention")
+NEED_TORCH = ("dit", "unet", "families", "loading", "attention", "caching")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
