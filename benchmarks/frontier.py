@@ -17,27 +17,32 @@ import numpy as np
 
 from benchmarks.harness import interleave, ratio, summarise
 from benchmarks.report import Row
-from diffusion_jax import metrics, pictures, solvers, timesteps
+from diffusion_jax import metrics, models, pictures, solvers, timesteps
 from diffusion_jax.acceleration import (
     cached_features,
     cached_outputs,
     calibrate,
     cg_taylor,
+    early_exit,
     ertacache,
     every,
     first_block_cached,
     guided_with_reuse,
     record_outputs,
+    static_widths,
+    tabulated,
     taylor,
 )
-from diffusion_jax.config import load
+from diffusion_jax.config import build, load
 from diffusion_jax.denoisers import by_share, denoiser, guided, switched
 from diffusion_jax.experiment import prepare
 from diffusion_jax.recipes.frame import trained
+from diffusion_jax.recipes.parts import dynamic_widths
 from diffusion_jax.recipes.parts.digits import NULL, digit_transformer, judged
+from diffusion_jax.recipes.parts.early_exits import trained_exits
 from diffusion_jax.recipes.parts.stitched_digits import digit_models
 from diffusion_jax.sampling import sample
-from diffusion_jax.typing import Denoiser
+from diffusion_jax.typing import Denoiser, Network
 
 PICTURE = Path("docs/images/frontier.png")
 GUIDED = "guided, "
@@ -151,6 +156,13 @@ def arms(plan: Plan) -> list[Arm]:
     add("T-Stitch", {f"r = {share:g}": stitched(share, plain) for share in (0.3, 0.5, 0.7)}, both)
     add("T-Stitch + TaylorSeer", {"r = 0.4, N = 3, m = 1": stitched(0.4, taylor_cached(1, 3))}, both)
 
+    variant = ":smoke" if plan.smoke else ""
+    exits, left = exiting(load(f"configs/recipes/deediff.py{variant}"), network, params)
+    add("early exit", {f"threshold {d:g}": early_exit(exits, process, d) for d in (0.05, 0.08, 0.12)}, left)
+    narrow, cut = narrowed(load(f"configs/recipes/dydit.py{variant}"), params, grid)
+    add("DyDiT", {"half of the compute": narrow}, cut)
+    add("DyDiT + output forecast", {"N = 2, m = 1": cached_outputs(narrow, every(2, 2), taylor(1))}, cut)
+
     def led(inner: Denoiser) -> Denoiser:
         return guided(inner, 1.5, null=NULL)
 
@@ -175,6 +187,25 @@ def calibrated(plain: Denoiser, params: Any, grid: Any, plan: Plan) -> dict[floa
     return {
         threshold: ertacache(plain, calibrate(runs, grid, process, threshold), grid) for threshold in (0.03, 0.08, 0.2)
     }
+
+
+def exiting(config: Any, network: Network, base: Any) -> tuple[models.EarlyExit, Any]:
+    """The transformer with exits, and its parameters as `deediff` trains them."""
+    exits = models.early_exit(network)
+    return exits, trained_exits(config.tuned, exits, base, config.seed, "tuned", False)
+
+
+def narrowed(config: Any, base: Any, grid: Any) -> tuple[Denoiser, Any]:
+    """The transformer whose widths depend on the timestep, as `dydit` trains it, with cut weights; its parameters."""
+    experiment = prepare(config.arms.dynamic)
+    routed = build(config.routed, network=experiment.network)
+    arm = dynamic_widths.dynamic_arm(config.budget, experiment, routed, base)
+    given = [config.to_dict()[name] for name in ("base", "routed", "budget")]
+    tree = dynamic_widths.fine_tuned(config.arms.dynamic, experiment, arm, "dydit-dynamic", config.seed, given)
+    gates = tabulated(routed.fill, tree, experiment.process, grid[:-1])
+    costs = dynamic_widths.width_costs(experiment, routed, tree)
+    cut = static_widths(experiment.network, experiment.process, grid[:-1], gates, costs, config.sampling.buckets)
+    return cut.denoiser, cut.prepare({"params": tree["params"]})
 
 
 def draw(found: list[Arm], points: list[tuple[float, float, float]], path: Path) -> None:
