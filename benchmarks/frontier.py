@@ -158,7 +158,7 @@ def arms(plan: Plan) -> list[Arm]:
 
     variant = ":smoke" if plan.smoke else ""
     exits, left = exiting(load(f"configs/recipes/deediff.py{variant}"), network, params)
-    add("early exit", {f"threshold {d:g}": early_exit(exits, process, d) for d in (0.05, 0.08, 0.12)}, left)
+    add("early exit", {f"threshold {d:g}": early_exit(exits, process, d) for d in (0.03, 0.06, 0.1)}, left)
     narrow, cut = narrowed(load(f"configs/recipes/dydit.py{variant}"), params, grid)
     add("DyDiT", {"half of the compute": narrow}, cut)
     add("DyDiT + output forecast", {"N = 2, m = 1": cached_outputs(narrow, every(2, 2), taylor(1))}, cut)
