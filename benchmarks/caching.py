@@ -122,9 +122,9 @@ def caching(rounds: int, smoke: bool, compiled_peers: bool) -> list[Row]:
             TaylorSeerCacheConfig(3, 3, max_order=1, taylor_factors_dtype=torch.float32, cache_identifiers=[CACHED]),
             cached_features(loaded.network, PROCESS, taylor(1), on_schedule(schedule)),
         ),
-        "first-block cache, threshold 0.1": (
-            FirstBlockCacheConfig(0.1),
-            first_block_cached(loaded.network, PROCESS, 0.1),
+        "first-block cache, threshold 0.2": (
+            FirstBlockCacheConfig(0.2),
+            first_block_cached(loaded.network, PROCESS, 0.2),
         ),
     }
     contenders, notes, compiles = {}, {}, {}
