@@ -30,8 +30,8 @@ def test_the_largest_heads_and_groups_are_kept(small):
     down = blocks["mlp"]["feed_forward"]["down"]
     down["kernel"] = down["kernel"].at[:, :48].multiply(0.01)
     gates = models.by_path(parts.largest(routed, params, experiment, 1))
-    np.testing.assert_array_equal(gates["blocks/block/attention/attention/attend/gate"], [[[1, 0]]] * 2)
-    np.testing.assert_array_equal(gates["blocks/block/mlp/feed_forward/up/gate"], [[[0, 1]]] * 2)
+    np.testing.assert_array_equal(gates["blocks/block/attention/attention/attend/gate"], [[[1, 0]]])
+    np.testing.assert_array_equal(gates["blocks/block/mlp/feed_forward/up/gate"], [[[0, 1]]])
 
 
 def test_a_table_of_what_routers_say_is_the_routed_network(small):
