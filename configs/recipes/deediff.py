@@ -3,8 +3,8 @@
     python -m diffusion_jax.recipes deediff
 
 Variants: `smoke`, a few steps; `paper`, the sizes of the published CIFAR-10 run as entries, which no run here uses.
-On training seed 100, a rate of 5e-4 for everything cost the whole network quality (Fréchet distance 7.1 against 1.2), so
-it has less and its exits have more; these rates were not tried before they were reported.
+On training seed 100, a rate of 5e-4 for everything cost the whole network quality (Fréchet distance 7.1 against 1.2),
+so it has less and its exits have more; these rates were not tried before they were reported.
 """
 
 from typing import Any

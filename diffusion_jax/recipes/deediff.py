@@ -39,9 +39,9 @@ REASONS["time"] = "of so small a network a block costs little beside what each s
 
 NOTES = (
     "runs are of 256 samples and 25 steps of DDIM, not 2000 and 50. Predictions of x0 are clipped to the range of the "
-    "data in all of them: in a trial without it, on training seed 100 and at a higher learning rate, adaptive exits lost "
-    "to fixed depths (Fréchet distance 19.7 against 11.3), for where t is large small errors of epsilon are large ones of "
-    "x0. The table of mean depths is as good as adaptive exits: what they gain lies in t, hardly in the sample."
+    "data in all of them: in a trial without it, on training seed 100 and at a higher learning rate, adaptive exits "
+    "lost to fixed depths (Fréchet distance 19.7 against 11.3), for where t is large small errors of epsilon are large "
+    "ones of x0. The table of mean depths is as good as adaptive exits: what they gain lies in t, hardly in the sample."
 )
 
 FIGURES = {"endpoint": "distance to the samples of all blocks", "distance": "Fréchet distance to held-out digits"}
