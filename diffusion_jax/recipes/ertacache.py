@@ -35,6 +35,14 @@ from diffusion_jax.recipes.parts.reuse_arms import (
     threshold_for,
 )
 
+ROUNDING = (
+    "most likely rounding: a network in a conditional is fused otherwise; it is exact without XLA's optimisations"
+)
+REASONS = {
+    "uniform": "the schedule follows the relative change of epsilon - x, large at high noise, where epsilon changes little",
+    "fewer": "reused outputs are stale; a relative change does not tell what a step does to the endpoint",
+}
+
 
 def run(config: Any, workdir: Path) -> Results:
     numbers = list(seeds(config))
@@ -43,7 +51,8 @@ def run(config: Any, workdir: Path) -> Results:
         found, written = world(config[world.__name__], numbers, workdir)
         claims += found
         files += written
-    return Results(claims, files)
+    notes = "The reasons of claims that do not hold were written after the run, with a look at recordings of seed 100."
+    return Results(claims, files, notes)
 
 
 def mixture(config: Any, numbers: Sequence[int], workdir: Path) -> tuple[list[Claim], list[Path]]:
@@ -75,7 +84,9 @@ def mixture(config: Any, numbers: Sequence[int], workdir: Path) -> tuple[list[Cl
     table = gathered(tables)
     by_d = {name: [one[name] for one in distances] for name in distances[0]}
     claims = [
-        claim("Mixture: threshold 0 is the plain sampler", "endpoint error", 0.0, exact, "equal", "exact"),
+        claim(
+            "Mixture: threshold 0 is the plain sampler", "endpoint error", 0.0, exact, "equal", "exact", reason=ROUNDING
+        ),
         *(
             claim(
                 f"Mixture: the calibrated schedule has at most 0.6 of the error, threshold {at:g}",
@@ -106,6 +117,7 @@ def mixture(config: Any, numbers: Sequence[int], workdir: Path) -> tuple[list[Cl
             by_d["output", "change"],
             "lower",
             "0.024 against 0.043 in the prototype",
+            reason="reused outputs err by 0.015 to 0.052 from world to world (seeds 100 to 102), standing still by 0.023",
         ),
     ]
     files = [workdir / "mixture.png", workdir / "calibration_mixture.png"]
@@ -157,9 +169,9 @@ def digits(config: Any, numbers: Sequence[int], workdir: Path) -> tuple[list[Cla
             np.mean(overlaps, axis=1).tolist(),
             "higher",
             "the error's course is nearly the same for all prompts",
-            reason="where the error crosses the threshold slowly, one crossing moves and all later steps with it",
+            reason="the walks fall out of step, though the changes agree (correlation 0.996 on seed 100)",
         ),
-        *added(table, "Digits", "steps computed at most"),
+        *added(table, "Digits", "steps computed at most", REASONS),
         claim(
             "Digits: residuals are better kept than outputs",
             f"endpoint error of all three parts, steps computed at most {config.shown}; the baseline keeps outputs",

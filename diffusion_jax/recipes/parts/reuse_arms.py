@@ -151,8 +151,11 @@ def evaluations(table: Table, at: float) -> str:
     return "/".join(sorted({f"{value:g}" for value in table[at]["evaluations"]}, key=float))
 
 
-def added(table: Table, world: str, unit: str) -> list[Claim]:
-    """What the corrections add to the schedule, and what all of it is worth against two simpler ways, by threshold."""
+def added(table: Table, world: str, unit: str, reasons: Mapping[str, str] | None = None) -> list[Claim]:
+    """What the corrections add to the schedule, and what all of it is worth against two simpler ways, by threshold.
+
+    reasons: by baseline, why ours is not better, should it not be.
+    """
     claims = []
     comparisons = {
         "offline": ("both corrections together are not worse than the schedule alone", "PSNR 22.1 and 23.8 (Wan2.1)"),
@@ -168,6 +171,7 @@ def added(table: Table, world: str, unit: str) -> list[Claim]:
                 table[at]["all"],
                 "lower",
                 published,
+                reason=(reasons or {}).get(baseline, "seeds differ by more than the arms do"),
             )
             for at in table
         ]
