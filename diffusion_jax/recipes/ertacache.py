@@ -39,7 +39,7 @@ ROUNDING = (
     "most likely rounding: a network in a conditional is fused otherwise; it is exact without XLA's optimisations"
 )
 REASONS = {
-    "uniform": "the schedule follows the relative change of epsilon - x, large at high noise, where epsilon changes little",
+    "uniform": "the schedule follows the relative change of epsilon - x, large at high noise while epsilon rests",
     "fewer": "reused outputs are stale; a relative change does not tell what a step does to the endpoint",
 }
 
@@ -117,7 +117,7 @@ def mixture(config: Any, numbers: Sequence[int], workdir: Path) -> tuple[list[Cl
             by_d["output", "change"],
             "lower",
             "0.024 against 0.043 in the prototype",
-            reason="reused outputs err by 0.015 to 0.052 from world to world (seeds 100 to 102), standing still by 0.023",
+            reason="reused outputs err by 0.015 to 0.052 by the world (seeds 100 to 102), standing still by 0.023",
         ),
     ]
     files = [workdir / "mixture.png", workdir / "calibration_mixture.png"]

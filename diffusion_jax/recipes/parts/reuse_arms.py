@@ -134,11 +134,11 @@ def errors(
 
 
 def threshold_for(runs: Trajectories, residual: bool, count: int) -> float:
-    """The smallest of 200 thresholds at which recorded runs ask for at most `count` steps; no sample is looked at."""
+    """The smallest of 200 thresholds at which recorded runs ask for at most `count` steps, or the largest of them."""
     kept = runs.output - runs.x if residual else runs.output
     thresholds = np.geomspace(1e-3, 2.0, 200)
     counts = jax.lax.map(lambda at: offline_schedule(kept, at).sum(), jnp.asarray(thresholds))
-    return float(thresholds[int(np.argmax(np.asarray(counts) <= count))])
+    return float(thresholds[int(np.argmax(np.append(np.asarray(counts)[:-1] <= count, True)))])
 
 
 def gathered(tables: Sequence[Mapping[float, Mapping[str, float]]]) -> Table:
