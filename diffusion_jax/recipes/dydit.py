@@ -24,12 +24,13 @@ from diffusion_jax.recipes.parts import dynamic_widths as parts
 from diffusion_jax.recipes.parts.dynamic_widths import Execution
 
 NOTES = (
-    "Learning rates, biases of the routers and the warm-up of the budget were chosen on seed 100; the rate of LoRA was "
-    "raised after seed 0 had missed the budget at a lower one, its held-out losses unseen. The static model is the "
-    "shared base model as it is. Tokens are not routed here: on seed 100 routing them too changed neither loss nor share. TD-LoRA "
-    "and times of steps are of one seed. Shares are of attention and feed-forward layers, as in the paper; times are "
-    "of whole steps, whatever else is in them. The two arms of 500 steps were cached: three seeds of both took nine "
-    "minutes beside other jobs. In the second picture thresholds and numbers of heads are moved after training."
+    "Learning rates, biases of the routers and the warm-up of the budget were chosen on seed 100; the rate of LoRA "
+    "was raised after seed 0 had missed the budget at a lower one, its held-out losses unseen. The static model is "
+    "the shared base model as it is. Tokens are not routed here: on seed 100 routing them too changed neither loss "
+    "nor share. TD-LoRA and times of steps are of one seed. Shares are of attention and feed-forward layers, as in "
+    "the paper; times are of whole steps, whatever else is in them. The two arms of 500 steps were cached: three "
+    "seeds of both took nine minutes beside other jobs. In the second picture thresholds and numbers of heads are "
+    "moved after training."
 )
 
 
