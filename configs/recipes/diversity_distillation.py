@@ -60,10 +60,11 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config.first = 0.5
     config.grid = call("timesteps.from_array", values=TAUS)
     config.long = call("timesteps.linspace", steps=40)
-    config.own = call("timesteps.quadratic", steps=6)
+    # Grids of the base before the student takes over; the released command has 20 steps.
+    config.own = {"short": call("timesteps.quadratic", steps=6), "long": call("timesteps.linspace", steps=20)}
     config.solver, config.base_solver = call("solvers.lcm"), call("solvers.ddim")
     config.slider = slider(150)
-    config.sliding = {"each": 16, "strengths": (-1.0, -0.5, 0.0, 0.5, 1.0)}
+    config.sliding = {"each": 8, "strengths": (-1.0, -0.5, 0.0, 0.5, 1.0)}
     config.patterns = {"size": 1000, "dimensions": 256, "patterns": 8, "base_steps": 60}
     return smoke(config) if variant == "smoke" else config
 
@@ -73,6 +74,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.update({"seeds": 1, "each": 4, "base": digit_transformer(4, **TINY)})
     config.student, config.slider = student(4, every=2, rate=3e-4, **TINY), slider(4, **TINY)
     config.long.steps = 6
+    config.own = {"short": call("timesteps.quadratic", steps=4), "long": call("timesteps.linspace", steps=4)}
     config.sliding = {"each": 2, "strengths": (-1.0, 0.0, 1.0)}
     config.patterns = {"size": 16, "dimensions": 16, "patterns": 4, "base_steps": 4}
     return config
@@ -87,7 +89,7 @@ def paper() -> ConfigDict:
     config.base.model = call("models.dit", preset="XL/2", context=True, in_channels=4, context_channels=2048)
     config.base.process = call("processes.vp_scaled_linear")
     config.grid = call("timesteps.from_indices", indices=(999, 749, 499, 249))
-    config.own = call("timesteps.trailing", steps=20, num_train_steps=1000)
+    config.own = {"long": call("timesteps.trailing", steps=20, num_train_steps=1000)}
     config.long = call("timesteps.trailing", steps=50, num_train_steps=1000)
     config.slider.lora = call("adapters.lora", rank=4, alpha=1, select=NOXATTN[:4])
     return config

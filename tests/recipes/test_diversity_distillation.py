@@ -167,7 +167,7 @@ def test_the_published_settings():
     np.testing.assert_allclose(float(process.alpha(1.0)) ** 2, 0.0047, atol=1e-4)
     assert timesteps.spliced(grid, grid, 1).stop == 1
     # A grid of 20 steps reaches tau_1 in five.
-    assert timesteps.spliced(build(config.own), grid, 1).stop == 5
+    assert timesteps.spliced(build(config.own.long), grid, 1).stop == 5
     lora = build(config.slider.lora, network=network)
     x, cond = jnp.zeros((1, 128, 128, 4)), {"context": jnp.zeros((1, 77, 2048))}
     params = jax.eval_shape(network.init, jax.random.key(0), x, jnp.zeros(1), cond)
