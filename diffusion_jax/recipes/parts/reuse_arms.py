@@ -193,11 +193,12 @@ def draw_errors(path: Path, table: Table, label: str) -> None:
 
 def draw_calibration(path: Path, calibration: Calibration) -> None:
     """What was calibrated as functions of t."""
-    t = np.asarray(calibration.grid[:-1])
-    curves = {
-        "computed (1) or reused (0)": (t, np.asarray(calibration.computed, float)),
-        "share of its step (phi)": (t, np.asarray(calibration.fraction)),
-        "slope of the error": (t, np.asarray(calibration.correction.slope)),
-        "bias of the error": (t, np.asarray(calibration.correction.bias)),
+    values = {
+        "computed (1) or reused (0)": calibration.computed,
+        "share of its step (phi)": calibration.fraction,
+        "slope of the error": calibration.correction.slope,
+        "bias of the error": calibration.correction.bias,
     }
+    t = np.asarray(calibration.grid[:-1]).tolist()
+    curves = {name: (t, np.asarray(value, float).tolist()) for name, value in values.items()}
     pictures.save_curves(path, curves, x_label="t (the run goes from right to left)", y_label="by step")
