@@ -71,7 +71,7 @@ def test_adapters_within_blocks_stay_in_force():
 
 def test_bad_cuts_are_told():
     network = CASES["dit"][0]()
-    with pytest.raises(InvalidInput, match="head is 4.*3 blocks"):
+    with pytest.raises(InvalidInput, match=r"head is 4.*3 blocks"):
         models.staged(network, head=4)
     with pytest.raises(InvalidInput, match="first residual block"):
         models.staged(CASES["unet"][0](), head=2)

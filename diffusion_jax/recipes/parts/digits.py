@@ -1,4 +1,4 @@
-"""Handwritten digits, 8 x 8 pixels: the transformer that recipes about cheaper sampling share, and the judge of samples.
+"""Handwritten digits, 8 x 8 pixels: the transformer that recipes about cheaper sampling share, and their judge.
 
 The transformer predicts epsilon on the linear-beta process of DDPM, as the published ones do, and has eight blocks:
 deep enough for a part of it to be left out, small enough to be trained in minutes. Whoever asks for it with the same
