@@ -99,7 +99,7 @@ def test_buckets_are_the_cheapest_ranges():
     assert dynamic.partition(jax.tree.map(lambda m: np.repeat(m[:1], 5, 0), on), costs, 4) == [(0, 5)]
 
 
-def test_grids_labels_and_guidance_compile_once_and_devices_agree():
+def test_guidance_nests_and_eight_devices_agree_with_one():
     network, process, _, tree = routed_case("ddim")
     gates, costs = tables("ddim")
     static = dynamic.static_widths(network, process, GRID[:-1], gates, costs, 2)
