@@ -31,7 +31,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.seeds = 1
     config.mixture.update({"dims": 4, "steps": 6, "calibration": 8, "samples": 8})
     config.digits.base = digit_transformer(steps=4, width=24, depth=2, heads=2)
-    config.digits.update({"calibration": 10, "samples": 10, "computed": (4, 3), "shown": 3})
+    config.digits.update({"calibration": 10, "samples": 10, "computed": (4, 3), "shown": 3, "guidance": 1.0})
     config.digits.grid.steps = 5
     return config
 

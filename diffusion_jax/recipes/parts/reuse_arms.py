@@ -39,7 +39,7 @@ ARMS = {
 """The arms by name, as pictures call them: the plain solver, then reuse, then one part after the other."""
 
 
-Table = Mapping[float, Mapping[str, Sequence[float]]]
+Table = Mapping[float | int, Mapping[str, Sequence[float]]]
 """By threshold and arm: one endpoint error a seed; the evaluations under "evaluations"."""
 
 
@@ -141,12 +141,12 @@ def threshold_for(runs: Trajectories, residual: bool, count: int) -> float:
     return float(thresholds[int(np.argmax(np.append(np.asarray(counts)[:-1] <= count, True)))])
 
 
-def gathered(tables: Sequence[Mapping[float, Mapping[str, float]]]) -> Table:
+def gathered(tables: Sequence[Mapping[float | int, Mapping[str, float]]]) -> Table:
     """One table with the values of every seed."""
     return {at: {arm: [one[at][arm] for one in tables] for arm in row} for at, row in tables[0].items()}
 
 
-def evaluations(table: Table, at: float) -> str:
+def evaluations(table: Table, at: float | int) -> str:
     """The evaluations of a run, over the seeds, in words."""
     return "/".join(sorted({f"{value:g}" for value in table[at]["evaluations"]}, key=float))
 
