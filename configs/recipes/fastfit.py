@@ -31,7 +31,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
 def paper() -> ConfigDict:
     """The inpainting U-Net of Stable Diffusion 1.5 without cross-attention, on latents; 50 steps at guidance 2.5."""
-    config = ConfigDict({"items": 5, "guidance": 2.5, "latents": (128, 96, 4)})
+    config = ConfigDict({"kinds": 5, "guidance": 2.5, "latents": (128, 96, 4)})
     fields = {"context": False, "raw_context": False, "context_channels": 0, "concat": 5}
     config.model = call("models.unet", preset="sd15", **fields)
     config.process = call("processes.vp_scaled_linear")

@@ -47,13 +47,15 @@ def test_references_may_be_more_or_fewer_than_there_are_items():
 
 def test_the_published_network_has_references_and_no_cross_attention():
     config = load("configs/recipes/fastfit.py:paper")
-    forms = models.referenced(build(config.model), config.items)
+    forms = models.referenced(build(config.model), config.kinds)
     x = jax.ShapeDtypeStruct((1, *config.latents), jnp.float32)
     mask = jax.ShapeDtypeStruct((1, *config.latents[:2], 5), jnp.float32)
     params = jax.eval_shape(forms.encoding.init, jax.random.key(0), x, jnp.zeros(1), {"concat": mask})
     assert not [path for path in models.by_path(params) if "cross_attention" in path]
-    # SD 1.5 has 859.5 M; less 52.6 M of cross-attention and its norms, with five more channels at the entrance.
-    assert 800e6 < models.count_params(params) < 815e6
+    # Of 5, 5 and 6 transformer blocks, cross-attention (q, k, v, out with its bias, a norm) is gone.
+    crossing = sum(blocks * (2 * w**2 + (2 * 768 + 3) * w) for w, blocks in ((320, 5), (640, 5), (1280, 6)))
+    entrance, own = 9 * 5 * 320, 9 * 9 * 320 + 320 + config.kinds * 1280
+    assert models.count_params(params) == 859_520_964 - crossing + entrance + own
     references = jax.ShapeDtypeStruct((1, 3, *config.latents), jnp.float32)
     items, present = jax.ShapeDtypeStruct((1, 3), jnp.int32), jax.ShapeDtypeStruct((1, 3), bool)
     cache = jax.eval_shape(forms.encode, params, references, items, present)
