@@ -74,8 +74,12 @@ def cached_features(
         inputs, at = (*network_inputs(process, x, step), cond), coordinate(along, step, process)
         weights = forecasting.weights(forecaster, carry.table, at)
 
+        # Skipped modules report nothing, so what they would is left out of the extras of full steps as well.
+        told = jax.eval_shape(forecast, params, carry.table.values, weights, *inputs)[1]
+
         def full(table):
-            answer, features = computed(params, *inputs)
+            (output, extras), features = computed(params, *inputs)
+            answer = output, {name: extras[name] for name in told}
             return answer, forecasting.update(forecaster, table, features, at, depth_axes(features))
 
         def skip(table):

@@ -109,7 +109,9 @@ def test_guidance_nests_and_eight_devices_agree_with_one():
     spread = make_sampler(guided, solvers.ddim(), shape=SHAPE, mesh=make_mesh(data=8))
     key, index = jax.random.key(2), jnp.arange(8)
     out = alone(key, params, GRID, LABELS, index).x
-    np.testing.assert_allclose(spread(key, params, GRID, LABELS, index).x, out, atol=1e-5)
+    # Random weights drive x far out, and rounding with it.
+    atol = 2e-6 * float(jnp.abs(out).max())
+    np.testing.assert_allclose(spread(key, params, GRID, LABELS, index).x, out, atol=atol)
 
 
 def test_features_are_cached_under_gates():
