@@ -107,7 +107,7 @@ def save_scatter(path: Path | str, points: Mapping[str, Any]) -> None:
 
 def save_curves(
     path: Path | str,
-    curves: Mapping[str, tuple[Sequence[Any], Sequence[Any]]],
+    curves: Mapping[str, tuple[Any, Any]],
     *,
     x_label: str,
     y_label: str,
@@ -126,9 +126,7 @@ def save_curves(
     _save(figure, path)
 
 
-def save_panels(
-    path: Path | str, panels: Mapping[str, Mapping[str, tuple[Sequence[Any], Sequence[Any]]]], *, x_label: str
-) -> None:
+def save_panels(path: Path | str, panels: Mapping[str, Mapping[str, tuple[Any, Any]]], *, x_label: str) -> None:
     """Writes panels of named curves side by side, `{title: {name: (x, y)}}`, y logarithmic; names look alike in all.
 
     Points are marked, so a curve may be a single one. The legend of all names stands below.

@@ -114,6 +114,8 @@ def width_costs(opened: Network, params: Any, x: Any, t: Any, cond: Any = None) 
     without capacity saves nothing, so it counts nothing here.
     """
 
+    x, t, cond = jax.tree.map(jnp.asarray, (x, t, cond))
+
     def ledger(params):
         gates = jax.tree.map(lambda leaf: jnp.ones((leaf.shape[0], 1, leaf.shape[2])), params[GATES])
         report = opened.apply({**params, GATES: gates}, x, t, cond)[1][LEDGER]

@@ -179,6 +179,9 @@ def test_list_says_what_there_is(capsys):
         "families",
         "loading",
         "attention",
+        "acceleration",
+        "frontier",
+        "caching",
         "compilation",
         "gpu",
     ]

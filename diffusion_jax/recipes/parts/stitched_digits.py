@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -44,7 +44,7 @@ class Digits(NamedTuple):
     seconds: dict[float, float]
 
 
-def digit_models(configs: Mapping[str, Any]) -> list[Model]:
+def digit_models(configs: Any) -> list[Model]:
     """small, middle and large, trained, with the FLOPs of an evaluation in units of the large one's."""
     models = []
     for name in ("small", "middle", "large"):
