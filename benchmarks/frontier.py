@@ -8,6 +8,7 @@ to held-out digits. Times are medians of runs that take turns; each round draws 
     python -m benchmarks.run frontier
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -118,7 +119,7 @@ def frontier(rounds: int, smoke: bool, compiled_peers: bool) -> list[Row]:
         )
         print(f"  {rows[-1].case}: {faster.value:.2f}x, {rows[-1].note}", flush=True)
     if not smoke:
-        draw(found, points, PICTURE)
+        draw([arm.family for arm in found], points, PICTURE)
     return rows
 
 
@@ -208,18 +209,18 @@ def narrowed(config: Any, base: Any, grid: Any) -> tuple[Denoiser, Any]:
     return cut.denoiser, cut.prepare({"params": tree["params"]})
 
 
-def draw(found: list[Arm], points: list[tuple[float, float, float]], path: Path) -> None:
-    """One panel a measure and kind of run, one curve a family."""
-    panels: dict[str, dict] = {}
-    for arm, (faster, error, distance) in zip(found, points, strict=True):
-        led = arm.family.startswith(GUIDED)
-        for measure, value in (("endpoint error", error), ("Fréchet distance", distance)):
-            if value == 0.0:
-                continue
-            curves = panels.setdefault(f"{GUIDED if led else ''}{measure}", {})
-            xs, ys = curves.setdefault(arm.family.removeprefix(GUIDED), ([], []))
-            xs.append(faster)
-            ys.append(value)
+def draw(families: Sequence[str], points: Sequence[tuple[float, float, float]], path: Path) -> None:
+    """One panel a measure and kind of run, one curve a family; points: (times faster, endpoint error, distance)."""
+    titles = [f"{kind}{measure}" for kind in ("", GUIDED) for measure in ("endpoint error", "Fréchet distance")]
+    panels: dict[str, dict] = {title: {} for title in titles}
+    for family, (faster, *values) in zip(families, points, strict=True):
+        kind = GUIDED if family.startswith(GUIDED) else ""
+        for measure, value in zip(("endpoint error", "Fréchet distance"), values, strict=True):
+            # The plain run of all steps has no error, and no place on a logarithmic axis.
+            if value:
+                xs, ys = panels[f"{kind}{measure}"].setdefault(family.removeprefix(GUIDED), ([], []))
+                xs.append(faster)
+                ys.append(value)
     pictures.save_panels(path, panels, x_label="times faster than the plain run")
 
 

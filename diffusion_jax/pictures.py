@@ -126,26 +126,31 @@ def save_curves(
     _save(figure, path)
 
 
-def save_panels(path: Path | str, panels: Mapping[str, Mapping[str, tuple[Any, Any]]], *, x_label: str) -> None:
-    """Writes panels of named curves side by side, `{title: {name: (x, y)}}`, y logarithmic; names look alike in all.
+def save_panels(
+    path: Path | str, panels: Mapping[str, Mapping[str, tuple[Any, Any]]], *, x_label: str, columns: int = 2
+) -> None:
+    """Writes panels of named curves, `{title: {name: (x, y)}}`, y logarithmic; a name looks alike in all of them.
 
     Points are marked, so a curve may be a single one. The legend of all names stands below.
     """
     names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
     colours, markers = plt.get_cmap("tab20"), "osDv^<>Ph*XpH8"
     looks = {name: {"color": colours(i % 20), "marker": markers[i % len(markers)]} for i, name in enumerate(names)}
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 4.2), squeeze=False)
-    for axis, (title, curves) in zip(axes[0], panels.items(), strict=True):
+    rows = -(-len(panels) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(4.8 * columns, 3.6 * rows + 0.8), squeeze=False)
+    for axis, (title, curves) in zip(axes.flat, panels.items()):
         for name, (x, y) in curves.items():
             axis.plot(x, y, label=name, linewidth=1.0, markersize=5, **looks[name])
         axis.set_yscale("log")
         axis.set_title(title)
         axis.set_xlabel(x_label)
         axis.grid(alpha=0.3, which="both")
-    handles = dict(pair[::-1] for axis in axes[0] for pair in zip(*axis.get_legend_handles_labels(), strict=True))
-    rows = -(-len(names) // (2 * len(panels)))
-    figure.tight_layout(rect=(0, 0.06 * rows, 1, 1))
-    figure.legend(handles.values(), handles, loc="lower center", ncols=2 * len(panels), fontsize=8, frameon=False)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    handles = dict(pair[::-1] for axis in axes.flat for pair in zip(*axis.get_legend_handles_labels()))
+    lines = -(-len(names) // (2 * columns))
+    figure.tight_layout(rect=(0, 0.25 * lines / figure.get_figheight(), 1, 1))
+    figure.legend(handles.values(), handles, loc="lower center", ncols=2 * columns, fontsize=8, frameon=False)
     _save(figure, path, tight=False)
 
 
