@@ -115,7 +115,9 @@ def test_a_mesh_splits_the_batch_and_every_device_switches(pair, run):
     mesh = Mesh(np.asarray(jax.devices()[:8]), ("data",))
     sampler = sampling.make_sampler(switched(both, by_share(0.4)), solvers.ddim(), shape=(4, 4, 1), mesh=mesh)
     split = sampler(KEY, params, GRID, COND, jnp.arange(8))
-    np.testing.assert_allclose(split.x, run(table(STEPS, 0.4)), rtol=1e-5, atol=1e-5)
+    whole = run(table(STEPS, 0.4))
+    # Random weights drive x far out, and rounding with it.
+    np.testing.assert_allclose(split.x, whole, atol=1e-6 * float(jnp.abs(whole).max()))
     assert float(split.cost.evaluations) == STEPS
 
 
