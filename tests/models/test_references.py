@@ -179,6 +179,8 @@ def test_references_are_encoded_once_in_a_run():
     params = forms.encoding.init(jax.random.key(1), x, t, cond)
 
     def count(form, told):
+        # What was called before may still be on its way to the host.
+        jax.effects_barrier()
         rows.clear()
         denoiser = denoisers.denoiser(form, FLOW)
         run = sampling.sample(jax.random.key(0), denoiser, params, solvers.ddim(), GRID, x_init=x, cond=told())
