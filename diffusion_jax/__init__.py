@@ -1,7 +1,13 @@
 """diffusion_jax: diffusion models in JAX, composed along the timestep.
 
-The rooms (`processes`, `timesteps`, `models`, `denoisers`, `solvers`, ...) are imported one by one, so that importing
-the package costs nothing: `from diffusion_jax import processes, solvers`. The loop is `sampling.sample`.
+The packages (`processes`, `timesteps`, `models`, `denoisers`, `solvers`, ...) are imported one by one, so that
+importing this one costs nothing: `from diffusion_jax import processes, solvers`. The loop is `sampling.sample`.
+
+One thing happens on import: the C library is told to keep freed memory (`diffusion_jax.malloc` says why, and how not).
 """
 
+from diffusion_jax.malloc import keep_freed_memory
+
 __version__ = "0.1.0"
+
+keep_freed_memory()

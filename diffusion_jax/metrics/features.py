@@ -23,7 +23,9 @@ from diffusion_jax import data
 from diffusion_jax.cache import cache_folder
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 
-WORLDS = ("digits", "shapes")
+STEPS = {"digits": 600, "shapes": 1500}
+"""The worlds that have a judge, and how long it is trained."""
+
 _RECIPE = 1
 """Part of the hash: counts up whenever a change below would train other weights."""
 
@@ -78,12 +80,12 @@ def feature_network(
 
     size: side of the images; the world's own (8, 32) when None.
     features: width of the penultimate layer.
-    steps: length of the training; 600 for digits and 1500 for shapes when None.
+    steps: length of the training; that of `STEPS` when None.
     """
-    if world not in WORLDS:
-        raise unknown("world", world, WORLDS)
+    if world not in STEPS:
+        raise unknown("world", world, STEPS)
     size = {"digits": 8, "shapes": 32}[world] if size is None else size
-    steps = {"digits": 600, "shapes": 1500}[world] if steps is None else steps
+    steps = STEPS[world] if steps is None else steps
     if features < 1 or steps < 1:
         raise invalid("features, steps", (features, steps), "both must be at least 1")
     config = FeatureConfig(world, size, features, steps, seed)

@@ -11,6 +11,7 @@ from diffusion_jax import processes, randomness
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.processes import NETWORK_TIMES, PARAMETERIZATIONS, GaussianProcess, Linear
 from diffusion_jax.typing import Prediction
+from tests import shipped
 
 PROCESSES = {
     "vp_linear": processes.vp_linear(),
@@ -141,7 +142,7 @@ def test_equal_entries_of_a_vector_time_are_the_scalar_bit_for_bit(name):
     process = PROCESSES[name]
     x0, noise = pair((3, 4, 5))
 
-    @jax.jit
+    @shipped.jit
     def everything(x0, noise, t):
         x_t = process.marginal(x0, noise, t)
         return x_t, process.predict(process.target(x0, noise, t), x_t, t), process.network_input(x_t, t)

@@ -4,9 +4,21 @@ import math
 
 import pytest
 
+from diffusion_jax.metrics import features
 from diffusion_jax.recipes import SYSTEMS
 from diffusion_jax.recipes.__main__ import built, run
+from diffusion_jax.recipes.parts import digits
 from diffusion_jax.recipes.report import read
+
+
+@pytest.fixture(autouse=True)
+def hasty_judges(monkeypatch):
+    """Judges are trained for a few steps as well; nothing of them is left for other tests."""
+    for world in features.STEPS:
+        monkeypatch.setitem(features.STEPS, world, 10)
+    digits._held_out_features.cache_clear()
+    yield
+    digits._held_out_features.cache_clear()
 
 
 @pytest.mark.parametrize("slug", [system.slug for system in SYSTEMS if built(system.slug)])
