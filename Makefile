@@ -16,7 +16,8 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 
 # The packages of Python 3.12 and later are a generation newer than those of 3.11. What leans on them most: programs as
 # jax has them, meshes, flax's collections, checkpoints, and laws about rounding.
-CORE := $(addprefix tests/,processes timesteps solvers distributed training test_sampling.py test_costs.py \
+CORE := $(addprefix tests/,processes timesteps solvers distributed test_sampling.py test_costs.py \
+  $(patsubst %,training/test_%.py,step optimizers ema checkpoint) \
   $(patsubst %,models/test_%.py,mlp layers dit interception))
 NEWEST = $(shell for minor in 14 13 12; do \
   for python in python3.$$minor "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.$$minor.*/bin/python; do \
