@@ -4,6 +4,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+JAX = ">=0.10,<0.13"
 PEERS = ["torch==2.13.0", "diffusers>=0.35", "transformers>=4.50", "accelerate", "peft"]
 TEST = [
     "pytest>=8",
@@ -23,11 +24,12 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
+    classifiers=[f"Programming Language :: Python :: {version}" for version in ("3.11", "3.12", "3.13")],
     packages=find_packages(include=["diffusion_jax", "diffusion_jax.*"]),
     package_data={"diffusion_jax": ["py.typed"]},
     install_requires=[
-        "jax>=0.10",
-        "flax>=0.12",
+        f"jax{JAX}",
+        "flax>=0.12.8,<0.13",
         "optax>=0.2.5",
         "orbax-checkpoint>=0.11",
         "grain>=0.2.12",
@@ -51,8 +53,8 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "cuda": ["jax[cuda12]>=0.10"],
-        "tpu": ["jax[tpu]>=0.10"],
+        "cuda": [f"jax[cuda12]{JAX}"],
+        "tpu": [f"jax[tpu]{JAX}"],
         "control": ["gymnasium>=0.29", "gym-pusht>=0.1.5"],
         "tfds": ["tensorflow-datasets", "tensorflow-cpu", "array_record"],
         "notebooks": NOTEBOOKS,

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend import core as jax_core
+from jax.extend.core import jaxprs_in_params
 from jax.interpreters import partial_eval
 
 
@@ -34,7 +34,7 @@ def count_bytes(tree: Any) -> int:
 def _flops(jaxpr) -> float:
     total = 0.0
     for equation in jaxpr.eqns:
-        name, inner = equation.primitive.name, list(_inner(equation))
+        name, inner = equation.primitive.name, list(jaxprs_in_params(equation.params))
         if name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             shape = equation.invars[0].aval.shape
@@ -48,16 +48,6 @@ def _flops(jaxpr) -> float:
             times = equation.params["length"] if name == "scan" else 1
             total += times * sum(map(_flops, inner))
     return total
-
-
-def _inner(equation):
-    """The jaxprs that an equation runs."""
-    for value in equation.params.values():
-        for one in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(one, jax_core.ClosedJaxpr):
-                yield one.jaxpr
-            elif isinstance(one, jax_core.Jaxpr):
-                yield one
 
 
 def _size(variable) -> int:

@@ -186,6 +186,8 @@ def make_sampler(
     for name in axes:
         if mesh is not None and name not in mesh.axis_names:
             raise unknown("axis", name, mesh.axis_names)
+    # What comes from `jax.make_mesh` has explicit axes by default, along which a batch is not cut by itself.
+    mesh = None if mesh is None else Mesh(mesh.devices, mesh.axis_names)
     devices = math.prod(mesh.shape[name] for name in axes) if mesh is not None else 1
 
     def local(key, params, grid, cond, index, x_init):

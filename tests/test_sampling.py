@@ -76,7 +76,8 @@ def test_a_grid_with_a_batch_axis_is_split_with_the_batch():
     grid = GRID[:, None] * jnp.linspace(0.5, 1.0, 8)
     start = jax.random.normal(jax.random.key(1), (8, 3))
     one = make_sampler(DENOISER, solvers.unipc(), shape=(3,))(KEY, MIXTURE, grid, None, index, start)
-    eight = make_sampler(DENOISER, solvers.unipc(), shape=(3,), mesh=mesh())(KEY, MIXTURE, grid, None, index, start)
+    default = jax.make_mesh((8,), ("data",))  # of explicit axes
+    eight = make_sampler(DENOISER, solvers.unipc(), shape=(3,), mesh=default)(KEY, MIXTURE, grid, None, index, start)
     np.testing.assert_allclose(eight.x, one.x, atol=1e-6)
 
 

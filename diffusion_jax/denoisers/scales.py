@@ -30,7 +30,8 @@ def check_scale(field: str, scale: Any) -> None:
         return
     for values in scale.values() if isinstance(scale, Mapping) else [scale]:
         try:
-            numeric = jnp.issubdtype(jnp.asarray(values).dtype, jnp.number) and jnp.size(values) > 0
+            values = jnp.asarray(values)
+            numeric = jnp.issubdtype(values.dtype, jnp.number) and values.size > 0
         except (TypeError, ValueError):
             numeric = False
         if not numeric:

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh
 
 from diffusion_jax import denoisers, models, processes, sampling, solvers, timesteps
 from diffusion_jax.config import build, load
 from diffusion_jax.denoisers import by_share, on_process, switched
+from diffusion_jax.distributed import make_mesh
 from diffusion_jax.recipes.parts.stitched_ring import ring_models
 from diffusion_jax.recipes.parts.stitching import Model, backwards, epsilon_gap, padded, relative_cost, stitched, table
 
@@ -112,7 +112,7 @@ def test_one_scan_of_a_switch_is_a_scan_for_each_segment_with_the_solvers_state_
 
 def test_a_mesh_splits_the_batch_and_every_device_switches(pair, run):
     both, params = pair
-    mesh = Mesh(np.asarray(jax.devices()[:8]), ("data",))
+    mesh = make_mesh(data=8)
     sampler = sampling.make_sampler(switched(both, by_share(0.4)), solvers.ddim(), shape=(4, 4, 1), mesh=mesh)
     split = sampler(KEY, params, GRID, COND, jnp.arange(8))
     whole = run(table(STEPS, 0.4))
