@@ -115,3 +115,17 @@ def processor() -> str:
             return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+VECTORS = {"avx512f": 512, "avx2": 256, "avx": 256, "sse2": 128, "sve": 128, "asimd": 128}
+"""What Linux calls a processor's vector instructions, the widest first, and the bits of a vector."""
+
+
+def vector_bits() -> int | None:
+    """The vector width of the processor in bits, where Linux tells it."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            flags = next(line for line in lines if line.startswith(("flags", "Features"))).split()
+    except (OSError, StopIteration):
+        return None
+    return next((bits for name, bits in VECTORS.items() if name in flags), None)

@@ -4,8 +4,8 @@ The peak is counted anew once the program is compiled and warm, so it holds libr
 not what compiling needed. Where the system cannot count anew (only Linux can), it is the peak since the start.
 """
 
+import dataclasses
 import importlib
-import json
 import resource
 import sys
 
@@ -38,8 +38,6 @@ def _count_anew() -> bool:
 
 
 if __name__ == "__main__":
-    fields = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(sys.argv[2]).items()
-    }
+    work = Workload.read(sys.argv[2])
     # A sampling run repeats one step: two of them already reach its peak.
-    print(peak(sys.argv[1], Workload(**{**fields, "steps": min(fields["steps"], 2)})))
+    print(peak(sys.argv[1], dataclasses.replace(work, steps=min(work.steps, 2))))

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks.harness import Ratio, Summary, processor
+from benchmarks.harness import Ratio, Summary, processor, vector_bits
+from diffusion_jax.malloc import keep_freed_memory
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("jax", "jaxlib", "flax", "torch", "diffusers", "numpy")
@@ -69,6 +70,8 @@ def environment(device: str) -> dict:
             continue
     return {
         "processor": processor(),
+        "vector_bits": vector_bits(),
+        "allocator": str(keep_freed_memory()),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "device": device,
         "python": platform.python_version(),
@@ -127,7 +130,8 @@ def page(results: Sequence[Result]) -> str:
             "",
             f"## {result.name}",
             "",
-            f"`{result.command}`, {result.seconds:.0f} s. {env['device']}; {env['processor']}, {env['cores']} cores; "
+            f"`{result.command}`, {result.seconds:.0f} s. {env['device']}; {env['processor']}, {env['cores']} cores"
+            f"{_vectors(env)}; malloc {env.get('allocator', 'as the system has it')}; "
             f"Python {env['python']}, {versions}; load before {env['load_before']}; {env['date']}.",
             "",
             "| case | ours | peer | peer's | faster | aim | compile | memory, ours / peer | |",
@@ -135,6 +139,10 @@ def page(results: Sequence[Result]) -> str:
         ]
         lines += [_line(row) for row in result.rows]
     return "\n".join(lines) + "\n"
+
+
+def _vectors(env: dict) -> str:
+    return f" with vectors of {env['vector_bits']} bits" if env.get("vector_bits") else ""
 
 
 def _line(row: Row) -> str:

@@ -12,6 +12,7 @@ from benchmarks.report import RESULTS, Result, environment, write, write_page
 BENCHMARKS = {
     "dit": ("benchmarks.side_by_side", "DiT-S/2 against diffusers: forward, training step, 50 DDIM steps"),
     "unet": ("benchmarks.side_by_side", "a U-Net of about as many parameters against diffusers, likewise"),
+    "allocation": ("benchmarks.allocation", "training steps with freed memory kept and given back, and the peer's"),
     "families": ("benchmarks.families", "a forward pass of every family of published networks against the peers"),
     "loading": ("benchmarks.loading", "loading a folder of two gigabytes: seconds and peak memory"),
     "attention": ("benchmarks.attention", "attention alone against torch and jax.nn, forward and backward"),
@@ -21,7 +22,7 @@ BENCHMARKS = {
     "compilation": ("benchmarks.compilation", "first-call compilation of DiT-XL/2, scanned and unrolled"),
     "gpu": ("benchmarks.gpu", "DiT-XL/2 in bfloat16 on a GPU: FLOP utilisation, samples per second"),
 }
-NEED_TORCH = ("dit", "unet", "families", "loading", "attention", "caching")
+NEED_TORCH = ("dit", "unet", "allocation", "families", "loading", "attention", "caching")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

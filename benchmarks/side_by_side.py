@@ -1,6 +1,5 @@
 """The main comparison: networks, training steps and whole sampling runs, ours against diffusers on PyTorch."""
 
-import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -39,7 +38,8 @@ def _rows(work, rounds, smoke, compiled_peers):
             others["diffusers, torch.compile"] = peers.build(case, compile=True)
         contenders = {"ours": mine.call, **{name: peer.call for name, peer in others.items()}}
         times = interleave(contenders, max(3, round(rounds * SHARE[part])))
-        memory = {side: peak_memory(case, side) for side in ("ours", "peers")}
+        alone = replace(case, settings=mine.settings)
+        memory = {side: peak_memory(alone, side) for side in ("ours", "peers")}
         for name, peer in others.items():
             row = Row(
                 case=case.title,
@@ -51,7 +51,8 @@ def _rows(work, rounds, smoke, compiled_peers):
                 compile_seconds=mine.compile_seconds,
                 memory=memory["ours"],
                 their_memory=memory["peers"] if name == "diffusers" else None,
-                note=f"{mine.parameters / 1e6:.1f} M parameters, peer {peer.parameters / 1e6:.1f} M",
+                note=f"{mine.parameters / 1e6:.1f} M parameters, peer {peer.parameters / 1e6:.1f} M"
+                + (f"; {mine.settings}" if mine.settings else ""),
             )
             rows.append(row)
             print(f"  {case.title}: {row.ratio.value:.2f}× {name}", flush=True)
@@ -60,6 +61,6 @@ def _rows(work, rounds, smoke, compiled_peers):
 
 def peak_memory(case, side: str) -> float:
     """Peak resident MiB of a process that runs nothing but this side of the case."""
-    command = [sys.executable, "-m", "benchmarks.memory", side, json.dumps(case.__dict__)]
+    command = [sys.executable, "-m", "benchmarks.memory", side, case.written()]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return float(done.stdout.splitlines()[-1])

@@ -1,6 +1,7 @@
 """What both sides are asked to do: sizes of the networks and of the data. Nothing here imports either library."""
 
 import dataclasses
+import json
 
 PARTS = {"forward": "forward", "train": "forward + backward + AdamW", "sample": "DDIM"}
 """What is run, and how the table calls it."""
@@ -13,6 +14,7 @@ class Workload:
     model: `dit` (patch 2) or `unet`. part: a key of `PARTS`. steps: of a DDIM run; one network evaluation each.
     DiT: width, depth, heads. U-Net: width of the first level, multipliers, attention per level, depth the number of
     residual blocks per level, head_dim.
+    settings: a key of `ours.TRAINED`, which decides how a DiT is trained; what is fastest if empty.
     """
 
     model: str = "dit"
@@ -28,6 +30,7 @@ class Workload:
     multipliers: tuple[int, ...] = ()
     attention: tuple[int, ...] = ()
     head_dim: int = 64
+    settings: str = ""
 
     @property
     def title(self) -> str:
@@ -38,6 +41,16 @@ class Workload:
         )
         what = f"{self.steps} DDIM steps" if self.part == "sample" else PARTS[self.part]
         return f"{name}, batch {self.batch} of {self.size}×{self.size}×{self.channels}: {what}"
+
+    @classmethod
+    def read(cls, text: str) -> "Workload":
+        """A workload from the JSON of its fields: how one process tells it to another."""
+        fields = json.loads(text)
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+
+    def written(self) -> str:
+        """What `read` reads."""
+        return json.dumps(dataclasses.asdict(self))
 
     def small(self) -> "Workload":
         """The same with a tiny network, to see that everything runs."""

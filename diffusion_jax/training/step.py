@@ -1,4 +1,4 @@
-"""One training step: loss, gradient, update, averages; jitted, the state's buffers donated.
+"""One training step: loss, gradient, update, averages; jitted, the state's buffers donated except on CPUs.
 
 The step is a function of (state, batch) alone. Its randomness is `fold_in(key(seed), step)`, into which objectives
 fold the index of each example, so a run can be cut, resumed, spread and accumulated without a change.
@@ -30,7 +30,7 @@ def make_train_step(
     clip_norm: float | None = None,
     seed: int = 0,
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]:
-    """The jitted `(state, batch) -> (state, metrics)`; the given state's buffers are consumed.
+    """The jitted `(state, batch) -> (state, metrics)`; the given state's buffers are consumed, except on CPUs.
 
     The loss is the mean over the batch. A step whose loss or gradient is not finite leaves parameters, averages,
     optimiser and objective untouched and is counted.
@@ -122,7 +122,10 @@ def make_train_step(
             metrics["learning_rate"] = jnp.asarray(optimizer.learning_rate(applied), jnp.float32)
         return constrain(new_state, mesh, rules), metrics
 
-    return jax.jit(step, donate_argnums=0)
+    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    # Several of XLA's loops on CPUs read the old moments while one writes the new ones, so for an update in place it
+    # would first copy the whole state.
+    return jax.jit(step, donate_argnums=() if platform == "cpu" else 0)
 
 
 def _cut(leaf: Any, parts: int, mesh: Mesh | None) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
 from diffusion_jax.models.layers.dense import projection
@@ -19,6 +20,9 @@ TILE = 2**21
 """Most logits a CPU holds at once: beyond, heads are taken one by one, and within a head queries in chunks, so that a
 tile stays in the last-level cache (measured on one core at `[2, 1024, 16, 72]`: 78 ms by heads, 118 ms by chunks of the
 queries of all heads, and 328 against 516 ms with the gradient)."""
+
+ATTENDED = "attended"
+"""The name by which policies of rematerialisation know what `Attend` returns."""
 
 
 def key_mask(mask: Bool[Array, "B M"] | None) -> Bool[Array, "B 1 1 M"] | None:
@@ -73,43 +77,40 @@ def _has_fused_kernels() -> bool:
 
 
 def _heads_first(q, k, v, mask, bias):
-    q, k, v = (a.transpose(0, 2, 1, 3) for a in (q * q.shape[-1] ** -0.5, k, v))
-    batch, heads, length, _ = q.shape
-    if batch * heads * length * k.shape[2] <= TILE:
-        return _attend_tile(q, k, v, mask, bias).transpose(0, 2, 1, 3)
-
-    def by_head(a):
-        return jnp.moveaxis(a, 1, 0)[:, :, None]
-
-    parts = tuple(by_head(a) for a in (q, k, v))
-    out = _mapped(_in_chunks, parts, (mask, bias), 1, by_head)
-    return out[:, :, 0].transpose(1, 2, 0, 3)
+    q, k, v = (a.transpose(2, 0, 1, 3) for a in (q * q.shape[-1] ** -0.5, k, v))
+    heads, batch, length, _ = q.shape
+    seen = tuple(None if a is None else a.transpose(1, 0, 2, 3) for a in (mask, bias))
+    if heads * batch * length * k.shape[2] <= TILE:
+        return _attend_tile(q, k, v, *seen).transpose(1, 2, 0, 3)
+    return _mapped(_in_chunks, (q, k, v), seen).transpose(1, 2, 0, 3)
 
 
-def _mapped(function, parts, seen, axis, split):
-    """`lax.map` of `function(*parts, *seen)`; of `seen`, mask and bias, is split what is longer than 1 along `axis`."""
-    own = tuple(None if a is None or a.shape[axis] == 1 else split(a) for a in seen)
+def _mapped(function, parts, seen):
+    """`lax.map` of `function(*parts, *seen)` over first axes; of `seen`, mask and bias, that axis may have length 1."""
+    own = tuple(None if a is None or len(a) == 1 else a for a in seen)
 
     def each(item):
         part, own = item
-        return function(*part, *(whole if a is None else a for a, whole in zip(own, seen)))
+        return function(*part, *(a if given is None or a is not None else given[0] for a, given in zip(own, seen)))
 
     return jax.lax.map(each, (parts, own))
 
 
 def _in_chunks(q, k, v, mask, bias):
-    """Attention of one head, `[B, 1, N, D]`, in chunks of queries; each is recomputed in the backward pass."""
-    batch, _, length, _ = q.shape
+    """Attention of one head, `[B, N, D]`, in chunks of queries; each is recomputed in the backward pass."""
+    batch, length, _ = q.shape
     tile = jax.checkpoint(_attend_tile, prevent_cse=False)
-    chunk = _chunk(length, TILE // (batch * k.shape[2]))
+    chunk = _chunk(length, TILE // (batch * k.shape[1]))
     if chunk == length:
         return tile(q, k, v, mask, bias)
 
     def split(a):
-        return jnp.moveaxis(a.reshape(*a.shape[:2], length // chunk, chunk, a.shape[3]), 2, 0)
+        """`[B, N, ...]` as `[N / chunk, B, chunk, ...]`, or what is the same for all queries as `[1, B, 1, ...]`."""
+        return jnp.moveaxis(a.reshape(a.shape[0], -1, min(chunk, a.shape[1]), a.shape[2]), 1, 0)
 
-    out = _mapped(lambda q, *seen: tile(q, k, v, *seen), (split(q),), (mask, bias), 2, split)
-    return jnp.moveaxis(out, 0, 2).reshape(q.shape)
+    seen = tuple(None if a is None else split(a) for a in (mask, bias))
+    out = _mapped(lambda q, *seen: tile(q, k, v, *seen), (split(q),), seen)
+    return jnp.moveaxis(out, 0, 1).reshape(q.shape)
 
 
 def _chunk(length: int, limit: int) -> int:
@@ -120,16 +121,43 @@ def _chunk(length: int, limit: int) -> int:
     return max((size for size in divisors if size <= max(limit, 32)), default=length)
 
 
+@jax.custom_jvp
 def _attend_tile(q, k, v, mask, bias):
-    logits = jnp.einsum("bhnd,bhmd->bhnm", q, k, preferred_element_type=jnp.float32)
+    """softmax(q k^T + bias) v for `[..., N, D]`, whose derivative needs the map, but not the product with v again."""
+    weights = _unnormalised(q, k, mask, bias)
+    # Dividing after the product with v touches D numbers a query instead of M.
+    out = jnp.einsum("...nm,...md->...nd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    return (out / weights.sum(axis=-1, keepdims=True)).astype(v.dtype)
+
+
+@_attend_tile.defjvp
+def _attend_tile_jvp(primals, tangents):
+    (q, k, v, mask, bias), (dq, dk, dv, _, dbias) = primals, tangents
+    weights = _unnormalised(q, k, mask, bias)
+    weights = weights / weights.sum(axis=-1, keepdims=True)
+    dlogits = _logits(dq, k) + _logits(q, dk) + (0 if dbias is None else dbias.astype(jnp.float32))
+    # A masked weight is zero, and so is its derivative.
+    dweights = weights * (dlogits - jnp.sum(weights * dlogits, axis=-1, keepdims=True))
+
+    def applied(weights, v):
+        return jnp.einsum("...nm,...md->...nd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+
+    out, dout = applied(weights, v), applied(dweights, v) + applied(weights, dv)
+    return out.astype(v.dtype), dout.astype(v.dtype)
+
+
+def _logits(q, k):
+    return jnp.einsum("...nd,...md->...nm", q, k, preferred_element_type=jnp.float32)
+
+
+def _unnormalised(q, k, mask, bias):
+    """exp(logits - their largest), float32."""
+    logits = _logits(q, k)
     if bias is not None:
         logits = logits + bias.astype(jnp.float32)
     if mask is not None:
         logits = jnp.where(mask, logits, jnp.finfo(logits.dtype).min)
-    # Dividing after the product with v touches D numbers a query instead of M.
-    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
-    out = jnp.einsum("bhnm,bhmd->bhnd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    return (out / weights.sum(axis=-1, keepdims=True)).astype(v.dtype)
+    return jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
 
 
 class Attend(nn.Module):
@@ -140,7 +168,7 @@ class Attend(nn.Module):
 
     @nn.compact
     def __call__(self, q, k, v, mask, bias=None):
-        return dot_product_attention(q, k, v, mask, bias)
+        return checkpoint_name(dot_product_attention(q, k, v, mask, bias), ATTENDED)
 
 
 class Attention(nn.Module):

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.errors import unknown
-from diffusion_jax.models.layers.attention import Attention, key_mask
+from diffusion_jax.models.layers.attention import ATTENDED, Attention, key_mask
 from diffusion_jax.models.layers.dense import projection
 from diffusion_jax.models.layers.mlp import FeedForward
 from diffusion_jax.models.layers.modulation import Modulation, TableModulation, expand_vector, modulate
@@ -29,9 +29,13 @@ REMAT = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_saveable,
-    "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots_no_batch": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(ATTENDED),
+    ),
 }
-"""What the forward pass keeps for the backward pass of each block: everything, only its input, matrix products."""
+"""What the forward pass keeps for the backward pass of each block: everything, only its input, all matrix products, or
+those of dense layers and what attention makes of them (not its maps)."""
 
 CARRIED = "flow"
 """The collection that passes from block to block; every other collection is stacked over depth."""
