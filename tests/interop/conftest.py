@@ -1,7 +1,6 @@
 """The made-up network with random parameters, known to the loader during these tests."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -19,5 +18,5 @@ def pretrained():
     network = models.text_transformer(**FIELDS)
     shapes = FOREIGN.shapes(network)
     rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype), shapes)
+    params = jax.tree.map(lambda leaf: jax.device_put(rng.normal(size=leaf.shape).astype(leaf.dtype)), shapes)
     return interop.Pretrained(network, params, "Foreign", {})

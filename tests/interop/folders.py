@@ -3,7 +3,6 @@
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax import interop, models
@@ -13,9 +12,9 @@ LATENTS = 8
 SIZE = 2 * LATENTS
 UNET = {
     "channels": 8,
-    "multipliers": (1, 2),
+    "multipliers": (1,),
     "num_residual": 1,
-    "attention": (1, 0),
+    "attention": (0,),
     "heads": 2,
     "groups": 4,
     "time_features": 8,
@@ -31,7 +30,7 @@ def drawn(family, network, seed=0):
 
     def draw(leaf):
         size = 0.1 if len(leaf.shape) < 2 else np.prod(leaf.shape[-2:-1]) ** -0.5
-        return jnp.asarray(size * rng.normal(size=leaf.shape), jnp.float32)
+        return jax.device_put((size * rng.normal(size=leaf.shape)).astype(np.float32))
 
     params = jax.tree.map(draw, interop.FAMILIES[family].shapes(network))
     return interop.Pretrained(network, params, family, {})

@@ -8,16 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax import adapters, denoisers, distributed, generate, interop, sample
+from diffusion_jax import adapters, denoisers, distributed, generate, interop, models, sample
 from diffusion_jax.command import run_command
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.interop import pipelines
 from diffusion_jax.models import by_path
-from tests.interop.folders import SIZE, dit_folder, sd_folder
+from tests.interop.folders import SIZE, UNET, dit_folder, sd_folder
+from tests.interop.folders import drawn as drawn_as
+from tests.models.drawn import drawn
 
 KEY = jax.random.key(0)
 PROMPTS = ["a red cube", "two cats", "nothing at all", "a photo"]
 SHORT = {"num_steps": 2, "size": (SIZE, SIZE)}
+GUIDED = {"negative": "ugly", "scale": 3.0, **SHORT}
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +40,12 @@ def pipeline(sd):
 
 @pytest.fixture(scope="module")
 def images(pipeline):
-    return np.asarray(interop.generate(pipeline, KEY, PROMPTS, negative="ugly", scale=3.0, **SHORT))
+    return np.asarray(interop.generate(pipeline, KEY, PROMPTS, **GUIDED))
 
 
 def test_a_sample_does_not_depend_on_its_neighbours(pipeline, images):
-    options = {"negative": "ugly", "scale": 3.0, **SHORT}
-    alone = interop.generate(pipeline, KEY, PROMPTS[2:3], index=[2], **options)
-    np.testing.assert_allclose(alone[0], images[2], atol=1e-5)
+    others = interop.generate(pipeline, KEY, [PROMPTS[2], "x", "y", "z"], index=np.array([2, 9, 8, 7]), **GUIDED)
+    np.testing.assert_allclose(others[0], images[2], atol=1e-5)
     assert np.abs(images[0] - images[1]).max() > 0.1
 
 
@@ -62,50 +64,49 @@ def test_a_mesh_changes_nothing(sd, images):
     pipeline = interop.load_pipeline(sd, mesh=mesh, rules=distributed.Rules(fsdp_min_size=0))
     kernel = pipeline.params["conv_in"]["kernel"]
     assert kernel.addressable_shards[0].data.size == kernel.size // 2
-    spread = interop.generate(pipeline, KEY, PROMPTS, negative="ugly", scale=3.0, **SHORT)
+    spread = interop.generate(pipeline, KEY, PROMPTS, **GUIDED)
     np.testing.assert_allclose(spread, images, atol=2e-4)
     with pytest.raises(InvalidInput, match="must be a multiple of 4"):
         interop.generate(pipeline, KEY, PROMPTS[:3], **SHORT)
 
 
-def test_parts_may_be_replaced(pipeline):
-    plain = interop.generate(pipeline, KEY, PROMPTS[:1], scale=1.0, **SHORT)
+def test_parts_may_be_replaced(pipeline, images):
     bounded = pipeline._replace(denoiser=denoisers.clipped(pipeline.denoiser, -0.1, 0.1))
-    assert np.abs(np.asarray(interop.generate(bounded, KEY, PROMPTS[:1], scale=1.0, **SHORT) - plain)).max() > 1e-3
+    assert np.abs(np.asarray(interop.generate(bounded, KEY, PROMPTS, **GUIDED)) - images).max() > 1e-3
 
 
-def test_adapters_are_attached_and_swapped_without_compiling(sd, pipeline, tmp_path):
+def test_adapters_are_attached_and_swapped_without_compiling(sd, pipeline, images, tmp_path):
     network = pipeline.network
-    made = adapters.lora(network.network, rank=2, select=("q", "v"))
+    made = adapters.lora(network.network, rank=2, select=("q", "v", "out"))
     x, t, cond = jnp.zeros((1, 8, 8, 4)), jnp.zeros(1), {"context": jnp.zeros((1, 77, 12))}
-    factors = made.init(KEY, network.params, x, t, cond)
-    factors = jax.tree.map(lambda leaf: leaf + 0.3, factors)
+    shapes = jax.eval_shape(made.init, KEY, network.params, x, t, cond)
+    factors = jax.tree.map(lambda leaf: 1.0 + np.asarray(leaf), drawn(shapes))
     file = interop.save_lora(tmp_path / "style.safetensors", network, factors, dialect="kohya")
-    options = {"scale": 1.0, **SHORT}
-    plain = interop.generate(pipeline, KEY, PROMPTS[:1], **options)
     adapted = interop.load_pipeline(sd, loras=[(file, 0.7)])
-    found = interop.generate(adapted, KEY, PROMPTS[:1], **options)
+    found = np.asarray(interop.generate(adapted, KEY, PROMPTS, **GUIDED))
     merged = adapters.merged(network.params, factors, 0.7)
-    expected = interop.generate(pipeline._replace(params=merged), KEY, PROMPTS[:1], **options)
+    expected = interop.generate(pipeline._replace(params=merged), KEY, PROMPTS, **GUIDED)
     np.testing.assert_allclose(found, expected, atol=1e-3)
-    assert np.abs(np.asarray(found - plain)).max() > 1e-2
+    assert np.abs(found - images).max() > 1e-2
 
     program = pipelines._sampler(adapted.denoiser, adapted.scheduler.solver, adapted.scheduler.transform, 0.0)
     before = program._cache_size()
     none = adapters.combined([], rank=2, like=adapted.params["lora"])
     swapped = adapted._replace(params={**adapted.params, "lora": none})
-    np.testing.assert_allclose(interop.generate(swapped, KEY, PROMPTS[:1], **options), plain, atol=1e-4)
+    np.testing.assert_allclose(interop.generate(swapped, KEY, PROMPTS, **GUIDED), images, atol=1e-4)
     assert program._cache_size() == before
 
 
-def test_what_is_kept_of_an_image_comes_back(pipeline):
-    image = jax.random.uniform(KEY, (SIZE, SIZE, 3), minval=-1.0)
+def test_what_is_kept_of_an_image_comes_back(pipeline, images):
+    image = np.random.default_rng(0).uniform(-1.0, 1.0, (SIZE, SIZE, 3)).astype(np.float32)
     encode, decode = pipelines._programs(pipeline.autoencoder.network)
     params = pipeline.autoencoder.params
-    kept = interop.generate(pipeline, KEY, PROMPTS[:1], image=image, mask=jnp.zeros((SIZE, SIZE), bool), **SHORT)
-    np.testing.assert_allclose(kept, decode(params, encode(params, image[None])), atol=1e-5)
-    redone = interop.generate(pipeline, KEY, PROMPTS[:1], image=image, mask=jnp.ones((SIZE, SIZE), bool), **SHORT)
-    np.testing.assert_allclose(redone, interop.generate(pipeline, KEY, PROMPTS[:1], **SHORT), atol=1e-4)
+    kept, redone = (
+        interop.generate(pipeline, KEY, PROMPTS, image=image, mask=np.full((SIZE, SIZE), anew), **GUIDED)
+        for anew in (False, True)
+    )
+    np.testing.assert_allclose(kept, decode(params, encode(params, np.stack([image] * 4))), atol=1e-5)
+    np.testing.assert_allclose(redone, images, atol=1e-4)
 
 
 def test_labels_and_names(dit):
@@ -114,6 +115,8 @@ def test_labels_and_names(dit):
     images = np.asarray(interop.generate(pipeline, KEY, [0, "ant", "emmet", "1"], num_steps=2))
     same = np.asarray(interop.generate(pipeline, KEY, [0, 0, 0, 1], num_steps=2))
     np.testing.assert_array_equal(images, same)
+    unguided = np.asarray(interop.generate(pipeline, KEY, [0, 0, 0, 1], num_steps=2, scale=1.0))
+    assert np.abs(unguided - images).max() > 1e-3
     with pytest.raises(InvalidInput, match=r"'antt'.*did you mean 'ant'"):
         interop.generate(pipeline, KEY, ["antt"])
     with pytest.raises(InvalidInput, match="label is 7"):
@@ -129,8 +132,18 @@ def test_saved_parts_make_the_same_images(sd, pipeline, images, tmp_path):
     again = interop.load_pipeline(folder)
     for path, leaf in by_path(again.params).items():
         np.testing.assert_array_equal(leaf, by_path(pipeline.params)[path])
-    found = interop.generate(again, KEY, PROMPTS, negative="ugly", scale=3.0, **SHORT)
+    found = interop.generate(again, KEY, PROMPTS, **GUIDED)
     np.testing.assert_allclose(found, images, atol=1e-5)
+
+
+def test_networks_of_several_levels_are_saved_and_loaded(tmp_path):
+    fields = {**UNET, "multipliers": (1, 2), "attention": (1, 0)}
+    saved = drawn_as("UNet2DConditionModel", models.unet("sd15", **fields))
+    interop.save_pretrained(tmp_path, saved)
+    loaded = interop.load_pretrained(tmp_path)
+    assert loaded.network.module == saved.network.module
+    for path, leaf in by_path(loaded.params).items():
+        np.testing.assert_array_equal(leaf, by_path(saved.params)[path])
 
 
 MISTAKES = {

@@ -12,7 +12,7 @@ from diffusion_jax.acceleration.early_exit import at_depth, depth_table, early_e
 from diffusion_jax.distributed import make_mesh
 from diffusion_jax.errors import InvalidInput
 from tests.denoisers import tiny
-from tests.models.shared import scramble
+from tests.models.shared import changed, compiled, drawn_params, image
 
 PROCESS = processes.rectified_flow()
 NETWORKS = {
@@ -22,116 +22,135 @@ NETWORKS = {
 }
 
 
-def condition(name, batch):
+def inputs(name):
+    """(x, t, cond)"""
+    rng, shape = np.random.default_rng(0), NETWORKS[name][1]
+    batch = shape[0]
+    told = {"label": np.arange(batch, dtype=np.int32) % 3}
     if name == "pixart":
-        return {"context": jax.random.normal(jax.random.key(3), (batch, 2, 4))}
-    return {"label": jnp.arange(batch) % 3}
+        told = {"context": rng.standard_normal((batch, 2, 4)).astype(np.float32)}
+    return rng.standard_normal(shape).astype(np.float32), np.linspace(10.0, 900.0, batch, dtype=np.float32), told
 
 
 @functools.cache
 def case(name="dit", heads="shared"):
-    """(network, exits, params of both, x, t, cond), with weights that are nowhere zero."""
-    make, shape = NETWORKS[name]
-    network, batch = make(), shape[0]
+    """(exits, params of network and exits, x, t, cond), with weights that are nowhere zero."""
+    network = NETWORKS[name][0]()
     exits = models.early_exit(network, heads)
-    x, t, cond = jax.random.normal(jax.random.key(0), shape), jnp.linspace(10.0, 900.0, batch), condition(name, batch)
-    params = network.init(jax.random.key(1), x, t, cond)
-    params = {"params": scramble(params, size=0.1), "exits": None}
-    own = exits.init(jax.random.key(2), params["params"], x, t, cond)
-    return network, exits, {**params, "exits": scramble(own, 7, 0.3)}, x, t, cond
+    x, t, cond = inputs(name)
+    return exits, drawn_params(exits.network, x, t, cond), x, t, cond
 
 
 @functools.cache
-def compiled(name, heads, what):
-    return jax.jit(getattr(case(name, heads)[1], what))
+def program(name="dit", heads="shared"):
+    """What all exits say, and the answers of leaving, of gathering and of stopping, of one batch in one program."""
+    exits = case(name, heads)[0]
+
+    def run(params, x, t, cond, threshold, depth):
+        layers, _ = exits.network.apply(params, x, t, cond)
+        left, gathered = (answer(params, x, t, cond, threshold) for answer in (exits.leave, exits.gather))
+        return layers, left, gathered, exits.stop(params, x, t, cond, depth)
+
+    return compiled(run)
+
+
+def answers(params, x, t, cond, threshold=0.0, depth=None, name="dit", heads="shared"):
+    depth = np.ones(len(x), np.int32) if depth is None else depth
+    return program(name, heads)(params, x, t, cond, np.float32(threshold), depth)
+
+
+def leave(*args):
+    return answers(*args)[1]
 
 
 def mixed_threshold(layers):
     """A threshold at which samples of the batch leave at different depths."""
-    return float(jnp.median(layers.uncertainty.reshape(*layers.uncertainty.shape[:2], -1).mean(-1).min(axis=0)))
+    return np.median(layers.uncertainty.reshape(*layers.uncertainty.shape[:2], -1).mean(-1).min(axis=0))
 
 
 @pytest.mark.parametrize("name, heads", [("dit", "shared"), ("dit", "own"), ("mlp", "shared"), ("pixart", "shared")])
 def test_leaving_equals_gathering_and_ends_where_all_are_done(name, heads):
-    _, exits, params, x, t, cond = case(name, heads)
-    layers, _ = jax.jit(exits.network.apply)(params, x, t, cond)
-    assert layers.output.shape == layers.uncertainty.shape == (exits.depth, *x.shape)
-    assert float(layers.uncertainty.min()) > 0 and float(layers.uncertainty.max()) < 1
+    exits, *given = case(name, heads)
+    run = functools.partial(answers, *given, name=name, heads=heads)
+    layers = run()[0]
+    assert layers.output.shape == layers.uncertainty.shape == (exits.depth, *given[1].shape)
+    assert layers.uncertainty.min() > 0 and layers.uncertainty.max() < 1
     threshold = mixed_threshold(layers)
-    found, extras = compiled(name, heads, "leave")(params, x, t, cond, threshold)
-    wanted, reference = compiled(name, heads, "gather")(params, x, t, cond, threshold)
+    _, (found, extras), (wanted, reference), _ = run(threshold)
     np.testing.assert_array_equal(extras["exit_depth"], reference["exit_depth"])
     np.testing.assert_allclose(found, wanted, atol=2e-6)
-    assert int(extras["blocks"]) == int(extras["exit_depth"].max())
+    assert extras["blocks"] == extras["exit_depth"].max()
     assert set(extras) == set(reference)
     if name != "pixart":
         assert len(set(extras["exit_depth"].tolist())) > 1
     # The table of the same depths gives the same, and so does its last block where nobody leaves.
-    stopped, _ = compiled(name, heads, "stop")(params, x, t, cond, extras["exit_depth"])
+    stopped, _ = run(threshold, extras["exit_depth"])[3]
     np.testing.assert_allclose(stopped, wanted, atol=2e-6)
 
 
 def test_nobody_leaves_below_zero_and_everybody_at_one():
-    network, _, params, x, t, cond = case()
-    leave = compiled("dit", "shared", "leave")
+    _, params, x, t, cond = case()
     whole, extras = leave(params, x, t, cond, -1.0)
+    network = NETWORKS["dit"][0]()
     np.testing.assert_array_equal(whole, jax.jit(network.apply)(params["params"], x, t, cond)[0])
     assert set(extras["exit_depth"].tolist()) == {4}
     np.testing.assert_array_equal(leave(params, x, t, cond, 0.0)[0], whole)
     first, extras = leave(params, x, t, cond, 1.0)
     shallow = models.dit(width=16, depth=1, heads=2, num_classes=3)
-    cut = {**params["params"], "blocks": jax.tree.map(lambda leaf: leaf[:1], params["params"]["blocks"])}
-    np.testing.assert_allclose(first, shallow.apply(cut, x, t, cond)[0], atol=1e-6)
-    assert int(extras["blocks"]) == 1
+    cut = {**params["params"], "blocks": jax.tree.map(lambda leaf: np.asarray(leaf)[:1], params["params"]["blocks"])}
+    np.testing.assert_allclose(first, jax.jit(shallow.apply)(cut, x, t, cond)[0], atol=1e-6)
+    assert extras["blocks"] == 1
 
 
 def test_depth_never_grows_with_the_threshold():
-    _, _, params, x, t, cond = case()
-    leave = compiled("dit", "shared", "leave")
-    depths = [leave(params, x, t, cond, threshold)[1]["exit_depth"] for threshold in jnp.linspace(0.0, 1.0, 9)]
+    _, *given = case()
+    depths = [leave(*given, threshold)[1]["exit_depth"] for threshold in np.linspace(0.0, 1.0, 9)]
     assert np.all(np.diff(np.stack(depths), axis=0) <= 0)
 
 
 def test_a_sample_does_not_depend_on_its_neighbours():
-    _, exits, params, x, t, cond = case()
-    leave = compiled("dit", "shared", "leave")
-    threshold = mixed_threshold(exits.network.apply(params, x, t, cond)[0])
+    _, params, x, t, cond = case()
+    threshold = mixed_threshold(answers(params, x, t, cond)[0])
     found, extras = leave(params, x, t, cond, threshold)
-    order = jnp.array([5, 1, 7, 1, 0, 0, 0, 2])
+    order = np.array([5, 1, 7, 1, 0, 0, 0, 2])
     other, told = leave(params, x[order], t[order], {"label": cond["label"][order]}, threshold)
     np.testing.assert_array_equal(told["exit_depth"], extras["exit_depth"][order])
     np.testing.assert_array_equal(other, found[order])
 
 
 def test_blocks_behind_the_last_exit_are_not_computed():
-    _, _, params, x, t, cond = case()
-    broken = jax.tree.map(lambda leaf: leaf.at[2:].set(jnp.nan), params["params"]["blocks"])
+    exits, params, *given = case()
+    broken = jax.tree.map(lambda leaf: changed(leaf, slice(2, None), np.nan), params["params"]["blocks"])
     broken = {**params, "params": {**params["params"], "blocks": broken}}
-    for depth in (jnp.int32(2), jnp.array([1, 2, 2, 1, 2, 2, 2, 1])):
-        whole, _ = compiled("dit", "shared", "stop")(params, x, t, cond, depth)
-        np.testing.assert_array_equal(compiled("dit", "shared", "stop")(broken, x, t, cond, depth)[0], whole)
+    for_all, depth = compiled(exits.stop), np.array([1, 2, 2, 1, 2, 2, 2, 1], np.int32)
+    np.testing.assert_array_equal(for_all(broken, *given, 2)[0], for_all(params, *given, 2)[0])
+    np.testing.assert_array_equal(*(answers(tree, *given, depth=depth)[3][0] for tree in (broken, params)))
 
 
 def test_estimators_train_themselves_alone_and_targets_have_no_gradient():
-    _, exits, params, x, t, cond = case()
-    times = t / 1000
+    exits, params, x, t, cond = case()
 
-    def loss(params, x0, uncertainty, layers):
-        answers, _ = exits.network.apply(params, x, t, cond)
-        return objectives.exit_losses(uncertainty, layers)(PROCESS, answers, x0, x, x, times)[0].mean()
+    @compiled
+    def gradients(params, x, t):
+        said, pull = jax.vjp(lambda params: exits.network.apply(params, x, t, cond)[0], params)
+
+        def through(uncertainty, layers):
+            loss = objectives.exit_losses(uncertainty, layers)
+            return jax.grad(lambda said: loss(PROCESS, said, x, x, x, t / 1000)[0].mean())(said)
+
+        each = [through(*weights) for weights in ((0.0, 0.0), (1.0, 0.0), (1.0, 1.0))]
+        return jax.vmap(lambda one: pull(one)[0])(jax.tree.map(lambda *leaves: jnp.stack(leaves), *each))
 
     def touched(tree):
-        return any(bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(tree))
+        return any(np.any(leaf != 0) for leaf in jax.tree.leaves(tree))
 
-    grads = jax.jit(jax.grad(loss), static_argnums=(2, 3))
-    plain, learned, both = (grads(params, x, *weights) for weights in ((0.0, 0.0), (1.0, 0.0), (1.0, 1.0)))
+    found = gradients(params, x, t)
+    plain, learned, both = (jax.tree.map(lambda leaf, i=i: leaf[i], found) for i in range(3))
     assert not touched(plain["exits"]) and touched(learned["exits"])
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), learned["params"], plain["params"])
     # The layer-wise loss reaches the network, and not what weighs it.
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), both["exits"], learned["exits"])
-    assert any(
-        float(jnp.abs(a - b).max()) > 1e-3 for a, b in zip(*map(jax.tree.leaves, (both["params"], plain["params"])))
-    )
+    assert any(np.abs(a - b).max() > 1e-3 for a, b in zip(*map(jax.tree.leaves, (both["params"], plain["params"]))))
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v", "x0", "velocity"])
@@ -142,27 +161,31 @@ def test_targets_are_in_units_of_epsilon(prediction):
         "x0": lambda: processes.vp_cosine(prediction="x0"),
         "velocity": lambda: processes.rectified_flow(),
     }[prediction]()
-    t = jnp.array([0.2, 0.5, 0.9])
-    x0, noise = jax.random.normal(jax.random.key(0), (2, 3, 5))
-    x_t = process.marginal(x0, noise, t)
-    target, error = process.target(x0, noise, t), jnp.linspace(-1.0, 1.0, 15).reshape(3, 5)
-    alpha, sigma = process.alpha(t)[:, None], process.sigma(t)[:, None]
+    t, error = np.array([0.2, 0.5, 0.9], np.float32), np.linspace(-1.0, 1.0, 15, dtype=np.float32).reshape(3, 5)
+    x0, noise = image((2, 3, 5))
+
+    @compiled
+    def run(x0, noise, t, error):
+        x_t, target = process.marginal(x0, noise, t), process.target(x0, noise, t)
+        found = objectives.uncertainty_target(process, jnp.stack([target, target + error]), target, x_t, t)
+        sure = models.Layers(jnp.stack([target, target]), jnp.zeros((2, 3, 5)))
+        return found, objectives.exit_losses()(process, sure, x0, noise, x_t, t)[0], process.alpha(t), process.sigma(t)
+
+    found, loss, *coefficients = run(x0, noise, t, error)
+    alpha, sigma = (coefficient[:, None] for coefficient in coefficients)
     scale = {"epsilon": 1.0, "v": alpha, "x0": alpha / sigma, "velocity": alpha}[prediction]
-    found = objectives.uncertainty_target(process, jnp.stack([target, target + error]), target, x_t, t)
     assert not found[0].any()
-    np.testing.assert_allclose(found[1], jnp.tanh(jnp.abs(scale * error)), atol=2e-5)
-    sure = models.Layers(jnp.stack([target, target]), jnp.zeros((2, 3, 5)))
-    assert not objectives.exit_losses()(process, sure, x0, noise, x_t, t)[0].any()
+    np.testing.assert_allclose(found[1], np.tanh(np.abs(scale * error)), atol=2e-5)
+    assert not loss.any()
 
 
 def run(denoiser, solver, params, mesh=None):
     sampler = sampling.make_sampler(denoiser, solver, shape=(4, 4, 1), mesh=mesh)
-    cond = {"label": jnp.arange(8) % 3}
-    return sampler(jax.random.key(0), params, timesteps.linspace(5), cond, jnp.arange(8))
+    return sampler(jax.random.key(0), params, timesteps.linspace(5), inputs("dit")[2], jnp.arange(8))
 
 
 def test_runs_leave_alike_under_other_solvers_in_a_scan_on_a_mesh():
-    _, exits, params, *_ = case()
+    exits, params, *_ = case()
     solver, threshold = solvers.dpm_solver(order=2), 0.45
     early = early_exit(exits, PROCESS, threshold)
     alone = run(early, solver, params)
@@ -176,17 +199,23 @@ def test_runs_leave_alike_under_other_solvers_in_a_scan_on_a_mesh():
 
 
 def test_guidance_asks_for_both_answers_early():
-    _, exits, params, x, _, cond = case()
+    exits, params, x, _, cond = case()
     early = denoisers.guided(early_exit(exits, PROCESS, 0.45), 2.0, null={"label": 3})
     whole = denoisers.guided(early_exit(exits, PROCESS, 0.45, gather=True), 2.0, null={"label": 3})
-    found, wanted = (tiny.ask(one, params, x, tiny.step_at(0.5), cond) for one in (early, whole))
+
+    @compiled
+    def ask(params, x, cond):
+        step = tiny.step_at(0.5)
+        return [one.apply(params, one.init(params, x, cond), x, step, cond)[0] for one in (early, whole)]
+
+    found, wanted = ask(params, x, cond)
     np.testing.assert_allclose(found.x0, wanted.x0, atol=1e-5)
     assert found.extras["exit_depth"].shape == (8,)
     assert float(found.cost.evaluations) == 2 and float(found.cost.compute) <= 2
 
 
 def test_a_table_of_depths_is_the_mean_of_recorded_ones_and_runs():
-    _, exits, params, x, _, cond = case()
+    exits, params, x, _, cond = case()
     early = early_exit(exits, PROCESS, 0.45)
     seen = denoisers.recorded(early, 5, lambda prediction, x, step: prediction.extras["exit_depth"])
     key, grid = jax.random.key(0), timesteps.linspace(5)
@@ -209,7 +238,7 @@ def test_a_table_of_depths_is_the_mean_of_recorded_ones_and_runs():
 
 
 def test_mistakes_are_told():
-    _, exits, *_ = case()
+    exits, *_ = case()
     with pytest.raises(InvalidInput, match="one stack of blocks"):
         models.early_exit(models.unet(channels=8, groups=4))
     with pytest.raises(InvalidInput, match="heads"):

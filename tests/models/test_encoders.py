@@ -1,5 +1,7 @@
 """Laws of the text and vision encoders; that they equal the published ones is in `tests/peers`."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,8 @@ from diffusion_jax.errors import InvalidInput
 from diffusion_jax.models.layers import attention
 from diffusion_jax.models.layers.embeddings import bicubic_matrix
 from diffusion_jax.models.layers.prenorm import relative_buckets
+from tests import shipped
+from tests.models.shared import changed, compiled, image
 
 TINY = {"width": 24, "depth": 3, "heads": 3, "mlp_width": 48}
 ENCODERS = {
@@ -25,8 +29,14 @@ TEXT = ("clip text", "t5", "umt5")
 def inputs(name, batch=2, length=8):
     rng = np.random.default_rng(0)
     if name in TEXT:
-        return jnp.asarray(rng.integers(0, 49, size=(batch, length)), jnp.int32).at[:, -1].set(49)
-    return jnp.asarray(rng.normal(size=(batch, 12, 12, 3)), jnp.float32)
+        return changed(rng.integers(0, 49, size=(batch, length)).astype(np.int32), np.s_[:, -1], 49)
+    return rng.normal(size=(batch, 12, 12, 3)).astype(np.float32)
+
+
+@cache
+def run(name):
+    """`(params, given, [mask]) -> Encoded`, compiled."""
+    return compiled(ENCODERS[name].apply)
 
 
 def drawn(encoder, given):
@@ -35,7 +45,7 @@ def drawn(encoder, given):
     leaves, treedef = jax.tree.flatten(shapes)
     rng = np.random.default_rng(1)
     drawn = [rng.normal(size=leaf.shape) * (leaf.shape[-2] ** -0.5 if leaf.ndim > 2 else 1.0) for leaf in leaves]
-    return jax.tree.unflatten(treedef, [jnp.asarray(leaf, jnp.float32) for leaf in drawn])
+    return jax.tree.unflatten(treedef, [leaf.astype(np.float32) for leaf in drawn])
 
 
 @pytest.fixture(scope="module")
@@ -45,56 +55,56 @@ def params():
 
 @pytest.mark.parametrize("name", ENCODERS)
 def test_shapes_and_the_last_norm(name, params):
-    encoder, given = ENCODERS[name], inputs(name)
-    encoded = jax.jit(encoder.apply)(params[name], given)
+    encoder = ENCODERS[name]
+    encoded = run(name)(params[name], inputs(name))
     tokens = {"clip vision": 10, "dinov2": 12}.get(name, 8)
     assert encoded.hidden.shape == (2, tokens, 24) and encoded.hidden_states.shape == (4, 2, tokens, 24)
     pooled = {"clip text": (2, 24), "clip vision": (2, 7), "dinov2": (2, 24)}.get(name)
     assert (None if encoded.pooled is None else encoded.pooled.shape) == pooled
     assert {leaf.dtype for leaf in jax.tree.leaves(encoded)} == {jnp.dtype("float32")}
     last = encoded.hidden_states[-1]
-    expected = last if name == "clip vision" else encoder.final_norm(params[name], last)
+    expected = last if name == "clip vision" else compiled(encoder.final_norm)(params[name], last)
     np.testing.assert_allclose(encoded.hidden, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ENCODERS)
 def test_rows_do_not_see_each_other_and_unrolling_changes_nothing(name, params):
     given = inputs(name)
-    encoded = jax.jit(ENCODERS[name].apply)(params[name], given)
+    encoded = run(name)(params[name], given)
     module = ENCODERS[name].module.clone(scan=False, remat="full")
-    unrolled = jax.jit(lambda params, given: module.apply({"params": params}, given, None))(params[name], given[1:])
+    unrolled = compiled(lambda params, given: module.apply({"params": params}, given, None))(params[name], given[1:])
     np.testing.assert_allclose(unrolled.hidden, encoded.hidden[1:], atol=2e-5)
 
 
 @pytest.mark.parametrize("name", TEXT)
 def test_what_is_masked_is_not_seen(name, params):
-    apply, given = jax.jit(ENCODERS[name].apply), inputs(name)
-    mask = jnp.asarray([[1, 1, 1, 1, 1, 0, 0, 0], [1, 1, 1, 0, 1, 1, 1, 1]])
-    encoded = apply(params[name], given, mask)
-    other = apply(params[name], jnp.where(mask == 1, given, 17), mask == 1)
-    shown = np.asarray(mask, bool)
+    apply, given = run(name), inputs(name)
+    shown = np.array([[1, 1, 1, 1, 1, 0, 0, 0], [1, 1, 1, 0, 1, 1, 1, 1]], bool)
+    encoded = apply(params[name], given, shown)
+    # Masks are True or 1.
+    mask = shown.astype(np.int32) if name == "clip text" else shown
+    other = apply(params[name], np.where(shown, given, 17).astype(np.int32), mask)
     np.testing.assert_allclose(other.hidden[shown], encoded.hidden[shown], atol=1e-6)
-    assert float(jnp.abs(apply(params[name], given).hidden - encoded.hidden)[shown].max()) > 1e-3
+    assert np.abs(apply(params[name], given).hidden - encoded.hidden)[shown].max() > 1e-3
 
 
 def test_clip_looks_back_only_and_t5_both_ways(params):
     given = inputs("clip text")
     for name, same in (("clip text", True), ("t5", False)):
-        apply = jax.jit(ENCODERS[name].apply)
-        before, after = apply(params[name], given), apply(params[name], given.at[:, 5].set(3))
-        assert (float(jnp.abs(before.hidden - after.hidden)[:, :5].max()) < 1e-6) == same
+        before, after = (run(name)(params[name], each) for each in (given, changed(given, np.s_[:, 5], 3)))
+        assert (np.abs(before.hidden - after.hidden)[:, :5].max() < 1e-6) == same
 
 
 def test_pooled_is_the_first_end_of_the_prompt(params):
     encoder = ENCODERS["clip text"]
-    given = jnp.asarray([[5, 6, 49, 49, 49], [5, 49, 1, 2, 49]], jnp.int32)
-    encoded = jax.jit(encoder.apply)(params["clip text"], given)
-    np.testing.assert_array_equal(encoded.pooled, encoded.hidden[jnp.arange(2), jnp.asarray([2, 1])])
+    given = np.array([[5, 6, 49, 49, 49], [5, 49, 1, 2, 49]], np.int32)
+    encoded = shipped.jit(encoder.apply)(params["clip text"], given)
+    np.testing.assert_array_equal(encoded.pooled, np.asarray(encoded.hidden)[np.arange(2), [2, 1]])
     # eos=2 in a config means the highest id, whichever it is.
     legacy = models.CLIPText(**{**vars_of(encoder.module), "eos": 2})
-    tokens = jnp.asarray([[2, 7, 30, 7]], jnp.int32)
-    encoded = jax.jit(legacy.apply)({"params": params["clip text"]}, tokens, None)
-    np.testing.assert_array_equal(encoded.pooled, encoded.hidden[:, 2])
+    tokens = np.array([[2, 7, 30, 7]], np.int32)
+    encoded = shipped.jit(legacy.apply)({"params": params["clip text"]}, tokens, None)
+    np.testing.assert_array_equal(encoded.pooled, np.asarray(encoded.hidden)[:, 2])
 
 
 def vars_of(module):
@@ -103,12 +113,11 @@ def vars_of(module):
 
 def test_t5_knows_distances_only(params):
     """The relative bias is the only position: the same tokens further on are encoded alike."""
-    apply = jax.jit(ENCODERS["t5"].apply)
-    given = inputs("t5", length=4)
-    shifted = jnp.concatenate([jnp.zeros((2, 5), jnp.int32), given], axis=1)
-    mask = jnp.arange(9)[None] >= 5
-    encoded = apply(params["t5"], shifted, jnp.broadcast_to(mask, (2, 9)))
-    np.testing.assert_allclose(encoded.hidden[:, 5:], apply(params["t5"], given).hidden, atol=1e-5)
+    apply, given = run("t5"), inputs("t5", length=4)
+    before, after = (np.pad(given, ((0, 0), room)) for room in ((5, 0), (0, 5)))
+    encoded = apply(params["t5"], before, np.broadcast_to(np.arange(9) >= 5, (2, 9)))
+    expected = apply(params["t5"], after, np.broadcast_to(np.arange(9) < 4, (2, 9)))
+    np.testing.assert_allclose(encoded.hidden[:, 5:], expected.hidden[:, :4], atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -119,18 +128,16 @@ def test_a_stream_that_bfloat16_cannot_carry(name, params):
     place = ("embed", "embedding") if name in TEXT else ("positions",)
     leaves = models.by_path(params[name])
     huge = dict(params[name])
-    table = leaves["/".join(place)].at[:, 0].set(1e5)
+    table = changed(leaves["/".join(place)], np.s_[:, 0], 1e5)
     huge[place[0]] = {place[1]: table} if name in TEXT else table
     if name == "clip vision":
         # Its stream is normed before the first block.
-        huge["norm_in"] = {**huge["norm_in"], "scale": huge["norm_in"]["scale"].at[0].set(1e5)}
-    low, exact = (
-        jax.jit(encoder.module.clone(dtype=dtype).apply)({"params": huge}, given, None).hidden_states
-        for dtype in ("bfloat16", "float32")
-    )
-    assert float(exact[..., 0].max()) > 1e4 and bool(jnp.isfinite(low).all())
+        huge["norm_in"] = {**huge["norm_in"], "scale": changed(huge["norm_in"]["scale"], 0, 1e5)}
+    exact = run(name)(huge, given).hidden_states
+    low = compiled(encoder.module.clone(dtype="bfloat16").apply)({"params": huge}, given, None).hidden_states
+    assert exact[..., 0].max() > 1e4 and np.isfinite(low).all()
     added, expected = (states[-1, ..., 0] - states[0, ..., 0] for states in (low, exact))
-    assert float(jnp.linalg.norm(added - expected) / jnp.linalg.norm(expected)) < 0.05
+    assert np.linalg.norm(added - expected) / np.linalg.norm(expected) < 0.05
 
 
 def test_states_that_are_not_used_cost_nothing():
@@ -147,11 +154,11 @@ def test_states_that_are_not_used_cost_nothing():
 
 
 def test_hidden_patches_are_the_mask_token(params):
-    apply, images = jax.jit(ENCODERS["dinov2"].apply), inputs("dinov2")
+    apply, images = run("dinov2"), inputs("dinov2")
     mask = np.ones((2, 9), bool)
     mask[:, 4] = False
     encoded = apply(params["dinov2"], images, mask)
-    other = apply(params["dinov2"], images.at[:, 4:8, 4:8].set(7.0), mask)
+    other = apply(params["dinov2"], changed(images, np.s_[:, 4:8, 4:8], 7.0), mask)
     np.testing.assert_allclose(encoded.hidden, other.hidden, atol=1e-6)
 
 
@@ -182,7 +189,7 @@ def test_attention_with_a_bias(tile, monkeypatch):
     """Whole, by heads and by chunks of queries: the same as written out, gradients too; the bias stays float32."""
     monkeypatch.setattr(attention, "TILE", tile)
     rng = np.random.default_rng(0)
-    q, k, v = (jnp.asarray(rng.normal(size=(2, n, 3, 8)), jnp.float32) for n in (48, 32, 32))
+    q, k, v = (rng.normal(size=(2, n, 3, 8)).astype(np.float32) for n in (48, 32, 32))
 
     def written_out(q, k, v, mask, bias):
         logits = jnp.einsum("bnhd,bmhd->bhnm", q, k) / 8**0.5 + bias
@@ -190,21 +197,26 @@ def test_attention_with_a_bias(tile, monkeypatch):
         return jnp.einsum("bhnm,bmhd->bnhd", weights, v)
 
     for mask_shape, bias_shape in (((2, 1, 1, 32), (1, 3, 48, 32)), ((1, 1, 48, 32), (2, 1, 1, 32))):
-        mask = jnp.asarray(rng.random(mask_shape) < 0.7).at[..., 0].set(True)
-        bias = jnp.asarray(3 * rng.normal(size=bias_shape), jnp.float32)
+        mask = changed(rng.random(mask_shape) < 0.7, np.s_[..., 0], True)
+        bias = (3 * rng.normal(size=bias_shape)).astype(np.float32)
 
-        def loss(function, q, bias, mask=mask):
-            return jnp.sum(jnp.cos(function(q, k, v, mask, bias)))
+        @compiled
+        def both(q, k, v, mask, bias):
+            def loss(function, q, bias):
+                return jnp.sum(jnp.cos(function(q, k, v, mask, bias)))
 
-        ours, theirs = (
-            jax.jit(jax.value_and_grad(lambda *args, f=f: loss(f, *args), argnums=(0, 1)))(q, bias)
-            for f in (attention.dot_product_attention, written_out)
-        )
+            ours, theirs = (
+                jax.value_and_grad(lambda *args, f=f: loss(f, *args), argnums=(0, 1))(q, bias)
+                for f in (attention.dot_product_attention, written_out)
+            )
+            rough = [a.astype(jnp.bfloat16) for a in (q, k, v)]
+            low = attention.dot_product_attention(*rough, mask, bias + 300.0)
+            return ours, theirs, low, written_out(*(a.astype(jnp.float32) for a in rough), mask, bias)
+
+        ours, theirs, low, exact = both(q, k, v, mask, bias)
         for found, expected in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs)):
             np.testing.assert_allclose(found, expected, atol=1e-3, rtol=1e-5)
-        low = attention.dot_product_attention(*(a.astype(jnp.bfloat16) for a in (q, k, v)), mask, bias + 300.0)
-        exact = written_out(*(a.astype(jnp.bfloat16).astype(jnp.float32) for a in (q, k, v)), mask, bias)
-        assert float(jnp.linalg.norm(low - exact) / jnp.linalg.norm(exact)) < 1e-2
+        assert np.linalg.norm(low.astype(np.float32) - exact) / np.linalg.norm(exact) < 1e-2
 
 
 def test_maps_are_tapped(params):
@@ -214,8 +226,8 @@ def test_maps_are_tapped(params):
         return attention.attention_probabilities(q, k, mask, bias)
 
     network = models.intercepted(models.as_network(encoder), models.taps("attend", maps)).network
-    encoded, extras = network.apply({"params": params["t5"]}, given, jnp.zeros(2))
-    np.testing.assert_allclose(encoded.hidden, encoder.apply(params["t5"], given).hidden, atol=1e-5)
+    encoded, extras = compiled(network.apply)({"params": params["t5"]}, given, np.zeros(2, np.float32))
+    np.testing.assert_allclose(encoded.hidden, run("t5")(params["t5"], given).hidden, atol=1e-5)
     (found,) = jax.tree.leaves(extras["taps"])
     assert found.shape == (3, 2, 3, 8, 8)
     np.testing.assert_allclose(found.sum(-1), 1.0, atol=1e-5)
@@ -224,10 +236,10 @@ def test_maps_are_tapped(params):
 def test_lora_of_an_encoder(params):
     encoder, given, t = ENCODERS["clip text"], inputs("clip text"), jnp.zeros(2)
     adapted = adapters.lora(models.as_network(encoder), rank=2)
-    factors = adapted.init(jax.random.key(0), params["clip text"], given, t)
-    moved = jax.tree.map(lambda leaf: leaf + 0.1, factors)
-    encoded, _ = jax.jit(adapted.network.apply)({"params": params["clip text"], "lora": moved}, given, t)
-    merged = jax.jit(encoder.apply)(adapted.merge(params["clip text"], moved), given)
+    shapes = jax.eval_shape(adapted.init, jax.random.key(0), params["clip text"], given, t)
+    moved = jax.tree.map(lambda leaf: 0.1 * np.asarray(image(leaf.shape)), shapes)
+    encoded, _ = compiled(adapted.network.apply)({"params": params["clip text"], "lora": moved}, given, t)
+    merged = run("clip text")(adapted.merge(params["clip text"], moved), given)
     np.testing.assert_allclose(encoded.hidden, merged.hidden, atol=1e-4)
 
 

@@ -12,18 +12,19 @@ from diffusion_jax.models.layers import attention as attention_module
 from diffusion_jax.models.layers.attention import _chunk
 from diffusion_jax.models.layers.modulation import spread
 from diffusion_jax.models.layers.patches import from_patches, times_of_patches, to_patches
+from tests.models.shared import compiled, image
 
 
 def qkv(shape=(2, 12, 2, 8), dtype=jnp.float32):
-    return [jax.random.normal(key, shape, dtype) for key in jax.random.split(jax.random.key(0), 3)]
+    return [jax.device_put(np.asarray(image(shape, seed)).astype(dtype)) for seed in range(3)]
 
 
 def masks():
-    per_query = jnp.arange(12)[:, None] >= jnp.arange(12)[None, :]
+    keys, per_query = np.arange(12) < np.array([[5], [12]]), np.tril(np.ones((1, 1, 12, 12), bool))
     return {
         "none": None,
-        "keys": layers.key_mask(jnp.arange(12)[None, :] < jnp.array([[5], [12]])),
-        "per_query": jnp.broadcast_to(per_query, (1, 1, 12, 12)),
+        "keys": jax.device_put(layers.key_mask(jax.device_put(keys))),
+        "per_query": jax.device_put(per_query),
     }
 
 
@@ -65,32 +66,36 @@ def test_chunks_divide_the_length_and_stay_within_the_limit():
 def test_attention_ignores_what_the_mask_hides():
     q, k, v = qkv()
     mask = masks()["keys"]
-    hidden = ~mask[:, 0, 0, :, None, None]
-    before = layers.dot_product_attention(q, k, v, mask)
-    after = layers.dot_product_attention(q, jnp.where(hidden, 7.0, k), jnp.where(hidden, -9.0, v), mask)
-    np.testing.assert_array_equal(before, after)
+    hidden = ~np.asarray(mask)[:, 0, 0, :, None, None]
+    attend = jax.jit(layers.dot_product_attention)
+    others = (np.where(hidden, np.float32(value), leaf) for value, leaf in ((7.0, k), (-9.0, v)))
+    np.testing.assert_array_equal(attend(q, *others, mask), attend(q, k, v, mask))
 
 
 def test_attention_keeps_its_softmax_in_float32():
-    q, k, v = qkv(dtype=jnp.bfloat16)
-    assert layers.attention_probabilities(q, k).dtype == jnp.float32
-    out = layers.dot_product_attention(q, k, v)
+    low = qkv(dtype=jnp.bfloat16)
+    assert jax.eval_shape(layers.attention_probabilities, *low[:2]).dtype == jnp.float32
+    attend = compiled(layers.dot_product_attention)
+    out, exact = attend(*low), attend(*(np.asarray(leaf).astype(np.float32) for leaf in low))
     assert out.dtype == jnp.bfloat16
-    exact = layers.dot_product_attention(*(a.astype(jnp.float32) for a in (q, k, v)))
-    np.testing.assert_allclose(out.astype(jnp.float32), exact, atol=0.03)
+    np.testing.assert_allclose(out.astype(np.float32), exact, atol=0.03)
 
 
 def test_rotation_keeps_lengths_and_only_differences_of_positions_count():
     q, k, _ = qkv()
     place = layers.grid_positions(3, 4)
+
+    @compiled
+    def turn(angles):
+        return layers.rotate(q, angles), layers.rotate(k, angles)
+
     products = []
     for offset in (0.0, 5.0):
-        angles = layers.rotary_angles(place + offset, 8)
-        turned = layers.rotate(q, angles), layers.rotate(k, angles)
-        np.testing.assert_allclose(jnp.linalg.norm(turned[0], axis=-1), jnp.linalg.norm(q, axis=-1), rtol=1e-5)
-        products.append(jnp.einsum("bnhd,bmhd->bhnm", *turned))
+        turned = turn(layers.rotary_angles(place + offset, 8))
+        np.testing.assert_allclose(np.linalg.norm(turned[0], axis=-1), np.linalg.norm(q, axis=-1), rtol=1e-5)
+        products.append(np.einsum("bnhd,bmhd->bhnm", *turned))
     np.testing.assert_allclose(products[0], products[1], atol=2e-5)
-    assert float(jnp.abs(products[0] - jnp.einsum("bnhd,bmhd->bhnm", q, k)).max()) > 0.1
+    assert np.abs(products[0] - np.einsum("bnhd,bmhd->bhnm", q, k)).max() > 0.1
 
 
 def test_positions_tell_every_place_apart():
@@ -101,54 +106,59 @@ def test_positions_tell_every_place_apart():
 
 
 def test_timestep_embedding_tells_neighbouring_steps_apart_and_takes_any_prefix():
-    t = jnp.arange(1000.0)
-    table = layers.timestep_embedding(t, 64)
-    assert table.dtype == jnp.float32
-    gaps = jnp.linalg.norm(jnp.diff(table, axis=0), axis=-1)
-    assert float(gaps.min()) > 0.1
-    np.testing.assert_array_equal(layers.timestep_embedding(t.reshape(10, 100), 64), table.reshape(10, 100, 64))
-    assert layers.timestep_embedding(t.astype(jnp.bfloat16), 64).dtype == jnp.float32
+    t, embed = np.arange(1000, dtype=np.float32), compiled(lambda t: layers.timestep_embedding(t, 64))
+    table = embed(t)
+    assert table.dtype == np.float32
+    assert np.linalg.norm(np.diff(table, axis=0), axis=-1).min() > 0.1
+    np.testing.assert_array_equal(embed(t.reshape(10, 100)), table.reshape(10, 100, 64))
+    rough = jax.ShapeDtypeStruct((1000,), jnp.bfloat16)
+    assert jax.eval_shape(lambda t: layers.timestep_embedding(t, 64), rough).dtype == jnp.float32
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 8), (2, 4, 6, 8)])
 def test_modulation_by_equal_vectors_does_not_depend_on_their_prefix(shape):
-    x = jax.random.normal(jax.random.key(1), shape)
-    shift, scale = jax.random.normal(jax.random.key(2), (2, shape[0], shape[-1]))
-    expected = layers.modulate(x, shift, scale)
-    for ndim in range(2, len(shape)):
-        prefix = shape[:ndim]
-        wide = [
-            jnp.broadcast_to(layers.expand_vector(a, jnp.zeros((*prefix, 8))), (*prefix, 8)) for a in (shift, scale)
-        ]
-        np.testing.assert_array_equal(layers.modulate(x, *wide), expected)
+    x, vectors = image(shape), image((2, shape[0], shape[-1]), 2)
+
+    @compiled
+    def modulated(x, shift, scale):
+        def wide(prefix, a):
+            return jnp.broadcast_to(layers.expand_vector(a, jnp.zeros((*prefix, 8))), (*prefix, 8))
+
+        prefixes = [shape[:ndim] for ndim in range(2, len(shape))]
+        every = [layers.modulate(x, wide(prefix, shift), wide(prefix, scale)) for prefix in prefixes]
+        return layers.modulate(x, shift, scale), every
+
+    expected, every = modulated(x, *np.asarray(vectors))
+    for found in every:
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_norms_have_unit_moments():
-    x = 3 + 5 * jax.random.normal(jax.random.key(1), (2, 6, 6, 24))
-    y = layers.layer_norm(x)
+    x = jax.device_put(3 + 5 * np.asarray(image((2, 6, 6, 24))))
+    y = compiled(layers.layer_norm)(x)
     np.testing.assert_allclose(y.mean(-1), 0.0, atol=1e-5)
     np.testing.assert_allclose(y.var(-1), 1.0, rtol=1e-3)
     norm = layers.GroupNorm(groups=5)
-    y = norm.apply(norm.init(jax.random.key(0), x), x).reshape(2, 36, 4, 6)
+    y = compiled(lambda x: norm.apply(norm.init(jax.random.key(0), x), x))(x).reshape(2, 36, 4, 6)
     np.testing.assert_allclose(y.mean((1, 3)), 0.0, atol=1e-5)
     np.testing.assert_allclose(y.var((1, 3)), 1.0, rtol=1e-3)
 
 
 @pytest.mark.parametrize("patch, sizes", [((2, 3), (4, 6)), ((1, 2, 2), (3, 4, 2)), ((2,), (6,)), ((), ())])
 def test_patches_of_any_number_of_axes_and_back(patch, sizes):
-    x = jax.random.normal(jax.random.key(0), (2, *sizes, 3))
-    tokens = to_patches(x, patch)
+    x = image((2, *sizes, 3))
+    tokens = compiled(lambda x: to_patches(x, patch))(x)
     assert tokens.shape == (2, math.prod(sizes) // math.prod(patch), 3 * math.prod(patch))
-    first = x[(slice(None), *(slice(0, size) for size in patch))]
+    first = np.asarray(x)[(slice(None), *(slice(0, size) for size in patch))]
     np.testing.assert_array_equal(tokens[:, 0], first.reshape(2, -1))
-    np.testing.assert_array_equal(from_patches(tokens, patch, sizes), x)
+    np.testing.assert_array_equal(compiled(lambda tokens: from_patches(tokens, patch, sizes))(tokens), x)
     # The time of a patch is the mean of its entries' times.
-    t = jax.random.uniform(jax.random.key(1), (2, *sizes[:1]))
-    whole = jnp.broadcast_to(t.reshape(*t.shape, *(1,) * (len(sizes) + 1 - t.ndim)), (2, *sizes))
-    expected = to_patches(whole[..., None], patch).mean(-1) if sizes else t
-    np.testing.assert_allclose(times_of_patches(t, patch, sizes), expected, rtol=1e-6)
+    t = np.random.default_rng(1).random((2, *sizes[:1]), np.float32)
+    whole = np.broadcast_to(t.reshape(*t.shape, *(1,) * (len(sizes) + 1 - t.ndim)), (2, *sizes))
+    expected = compiled(lambda whole: to_patches(whole, patch))(whole[..., None]).mean(-1) if sizes else t
+    np.testing.assert_allclose(compiled(lambda t: times_of_patches(t, patch, sizes))(t), expected, rtol=1e-6)
 
 
 def test_the_vectors_of_segments_are_those_of_their_tokens():
-    c = jax.random.normal(jax.random.key(0), (2, 4, 3))
-    np.testing.assert_array_equal(spread(c, (1, 3, 3, 2)), jnp.repeat(c, jnp.array([1, 3, 3, 2]), axis=1))
+    c, counts = np.asarray(image((2, 4, 3))), (1, 3, 3, 2)
+    np.testing.assert_array_equal(compiled(lambda c: spread(c, counts))(c), np.repeat(c, counts, axis=1))

@@ -8,7 +8,8 @@ import pytest
 from diffusion_jax.adapters import adapted_modules, combined, lora, merged, transplanted
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.models import by_path, unet
-from tests.models.shared import dit_case, scramble
+from tests.models.drawn import drawn
+from tests.models.shared import compiled, dit_case, drawn_params, image, scramble
 
 
 def test_factors_change_nothing_at_first_learn_alone_and_merge_into_the_weights():
@@ -51,17 +52,18 @@ def test_an_adapted_network_is_a_network():
 
 
 def test_convolutions_are_adapted_and_merged():
-    network = unet("digits", channels=8, groups=4, multipliers=(1, 1), attention=(0, 0), mid_attention=0)
-    x, t = jax.random.normal(jax.random.key(0), (2, 8, 8, 1)), jnp.full((2,), 0.3)
-    params = scramble(network.init(jax.random.key(1), x, t))
+    sizes = {"multipliers": (1, 1), "attention": (0, 0), "mid_attention": 0, "mid_residual": 0}
+    network = unet("digits", channels=8, groups=4, **sizes)
+    x, t = image((2, 8, 8, 1)), jnp.full((2,), 0.3)
+    params = drawn_params(network, x, t)
     # One convolution keeps the size, one halves it.
     adapted = lora(network, rank=2, select=("down_0_0/residual/conv_in", "down_0/conv"))
-    factors = scramble(adapted.init(jax.random.key(2), params, x, t))
+    factors = scramble(drawn(jax.eval_shape(adapted.init, jax.random.key(2), params, x, t)))
     assert by_path(factors)["down_0/conv/a"].shape == (3, 3, 8, 2)
-    moved = jax.jit(adapted.network.apply)({"params": params, "lora": factors}, x, t)[0]
-    plain = jax.jit(network.apply)
-    np.testing.assert_allclose(plain(adapted.merge(params, factors), x, t)[0], moved, atol=1e-4)
-    assert float(jnp.abs(plain(params, x, t)[0] - moved).max()) > 0.1
+    moved = compiled(adapted.network.apply)({"params": params, "lora": factors}, x, t)[0]
+    plain = compiled(network.apply)
+    np.testing.assert_allclose(plain(jax.jit(adapted.merge)(params, factors), x, t)[0], moved, atol=1e-4)
+    assert np.abs(plain(params, x, t)[0] - moved).max() > 0.1
 
 
 def test_adapters_side_by_side_are_their_sum_and_swap_without_compiling():

@@ -8,6 +8,8 @@ import pytest
 
 from diffusion_jax import models, objectives
 from diffusion_jax.errors import InvalidInput
+from tests.models.drawn import drawn
+from tests.models.shared import changed, compiled, image
 
 KEY = jax.random.key(0)
 TEXTS = jnp.array([[1, 2, 3, 5], [2, 2, 1, 5], [3, 1, 1, 5], [1, 2, 3, 5]])
@@ -15,28 +17,24 @@ SMALL = {"width": 16, "depth": 1, "heads": 2, "mlp_width": 16}
 
 
 def pair(projection=8):
-    image = models.clip_vision("small", image_size=8, patch=4, channels=1, projection=8, **SMALL)
+    vision = models.clip_vision("small", image_size=8, patch=4, channels=1, projection=8, **SMALL)
     text = models.clip_text("small", vocab_size=6, positions=4, projection=projection, **SMALL)
-    return models.dual_encoder(image, text)
+    return models.dual_encoder(vision, text)
 
 
 def fitted(loss, params, steps, rate=1e-2):
     optimizer = optax.adam(rate)
 
-    @jax.jit
-    def step(params, state):
+    def step(carry, _):
+        params, state = carry
         updates, state = optimizer.update(jax.grad(loss)(params), state)
-        return optax.apply_updates(params, updates), state
+        return (optax.apply_updates(params, updates), state), None
 
-    state = optimizer.init(params)
-    for _ in range(steps):
-        params, state = step(params, state)
-    return params
+    return jax.jit(lambda params: jax.lax.scan(step, (params, optimizer.init(params)), length=steps)[0][0])(params)
 
 
 def test_images_learn_to_find_their_texts():
-    images = jax.random.normal(KEY, (4, 8, 8, 1)).at[3].set(jax.random.normal(jax.random.key(9), (8, 8, 1)))
-    network, x = pair(), {"image": images, "text": TEXTS}
+    network, x = pair(), {"image": image((4, 8, 8, 1)), "text": TEXTS}
     objective, params = objectives.contrastive(network), network.init(KEY, x)
     assert float(network.scale(params)) == pytest.approx(1 / 0.07, rel=1e-5)
 
@@ -44,43 +42,43 @@ def test_images_learn_to_find_their_texts():
         return objective.loss(params, (), {"x0": x}, KEY)[0].mean()
 
     params = fitted(loss, params, 40)
-    value, aux = objective.loss(params, (), {"x0": x}, KEY)
+    value, aux = compiled(lambda params: objective.loss(params, (), {"x0": x}, KEY))(params)
     assert value.shape == (4,) and float(aux.metrics["retrieval"]) == 1.0
-    vectors = network.embed(params, x)
-    np.testing.assert_allclose(jnp.linalg.norm(vectors["image"], axis=1), 1.0, rtol=1e-5)
+    vectors = compiled(network.embed)(params, x)
+    np.testing.assert_allclose(np.linalg.norm(vectors["image"], axis=1), 1.0, rtol=1e-5)
     # Images 0 and 3 have the same text, which is a right answer for both: the floor is log 2, of the half that answers.
     np.testing.assert_array_equal(vectors["text"][0], vectors["text"][3])
-    assert set(network.embed(params, {"text": TEXTS})) == {"text"}
-    assert float(value[0]) > 0.69 and float(value[1:3].max()) < 0.2
+    assert set(jax.eval_shape(network.embed, params, {"text": TEXTS})) == {"text"}
+    assert value[0] > 0.69 and value[1:3].max() < 0.2
 
 
 def test_pooled_vectors_must_have_one_length():
     with pytest.raises(InvalidInput, match="two of the same length"):
-        pair(projection=6).init(KEY, {"image": jnp.zeros((1, 8, 8, 1)), "text": TEXTS[:1]})
+        jax.eval_shape(pair(projection=6).init, KEY, {"image": jnp.zeros((1, 8, 8, 1)), "text": TEXTS[:1]})
 
 
 def test_texts_are_read_back_from_their_latents():
     network = models.caption_decoder(6, 4, latent_channels=3, **SMALL)
-    hidden = jax.random.normal(KEY, (6, 16))[TEXTS]
+    hidden = jax.device_put(np.asarray(image((6, 16)))[np.asarray(TEXTS)])
     params = network.init(KEY, hidden)
     objective, batch = objectives.caption_loss(network), {"x0": hidden, "cond": {"tokens": TEXTS}}
     params = fitted(lambda params: objective.loss(params, (), batch, KEY)[0].mean(), params, 80)
-    loss, aux = objective.loss(params, (), batch, KEY)
+    loss, aux = compiled(lambda params: objective.loss(params, (), batch, KEY))(params)
     assert loss.shape == (4,) and float(aux.metrics["exact"]) == 1.0
-    latents = network.encode(params, hidden)
+    latents = compiled(network.encode)(params, hidden)
     assert latents.shape == (4, 4, 3)
     np.testing.assert_array_equal(jax.jit(network.decode)(params, latents), TEXTS)
 
 
 def test_the_decoder_sees_all_latents_and_only_earlier_tokens():
     network = models.caption_decoder(6, 4, latent_channels=3, **SMALL)
-    latents = jax.random.normal(KEY, (1, 2, 3))
-    params = network.init(KEY, jnp.zeros((1, 2, 16)))
-    plain = network.logits(params, latents, TEXTS[:1])
-    changed = network.logits(params, latents, TEXTS[:1].at[0, 2].set(0))
-    np.testing.assert_array_equal(plain[:, :3], changed[:, :3])
-    assert not np.allclose(plain[:, 3], changed[:, 3])
-    other = network.logits(params, latents.at[0, 1].add(1.0), TEXTS[:1])
+    latents, texts, logits = np.asarray(image((1, 2, 3))), np.asarray(TEXTS[:1]), compiled(network.logits)
+    params = drawn(jax.eval_shape(network.init, KEY, jnp.zeros((1, 2, 16))))
+    plain = logits(params, latents, texts)
+    later = logits(params, latents, changed(texts, (0, 2), 0))
+    np.testing.assert_array_equal(plain[:, :3], later[:, :3])
+    assert not np.allclose(plain[:, 3], later[:, 3])
+    other = logits(params, changed(latents, (0, 1), latents[0, 1] + 1.0), texts)
     assert (np.abs(other - plain).max(-1) > 1e-4).all()
 
 

@@ -13,6 +13,7 @@ from diffusion_jax import acceleration, denoisers, models, processes, sampling, 
 from diffusion_jax.distributed import make_mesh
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.models.interception import Edit, intercepted
+from tests.models.shared import changed, compiled, drawn_params, image
 
 BATCH, COUNT, KINDS = 2, 3, 5
 GRID = timesteps.linspace(steps=3)
@@ -23,20 +24,19 @@ NETWORKS = ("unet", "dit")
 def plain(name):
     if name == "dit":
         return models.dit(patch=4, width=16, depth=2, heads=2, qk_norm=True)
-    return models.unet(
-        channels=8, multipliers=(1, 2), num_residual=1, attention=(0, 1), mid_attention=0, groups=4, heads=2, concat=2
-    )
+    sizes = {"multipliers": (1, 2), "num_residual": 1, "attention": (0, 1), "mid_attention": 0, "mid_residual": 0}
+    return models.unet(channels=8, **sizes, groups=4, heads=2, concat=2)
 
 
 def inputs(batch=BATCH):
-    keys = jax.random.split(jax.random.key(0), 4)
+    kinds = np.arange(batch * COUNT, dtype=np.int32).reshape(batch, COUNT) % KINDS
     cond = {
-        "concat": jax.random.normal(keys[0], (batch, 8, 8, 2)),
-        "references": jax.random.normal(keys[1], (batch, COUNT, 8, 8, 3)),
-        "items": jnp.arange(batch * COUNT, dtype=jnp.int32).reshape(batch, COUNT) % KINDS,
-        "present": jnp.ones((batch, COUNT), bool).at[0, 2].set(False),
+        "concat": image((batch, 8, 8, 2), 0),
+        "references": image((batch, COUNT, 8, 8, 3), 1),
+        "items": jax.device_put(kinds),
+        "present": jax.device_put(changed(np.ones((batch, COUNT), bool), (0, 2), False)),
     }
-    return jax.random.normal(keys[2], (batch, 8, 8, 3)), jnp.linspace(200.0, 700.0, batch), cond
+    return image((batch, 8, 8, 3), 2), jnp.linspace(200.0, 700.0, batch), cond
 
 
 def opened(name, network):
@@ -51,10 +51,7 @@ def made(name):
     """The forms, compiled, and parameters without the zeros that networks begin with."""
     forms = opened(name, plain(name))
     x, t, cond = inputs()
-    params = forms.encoding.init(jax.random.key(1), x, t, cond)
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(2), len(leaves))
-    params = tree.unflatten([leaf + 0.1 * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys)])
+    params = drawn_params(forms.encoding, x, t, cond)
     networks = {
         field: getattr(forms, field)._replace(apply=jax.jit(getattr(forms, field).apply))
         for field in forms._fields
@@ -68,24 +65,28 @@ def encoded(forms, params, cond):
 
 
 def with_caches(forms, params, cond):
-    empty = {**cond, "references": jnp.zeros_like(cond["references"])}
+    empty = {**cond, "references": np.zeros(cond["references"].shape, np.float32)}
     caches = {"cache": encoded(forms, params, cond), "null_cache": encoded(forms, params, empty)}
     return {"concat": cond["concat"], **caches}
+
+
+def ask(form, *args):
+    return jax.device_get(form.apply(*args))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_encoded_once_in_every_call_or_along_with_x_is_the_same(name):
     forms, params = made(name)
     x, t, cond = inputs()
-    anew = forms.encoding.apply(params, x, t, cond)[0]
+    anew = ask(forms.encoding, params, x, t, cond)[0]
     cache = encoded(forms, params, cond)
-    once = forms.cached.apply(params, x, t, {"concat": cond["concat"], "cache": cache})[0]
-    joint, extras = forms.joint.apply(params, x, t, cond)
-    assert anew.shape == x.shape and float(jnp.abs(anew).max()) > 0.1
+    once = ask(forms.cached, params, x, t, {"concat": cond["concat"], "cache": cache})[0]
+    joint, extras = ask(forms.joint, params, x, t, cond)
+    assert anew.shape == x.shape and np.abs(anew).max() > 0.1
     np.testing.assert_allclose(once, anew, atol=1e-6)
     np.testing.assert_allclose(joint, anew, atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), extras["cache"], cache)
-    assert float(jnp.abs(forms.coupled.apply(params, x, t, cond)[0] - anew).max()) > 1e-3
+    assert np.abs(ask(forms.coupled, params, x, t, cond)[0] - anew).max() > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -109,20 +110,25 @@ def test_a_run_with_a_cache_is_the_run_without(name, solver, scale):
 def test_what_is_kept_of_a_reference_depends_on_nothing_else_unless_all_is_coupled(name):
     forms, params = made(name)
     x, t, cond = inputs()
-    other = {**cond, "references": cond["references"].at[:, 1].add(1.0)}
-    changes = {"time": (x, t + 100, cond), "x": (x + 1, t, cond), "another reference": (x, t, other)}
+    references = np.asarray(cond["references"])
+    other = {**cond, "references": changed(references, np.s_[:, 1], references[:, 1] + 1.0)}
+    changes = {
+        "time": (x, np.asarray(t) + 100, cond),
+        "x": (np.asarray(x) + 1, t, cond),
+        "another reference": (x, t, other),
+    }
 
     def first(cache):
         return [leaf[:, :, 0] for leaf in jax.tree.leaves(cache.layers)]
 
     def moved(form, changed):
-        caches = [getattr(forms, form).apply(params, *given)[1]["cache"] for given in ((x, t, cond), changed)]
-        return max(float(jnp.abs(a - b).max()) for a, b in zip(*map(first, caches), strict=True))
+        caches = [ask(getattr(forms, form), params, *given)[1]["cache"] for given in ((x, t, cond), changed)]
+        return max(np.abs(a - b).max() for a, b in zip(*map(first, caches), strict=True))
 
-    for what, changed in changes.items():
-        assert moved("joint", changed) == 0, what
-        assert moved("coupled", changed) > 1e-4, what
-    a, b = (encoded(forms, params, one) for one in (cond, other))
+    for what, given in changes.items():
+        assert moved("joint", given) == 0, what
+        assert moved("coupled", given) > 1e-4, what
+    a, b = (jax.device_get(encoded(forms, params, one)) for one in (cond, other))
     for one, two in zip(jax.tree.leaves(a.layers), jax.tree.leaves(b.layers), strict=True):
         np.testing.assert_array_equal(one[:, :, ::2], two[:, :, ::2])
         assert np.abs(one[:, :, 1] - two[:, :, 1]).max() > 1e-3
@@ -134,36 +140,37 @@ def test_order_does_not_matter_and_what_is_absent_is_not_there(name):
     x, t, cond = inputs()
 
     def answer(**changes):
-        return forms.encoding.apply(params, x, t, {**cond, **changes})[0]
+        return ask(forms.encoding, params, x, t, {**cond, **changes})[0]
 
-    given, order = ("references", "items", "present"), jnp.array([2, 0, 1])
-    np.testing.assert_allclose(answer(**{n: cond[n][:, order] for n in given}), answer(), atol=1e-5)
-    without = {**{n: cond[n][:, :2] for n in given}, "present": jnp.ones((BATCH, 2), bool)}
-    hidden = answer(present=jnp.array([[True, True, False]] * BATCH))
+    told = {name: np.asarray(cond[name]) for name in ("references", "items", "present")}
+    np.testing.assert_allclose(answer(**{n: leaf[:, [2, 0, 1]] for n, leaf in told.items()}), answer(), atol=1e-5)
+    without = {**{n: leaf[:, :2] for n, leaf in told.items()}, "present": np.ones((BATCH, 2), bool)}
+    hidden = answer(present=np.array([[True, True, False]] * BATCH))
     np.testing.assert_allclose(hidden, answer(**without), atol=1e-5)
-    assert float(jnp.abs(hidden - answer())[1].max()) > 1e-3
-    nothing = answer(present=jnp.zeros((BATCH, COUNT), bool))
+    assert np.abs(hidden - answer())[1].max() > 1e-3
+    nothing = answer(present=np.zeros((BATCH, COUNT), bool))
     network = models.concatenating(plain(name)) if name == "dit" else plain(name)
     np.testing.assert_allclose(
-        nothing, network.apply(params["network"], x, t, {"concat": cond["concat"]})[0], atol=1e-5
+        nothing, jax.jit(network.apply)(params["network"], x, t, {"concat": cond["concat"]})[0], atol=1e-5
     )
 
 
 def test_the_null_branch_knows_the_kinds_but_not_the_pixels():
     forms, params = made("dit")
     x, _, cond = inputs()
-    other = {**cond, "references": cond["references"] + 1}
+    other = {**cond, "references": np.asarray(cond["references"]) + 1}
+    denoiser = denoisers.denoiser(forms.cached, FLOW)
 
-    def run(cond, scale, guide=True):
-        denoiser = denoisers.denoiser(forms.cached, FLOW)
-        guided = denoisers.guided(denoiser, scale, null=models.null_cache) if guide else denoiser
-        return sampling.sample(jax.random.key(0), guided, params, solvers.ddim(), GRID, x_init=x, cond=cond).x
+    def runs(denoiser):
+        key, solver = jax.random.key(0), solvers.ddim()
+        return compiled(lambda cond: sampling.sample(key, denoiser, params, solver, GRID, x_init=x, cond=cond).x)
 
+    null, once = (runs(denoisers.guided(denoiser, scale, null=models.null_cache)) for scale in (0.0, 1.0))
     told, others = (with_caches(forms, params, one) for one in (cond, other))
-    np.testing.assert_array_equal(run(told, 0.0), run(others, 0.0))
-    kinds = with_caches(forms, params, {**cond, "items": (cond["items"] + 1) % KINDS})
-    assert float(jnp.abs(run(kinds, 0.0) - run(told, 0.0)).max()) > 1e-4
-    np.testing.assert_array_equal(run(told, 1.0), run(told, 1.0, guide=False))
+    np.testing.assert_array_equal(null(told), null(others))
+    kinds = with_caches(forms, params, {**cond, "items": (np.asarray(cond["items"]) + 1) % KINDS})
+    assert np.abs(null(kinds) - null(told)).max() > 1e-4
+    np.testing.assert_array_equal(once(told), runs(denoiser)(told))
 
 
 def test_references_are_encoded_once_in_a_run():
@@ -176,7 +183,7 @@ def test_references_are_encoded_once_in_a_run():
     network = intercepted(plain("dit"), Edit(lambda module: module.path == ("patch_embed",), counted)).network
     forms = opened("dit", network)
     x, t, cond = inputs()
-    params = forms.encoding.init(jax.random.key(1), x, t, cond)
+    params = drawn_params(forms.encoding, x, t, cond)
 
     def count(form, told):
         # What was called before may still be on its way to the host.
@@ -218,6 +225,7 @@ def test_whole_outputs_are_kept_on_top():
     denoiser = denoisers.denoiser(forms.cached, FLOW)
     told = with_caches(forms, params, cond)
 
+    @functools.partial(jax.jit, static_argnums=0)
     def run(denoiser):
         return sampling.sample(
             jax.random.key(0), denoiser, params, solvers.ddim(), timesteps.linspace(steps=4), x_init=x, cond=told

@@ -1,13 +1,13 @@
 """Three stages are the network, and what is left out is really left out."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from diffusion_jax import models
 from diffusion_jax.adapters import lora
 from diffusion_jax.errors import InvalidInput
+from tests.models.shared import compiled, drawn_params, image, labels
 
 CASES = {
     "dit": (lambda: models.dit(width=16, depth=3, heads=2, num_classes=3), (2, 4, 4, 1)),
@@ -17,20 +17,15 @@ CASES = {
     ),
     "video": (lambda: models.video_dit(width=16, depth=4, heads=2, num_classes=3), (2, 3, 4, 4, 1)),
     "mlp": (lambda: models.mlp(width=16, depth=3, num_classes=3), (2, 5)),
-    "unet": (lambda: models.unet(channels=8, groups=4, num_classes=3), (2, 8, 8, 1)),
+    "unet": (lambda: models.unet(channels=8, groups=4, attention=(0, 0), num_classes=3), (2, 4, 4, 1)),
 }
 
 
 def drawn(name):
     make, shape = CASES[name]
-    network, key = make(), jax.random.key(0)
-    x, t, cond = jax.random.normal(key, shape), jnp.array([0.3, 0.7]), {"label": jnp.array([0, 2])}
-    params = network.init(key, x, t, cond)
-    # Gates and last layers begin at zero: with those, every stage would say the same.
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(key, len(leaves))
-    params = tree.unflatten([leaf + 0.1 * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys)])
-    return network, params, x, t, cond
+    network = make()
+    x, t, cond = image(shape), jax.device_put(np.array([0.3, 0.7], np.float32)), labels(0, 2)
+    return network, drawn_params(network, x, t, cond), x, t, cond
 
 
 def in_stages(stages, params, x, t, cond):
@@ -50,23 +45,26 @@ def test_stages_one_after_the_other_are_the_network(name):
 def test_the_head_is_blind_to_what_comes_later_and_the_tail_to_what_came_before(name):
     network, params, x, t, cond = drawn(name)
     stages = models.staged(network)
-    moved = jax.grad(lambda p: stages.head(p, x, t, cond).sum())(params)
+
+    @jax.jit
+    def gradients(params):
+        moved = jax.grad(lambda p: stages.head(p, x, t, cond).sum())(params)
+        z = stages.body(params, stages.head(params, x, t, cond), x, t, cond)
+        return moved, jax.grad(lambda p: stages.tail(p, z, x, t, cond)[0].sum())(params)
+
+    moved, inner = gradients(params)
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(moved["conv_out" if name == "unet" else "final"]))
-    h = stages.head(params, x, t, cond)
-    z = stages.body(params, h, x, t, cond)
-    inner = jax.grad(lambda p: stages.tail(p, z, x, t, cond)[0].sum())(params)
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(inner["mid_0" if name == "unet" else "blocks"]))
 
 
 def test_adapters_within_blocks_stay_in_force():
     network, params, *inputs = drawn("dit")
     adapted = lora(network, rank=2)
-    factors = adapted.init(jax.random.key(1), params, *inputs)
-    factors = jax.tree.map(lambda leaf: leaf + 0.1, factors)
-    tree = {"params": params, "lora": factors}
-    whole = adapted.network.apply(tree, *inputs)[0]
-    assert np.abs(whole - network.apply(params, *inputs)[0]).max() > 1e-3
-    np.testing.assert_allclose(in_stages(models.staged(adapted.network), tree, *inputs), whole, atol=2e-6)
+    tree = {"params": params, "lora": drawn_params(adapted.network, *inputs)["lora"]}
+    whole = compiled(adapted.network.apply)(tree, *inputs)[0]
+    assert np.abs(whole - compiled(network.apply)(params, *inputs)[0]).max() > 1e-3
+    found = compiled(lambda tree: in_stages(models.staged(adapted.network), tree, *inputs))(tree)
+    np.testing.assert_allclose(found, whole, atol=2e-6)
 
 
 def test_bad_cuts_are_told():

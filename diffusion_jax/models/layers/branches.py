@@ -252,6 +252,8 @@ class Stack(nn.Module):
             in_axes=(0 if self.stacked else nn.broadcast, sides),
             length=self.depth,
             unroll=1 if self.scan else self.depth,
+            # Nothing is broadcast out of the loop, so the check would only trace every block a second time.
+            check_constancy_invariants=False,
         )
         h = constrain(h)
         h, every = scanned(Block(self.branches, name="block"), h, c, side)
