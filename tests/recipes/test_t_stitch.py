@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from diffusion_jax import denoisers, models, processes, sampling, solvers, timesteps
 from diffusion_jax.config import build, load
 from diffusion_jax.denoisers import by_share, on_process, switched
-from diffusion_jax.recipes.parts.stitched_ring import ring_models
+from diffusion_jax.recipes.parts.stitched_ring import on_ring, ring_claims, ring_models
 from diffusion_jax.recipes.parts.stitching import Model, backwards, epsilon_gap, padded, relative_cost, stitched, table
 
 STEPS = 10
@@ -150,6 +150,17 @@ def test_coarser_rings_have_the_moments_of_the_ring_and_differ_only_where_noise_
     assert coarse[-1] < 1e-6 < 0.1 < coarse[0]
     assert all(a > b for a, b in zip(coarse[:8], finer[:8], strict=True))
     assert epsilon_gap(KEY, large, Model(large.denoiser, large.params), x0)[3] == 0.0
+
+
+def test_what_is_claimed_of_the_ring_is_measured():
+    config = load("configs/recipes/t_stitch.py").ring
+    config.update({"steps": 20, "size": 200})
+    claims = {one.name: one for one in ring_claims(on_ring(config, [0]), config.noise)}
+    assert all(np.isfinite([one.baseline, one.ours]).all() for one in claims.values())
+    assert claims["Ring: both models agree from t = 400 on"].held
+    assert claims["Ring: they disagree at t = 200"].held
+    last = claims["Ring: the last 40 % by the small model are ten times worse"]
+    assert last.ours > 3 * last.baseline
 
 
 def test_the_published_settings_are_three_transformers_of_one_latent_space():
