@@ -67,6 +67,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config.shifts = (-4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0)
     if smoke:
         # One fine-tuning of a base as it begins; without samples, and without times of steps.
+        config.arms.dynamic.ema = {}
         config.base.train.steps, config.published, config.shifts = 0, None, (0.0,)
         config.arms = {"dynamic": config.arms.dynamic}
         config.sampling.samples, config.timing.repeats, config.losses.reversed = 0, 0, False

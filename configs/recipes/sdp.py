@@ -84,7 +84,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.arms = ["stream", "stream_zero"]
     size = {"width": 16, "depth": 1, "heads": 2, "num_steps": 4}
     config.policies = {name: policy(demonstrations(16, 8), 4, share, **size) for name, share in SHARES.items()}
-    config.policies.constant.train.steps = 0
+    config.policies.constant.train.steps, config.policies.mixed.ema = 0, {}
     config.slow, config.jump, config.push_t.episodes = None, None, 0
     return config
 

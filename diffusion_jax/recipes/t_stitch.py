@@ -184,7 +184,8 @@ def notes(digits: Digits, config: Any) -> str:
         for arm in ("stitched", "fewer")
     }
     return (
-        f"the small model costs {digits.cost['stitched', 1.0]:.3f} of the large one; one training of each model, three seeds of sampling. "
+        f"the small model costs {digits.cost['stitched', 1.0]:.3f} of the large one; one training of each model, "
+        "three seeds of sampling. "
         f"Fewer steps stay nearer to the large model's own samples (root mean square distance {errors['fewer']:.3f} "
         f"against {errors['stitched']:.3f} at r = 0.4): stitching makes other samples, which are to be as good."
     )

@@ -60,7 +60,7 @@ def test_cut_weights_are_masked_weights_at_every_step(small):
     made = jax.eval_shape(lambda key: routed.init(key, params, *parts.example(experiment)), jax.random.key(1))
     draws = np.random.default_rng(0)
     routers = jax.tree.map(lambda leaf: jnp.asarray(draws.normal(0, 1, leaf.shape), jnp.float32), made["routers"])
-    config.sampling.steps, config.timing.repeats, config.timing.batch = 3, 1, 2
+    config.sampling.steps, config.timing.repeats, config.timing.batch = 3, 1, 8
     tree = {"params": params, "routers": routers}
     executed = parts.execution(experiment, routed, tree, config.sampling, config.timing)
     assert executed.difference < 1e-5

@@ -91,6 +91,6 @@ def test_what_a_jump_takes_is_a_share_of_the_successes_without_it():
     calm = {1: outcome(1, 1, 1, 1), 4: outcome(1, 1, 0, 0), 8: outcome(1, 1, 1, 1)}
     after = {1: outcome(1, 1, 0, 1), 4: outcome(1, 0, 0, 0), 8: outcome(1, 1, 1, 1)}
     four, eight = jump_claims(calm, after, load("configs/recipes/sdp.py").jump, own=4)
-    assert (four.baseline, four.ours, four.held) == (0.25, 0.5, True)
-    assert (eight.ours, eight.held) == (0.0, False)
+    assert (four.baseline, four.ours, four.holds) == (0.25, 0.5, True)
+    assert (eight.ours, eight.holds) == (0.0, False)
     assert "one network for all seeds" in eight.metric and "one network for all seeds" not in four.metric
