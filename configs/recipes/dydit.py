@@ -14,7 +14,7 @@ def tuning(
     steps: int, parts: dict[str, float] | float, batch_size: int = 16, norm: float = 15.0, **fields
 ) -> ConfigDict:
     """Fine-tuning of the digits transformer; parts: the peak learning rate of each entry that learns, or of all."""
-    config = digit_transformer(steps, remat="none", **fields)
+    config = digit_transformer(steps, **{"remat": "none", **fields})
     config.train.batch_size = batch_size
     config.train.clip_norm = None
     config.train.checkpoint_every = steps
@@ -42,7 +42,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
     if variant == "paper":
         return paper()
     smoke = variant == "smoke"
-    size = {"width": 24, "depth": 1, "heads": 2} if smoke else {}
+    size = {"width": 24, "depth": 1, "heads": 2, "remat": "none"} if smoke else {}
     steps, lora_steps = (4, 4) if smoke else (500, 150)
     heads = size.get("heads", 6)
     config = ConfigDict({"seed": 0, "seeds": 1 if smoke else 3, "target": 0.5})
@@ -61,9 +61,16 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config.lora.tuning = tuning(lora_steps, 1e-2, **size)
     config.sampling = {"steps": 4 if smoke else 20, "samples": 16 if smoke else 256, "buckets": 1 if smoke else 4}
     config.timing = {"repeats": 1 if smoke else 3, "batch": 16 if smoke else 128}
-    config.losses = {"times": 16 if smoke else 200, "repeats": 1 if smoke else 4}
+    # reversed: whether the table of widths is also tried reversed in t.
+    config.losses = {"times": 16 if smoke else 200, "repeats": 1 if smoke else 4, "reversed": True}
     # Thresholds of the routers moved after training: loss against compute.
-    config.shifts = (0.0,) if smoke else (-4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0)
+    config.shifts = (-4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0)
+    if smoke:
+        # One fine-tuning of a base as it begins; without samples, and without times of steps.
+        config.arms.dynamic.ema = {}
+        config.base.train.steps, config.published, config.shifts = 0, None, (0.0,)
+        config.arms = {"dynamic": config.arms.dynamic}
+        config.sampling.samples, config.timing.repeats, config.losses.reversed = 0, 0, False
     return config
 
 

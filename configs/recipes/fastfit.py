@@ -12,20 +12,30 @@ from diffusion_jax.recipes.parts import trying_on
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    smoke = variant == "smoke"
     if variant == "paper":
         return paper()
-    config = ConfigDict({"seed": 0, "seeds": 1 if smoke else 3})
-    fields = {"width": 32, "depth": 1, "heads": 2} if smoke else {}
-    steps = 2 if smoke else 550
-    config.fastfit = trying_on.experiment("encoding", steps, **fields)
-    config.coupled = trying_on.experiment("coupled", steps, **fields)
-    config.people = 4 if smoke else 32
+    config = ConfigDict({"seed": 0, "seeds": 3})
+    config.fastfit = trying_on.experiment("encoding", 550)
+    config.coupled = trying_on.experiment("coupled", 550)
+    config.people = 32
     config.solver = call("solvers.ddim")
-    config.grid = call("timesteps.linspace", steps=3 if smoke else 50)
+    config.grid = call("timesteps.linspace", steps=50)
     config.guidance = 1.0
-    config.timing = {"people": 1 if smoke else 4, "references": (1, 3, 5), "repeats": 1 if smoke else 7}
-    config.columns = 4 if smoke else 9
+    config.timing = {"people": 4, "references": (1, 3, 5), "repeats": 7}
+    config.columns = 9
+    # Of the pictures whose principal components are compared, every so many-th pixel.
+    config.stride = 1
+    return smoke(config) if variant == "smoke" else config
+
+
+def smoke(config: ConfigDict) -> ConfigDict:
+    """FastFit without its twin."""
+    config.seeds, config.people, config.columns, config.stride = 1, 4, 2, 4
+    config.fastfit = trying_on.experiment("encoding", 2, width=32, depth=1, heads=2, remat="none", qk_norm=False)
+    config.fastfit.ema = {}
+    del config.coupled
+    config.grid.steps = 3
+    config.timing = {"people": 4, "references": (3, 3, 3), "repeats": 1}
     return config
 
 

@@ -96,8 +96,12 @@ def get_config(variant: str = "") -> ConfigDict:
         name: adapter(config.base, draw, max(2, steps // 20), 5e-3, 4 if smoke else 16) for name, draw in draws.items()
     }
     config.own_samples = 64 if smoke else 1920
-    config.clips = 16 if smoke else 96
+    config.clips = 8 if smoke else 96
     config.guidance, config.null = 1.5, NULL
     config.grid, config.solver = moving_clips.grid(2 if smoke else 10), call("solvers.flow_euler")
-    config.scale, config.scales = 1.0, (0.5, 1.0, 1.5, 2.0)
+    config.scale, config.scales = 1.0, (1.0, 2.0) if smoke else (0.5, 1.0, 1.5, 2.0)
+    if smoke:
+        # One adaptation, of a base as it begins.
+        config.base.train.steps, config.own_samples, config.arms = 0, 16, {"vta": config.arms.vta}
+        config.arms.vta.train.batch_size = 8
     return config

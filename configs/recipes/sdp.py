@@ -58,6 +58,8 @@ def get_config(variant: str | None = None) -> ConfigDict:
         return paper()
     config = ConfigDict({"seed": 0, "seeds": 3, "task": "reach", "chunk": 4})
     config.update({"episodes": 256, "horizon": 60, "repeats": 40})
+    config.arms = ["full", "full_mixed", "short", "stream", "stream_zero", "stream_constant"]
+    config.environments = [1, 16]
     config.slow = {"max_step": 0.015, "horizon": 48}
     config.policies = {name: policy(demonstrations(16), 1700, share) for name, share in SHARES.items()}
     # The goal jumps after `step`, and success is counted until `horizon`; h = 2 and 8 have networks of their own.
@@ -77,13 +79,13 @@ def push_t(episodes: int, chunk: int) -> ConfigDict:
 
 
 def smoke(config: ConfigDict) -> ConfigDict:
-    """Everything but Push-T, at a few steps."""
-    config.update({"seeds": 1, "episodes": 4, "horizon": 12, "repeats": 2})
+    """One trained policy in episodes as a stream, begun in either way; no jumps, and no Push-T."""
+    config.update({"seeds": 1, "episodes": 4, "horizon": 12, "repeats": 2, "environments": [1]})
+    config.arms = ["stream", "stream_zero"]
     size = {"width": 16, "depth": 1, "heads": 2, "num_steps": 4}
     config.policies = {name: policy(demonstrations(16, 8), 4, share, **size) for name, share in SHARES.items()}
-    config.jump = {"step": 4, "horizon": 12, "policies": {}}
-    config.slow.horizon = 8
-    config.push_t.episodes = 0
+    config.policies.constant.train.steps, config.policies.mixed.ema = 0, {}
+    config.slow, config.jump, config.push_t.episodes = None, None, 0
     return config
 
 

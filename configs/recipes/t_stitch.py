@@ -33,14 +33,15 @@ def get_config(variant: str | None = None) -> ConfigDict:
 
 
 def smoke(config: ConfigDict) -> ConfigDict:
-    config.update({"seeds": 1, "steps": 10, "few_steps": 5, "size": 16, "noise_seeds": [100, 101]})
-    config.timing = {"steps": 10, "size": 8, "repeats": 1}
+    """Two models on digits, as they begin."""
+    config.update({"seeds": 1, "steps": 10, "few_steps": 5, "size": 16, "noise_seeds": [100, 101], "three": []})
+    config.timing = {"steps": 10, "size": 16, "repeats": 1}
     config.models = {
-        "small": digit_transformer(4, width=24, depth=1, heads=2),
-        "middle": digit_transformer(4, width=24, depth=2, heads=2),
-        "large": digit_transformer(4, width=24, depth=3, heads=2),
+        name: digit_transformer(4, width=width, depth=1, heads=2) for name, width in (("small", 12), ("large", 24))
     }
-    config.ring.update({"steps": 20, "size": 64})
+    for model in config.models.values():
+        model.train.steps = 0
+    config.ring = None
     return config
 
 

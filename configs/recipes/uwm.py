@@ -25,17 +25,21 @@ def get_config(variant: str = "small") -> ConfigDict:
     shared = call("timesteps.on_grid", grid=grid, last=True)
     own = {"action": _often_at_the_ends(shared, 0.2), "future": _often_at_the_ends(shared, 0.4)}
     labelled, both = _windows(smoke), _windows(smoke, free=True)
-    config.arms = {
-        "cloned": _arm(smoke, _windows(smoke, future=0), call("timesteps.on_grid", grid=grid)),
-        "labelled": _arm(smoke, labelled, own),
-        "cotrained": _arm(smoke, both, own),
-        "shared": _arm(smoke, both, shared),
-        "labelled_few": _arm(smoke, _windows(smoke, labelled=FEW), own),
-        "cotrained_few": _arm(smoke, _windows(smoke, labelled=FEW, free=True), own),
-    }
+    config.arms = (
+        {"cotrained": _arm(smoke, both, own)}
+        if smoke
+        else {
+            "cloned": _arm(smoke, _windows(smoke, future=0), call("timesteps.on_grid", grid=grid)),
+            "labelled": _arm(smoke, labelled, own),
+            "cotrained": _arm(smoke, both, own),
+            "shared": _arm(smoke, both, shared),
+            "labelled_few": _arm(smoke, _windows(smoke, labelled=FEW), own),
+            "cotrained_few": _arm(smoke, _windows(smoke, labelled=FEW, free=True), own),
+        }
+    )
     if variant == "paper":
         config.arms.cotrained = _published(both)
-    config.held_out = _windows(smoke, split="test", episodes=8 if smoke else 300)
+    config.held_out = _windows(smoke, split="test", episodes=12 if smoke else 300)
     config.execute = 8
     config.horizon = 16 if smoke else 48
     config.starts = 4 if smoke else 200
@@ -58,7 +62,7 @@ def _windows(smoke, split="train", future=1, labelled=LABELLED, free=False, epis
         task="reach",
         chunk=CHUNK,
         future=future,
-        image_size=SIZE,
+        image_size=8 if smoke else SIZE,
         noise=0.1,
         share=0.5 if free else None,
         **known,
@@ -72,7 +76,7 @@ def _arm(smoke, windows, draw):
     batch_size = (8 if smoke else 64) * (2 if windows.get("share") else 1)
     config = defaults(steps=3 if smoke else 2000, batch_size=batch_size)
     config.data, config.held_out = windows, None
-    size = {"width": 16, "depth": 2, "heads": 2} if smoke else {"width": 64, "depth": 3, "heads": 4}
+    size = {"width": 16, "depth": 1, "heads": 2} if smoke else {"width": 64, "depth": 3, "heads": 4}
     trunk = call(
         "models.joint_transformer",
         modalities={"action": (2,), "future": (1, 1)} if joint else (2,),
@@ -87,7 +91,7 @@ def _arm(smoke, windows, draw):
     config.process = call("processes.JointProcess", processes={"action": flow, "future": flow}) if joint else flow
     config.objective = call("objectives.denoising", draw=draw)
     config.optimizer = _optimizer(config.train.steps, 3e-3)
-    config.ema = {"average": call("training.ema.power", sigma_rel=0.1)}
+    config.ema = {} if smoke else {"average": call("training.ema.power", sigma_rel=0.1)}
     return config
 
 

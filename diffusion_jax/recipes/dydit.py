@@ -40,26 +40,27 @@ def run(config: Any, workdir: Path) -> Results:
     tune, numbers = prepare(config.arms.dynamic), list(seeds(config))
     routed = build(config.routed, network=tune.network)
     half = round(config.target * config.routed.groups)
-    dynamic_arm = parts.dynamic_arm(config.budget, tune, routed, params)
-    uniform_arm = parts.uniform_arm(tune, routed, params, half)
+    makers = {
+        "dynamic": lambda: parts.dynamic_arm(config.budget, tune, routed, params),
+        "uniform": lambda: parts.uniform_arm(tune, routed, params, half),
+    }
+    arms = {name: make() for name, make in makers.items() if name in config.arms}
     given = [config.to_dict()[name] for name in ("base", "routed", "budget")]
     learned = {
         name: [parts.fine_tuned(config.arms[name], tune, arm, f"dydit-{name}", seed, given) for seed in numbers]
-        for name, arm in (("dynamic", dynamic_arm), ("uniform", uniform_arm))
+        for name, arm in arms.items()
     }
 
-    networks = {"static": tune.network, "dynamic": routed.network, "uniform": routed.opened}
+    networks = {"static": tune.network, **{name: arm.network for name, arm in arms.items()}}
     losses = {name: parts.held_out_loss(tune, one, config.losses.repeats) for name, one in networks.items()}
-    distances = {
-        name: parts.sampled(tune, one, config.sampling.steps, config.sampling.samples) for name, one in networks.items()
-    }
     trees = {"static": [params] * len(numbers), **learned}
     loss = {name: [losses[name](tree) for tree in every] for name, every in trees.items() if name != "static"}
     loss["static"] = [losses["static"](params)] * len(numbers)
-    distance = {
-        name: [distances[name](tree, seed) for tree, seed in zip(every, numbers, strict=True)]
-        for name, every in trees.items()
-    }
+    distance = {}
+    if config.sampling.samples:
+        for name, every in trees.items():
+            measure = parts.sampled(tune, networks[name], config.sampling.steps, config.sampling.samples)
+            distance[name] = [measure(tree, seed) for tree, seed in zip(every, numbers, strict=True)]
 
     times = (np.arange(config.losses.times, dtype=np.float32) + 0.5) / config.losses.times
     tables = [dynamic.tabulated(routed.fill, tree, tune.process, times) for tree in learned["dynamic"]]
@@ -71,13 +72,15 @@ def run(config: Any, workdir: Path) -> Results:
     swapped = [
         by_table({"params": tree["params"], "table": table})
         for tree, table in zip(learned["dynamic"], reversed_tables, strict=True)
+        if config.losses.reversed
     ]
-    beginning = unchanged(tune, config, params)
-    executed = parts.execution(tune, routed, learned["dynamic"][0], config.sampling, config.timing)
+    beginning = unchanged(tune, config, params) if config.published else None
+    timed = config.timing.repeats > 0
+    executed = parts.execution(tune, routed, learned["dynamic"][0], config.sampling, config.timing) if timed else None
     claims = [
         *exact(beginning, executed),
         *quality(config.target, shares, loss, distance, swapped),
-        *speed(executed),
+        *(speed(executed) if executed else ()),
         *mixtures(config, tune, params, given),
     ]
     curves = {name: np.mean([parts.kept(table)[name] for table in tables], axis=0) for name in parts.kept(tables[0])}
@@ -98,25 +101,20 @@ def unchanged(tune: Experiment, config: Any, params: Any) -> float:
     batch = tune.example(8)
     t = jnp.linspace(0.0, 1.0, 8)
     inputs = jnp.asarray(batch["x0"]), tune.process.network_time(t), batch["cond"]
-    made = routed.init(jax.random.key(0), params, *inputs)
+    made = jax.jit(routed.init)(jax.random.key(0), params, *inputs)
     ours = jax.jit(routed.network.apply)({"params": params, **made}, *inputs)[0]
     return float(jnp.abs(ours - jax.jit(tune.network.apply)(params, *inputs)[0]).max())
 
 
-def exact(beginning: float, executed: Execution) -> list[Claim]:
-    largest = "largest difference of outputs"
-    return [
-        claim("It begins as the static model, bit for bit", largest, 0.0, beginning, "equal", "exact"),
-        claim(
-            "Cut weights are masked weights, at every step",
-            largest,
-            0.0,
-            executed.difference,
-            "equal",
-            "exact",
-            margin=1e-5,
-        ),
-    ]
+def exact(beginning: float | None, executed: Execution | None) -> list[Claim]:
+    """Of what was looked at."""
+    largest, rows = "largest difference of outputs", []
+    if beginning is not None:
+        rows.append(claim("It begins as the static model, bit for bit", largest, 0.0, beginning, "equal", "exact"))
+    if executed is not None:
+        title = "Cut weights are masked weights, at every step"
+        rows.append(claim(title, largest, 0.0, executed.difference, "equal", "exact", margin=1e-5))
+    return rows
 
 
 def quality(
@@ -126,10 +124,11 @@ def quality(
     distance: Mapping[str, list[float]],
     swapped: list[float],
 ) -> list[Claim]:
-    spread = float(np.std(loss["dynamic"], ddof=1)) if len(swapped) > 1 else 0.0
+    """Of the arms that were trained, and of what was measured of them."""
+    spread = float(np.std(loss["dynamic"], ddof=1)) if len(loss["dynamic"]) > 1 else 0.0
     middle = len(shares[0]) // 2
     held_out = "held-out loss, mean over t"
-    return [
+    rows = [
         claim(
             "The budget is held",
             "share of the routed FLOPs, mean over t",
@@ -150,7 +149,8 @@ def quality(
             factor=1.05,
             reason="500 steps of 16 examples are few (published: 150 000 of 256), and a small network needs its width",
         ),
-        claim(
+        "uniform" in loss
+        and claim(
             "Better than the same widths at all t",
             f"{held_out}, by more than a deviation; the baseline is fine-tuned as long at equal FLOPs",
             loss["uniform"],
@@ -160,7 +160,8 @@ def quality(
             margin=-spread,
             reason="at so short a fine-tuning what the routers cost in training is more than what they gain",
         ),
-        claim(
+        "uniform" in distance
+        and claim(
             "Its samples are closer to digits than those of the same widths at all t",
             "energy distance of samples to held-out digits",
             distance["uniform"],
@@ -185,7 +186,8 @@ def quality(
             "higher",
             "more towards clean images",
         ),
-        claim(
+        bool(swapped)
+        and claim(
             "It matters which widths run at which t",
             f"{held_out}, with the table of widths reversed in t; the baseline is as learned",
             loss["dynamic"],
@@ -194,6 +196,7 @@ def quality(
             "not reported",
         ),
     ]
+    return [row for row in rows if row]
 
 
 def speed(executed: Execution) -> list[Claim]:
@@ -259,13 +262,13 @@ def thresholds(
         share = parts.shares(dynamic.tabulated(routed.fill, shifted, tune.process, times), costs).mean()
         points.append((float(share), losses["dynamic"](shifted)))
     uniform, count = [], config.routed.groups
-    for kept in range(max(count // 3, 1), count + 1):
+    for kept in range(max(count // 3, 1), count + 1) if "uniform" in learned else ():
         gates = parts.largest(routed, params, tune, kept)
         uniform.append((kept / count, losses["uniform"]({**learned["uniform"][0], "gates": gates})))
     low = min(share for share, _ in points)
     static = losses["static"](params)
     return {
         "by t": tuple(zip(*sorted(points), strict=True)),
-        "the same at all t": tuple(zip(*uniform, strict=True)),
+        **({"the same at all t": tuple(zip(*uniform, strict=True))} if uniform else {}),
         "static": ([low, 1.0], [static, static]),
     }

@@ -38,30 +38,33 @@ NOTES = (
 
 
 def run(config: Any, workdir: Path) -> Results:
-    editors = {name: trying_on.editor(config[name]) for name in ("fastfit", "coupled")}
+    editors = {name: trying_on.editor(config[name]) for name in ("fastfit", "coupled") if name in config}
     for one in editors.values():
         one.experiment.config.seed = config.seed
     params = {name: trained(one.experiment, f"fastfit-{name}") for name, one in editors.items()}
     source = editors["fastfit"].experiment.held_out
-    paint = {
-        way: trying_on.painter(editors["coupled" if "coupled" in way else "fastfit"], way, config)
-        for way in trying_on.WAYS
-    }
+    paint = {}
+    for way in trying_on.WAYS:
+        name = "coupled" if "coupled" in way else "fastfit"
+        if name in editors:
+            paint[way] = trying_on.painter(editors[name], way, config)
     scenes = source.take(range(len(source) - max(64, config.people), len(source)))["x0"]
-    space = principal_space(scenes, min(32, len(scenes) - 1))
+    space = principal_space(scenes[:, :: config.stride, :: config.stride], min(32, len(scenes) - 1))
 
-    found: dict[str, list[dict]] = {name: [] for name in ARMS}
+    arms = {name: arm for name, arm in ARMS.items() if arm[0] in editors}
+    found: dict[str, list[dict]] = {name: [] for name in arms}
     lossless, kept, shown = [], [], {}
     for seed in seeds(config):
         todo = trying_on.tasks(source, seed, config.people)
         noise = jax.random.normal(jax.random.key(seed), todo["paired"].before.shape)
-        for name, (weights, task) in ARMS.items():
+        for name, (weights, task) in arms.items():
             cond = todo[task].example["cond"]
             cond = trying_on.without(cond) if name == "nothing" else cond
             images = np.asarray(paint[name if "coupled" in name else "cached"](params[weights], noise, cond))
             shown[name] = images
             values = trying_on.measured(images, todo[task])
-            distance = metrics.frechet_distance(*(_features(space, x) for x in (images, todo[task].example["x0"])))
+            compared = (x[:, :: config.stride, :: config.stride] for x in (images, todo[task].example["x0"]))
+            distance = metrics.frechet_distance(*(_features(space, x) for x in compared))
             found[name].append({**values, "distance": float(distance)})
         cond = todo["paired"].example["cond"]
         anew = np.asarray(paint["encoding"](params["fastfit"], noise, cond))
@@ -84,6 +87,8 @@ def timed(config: Any, params: Any, paint: Any, source: Any) -> dict[tuple[str, 
     noise = jax.random.normal(jax.random.key(config.seed), people["x0"].shape)
     runs = {}
     for way, weights in (("cached", "fastfit"), ("encoding", "fastfit"), ("coupled", "coupled")):
+        if weights not in params:
+            continue
         for count in config.timing.references:
             cond = trying_on.with_references(people["cond"], count)
             runs[way, count] = lambda way=way, weights=weights, cond=cond: paint[way](params[weights], noise, cond)
@@ -140,11 +145,15 @@ def claims(config: Any, found: dict, lossless: list[float], kept: list[float], t
         reason = "items of few pixels take longest to learn, and training is a matter of minutes"
         rows.append(claim(title, metric, *values, "higher", "qualitative", factor=0.0, margin=least, reason=reason))
     for title, figure, baseline, ours, direction, margin, published, reason in COMPARED:
+        if not {baseline, ours} <= found.keys():
+            continue
         values = of(baseline, figure), of(ours, figure)
         metric = f"{FIGURES[figure]}, {baseline} against {ours}"
         given = {"reason": reason} if reason else {}
         rows.append(claim(title, metric, *values, direction, published, margin=margin, **given))
     for title, way in (("the twin", "coupled"), ("the same network, encoding in every step", "encoding")):
+        if (way, usual) not in times:
+            continue
         metric = f"seconds of a run of {steps} steps with {usual} references, medians taken in turns"
         values = times[way, usual], times["cached", usual]
         named = f"At most half the time of {title}"
@@ -153,6 +162,8 @@ def claims(config: Any, found: dict, lossless: list[float], kept: list[float], t
         ("More references do not slow it down", "cached", 1.5, "lower", "attention to keys is much of a small step"),
         ("They do slow down the twin", "coupled", 2.0, "higher", SMALL),
     ):
+        if (way, usual) not in times:
+            continue
         metric = f"seconds with {many} references over those with {few}; the baseline is the bound"
         rows.append(claim(title, metric, bound, times[way, many] / times[way, few], direction, "", reason=reason))
     return rows
@@ -174,7 +185,7 @@ def save(config: Any, workdir: Path, todo: dict, shown: dict, times: dict) -> li
             "items": np.moveaxis(
                 np.where(cond["present"][..., None, None, None], cond["references"], 1.0)[first], 1, 0
             ),
-            **{title: shown[arm][first] for title, arm in arms.items()},
+            **{title: shown[arm][first] for title, arm in arms.items() if arm in shown},
             "as it should be": task.example["x0"][first],
         }
         paths.append(workdir / f"{name}.png")
@@ -182,6 +193,7 @@ def save(config: Any, workdir: Path, todo: dict, shown: dict, times: dict) -> li
     paths.append(workdir / "time.png")
     counts = list(config.timing.references)
     titles = {"cached": "FastFit", "encoding": "FastFit, encoded in every step", "coupled": "twin"}
-    curves = {title: (counts, [times[way, count] for count in counts]) for way, title in titles.items()}
+    ways = {title: way for way, title in titles.items() if (way, counts[0]) in times}
+    curves = {title: (counts, [times[way, count] for count in counts]) for title, way in ways.items()}
     pictures.save_curves(paths[-1], curves, x_label="references", y_label="seconds of a run", log=False)
     return paths

@@ -244,6 +244,8 @@ def claims(config: Any, found: Mapping[Any, list[dict]], changes: list[dict], of
         claim("given frames do not move", "largest difference from what was given", 0.0, moved, "equal", "exact"),
     ]
     for title, figure, task, against, direction, margin, published in COMPARED:
+        if against != "base" and (against, config.scale) not in found:
+            continue
         metric = f"{FIGURES[figure]}; task {task!r}, {against} against VTA"
         values = of(against, task, figure), of("vta", task, figure)
         rows.append(claim(title, metric, *values, direction, published, margin=margin, **reason(title)))
@@ -302,7 +304,7 @@ def save_strips(workdir: Path, clips: Mapping[Any, Mapping[str, Any]], todo: Map
     for task in ("agreeing", "first", "last", "middle"):
         given = todo[task].multipliers[0] == 0
         rows[f"given, task {task!r}"] = np.where(given[:, None, None, None], todo[task].real[0], -0.6)
-        rows |= {f"{name}, {task}": clips[key][task][0] for name, key in arms.items()}
+        rows |= {f"{name}, {task}": clips[key][task][0] for name, key in arms.items() if key in clips}
     pictures.save_strips(path, rows)
     return path
 

@@ -35,20 +35,24 @@ def run(config: Any, workdir: Path) -> Results:
     }
     play = partial(rollouts, seeds=numbers, episodes=config.episodes)
     world = tabletop.Tabletop(config.task, horizon=config.horizon)
-    outcomes = {name: play(arm, world) for name, arm in arms.items()}
+    outcomes = {name: play(arms[name], world) for name in config.arms}
     success = {name: outcome.success.mean(axis=1).tolist() for name, outcome in outcomes.items()}
-    cost = {n: decisions({name: arms[name] for name in ("full", "stream")}, config.repeats, n) for n in (1, 16)}
+    cost = {
+        n: decisions({name: arms[name] for name in ("full", "stream")}, config.repeats, n) for n in config.environments
+    }
     # A disc that answers slowly stays where both sides are open for several decisions.
-    slow = tabletop.Tabletop(config.task, max_step=config.slow.max_step, horizon=config.slow.horizon)
-    wavered = {name: wavering(play(arms[name], slow), chunk) for name in ("short", "stream")}
-
-    hurried = tabletop.Tabletop(config.task, horizon=config.jump.horizon)
-    jumping = {1: arms["full_mixed"], chunks: arms["stream"]}
-    for name, policy in config.jump.policies.items():
-        longer = planner(policy, f"sdp-{name}", numbers[:1])
-        jumping[longer.entries // chunk] = streamed(longer, chunk, "denoise")
-    calm = {h: play(jumping[h], hurried) for h in sorted(jumping)}
-    after = {h: play(jumping[h], hurried, jump_step=config.jump.step) for h in sorted(jumping)}
+    wavered, calm, after = {}, {}, {}
+    if config.slow:
+        slow = tabletop.Tabletop(config.task, max_step=config.slow.max_step, horizon=config.slow.horizon)
+        wavered = {name: wavering(play(arms[name], slow), chunk) for name in ("short", "stream")}
+    if config.jump:
+        hurried = tabletop.Tabletop(config.task, horizon=config.jump.horizon)
+        jumping = {1: arms["full_mixed"], chunks: arms["stream"]}
+        for name, policy in config.jump.policies.items():
+            longer = planner(policy, f"sdp-{name}", numbers[:1])
+            jumping[longer.entries // chunk] = streamed(longer, chunk, "denoise")
+        calm = {h: play(jumping[h], hurried) for h in sorted(jumping)}
+        after = {h: play(jumping[h], hurried, jump_step=config.jump.step) for h in sorted(jumping)}
 
     claims = [
         claim(
@@ -74,68 +78,75 @@ def run(config: Any, workdir: Path) -> Results:
             )
             for n in sorted(cost)
         ),
-        claim(
+        *if_measured(
             "The success of full re-denoising by a model trained for it",
             "success, at most 3 points lower; the baseline is trained on constant levels",
-            success["full"],
+            success.get("full"),
             success["stream"],
             "higher",
             "score 0.90 on Push-T; scores unchanged as h grows",
             margin=-0.03,
             reason="the first chunk was begun under an older observation, and few steps are left to correct it",
         ),
-        claim(
+        *if_measured(
             "The success of full re-denoising by the same model",
             "success, at most 3 points lower; both trained 80/20",
-            success["full_mixed"],
+            success.get("full_mixed"),
             success["stream"],
             "higher",
             "scores unchanged as h grows",
             margin=-0.03,
             reason="the first chunk was begun under an older observation, and few steps are left to correct it",
         ),
-        claim(
+        *if_measured(
             "A stream keeps to its side",
             "share of episodes in which decisions steer to different sides; the baseline is DDIM at equal cost",
-            wavered["short"],
-            wavered["stream"],
+            wavered.get("short"),
+            wavered.get("stream"),
             "lower",
             "consecutive plans share partly denoised futures",
         ),
-        claim(
+        *if_measured(
             "Constant levels alone do not train a stream",
             "success of a stream, at least 10 points higher; the baseline is trained on constant levels",
-            success["stream_constant"],
+            success.get("stream_constant"),
             success["stream"],
             "higher",
             "constant or linear levels alone are poor, 80/20 is best (0.90)",
             margin=0.1,
             reason="so small a network carries over in part to mixed levels that it has not seen",
         ),
-        claim(
+        *if_measured(
             "It does not matter how the buffer is begun",
             "success, at most 3 points lower, begun with zeros; the baseline is begun with a whole plan",
             success["stream"],
-            success["stream_zero"],
+            success.get("stream_zero"),
             "higher",
             "0.90 with each of the three primers",
             margin=-0.03,
             reason="zeros steer to no side, and the first chunks, at low noise, stay near them",
         ),
-        *jump_claims(calm, after, config.jump, chunks),
+        *(jump_claims(calm, after, config.jump, chunks) if config.jump else ()),
     ]
     if config.push_t.episodes and importlib.util.find_spec("gym_pusht"):
         claims += on_push_t(config.push_t, numbers[0])
 
-    files = [workdir / "paths.png", workdir / "jump.png"]
+    files = [workdir / "paths.png"]
     titles = {
         "full": f"{constant.steps} evaluations",
         "short": f"{constant.steps // chunks} evaluations",
         "stream": "stream, 80/20",
         "stream_constant": "stream, constant",
     }
-    discs = {title: outcomes[name].observations[0, :24, :, :2].reshape(-1, 2) for name, title in titles.items()}
+    discs = {
+        title: outcomes[name].observations[0, :24, :, :2].reshape(-1, 2)
+        for name, title in titles.items()
+        if name in outcomes
+    }
     pictures.save_scatter(files[0], discs)
+    if not config.jump:
+        return Results(claims, files)
+    files.append(workdir / "jump.png")
     steps = range(config.jump.step, config.jump.horizon + 1)
     curves = {
         f"h = {h}": (steps, [float((outcome.success & (outcome.time <= step)).mean()) for step in steps])
@@ -144,6 +155,11 @@ def run(config: Any, workdir: Path) -> Results:
     label = f"at the goal (jump: step {config.jump.step})"
     pictures.save_curves(files[1], curves, x_label="step of the episode", y_label=label)
     return Results(claims, files)
+
+
+def if_measured(name: str, metric: str, baseline: Any, ours: Any, *others: Any, **options: Any) -> list[Claim]:
+    """The claim, where both arms of it have acted."""
+    return [] if baseline is None or ours is None else [claim(name, metric, baseline, ours, *others, **options)]
 
 
 def wavering(outcome: Outcome, chunk: int) -> list[float]:

@@ -23,8 +23,9 @@ from diffusion_jax.recipes.report import Claim, Results, claim
 
 def run(config: Any, workdir: Path) -> Results:
     numbers = list(seeds(config))
-    ring, digits = on_ring(config.ring, numbers), on_digits(config, numbers)
-    files = [workdir / f"{name}.png" for name in ("quality", "ring", "gap", "samples")]
+    ring = on_ring(config.ring, numbers) if config.ring else None
+    digits = on_digits(config, numbers)
+    files = [workdir / f"{name}.png" for name in ("quality", "gap", "samples")]
     label, shares = "share of steps of the small model", config.shares
     stitched_at = {share: np.mean(digits.distance["stitched", share]) for share in shares}
     fewer_at = {share: np.mean(digits.distance["fewer", share]) for share in config.fewer}
@@ -33,16 +34,19 @@ def run(config: Any, workdir: Path) -> Results:
         "large alone, fewer steps, same cost": ([0.0, *fewer_at], [stitched_at[0.0], *fewer_at.values()]),
     }
     pictures.save_curves(files[0], curves, x_label=label, y_label="Fréchet distance, digits")
-    curves = {
-        f"small model {name}": (list(found), [np.mean(found[share]) for share in found])
-        for name, found in (("first", ring.first), ("last", ring.last))
-    }
-    pictures.save_curves(files[1], curves, x_label=label, y_label="energy distance, ring")
-    curves = {"ring": (gap_times(), ring.gap), "digits": (gap_times(), digits.gap)}
-    pictures.save_curves(files[2], curves, x_label="t", y_label="squared gap in epsilon")
+    gaps = {"digits": (gap_times(), digits.gap)}
+    if ring:
+        files.insert(1, workdir / "ring.png")
+        curves = {
+            f"small model {name}": (list(found), [np.mean(found[share]) for share in found])
+            for name, found in (("first", ring.first), ("last", ring.last))
+        }
+        pictures.save_curves(files[1], curves, x_label=label, y_label="energy distance, ring")
+        gaps = {"ring": (gap_times(), ring.gap), **gaps}
+    pictures.save_curves(files[-2], gaps, x_label="t", y_label="squared gap in epsilon")
     rows = {f"r = {share:g}": digits.images["stitched", share] for share in shares}
-    pictures.save_strips(files[3], {**rows, "0.4 last": digits.images["reversed"]}, zoom=4)
-    claims = [*ring_claims(ring, config.ring.noise), *digit_claims(digits, config)]
+    pictures.save_strips(files[-1], {**rows, "0.4 last": digits.images["reversed"]}, zoom=4)
+    claims = [*(ring_claims(ring, config.ring.noise) if ring else ()), *digit_claims(digits, config)]
     return Results(claims, files, notes(digits, config))
 
 
@@ -115,16 +119,7 @@ def digit_claims(digits: Digits, config: Any) -> list[Claim]:
             "higher",
             "small models go first",
         ),
-        claim(
-            "Digits: three models within sampling noise, at less than half of the cost",
-            f"{measured}; {config.three[0]:.0%} small, {config.three[1]:.0%} middle, cost {cost['three']:.2f}",
-            alone,
-            distance["three"],
-            "lower",
-            "DiT-S, B and XL in one trajectory",
-            margin=noise,
-            reason="the small and the middle network are worse where they run: each was trained for a minute or two",
-        ),
+        *three_claims(digits, config, measured),
         claim(
             "Digits: both models' trajectories agree at the 40 % mark",
             "cosine similarity of x_t from the same noise",
@@ -164,14 +159,33 @@ def digit_claims(digits: Digits, config: Any) -> list[Claim]:
     ]
 
 
+def three_claims(digits: Digits, config: Any, measured: str) -> list[Claim]:
+    """None where three models were not stitched."""
+    if not config.three:
+        return []
+    distance, cost = digits.distance, digits.cost
+    return [
+        claim(
+            "Digits: three models within sampling noise, at less than half of the cost",
+            f"{measured}; {config.three[0]:.0%} small, {config.three[1]:.0%} middle, cost {cost['three']:.2f}",
+            distance["stitched", 0.0],
+            distance["three"],
+            "lower",
+            "DiT-S, B and XL in one trajectory",
+            margin=digits.noise,
+            reason="the small and the middle network are worse where they run: each was trained for a minute or two",
+        ),
+    ]
+
+
 def notes(digits: Digits, config: Any) -> str:
     errors = {
         arm: metrics.endpoint_error(digits.images[arm, 0.4], digits.images["stitched", 0.0])
         for arm in ("stitched", "fewer")
     }
-    costs = digits.cost["stitched", 1.0], digits.cost["three"]
     return (
-        f"the small model costs {costs[0]:.3f} of the large one; one training of each model, three seeds of sampling. "
+        f"the small model costs {digits.cost['stitched', 1.0]:.3f} of the large one; one training of each model, "
+        "three seeds of sampling. "
         f"Fewer steps stay nearer to the large model's own samples (root mean square distance {errors['fewer']:.3f} "
         f"against {errors['stitched']:.3f} at r = 0.4): stitching makes other samples, which are to be as good."
     )

@@ -25,6 +25,7 @@ from diffusion_jax.training.storage import (
     first_line,
     items_of,
     made_folder,
+    one_copy,
     placed,
     plain,
     read_meta,
@@ -74,7 +75,7 @@ class Checkpointer:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        items = items_of(state)
+        items = one_copy(items_of(state))
         meta = {"format": FORMAT, "items": {name: described(item) for name, item in items.items()}}
         args = {name: ocp.args.StandardSave(item) for name, item in items.items()}
         args["meta"] = ocp.args.JsonSave(meta)
@@ -92,9 +93,10 @@ class Checkpointer:
             self._snapshots = writable(self._root / "snapshots", None)
         if step in self._snapshots.all_steps():
             return
-        args = {f"ema_{name}": ocp.args.StandardSave(plain(ema[name])) for name in widths}
-        items = {f"ema_{name}": described(plain(ema[name])) for name in widths}
-        args["meta"] = ocp.args.JsonSave({"format": FORMAT, "items": items, "sigma_rel": widths})
+        items = one_copy({f"ema_{name}": plain(ema[name]) for name in widths})
+        args = {name: ocp.args.StandardSave(item) for name, item in items.items()}
+        meta = {name: described(item) for name, item in items.items()}
+        args["meta"] = ocp.args.JsonSave({"format": FORMAT, "items": meta, "sigma_rel": widths})
         self._snapshots.save(step, args=ocp.args.Composite(**args))
 
     def drop_snapshots_after(self, step: int) -> None:

@@ -131,6 +131,19 @@ def placed(abstract: Any, mesh: Mesh | None, rules: Rules | None) -> Any:
     )
 
 
+def one_copy(tree: Any) -> Any:
+    """`tree`, of arrays that several devices of this process hold whole, with the first one's copies alone.
+
+    Orbax would have each device write a slice of them, and compile a program for each slice of each shape.
+    """
+
+    def one(leaf):
+        several = isinstance(leaf, jax.Array) and leaf.is_fully_addressable and leaf.is_fully_replicated
+        return leaf.addressable_data(0) if several else leaf
+
+    return jax.tree.map(one, tree)
+
+
 @jax.jit
 def _sums(leaves: list) -> list:
     def words(leaf):

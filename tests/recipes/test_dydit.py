@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from diffusion_jax import models, objectives
-from diffusion_jax.config import build, load
+from diffusion_jax.config import build, call, load
 from diffusion_jax.experiment import prepare
+from diffusion_jax.recipes.dydit import unchanged
 from diffusion_jax.recipes.parts import dynamic_widths as parts
 from tests.models.shared import scramble
 
@@ -16,8 +17,9 @@ from tests.models.shared import scramble
 def small():
     """`(config, experiment, routed, parameters)` of the smoke variant."""
     config = load("configs/recipes/dydit.py:smoke")
+    config.published = call("adapters.routed", groups=2, tokens=True)
     experiment = prepare(config.arms.dynamic)
-    params = scramble(experiment.init_params(jax.random.key(0)))
+    params = jax.jit(lambda key: scramble(experiment.init_params(key)))(jax.random.key(0))
     return config, experiment, build(config.routed, network=experiment.network), params
 
 
@@ -26,12 +28,49 @@ def test_the_largest_heads_and_groups_are_kept(small):
     blocks = params["blocks"]["block"]
     # Of the second head's and the first group's rows of the output matrices, a hundredth is left.
     out = blocks["attention"]["attention"]["out"]
-    out["kernel"] = out["kernel"].at[:, 12:].multiply(0.01)
+    out["kernel"] = np.array(out["kernel"])
+    out["kernel"][:, 12:] *= 0.01
     down = blocks["mlp"]["feed_forward"]["down"]
-    down["kernel"] = down["kernel"].at[:, :48].multiply(0.01)
+    down["kernel"] = np.array(down["kernel"])
+    down["kernel"][:, :48] *= 0.01
     gates = models.by_path(parts.largest(routed, params, experiment, 1))
     np.testing.assert_array_equal(gates["blocks/block/attention/attention/attend/gate"], [[[1, 0]]])
     np.testing.assert_array_equal(gates["blocks/block/mlp/feed_forward/up/gate"], [[[0, 1]]])
+
+
+def test_the_uniform_arm_is_the_network_without_the_heads_and_groups_that_are_not_kept(small):
+    _, experiment, routed, params = small
+    arm = parts.uniform_arm(experiment, routed, params, 1)
+    tree, cut = arm.whole(arm.init(jax.random.key(0))), jax.tree.map(np.array, params)
+    gates = models.by_path(tree["gates"])
+    for branch, leaf, name in (("attention", "attend", "out"), ("mlp", "up", "down")):
+        inner = "attention" if branch == "attention" else "feed_forward"
+        kept = np.asarray(gates[f"blocks/block/{branch}/{inner}/{leaf}/gate"])[0, 0]
+        assert sorted(kept) == [0, 1]
+        kernel = cut["blocks"]["block"][branch][inner][name]["kernel"]
+        kernel *= np.repeat(kept, kernel.shape[1] // 2)[None, :, None]
+    batch, t = experiment.example(2), jnp.array([100.0, 900.0])
+    ours = jax.jit(arm.network.apply)(tree, batch["x0"], t, batch["cond"])[0]
+    expected = jax.jit(experiment.network.apply)(cut, batch["x0"], t, batch["cond"])[0]
+    np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+def test_cut_weights_are_masked_weights_at_every_step(small):
+    config, experiment, routed, params = small
+    made = jax.eval_shape(lambda key: routed.init(key, params, *parts.example(experiment)), jax.random.key(1))
+    draws = np.random.default_rng(0)
+    routers = jax.tree.map(lambda leaf: jnp.asarray(draws.normal(0, 1, leaf.shape), jnp.float32), made["routers"])
+    config.sampling.steps, config.timing.repeats, config.timing.batch = 3, 1, 8
+    tree = {"params": params, "routers": routers}
+    executed = parts.execution(experiment, routed, tree, config.sampling, config.timing)
+    assert executed.difference < 1e-5
+    assert 0 < executed.narrow[1] <= executed.share <= executed.wide[1] <= 1
+    assert min(executed.dense, executed.masked, executed.cut) > 0
+
+
+def test_routers_of_tokens_too_with_the_published_biases_change_nothing_at_first(small):
+    config, experiment, _, params = small
+    assert unchanged(experiment, config, params) == 0.0
 
 
 def test_a_table_of_what_routers_say_is_the_routed_network(small):

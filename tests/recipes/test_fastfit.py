@@ -18,14 +18,29 @@ def test_what_is_not_hidden_stays_and_caching_changes_nothing():
     editor = trying_on.editor(config.fastfit)
     task = trying_on.tasks(editor.experiment.held_out, 0, 2)["unpaired"]
     cond, noise = task.example["cond"], jax.random.normal(jax.random.key(0), task.before.shape)
-    params = editor.experiment.network.init(jax.random.key(0), noise, jnp.zeros(2), cond)
-    params = jax.tree.map(lambda leaf: leaf + 0.05, params)
+    params = jax.jit(editor.experiment.network.init)(jax.random.key(0), noise, jnp.zeros(2), cond)
+    params = jax.tree.map(lambda leaf: np.asarray(leaf) + np.float32(0.05), params)
     once, anew = (trying_on.painter(editor, way, config)(params, noise, cond) for way in ("cached", "encoding"))
     np.testing.assert_allclose(once, anew, atol=1e-5)
     outside = np.broadcast_to(cond["concat"][..., :1] == 0, noise.shape)
     np.testing.assert_array_equal(np.asarray(once)[outside], task.before[outside])
     with pytest.raises(InvalidInput, match="way"):
         trying_on.painter(editor, "twice", config)
+
+
+def test_the_twin_with_the_references_of_its_first_step_is_the_twin_in_a_run_of_one_step():
+    config = load("configs/recipes/fastfit.py:smoke")
+    config.grid.steps = 1
+    editor = trying_on.editor(trying_on.experiment("coupled", 2, width=32, depth=1, heads=2))
+    task = trying_on.tasks(editor.experiment.held_out, 0, 2)["paired"]
+    cond, noise = task.example["cond"], jax.random.normal(jax.random.key(0), task.before.shape)
+    params = jax.jit(editor.experiment.network.init)(jax.random.key(0), noise, jnp.zeros(2), cond)
+    draws = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: leaf + draws.normal(0.0, 0.2, leaf.shape).astype(np.float32), params)
+    anew, kept = (trying_on.painter(editor, way, config) for way in ("coupled", "coupled_cached"))
+    np.testing.assert_allclose(kept(params, noise, cond), anew(params, noise, cond), atol=1e-5)
+    blind = anew(params, noise, trying_on.without(cond))
+    assert np.abs(anew(params, noise, cond) - blind).max() > 1e-3
 
 
 def test_the_truth_measures_best():

@@ -10,7 +10,7 @@ from diffusion_jax.config import build, load
 from diffusion_jax.data import tabletop
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.recipes.parts.acting import Planner, decisions, replanned, rollouts, streamed
-from diffusion_jax.recipes.sdp import wavering
+from diffusion_jax.recipes.sdp import jump_claims, wavering
 from diffusion_jax.typing import Cost, Denoiser
 
 FLOW = processes.rectified_flow()
@@ -81,3 +81,16 @@ def test_wavering_is_to_steer_to_the_other_side_below_the_obstacle():
     outcome = tabletop.Outcome(nothing > 0, nothing, nothing, nothing, observations, actions)
     # The second episode wavers; the third hesitates, the fourth has passed.
     assert wavering(outcome, 4) == [0.25]
+
+
+def test_what_a_jump_takes_is_a_share_of_the_successes_without_it():
+    def outcome(*succeeded):
+        success = np.array([succeeded], bool)
+        return tabletop.Outcome(success, *[np.zeros(success.shape, int)] * 5)
+
+    calm = {1: outcome(1, 1, 1, 1), 4: outcome(1, 1, 0, 0), 8: outcome(1, 1, 1, 1)}
+    after = {1: outcome(1, 1, 0, 1), 4: outcome(1, 0, 0, 0), 8: outcome(1, 1, 1, 1)}
+    four, eight = jump_claims(calm, after, load("configs/recipes/sdp.py").jump, own=4)
+    assert (four.baseline, four.ours, four.holds) == (0.25, 0.5, True)
+    assert (eight.ours, eight.holds) == (0.0, False)
+    assert "one network for all seeds" in eight.metric and "one network for all seeds" not in four.metric

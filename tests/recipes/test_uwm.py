@@ -8,10 +8,12 @@ import pytest
 from diffusion_jax import models, processes
 from diffusion_jax.config import build, load
 from diffusion_jax.denoisers import analytic, gaussian_mixture
-from diffusion_jax.recipes.uwm import ROLES
+from diffusion_jax.recipes.uwm import ROLES, latency, latent_tokens, prepared_arms
 from diffusion_jax.sampling import sample
 from diffusion_jax.solvers import ddim
 from diffusion_jax.timesteps import linspace, roles
+
+SMALL = {"width": 16, "depth": 1, "heads": 2}
 
 FLOW = processes.rectified_flow()
 PROCESS = processes.JointProcess({"action": FLOW, "future": FLOW})
@@ -73,6 +75,23 @@ def test_actions_that_do_nothing_tell_nothing_about_the_future():
     np.testing.assert_allclose(ran("inverse", still)[0], ran("policy", still)[0], atol=1e-5)
 
 
+def test_a_cloned_policy_drives_with_actions_alone():
+    config = load("configs/recipes/uwm.py:smoke")
+    cloned = load("configs/recipes/uwm.py").arms.cloned
+    assert cloned.data.future == 0 and cloned.model.network.modalities == (2,)
+    cloned.train.steps, cloned.data.episodes, cloned.data.image_size = 0, 12, 8
+    cloned.model.network.update(SMALL)
+    space = latent_tokens(config)
+    config.arms = {"cloned": cloned}
+    plan = roles(linspace(config.solver_steps), ROLES["policy"])
+    arm = prepared_arms(config, space, plan)["cloned"]
+    np.testing.assert_array_equal(arm.plan, plan["action"])
+    frames = arm.experiment.example(3)["cond"]["frames"]
+    assert latency(arm, frames) > 0
+    shares = [float(arm.success(arm.params, arm.plan, jax.random.key(seed))) for seed in (0, 0)]
+    assert shares[0] == shares[1] and 0 <= shares[0] <= 1
+
+
 def test_the_published_settings_fit_together():
     """The published network has 130 million parameters, and at the start its loss is w_a + w_o, labelled or not."""
     arm = load("configs/recipes/uwm.py:paper").arms.cotrained
@@ -80,7 +99,7 @@ def test_the_published_settings_fit_together():
     network = build(arm.model)
     params = models.param_shapes(network, shapes, {"pooled": jax.ShapeDtypeStruct((1, 1024), jnp.float32)})
     assert models.count_params(params) == pytest.approx(130e6, rel=0.05)
-    arm.model.update(width=16, depth=1, heads=2)
+    arm.model.update(SMALL)
     network, process = build(arm.model), build(arm.process)
     key = jax.random.key(0)
     x0 = {"action": jax.random.normal(key, (64, 16, 2)), "future": jax.random.normal(key, (64, 2, 8, 8, 4))}

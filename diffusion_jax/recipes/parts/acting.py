@@ -137,7 +137,7 @@ def decisions(arms: Mapping[str, Arm], repeats: int, environments: int = 1) -> d
     for name, arm in arms.items():
         policy = arm.policy(arm.planner.params[0])
         acts[name] = jax.jit(policy.act)
-        _, carries[name] = acts[name](policy.init(observation, keys), observation, keys)
+        _, carries[name] = acts[name](jax.jit(policy.init)(observation, keys), observation, keys)
     before = {name: arm.cost(carries[name]).evaluations for name, arm in arms.items()}
     for _ in range(repeats):
         for name in arms:

@@ -80,8 +80,10 @@ def uniform_arm(experiment: Experiment, routed: Timed, params: Any, kept: int) -
 def largest(routed: Timed, params: Any, experiment: Experiment, kept: int) -> Any:
     """Gates `[L, 1, K]` of the `kept` heads and groups whose rows of the output matrix have the largest norm."""
     blocks = models.by_path(params)
-    made = routed.init(jax.random.key(0), params, *example(experiment))
-    like = routed.fill({"params": params, **made}, jnp.zeros(1))["gates"]
+    given = example(experiment)
+
+    def gates():
+        return routed.fill({"params": params, **routed.init(jax.random.key(0), params, *given)}, jnp.zeros(1))["gates"]
 
     def one(path, leaf):
         module = jax.tree_util.keystr(path, simple=True, separator="/").rsplit("/", 2)[0]
@@ -92,7 +94,7 @@ def largest(routed: Timed, params: Any, experiment: Experiment, kept: int) -> An
         rank = np.argsort(np.argsort(-norm, axis=1), axis=1)
         return jnp.asarray((rank < kept)[:, None], jnp.float32)
 
-    return jax.tree_util.tree_map_with_path(one, like)
+    return jax.tree_util.tree_map_with_path(one, jax.eval_shape(gates))
 
 
 def lora_arm(config: Any, experiment: Experiment, groups: Any, params: Any, rank: int, experts: int) -> Arm:

@@ -45,9 +45,9 @@ class Digits(NamedTuple):
 
 
 def digit_models(configs: Any) -> list[Model]:
-    """small, middle and large, trained, with the FLOPs of an evaluation in units of the large one's."""
+    """The smallest first, trained, with the FLOPs of an evaluation in units of the large one's."""
     models = []
-    for name in ("small", "middle", "large"):
+    for name in [name for name in ("small", "middle", "large") if name in configs]:
         made = prepare(configs[name])
         # The large one is shared with other recipes.
         params = trained(made, "digits-transformer" if name == "large" else f"t_stitch-{name}")
@@ -61,10 +61,14 @@ def on_digits(config: Any, numbers: Sequence[int]) -> Digits:
     models, steps, size = digit_models(config.models), config.steps, config.size
     sampler = stitched(models, solvers.ddim(), (8, 8, 1))
     label = np.arange(size) % CLASSES
-    arms = {("stitched", share): table(steps, share, 0.0) for share in config.shares}
+    # Those between the small and the large model have no steps of their own.
+    between = (0.0,) * (len(models) - 2)
+    arms = {("stitched", share): table(steps, share, *between) for share in config.shares}
     arms |= {("fewer", share): equal_cost(arms["stitched", share], models) for share in config.fewer}
-    arms |= {"reversed": backwards(steps, 0.4, large=2), "three": table(steps, *config.three)}
-    arms |= {("few", share): table(config.few_steps, share, 0.0) for share in (0.0, 0.4)}
+    arms |= {"reversed": backwards(steps, 0.4, large=len(models) - 1)}
+    if config.three:
+        arms["three"] = table(steps, *config.three)
+    arms |= {("few", share): table(config.few_steps, share, *between) for share in (0.0, 0.4)}
     arms["few", "fewer"] = equal_cost(arms["few", 0.4], models)
 
     def made(seed, which):
@@ -83,10 +87,10 @@ def on_digits(config: Any, numbers: Sequence[int]) -> Digits:
                 traces[arm].append(np.concatenate([found.run.carry.values, found.x[None]]))
     alike = [metrics.trajectory_similarity(*pair) for pair in zip(traces["stitched", 0.0], traces["stitched", 1.0])]
     held_out = data.digits(split="test")
-    gap = epsilon_gap(jax.random.key(0), models[0], models[2], held_out.x0, dict(held_out.cond))
+    gap = epsilon_gap(jax.random.key(0), models[0], models[-1], held_out.x0, dict(held_out.cond))
     cost = {arm: relative_cost(which, models) * len(which) / steps for arm, which in arms.items()}
     first = {arm: rows[0] for arm, rows in images.items()}
-    return Digits(distance, accuracy, float(noise), cost, first, alike, gap, seconds(sampler, config))
+    return Digits(distance, accuracy, float(noise), cost, first, alike, gap, seconds(sampler, config, between))
 
 
 def equal_cost(which: np.ndarray, models: Sequence[Model]) -> np.ndarray:
@@ -94,13 +98,13 @@ def equal_cost(which: np.ndarray, models: Sequence[Model]) -> np.ndarray:
     return np.full(max(round(relative_cost(which, models) * len(which)), 1), len(models) - 1)
 
 
-def seconds(sampler: Callable, config: Any) -> dict[float, float]:
+def seconds(sampler: Callable, config: Any, between: Sequence[float]) -> dict[float, float]:
     """Medians of the seconds of a whole run by share of the small model, the shares measured in turns."""
     timing, found = config.timing, {share: [] for share in config.shares}
     cond, grid = {"label": np.arange(timing.size) % CLASSES}, timesteps.linspace(timing.steps)
     for turn in range(timing.repeats + 1):
         for share, taken in found.items():
-            which, begun = table(timing.steps, share, 0.0), time.perf_counter()
+            which, begun = table(timing.steps, share, *between), time.perf_counter()
             jax.block_until_ready(sampler(jax.random.key(turn), which, grid, cond, size=timing.size).x)
             # The first turn compiles.
             if turn:

@@ -46,7 +46,12 @@ def stitched(models: Sequence[Model], solver: Solver, shape: tuple[int, ...]) ->
 
 def table(steps: int, *shares: float) -> np.ndarray:
     """The first of `shares[0]` of the steps, then the next; the last model has the rest: int32 `[S]`."""
-    return np.asarray(denoisers.time_table(denoisers.by_share(*shares), jnp.linspace(1.0, 0.0, steps + 1)))
+    return np.asarray(_table(steps, shares))
+
+
+@partial(jax.jit, static_argnums=0)
+def _table(steps, shares):
+    return denoisers.time_table(denoisers.by_share(*shares), jnp.linspace(1.0, 0.0, steps + 1))
 
 
 def backwards(steps: int, share: float, large: int) -> np.ndarray:
