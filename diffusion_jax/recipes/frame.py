@@ -12,6 +12,7 @@ from unittest import mock
 import jax
 
 from diffusion_jax.cache import cache_folder
+from diffusion_jax.distributed import shardings
 from diffusion_jax.errors import invalid
 from diffusion_jax.experiment import Experiment, fit
 
@@ -25,7 +26,7 @@ def trained(
     """The averaged parameters of `experiment` (of its only `config.ema`; the last ones without an average).
 
     They are kept in the cache under `name` and a hash of the whole config: a second call with the same config trains
-    nothing, an interrupted one goes on.
+    nothing, an interrupted one goes on. With `config.train.steps` 0 they are those that a run would begin with.
 
     init_params: `key -> params` to begin with; the network's own when None. given: plain values besides the config on
     which the run depends, e.g. the configs of the models from which a replaced source or objective was made.
@@ -33,6 +34,9 @@ def trained(
     config = experiment.config
     if len(config.ema) > 1:
         raise invalid("config.ema", list(config.ema), "a recipe keeps one average, or none")
+    if config.train.steps == 0:
+        fresh = (init_params or experiment.init_params)(jax.random.key(config.seed))
+        return jax.device_put(fresh, shardings(fresh, experiment.mesh))
     text = json.dumps([_VERSION, config.to_dict(), given], sort_keys=True, default=str)
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     state = fit(experiment, cache_folder() / "recipes" / f"{name}-{digest}", init_params=init_params, progress=False)
