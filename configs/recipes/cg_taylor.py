@@ -7,7 +7,7 @@ Variants: `smoke`, a few steps; `paper`, the released settings for DiT-XL/2 as e
 """
 
 from diffusion_jax.config import ConfigDict, call
-from diffusion_jax.recipes.parts.digits import digit_transformer
+from diffusion_jax.recipes.parts.digits import digit_transformer, tiny_digit_transformer
 
 
 def get_config(variant: str | None = None) -> ConfigDict:
@@ -38,6 +38,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
         "thresholds": (0.008, 0.015, 0.03, 0.1, 0.3),
         "chosen": 2,
         "intervals": (2, 3, 4, 6),
+        "arms": ("gate", "fixed intervals", "TaylorSeer"),
         "order": 1,
         # Where the arms are compared: full evaluations, and work in full passes of the network.
         "full": (25.0, 17.0),
@@ -56,12 +57,14 @@ NOTES = (
 
 
 def smoke(config: ConfigDict) -> ConfigDict:
-    """Everything, at a few steps."""
-    config.update({"seeds": 1, "base": digit_transformer(steps=4, width=24, depth=2, heads=2)})
+    """A few steps of the gate alone."""
+    config.seeds, config.base = 1, tiny_digit_transformer(steps=0)
     short = call("timesteps.linspace", steps=8, num_train_steps=1000)
-    config.mixture.update({"grid": short, "samples": 8, "dimensions": 4, "intervals": (2, 3)})
+    config.mixture.update({"grid": short, "samples": 8, "dimensions": 4, "intervals": (3,)})
     config.digits.update({"grid": short, "samples": 10, "thresholds": (0.05, 0.5, 5.0), "intervals": (2, 3)})
     config.digits.update({"work": (6.0,), "full": (5.0,), "repeats": 1})
+    # Without guidance, so that one program gives both samples and errors.
+    config.digits.update({"arms": ("gate",), "guidance": 1.0})
     return config
 
 

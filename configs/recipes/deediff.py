@@ -10,7 +10,7 @@ so it has less and its exits have more; these rates were not tried before they w
 from typing import Any
 
 from diffusion_jax.config import ConfigDict, call
-from diffusion_jax.recipes.parts.digits import NULL, digit_transformer
+from diffusion_jax.recipes.parts.digits import NULL, digit_transformer, tiny_digit_transformer
 
 RATES = {"params": 2e-4, "exits": 3e-3}
 """Peak learning rates where all is trained."""
@@ -44,22 +44,31 @@ def exits(steps: int, rates: dict[str, float], batch_size: int, layers: float = 
 def get_config(variant: str | None = None) -> ConfigDict:
     if variant == "paper":
         return paper()
-    small = {"width": 24, "depth": 4, "heads": 2} if variant == "smoke" else {}
-    steps = 3 if small else None
     config = ConfigDict({"seed": 0, "seeds": 3})
-    config.base = digit_transformer(steps=4, **small) if small else digit_transformer()
+    config.base = digit_transformer()
     # tuned: everything is trained, one tail for all exits. frozen: estimators and a tail for each exit alone.
-    config.tuned = exits(steps or 200, RATES, 64, **small)
-    config.frozen = exits(steps or 500, {"exits": 3e-3}, 64, **small)
-    config.without = exits(steps or 200, RATES, 64, layers=0.0, **small)
+    config.tuned = exits(200, RATES, 64)
+    config.frozen = exits(500, {"exits": 3e-3}, 64)
+    config.without = exits(200, RATES, 64, layers=0.0)
+    # Which of them there are, and whether it is measured how good estimates are, that leaving is exact, and the time.
+    config.update({"kinds": ("tuned", "frozen", "without"), "estimates": True, "exact": True, "clock": True})
     config.solver = call("solvers.ddim")
     config.grid = call("timesteps.linspace", steps=25)
     # Shares of blocks that are left out, for which thresholds are chosen on runs of their own from `calibration` noise.
     config.update({"samples": 256, "reductions": (0.18, 0.35), "calibration": 64, "repeats": 5})
     config.update({"held_out": 128, "calibration_seed": 1000})
-    if small:
-        config.grid = call("timesteps.linspace", steps=3)
-        config.update({"seeds": 1, "samples": 16, "calibration": 8, "repeats": 1, "held_out": 16})
+    return smoke(config) if variant == "smoke" else config
+
+
+def smoke(config: ConfigDict) -> ConfigDict:
+    """A few steps of runs that leave a network that was trained with its exits alone."""
+    config.base = tiny_digit_transformer(steps=0, depth=4)
+    config.tuned = exits(3, RATES, 64)
+    config.tuned.update({name: config.base[name] for name in ("model", "mesh", "ema")})
+    config.tuned.optimizer.parts = dict.fromkeys(RATES, config.base.optimizer)
+    config.update({"kinds": ("tuned",), "estimates": False, "exact": False, "clock": False})
+    config.grid = call("timesteps.linspace", steps=3)
+    config.update({"seeds": 1, "samples": 16, "calibration": 16, "repeats": 1, "held_out": 16})
     return config
 
 

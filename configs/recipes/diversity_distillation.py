@@ -11,12 +11,11 @@ follow trials of other grids on seeds from 100 on; the sliders' strength was not
 from typing import Any
 
 from diffusion_jax.config import ConfigDict, call
-from diffusion_jax.recipes.parts.digits import digit_transformer
+from diffusion_jax.recipes.parts.digits import digit_transformer, tiny_digit_transformer
 
 NOXATTN = ("q", "k", "v", "out", "feed_forward/up", "feed_forward/down")
 """Where sliders are: all layers but cross-attention and the embeddings."""
 
-TINY = {"width": 24, "depth": 2, "heads": 2}
 TAUS = (0.7, 0.12, 0.06, 0.03, 0.0)
 
 
@@ -65,18 +64,20 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config.solver, config.base_solver = call("solvers.lcm"), call("solvers.ddim")
     config.slider = slider(150)
     config.sliding = {"each": 8, "strengths": (-1.0, -0.5, 0.0, 0.5, 1.0)}
-    config.patterns = {"size": 1000, "dimensions": 256, "patterns": 8, "base_steps": 60}
+    solvers = ("DDIM", "fresh noise")
+    config.patterns = {"size": 1000, "dimensions": 256, "patterns": 8, "base_steps": 60, "solvers": solvers}
     return smoke(config) if variant == "smoke" else config
 
 
 def smoke(config: ConfigDict) -> ConfigDict:
-    """Everything, at a few steps."""
-    config.update({"seeds": 1, "each": 4, "base": digit_transformer(4, **TINY)})
-    config.student, config.slider = student(4, every=2, rate=3e-4, **TINY), slider(4, **TINY)
-    config.long.steps = 6
-    config.own = {"short": call("timesteps.quadratic", steps=4), "long": call("timesteps.linspace", steps=4)}
-    config.sliding = {"each": 2, "strengths": (-1.0, 0.0, 1.0)}
-    config.patterns = {"size": 16, "dimensions": 16, "patterns": 4, "base_steps": 4}
+    """The base alone is trained, for a few steps; student and sliders are as they begin. One solver in four steps."""
+    config.seeds, config.each, config.base = 1, 4, tiny_digit_transformer()
+    config.student, config.slider = student(4, every=2, rate=3e-4), slider(4)
+    for part in (config.student, config.slider):
+        part.model, part.mesh, part.train.steps = config.base.model, config.base.mesh, 0
+    config.long.steps, config.own, config.base_solver = len(TAUS) - 1, {}, config.solver
+    config.sliding = {"each": 4, "strengths": (-1.0, 0.0, 1.0)}
+    config.patterns = {"size": 16, "dimensions": 16, "patterns": 4, "base_steps": 4, "solvers": ("DDIM",)}
     return config
 
 

@@ -70,13 +70,15 @@ def get_config(variant: str = "full") -> ConfigDict:
     plain = call("objectives.denoising", draw=call("timesteps.logit_normal"))
     turns = in_turns(adamw(3e-5, student // EVERY + 1), adamw(1e-4, student), EVERY)
     config = ConfigDict({"seed": 0, "seeds": 1 if smoke else 3})
-    config.clips = call("data.talking_faces", length=64 if smoke else 3000, frames=3 * FRAMES)
-    config.update({"known": 32 if smoke else 600, "components": 8 if smoke else 48, "frames": FRAMES})
+    pictures = {"length": 16, "size": 16} if smoke else {"length": 3000}
+    config.clips = call("data.talking_faces", frames=3 * FRAMES, **pictures)
+    config.update({"known": 16 if smoke else 600, "components": 8 if smoke else 48, "frames": FRAMES})
     config.teacher = stage(teacher, size, fields, adamw(3e-3, teacher), plain)
     config.forcing = stage(forced, size, fields, adamw(1e-3, forced), forcing(BLOCK), BLOCK, window)
     config.student = stage(student, size, fields, turns, plain, BLOCK, window)
     config.every = EVERY
-    config.grid = call("timesteps.shift", grid=call("timesteps.linspace", steps=LEVELS), shift=3.0)
+    levels = call("timesteps.linspace", steps=2 if smoke else LEVELS)
+    config.grid = call("timesteps.shift", grid=levels, shift=3.0)
     config.teacher_grid = call("timesteps.linspace", steps=8 if smoke else 32)
     # Frames that the sink is ahead of a block; the time of the baseline's history.
     config.update({"sink_at": 2.0 * BLOCK, "fixed": 0.5})
@@ -84,6 +86,16 @@ def get_config(variant: str = "full") -> ConfigDict:
     # windows in which streams are measured.
     arms = ("teacher, chunks", "clean cache", "fixed noise", "sink falls back", "picture as sink", "not distilled")
     config.arms = () if smoke else arms
+    # Whether blocks are also made on several devices, as many as there are levels and one to decode, and
+    # whether streams are timed.
+    config.on_devices = not smoke
+    config.clock = not smoke
+    if smoke:
+        # Diffusion forcing alone is trained; its teacher is fresh, and the student what it begins with.
+        config.teacher.train.steps = config.student.train.steps = 0
+        config.forcing.optimizer = call("training.optimizers.sgd")
+        for part in (config.teacher, config.forcing, config.student):
+            part.mesh, part.ema = call("distributed.make_mesh", devices=1), {}
     config.update({"streams": 1, "length": 4, "spoken": 32, "flight": 4, "windows": 2, "window": 8} if smoke else
                   {"streams": 8, "length": 100, "spoken": 200, "flight": 16, "windows": 8, "window": 32})  # fmt: skip
     return config

@@ -8,7 +8,7 @@ Variants: `smoke`, a few steps; `paper`, DiT-XL/2 on ImageNet as published, whic
 from typing import Any
 
 from diffusion_jax.config import ConfigDict, call
-from diffusion_jax.recipes.parts.digits import digit_transformer
+from diffusion_jax.recipes.parts.digits import digit_transformer, tiny_digit_transformer
 
 
 def get_config(variant: str | None = None) -> ConfigDict:
@@ -16,8 +16,11 @@ def get_config(variant: str | None = None) -> ConfigDict:
         return paper()
     config = ConfigDict({"seed": 0, "seeds": 3, "base": digit_transformer()})
     # As published for DiT: 50 steps of DDIM, guided by 1.5, two full steps at the beginning.
-    config.update({"steps": 50, "warmup": 2, "interval": 4, "order": 2, "guidance": 1.5})
+    config.update({"steps": 50, "warmup": 2, "interval": 4, "order": 2, "scales": (1.0, 1.5)})
     config.update({"samples": 200, "curve_samples": 50, "repeats": 3, "intervals": (2, 3, 4, 6)})
+    # What is drawn, and whether DDIM on fewer steps is compared with.
+    rules = ("reuse", "Taylor 1", "Taylor 2", "Taylor 3", "Taylor 4", "Newton 2", "Hermite 2")
+    config.update({"rules": rules, "fewer": True})
     config.margins = {"accuracy": 0.02, "distance": 1.1}
     config.mixture = mixture(samples=2048)
     return smoke(config) if variant == "smoke" else config
@@ -26,13 +29,14 @@ def get_config(variant: str | None = None) -> ConfigDict:
 def mixture(samples: int) -> ConfigDict:
     """The exact model: ten narrow components in 64 dimensions, three full steps at the beginning."""
     shape = {"components": 10, "size": 64, "std": 0.15}
-    return ConfigDict({**shape, "samples": samples, "steps": 50, "warmup": 3})
+    return ConfigDict({**shape, "samples": samples, "steps": 50, "warmup": 3, "intervals": (3, 5)})
 
 
 def smoke(config: ConfigDict) -> ConfigDict:
-    config.base = digit_transformer(steps=4, width=24, depth=2, heads=2)
-    config.update({"seeds": 1, "steps": 6, "samples": 16, "curve_samples": 4, "repeats": 1, "intervals": (2,)})
-    config.mixture = {**mixture(samples=8).to_dict(), "steps": 7}
+    config.base = tiny_digit_transformer(steps=0)
+    config.update({"seeds": 1, "steps": 6, "samples": 10, "curve_samples": 10, "repeats": 1, "intervals": (3,)})
+    config.update({"interval": 3, "order": 1, "scales": (1.0,), "rules": ("reuse", "Taylor 1"), "fewer": False})
+    config.mixture = {**mixture(samples=8).to_dict(), "steps": 7, "intervals": (3,)}
     return config
 
 

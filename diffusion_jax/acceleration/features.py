@@ -6,6 +6,7 @@ one `lax.cond` around the whole network, so a skipped step holds no norm, no att
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -56,10 +57,13 @@ def cached_features(
     check_along(along, process)
     tapped = intercepted(network, taps(select))
 
+    # Called several times for each step that is traced, but traced once.
+    @partial(jax.jit, inline=True)
     def computed(params, x, t, cond):
         output, extras, _ = tapped.apply(params, {}, x, t, cond)
         return (output, {name: extras[name] for name in extras if name != "taps"}), extras["taps"]
 
+    @partial(jax.jit, inline=True)
     def forecast(params, values, weights, x, t, cond):
         edit = replaced(select, lambda kept: forecasting.combine(kept, weights), "kept")
         output, extras, _ = intercepted(network, edit).apply(params, {"kept": values}, x, t, cond)

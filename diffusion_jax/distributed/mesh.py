@@ -23,16 +23,16 @@ def make_mesh(
     sequence: int = 1,
     pipe: int = 1,
     *,
-    devices: list | None = None,
+    devices: list | int | None = None,
 ) -> Mesh:
-    """A mesh of all devices (or of `devices`) with the axes `AXES`; one size may be -1: whatever is left.
+    """A mesh of all devices (or of `devices`, a list or how many) with the axes `AXES`; one size may be -1: the rest.
 
     Axis types are `Auto`: shardings are given at the borders of a jitted function and propagated inside.
 
     Raises InvalidInput if a size is not positive, if more than one is -1, or if the product is not the number of
     devices.
     """
-    devices = jax.devices() if devices is None else devices
+    devices = jax.devices()[:devices] if devices is None or isinstance(devices, int) else devices
     sizes = dict(zip(AXES, (data, fsdp, tensor, sequence, pipe), strict=True))
     for axis, size in sizes.items():
         if isinstance(size, bool) or not isinstance(size, int) or (size < 1 and size != -1):

@@ -53,11 +53,18 @@ def run(config: Any, workdir: Path) -> Results:
     base, process = trained(experiment, "digits-transformer"), experiment.process
     shared, own = (models.early_exit(experiment.network, heads) for heads in ("shared", "own"))
     exits = {"tuned": shared, "frozen": own, "without": shared}
+    exits = {name: exits[name] for name in config.kinds}
     times = (np.arange(10) + 0.5) / 10
-    errors = {name: errors_of(exits[name], process, experiment.held_out, config.held_out, times) for name in exits}
-    made = {name: runs(exits[name], experiment, config, config.samples) for name in ("tuned", "frozen")}
-    small = {name: runs(exits[name], experiment, config, config.calibration) for name in made}
-    measured: dict[str, list] = {name: [] for name in exits}
+    errors = {
+        name: errors_of(exits[name], process, experiment.held_out, config.held_out, times)
+        for name in (exits if config.estimates else ())
+    }
+    made = {name: runs(exits[name], experiment, config, config.samples) for name in exits if name != "without"}
+    small = {
+        name: one if config.calibration == config.samples else runs(exits[name], experiment, config, config.calibration)
+        for name, one in made.items()
+    }
+    measured: dict[str, list] = {name: [] for name in errors}
     found: dict[Any, list] = {}
     thresholds: dict[Any, list] = {}
     depths: dict[Any, list] = {}
@@ -65,7 +72,8 @@ def run(config: Any, workdir: Path) -> Results:
         key, elsewhere = jax.random.key(seed), jax.random.key(config.calibration_seed + seed)
         for name in exits:
             params = trained_exits(config[name], exits[name], base, seed, name, name == "frozen")
-            measured[name].append(errors[name](params))
+            if name in errors:
+                measured[name].append(errors[name](params))
             if name not in made:
                 continue
             every = small[name].uncertainty(params, elsewhere)
@@ -85,9 +93,12 @@ def run(config: Any, workdir: Path) -> Results:
             if name == "tuned":
                 last = params, threshold, arms["adaptive"].depth, key
     params, threshold, recorded, key = last
-    gathered = made["tuned"].gathered(params, key, threshold)
-    off = np.abs(gathered.x - made["tuned"].early(params, key, threshold).x).max()
-    seconds = clocked(config, experiment, shared, params, threshold, recorded)
+    off, seconds = None, None
+    if config.exact:
+        gathered = made["tuned"].gathered(params, key, threshold)
+        off = float(np.abs(gathered.x - made["tuned"].early(params, key, threshold).x).max())
+    if config.clock:
+        seconds = clocked(config, experiment, shared, params, threshold, recorded)
 
     files = [workdir / "depth.png", workdir / "quality.png"]
     grid = np.asarray(build(config.grid))[:-1]
@@ -109,21 +120,27 @@ def run(config: Any, workdir: Path) -> Results:
     (workdir / "measured.json").write_text(
         json.dumps([[*map(str, key), rows] for key, rows in found.items()], indent=1)
     )
-    return Results(claims(config, measured, found, depths, float(off), seconds), files, NOTES)
+    return Results(claims(config, measured, found, depths, off, seconds), files, NOTES)
 
 
-def claims(config: Any, measured: dict, found: dict, depths: dict, off: float, seconds: dict) -> list[Claim]:
+def claims(
+    config: Any, measured: dict, found: dict, depths: dict, off: float | None, seconds: dict | None
+) -> list[Claim]:
+    """Of the kinds of `config`; off: by how much leaving differs from choosing. off, seconds: None, not measured."""
+
     def of(figure, way, share, name="tuned"):
         return [one[figure] for one in found[name, way, share]]
 
     few, many = config.reductions
-    text = "largest difference of samples"
-    rows = [claim("Leaving equals running all and choosing", text, 0.0, off, "equal", "exact", margin=1e-5)]
-    for name in ("tuned", "frozen"):
+    rows, kinds = [], [name for name in config.kinds if name != "without"]
+    if off is not None:
+        text = "largest difference of samples"
+        rows.append(claim("Leaving equals running all and choosing", text, 0.0, off, "equal", "exact", margin=1e-5))
+    for name in (name for name in kinds if name in measured):
         together = [float(np.corrcoef(one.estimated.ravel(), one.actual.ravel())[0, 1]) for one in measured[name]]
         text = "correlation of estimated and actual uncertainty, over exits and tenths of t"
         rows.append(claim(f"{name}: estimates are calibrated", text, 0.9, together, "higher", "not reported"))
-    for name in ("tuned", "frozen"):
+    for name in kinds:
         quarter = max(len(depths[name, many][0]) // 4, 1)
         noisy, clean = (
             [float(one[part].mean()) for one in depths[name, many]] for part in (slice(quarter), slice(-quarter, None))
@@ -132,15 +149,16 @@ def claims(config: Any, measured: dict, found: dict, depths: dict, off: float, s
         published = "very early at high noise, almost all blocks in the last steps"
         title = f"{name}: noise needs fewer blocks"
         rows.append(claim(title, text, clean, noisy, "lower", published, margin=-2.0))
-    for name in ("tuned", "frozen"):
+    for name in kinds:
         title = f"{name}: no measurable change with {few:.0%} fewer blocks"
         values = of("distance", "whole", 0.0, name), of("distance", "adaptive", few, name)
         text, published = "Fréchet distance, at most 5 % above that of all blocks", "FID 79.34 to 79.71 at 16.5 % fewer"
         rows.append(claim(title, text, *values, "lower", published, factor=1.05, reason=REASONS["change"]))
-    values = of("distance", "whole", 0.0, "frozen"), of("distance", "whole", 0.0)
-    text = "Fréchet distance of all blocks, at most 5 % above that of the frozen network"
-    title, published = "tuned: all blocks are as good as before", "FID 79 to 116 with 42 % fewer blocks"
-    rows.append(claim(title, text, *values, "lower", published, factor=1.05, reason=REASONS["tuning"]))
+    if "frozen" in kinds:
+        values = of("distance", "whole", 0.0, "frozen"), of("distance", "whole", 0.0)
+        text = "Fréchet distance of all blocks, at most 5 % above that of the frozen network"
+        title, published = "tuned: all blocks are as good as before", "FID 79 to 116 with 42 % fewer blocks"
+        rows.append(claim(title, text, *values, "lower", published, factor=1.05, reason=REASONS["tuning"]))
     for share in config.reductions:
         for ours, way, factor in COMPARED:
             for figure, text in FIGURES.items():
@@ -151,11 +169,14 @@ def claims(config: Any, measured: dict, found: dict, depths: dict, off: float, s
                 )
                 row = claim(title, text, *values, "lower", published, factor=factor, reason=REASONS[figure])
                 rows.append(row)
-    middle = len(measured["tuned"][0].square) // 2 - 1
-    mean = {name: [float(one.square[middle].mean()) for one in measured[name]] for name in ("tuned", "without")}
-    text = f"squared error behind block {middle + 1} without it, at least 20 % above that with it"
-    title = "The layer-wise loss makes early exits good"
-    rows.append(claim(title, text, mean["tuned"], mean["without"], "higher", "ablation", factor=1.2))
+    if "without" in measured:
+        middle = len(measured["tuned"][0].square) // 2 - 1
+        mean = {name: [float(one.square[middle].mean()) for one in measured[name]] for name in ("tuned", "without")}
+        text = f"squared error behind block {middle + 1} without it, at least 20 % above that with it"
+        title = "The layer-wise loss makes early exits good"
+        rows.append(claim(title, text, mean["tuned"], mean["without"], "higher", "ablation", factor=1.2))
+    if seconds is None:
+        return rows
     counted, clock = (seconds["whole"][i] / seconds["table"][i] for i in (0, 1))
     blocks, time = (seconds["adaptive"][i] / seconds["whole"][i] for i in (0, 1))
     text = f"speed-up, at least 85 % of the counted one (adaptive: {blocks:.0%} of blocks, {time:.0%} of the time)"

@@ -128,7 +128,7 @@ def of_variety(found: Sequence[dict[str, Measured]], arms: dict[str, Drawn], beg
                   f"{within}, over 95 % of the base's", "diversity", "base", name, "higher",
                   "20 base steps in the released command", factor=0.95,
                   reason="of so few steps by DDIM the variety of the base is itself less")
-          for name in ("short", "long")),
+          for name in ("short", "long") if name in arms),
         against("At no loss of accuracy", "class accuracy, at most a point under the student's", "accuracy", "k = 0",
                 "k = 1", "higher", "shown in pictures", margin=-0.01,
                 reason="the student did not learn from means that are re-noised, which is what the base hands it"),
@@ -152,7 +152,8 @@ def run(config: ConfigDict, workdir: Path) -> Results:
     student = distilled(config, base, params, "diversity-student")
     denoiser = denoisers.denoiser(base.network, base.process)
     pair, both = (denoiser, denoiser), (build(config.base_solver), build(config.solver))
-    many, few = (relay(pair, solver, base.shape) for solver in both)
+    few = relay(pair, both[1], base.shape)
+    many = few if config.base_solver == config.solver else relay(pair, both[0], base.shape)
     apart = handed_over(pair, both, base.shape)
     world = World((params, student), few, many, apart, *(build(config[name]) for name in ("grid", "long", "own")))
 

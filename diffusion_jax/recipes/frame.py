@@ -12,6 +12,7 @@ from unittest import mock
 import jax
 
 from diffusion_jax.cache import cache_folder
+from diffusion_jax.distributed import init_sharded
 from diffusion_jax.errors import invalid
 from diffusion_jax.experiment import Experiment, fit
 
@@ -25,7 +26,7 @@ def trained(
     """The averaged parameters of `experiment` (of its only `config.ema`; the last ones without an average).
 
     They are kept in the cache under `name` and a hash of the whole config: a second call with the same config trains
-    nothing, an interrupted one goes on. With `config.train.steps` 0 they are the ones to begin with.
+    nothing, an interrupted one goes on. With `config.train.steps` 0 they are those that a run would begin with.
 
     init_params: `key -> params` to begin with; the network's own when None. given: plain values besides the config on
     which the run depends, e.g. the configs of the models from which a replaced source or objective was made.
@@ -34,7 +35,8 @@ def trained(
     if len(config.ema) > 1:
         raise invalid("config.ema", list(config.ema), "a recipe keeps one average, or none")
     if config.train.steps == 0:
-        return jax.jit(experiment.init_params if init_params is None else init_params)(jax.random.key(config.seed))
+        begin = experiment.init_params if init_params is None else init_params
+        return init_sharded(begin, jax.random.key(config.seed), mesh=experiment.mesh)
     text = json.dumps([_VERSION, config.to_dict(), given], sort_keys=True, default=str)
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     state = fit(experiment, cache_folder() / "recipes" / f"{name}-{digest}", init_params=init_params, progress=False)

@@ -5,9 +5,10 @@ comes nearer to it than its last value (Liu et al. 2025). First the exact denois
 forecast; then the transformer for digits that is shared by all recipes about cheaper sampling.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,11 +32,14 @@ RULES = {
 }
 """Forecasters by the name that pictures give them."""
 
-PROTOTYPE = ((3, 1, 0.085, 0.019, 0.088), (5, 2, 0.138, 0.024, 0.125))
-"""What a prototype measured on 256 samples: interval, order, the RMSE of reuse, of that order and of fewer steps."""
+PROTOTYPE = {3: (1, 0.085, 0.019, 0.088), 5: (2, 0.138, 0.024, 0.125)}
+"""By interval what a prototype measured on 256 samples: order, the RMSE of reuse, of that order and of fewer steps."""
 
 TURNED = 0.5
 """An RMSE that no sample reaches within a component of the mixture, and every one that ends in another exceeds."""
+
+FEWER = "fewer steps"
+"""The name of DDIM on as many steps as a cached run has evaluations."""
 
 Make = Callable[[Any], Denoiser]
 """A denoiser of a refresh interval, which may be traced."""
@@ -60,47 +64,60 @@ def asked(steps: int, interval: int, warmup: int) -> int:
 def run(config: Any, workdir: Path) -> Results:
     experiment = prepare(config.base)
     params = trained(experiment, "digits-transformer")
-    claims = exact_claims(config.mixture, list(seeds(config)))
-    strips, more = trained_claims(config, experiment, params)
+    exact, digits = exact_draws(config.mixture), digit_draws(config, experiment)
+    claims = exact_claims(config, exact, list(seeds(config)))
+    strips, more = trained_claims(config, experiment, params, digits)
     files = [workdir / name for name in ("mixture.png", "errors.png", "samples.png")]
-    found = exact_errors(config.mixture, [config.seed], RULES, config.intervals)
+    found = exact_errors(config, exact, [config.seed], config.rules, config.intervals)
     curves = {name: (costs, [rms(errors[0]) for errors in every]) for name, (costs, every) in found.items()}
     pictures.save_curves(files[0], curves, x_label="evaluations", y_label="RMSE to the full run, mixture")
-    curves = trained_errors(config, experiment, params)
+    curves = trained_errors(config, experiment, params, digits)
     pictures.save_curves(files[1], curves, x_label="evaluations", y_label="relative error, digits")
     pictures.save_strips(files[2], strips)
     return Results(claims + more, files)
 
 
+class Draws(NamedTuple):
+    """Each a program that is made once. plain: by the number of steps. cached: by the name of a rule."""
+
+    plain: Callable[[int], Callable[..., Any]]
+    cached: Callable[[str], Callable[..., Any]]
+
+
+def exact_draws(config: Any) -> Draws:
+    """The exact denoiser of a mixture, and its noise forecast."""
+    exact = denoisers.analytic(processes.vp_linear())
+
+    def make(rule, interval):
+        refresh = every(interval, config.warmup)
+        return acceleration.cached_outputs(exact, refresh, RULES[rule], prediction="epsilon")
+
+    return Draws(
+        cache(lambda steps: drawer(lambda interval: exact, steps)),
+        cache(lambda rule: drawer(partial(make, rule), config.steps)),
+    )
+
+
 def exact_errors(
-    config: Any, numbers: list[int], rules: dict[str, Any], intervals: Any
+    config: Any, draws: Draws, numbers: list[int], rules: Sequence[str], intervals: Sequence[int]
 ) -> dict[str, tuple[list[int], list[list[np.ndarray]]]]:
     """By rule, and for DDIM on fewer steps: evaluations, and by interval and seed the error of each sample, `[B]`.
 
     The error is the RMSE to what the full run makes of the same noise.
     """
-    process, shape = processes.vp_linear(), (config.samples, config.size)
-    exact = denoisers.analytic(process)
+    compare_fewer, config = config.fewer, config.mixture
+    shape = config.samples, config.size
     costs = [asked(config.steps, interval, config.warmup) for interval in intervals]
-    plain = {steps: drawer(lambda interval: exact, steps) for steps in (config.steps, *costs)}
-
-    def cached(rule):
-        def make(interval):
-            refresh = every(interval, config.warmup)
-            return acceleration.cached_outputs(exact, refresh, rule, prediction="epsilon")
-
-        return drawer(make, config.steps)
-
-    draws = {name: cached(rule) for name, rule in rules.items()}
-    curves = {name: (costs, [[] for _ in costs]) for name in (*draws, "fewer steps")}
+    curves = {name: (costs, [[] for _ in costs]) for name in (*rules, *[FEWER] * compare_fewer)}
     for seed in numbers:
         key, means_key = jax.random.split(jax.random.key(seed))
         means = jax.random.normal(means_key, (config.components, config.size))
         mixture = denoisers.gaussian_mixture(means, config.std)
-        reference = np.asarray(plain[config.steps](key, mixture, shape).x)
+        reference = np.asarray(draws.plain(config.steps)(key, mixture, shape).x)
         for at, (interval, cost) in enumerate(zip(intervals, costs)):
-            runs = {name: draw(key, mixture, shape, None, interval) for name, draw in draws.items()}
-            runs["fewer steps"] = plain[cost](key, mixture, shape)
+            runs = {name: draws.cached(name)(key, mixture, shape, None, interval) for name in rules}
+            if compare_fewer:
+                runs[FEWER] = draws.plain(cost)(key, mixture, shape)
             for name, result in runs.items():
                 curves[name][1][at].append(rms(np.asarray(result.x) - reference, axis=1))
     return curves
@@ -111,19 +128,20 @@ def rms(values: Any, axis: int | None = None) -> Any:
     return np.sqrt(np.mean(np.square(values), axis=axis))
 
 
-def exact_claims(config: Any, numbers: list[int]) -> list[Claim]:
-    rules = {name: RULES[name] for name in ("reuse", "Taylor 1", "Taylor 2")}
-    intervals = [interval for interval, *_ in PROTOTYPE]
-    errors = {name: values for name, (_, values) in exact_errors(config, numbers, rules, intervals).items()}
+def exact_claims(config: Any, draws: Draws, numbers: list[int]) -> list[Claim]:
+    intervals, steps = config.mixture.intervals, config.mixture.steps
+    rules = ["reuse", *(f"Taylor {PROTOTYPE[interval][0]}" for interval in intervals)]
+    errors = {name: values for name, (_, values) in exact_errors(config, draws, numbers, rules, intervals).items()}
     claims = []
-    for at, (interval, order, reuse_error, error, fewer_error) in enumerate(PROTOTYPE):
-        ours, setting = f"Taylor {order}", f"mixture, N = {interval}, S = {config.steps}"
+    for at, interval in enumerate(intervals):
+        order, reuse_error, error, fewer_error = PROTOTYPE[interval]
+        ours, setting = f"Taylor {order}", f"mixture, N = {interval}, S = {steps}"
         whole, typical, turned = (
             {name: [float(measure(one)) for one in errors[name][at]] for name in errors}
             for measure in (rms, np.median, lambda one: np.mean(one > TURNED))
         )
         metric = f"RMSE to the full run, {setting}"
-        claims += [
+        claims.append(
             claim(
                 f"Order {order} is three times as near as reuse, N = {interval}",
                 metric,
@@ -134,16 +152,21 @@ def exact_claims(config: Any, numbers: list[int]) -> list[Claim]:
                 factor=1 / 3,
                 reason="nearly all of this error is that of the few samples that end in another component; of 256 "
                 "samples one that does is 0.088, all that the prototype saw by reuse at N = 3",
-            ),
-            claim(
-                f"Order {order} is nearer than fewer steps, N = {interval}",
-                f"{metric}; the baseline is DDIM with as many evaluations",
-                whole["fewer steps"],
-                whole[ours],
-                "lower",
-                f"{fewer_error} with as many evaluations (a prototype with 256 samples)",
-                reason="a few samples end in another component, whichever way steps are saved",
-            ),
+            )
+        )
+        if config.fewer:
+            claims.append(
+                claim(
+                    f"Order {order} is nearer than {FEWER}, N = {interval}",
+                    f"{metric}; the baseline is DDIM with as many evaluations",
+                    whole[FEWER],
+                    whole[ours],
+                    "lower",
+                    f"{fewer_error} with as many evaluations (a prototype with 256 samples)",
+                    reason="a few samples end in another component, whichever way steps are saved",
+                )
+            )
+        claims += [
             claim(
                 f"Order {order} is nearer than reuse for a typical sample, N = {interval}",
                 f"RMSE of one sample to the full run, median, {setting}",
@@ -181,36 +204,47 @@ def computing(experiment: Any, scale: float = 1.0) -> Make:
     return lambda interval: denoisers.guided(plain, scale, NULL)
 
 
+def digit_draws(config: Any, experiment: Any, scale: float = 1.0) -> Draws:
+    """The transformer, always computed or with its features forecast, guided by `scale`."""
+    return Draws(
+        cache(lambda steps: drawer(computing(experiment, scale), steps)),
+        cache(lambda rule: drawer(forecasting(experiment, RULES[rule], config.warmup, scale), config.steps)),
+    )
+
+
 def labels(count: int) -> dict[str, Any]:
-    return {"label": jnp.arange(count) % CLASSES}
+    return {"label": np.arange(count) % CLASSES}
 
 
-def trained_errors(config: Any, experiment: Any, params: Any) -> dict[str, tuple[list[int], list[float]]]:
+def trained_errors(config: Any, experiment: Any, params: Any, draws: Draws) -> dict[str, tuple[list[int], list[float]]]:
     """By rule: evaluations, and the relative L2 distance of samples to those of the full run; of the first seed."""
     key, cond = jax.random.key(config.seed), labels(config.curve_samples)
     shape = (config.curve_samples, *experiment.shape)
-    reference = drawer(computing(experiment), config.steps)(key, params, shape, cond).x
+    reference = draws.plain(config.steps)(key, params, shape, cond).x
     costs = [asked(config.steps, interval, config.warmup) for interval in config.intervals]
     curves = {}
-    for name, rule in RULES.items():
-        draw = drawer(forecasting(experiment, rule, config.warmup), config.steps)
-        runs = [draw(key, params, shape, cond, interval).x for interval in config.intervals]
+    for name in config.rules:
+        runs = [draws.cached(name)(key, params, shape, cond, interval).x for interval in config.intervals]
         curves[name] = costs, [endpoint_error(x, reference, relative=True) for x in runs]
-    runs = [drawer(computing(experiment), cost)(key, params, shape, cond).x for cost in costs]
-    curves["fewer steps"] = costs, [endpoint_error(x, reference, relative=True) for x in runs]
+    if config.fewer:
+        runs = [draws.plain(cost)(key, params, shape, cond).x for cost in costs]
+        curves[FEWER] = costs, [endpoint_error(x, reference, relative=True) for x in runs]
     return curves
 
 
-def trained_claims(config: Any, experiment: Any, params: Any) -> tuple[dict[str, Any], list[Claim]]:
-    """What runs at the chosen interval lose and save, and the same samples by each of them, guided, by name."""
+def trained_claims(config: Any, experiment: Any, params: Any, unguided: Draws) -> tuple[dict[str, Any], list[Claim]]:
+    """What runs at the chosen interval lose and save, and the same samples by each of them, by name, at the last of
+    `config.scales`."""
     shape, cond = (config.samples, *experiment.shape), labels(config.samples)
     cost, ours = asked(config.steps, config.interval, config.warmup), f"Taylor {config.order}"
     claims, strips = [], {}
-    for how, scale in (("without guidance", 1.0), (f"guided by {config.guidance:g}", config.guidance)):
-        draws = {"full": drawer(computing(experiment, scale), config.steps)}
-        draws["fewer steps"] = drawer(computing(experiment, scale), cost)
-        for name in dict.fromkeys(("reuse", "Taylor 1", ours)):
-            draws[name] = drawer(forecasting(experiment, RULES[name], config.warmup, scale), config.steps)
+    for scale in config.scales:
+        how = "without guidance" if scale == 1.0 else f"guided by {scale:g}"
+        programs = unguided if scale == 1.0 else digit_draws(config, experiment, scale)
+        draws = {"full": programs.plain(config.steps)}
+        if config.fewer:
+            draws[FEWER] = programs.plain(cost)
+        draws |= {name: programs.cached(name) for name in ("reuse", "Taylor 1", ours)}
         error, quality, counted = ({name: [] for name in draws} for _ in range(3))
         for seed in seeds(config):
             runs = {
@@ -236,7 +270,7 @@ def compared(config: Any, how: str, ours: str, error: Any, quality: Any) -> list
         for field in ("accuracy", "distance")
     )
     margins, table = config.margins, "FID 2.32 in full, 2.65 at N = 5, m = 3; reuse 6.58"
-    return [
+    claims = [
         claim(
             f"Order 1 halves the error of reuse, {how}",
             metric,
@@ -246,16 +280,22 @@ def compared(config: Any, how: str, ours: str, error: Any, quality: Any) -> list
             table,
             factor=0.5,
             reason="the features of so small a network turn too much between two computed steps",
-        ),
-        claim(
-            f"Nearer than fewer steps at equal evaluations, {how}",
-            f"{metric}; {ours}; the baseline is DDIM with as many evaluations",
-            error["fewer steps"],
-            error[ours],
-            "lower",
-            "no figure",
-            reason="DDIM on fewer steps is exact in what it computes, and this ODE is nearly straight",
-        ),
+        )
+    ]
+    if config.fewer:
+        claims.append(
+            claim(
+                f"Nearer than {FEWER} at equal evaluations, {how}",
+                f"{metric}; {ours}; the baseline is DDIM with as many evaluations",
+                error[FEWER],
+                error[ours],
+                "lower",
+                "no figure",
+                reason="DDIM on fewer steps is exact in what it computes, and this ODE is nearly straight",
+            )
+        )
+    return [
+        *claims,
         claim(
             f"The accuracy of the full run, {how}",
             f"share of samples read as their label; {ours}, at most {100 * margins.accuracy:g} points lower",

@@ -13,7 +13,8 @@ from diffusion_jax.models import by_path
 from diffusion_jax.recipes.parts.few_steps import answers, flow_map, handed_over, relay, undecided
 from diffusion_jax.recipes.parts.sliders import beside, stroke_area
 from diffusion_jax.sampling import sample
-from diffusion_jax.typing import Step
+from diffusion_jax.typing import Prediction, Step
+from tests import shipped
 
 CONFIG = "configs/recipes/diversity_distillation.py"
 VP = processes.vp_linear()
@@ -34,12 +35,12 @@ def weights(seed):
 
 
 BASE, STUDENT = jax.jit(weights)(1), jax.jit(weights)(2)
-RELAYS = {name: relay((DENOISER, DENOISER), solver, SHAPE) for name, solver in SOLVERS.items()}
+RELAYS = {name: relay((DENOISER, DENOISER), solver, SHAPE, shipped.jit) for name, solver in SOLVERS.items()}
 
 
 def plain(solver, params, grid=GRID):
     return np.asarray(
-        jax.jit(lambda params: sample(KEY, DENOISER, params, solver, grid, shape=(4, *SHAPE), cond=COND).x)(params)
+        shipped.jit(lambda params: sample(KEY, DENOISER, params, solver, grid, shape=(4, *SHAPE), cond=COND).x)(params)
     )
 
 
@@ -63,11 +64,13 @@ def test_none_and_all_steps_of_the_base_are_the_two_samplers(name):
 
 
 def test_the_base_is_asked_k_times_and_the_student_in_the_other_steps():
+    @jax.jit
+    def asked(params, which):
+        pair = switched((DENOISER, DENOISER), which, compute=(1.0, 100.0))
+        return sample(KEY, pair, params, solvers.lcm(), GRID, shape=(4, *SHAPE), cond=COND).cost
+
     for k in range(5):
-        pair = switched((DENOISER, DENOISER), timesteps.spliced(GRID, GRID, k).which, compute=(1.0, 100.0))
-        cost = jax.jit(
-            lambda params, pair=pair: sample(KEY, pair, params, solvers.lcm(), GRID, shape=(4, *SHAPE), cond=COND).cost
-        )((BASE, STUDENT))
+        cost = asked((BASE, STUDENT), timesteps.spliced(GRID, GRID, k).which)
         assert cost.evaluations == 4
         assert cost.compute == k + 100 * (4 - k)
 
@@ -85,22 +88,22 @@ def test_a_longer_grid_of_the_base_is_a_segment_of_its_own():
 
 
 def test_a_student_sees_noise_in_its_first_step_and_noised_data_in_the_others():
-    seen = []
-
     def told(params, carry, x, step, cond):
-        seen.append((x, step.t))
-        return DENOISER.apply(params, carry, x, step, cond)
+        return Prediction((x, step.t), None), carry
 
-    generate = answers(DENOISER._replace(apply=told), GRID, first=0.5)
     batch = {"x0": 100.0 * jnp.ones((4, *SHAPE)), "cond": COND, "index": jnp.arange(4)}
-    for i in range(24):
-        assert generate(BASE, batch, jax.random.fold_in(KEY, i)).shape == (4, *SHAPE)
-    times = np.array([float(t) for _, t in seen])
-    assert {round(t, 3) for t in times} == {0.7, 0.25, 0.12, 0.05}
-    for x, t in seen:
+    assert jax.eval_shape(answers(DENOISER, GRID, first=0.5), BASE, batch, KEY).shape == (4, *SHAPE)
+    generate = answers(DENOISER._replace(apply=told), GRID, first=0.5)
+    x, t, alpha = jax.jit(lambda keys: (*jax.vmap(lambda key: generate(BASE, batch, key))(keys), VP.alpha(GRID)))(
+        jax.random.split(KEY, 24)
+    )
+    levels = dict(zip(np.round(GRID, 3).tolist(), np.asarray(alpha)))
+    times = np.round(t, 3).tolist()
+    assert {round(one, 3) for one in times} == {0.7, 0.25, 0.12, 0.05}
+    for one, time in zip(np.asarray(x), times):
         # The data are so large that their share of x says at which level they stand.
-        share = 0.0 if float(t) > 0.6 else float(VP.alpha(t))
-        np.testing.assert_allclose(float(x.mean()) / 100, share, atol=0.02)
+        share = 0.0 if time > 0.6 else levels[time]
+        np.testing.assert_allclose(one.mean() / 100, share, atol=0.02)
 
 
 def test_a_flow_map_ends_where_the_flow_does():
@@ -119,7 +122,7 @@ def test_a_flow_map_ends_where_the_flow_does():
 def test_regression_loses_variance_and_its_loss_grows_with_the_noise():
     # Var(E[x0 | x_t]) <= Var(x0), and an error of eps shows in x0 times A_t = sigma / alpha.
     mixture = gaussian_mixture(jax.random.normal(KEY, (4, 8)), 0.3)
-    x0, _ = draw(jax.random.key(4), mixture, 4000)
+    x0, _ = jax.jit(draw, static_argnums=2)(jax.random.key(4), mixture, 4000)
     times = jnp.linspace(0.02, 1.0, 12)
 
     def spread(t):
@@ -127,7 +130,8 @@ def test_regression_loses_variance_and_its_loss_grows_with_the_noise():
         step = Step(jnp.int32(0), t, t, jnp.int32(1))
         return jnp.var(analytic(VP).apply(mixture, (), x, step, None)[0].x0, axis=0).sum()
 
-    kept = np.asarray(jax.jit(lambda times: jax.lax.map(spread, times))(times)) / float(jnp.var(x0, axis=0).sum())
+    kept = jax.jit(lambda times: jax.lax.map(spread, times))(times)
+    kept = np.asarray(kept) / float(np.var(x0, axis=0).sum())
     assert (kept < 1).all()
     assert (np.diff(kept) < 0).all()
     assert kept[0] > 0.9 and kept[-1] < 0.01

@@ -10,7 +10,7 @@ import pytest
 
 from diffusion_jax import distributed, training
 from diffusion_jax.errors import InvalidInput
-from diffusion_jax.training import ema, optimizers
+from diffusion_jax.training import ema, optimizers, storage
 from diffusion_jax.training.data_position import decode, encode
 from diffusion_jax.typing import Objective
 
@@ -188,3 +188,10 @@ def test_parameters_alone_for_sampling(saved, tmp_path):
 def test_mistakes_are_named(saved, call, words):
     with pytest.raises(InvalidInput, match=words):
         call(saved[0])
+
+
+@pytest.mark.parametrize("dtype", ["bool", "int8", "bfloat16", "float32", "complex64"])
+def test_fingerprints_are_the_same_on_the_host_and_compiled(dtype):
+    values = np.random.default_rng(0).normal(scale=40.0, size=(3, 5))
+    leaves = [jnp.asarray(values).astype(dtype), jnp.asarray(values[0, 0]).astype(dtype)]
+    np.testing.assert_array_equal(storage._sums_on_host(leaves), storage._sums(leaves))

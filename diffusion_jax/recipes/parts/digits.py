@@ -35,6 +35,15 @@ def digit_transformer(steps: int = 3000, **fields: Any) -> ConfigDict:
     return config
 
 
+def tiny_digit_transformer(steps: int = 4, **fields: Any) -> ConfigDict:
+    """What stands for it where a recipe only has to run: two narrow blocks, on one device; with 0 steps untrained."""
+    config = digit_transformer(max(steps, 2), **{"width": 24, "depth": 2, "heads": 2, "remat": "none", **fields})
+    config.train.steps, config.ema = steps, {}
+    config.optimizer = call("training.optimizers.sgd")
+    config.mesh = call("distributed.make_mesh", devices=1)
+    return config
+
+
 class Judged(NamedTuple):
     """accuracy: share of samples that the judge reads as their label. distance: Fréchet, to the held-out digits."""
 

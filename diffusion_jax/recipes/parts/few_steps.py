@@ -87,11 +87,13 @@ class Drawn(NamedTuple):
     evaluations: float
 
 
-def relay(pair: tuple[Denoiser, Denoiser], solver: Solver, shape: tuple[int, ...]) -> Callable[..., Drawn]:
+def relay(
+    pair: tuple[Denoiser, Denoiser], solver: Solver, shape: tuple[int, ...], jit: Callable[..., Any] = jax.jit
+) -> Callable[..., Drawn]:
     """`(key, (first params, second params), which [S], grid [S + 1], size, cond) -> Drawn`.
 
     At each step the denoiser of `pair` that the table names answers, see `timesteps.spliced`. shape: of one sample.
-    One program serves all tables and grids of a length, and all parameters.
+    One program, compiled by `jit`, serves all tables and grids of a length, and all parameters.
     """
 
     def run(key, params, which, grid, size, cond):
@@ -99,7 +101,7 @@ def relay(pair: tuple[Denoiser, Denoiser], solver: Solver, shape: tuple[int, ...
         result = sample(key, switched, params, solver, grid, shape=(size, *shape), cond=cond)
         return result.x, result.run.carry.values, result.cost.evaluations
 
-    compiled = jax.jit(run, static_argnums=4)
+    compiled = jit(run, static_argnums=4)
 
     def draw(key, params, which, grid, size, cond=None):
         x, predictions, evaluations = compiled(key, params, jnp.asarray(which), jnp.asarray(grid), size, cond)

@@ -32,9 +32,9 @@ class Crowd(NamedTuple):
 def crowd(config: ConfigDict, space: LatentSpace, seed: int) -> Crowd:
     """The streams of one seed, `config.length` training clips long."""
     first, frames = seed * config.streams, config.length * config.frames
-    source = data.talking_faces("test", length=first + config.streams, frames=frames)
+    source = data.talking_faces("test", length=first + config.streams, size=config.clips.size, frames=frames)
     people = range(first, first + config.streams)
-    portraits = portrait.reference([source.face(i) for i in people])
+    portraits = portrait.reference([source.face(i) for i in people], config.clips.size)
     speeches = [source.speech(i) for i in people]
     voices, opening = (np.stack(values) for values in zip(*speeches, strict=True))
     return Crowd(portraits, voices, space.encode(portraits), portrait.log_mel(voices), opening)
