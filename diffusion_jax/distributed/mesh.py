@@ -29,10 +29,10 @@ def make_mesh(
 
     Axis types are `Auto`: shardings are given at the borders of a jitted function and propagated inside.
 
-    Raises InvalidInput if a size is not positive, if more than one is -1, or if the product is not the number of
-    devices.
+    Raises InvalidInput if a size is not positive, if more than one is -1, if the product is not the number of devices,
+    or if there are fewer devices than were asked for.
     """
-    devices = jax.devices()[:devices] if devices is None or isinstance(devices, int) else devices
+    devices = _devices(devices)
     sizes = dict(zip(AXES, (data, fsdp, tensor, sequence, pipe), strict=True))
     for axis, size in sizes.items():
         if isinstance(size, bool) or not isinstance(size, int) or (size < 1 and size != -1):
@@ -58,6 +58,17 @@ def make_mesh(
         )
     types = (AxisType.Auto,) * len(AXES)
     return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=types, devices=devices)
+
+
+def _devices(chosen: list | int | None) -> list:
+    every = jax.devices()
+    if chosen is None:
+        return every
+    if not isinstance(chosen, int):
+        return chosen
+    if isinstance(chosen, bool) or not 1 <= chosen <= len(every):
+        raise invalid("mesh.devices", chosen, f"it must be within 1 .. {len(every)}, the devices that there are")
+    return every[:chosen]
 
 
 def initialize(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> None:

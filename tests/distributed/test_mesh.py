@@ -16,7 +16,7 @@ def test_the_free_axis_takes_what_is_left():
     assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2, "sequence": 1, "pipe": 1}
     assert set(mesh.axis_types) == {AxisType.Auto}
     assert distributed.make_mesh(data=1, tensor=-1).shape["tensor"] == 8
-    assert distributed.make_mesh(devices=jax.devices()[:1]).size == 1
+    assert distributed.make_mesh(devices=jax.devices()[:1]).size == distributed.make_mesh(devices=1).size == 1
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,8 @@ def test_the_free_axis_takes_what_is_left():
         ({"tensor": -2}, ["mesh.tensor is -2"]),
         ({"tensor": 2.0}, ["mesh.tensor is 2.0"]),
         ({"pipe": -1}, ["mesh.data and mesh.pipe"]),
+        ({"devices": 9}, ["mesh.devices is 9", "1 .. 8"]),
+        ({"devices": 0}, ["mesh.devices is 0"]),
     ],
 )
 def test_impossible_meshes_are_named(sizes, words):

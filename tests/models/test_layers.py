@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.models import layers
+from diffusion_jax.costs import count_flops
+from diffusion_jax.models import dit, layers
 from diffusion_jax.models.layers import attention as attention_module
 from diffusion_jax.models.layers.attention import _chunk
 from diffusion_jax.models.layers.modulation import spread
@@ -52,6 +53,41 @@ def test_attention_is_the_weighted_mean_of_the_values_and_chunks_do_not_matter(m
     np.testing.assert_allclose(chunked, whole, atol=1e-6)
     for a, b in zip(chunked_gradient, gradient, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+@pytest.mark.parametrize("tile", [2**21, 1], ids=["at once", "by heads"])
+@pytest.mark.parametrize("mask", list(masks()))
+def test_derivatives_of_attention_are_those_of_the_library_both_ways(mask, tile, monkeypatch):
+    monkeypatch.setattr(attention_module, "TILE", tile)
+    primals, tangents, visible = qkv(), [0.5 * leaf for leaf in qkv()[::-1]], masks()[mask]
+    bias = image((1, 2, 12, 12), 7)
+
+    def both_ways(attend):
+        def along(bias, *inputs):
+            out, forward = jax.jvp(attend, (bias, *inputs), (bias, *tangents))
+            return out, forward, jax.vjp(attend, bias, *inputs)[1](out)
+
+        return jax.tree.leaves(jax.jit(along)(bias, *primals))
+
+    ours = both_ways(lambda bias, q, k, v: layers.dot_product_attention(q, k, v, visible, bias))
+    library = both_ways(lambda bias, q, k, v: jax.nn.dot_product_attention(q, k, v, bias, visible))
+    for a, b in zip(ours, library, strict=True):
+        assert float(np.abs(b).max()) > 1e-3
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_a_rematerialised_block_asks_attention_for_its_map_again_and_for_nothing_else(monkeypatch):
+    monkeypatch.setattr(attention_module, "TILE", 1)
+    batch = image((1, 4, 4, 1), 0)
+
+    def products(remat):
+        network = dit("S/2", width=8, depth=1, heads=2, remat=remat)
+        params = jax.eval_shape(network.init, jax.random.key(0), batch, jnp.zeros(1), None)
+        loss = jax.grad(lambda params: jnp.sum(network.apply(params, batch, jnp.zeros(1), None)[0] ** 2))
+        return count_flops(loss, params)
+
+    # Everything kept, heads one by one: the product for the map of 4 x 4 tokens is made a second time in both.
+    assert products("dots_no_batch") == products("none") < products("full")
 
 
 def test_chunks_divide_the_length_and_stay_within_the_limit():

@@ -1,5 +1,7 @@
 """The step does the same on every mesh and for every accumulation, skips what is not finite, and compiles once."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,14 +64,27 @@ def test_one_step_is_the_update_written_by_hand():
         assert int(state.step) == 1 and int(state.skipped) == 0
 
 
-def test_repeated_calls_compile_once_and_consume_the_state(plain):
+def test_repeated_calls_compile_once(plain):
     state, _, step = plain
     assert step._cache_size() == 1
-    batch = distributed.shard_batch(next(iter(Batches())), None)
-    copy = jax.tree.map(jnp.copy, state)
-    step(copy, batch)
-    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(copy.params) + jax.tree.leaves(copy.ema))
+    step(state, distributed.shard_batch(next(iter(Batches())), None))
     assert step._cache_size() == 1
+
+
+def test_the_state_is_consumed_but_on_cpus_where_that_would_copy_it(plain, monkeypatch):
+    state, _, step = plain
+    batch = distributed.shard_batch(next(iter(Batches())), None)
+    copied = r"= f32\S* copy\(%state"
+    assert not re.search(copied, step.lower(state, batch).compile().as_text())
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    consuming = training.make_train_step(make_objective(), optimizers.adamw(1e-2), ema=TRACKS)
+    monkeypatch.undo()
+    assert re.search(copied, consuming.lower(state, batch).compile().as_text()), "the reason is gone"
+    copy = jax.tree.map(jnp.copy, state)
+    consuming(copy, batch)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(copy.params) + jax.tree.leaves(copy.ema))
 
 
 def test_accumulation_is_the_whole_batch(plain):
