@@ -1,4 +1,4 @@
-"""What is freed stays with the process: touching it again costs no page fault, unless the environment says otherwise."""
+"""What is freed stays with the process, so that touching it again costs no page fault; the environment can say no."""
 
 import json
 import os

@@ -13,6 +13,7 @@ from diffusion_jax.errors import InvalidInput
 from diffusion_jax.randomness import normal
 from diffusion_jax.time_axes import expand
 from diffusion_jax.typing import Network
+from tests import shipped
 
 FLOW = processes.rectified_flow(time="t")
 KEY = jax.random.key(5)
@@ -47,7 +48,7 @@ def batch(size=32):
 
 def gradient(objective, learned):
     state = objective.init(KEY, learned, batch())
-    return jax.jit(jax.grad(lambda p: objective.loss(p, state, batch(), KEY)[0].mean()))(learned)
+    return shipped.jit(jax.grad(lambda p: objective.loss(p, state, batch(), KEY)[0].mean()))(learned)
 
 
 def test_equal_scores_do_not_move_the_student():

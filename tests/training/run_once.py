@@ -1,14 +1,17 @@
-"""One process of a tiny run, for tests that kill it: `run_once.py WORKDIR STEPS KILL`.
+"""Processes of a tiny run, for tests that kill it: each line `[WORKDIR, STEPS, KILL, OUTPUT]` of the input makes one.
 
-KILL is `never`, `step:N` (SIGKILL itself after step N), `saving:N` (SIGKILL while checkpoint N is being written) or
-`term:N` (SIGTERM itself after step N).
+It is forked from this one, which has imported everything and computed nothing. What it prints goes to the file OUTPUT;
+its exit code is printed here. KILL is `never`, `step:N` (SIGKILL itself after step N), `saving:N` (SIGKILL while
+checkpoint N is being written) or `term:N` (SIGTERM itself after step N).
 """
 
+import json
 import os
 import signal
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 
 from problems import Batches, init_params, make_objective
@@ -54,5 +57,24 @@ def main(workdir, steps, kill):
     print("left at step", int(state.step))
 
 
+def forked(workdir, steps, kill, output):
+    """The exit code of a run in a process of its own."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    written = os.open(output, os.O_WRONLY | os.O_CREAT)
+    for stream in (1, 2):
+        os.dup2(written, stream)
+    try:
+        main(workdir, steps, kill)
+        sys.stdout.flush()
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+
+
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+    for line in sys.stdin:
+        print(forked(*json.loads(line)), flush=True)
