@@ -157,10 +157,11 @@ def test_order_of_convergence(name):
         grids = refined_grids(order, (STEPS, 2 * STEPS), 2 * STEPS + 2)
         grid = np.repeat(grids.reshape(-1, grids.shape[-1]), len(POINTS), axis=0).T
         x_init = np.repeat(points[:, None], 2, axis=1).reshape(-1, 1)
+        params = mixture()
 
         @jax.jit
         def run(grid, x_init):
-            return sample(jax.random.key(0), analytic(SIDE_BY_SIDE), mixture(), solver, grid, x_init=x_init).x
+            return sample(jax.random.key(0), analytic(SIDE_BY_SIDE), params, solver, grid, x_init=x_init).x
 
         found = np.asarray(run(grid, x_init)).reshape(len(PROCESSES), 2, len(POINTS))
     errors = np.abs(found - exact[:, None]).max(axis=-1)
@@ -176,11 +177,11 @@ def test_inversion_error_shrinks_at_the_order(name):
     with enable_x64(True):
         solver, order = SOLVERS[name]
         process = PROCESSES["vp"]
-        x_init = POINTS[:, None]
+        x_init, params = POINTS[:, None], mixture()
 
         @jax.jit
         def round_trip(grid):
-            args = (jax.random.key(0), analytic(process), mixture(), solver, grid)
+            args = (jax.random.key(0), analytic(process), params, solver, grid)
             return sample(*args, x_init=invert(*args, x_init=x_init).x).x
 
         # Padding in the middle of the grid is a pause, which leaves all entries where they are.
