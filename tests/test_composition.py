@@ -4,8 +4,8 @@ Everything is tiny (two steps, eight samples). The whole product has thousands o
 sample of it, the same each time: every solver, every transformation, every process and every time shape occurs, and so
 does every pair of (transformation, time shape), (transformation, process) and (process, time shape) that can work.
 `DIFFUSION_JAX_COMPOSITION=solvers` adds every pair that involves a solver. Pairs that cannot work are tried one by
-one: each must say why in a sentence. Cases with tokens are in `test_composition_tokens`, those with a
-time for each entry in `test_composition_entries`.
+one: each must say why in a sentence. Cases with tokens are in `test_composition_tokens`, those with a time for each
+entry in `test_composition_entries`.
 """
 
 import functools

@@ -91,11 +91,10 @@ def ended(times):
 
 
 def each(*columns):
-    """A time of its own for each coordinate of both samples, `[STEPS + 1, 2, 3]`; or one of each sample's own."""
+    """A time for each coordinate, `[STEPS + 1, 2, 3]`: the columns are of the two samples, or of three coordinates."""
     stacked = np.stack(columns, axis=-1)
-    if len(columns) == 2:
-        return np.ascontiguousarray(np.broadcast_to(stacked[..., None], (STEPS + 1, 2, 3)))
-    return np.ascontiguousarray(np.broadcast_to(stacked[:, None], (STEPS + 1, 2, 3)))
+    stacked = stacked[:, :, None] if len(columns) == 2 else stacked[:, None]
+    return np.ascontiguousarray(np.broadcast_to(stacked, (STEPS + 1, 2, 3)))
 
 
 MOVING = [1.0, 0.8, 0.55, 0.3, 0.1, 0.0]
