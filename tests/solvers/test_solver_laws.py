@@ -14,7 +14,6 @@ from diffusion_jax.errors import InvalidInput
 from diffusion_jax.sampling import sample
 from diffusion_jax.time_axes import expand
 from diffusion_jax.typing import Cost, Denoiser
-from tests import shipped
 
 ALL = {
     "ddpm small": solvers.ddpm(),
@@ -121,17 +120,6 @@ def test_pauses_are_identities_and_vector_times_reproduce_the_scalar_run(name):
     if deterministic:
         # A pause changes nothing for the one that pauses either (up to the order of additions: none here).
         np.testing.assert_allclose(both[1], alone[1], atol=2e-6)
-
-
-@pytest.mark.parametrize("name", ["ddim", "ddpm small", "unipc", "dpm_solver", "sa_solver", "heun", "flow_heun"])
-def test_equal_entries_of_a_vector_time_are_the_scalar_run_bit_for_bit(name):
-    def made(grid):
-        return sample(jax.random.key(3), smooth(), None, ALL[name], grid, shape=(2, 3)).x
-
-    scalar = ended(MOVING)
-    vector = np.stack([scalar, scalar], axis=1)
-    one, other = shipped.jit(lambda *grids: [made(grid) for grid in grids])(scalar, vector)
-    np.testing.assert_array_equal(one, other)
 
 
 STAIRCASES = (

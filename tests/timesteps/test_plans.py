@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 from diffusion_jax import processes, solvers, timesteps
-from diffusion_jax.denoisers import analytic, denoiser, gaussian_mixture
+from diffusion_jax.denoisers import analytic, gaussian_mixture
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.sampling import make_sampler, sample
 from diffusion_jax.timesteps import linspace
-from tests.denoisers.tiny import network
 from tests.models.shared import changed, compiled, now
 
 KEY = jax.random.key(3)
@@ -159,21 +158,6 @@ def test_given_frames_come_back_bit_for_bit_and_equal_levels_are_the_scalar_run(
     # Two programs: the same operations, which XLA may fuse in another way.
     vector = np.ascontiguousarray(np.broadcast_to(GRID[:, None, None], (7, 1, 4)))
     np.testing.assert_allclose(run(vector, prior), run(GRID, prior), rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("name", ["ddim", "ddpm", "flow_heun", "dpm_solver_pp", "unipc"])
-def test_a_synchronous_plan_is_the_scalar_model_bit_for_bit(name):
-    """Operation by operation, as compiled programs of different shapes may be fused differently (1e-6 seen)."""
-    net, grid = network(), linspace(3)
-    plan = timesteps.synchronous(grid, 4)
-    x = np.random.default_rng(3).standard_normal((3, 4, 2)).astype(np.float32)
-    params = now(lambda: net.init(KEY, x, None, None))
-    with jax.disable_jit():
-        scalar, vector = (
-            sample(KEY, denoiser(net, FLOW), params, ONE_AND_MULTI_STEP[name], grid, x_init=x).x
-            for grid in (grid, plan)
-        )
-    np.testing.assert_array_equal(scalar, vector)
 
 
 def test_what_stands_passes_its_gradient_on_and_finished_frames_are_frozen():
