@@ -95,20 +95,23 @@ def gaussian_mixture(means, stds=1.0, weights=None, *, covariances=None, labels=
     if means.ndim < 1:
         raise invalid("means.shape", means.shape, "a first axis over the components was expected")
     num = means.shape[0]
-    weights = jnp.ones(num) if weights is None else jnp.asarray(weights, means.dtype)
-    if weights.shape != (num,) or not bool(jnp.all(weights > 0)):
+    # Values are checked in NumPy: a mixture of known numbers can be built while something else is being traced.
+    weights = np.ones(num, means.dtype) if weights is None else np.asarray(weights, means.dtype)
+    if weights.shape != (num,) or not (weights > 0).all():
         raise invalid("weights", weights.tolist(), f"{num} positive numbers were expected, one per component")
+    weights = jnp.asarray(weights)
     log_weights = jnp.log(weights / weights.sum())
     labels = None if labels is None else jnp.asarray(labels, jnp.int32)
     if labels is not None and labels.shape != (num,):
         raise invalid("labels.shape", labels.shape, f"one label per component, {(num,)}, was expected")
     if covariances is not None:
         return GaussianMixture(log_weights, means, None, _dense(covariances, num, means[0].size, means.dtype), labels)
-    stds = jnp.asarray(stds, means.dtype)
+    stds = np.asarray(stds, means.dtype)
     if stds.shape not in ((), (num,), means.shape):
         raise invalid("stds.shape", stds.shape, f"(), {(num,)} or {means.shape} was expected")
-    if not bool(jnp.all(stds >= 0)):
+    if not (stds >= 0).all():
         raise invalid("stds", stds.tolist(), "standard deviations must not be negative")
+    stds = jnp.asarray(stds)
     stds = stds.reshape(stds.shape + (1,) * (means.ndim - stds.ndim)) if stds.ndim else stds
     return GaussianMixture(log_weights, means, jnp.broadcast_to(stds**2, means.shape), None, labels)
 

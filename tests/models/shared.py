@@ -36,6 +36,11 @@ def compiled(function):
     return lambda *args: jax.device_get(program(*args))
 
 
+def now(function):
+    """What a function gives, as one program, in NumPy arrays."""
+    return compiled(function)()
+
+
 def image(shape=(2, 4, 6, 3), seed=1):
     return jax.device_put(np.random.default_rng(seed).standard_normal(shape).astype(np.float32))
 

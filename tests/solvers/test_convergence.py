@@ -2,8 +2,12 @@
 
 In one dimension the probability flow keeps the cumulative distribution, so the exact flow is `F_end^-1(F_start(x))`, a
 reference that owes nothing to the library. Slopes are measured in float64, for float32 round-off would hide them, from
-one compiled run per case: half the batch takes the coarse grid, padded by zero-length steps, half the fine one.
+one compiled run per solver: each process has its part of the batch, half of which takes the coarse grid, padded by
+zero-length steps, and half the fine one.
 """
+
+import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -60,58 +64,111 @@ SOLVERS = {
 }
 
 
-def exact_flow(process, points, start, end):
-    """F_end^-1(F_start(x)) for the mixture seen through `process`."""
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """The schedules of `PROCESSES` side by side: of a batch `[3 n]` n rows have the first, and so on."""
 
-    def at(t):
-        alpha, sigma = float(process.alpha(jnp.float64(t))), float(process.sigma(jnp.float64(t)))
-        return alpha * MEANS, np.sqrt((alpha * STDS) ** 2 + sigma**2)
+    def _each(self, name, value):
+        values = [getattr(process, name)(value) for process in PROCESSES.values()]
+        which = np.repeat(np.arange(len(values)), value.shape[-1] // len(values))
+        return jnp.select([which == number for number in range(len(values))], values)
 
-    def cdf(x, t):
-        means, stds = at(t)
-        return float((WEIGHTS * norm.cdf((x - means) / stds)).sum())
+    def alpha(self, t):
+        return self._each("alpha", t)
 
-    def carried(x):
-        return brentq(lambda y: cdf(y, end) - cdf(x, start), -60, 60, xtol=1e-14)
+    def sigma(self, t):
+        return self._each("sigma", t)
 
-    return np.array([carried(x) for x in points])
+    def log_snr(self, t):
+        return self._each("log_snr", t)
+
+    def inverse_log_snr(self, log_snr):
+        return self._each("inverse_log_snr", log_snr)
 
 
-def refined_grid(process, steps, order, length):
-    """Equal steps in log-SNR, with short ones first so that the low orders a history starts with do not dominate."""
-    edges = jnp.asarray(process.log_snr(jnp.array([START, END])))
-    values = jnp.linspace(edges[0], edges[1], steps + 1)
+SIDE_BY_SIDE = processes.GaussianProcess(Side(), "velocity")
+
+
+@functools.cache
+def mixture():
+    return jax.device_get(gaussian_mixture(MEANS[:, None], STDS[:, None], WEIGHTS))
+
+
+@functools.cache
+def levels():
+    """alpha, sigma and log-SNR at `START` and `END`, `[3 processes, 2]`."""
+
+    @jax.jit
+    def program(t):
+        each = PROCESSES.values()
+        return tuple(jnp.stack([getattr(one, name)(t) for one in each]) for name in ("alpha", "sigma", "log_snr"))
+
+    return jax.device_get(program(np.array([START, END])))
+
+
+@functools.cache
+def exact_flow():
+    """Where the points start, and F_end^-1(F_start(x)) for the mixture seen through each process: `[3, points]`."""
+    alphas, sigmas, _ = levels()
+
+    def cdf(x, alpha, sigma):
+        stds = np.sqrt((alpha * STDS) ** 2 + sigma**2)
+        return float((WEIGHTS * norm.cdf((x - alpha * MEANS) / stds)).sum())
+
+    def carried(x, alpha, sigma):
+        begun = cdf(x, alpha[0], sigma[0])
+        return brentq(lambda y: cdf(y, alpha[1], sigma[1]) - begun, -60, 60, xtol=1e-14)
+
+    points = POINTS * np.hypot(alphas, sigmas)[:, :1]
+    return points, np.array([[carried(x, a, s) for x in row] for row, a, s in zip(points, alphas, sigmas, strict=True)])
+
+
+@functools.cache
+def inverse_log_snr():
+    return jax.jit(
+        lambda values: jnp.stack(
+            [one.inverse_log_snr(row) for one, row in zip(PROCESSES.values(), values, strict=True)]
+        )
+    )
+
+
+def refined_grids(order, counts, length):
+    """Equal steps in log-SNR, with short ones first so that the low orders a history starts with do not dominate.
+
+    `[3 processes, len(counts), length + 1]`, padded at the end.
+    """
     powers = {1: (), 2: (), 3: (0.5,), 4: (1.0, 0.5)}[order]
-    extra = jnp.array([values[0] + (values[1] - values[0]) * steps**-p for p in powers])
-    times = process.inverse_log_snr(jnp.sort(jnp.concatenate([values, extra])))
-    return jnp.pad(times, (0, length + 1 - times.shape[0]), mode="edge")
+
+    def log_snrs(start, end, steps):
+        values = np.linspace(start, end, steps + 1)
+        extra = [values[0] + (values[1] - values[0]) * steps**-p for p in powers]
+        values = np.sort(np.concatenate([values, extra]))
+        return np.pad(values, (0, length + 1 - len(values)), mode="edge")
+
+    edges = levels()[2]
+    return np.asarray(inverse_log_snr()(np.array([[log_snrs(*pair, n) for n in counts] for pair in edges])))
 
 
-def scaled_points(process):
-    return POINTS * float(jnp.sqrt(process.alpha(START) ** 2 + process.sigma(START) ** 2))
-
-
-@pytest.mark.parametrize("process_name", PROCESSES)
 @pytest.mark.parametrize("name", SOLVERS)
-def test_order_of_convergence(name, process_name):
+def test_order_of_convergence(name):
     with enable_x64(True):
         solver, order = SOLVERS[name]
-        process = PROCESSES[process_name]
-        mixture = gaussian_mixture(MEANS[:, None], STDS[:, None], WEIGHTS)
-        points = scaled_points(process)
-        exact = exact_flow(process, points, START, END)
-        length = 2 * STEPS + 2
-        grids = [refined_grid(process, n, order, length) for n in (STEPS, 2 * STEPS)]
-        grid = jnp.repeat(jnp.stack(grids, axis=1), len(points), axis=1)
-        x_init = jnp.asarray(np.tile(points, 2)[:, None])
+        points, exact = exact_flow()
+        grids = refined_grids(order, (STEPS, 2 * STEPS), 2 * STEPS + 2)
+        grid = np.repeat(grids.reshape(-1, grids.shape[-1]), len(POINTS), axis=0).T
+        x_init = np.repeat(points[:, None], 2, axis=1).reshape(-1, 1)
+        params = mixture()
 
+        @jax.jit
         def run(grid, x_init):
-            return sample(jax.random.key(0), analytic(process), mixture, solver, grid, x_init=x_init).x
+            return sample(jax.random.key(0), analytic(SIDE_BY_SIDE), params, solver, grid, x_init=x_init).x
 
-        error = np.abs(np.asarray(jax.jit(run)(grid, x_init))[:, 0].reshape(2, -1) - exact).max(axis=1)
-    slope = np.log2(error[0] / error[1])
-    # Some cases converge faster than they must while errors of two orders cancel; none may be slower.
-    assert order - 0.35 < slope < order + 0.9, f"slope {slope:.2f}, errors {error}"
+        found = np.asarray(run(grid, x_init)).reshape(len(PROCESSES), 2, len(POINTS))
+    errors = np.abs(found - exact[:, None]).max(axis=-1)
+    for process, error in zip(PROCESSES, errors, strict=True):
+        slope = np.log2(error[0] / error[1])
+        # Some cases converge faster than they must while errors of two orders cancel; none may be slower.
+        assert order - 0.35 < slope < order + 0.9, f"{process}: slope {slope:.2f}, errors {error}"
 
 
 @pytest.mark.parametrize("name", ["ddim", "dpm_solver_pp 2", "dpm_solver 3 singlestep", "unipc 2", "heun", "flow_heun"])
@@ -120,38 +177,32 @@ def test_inversion_error_shrinks_at_the_order(name):
     with enable_x64(True):
         solver, order = SOLVERS[name]
         process = PROCESSES["vp"]
-        mixture = gaussian_mixture(MEANS[:, None], STDS[:, None], WEIGHTS)
-        x_init = jnp.asarray(POINTS[:, None])
+        x_init, params = POINTS[:, None], mixture()
 
         @jax.jit
         def round_trip(grid):
-            args = (jax.random.key(0), analytic(process), mixture, solver, grid)
+            args = (jax.random.key(0), analytic(process), params, solver, grid)
             return sample(*args, x_init=invert(*args, x_init=x_init).x).x
 
         # Padding in the middle of the grid is a pause, which leaves all entries where they are.
-        coarse = jnp.pad(refined_grid(process, STEPS, 1, STEPS), (0, STEPS), mode="edge")
-        fine = refined_grid(process, 2 * STEPS, 1, 2 * STEPS)
-        error = [float(jnp.abs(round_trip(grid) - x_init).max()) for grid in (coarse, fine)]
+        grids = refined_grids(1, (STEPS, 2 * STEPS), 2 * STEPS)[list(PROCESSES).index("vp")]
+        error = [float(np.abs(round_trip(grid) - x_init).max()) for grid in grids]
     slope = np.log2(error[0] / error[1])
     # The histories start at both ends, so that no multi-step method does better than second order here.
     assert slope > min(order, 2) - 0.3, f"slope {slope:.2f}, errors {error}"
 
 
-@pytest.mark.parametrize("process_name", PROCESSES)
-def test_adaptive_reaches_its_tolerance(process_name):
+def adaptive(name, tolerance):
+    solver = solvers.adaptive(rtol=tolerance, atol=tolerance)
+    args = (jax.random.key(0), analytic(PROCESSES[name]), mixture(), solver, np.array([START, END]))
+    return jax.jit(lambda x: sample(*args, x_init=x))
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_adaptive_reaches_its_tolerance(name):
     with enable_x64(True):
-        process = PROCESSES[process_name]
-        mixture = gaussian_mixture(MEANS[:, None], STDS[:, None], WEIGHTS)
-        points = scaled_points(process)
-        exact = exact_flow(process, points, START, END)
-        grid = jnp.array([START, END])
-
-        def run(tolerance):
-            solver = solvers.adaptive(rtol=tolerance, atol=tolerance)
-            args = (jax.random.key(0), analytic(process), mixture, solver, grid)
-            return jax.jit(lambda x: sample(*args, x_init=x))(jnp.asarray(points[:, None]))
-
-        loose, tight = run(1e-3), run(1e-9)
-        assert np.abs(np.asarray(loose.x)[:, 0] - exact).max() < 1e-2
-        assert np.abs(np.asarray(tight.x)[:, 0] - exact).max() < 1e-7
-        assert tight.cost.evaluations > loose.cost.evaluations
+        points, exact = (values[list(PROCESSES).index(name)] for values in exact_flow())
+        loose, tight = (jax.device_get(adaptive(name, tolerance)(points[:, None])) for tolerance in (1e-3, 1e-9))
+    assert np.abs(loose.x[:, 0] - exact).max() < 1e-2
+    assert np.abs(tight.x[:, 0] - exact).max() < 1e-7
+    assert tight.cost.evaluations > loose.cost.evaluations

@@ -12,6 +12,8 @@ from diffusion_jax import processes, solvers, timesteps
 from diffusion_jax.denoisers.analytic import analytic, gaussian_mixture
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.sampling import sample
+from diffusion_jax.time_axes import expand
+from diffusion_jax.typing import Cost, Denoiser
 
 ALL = {
     "ddpm small": solvers.ddpm(),
@@ -50,7 +52,19 @@ ALL = {
 }
 FLOW = processes.rectified_flow()
 MIXTURE = gaussian_mixture([[0.0, 1.0, 0.5], [1.0, -1.0, 0.0]], [0.5, 0.3])
-FACTORISED = gaussian_mixture([[0.3, 0.3, 0.3]], 0.4)
+STEPS = 9
+"""Of every grid here, so that a solver is one program."""
+
+
+def smooth():
+    """A denoiser of a few operations, each coordinate by itself."""
+
+    def apply(params, carry, x, step, cond):
+        t = jnp.broadcast_to(expand(step.t, x), x.shape)
+        x0 = jnp.tanh(1.5 * x + 0.5 * t) - 0.2 * t
+        return FLOW.from_x0(x0, x, t)._replace(cost=Cost(jnp.float32(1), jnp.float32(1))), carry
+
+    return Denoiser(lambda params, x, cond: (), apply, FLOW)
 
 
 def run(solver, grid, *, process=FLOW, mixture=MIXTURE, x_init=None, batch=2):
@@ -59,37 +73,53 @@ def run(solver, grid, *, process=FLOW, mixture=MIXTURE, x_init=None, batch=2):
 
 
 @functools.cache
-def compiled(name):
-    return jax.jit(lambda grid: run(ALL[name], grid))
+def compiled(solver):
+    """`grid [STEPS + 1, ...] -> (x [2, 3], evaluations)`, a program for each shape of grid."""
+
+    @jax.jit
+    def program(grid):
+        made = sample(jax.random.key(3), smooth(), None, solver, grid, shape=(2, 3))
+        return made.x, made.cost.evaluations
+
+    return lambda grid: jax.device_get(program(grid))
+
+
+def ended(times):
+    """A grid of `STEPS` steps that stays where `times` end."""
+    return np.pad(np.array(times, np.float32), (0, STEPS + 1 - len(times)), mode="edge")
+
+
+def each(*columns):
+    """A time for each coordinate, `[STEPS + 1, 2, 3]`: the columns are of the two samples, or of three coordinates."""
+    stacked = np.stack(columns, axis=-1)
+    stacked = stacked[:, :, None] if len(columns) == 2 else stacked[:, None]
+    return np.ascontiguousarray(np.broadcast_to(stacked, (STEPS + 1, 2, 3)))
+
+
+MOVING = [1.0, 0.8, 0.55, 0.3, 0.1, 0.0]
+
+
+@functools.cache
+def prior():
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(jax.random.key(3), i), 0))
+    return jax.device_get(jax.jit(lambda: FLOW.prior(keys(jnp.arange(2)), (2, 3)))())
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_pauses_are_identities_and_vector_times_reproduce_the_scalar_run(name):
-    """One compiled run per solver, over a grid [S + 1, B]; rectified flow, so alpha(1) = 0 and sigma(0) = 0 are met."""
-    moving = jnp.array([1.0, 0.8, 0.55, 0.3, 0.1, 0.0])
-    plain = jnp.concatenate([moving, jnp.zeros(2)])
-    paused = jnp.array([1.0, 1.0, 0.8, 0.55, 0.55, 0.3, 0.1, 0.0])
-    both = compiled(name)(jnp.stack([plain, paused], axis=1))
-    assert np.isfinite(np.asarray(both.x)).all()
-    frozen = compiled(name)(jnp.full((8, 2), 0.5))
-    start = FLOW.prior(
-        jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(jax.random.key(3), i), 0))(jnp.arange(2)), (2, 3)
-    )
-    np.testing.assert_array_equal(frozen.x, start)
-    alone = compiled(name)(jnp.stack([plain, plain], axis=1))
+    """Rectified flow, so alpha(1) = 0 and sigma(0) = 0 are met."""
+    made = compiled(ALL[name])
+    plain, paused = ended(MOVING), ended([1.0, 1.0, 0.8, 0.55, 0.55, 0.3, 0.1, 0.0])
+    both, _ = made(each(plain, paused))
+    assert np.isfinite(both).all()
+    np.testing.assert_array_equal(made(np.full((STEPS + 1, 2, 3), 0.5, np.float32))[0], prior())
+    alone, _ = made(each(plain, plain))
     # Sample 0 does not notice that its neighbour pauses.
-    np.testing.assert_array_equal(both.x[0], alone.x[0])
+    np.testing.assert_array_equal(both[0], alone[0])
     deterministic = not any(word in name for word in ("ddpm", "eta", "sde", "sa_", "edm", "lcm", "tcd"))
     if deterministic:
         # A pause changes nothing for the one that pauses either (up to the order of additions: none here).
-        np.testing.assert_allclose(both.x[1], alone.x[1], atol=2e-6)
-
-
-@pytest.mark.parametrize("name", ["ddim", "ddpm small", "unipc", "dpm_solver", "sa_solver", "heun", "flow_heun"])
-def test_equal_entries_of_a_vector_time_are_the_scalar_run_bit_for_bit(name):
-    scalar = jnp.array([1.0, 0.8, 0.55, 0.3, 0.1, 0.0, 0.0, 0.0])
-    vector = jnp.broadcast_to(scalar[:, None], (8, 2))
-    np.testing.assert_array_equal(jax.jit(lambda grid: run(ALL[name], grid))(scalar).x, compiled(name)(vector).x)
+        np.testing.assert_allclose(both[1], alone[1], atol=2e-6)
 
 
 STAIRCASES = (
@@ -100,100 +130,68 @@ STAIRCASES = (
 
 @pytest.mark.parametrize("name", STAIRCASES)
 def test_a_staircase_is_each_coordinate_alone(name):
-    """Coordinates of a factorised Gaussian that start, pause and end at different steps see their own history only."""
-    own = jnp.array([0.95, 0.8, 0.6, 0.35, 0.15, 0.0])
-    length, delays = 10, (0, 2, 4)
-    columns = []
-    for delay in delays:
-        column = [own[0]] * delay + list(own)
-        columns.append(jnp.array((column + [own[-1]] * length)[:length]))
+    """Coordinates that start, pause and end at different steps see their own history only."""
+    own = [0.95, 0.8, 0.6, 0.35, 0.15, 0.0]
+    columns = [ended([own[0]] * delay + own) for delay in (0, 2, 4)]
     # The second coordinate also pauses half-way, and ends one step later.
-    columns[1] = jnp.concatenate([columns[1][:5], columns[1][4:-1]])
-    staircase = jnp.broadcast_to(jnp.stack(columns, axis=-1)[:, None, :], (length, 2, 3))
-    alone = jnp.concatenate([own, jnp.zeros(length - len(own))])
-    alone = jnp.broadcast_to(alone[:, None, None], staircase.shape)
-    call = jax.jit(lambda grid: run(ALL[name], grid, mixture=FACTORISED).x)
-    np.testing.assert_allclose(call(staircase), call(alone), atol=2e-6)
+    columns[1] = np.concatenate([columns[1][:5], columns[1][4:-1]])
+    made = compiled(ALL[name])
+    np.testing.assert_allclose(made(each(*columns))[0], made(each(*[ended(own)] * 3))[0], atol=2e-6)
 
 
-GRID = jnp.array([1.0, 0.7, 0.4, 0.1, 0.0])
-
-
-SAME = {
-    "ddim(eta=1) is ddpm": (solvers.ddim(1.0), solvers.ddpm("small")),
-    "ddim(eta=1) is the sde of order 1": (solvers.ddim(1.0), solvers.dpm_solver_pp(1, equation="sde")),
-    "dpm_solver_pp(1) is ddim": (solvers.dpm_solver_pp(1), solvers.ddim()),
-    "dpm_solver(1) is ddim": (solvers.dpm_solver(1, "singlestep"), solvers.ddim()),
-    "deis(1) is ddim": (solvers.deis(1), solvers.ddim()),
-    "restarting after every step is ddim": (solvers.dpm_solver_pp(1, "restarting"), solvers.ddim()),
-    "no run of 4 steps is shorter than 4": (solvers.lms(3, 4), solvers.lms(3, False)),
-    "a run of 4 steps is shorter than 5": (solvers.lms(3, 5), solvers.lms(3, True)),
-    "without its corrector unipc(1) is ddim": (solvers.unipc(1, disable_corrector=(0, 1, 2)), solvers.ddim()),
-    "midpoint and heun differ": (solvers.dpm_solver_pp(2, solver_type="heun"), solvers.dpm_solver_pp(2)),
-    "flow_euler is ddim": (solvers.flow_euler(), solvers.ddim()),
-    "tcd(0) is ddim": (solvers.tcd(0.0), solvers.ddim()),
-    "tcd(1) is lcm": (solvers.tcd(1.0), solvers.lcm()),
-    "edm without churn is heun": (solvers.edm(s_churn=0.0), solvers.heun()),
-    "b1 and b2 differ": (solvers.unipc(2, "b1"), solvers.unipc(2, "b2")),
-}
-
-
-@pytest.mark.parametrize("name", SAME)
-def test_limiting_cases_agree(name):
-    one, other = (np.asarray(jax.jit(lambda grid, s=s: run(s, grid).x)(GRID)) for s in SAME[name])
-    assert np.allclose(one, other, atol=2e-5) != ("differ" in name)
-
-
-@pytest.mark.parametrize("name", ["heun", "flow_heun", "dpm_solver_pp", "unipc", "lms"])
-def test_one_step_to_zero_is_the_prediction_of_x0(name):
-    x = jnp.array([[0.3, -0.5, 1.0], [2.0, 0.1, 0.0]])
-    step = run(ALL[name], jnp.array([0.6, 0.0]), x_init=x).x
-    np.testing.assert_allclose(step, run(solvers.ddim(), jnp.array([0.6, 0.0]), x_init=x).x, atol=1e-6)
-
+GRID = np.array([1.0, 0.9, 0.8, 0.7, 0.55, 0.4, 0.25, 0.1, 0.05, 0.0], np.float32)
 
 EVALUATIONS = {
-    "ddim": 6,
-    "ddpm small": 6,
-    "unipc": 6,
-    "dpm_solver": 6,
-    "lms": 6,
-    "plms": 6,
-    "heun": 1 + 2 * 4 + 1,  # from alpha = 0 and to sigma = 0 there is no second evaluation
-    "flow_heun": 2 * 5 + 1,
-    "flow_midpoint": 2 * 6,
-    "dpm_solver singlestep": 1 + 2 * 4 + 1,
-    "dpm_solver_pp singlestep": 1 + 3 * 4 + 1,
-    "pndm": 3 * 4 + 3,
-    "plms output": 1 + 6,
-    "kdpm2": 1 + 2 * 4 + 1,
-    "dpm_solver restarting": 6,
-    "lcm": 6,
+    "ddim": STEPS,
+    "ddpm small": STEPS,
+    "unipc": STEPS,
+    "dpm_solver": STEPS,
+    "lms": STEPS,
+    "plms": STEPS,
+    "heun": 1 + 2 * (STEPS - 2) + 1,  # from alpha = 0 and to sigma = 0 there is no second evaluation
+    "flow_heun": 2 * (STEPS - 1) + 1,
+    "flow_midpoint": 2 * STEPS,
+    "dpm_solver singlestep": 1 + 2 * (STEPS - 2) + 1,
+    "dpm_solver_pp singlestep": 1 + 3 * (STEPS - 2) + 1,
+    "pndm": 3 * 4 + STEPS - 3,
+    "plms output": 1 + STEPS,
+    "kdpm2": 1 + 2 * (STEPS - 2) + 1,
+    "dpm_solver restarting": STEPS,
+    "lcm": STEPS,
 }
 
 
 @pytest.mark.parametrize("name", EVALUATIONS)
 def test_cost_counts_the_evaluations_that_ran(name):
-    grid = jnp.array([1.0, 0.8, 0.6, 0.4, 0.2, 0.1, 0.0])
-    assert float(jax.jit(lambda grid: run(ALL[name], grid).cost.evaluations)(grid)) == EVALUATIONS[name]
+    assert compiled(ALL[name])(each(GRID, GRID))[1] == EVALUATIONS[name]
 
 
 def test_strided_steps_go_by_the_number_of_steps():
     """Nothing changes on a grid whose gaps are T // S indices; elsewhere a step goes T // S down, or to the end."""
     process = processes.vp_linear()
+    mixture, x = jax.device_get(MIXTURE), np.ones((1, 3), np.float32)
+    strided, plain = solvers.strided(solvers.ddim()), solvers.ddim()
 
-    def end(solver, indices, stop=0.0):
-        grid = timesteps.from_indices(indices, 1000, stop)
-        return np.asarray(run(solver, grid, process=process, x_init=jnp.ones((1, 3))).x)
+    @jax.jit
+    def ends():
+        def end(solver, indices, stop=0.0):
+            return run(
+                solver, timesteps.from_indices(indices, 1000, stop), process=process, mixture=mixture, x_init=x
+            ).x
 
-    equal = [750, 500, 250, 0]
-    np.testing.assert_array_equal(end(solvers.strided(solvers.ddim()), equal), end(solvers.ddim(), equal))
-    one = end(solvers.strided(solvers.ddim()), [900], 0.5)
-    np.testing.assert_array_equal(one, end(solvers.ddim(), [900], 0.5))
-    two = sample(
-        jax.random.key(0), analytic(process), MIXTURE, solvers.strided(solvers.ddim()),
-        timesteps.from_indices([900, 300]), x_init=jnp.ones((1, 3)), stop=1,
-    ).x  # fmt: skip
-    np.testing.assert_array_equal(two, end(solvers.ddim(), [900], 0.401))
+        equal = [750, 500, 250, 0]
+        two = sample(
+            jax.random.key(0), analytic(process), mixture, strided, timesteps.from_indices([900, 300]),
+            x_init=x, stop=1,
+        ).x  # fmt: skip
+        return (
+            (end(strided, equal), end(plain, equal)),
+            (end(strided, [900], 0.5), end(plain, [900], 0.5)),
+            (two, end(plain, [900], 0.401)),
+        )
+
+    for one, other in ends():
+        np.testing.assert_array_equal(one, other)
 
 
 def test_adaptive_counts_every_evaluation():
@@ -212,39 +210,51 @@ def test_adaptive_counts_every_evaluation():
     assert len(calls) - 1 == float(cost.evaluations)
 
 
-def test_joint_data_is_each_modality_alone():
+@pytest.mark.parametrize("name", ["unipc", "heun"])
+def test_joint_data_is_each_modality_alone(name):
     """A dict of independent modalities, each with its own grid, against the same modality by itself."""
     both = processes.JointProcess({"a": FLOW, "b": processes.gvp()})
-    means = {"a": MIXTURE.means[:1], "b": MIXTURE.means[1:]}
-    joint = gaussian_mixture(means, {"a": 0.5, "b": 0.3})
-    grids = {"a": jnp.array([0.9, 0.5, 0.2, 0.0]), "b": jnp.array([0.8, 0.8, 0.3, 0.0])}
-    x = {"a": jnp.ones((2, 3)), "b": -jnp.ones((2, 3))}
-    for name in ("unipc", "heun"):
-        found = jax.jit(
-            lambda x, name=name: sample(jax.random.key(0), analytic(both), joint, ALL[name], grids, x_init=x).x
-        )(x)
-        for part, std in (("a", 0.5), ("b", 0.3)):
-            alone = run(
+    stds, grids = {"a": 0.5, "b": 0.3}, {"a": np.array([0.9, 0.5, 0.2, 0.0]), "b": np.array([0.8, 0.8, 0.3, 0.0])}
+    x = {"a": np.ones((2, 3), np.float32), "b": -np.ones((2, 3), np.float32)}
+
+    @jax.jit
+    def together_and_alone(x):
+        means = {"a": MIXTURE.means[:1], "b": MIXTURE.means[1:]}
+        joint = gaussian_mixture(means, stds)
+        found = sample(jax.random.key(0), analytic(both), joint, ALL[name], grids, x_init=x).x
+        alone = {
+            part: run(
                 ALL[name],
                 grids[part],
                 process=both.processes[part],
-                mixture=gaussian_mixture(means[part], std),
+                mixture=gaussian_mixture(means[part], stds[part]),
                 x_init=x[part],
-            )
-            np.testing.assert_allclose(found[part], alone.x, atol=1e-5)
+            ).x
+            for part in x
+        }
+        return found, alone
+
+    found, alone = together_and_alone(x)
+    for part in x:
+        np.testing.assert_allclose(found[part], alone[part], atol=1e-5)
 
 
 def test_gradients_through_a_run_with_pauses_are_finite():
-    grid = jnp.array([[1.0, 0.9], [0.6, 0.9], [0.0, 0.4], [0.0, 0.0]])
+    grid = np.array([[1.0, 0.9], [0.6, 0.9], [0.0, 0.4], [0.0, 0.0]], np.float32)
     for name in ("unipc", "dpm_solver singlestep", "lms"):
-        slope = jax.jit(jax.grad(lambda x, name=name: run(ALL[name], grid, x_init=x).x.sum()))(jnp.ones((2, 3)))
-        assert np.isfinite(np.asarray(slope)).all(), name
+
+        def end(x, name=name):
+            return sample(jax.random.key(3), smooth(), None, ALL[name], grid, x_init=x).x.sum()
+
+        assert np.isfinite(jax.jit(jax.grad(end))(np.ones((2, 3), np.float32))).all(), name
 
 
 def test_float64_data_stays_float64():
     with enable_x64(True):
-        x = jnp.ones((2, 3), jnp.float64)
-        assert run(solvers.unipc(), jnp.linspace(0.9, 0.1, 4), x_init=x).x.dtype == jnp.float64
+        x = jax.ShapeDtypeStruct((2, 3), np.float64)
+        grid = np.linspace(0.9, 0.1, 4)
+        made = jax.eval_shape(lambda x: sample(jax.random.key(3), smooth(), None, solvers.unipc(), grid, x_init=x).x, x)
+        assert made.dtype == np.float64
 
 
 @pytest.mark.parametrize(

@@ -1,24 +1,26 @@
 """Laws of level plans: published schedules by simulation, tasks as arrays of one program, what stands bit for bit."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from diffusion_jax import processes, solvers, timesteps
-from diffusion_jax.denoisers import analytic, denoiser, gaussian_mixture
+from diffusion_jax.denoisers import analytic, gaussian_mixture
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.sampling import make_sampler, sample
 from diffusion_jax.timesteps import linspace
-from tests.denoisers.tiny import network
+from tests.models.shared import changed, compiled, now
 
 KEY = jax.random.key(3)
 FLOW = processes.rectified_flow()
-GRID = linspace(6)
+GRID = np.asarray(linspace(6))
 COVARIANCE = 0.9 ** np.abs(np.subtract.outer(np.arange(4), np.arange(4)))
-CLIP = gaussian_mixture(np.zeros((1, 4, 1)), covariances=COVARIANCE[None])
+CLIP = jax.device_get(gaussian_mixture(np.zeros((1, 4, 1)), covariances=COVARIANCE[None]))
 DENOISER = analytic(FLOW)
-KNOWN = jax.random.normal(jax.random.key(1), (3, 4, 1))
+KNOWN = np.random.default_rng(1).standard_normal((3, 4, 1)).astype(np.float32)
 
 ONE_AND_MULTI_STEP = {
     "ddim": solvers.ddim(),
@@ -124,7 +126,7 @@ def test_roles_are_the_query_table():
     )
     np.testing.assert_array_equal(made["a"], GRID)
     assert (made["b"] == 0).all() and (made["c"] == 1).all() and made["d"].tolist() == [np.float32(0.4)] * 7
-    np.testing.assert_array_equal(made["e"], jnp.stack([GRID, 0 * GRID, made["d"]], axis=1))
+    np.testing.assert_array_equal(made["e"], np.stack([GRID, 0 * GRID, made["d"]], axis=1))
     assert made["f"].shape == (7, 1, 3)
 
 
@@ -133,39 +135,29 @@ def test_frames_and_multipliers():
     np.testing.assert_array_equal(timesteps.frames(GRID, 4, (0, -1))[:, 0, [0, 3]], 0.0)
     soft = timesteps.multiplied(GRID, [[0.0, 0.3, 1.0], [1.0, 1.0, 0.5]])
     assert soft.shape == (7, 2, 3)
-    np.testing.assert_array_equal(soft[:, 0, 1], GRID * jnp.float32(0.3))
+    np.testing.assert_array_equal(soft[:, 0, 1], GRID * np.float32(0.3))
+
+
+@functools.cache
+def tasks():
+    """Plans in which some frames stand at 0, and what is known of all, noised to where they begin."""
+    known = changed(KNOWN, (0, 0), -0.0)
+    plans = (timesteps.frames(GRID, 4, (0, -1)), timesteps.multiplied(GRID, [0.0, 1.0, 0.5, 0.0]))
+    start = compiled(lambda plan: timesteps.noised_start(KEY, FLOW, plan, known))
+    return known, [(np.asarray(plan), start(plan)) for plan in plans], now(lambda: FLOW.prior(KEY, KNOWN.shape))
 
 
 @pytest.mark.parametrize("name", ONE_AND_MULTI_STEP)
 def test_given_frames_come_back_bit_for_bit_and_equal_levels_are_the_scalar_run(name):
-    solver = ONE_AND_MULTI_STEP[name]
-    run = jax.jit(lambda plan, start: sample(KEY, DENOISER, CLIP, solver, plan, x_init=start).x)
-    known = KNOWN.at[0, 0].set(-0.0)
-    for plan in (timesteps.frames(GRID, 4, (0, -1)), timesteps.multiplied(GRID, [0.0, 1.0, 0.5, 0.0])):
-        start = timesteps.noised_start(KEY, FLOW, plan, known)
-        x = np.asarray(run(plan, start))
-        still = np.asarray(plan[0, 0] == 0)
-        assert x[:, still].tobytes() == np.asarray(known)[:, still].tobytes()
-        assert np.isfinite(x).all() and (x[:, ~still] != np.asarray(start)[:, ~still]).all()
-    start = FLOW.prior(KEY, KNOWN.shape)
-    scalar = sample(KEY, DENOISER, CLIP, solver, GRID, x_init=start).x
+    run = compiled(lambda plan, start: sample(KEY, DENOISER, CLIP, ONE_AND_MULTI_STEP[name], plan, x_init=start).x)
+    known, plans, prior = tasks()
+    for plan, start in plans:
+        x, still = run(plan, start), plan[0, 0] == 0
+        assert x[:, still].tobytes() == known[:, still].tobytes()
+        assert np.isfinite(x).all() and (x[:, ~still] != start[:, ~still]).all()
     # Two programs: the same operations, which XLA may fuse in another way.
-    np.testing.assert_allclose(run(timesteps.synchronous(GRID, 4), start), scalar, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("name", ["ddim", "ddpm", "flow_heun", "dpm_solver_pp", "unipc"])
-def test_a_synchronous_plan_is_the_scalar_model_bit_for_bit(name):
-    """Operation by operation, as compiled programs of different shapes may be fused differently (1e-6 seen)."""
-    net = network()
-    x = jax.random.normal(KEY, (3, 4, 2))
-    params = net.init(KEY, x, jnp.zeros(3), None)
-    solver, grid = ONE_AND_MULTI_STEP[name], linspace(3)
-    with jax.disable_jit():
-        scalar, vector = (
-            sample(KEY, denoiser(net, FLOW), params, solver, plan, x_init=x).x
-            for plan in (grid, timesteps.synchronous(grid, 4))
-        )
-    np.testing.assert_array_equal(scalar, vector)
+    vector = np.ascontiguousarray(np.broadcast_to(GRID[:, None, None], (7, 1, 4)))
+    np.testing.assert_allclose(run(vector, prior), run(GRID, prior), rtol=1e-5, atol=1e-6)
 
 
 def test_what_stands_passes_its_gradient_on_and_finished_frames_are_frozen():
@@ -174,31 +166,38 @@ def test_what_stands_passes_its_gradient_on_and_finished_frames_are_frozen():
     def first(known):
         return sample(KEY, DENOISER, CLIP, solvers.ddim(), plan, x_init=known).x[:, 0].sum()
 
-    np.testing.assert_array_equal(jax.grad(first)(KNOWN), jnp.zeros_like(KNOWN).at[:, 0].set(1.0))
-    stairs = timesteps.staircase(GRID, 4, 2)
-    trace = sample(KEY, DENOISER, CLIP, solvers.unipc(2), stairs, x_init=KNOWN, save_every=1).trace
+    np.testing.assert_array_equal(compiled(jax.grad(first))(KNOWN), changed(np.zeros_like(KNOWN), np.s_[:, 0], 1.0))
+    stairs = np.asarray(timesteps.staircase(GRID, 4, 2))
+    trace = now(lambda: sample(KEY, DENOISER, CLIP, solvers.unipc(2), stairs, x_init=KNOWN, save_every=1).trace)
     for row in range(len(trace)):
-        idle = np.asarray(stairs[row, 0] == stairs[row + 1, 0])
+        idle = stairs[row, 0] == stairs[row + 1, 0]
         before = KNOWN if row == 0 else trace[row - 1]
-        np.testing.assert_array_equal(np.asarray(trace[row])[:, idle], np.asarray(before)[:, idle])
+        np.testing.assert_array_equal(trace[row][:, idle], before[:, idle])
 
 
 def test_a_plan_begins_with_what_is_known_noised_to_its_first_row():
     process = processes.JointProcess({"image": processes.vp_cosine(), "text": FLOW})
-    known = {"image": jnp.full((5, 3), 2.0), "text": jnp.full((5, 2), -0.0)}
-    plan = timesteps.roles(GRID, {"image": "generate", "text": "given"})
-    start = timesteps.noised_start(KEY, process, plan, known)
-    shapes = {"image": (5, 3), "text": (5, 2)}
-    world = gaussian_mixture({"image": np.zeros((1, 3)), "text": np.zeros((1, 2))})
-    drawn = sample(KEY, analytic(process), world, solvers.ddim(), jnp.ones(2), shape=shapes, stop=0).x
+    known = {"image": np.full((5, 3), 2.0, np.float32), "text": np.full((5, 2), -0.0, np.float32)}
+    many = np.full((4000, 3), 2.0, np.float32)
+
+    def begun():
+        plan = timesteps.roles(GRID, {"image": "generate", "text": "given"})
+        world = gaussian_mixture({"image": np.zeros((1, 3)), "text": np.zeros((1, 2))})
+        shapes = {"image": (5, 3), "text": (5, 2)}
+        drawn = sample(KEY, analytic(process), world, solvers.ddim(), np.ones(2), shape=shapes, stop=0).x
+        levels = timesteps.multiplied(GRID, [0.0, 0.25, 1.0])
+        return (
+            timesteps.noised_start(KEY, process, plan, known),
+            drawn,
+            timesteps.noised_start(KEY, FLOW, levels, many),
+            timesteps.noised_start(KEY, FLOW, levels, many[:2], index=jnp.array([7, 9])),
+        )
+
+    start, drawn, soft, few = now(begun)
     np.testing.assert_array_equal(start["image"], drawn["image"])
-    assert np.asarray(start["text"]).tobytes() == np.asarray(known["text"]).tobytes()
-    levels = timesteps.multiplied(GRID, [0.0, 0.25, 1.0])
-    many = jnp.full((4000, 3), 2.0)
-    soft = np.asarray(timesteps.noised_start(KEY, FLOW, levels, many))
+    assert start["text"].tobytes() == known["text"].tobytes()
     np.testing.assert_allclose(soft.mean(0), [2.0, 1.5, 0.0], atol=0.05)
     np.testing.assert_allclose(soft.std(0), [0.0, 0.25, 1.0], atol=0.05)
-    few = timesteps.noised_start(KEY, FLOW, levels, many[:2], index=jnp.array([7, 9]))
     np.testing.assert_array_equal(few, soft[[7, 9]])
 
 
@@ -210,8 +209,9 @@ def test_another_task_is_another_array_of_one_program_on_eight_devices():
         return DENOISER.apply(params, carry, x, step, cond)
 
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    known = jax.random.normal(jax.random.key(2), (16, 4, 1))
-    index = jnp.arange(16)
+    known = np.random.default_rng(2).standard_normal((16, 4, 1)).astype(np.float32)
+    index = np.arange(16)
+    noised = compiled(lambda plan: timesteps.noised_start(KEY, FLOW, plan, known, jnp.asarray(index)))
     eight = make_sampler(DENOISER._replace(apply=counted), solvers.dpm_solver_pp(2), shape=(4, 1), mesh=mesh)
     one = make_sampler(DENOISER, solvers.dpm_solver_pp(2), shape=(4, 1))
     once = None
@@ -221,16 +221,16 @@ def test_another_task_is_another_array_of_one_program_on_eight_devices():
         timesteps.frames(GRID, 4, (0, -1)),
         timesteps.multiplied(GRID, [0.0, 0.3, 0.6, 1.0]),
     ):
-        start = timesteps.noised_start(KEY, FLOW, plan, known, index)
+        start = noised(plan)
         x = eight(KEY, CLIP, plan, None, index, start).x
         once = len(traces) if once is None else once
         np.testing.assert_allclose(x, one(KEY, CLIP, plan, None, index, start).x, atol=1e-5)
     assert len(traces) == once
     tasks = timesteps.multiplied(GRID, np.arange(64).reshape(16, 4) % 3 / 2)
-    start = timesteps.noised_start(KEY, FLOW, tasks, known, index)
+    start = noised(tasks)
     per_example = eight(KEY, CLIP, tasks, None, index, start).x
     np.testing.assert_allclose(per_example, one(KEY, CLIP, tasks, None, index, start).x, atol=1e-5)
-    still = np.asarray(tasks[0] == 0)
+    still = np.asarray(tasks)[0] == 0
     np.testing.assert_array_equal(np.asarray(per_example)[still], np.asarray(known)[still])
 
 

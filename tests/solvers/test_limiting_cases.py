@@ -1,0 +1,71 @@
+"""Solvers that are one another in limiting cases, and those that only look alike."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from diffusion_jax import processes, solvers
+from diffusion_jax.denoisers.analytic import analytic, gaussian_mixture
+from diffusion_jax.sampling import sample
+
+FLOW = processes.rectified_flow()
+MIXTURE = jax.device_get(gaussian_mixture([[0.0, 1.0, 0.5], [1.0, -1.0, 0.0]], [0.5, 0.3]))
+GRID = np.array([1.0, 0.7, 0.4, 0.1, 0.0], np.float32)
+DDIM, HEUN, LCM, DPM = solvers.ddim(), solvers.heun(), solvers.lcm(), solvers.dpm_solver_pp(2)
+DDIM_1 = solvers.ddim(1.0)
+
+SAME = {
+    "ddim(eta=1) is ddpm": (DDIM_1, solvers.ddpm("small")),
+    "ddim(eta=1) is the sde of order 1": (DDIM_1, solvers.dpm_solver_pp(1, equation="sde")),
+    "dpm_solver_pp(1) is ddim": (solvers.dpm_solver_pp(1), DDIM),
+    "dpm_solver(1) is ddim": (solvers.dpm_solver(1, "singlestep"), DDIM),
+    "deis(1) is ddim": (solvers.deis(1), DDIM),
+    "restarting after every step is ddim": (solvers.dpm_solver_pp(1, "restarting"), DDIM),
+    "no run of 4 steps is shorter than 4": (solvers.lms(3, 4), solvers.lms(3, False)),
+    "a run of 4 steps is shorter than 5": (solvers.lms(3, 5), solvers.lms(3, True)),
+    "without its corrector unipc(1) is ddim": (solvers.unipc(1, disable_corrector=(0, 1, 2)), DDIM),
+    "midpoint and heun differ": (solvers.dpm_solver_pp(2, solver_type="heun"), DPM),
+    "flow_euler is ddim": (solvers.flow_euler(), DDIM),
+    "tcd(0) is ddim": (solvers.tcd(0.0), DDIM),
+    "tcd(1) is lcm": (solvers.tcd(1.0), LCM),
+    "edm without churn is heun": (solvers.edm(s_churn=0.0), HEUN),
+    "b1 and b2 differ": (solvers.unipc(2, "b1"), solvers.unipc(2, "b2")),
+}
+
+
+@functools.cache
+def compiled(solver):
+    """What a solver makes of the mixture, `(grid, x_init) -> x`."""
+
+    @jax.jit
+    def program(grid, x_init):
+        return sample(jax.random.key(3), analytic(FLOW), MIXTURE, solver, grid, x_init=x_init).x
+
+    return lambda *args: jax.device_get(program(*args))
+
+
+X = np.random.default_rng(3).standard_normal((2, 3)).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_limiting_cases_agree(name):
+    one, other = (compiled(solver)(GRID, X) for solver in SAME[name])
+    assert np.allclose(one, other, atol=2e-5) != ("differ" in name)
+
+
+LAST = {
+    "heun": HEUN,
+    "flow_heun": solvers.flow_heun(),
+    "dpm_solver_pp": DPM,
+    "unipc": solvers.unipc(3),
+    "lms": solvers.lms(),
+}
+
+
+@pytest.mark.parametrize("name", LAST)
+def test_one_step_to_zero_is_the_prediction_of_x0(name):
+    x = np.array([[0.3, -0.5, 1.0], [2.0, 0.1, 0.0]], np.float32)
+    grid = np.array([0.6, 0.0], np.float32)
+    np.testing.assert_allclose(compiled(LAST[name])(grid, x), compiled(DDIM)(grid, x), atol=1e-6)
