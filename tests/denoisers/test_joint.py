@@ -1,5 +1,7 @@
 """Joint denoising: the exact denoiser of dependent modalities in all roles, and guidance without a null token."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +23,7 @@ from diffusion_jax.denoisers import (
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.sampling import make_sampler, sample
 from diffusion_jax.timesteps import linspace, noised_start, roles
-from tests.denoisers.tiny import network, remembering, step_at
+from tests.denoisers.tiny import ask, network, remembering, step_at
 
 KEY = jax.random.key(4)
 FLOW = processes.rectified_flow()
@@ -33,10 +35,24 @@ ORACLE = analytic(PAIR)
 GRID = linspace(8)
 DDIM = solvers.ddim()
 SHAPES = {"x": (5, 2), "y": (5, 2)}
-Y = jnp.array([[1.0, -0.5]])
+Y = np.array([[1.0, -0.5]], np.float32)
 JOINT = {"x": "generate", "y": "generate"}
 GIVEN = {"x": "generate", "y": "given"}
 MARGINAL = {"x": "generate", "y": "ignored"}
+
+
+@jax.jit
+def joint_posterior(world, x, t):
+    return posterior(world, PAIR, x, t)
+
+
+@jax.jit
+def flow_posterior(world, x, t):
+    return posterior(world, FLOW, x, t)
+
+
+def normal(shape, seed=4):
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 
 def schur(given, index, other):
@@ -51,40 +67,46 @@ def run(made, plan, x, solver=DDIM, world=WORLD):
 
 
 def starts(size=5, y=None):
-    x = PAIR.prior(jax.random.key(8), {"x": (size, 2), "y": (size, 2)})
-    return x if y is None else {**x, "y": jnp.broadcast_to(y, (size, 2))}
+    x = {"x": normal((size, 2), 8), "y": normal((size, 2), 9)}
+    return x if y is None else {**x, "y": np.broadcast_to(y, (size, 2))}
+
+
+@functools.cache
+def pair_params():
+    """Of the tiny network over both modalities."""
+    return jax.jit(network().init)(KEY, starts(), np.zeros(5, np.float32), None)
 
 
 @pytest.mark.parametrize("r", [0.2, 0.7, 1.0])
 def test_a_time_of_one_marginalises_and_a_time_of_zero_conditions(r):
-    x = {"x": jax.random.normal(KEY, (6, 2)), "y": jax.random.normal(jax.random.key(9), (6, 2))}
+    x = {"x": normal((6, 2)), "y": normal((6, 2), 9)}
     alone = gaussian_mixture(MEAN[None, :2], covariances=COVARIANCE[None, :2, :2])
-    marginal = posterior(alone, FLOW, x["x"], r)
-    ignoring = posterior(WORLD, PAIR, x, {"x": jnp.array(r), "y": jnp.array(1.0)})
+    marginal = flow_posterior(alone, x["x"], r)
+    ignoring = joint_posterior(WORLD, x, {"x": jnp.array(r), "y": jnp.array(1.0)})
     np.testing.assert_allclose(ignoring.eps["x"], marginal.eps, atol=1e-6)
-    knowing = posterior(WORLD, PAIR, x, {"x": jnp.array(r), "y": jnp.array(0.0)})
+    knowing = joint_posterior(WORLD, x, {"x": jnp.array(r), "y": jnp.array(0.0)})
     for row in range(6):
         mean, covariance = schur(np.asarray(x["y"][row]), [0, 1], [2, 3])
-        conditional = posterior(
-            gaussian_mixture(mean[None], covariances=covariance[None]), FLOW, x["x"][row : row + 1], r
+        conditional = flow_posterior(
+            gaussian_mixture(mean[None], covariances=covariance[None]), x["x"][row : row + 1], r
         )
         np.testing.assert_allclose(knowing.eps["x"][row], conditional.eps[0], atol=1e-5)
     np.testing.assert_allclose(knowing.x0["y"], x["y"], atol=1e-5)
 
 
 def test_the_joint_oracle_is_the_oracle_of_the_flattened_data():
-    x = {"x": jax.random.normal(KEY, (6, 2)), "y": jax.random.normal(jax.random.key(9), (6, 2))}
-    t = {"x": jnp.array(0.3), "y": jnp.linspace(0.0, 1.0, 6)}
+    x = {"x": normal((6, 2)), "y": normal((6, 2), 9)}
+    t = {"x": np.float32(0.3), "y": np.linspace(0.0, 1.0, 6, dtype=np.float32)}
     both = processes.JointProcess({"x": FLOW, "y": FLOW})
-    found = posterior(WORLD, both, x, t)
+    found = jax.jit(lambda x, t: posterior(WORLD, both, x, t))(x, t)
     flat = gaussian_mixture(MEAN[None], covariances=COVARIANCE[None])
-    times = jnp.concatenate([jnp.full((6, 2), 0.3), jnp.repeat(t["y"][:, None], 2, axis=1)], axis=1)
-    whole = posterior(flat, FLOW, jnp.concatenate([x["x"], x["y"]], axis=1), times)
+    times = np.repeat(np.stack([np.full(6, 0.3, np.float32), t["y"]], axis=1), 2, axis=1)
+    whole = flow_posterior(flat, np.concatenate([x["x"], x["y"]], axis=1), times)
     for name, part in (("x", slice(0, 2)), ("y", slice(2, 4))):
         np.testing.assert_allclose(found.x0[name], whole.x0[:, part], atol=1e-5)
         np.testing.assert_allclose(found.eps[name], whole.eps[:, part], atol=1e-5)
     np.testing.assert_allclose(found.log_density, whole.log_density, rtol=1e-5)
-    drawn, _ = draw(KEY, WORLD, 40_000)
+    drawn, _ = jax.jit(draw, static_argnums=2)(KEY, WORLD, 40_000)
     seen = np.cov(np.concatenate([drawn["x"], drawn["y"]], axis=1).T)
     np.testing.assert_allclose(seen, COVARIANCE, atol=0.03)
 
@@ -93,9 +115,9 @@ def affine(plan, index, steps_x):
     """Mean and covariance of the run's result from its action on a basis of the noise: no sampling error."""
     size = 5
     noise = np.concatenate([np.zeros((1, 4)), np.eye(4)]).astype(np.float32)
-    x = {"x": jnp.asarray(noise[:, :2]), "y": jnp.asarray(noise[:, 2:])}
+    x = {"x": noise[:, :2], "y": noise[:, 2:]}
     for name, value in steps_x.items():
-        x[name] = jnp.broadcast_to(value, (size, 2))
+        x[name] = np.broadcast_to(value, (size, 2))
     out = run(ORACLE, plan, x).x
     out = np.concatenate([out["x"], out["y"]], axis=1)[:, index]
     return out[0], (out[1:] - out[0]).T @ (out[1:] - out[0])
@@ -178,9 +200,9 @@ def test_guidance_is_the_formula():
     keys = jax.random.split(jax.random.key(5), 5)
     step = step_at({"x": 0.6, "y": 0.0})._replace(key=keys)
     made = marginal_guided(ORACLE, 1 + g, "y")
-    answer, _ = made.apply(WORLD, made.init(WORLD, x, None), x, step, None)
-    main = posterior(WORLD, PAIR, x, step.t)
-    ignoring = posterior(WORLD, PAIR, {**x, "y": jnp.zeros((5, 2))}, {"x": step.t["x"], "y": jnp.array(1.0)})
+    answer = ask(made, WORLD, x, step)
+    main = joint_posterior(WORLD, x, step.t)
+    ignoring = joint_posterior(WORLD, {**x, "y": jnp.zeros((5, 2))}, {"x": step.t["x"], "y": jnp.array(1.0)})
     np.testing.assert_allclose(answer.eps["x"], (1 + g) * main.eps["x"] - g * ignoring.eps["x"], atol=1e-5)
     np.testing.assert_array_equal(answer.eps["y"], main.eps["y"])
     alpha, sigma = FLOW.alpha(0.6), FLOW.sigma(0.6)
@@ -193,10 +215,10 @@ def test_joint_guidance_is_cross_marginal_and_counts_three_calls():
     keys = jax.random.split(jax.random.key(5), 5)
     step = step_at({"x": 0.6, "y": 0.6})._replace(key=keys)
     made = jointly_guided(ORACLE, 1 + g)
-    answer, _ = made.apply(WORLD, made.init(WORLD, x, None), x, step, None)
-    main = posterior(WORLD, PAIR, x, step.t)
+    answer = ask(made, WORLD, x, step)
+    main = joint_posterior(WORLD, x, step.t)
     for name, other in (("x", "y"), ("y", "x")):
-        alone = posterior(WORLD, PAIR, x, {name: jnp.array(0.6), other: jnp.array(1.0)})
+        alone = joint_posterior(WORLD, x, {name: jnp.array(0.6), other: jnp.array(1.0)})
         np.testing.assert_allclose(answer.eps[name], (1 + g) * main.eps[name] - g * alone.eps[name], atol=1e-5)
     assert float(run(made, roles(GRID, JOINT), x).cost.evaluations) == 24
     apart = gaussian_mixture({"x": MEAN[None, :2], "y": MEAN[None, 2:]}, {"x": 0.7, "y": 1.3})
@@ -207,7 +229,7 @@ def test_joint_guidance_is_cross_marginal_and_counts_three_calls():
 
 def test_given_modalities_stay_bit_for_bit_under_guidance_and_multistep_solvers():
     """Histories hold generated modalities only: the run is that of the conditional by itself."""
-    x = starts(y=jnp.array([[1.0, -0.0]]))
+    x = starts(y=np.array([[1.0, -0.0]], np.float32))
     made = jointly_guided(ORACLE, 2.0)
     for solver in (solvers.dpm_solver_pp(2), solvers.unipc(3)):
         out = run(made, roles(GRID, GIVEN), x, solver).x
@@ -227,8 +249,7 @@ def test_given_modalities_stay_bit_for_bit_under_guidance_and_multistep_solvers(
 
 def test_noise_that_stands_for_the_ignored_belongs_to_the_sample():
     net = denoiser(network(), PAIR)
-    params = network().init(KEY, starts(), jnp.zeros(5), None)
-    mixed = {**params, "x": {**params["x"]}}
+    params = pair_params()
     plan = roles(GRID, GIVEN)
 
     def leaky(params, carry, x, step, cond):
@@ -237,60 +258,57 @@ def test_noise_that_stands_for_the_ignored_belongs_to_the_sample():
         return prediction._replace(x0=pair), carry
 
     leaking = net._replace(apply=leaky)
-    index = jnp.arange(5)
+    index, rows = np.arange(5), [3, 2, 2, 0, 0]
     for noise in ("fixed", "fresh"):
         made = marginal_guided(leaking, 2.0, "y", noise=noise)
         sampler = make_sampler(made, solvers.ddim(), shape={"x": (2,), "y": (2,)})
         x = starts(y=Y)
-        whole = sampler(KEY, mixed, plan, None, index, x).x["x"]
-        few = sampler(KEY, mixed, plan, None, index[2:4], jax.tree.map(lambda leaf: leaf[2:4], x)).x["x"]
-        np.testing.assert_allclose(few, whole[2:4], atol=1e-6)
+        whole = sampler(KEY, params, plan, None, index, x).x["x"]
+        others = sampler(KEY, params, plan, None, index[rows], jax.tree.map(lambda leaf: leaf[rows], x)).x["x"]
+        np.testing.assert_allclose(others, np.asarray(whole)[rows], atol=1e-6)
     fixed = marginal_guided(leaking, 2.0, "y")
-    answers = [
-        fixed.apply(
-            mixed, fixed.init(mixed, x, None), x, step_at({"x": 0.5, "y": 0.0}, index=i)._replace(key=keys), None
-        )
-        for keys in (jax.random.split(KEY, 5),)
-        for i in (0, 3)
-    ]
-    np.testing.assert_array_equal(answers[0][0].x0["x"], answers[1][0].x0["x"])
+    step, keys = step_at({"x": 0.5, "y": 0.0}), jax.random.split(KEY, 5)
+    asked = jax.jit(lambda index: ask(fixed, params, x, step._replace(key=keys, index=index)).x0["x"])
+    np.testing.assert_array_equal(asked(0), asked(3))
 
 
 def test_what_a_denoiser_remembers_is_kept_for_each_query_and_dropped_after_a_gap():
     single = remembering(denoiser(network(), FLOW))
-    x = jax.random.normal(KEY, (3, 2))
-    params = network().init(KEY, x, jnp.zeros(3), None)
+    x = normal((3, 2))
+    params = jax.jit(network().init)(KEY, x, jnp.zeros(3), None)
     scales = jnp.array([1.0, 0.0, 0.0, 1.0])
     made = combined(single, [(scales, 1.0)])
     keys = jax.random.split(KEY, 3)
     carry = made.init(params, x, None)
-    calls = []
+    calls, apply = [], jax.jit(made.apply)
     for i in range(4):
         step = step_at(0.5, index=i)._replace(key=keys)
-        _, carry = made.apply(params, carry, x, step, None)
+        _, carry = apply(params, carry, x, step, None)
         calls.append([int(own["calls"]) for own in carry])
     assert calls == [[1, 1], [2, 0], [3, 0], [4, 1]]
 
 
 def test_a_noisier_past_guides_a_clip():
     """A query that raises some frames tells about the others only."""
-    clip, x = gaussian_clip(4), jax.random.normal(KEY, (3, 4, 1))
+    clip, x = gaussian_clip(4), normal((3, 4, 1))
     plain = analytic(FLOW)
-    levels = jnp.array([[1.0, 0.0, 0.0, 0.0]])
+    levels = np.array([[1.0, 0.0, 0.0, 0.0]], np.float32)
     made = combined(plain, [(-1.0, levels)])
     step = step_at(jnp.array([[0.0, 0.5, 0.5, 0.5]]))._replace(key=jax.random.split(KEY, 3))
-    answer, _ = made.apply(clip, made.init(clip, x, None), x, step, None)
-    main = posterior(clip, FLOW, x, step.t)
-    blind = posterior(clip, FLOW, x, jnp.maximum(step.t, levels))
+    answer = ask(made, clip, x, step)
+    main = flow_posterior(clip, x, step.t)
+    blind = flow_posterior(clip, x, np.maximum(step.t, levels))
     np.testing.assert_array_equal(answer.x0[:, 0], main.x0[:, 0])
     np.testing.assert_allclose(answer.eps[:, 1:], (2 * main.eps - blind.eps)[:, 1:], atol=1e-5)
     # A level below pure noise is a step of the forward chain: its variance is that of the process.
     many = combined(analytic(FLOW), [(1.0, jnp.array([[0.6, 0.0]]))])
     world = gaussian_mixture(np.zeros((1, 2, 1)), covariances=np.array([[[1.0, 0.8], [0.8, 1.0]]]))
-    start = jnp.ones((6_000, 2, 1))
+    start = np.ones((6_000, 2, 1), np.float32)
     step = step_at(jnp.array([[0.2, 0.5]]))._replace(key=jax.random.split(KEY, 6_000))
-    answer, _ = many.apply(world, many.init(world, start, None), start, step, None)
-    gain = posterior(world, FLOW, jnp.array([[[0.0], [0.0]], [[1.0], [0.0]]]), jnp.array([[0.6, 0.5]])).x0[:, 1, 0]
+    answer = ask(many, world, start, step)
+    gain = flow_posterior(
+        world, np.array([[[0.0], [0.0]], [[1.0], [0.0]]], np.float32), np.array([[0.6, 0.5]], np.float32)
+    ).x0[:, 1, 0]
     gain = float(gain[1] - gain[0])
     kept = 0.4 / 0.8
     assert float(answer.x0[:, 1].std()) == pytest.approx(abs(gain) * np.sqrt(0.6**2 - (kept * 0.2) ** 2), rel=0.05)
@@ -300,11 +318,11 @@ def test_discrete_modalities_are_guided_in_log_probabilities():
     process = processes.JointProcess({"image": FLOW, "text": processes.absorbing(5)})
     net = network(vocabulary=5)
     made = denoiser(net, process)
-    x = {"image": jax.random.normal(KEY, (3, 2)), "text": jnp.full((3, 4), 5, jnp.int32)}
-    params = net.init(KEY, x, jnp.zeros(3), None)
+    x = {"image": normal((3, 2)), "text": jnp.full((3, 4), 5, jnp.int32)}
+    params = jax.jit(net.init)(KEY, x, jnp.zeros(3), None)
     step = step_at({"image": 0.5, "text": 0.5})._replace(key=jax.random.split(KEY, 3))
     pushed = jointly_guided(made, 3.0)
-    answer, _ = pushed.apply(params, pushed.init(params, x, None), x, step, None)
+    answer = ask(pushed, params, x, step)
     np.testing.assert_allclose(jnp.exp(answer.x0["text"]).sum(-1), 1.0, atol=1e-4)
     assert answer.eps["text"] is None and np.isfinite(answer.x0["image"]).all()
     solver = solvers.joint({"image": solvers.ddim(), "text": solvers.ancestral()})
@@ -317,7 +335,7 @@ def test_discrete_modalities_are_guided_in_log_probabilities():
 def test_within_classifier_free_guidance_each_pair_of_rows_shares_its_noise():
     net = denoiser(network(), PAIR)
     x = starts(y=Y)
-    params = network().init(KEY, x, jnp.zeros(5), None)
+    params = pair_params()
     made = guided(marginal_guided(net, 2.0, "y"), 2.0, {"label": 0})
     plan = roles(GRID, GIVEN)
     out = sample(KEY, made, params, solvers.ddim(), plan, x_init=x, cond={"label": jnp.arange(5)})
@@ -342,8 +360,10 @@ def test_within_classifier_free_guidance_each_pair_of_rows_shares_its_noise():
             "can be ignored only",
         ),
         (
-            lambda: marginal_guided(ORACLE, 2.0, "y").apply(
-                WORLD, ((), ()), starts(), step_at({"x": 0.5, "y": 0.0}), None
+            lambda: jax.eval_shape(
+                lambda x, step: marginal_guided(ORACLE, 2.0, "y").apply(WORLD, ((), ()), x, step, None),
+                starts(),
+                step_at({"x": 0.5, "y": 0.0}),
             ),
             "run through sample",
         ),

@@ -4,6 +4,9 @@ import pytest
 
 from diffusion_jax import metrics
 
+STEPS = 200
+"""A third of the default: the judge is good enough to judge by then."""
+
 
 @pytest.fixture(scope="session")
 def judge_cache(tmp_path_factory):
@@ -15,4 +18,4 @@ def judge_cache(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def judge(judge_cache):
-    return metrics.feature_network("digits")
+    return metrics.feature_network("digits", steps=STEPS)

@@ -11,6 +11,7 @@ from diffusion_jax import data, metrics
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.metrics import features
 from diffusion_jax.metrics.inception import abstract_variables, from_torch
+from tests.metrics.conftest import STEPS
 
 
 def test_the_digit_judge_knows_held_out_digits(judge):
@@ -19,6 +20,7 @@ def test_the_digit_judge_knows_held_out_digits(judge):
     assert accuracy.mean >= 0.97
     np.testing.assert_allclose(accuracy.mean, judge.accuracy)
     assert judge.features(test.x0).shape == (395, 64)
+    assert features.STEPS["digits"] > STEPS, "the default is to be better still"
 
 
 def test_its_features_tell_real_digits_from_noisy_ones(judge):
@@ -34,16 +36,16 @@ def test_the_cache_gives_the_same_network_and_a_damaged_one_is_replaced(judge, j
     images = data.digits("test").x0[:7]
     trained = []
     monkeypatch.setattr(features, "_train", lambda config: trained.append(config) or dataclasses.replace(judge))
-    again = metrics.feature_network("digits")
+    again = metrics.feature_network(steps=STEPS)
     np.testing.assert_array_equal(again.logits(images), judge.logits(images))
     assert again.accuracy == judge.accuracy and not trained
-    metrics.feature_network("digits", seed=1)
+    metrics.feature_network(steps=STEPS, seed=1)
     assert len(trained) == 1
     for content in (file.read_bytes()[:1000], b"junk"):
         file.write_bytes(content)
         with pytest.warns(UserWarning, match="trained again"):
-            metrics.feature_network("digits")
-        np.testing.assert_array_equal(metrics.feature_network("digits").logits(images), judge.logits(images))
+            metrics.feature_network(steps=STEPS)
+        np.testing.assert_array_equal(metrics.feature_network(steps=STEPS).logits(images), judge.logits(images))
     assert len(trained) == 3
 
 

@@ -1,13 +1,14 @@
 """Laws of Gaussian processes: conversions round-trip, corrupt has its moments, times of any prefix shape agree."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax import processes, randomness
+from diffusion_jax import processes
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.processes import NETWORK_TIMES, PARAMETERIZATIONS, GaussianProcess, Linear
 from diffusion_jax.typing import Prediction
@@ -28,30 +29,48 @@ TIMES = np.array([0.0, 1e-3, 0.02, 0.3, 0.5, 0.9, 0.999, 1.0], np.float32)
 
 
 def pair(shape, seed=0):
-    return randomness.normal(jax.random.key(seed), (2, *shape))
+    return np.random.default_rng(seed).standard_normal((2, *shape), np.float32)
+
+
+X0, NOISE = pair((len(TIMES), 64))
+
+
+def named_predictions(process):
+    return {name: dataclasses.replace(process, prediction=name) for name in PARAMETERIZATIONS}
+
+
+@functools.cache
+def conversions(name):
+    """What the laws below compare, computed by one program a process: alpha and sigma, x_t, and for each prediction the
+    target, the pair found from it, the pair found from that one's output, and what a pair gives by the method."""
+
+    @jax.jit
+    def program(x0, noise, t):
+        x_t = PROCESSES[name].marginal(x0, noise, t)
+        out = {}
+        for prediction, process in named_predictions(PROCESSES[name]).items():
+            target = process.target(x0, noise, t)
+            found = process.predict(target, x_t, t)
+            again = process.predict(process.output(found, t), process.marginal(found.x0, found.eps, t), t)
+            method = getattr(PROCESSES[name], prediction, None)
+            out[prediction] = target, found, again, method(Prediction(x0, noise), t) if method else None
+        return PROCESSES[name].alpha(t), PROCESSES[name].sigma(t), x_t, out
+
+    return jax.device_get(program(X0, NOISE, TIMES))
 
 
 @pytest.mark.parametrize("prediction", PARAMETERIZATIONS)
 @pytest.mark.parametrize("name", PROCESSES)
 def test_prediction_of_the_target_is_the_pair(name, prediction):
     """Output -> pair -> output at every t, ends included, to round-off; and the pair is consistent with x_t."""
-    process = dataclasses.replace(PROCESSES[name], prediction=prediction)
-    x0, noise = pair((len(TIMES), 64))
-
-    @jax.jit
-    def check(x0, noise, t):
-        x_t = process.marginal(x0, noise, t)
-        found = process.predict(process.target(x0, noise, t), x_t, t)
-        again = process.predict(process.output(found, t), process.marginal(found.x0, found.eps, t), t)
-        return x_t, found, again
-
-    x_t, found, again = check(x0, noise, TIMES)
-    alpha, sigma = np.asarray(process.alpha(TIMES))[:, None], np.asarray(process.sigma(TIMES))[:, None]
+    alpha, sigma, x_t, out = conversions(name)
+    _, found, again, _ = out[prediction]
+    alpha, sigma = alpha[:, None], sigma[:, None]
     size = alpha + sigma
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((found, again)))
     # Both halves are exact in the units of x_t, in which each is known: alpha x0 and sigma eps.
-    np.testing.assert_allclose(alpha * found.x0 / size, alpha * x0 / size, atol=3e-6)
-    np.testing.assert_allclose(sigma * found.eps / size, sigma * noise / size, atol=3e-6)
+    np.testing.assert_allclose(alpha * found.x0 / size, alpha * X0 / size, atol=3e-6)
+    np.testing.assert_allclose(sigma * found.eps / size, sigma * NOISE / size, atol=3e-6)
     np.testing.assert_allclose((alpha * found.x0 + sigma * found.eps) / size, x_t / size, atol=3e-6)
     np.testing.assert_allclose(again.x0 * alpha / size, found.x0 * alpha / size, atol=3e-6)
     np.testing.assert_allclose(again.eps * sigma / size, found.eps * sigma / size, atol=3e-6)
@@ -60,37 +79,33 @@ def test_prediction_of_the_target_is_the_pair(name, prediction):
 @pytest.mark.parametrize("prediction", ["v", "velocity", "edm"])
 @pytest.mark.parametrize("name", PROCESSES)
 def test_well_posed_predictions_know_both_halves_wherever_they_can(name, prediction):
-    process = dataclasses.replace(PROCESSES[name], prediction=prediction)
-    x0, noise = pair((len(TIMES), 64))
-    found = process.predict(process.target(x0, noise, TIMES), process.marginal(x0, noise, TIMES), TIMES)
+    _, sigma, _, out = conversions(name)
+    found = out[prediction][1]
     inner = slice(1, -1) if prediction == "velocity" else slice(None)  # some rates are infinite at the ends
-    scale = 1.0 + np.asarray(process.sigma(TIMES))[:, None] if name in ("ve", "edm") else 1.0
-    np.testing.assert_allclose((found.x0 / scale)[inner], (x0 / scale)[inner], atol=5e-6)
-    np.testing.assert_allclose(found.eps[inner], noise[inner], atol=5e-6)
+    scale = 1.0 + sigma[:, None] if name in ("ve", "edm") else 1.0
+    np.testing.assert_allclose((found.x0 / scale)[inner], (X0 / scale)[inner], atol=5e-6)
+    np.testing.assert_allclose(found.eps[inner], NOISE[inner], atol=5e-6)
 
 
 @pytest.mark.parametrize("name", PROCESSES)
 def test_derived_quantities_are_the_targets_of_their_parameterisations(name):
     """score, velocity and v of a pair equal what networks of those kinds are regressed to."""
-    process = PROCESSES[name]
-    x0, noise = pair((len(TIMES), 16))
     for kind in ("score", "velocity", "v"):
-        target = dataclasses.replace(process, prediction=kind).target(x0, noise, TIMES)
-        derived = getattr(process, kind)(Prediction(x0, noise), TIMES)
+        target, _, _, derived = conversions(name)[-1][kind]
         np.testing.assert_allclose(derived, target, rtol=1e-6, atol=1e-6)
 
 
 def test_flow_velocity_is_noise_minus_data():
     x0, noise = pair((5, 3))
-    target = processes.rectified_flow().target(x0, noise, jnp.linspace(0.0, 1.0, 5))
+    target = processes.rectified_flow().target(x0, noise, np.linspace(0.0, 1.0, 5, dtype=np.float32))
     np.testing.assert_allclose(target, noise - x0, atol=1e-6)
 
 
 def test_edm_is_the_preconditioning_of_the_paper():
     """D(x) = c_skip x + c_out F(c_in x), with unit variance of the network's input and target."""
     process = processes.edm(sigma_data=0.5)
-    t = jnp.array([1e-4, 0.01, 0.5, 1.0])
-    sigma, data = 80 * np.asarray(t)[:, None], 0.5
+    t = np.array([1e-4, 0.01, 0.5, 1.0], np.float32)
+    sigma, data = 80 * t[:, None], 0.5
     x_t, output = pair((4, 8))
     total = sigma**2 + data**2
     x0 = data**2 / total * x_t + sigma * data / np.sqrt(total) * output
@@ -106,34 +121,47 @@ def test_edm_is_the_preconditioning_of_the_paper():
 
 @pytest.mark.parametrize("name", PROCESSES)
 def test_corrupt_has_its_moments(name):
-    process, t = PROCESSES[name], jnp.array([0.0, 0.4, 1.0])
-    x0 = jnp.full((3, 40_000), 0.7)
-    x_t, _ = jax.jit(process.corrupt)(jax.random.key(1), x0, t)
-    alpha, sigma = np.asarray(process.alpha(t)), np.asarray(process.sigma(t))
+    process, t = PROCESSES[name], np.array([0.0, 0.4, 1.0], np.float32)
+    x0 = np.full((3, 40_000), 0.7, np.float32)
+
+    @jax.jit
+    def drawn(x0, t):
+        x_t, _ = process.corrupt(jax.random.key(1), x0, t)
+        return x_t, process.prior(jax.random.key(2), (1, 40_000)), process.alpha(t), process.sigma(t)
+
+    x_t, prior, alpha, sigma = jax.device_get(drawn(x0, t))
     np.testing.assert_allclose(np.mean(x_t, axis=1), 0.7 * alpha, atol=5 * sigma.max() / 200)
     np.testing.assert_allclose(np.std(x_t, axis=1), sigma, rtol=0.02, atol=1e-6)
     np.testing.assert_array_equal(x_t[0], x0[0])
-    np.testing.assert_allclose(np.std(process.prior(jax.random.key(2), (1, 40_000))), sigma[-1], rtol=0.02)
+    np.testing.assert_allclose(np.std(prior), sigma[-1], rtol=0.02)
 
 
 @pytest.mark.parametrize("name", ["vp_linear", "edm", "flow_shifted", "gvp"])
-@pytest.mark.parametrize("prefix", [(), (2,), (2, 3), (2, 3, 4)])
-def test_a_time_of_any_prefix_shape_is_the_loop_over_its_entries(name, prefix):
+def test_a_time_of_any_prefix_shape_is_the_loop_over_its_entries(name):
     process = PROCESSES[name]
     x0, noise = pair((2, 3, 4, 5))
-    t = jax.random.uniform(jax.random.key(3), prefix)
+    rng = np.random.default_rng(3)
+    times = [rng.uniform(size=prefix).astype(np.float32) for prefix in ((), (2,), (2, 3), (2, 3, 4))]
 
-    @jax.jit
     def everything(x0, noise, t):
         x_t = process.marginal(x0, noise, t)
         target = process.target(x0, noise, t)
         found = process.predict(target, x_t, t)
         return x_t, target, found.x0, found.eps, process.network_input(x_t, t)
 
-    whole = everything(x0, noise, t)
-    for index in np.ndindex(*prefix):
-        part = everything(x0[index], noise[index], t[index])
-        jax.tree.map(lambda a, b, i=index: np.testing.assert_allclose(a[i], b, rtol=1e-5, atol=1e-5), whole, part)
+    def entry_by_entry(x0, noise, t):
+        """Each entry of t by itself: it is a scalar then."""
+        loop = everything
+        for _ in range(t.ndim):
+            loop = jax.vmap(loop)
+        return loop(x0, noise, t)
+
+    @jax.jit
+    def both(x0, noise, times):
+        return [(everything(x0, noise, t), entry_by_entry(x0, noise, t)) for t in times]
+
+    for whole, parts in both(x0, noise, times):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), whole, parts)
 
 
 @pytest.mark.parametrize("name", PROCESSES)
@@ -163,21 +191,32 @@ def test_equal_entries_of_a_vector_time_are_the_scalar_bit_for_bit(name):
 
 def test_pinned_clean_entries_give_finite_gradients():
     """t = 0 beside noisy times: nothing is NaN, forwards or backwards, for any prediction and network time."""
+    t = np.array([0.0, 0.5, 1.0], np.float32)
     for name, base in PROCESSES.items():
-        for prediction in PARAMETERIZATIONS:
-            process = dataclasses.replace(base, prediction=prediction)
+        fed = {
+            time: dataclasses.replace(base, time=time)
+            for time in NETWORK_TIMES
+            if not time.endswith("index") or hasattr(base.schedule, "position")
+        }
 
-            def loss(output, process=process):
-                t = jnp.array([0.0, 0.5, 1.0])
+        def losses(outputs, t, base=base):
+            """One for each prediction, of an output of its own."""
+            total = 0.0
+            for prediction, process in named_predictions(base).items():
+                output = outputs[prediction]
                 found = process.predict(output, output, t)
                 rest = process.score(found, t), process.from_x0(found.x0, output, t), process.network_input(output, t)
-                return sum(jnp.sum(leaf) for leaf in jax.tree.leaves((found.x0, found.eps, rest)))
+                total += sum(jnp.sum(leaf) for leaf in jax.tree.leaves((found.x0, found.eps, rest)))
+            return total
 
-            assert np.isfinite(jax.jit(jax.grad(loss))(jnp.ones((3, 2)))).all(), (name, prediction)
-        for time in NETWORK_TIMES:
-            if not time.endswith("index") or hasattr(base.schedule, "position"):
-                fed = dataclasses.replace(base, time=time).network_time(jnp.array([0.0, 1.0]))
-                assert np.isfinite(fed).all(), (name, time)
+        @jax.jit
+        def program(outputs, t, losses=losses, fed=fed):
+            return jax.grad(losses)(outputs, t), {time: process.network_time(t) for time, process in fed.items()}
+
+        found = program({prediction: np.ones((3, 2), np.float32) for prediction in PARAMETERIZATIONS}, t)
+        for values in found:
+            for key, value in values.items():
+                assert np.isfinite(value).all(), (name, key)
 
 
 def test_the_network_of_a_discrete_process_is_fed_exact_indices():

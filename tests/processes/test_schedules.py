@@ -52,12 +52,18 @@ KEEPS = {
 TIMES = np.concatenate([[0.0], np.geomspace(1e-6, 0.1, 20), np.linspace(0.11, 1.0, 60)]).astype(np.float32)
 
 
+def coefficients(schedule):
+    """`t -> (alpha, sigma)`, compiled."""
+    return jax.jit(lambda t: (schedule.alpha(t), schedule.sigma(t)))
+
+
 @pytest.mark.parametrize("name", SCHEDULES | KEEPS)
 def test_clean_at_zero_and_falling_log_snr(name):
     schedule = (SCHEDULES | KEEPS)[name]
-    assert float(schedule.alpha(0.0)) == 1.0 and float(schedule.sigma(0.0)) == 0.0
-    assert float(schedule.log_snr(0.0)) == math.inf
+    alpha, sigma = coefficients(schedule)(TIMES[0])
+    assert float(alpha) == 1.0 and float(sigma) == 0.0
     log_snr = np.asarray(jax.jit(schedule.log_snr)(TIMES))
+    assert log_snr[0] == math.inf
     assert (np.diff(log_snr) < 0).all()
 
 
@@ -65,10 +71,11 @@ def test_clean_at_zero_and_falling_log_snr(name):
 def test_log_snr_is_that_of_alpha_and_sigma_and_the_family_holds(name):
     schedule = SCHEDULES[name]
     with jax.enable_x64(True):
-        t = jnp.asarray(TIMES[1:-1], jnp.float64)
-        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        t = TIMES[1:-1].astype(np.float64)
+        alpha, sigma, log_snr = jax.jit(lambda t: (schedule.alpha(t), schedule.sigma(t), schedule.log_snr(t)))(t)
         assert alpha.dtype == sigma.dtype == jnp.float64
-        np.testing.assert_allclose(schedule.log_snr(t), 2 * np.log(alpha / sigma), atol=1e-9)
+        alpha, sigma = np.asarray(alpha), np.asarray(sigma)
+        np.testing.assert_allclose(log_snr, 2 * np.log(alpha / sigma), atol=1e-9)
         identity = {"vp": alpha**2 + sigma**2, "flow": alpha + sigma, "ve": alpha}[schedule.family]
         np.testing.assert_allclose(identity, 1.0, rtol=1e-14)
 
@@ -78,7 +85,7 @@ def test_log_snr_is_that_of_alpha_and_sigma_and_the_family_holds(name):
 def test_inverse_log_snr_inverts(name, double):
     schedule = (SCHEDULES | KEEPS)[name]
     with jax.enable_x64(double):
-        t = jnp.asarray(TIMES, jnp.float64 if double else jnp.float32)
+        t = TIMES.astype(np.float64 if double else np.float32)
         back = jax.jit(lambda t: schedule.inverse_log_snr(schedule.log_snr(t)))(t)
         # A log-SNR of size l is rounded by about 1e-7 l, which moves t by a share of itself.
         np.testing.assert_allclose(back, t, rtol=1e-9 if double else 2e-5, atol=1e-12 if double else 3e-7)
@@ -87,9 +94,9 @@ def test_inverse_log_snr_inverts(name, double):
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_single_precision_is_relatively_accurate_at_both_ends(name):
     schedule = SCHEDULES[name]
-    single = [np.asarray(f(jnp.asarray(TIMES)), np.float64) for f in (schedule.alpha, schedule.sigma)]
+    single = [np.asarray(found, np.float64) for found in coefficients(schedule)(TIMES)]
     with jax.enable_x64(True):
-        double = [np.asarray(f(jnp.asarray(TIMES, jnp.float64))) for f in (schedule.alpha, schedule.sigma)]
+        double = jax.device_get(coefficients(schedule)(TIMES.astype(np.float64)))
     for a, b in zip(single, double, strict=True):
         # sigma = 50 * 5000^t carries t's rounding times log(5000).
         np.testing.assert_allclose(a, b, rtol=5e-6, atol=1e-7 * (b.max() if name == "zero_terminal" else 0) + 1e-30)
@@ -104,30 +111,32 @@ def test_tables_are_the_products_at_every_node(kind, num_steps):
     product = np.cumprod(1.0 - table)
     nodes = (np.arange(num_steps) + 1) / num_steps
     with jax.enable_x64(True):
-        t = jnp.asarray(nodes, jnp.float64)
-        np.testing.assert_allclose(np.square(schedule.alpha(t)), product, rtol=1e-12)
-        np.testing.assert_allclose(np.square(schedule.sigma(t)), 1 - product, rtol=1e-11)
-    t = jnp.asarray(nodes, jnp.float32)
+        alpha, sigma = jax.device_get(coefficients(schedule)(nodes))
+    np.testing.assert_allclose(alpha**2, product, rtol=1e-12)
+    np.testing.assert_allclose(sigma**2, 1 - product, rtol=1e-11)
+    alpha, sigma, position = jax.jit(lambda t: (schedule.alpha(t), schedule.sigma(t), schedule.position(t)))(
+        nodes.astype(np.float32)
+    )
     # Correctly rounded square roots: float32 times hit their node, not a point beside it.
-    np.testing.assert_allclose(schedule.alpha(t), np.sqrt(product), rtol=1.5e-7)
-    np.testing.assert_allclose(schedule.sigma(t), np.sqrt(1 - product), rtol=1.5e-7)
-    np.testing.assert_array_equal(schedule.position(t), np.arange(num_steps) + 1)
+    np.testing.assert_allclose(alpha, np.sqrt(product), rtol=1.5e-7)
+    np.testing.assert_allclose(sigma, np.sqrt(1 - product), rtol=1.5e-7)
+    np.testing.assert_array_equal(position, np.arange(num_steps) + 1)
 
 
 def test_interpolations_agree_at_nodes_and_are_linear_in_between():
     table = betas("scaled_linear", 50)
     for interpolation, coordinate in (("sigma", lambda ratio: ratio), ("log_sigma", np.log)):
         schedule, plain = DiscreteVP(table, interpolation), DiscreteVP(table)
-        nodes = jnp.arange(1, 51) / 50
-        np.testing.assert_allclose(schedule.alpha(nodes), plain.alpha(nodes), rtol=1e-6)
-        np.testing.assert_allclose(schedule.sigma(nodes), plain.sigma(nodes), rtol=1e-6)
-        t = jnp.array([0.41, 0.42, 0.415])
-        low, high, middle = coordinate(np.asarray(schedule.sigma(t) / schedule.alpha(t)))
+        nodes = np.arange(1, 51, dtype=np.float32) / 50
+        t = np.array([0.41, 0.42, 0.415, 0.01], np.float32)
+        found = jax.device_get(coefficients(schedule)(np.concatenate([nodes, t])))
+        for ours, at_nodes in zip(found, coefficients(plain)(nodes), strict=True):
+            np.testing.assert_allclose(ours[:50], at_nodes, rtol=1e-6)
+        alpha, sigma = (values[50:] for values in found)
+        low, high, middle = coordinate(sigma[:3] / alpha[:3])
         # 0.41 and 0.42 lie in one segment, which ends at the node 0.42.
         assert middle == pytest.approx(0.5 * (low + high), rel=1e-5)
-        np.testing.assert_allclose(
-            schedule.noise_ratios[1] * 0.5, schedule.sigma(0.01) / schedule.alpha(0.01), rtol=1e-5
-        )
+        np.testing.assert_allclose(schedule.noise_ratios[1] * 0.5, sigma[3] / alpha[3], rtol=1e-5)
 
 
 def test_a_terminal_alpha_bar_is_kept():
@@ -164,11 +173,19 @@ def test_shifted_linear_is_the_flow_shift(s, t):
 
 def test_rates_are_derivatives():
     t, h = np.array([0.0504, 0.3003, 0.7113, 0.9506]), 1e-6
-    with jax.enable_x64(True):
+
+    @jax.jit
+    def both(t):
+        """Of every schedule: rates, and differences by which to know them."""
+        out = {}
         for name, schedule in SCHEDULES.items():
-            rates = GaussianProcess(schedule).rates(jnp.asarray(t))
-            for rate, f in zip(rates, (schedule.alpha, schedule.sigma), strict=True):
-                slope = (np.asarray(f(jnp.asarray(t + h))) - np.asarray(f(jnp.asarray(t - h)))) / (2 * h)
+            slopes = [(f(t + h) - f(t - h)) / (2 * h) for f in (schedule.alpha, schedule.sigma)]
+            out[name] = GaussianProcess(schedule).rates(t), slopes
+        return out
+
+    with jax.enable_x64(True):
+        for name, (rates, slopes) in both(t).items():
+            for rate, slope in zip(rates, slopes, strict=True):
                 np.testing.assert_allclose(rate, slope, rtol=1e-4, atol=1e-7, err_msg=name)
 
 
