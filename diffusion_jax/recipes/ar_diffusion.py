@@ -21,9 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax import data, denoisers, models, pictures, processes, solvers, timesteps
-from diffusion_jax.config import build
+from diffusion_jax.config import ConfigDict, build
 from diffusion_jax.experiment import Experiment, prepare
-from diffusion_jax.recipes.frame import seeds, trained
+from diffusion_jax.recipes.frame import seeds, trained_arms
 from diffusion_jax.recipes.parts import moving_clips
 from diffusion_jax.recipes.parts.latents import encoded, principal_space
 from diffusion_jax.recipes.report import Claim, Results, claim
@@ -70,7 +70,7 @@ def staircase_bias(steps: int, widths: tuple[int, ...], frames: int = 6) -> dict
     def padded(width):
         """One program for all widths: at the end nothing moves any more."""
         plan = timesteps.staircase(timesteps.linspace(steps), frames, width)
-        return jnp.pad(plan, [(0, steps * frames + 1 - len(plan)), (0, 0), (0, 0)], mode="edge")
+        return np.pad(plan, [(0, steps * frames + 1 - len(plan)), (0, 0), (0, 0)], mode="edge")
 
     return {width: tuple(float(error(padded(width), causal)) for causal in (False, True)) for width in widths}
 
@@ -137,7 +137,7 @@ def run(config: Any, workdir: Path) -> Results:
     arms = {name: prepare(entry)._replace(source=latents, shape=latents.shape) for name, entry in config.arms.items()}
     way = ways(arms["anchored"], timesteps.linspace(steps), config.clips)
     short = latents.shape[0]
-    chunks = 1 + -(-(long - short) // (short - config.overlap))
+    chunks = max(2, 1 + -(-(long - short) // (short - config.overlap)))
     # What the autoencoder makes of real clips: distances tell of the diffusion model alone.
     real = {n: np.asarray(space.decode(space.encode(moving_clips.truth(config.clips, n)))) for n in (short, long)}
     found, strips, counted = {}, {"data": real[long][:2]}, {}
@@ -149,19 +149,18 @@ def run(config: Any, workdir: Path) -> Results:
             strips.setdefault(name, made[:2])
 
     for seed in seeds(config):
-        key, params = jax.random.key(seed), {}
-        for name, arm in arms.items():
-            entry = arm.config.copy_and_resolve_references()
-            entry.seed = seed
-            given = [config.components, config.coded]
-            params[name] = trained(arm._replace(config=entry), f"ar-diffusion-{name}", given=given)
+        key, given = jax.random.key(seed), [config.components, config.coded]
+        entries = {name: ConfigDict({**arm.config.to_dict(), "seed": seed}) for name, arm in arms.items()}
+        seeded = {name: arm._replace(config=entries[name]) for name, arm in arms.items()}
+        params = trained_arms(seeded, "ar-diffusion-{arm}", given=given)
         for name in ("anchored", "independent"):
             for s in config.widths:
                 made = way.staircase(params[name], key, short, s)
                 keep(f"{name} {s}", made.x)
                 counted[s] = made
             keep(f"{name}, staircase", way.staircase(params[name], key, long, width).x)
-        keep("synchronous 0", way.staircase(params["synchronous"], key, short, 0).x)
+        if 0 in config.widths:
+            keep("synchronous 0", way.staircase(params["synchronous"], key, short, 0).x)
         keep("synchronous, in chunks", way.continued(params["synchronous"], key, chunks, config.overlap).x)
     last = way.staircase(params["anchored"], key, short, steps)
     kept = way.autoregressive(params["anchored"], key, short)
@@ -234,6 +233,7 @@ def quality_claims(config: Any, found: dict) -> list[Claim]:
     return [
         claim(name, told, values(other, metric), values(ours, metric), "lower", published, reason=reason)
         for name, other, ours, metrics, published, reason in rows
+        if other in found
         for metric, told in metrics.items()
     ]
 

@@ -17,7 +17,7 @@ from diffusion_jax import denoisers, metrics
 from diffusion_jax.config import build
 from diffusion_jax.data import captioned_digits
 from diffusion_jax.experiment import Experiment, prepare
-from diffusion_jax.recipes.frame import seeds, trained
+from diffusion_jax.recipes.frame import seeds, trained_arms
 from diffusion_jax.recipes.parts.paired_latents import through_latents
 from diffusion_jax.recipes.parts.paired_samples import CONDITIONALS, TASKS, Sampler, sampler, save
 from diffusion_jax.recipes.report import Claim, Results, claim
@@ -175,7 +175,7 @@ def run(config: ConfigDict, workdir: Path) -> Results:
     for entry in (*config.networks.values(), *config.latent.values()):
         entry.seed = config.seed
     experiments = {name: prepare(entry) for name, entry in config.networks.items()}
-    networks = {name: trained(experiment, "unidiffuser") for name, experiment in experiments.items()}
+    networks = trained_arms(experiments, "unidiffuser")
     made, logits = sampler(experiments["unidiffuser"], config.steps), build(config.judge).logits
     measured = [measure(config, experiments, networks, made, logits, seed) for seed in seeds(config)]
     found = {name: [one[name] for one in measured] for name in measured[0]}
