@@ -16,18 +16,18 @@ def get_config(variant: str = "small") -> ConfigDict:
 
     clips, frames: how many are sampled, and the length of long ones; steps: S; widths: s of the sweep, without 0 no
     claim compares with it; width: the one of the claims; overlap: frames that a chunk shares with the one before;
-    oracle: of the exact denoiser.
+    compared: whether clips are made in chunks and from kept keys too; oracle: of the exact denoiser.
     """
     smoke = variant == "smoke"
     config = ConfigDict({"seed": 0, "seeds": 1 if smoke else 3})
     # In a smoke run one network, trained once, stands for all, and one program samples all staircases.
     draws = dict.fromkeys(DRAWS, DRAWS["anchored"]) if smoke else DRAWS
     config.arms = {name: _paper(draw) if variant == "paper" else _small(draw, smoke) for name, draw in draws.items()}
-    config.coded, config.components = (16, 8) if smoke else (500, 64)
+    config.coded, config.components = (4, 8) if smoke else (500, 64)
     config.clips, config.frames = (2, 8) if smoke else (256, 24)
     config.steps, config.width, config.widths = (2, 2, (2,)) if smoke else (16, 4, (0, 2, 4, 8, 16))
-    config.overlap = 4
-    config.oracle = {"steps": 20 if smoke else 400, "widths": (0, 2, 10, 20) if smoke else (0, 40, 200, 400)}
+    config.overlap, config.compared = 4, not smoke
+    config.oracle = {"steps": 4 if smoke else 400, "widths": (0, 1, 2, 4) if smoke else (0, 40, 200, 400)}
     return config
 
 
@@ -38,10 +38,9 @@ def _small(draw, smoke):
     config.held_out = call("data.moving_shapes", split="test", classes=())
     size = {"width": 64, "depth": 4, "heads": 4}
     if smoke:
-        size = {"width": 16, "depth": 1, "heads": 2, "scan": False}
-    config.model = call(
-        "models.video_dit", patch=1, attention="joint", block=1, temporal_positions="rotary", qk_norm=True, **size
-    )
+        size = {"width": 16, "depth": 1, "heads": 2, "scan": False, "qk_norm": False}
+    kind = {"patch": 1, "attention": "joint", "block": 1, "temporal_positions": "rotary", "qk_norm": True}
+    config.model = call("models.video_dit", **{**kind, **size})
     config.process = call("processes.vp_linear", prediction="x0")
     config.objective = call("objectives.denoising", draw=draw, t_shape=2)
     rate = call(

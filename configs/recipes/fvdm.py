@@ -26,7 +26,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
         config.arms = {name: fvdm.arm(share, steps=2400) for name, share in SHARES.items()}
         return config
     # One network, trained once, stands for all.
-    size: dict[str, Any] = {"width": 16, "depth": 1, "heads": 2, "scan": False, "clips": 16, "components": 8}
+    size: dict[str, Any] = {"width": 16, "depth": 1, "heads": 2, "scan": False, "clips": 4, "components": 8}
     arm = fvdm.arm(SHARES["mixed"], steps=2, batch_size=4, **size)
     arm.sampling.grid = moving_clips.grid(2)
     config.arms = dict.fromkeys(SHARES, arm)

@@ -168,7 +168,9 @@ def run(config: ConfigDict, workdir: Path) -> Results:
     true, rows = moving_clips.truth(config.count), []
     for seed in seeds(config):
         entries = {name: ConfigDict({**entry.to_dict(), "seed": seed}) for name, entry in config.arms.items()}
-        arms = {name: prepare(entry)._replace(source=mixed.source, shape=mixed.shape) for name, entry in entries.items()}
+        arms = {
+            name: prepare(entry)._replace(source=mixed.source, shape=mixed.shape) for name, entry in entries.items()
+        }
         key, networks = jax.random.key(seed), trained_arms(arms, "fvdm-{arm}")
         rows.append(measure(networks, key, made, grid, space, true, config.chunks))
         if seed == config.seed:

@@ -10,7 +10,7 @@ import pytest
 
 from diffusion_jax import distributed, training
 from diffusion_jax.errors import InvalidInput
-from diffusion_jax.training import ema, optimizers
+from diffusion_jax.training import ema, optimizers, storage
 from diffusion_jax.training.data_position import decode, encode
 from diffusion_jax.typing import Objective
 
@@ -37,6 +37,22 @@ def make(hidden=16, tracks=TRACKS, seed=0):
         ema=tracks,
         seed=seed,
     )
+
+
+def test_fingerprints_are_the_same_on_a_host_and_on_a_device():
+    rng = np.random.default_rng(0)
+    arrays = [
+        rng.standard_normal((3, 5), np.float32),
+        np.float32(rng.standard_normal()),
+        rng.standard_normal(7).astype(jnp.bfloat16),
+        np.complex64(rng.standard_normal(4) + 1j * rng.standard_normal(4)),
+        rng.integers(-9, 9, 6, np.int32),
+        rng.integers(0, 255, 3, np.uint8),
+        rng.random(9) > 0.5,
+        np.zeros((0, 3), np.float32),
+    ]
+    leaves = [jnp.asarray(array) for array in arrays]
+    assert [int(storage._sum_on_host(leaf)) for leaf in leaves] == [int(value) for value in storage._sums(leaves)]
 
 
 @pytest.fixture(scope="module")
