@@ -24,14 +24,19 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config.digits = {"base": digit_transformer(), "guidance": 2.0, "shown": 14}
     config.digits.grid = call("timesteps.linspace", steps=30, num_train_steps=1000)
     config.digits.update({"calibration": 40, "samples": 120, "computed": (20, 14, 9)})
+    # Whether residuals are compared with outputs, and whether samples are judged.
+    config.digits.update({"outputs": True, "judged": True})
     return smoke(config) if variant == "smoke" else config
 
 
 def smoke(config: ConfigDict) -> ConfigDict:
+    """The digits alone, without comparisons that need programs of their own."""
     config.seeds = 1
-    config.mixture.update({"dims": 4, "steps": 6, "calibration": 8, "samples": 8})
-    config.digits.base = digit_transformer(steps=4, width=24, depth=2, heads=2)
+    del config.mixture
+    config.digits.base = digit_transformer(steps=2, width=16, depth=1, heads=2, scan=False, remat="none")
+    config.digits.base.train.batch_size = 8
     config.digits.update({"calibration": 10, "samples": 10, "computed": (4, 3), "shown": 3, "guidance": 1.0})
+    config.digits.update({"outputs": False, "judged": False})
     config.digits.grid.steps = 5
     return config
 

@@ -31,7 +31,9 @@ def get_config(variant: str = "small") -> ConfigDict:
         draws = dict.fromkeys(draws, draws["unidiffuser"])
     config = ConfigDict({"seed": 0, "seeds": 1 if smoke else 3})
     config.steps, config.count, config.scales = (2, 20, (2.0,)) if smoke else (12, 250, (2.0, 4.0))
-    config.judge = call("metrics.feature_network", world="digits", steps=20 if smoke else None)
+    # Whether modalities are replaced too, losses are compared, and what leaks is measured.
+    config.compared = not smoke
+    config.judge = call("metrics.feature_network", world="digits", steps=2 if smoke else None)
     config.networks = {name: _joint({"image": (4, 4), "text": (1,)}, draw, smoke) for name, draw in draws.items()}
     parts, draw = {"image": (2, 2), "vector": (), "text": (1,)}, {"image": free, "vector": "image", "text": free}
     config.latent = {} if smoke else {**_encoders(), "joint": _joint(parts, draw, steps=800)}
@@ -55,7 +57,7 @@ def _joint(modalities, draw, smoke=False, steps=1200):
     config = _run(steps, 64, 6e-3, smoke)
     size = {"width": 64, "depth": 4, "remat": "dots_no_batch"}
     if smoke:
-        size = {"width": 16, "depth": 2, "scan": False}
+        size = {"width": 16, "depth": 1, "scan": False, "skips": False}
     config.model = call("models.joint_transformer", modalities=modalities, preset="unidiffuser", heads=4, **size)
     flow = call("processes.rectified_flow")
     config.process = call("processes.JointProcess", processes=dict.fromkeys(modalities, flow))

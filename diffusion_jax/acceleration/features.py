@@ -6,7 +6,6 @@ one `lax.cond` around the whole network, so a skipped step holds no norm, no att
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -57,13 +56,12 @@ def cached_features(
     check_along(along, process)
     tapped = intercepted(network, taps(select))
 
-    # Called several times for each step that is traced, but traced once.
-    @partial(jax.jit, inline=True)
+    @traced_once
     def computed(params, x, t, cond):
         output, extras, _ = tapped.apply(params, {}, x, t, cond)
         return (output, {name: extras[name] for name in extras if name != "taps"}), extras["taps"]
 
-    @partial(jax.jit, inline=True)
+    @traced_once
     def forecast(params, values, weights, x, t, cond):
         edit = replaced(select, lambda kept: forecasting.combine(kept, weights), "kept")
         output, extras, _ = intercepted(network, edit).apply(params, {"kept": values}, x, t, cond)
@@ -97,6 +95,14 @@ def cached_features(
         return prediction._replace(extras=extras, cost=cost), Features(table, after(carry.history, now))
 
     return Denoiser(init, apply, process)
+
+
+def traced_once(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, which goes through Python once for inputs of one shape, however often it is asked, counted or run.
+
+    What it traces to becomes a part of whatever asks, as if it had been called by itself.
+    """
+    return jax.jit(function, inline=True)
 
 
 def network_inputs(process: Any, x: Any, step: Step) -> tuple[Any, Any]:

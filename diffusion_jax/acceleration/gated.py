@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from diffusion_jax.acceleration import forecasting
-from diffusion_jax.acceleration.features import cost_of, network_inputs, share
+from diffusion_jax.acceleration.features import cost_of, network_inputs, share, traced_once
 from diffusion_jax.acceleration.forecasting import Forecaster, Table, reuse, taylor
 from diffusion_jax.acceleration.refresh import History, Refresh, after, begun, coordinate, due, first_and_last
 from diffusion_jax.denoisers.base import some_step
@@ -89,6 +89,7 @@ def gated(
         raise InvalidInput("gated: residual=True needs the network itself, not its stages.")
     refresh = first_and_last() if refresh is None else refresh
     stages = network if given else staged(network, head)
+    stages = stages._replace(**{name: traced_once(getattr(stages, name)) for name in ("head", "body", "tail")})
     entrance = staged(network, 0) if residual else None
     by_sample = scope == "sample"
     # Tables, decisions and errors of one sample, or of the whole batch as if it were one.

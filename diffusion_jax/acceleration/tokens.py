@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from diffusion_jax.acceleration.features import cost_of, network_inputs, share
+from diffusion_jax.acceleration.features import cost_of, network_inputs, share, traced_once
 from diffusion_jax.acceleration.refresh import History, Refresh, after, begun, due
 from diffusion_jax.denoisers.base import some_step
 from diffusion_jax.errors import InvalidInput, invalid
@@ -81,10 +81,12 @@ def cached_tokens(
 
     partly = intercepted(network, Edit(select, renew, (_KEPT,)))
 
+    @traced_once
     def computed(params, x, t, cond):
         output, extras, _ = tapped.apply(params, {}, x, t, cond)
         return (output, {name: extras[name] for name in extras if name != "taps"}), extras["taps"]
 
+    @traced_once
     def renewed(params, kept, x, t, cond):
         output, extras, collections = partly.apply(params, {_KEPT: kept}, x, t, cond)
         return (output, extras), collections[_KEPT]

@@ -9,7 +9,6 @@ across everything between. Nothing is computed twice but the embeddings of time 
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -85,18 +84,14 @@ def staged(network: Network, head: int = 1) -> Staged:
 
 
 def _staged_by_blocks(network, cut, depth):
-    # Gates ask for a stage several times at each step that is traced; it is traced once.
-    @partial(jax.jit, inline=True)
     def head(params, x, t, cond=None):
         edit = _reporting(is_main_stack, lambda site, *args: _between(site, 0, cut, *args))
         return _asked(network, params, x, t, cond, edit)[1]
 
-    @partial(jax.jit, inline=True)
     def body(params, h, x, t, cond=None):
         edit = _reporting(is_main_stack, lambda site, _, *args: _between(site, cut, depth, h, *args))
         return _asked(network, params, x, t, cond, edit)[1]
 
-    @partial(jax.jit, inline=True)
     def tail(params, z, x, t, cond=None):
         return _asked(network, params, x, t, cond, Edit(is_main_stack, lambda site, *args: z))[0]
 

@@ -5,7 +5,7 @@ import hashlib
 import json
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 from unittest import mock
 
@@ -44,6 +44,20 @@ def trained(
         # After SIGTERM; the next run goes on from here.
         raise KeyboardInterrupt
     return next(iter(state.ema.values())) if config.ema else state.params
+
+
+def trained_arms(experiments: Mapping[str, Experiment], name: str, *, given: Any = None) -> dict[str, Any]:
+    """`trained` for each arm; arms whose configs are equal, as in smoke runs, share one training.
+
+    name: in the cache; "{arm}" in it stands for that of the arm.
+    """
+    made: list[tuple[Any, Any]] = []
+    for arm, experiment in experiments.items():
+        config = experiment.config.to_dict()
+        known = [params for other, params in made if other == config]
+        params = known[0] if known else trained(experiment, name.format(arm=arm), given=given)
+        made.append((config, params))
+    return {arm: params for arm, (_, params) in zip(experiments, made, strict=True)}
 
 
 def seeds(config: Any) -> range:

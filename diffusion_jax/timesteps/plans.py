@@ -120,7 +120,9 @@ def staircase(grid: Any, frames: int, width: int, chunk: int = 1) -> Any:
     neighbouring frames move together. Times never fall along the frames: those of training are `anchored` draws.
     """
     grid = _scalar_grid(grid)
-    return grid[staircase_levels(grid.shape[0] - 1, frames, width, chunk)][:, None]
+    levels = staircase_levels(grid.shape[0] - 1, frames, width, chunk)
+    # Picked on the host where it is known: each width has a shape of its own, which would be compiled.
+    return jnp.asarray((grid if isinstance(grid, jax.core.Tracer) else np.asarray(grid))[levels][:, None])
 
 
 def chunk_levels(steps: int, entries: int, chunk: int, past: int = 0, given_past: bool = False) -> np.ndarray:

@@ -157,21 +157,23 @@ def _sums(leaves: list) -> list:
     return [words(leaf) for leaf in leaves]
 
 
-def _sums_on_host(leaves: list) -> list:
-    """The same where arrays lie in the memory of this process, so that nothing has to be compiled."""
+def _sum_on_host(leaf: Any) -> np.uint32:
+    flat = np.ravel(np.asarray(leaf))
+    return np.sum(flat.view({1: np.uint8, 2: np.uint16}.get(flat.itemsize, np.uint32)), dtype=np.uint32)
 
-    def words(leaf):
-        flat = np.asarray(leaf).reshape(-1)
-        return np.sum(flat.view({1: np.uint8, 2: np.uint16}.get(flat.itemsize, np.uint32)), dtype=np.uint32)
 
-    return [words(leaf) for leaf in leaves]
+def _lies_on_host(leaf: Any) -> bool:
+    return not isinstance(leaf, jax.Array) or (
+        leaf.is_fully_addressable and all(device.platform == "cpu" for device in leaf.devices())
+    )
 
 
 def _fingerprints(item: Any) -> dict[str, int]:
+    """The sum of each array's words; where it lies, so that nothing large is moved and a host compiles nothing."""
     leaves = jax.tree_util.tree_flatten_with_path(item)[0]
-    on_host = jax.default_backend() == "cpu" and jax.process_count() == 1
-    sums = (_sums_on_host if on_host else _sums)([leaf for _, leaf in leaves])
-    sums = jax.device_get(sums)
+    arrays = [leaf for _, leaf in leaves]
+    host = all(map(_lies_on_host, arrays))
+    sums = list(map(_sum_on_host, arrays)) if host else jax.device_get(_sums(arrays))
     return {path_name(path): int(value) for (path, _), value in zip(leaves, sums, strict=True)}
 
 

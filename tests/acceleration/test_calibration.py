@@ -1,6 +1,6 @@
 """ERTACache: the exact laws of its schedule, its grid and its regression, and what a calibration is valid for."""
 
-from functools import partial
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -28,74 +28,104 @@ from diffusion_jax.sampling import make_sampler, sample
 
 FLOW = processes.rectified_flow()
 STEPS, SHAPE = 12, (6,)
-GRID = jnp.linspace(1.0, 0.0, STEPS + 1)
-MIXTURE = denoisers.gaussian_mixture(jax.random.normal(jax.random.key(7), (4, *SHAPE)), 0.15)
+GRID = jnp.asarray(np.linspace(1.0, 0.0, STEPS + 1, dtype=np.float32))
 EXACT = denoisers.analytic(FLOW)
-RUNS = jax.jit(lambda key, params: record_outputs(key, EXACT, params, solvers.flow_euler(), GRID, shape=(32, *SHAPE)))(
-    jax.random.key(0), MIXTURE
-)
-KEPT = RUNS.output - RUNS.x
 THRESHOLDS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
 
 
-@partial(jax.jit, static_argnames="residual")
-def fast(computed, correction, grid, residual=True):
-    denoiser = cached_outputs(EXACT, on_schedule(computed), residual=residual, correction=correction)
-    found = sample(jax.random.key(1), denoiser, MIXTURE, solvers.flow_euler(), grid, shape=(16, *SHAPE))
+@functools.cache
+def mixture():
+    means = jnp.asarray(np.random.default_rng(7).standard_normal((4, *SHAPE), np.float32))
+    return denoisers.gaussian_mixture(means, 0.15)
+
+
+@jax.jit
+def record(key, params):
+    return record_outputs(key, EXACT, params, solvers.flow_euler(), GRID, shape=(32, *SHAPE))
+
+
+@functools.cache
+def recorded():
+    """The runs, as NumPy arrays, and what is kept of them."""
+    runs = jax.device_get(record(jax.random.key(0), mixture()))
+    return runs, runs.output - runs.x
+
+
+@functools.cache
+def reused_at(threshold):
+    """The schedule at a threshold, and what it forecasts of the outputs."""
+    runs, kept = recorded()
+    computed = offline_schedule(kept, threshold)
+    forecast = np.asarray(replayed(kept, computed)) + runs.x
+    return computed, forecast
+
+
+@jax.jit
+def fast(params, computed, correction, grid):
+    denoiser = cached_outputs(EXACT, on_schedule(computed), residual=True, correction=correction)
+    found = sample(jax.random.key(1), denoiser, params, solvers.flow_euler(), grid, shape=(16, *SHAPE))
     return found.x, found.cost.evaluations
 
 
 @jax.jit
-def full():
-    return sample(jax.random.key(1), EXACT, MIXTURE, solvers.flow_euler(), GRID, shape=(16, *SHAPE)).x
+def full(params):
+    return sample(jax.random.key(1), EXACT, params, solvers.flow_euler(), GRID, shape=(16, *SHAPE)).x
 
 
 def test_threshold_zero_computes_everything_and_is_the_plain_sampler_bit_for_bit():
-    found = calibrate(RUNS, GRID, FLOW, 0.0)
+    found = calibrate(recorded()[0], GRID, FLOW, 0.0)
     assert bool(found.computed.all())
     grid = adjusted_grid(GRID, found.fraction)
     np.testing.assert_array_equal(grid, GRID)
-    x, evaluations = fast(found.computed, found.correction, grid)
-    np.testing.assert_array_equal(x, full())
+    x, evaluations = fast(mixture(), found.computed, found.correction, grid)
+    np.testing.assert_array_equal(x, full(mixture()))
     assert float(evaluations) == STEPS
     assert not np.any(found.correction.slope) and not np.any(found.correction.bias)
 
 
 def test_more_steps_are_reused_as_the_threshold_grows_and_the_ends_never():
-    schedules = jax.vmap(lambda threshold: offline_schedule(KEPT, threshold))(jnp.array(THRESHOLDS))
+    kept = recorded()[1]
+    schedules = np.asarray(jax.jit(jax.vmap(lambda at: offline_schedule(kept, at)))(np.float32(THRESHOLDS)))
     counts = (~schedules).sum(axis=1)
-    assert bool((jnp.diff(counts) >= 0).all()) and counts[0] == 0 and counts[-1] > STEPS / 2
+    assert bool((np.diff(counts) >= 0).all()) and counts[0] == 0 and counts[-1] > STEPS / 2
     assert bool(schedules[:, [0, -1]].all())
 
 
 def test_the_schedule_and_the_replay_are_the_walk_of_the_publication():
-    kept, threshold = np.asarray(KEPT, np.float64), 0.1
+    given, threshold = recorded()[1], 0.1
+    kept = np.float64(given)
     last, computed, forecasts = kept[0], [], []
     for index, value in enumerate(kept):
         forecasts.append(last)
         reuse = np.abs(last - value).sum() / np.abs(value).sum() < threshold and 0 < index < STEPS - 1
         computed.append(not reuse)
         last = last if reuse else value
-    found = offline_schedule(KEPT, threshold)
+    found = offline_schedule(given, threshold)
     np.testing.assert_array_equal(found, computed)
     assert 2 < sum(computed) < STEPS
-    np.testing.assert_allclose(replayed(KEPT, found)[1:], forecasts[1:], rtol=1e-6)
+    np.testing.assert_allclose(replayed(given, found)[1:], forecasts[1:], rtol=1e-6)
 
 
 @pytest.mark.parametrize("residual", [True, False])
 def test_what_is_constant_is_reused_from_the_second_step_to_the_last_but_one_and_exact(residual):
     """Outputs: the straight lines to one point. Residuals: what a denoiser adds to its input, made constant here."""
     if residual:
-        runs = RUNS._replace(output=RUNS.x + 0.5)
+        runs = recorded()[0]
+        runs = runs._replace(output=runs.x + 0.5)
         found = calibrate(runs, GRID, FLOW, 1e-3)
         np.testing.assert_allclose(replayed(runs.output - runs.x, found.computed)[1:], 0.5, atol=1e-6)
     else:
         point = denoisers.gaussian_mixture(jnp.ones((1, *SHAPE)), 0.0)
-        runs = record_outputs(jax.random.key(0), EXACT, point, solvers.flow_euler(), GRID, shape=(8, *SHAPE))
+        runs = record(jax.random.key(0), point)
         found = calibrate(runs, GRID, FLOW, 1e-3, residual=False)
-        denoiser = cached_outputs(EXACT, on_schedule(found.computed), correction=found.correction)
         grid = adjusted_grid(GRID, found.fraction)
-        x = sample(jax.random.key(1), denoiser, point, solvers.flow_euler(), grid, shape=(8, *SHAPE))
+
+        @jax.jit
+        def reused(point):
+            denoiser = cached_outputs(EXACT, on_schedule(found.computed), correction=found.correction)
+            return sample(jax.random.key(1), denoiser, point, solvers.flow_euler(), grid, shape=(8, *SHAPE))
+
+        x = reused(point)
         np.testing.assert_allclose(x.x, 1.0, atol=1e-4)
         assert float(x.cost.evaluations) == 2
     np.testing.assert_array_equal(np.flatnonzero(found.computed), [0, STEPS - 1])
@@ -104,16 +134,17 @@ def test_what_is_constant_is_reused_from_the_second_step_to_the_last_but_one_and
 
 @pytest.mark.parametrize("process", [None, FLOW, processes.vp_linear(100)], ids=["t", "flow in s", "vp in s"])
 def test_the_grid_ends_where_it_ended_for_every_fraction(process):
-    grid = jnp.linspace(1.0 if process is not FLOW else 0.99, 0.0, STEPS + 1)
+    grid = np.linspace(1.0 if process is not FLOW else 0.99, 0.0, STEPS + 1, dtype=np.float32)
     for seed in range(4):
-        fraction = jax.random.uniform(jax.random.key(seed), (STEPS,))
-        fraction = fraction.at[3].set(0.0).at[5:].set(jnp.where(fraction[5:] < 0.3, 1.0, fraction[5:]))
-        moved = adjusted_grid(grid, fraction, process)
+        fraction = np.random.default_rng(seed).random(STEPS, np.float32)
+        fraction[3] = 0.0
+        fraction[5:][fraction[5:] < 0.3] = 1.0
+        moved = np.asarray(adjusted_grid(grid, fraction, process))
         assert moved[0] == grid[0] and moved[-1] == 0.0
-        assert bool((jnp.diff(moved) <= 0).all()) and bool((moved >= grid - 1e-6).all())
-        assert abs(float(-jnp.diff(moved).sum()) - float(grid[0])) < 1e-6
+        assert bool((np.diff(moved) <= 0).all()) and bool((moved >= grid - 1e-6).all())
+        assert abs(float(-np.diff(moved).sum()) - float(grid[0])) < 1e-6
         np.testing.assert_allclose(moved[4], moved[3], rtol=1e-5)
-    np.testing.assert_array_equal(adjusted_grid(grid, jnp.ones(STEPS), process), grid)
+    np.testing.assert_array_equal(adjusted_grid(grid, np.ones(STEPS), process), grid)
 
 
 def test_the_grid_is_the_loop_of_the_publication():
@@ -132,11 +163,10 @@ def test_the_grid_is_the_loop_of_the_publication():
 
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_the_corrected_error_is_centred_uncorrelated_and_never_larger(per_channel):
-    computed = offline_schedule(KEPT, 0.2)
-    forecast = replayed(KEPT, computed) + RUNS.x
-    found = error_regression(forecast, RUNS.output, computed, per_channel)
+    (computed, forecast), output = reused_at(0.2), recorded()[0].output
+    found = jax.jit(error_regression, static_argnums=3)(forecast, output, computed, per_channel)
     assert found.slope.shape == (STEPS, *SHAPE)[: 1 + per_channel]
-    error = np.asarray(forecast - RUNS.output, np.float64)
+    error = np.float64(forecast - output)
     wide = (Ellipsis,) if per_channel else (Ellipsis, None)
     slope, bias = (np.asarray(leaf, np.float64)[:, None][wide] for leaf in found)
     rest = error - (slope * np.asarray(forecast, np.float64) + bias)
@@ -150,11 +180,10 @@ def test_the_corrected_error_is_centred_uncorrelated_and_never_larger(per_channe
 
 def test_the_logistic_fit_of_the_publication_is_the_regression_once_linearised():
     """K = 4 Cov / Var, B = 4 (mean e - 1/2) - K mean v; e ~ K v / 4 + B / 4 + 1/2."""
-    computed = offline_schedule(KEPT, 0.2)
-    forecast = replayed(KEPT, computed) + RUNS.x
-    found = error_regression(forecast, RUNS.output, computed)
+    (computed, forecast), output = reused_at(0.2), recorded()[0].output
+    found = jax.jit(error_regression)(forecast, output, computed)
     index = int(np.flatnonzero(~np.asarray(computed))[0])
-    v, e = (np.asarray(a[index], np.float64).ravel() for a in (forecast, forecast - RUNS.output))
+    v, e = (np.asarray(a[index], np.float64).ravel() for a in (forecast, forecast - output))
     big_k = 4 * np.cov(v, e, bias=True)[0, 1] / v.var()
     big_b = 4 * (e.mean() - 0.5) - big_k * v.mean()
     np.testing.assert_allclose(found.slope[index], big_k / 4, rtol=1e-4)
@@ -162,23 +191,24 @@ def test_the_logistic_fit_of_the_publication_is_the_regression_once_linearised()
 
 
 def test_the_first_reuse_of_an_output_stands_still_by_its_change_and_not_by_its_size():
-    computed = jnp.arange(STEPS) % 3 != 1
-    forecast = replayed(RUNS.output, computed)
-    change = step_fractions(forecast, RUNS.output, computed, "change")
+    output, computed = recorded()[0].output, np.arange(STEPS) % 3 != 1
+    forecast = replayed(output, computed)
+    fractions = jax.jit(step_fractions, static_argnums=3)
+    change = np.asarray(fractions(forecast, output, computed, "change"))
     np.testing.assert_allclose(change[1:-1:3], 0.0, atol=1e-6)
     assert bool((change[computed] == 1).all())
-    assert bool((step_fractions(forecast, RUNS.output, computed)[1:-1:3] > 0.3).all())
+    assert bool((np.asarray(fractions(forecast, output, computed, "output"))[1:-1:3] > 0.3).all())
     with pytest.raises(InvalidInput, match="distance"):
-        step_fractions(forecast, RUNS.output, computed, "norm")
+        step_fractions(forecast, output, computed, "norm")
 
 
 def test_calibration_runs_on_any_solver_process_forecaster_and_mesh():
     vp = processes.vp_linear(100)
     exact = denoisers.analytic(vp)
-    grid = jnp.linspace(1.0, 0.0, STEPS + 1)
+    grid = GRID
     runs = jax.jit(
-        lambda: record_outputs(jax.random.key(0), exact, MIXTURE, solvers.ddim(), grid, shape=(16, *SHAPE))
-    )()
+        lambda params: record_outputs(jax.random.key(0), exact, params, solvers.ddim(), grid, shape=(16, *SHAPE))
+    )(mixture())
     found = calibrate(runs, grid, vp, 0.2, per_channel=True, valid_for={"solver": "ddim"})
     assert found.valid_for["prediction"] == "epsilon"
     denoiser, moved = ertacache(exact, found, grid, {"solver": "ddim"})
@@ -188,7 +218,7 @@ def test_calibration_runs_on_any_solver_process_forecaster_and_mesh():
     for solver in (solvers.ddim(), solvers.ddpm(), solvers.dpm_solver_pp()):
         one, eight = (
             make_sampler(denoiser, solver, shape=SHAPE, mesh=mesh, save_every=4)(
-                jax.random.key(3), MIXTURE, moved, index=index
+                jax.random.key(3), mixture(), moved, index=index
             )
             for mesh in (None, make_mesh(data=8))
         )
@@ -201,7 +231,7 @@ def test_calibration_runs_on_any_solver_process_forecaster_and_mesh():
 
 
 def test_a_calibration_is_saved_and_tells_what_it_is_not_valid_for(tmp_path):
-    found = calibrate(RUNS, GRID, FLOW, 0.2, valid_for={"solver": "euler", "guidance": 3.0})
+    found = calibrate(recorded()[0], GRID, FLOW, 0.2, valid_for={"solver": "euler", "guidance": 3.0})
     save_calibration(tmp_path / "calibration.json", found)
     read = load_calibration(tmp_path / "calibration.json")
     assert read.valid_for == found.valid_for
@@ -218,7 +248,7 @@ def test_a_calibration_is_saved_and_tells_what_it_is_not_valid_for(tmp_path):
         ertacache(denoisers.analytic(processes.vp_linear(100)), read, GRID, told)
     denoiser, grid = ertacache(EXACT, read, GRID, told)
     with pytest.raises(InvalidInput, match="shape of the run"):
-        sample(jax.random.key(0), denoiser, MIXTURE, solvers.ddim(), grid, shape=(4, 3))
+        sample(jax.random.key(0), denoiser, mixture(), solvers.ddim(), grid, shape=(4, 3))
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(InvalidInput, match="is not a calibration"):
         load_calibration(tmp_path / "other.json")

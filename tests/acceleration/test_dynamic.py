@@ -13,14 +13,13 @@ from diffusion_jax.acceleration.features import cached_features
 from diffusion_jax.distributed import make_mesh
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.sampling import make_sampler, sample
-from tests.models.shared import scramble
+from tests.models.drawn import drawn
 
 SHAPE, STEPS = (4, 4, 1), 6
 LABELS = {"label": jnp.arange(8) % 3}
 GRID = timesteps.linspace(STEPS)
 SOLVERS = {
     "ddpm": (processes.vp_linear, solvers.ddpm),
-    "ddim": (processes.vp_linear, solvers.ddim),
     "flow": (processes.rectified_flow, solvers.flow_euler),
 }
 
@@ -29,11 +28,11 @@ SOLVERS = {
 def routed_case(name):
     """`(network, process, routed, parameters)`, whose routers leave out about half, other parts at other times."""
     network, process = models.dit(width=16, depth=2, heads=2, num_classes=3), SOLVERS[name][0]()
-    x, t, cond, key = jnp.zeros((1, *SHAPE)), jnp.zeros(1), {"label": jnp.zeros(1, jnp.int32)}, jax.random.key(0)
-    params = scramble(network.init(key, x, t, cond))
+    x, t, cond, key = jnp.zeros((1, *SHAPE)), jnp.zeros(1), {"label": np.zeros(1, np.int32)}, jax.random.key(0)
+    params = drawn(models.param_shapes(network, x.shape, cond), seed=2)
     timed = adapters.routed(network, 4, bias=0.0)
-    made = timed.init(key, params, x, t, cond)
-    return network, process, timed, {"params": params, **jax.tree.map(lambda leaf: 3 * leaf, made)}
+    made = jax.jit(timed.init)(key, params, x, t, cond)
+    return network, process, timed, {"params": params, **jax.tree.map(lambda leaf: 3 * np.asarray(leaf), made)}
 
 
 @functools.cache
@@ -56,7 +55,11 @@ def test_cut_weights_sample_what_routers_say_on_the_fly(name):
     gates, costs = tables(name)
     assert any(np.any(leaf[0] != leaf[-1]) for leaf in jax.tree.leaves(gates))
     solver, key = SOLVERS[name][1](), jax.random.key(1)
-    run = functools.partial(sample, key, solver=solver, grid=GRID, shape=(8, *SHAPE), cond=LABELS)
+
+    def run(denoiser, params):
+        draw = functools.partial(sample, key, denoiser, solver=solver, grid=GRID, shape=(8, *SHAPE), cond=LABELS)
+        return jax.jit(lambda params: draw(params=params))(params)
+
     on_the_fly = run(denoisers.denoiser(timed.network, process), tree)
     by_table = dynamic.by_time(denoisers.denoiser(timed.opened, process), GRID[:-1])
     masked = run(by_table, {"params": tree["params"], "tables": {"gates": gates}})
@@ -72,8 +75,8 @@ def test_cut_weights_sample_what_routers_say_on_the_fly(name):
 
 
 def test_a_table_is_what_the_routers_report():
-    _, process, timed, tree = routed_case("ddim")
-    gates, costs = tables("ddim")
+    _, process, timed, tree = routed_case("ddpm")
+    gates, costs = tables("ddpm")
     ledger = jax.jit(lambda t: timed.network.apply(tree, jnp.zeros((6, *SHAPE)), t, {"label": LABELS["label"][:6]})[1])
     reported = models.executed_ratio(ledger(process.network_time(GRID[:-1]))["ledger"])
     shares = [
@@ -83,8 +86,8 @@ def test_a_table_is_what_the_routers_report():
 
 
 def test_buckets_are_the_cheapest_ranges():
-    _, costs = tables("ddim")
-    like = jax.tree.map(lambda leaf: np.zeros((5, *leaf.shape[1::2]), bool), tables("ddim")[0])
+    _, costs = tables("ddpm")
+    like = jax.tree.map(lambda leaf: np.zeros((5, *leaf.shape[1::2]), bool), tables("ddpm")[0])
     rng = np.random.default_rng(0)
     on = jax.tree.map(lambda leaf: rng.random(leaf.shape) > 0.6, like)
 
@@ -100,8 +103,8 @@ def test_buckets_are_the_cheapest_ranges():
 
 
 def test_guidance_nests_and_eight_devices_agree_with_one():
-    network, process, _, tree = routed_case("ddim")
-    gates, costs = tables("ddim")
+    network, process, _, tree = routed_case("ddpm")
+    gates, costs = tables("ddpm")
     static = dynamic.static_widths(network, process, GRID[:-1], gates, costs, 2)
     guided = denoisers.guided(static.denoiser, 2.0, null={"label": 3})
     params = static.prepare({"params": tree["params"]})
@@ -115,31 +118,27 @@ def test_guidance_nests_and_eight_devices_agree_with_one():
 
 
 def test_features_are_cached_under_gates():
-    _, process, timed, tree = routed_case("ddim")
-    gates, _ = tables("ddim")
+    _, process, timed, tree = routed_case("ddpm")
+    gates, _ = tables("ddpm")
     params = {"params": tree["params"], "tables": {"gates": gates}}
     plain = denoisers.denoiser(timed.opened, process)
     computed, reused = (cached_features(timed.opened, process, reuse(), every(n)) for n in (1, 2))
-    out, same, fewer = (
-        sample(
-            jax.random.key(1),
-            dynamic.by_time(inner, GRID[:-1]),
-            params,
-            solvers.ddim(),
-            GRID,
-            shape=(8, *SHAPE),
-            cond=LABELS,
-        )
-        for inner in (plain, computed, reused)
-    )
+
+    @jax.jit
+    def run(params):
+        timed = (dynamic.by_time(inner, GRID[:-1]) for inner in (plain, computed, reused))
+        options = {"shape": (8, *SHAPE), "cond": LABELS}
+        return [sample(jax.random.key(1), one, params, solvers.ddim(), GRID, **options) for one in timed]
+
+    out, same, fewer = run(params)
     np.testing.assert_allclose(same.x, out.x, atol=1e-5)
     assert np.abs(fewer.x - out.x).max() > 1e-3
     assert float(fewer.cost.evaluations) == STEPS / 2
 
 
 def test_what_cannot_be_tabulated_is_told():
-    network, process, timed, tree = routed_case("ddim")
-    gates, costs = tables("ddim")
+    network, process, timed, tree = routed_case("ddpm")
+    gates, costs = tables("ddpm")
     with pytest.raises(InvalidInput, match="buckets is 0"):
         dynamic.static_widths(network, process, GRID[:-1], gates, costs, 0)
     by_table = dynamic.by_time(denoisers.denoiser(timed.opened, process), GRID[:-1])

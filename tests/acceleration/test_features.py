@@ -13,14 +13,15 @@ from diffusion_jax.costs import count_bytes
 from diffusion_jax.distributed import make_mesh
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.sampling import make_sampler, sample
-from tests.models.shared import scramble
+from tests import shipped
+from tests.models.drawn import drawn
 
 STEPS, DEPTH, WIDTH = 7, 2, 16
 FLOW = processes.rectified_flow()
-COND = {"label": jnp.arange(8) % 3}
+COND = {"label": jnp.asarray(np.arange(8) % 3)}
 NULL = {"label": 3}
-GRID = jnp.linspace(1.0, 0.0, STEPS + 1)
-X = jax.random.normal(jax.random.key(1), (8, 4, 4, 1))
+GRID = jnp.asarray(np.linspace(1.0, 0.0, STEPS + 1, dtype=np.float32))
+X = jnp.asarray(np.random.default_rng(1).standard_normal((8, 4, 4, 1), np.float32))
 
 
 def tiny(**fields):
@@ -29,8 +30,7 @@ def tiny(**fields):
 
 def ready(network, x=X, cond=COND):
     """Parameters of a network that are nowhere zero."""
-    t = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[:1]), x)
-    return jax.jit(lambda key: scramble(network.init(key, x, t, cond)))(jax.random.key(0))
+    return drawn(models.param_shapes(network, jax.tree.map(jnp.shape, x), cond))
 
 
 @functools.cache
@@ -38,12 +38,12 @@ def params():
     return ready(tiny())
 
 
-def compiled(make, solver=None, x=X, cond=COND, grid=GRID):
+def compiled(make, solver=None, x=X, cond=COND, grid=GRID, jit=jax.jit):
     """`(params, interval, warmup) -> Samples` of the denoiser `make(interval, warmup)`, and its list of traces."""
     solver = solvers.flow_euler() if solver is None else solver
     traces = []
 
-    @jax.jit
+    @jit
     def run(params, interval, warmup):
         traces.append(1)
         return sample(jax.random.key(2), make(interval, warmup), params, solver, grid, x_init=x, cond=cond)
@@ -142,28 +142,51 @@ def test_the_carry_holds_order_plus_one_outputs_a_module_in_float32():
         assert count_bytes(values) == 4 * (order + 1) * 2 * DEPTH * 8 * 4 * WIDTH
 
 
+# What does not depend on the network is tested with the smallest one that has inner modules.
+VECTORS = jnp.asarray(np.random.default_rng(5).standard_normal((8, 3), np.float32))
+
+
+def smallest():
+    return models.mlp(width=8, depth=2, num_classes=3)
+
+
+@functools.cache
+def few_params():
+    return ready(smallest(), VECTORS)
+
+
+def cached_smallest(*policy):
+    return cached_features(smallest(), FLOW, taylor(1), every(*policy))
+
+
+@functools.cache
+def whole():
+    """A run with interval 3 and warm-up 2."""
+    return compiled(cached_smallest, x=VECTORS)[0](few_params(), 3, 2)
+
+
 @functools.partial(jax.jit, static_argnames=("start", "stop"))
 def part(params, start, stop, **given):
-    """The steps `start` .. `stop - 1` of the run of `cached_run("taylor 1")` with interval 3 and warm-up 2."""
-    denoiser, key = cached_features(tiny(), FLOW, taylor(1), every(3, 2)), jax.random.key(2)
+    """The steps `start` .. `stop - 1` of the run of `whole`."""
+    denoiser, key = cached_smallest(3, 2), jax.random.key(2)
     return sample(key, denoiser, params, solvers.flow_euler(), GRID, cond=COND, start=start, stop=stop, **given).run
 
 
 def test_a_run_in_pieces_is_the_run():
-    first = part(params(), 0, 4, x_init=X)
-    found = part(params(), 4, STEPS, resume=first)
-    np.testing.assert_allclose(found.x, cached_run("taylor 1")[0](params(), 3, 2).x, atol=1e-5)
+    first = part(few_params(), 0, 4, x_init=VECTORS)
+    found = part(few_params(), 4, STEPS, resume=first)
+    np.testing.assert_allclose(found.x, whole().x, atol=1e-5)
 
 
 def test_a_denoiser_that_takes_over_begins_with_an_empty_table():
-    cached = cached_features(tiny(), FLOW, taylor(1), every(3, 2))
+    cached = cached_smallest(3, 2)
     # The times above 0.5 are those of the first four steps.
     both = denoisers.switched((cached, cached), (0.5,))
-    found = compiled(lambda *_: both)[0]((params(), params()))
-    first = part(params(), 0, 4, x_init=X)
-    second = part(params(), 4, STEPS, resume=first._replace(carry=None))
+    found = compiled(lambda *_: both, x=VECTORS)[0]((few_params(), few_params()))
+    first = part(few_params(), 0, 4, x_init=VECTORS)
+    second = part(few_params(), 4, STEPS, resume=first._replace(carry=None))
     np.testing.assert_allclose(found.x, second.x, atol=1e-5)
-    assert float(jnp.abs(found.x - cached_run("taylor 1")[0](params(), 3, 2).x).max()) > 1e-4
+    assert float(jnp.abs(found.x - whole().x).max()) > 1e-4
 
 
 SOLVERS = {
@@ -177,49 +200,43 @@ def test_any_solver_runs_on_it(name):
     solver, process, along, calls = SOLVERS[name]
 
     def make(interval, warmup):
-        return cached_features(tiny(), process, taylor(1), every(interval, warmup), along=along)
+        return cached_features(smallest(), process, taylor(1), every(interval, warmup), along=along)
 
-    expected = compiled(lambda *_: denoisers.denoiser(tiny(), process), solver)[0](params())
-    run, _ = compiled(make, solver)
-    np.testing.assert_array_equal(run(params()).x, expected.x)
+    plain = denoisers.denoiser(smallest(), process)
+    expected = compiled(lambda *_: plain, solver, VECTORS, jit=shipped.jit)[0](few_params())
+    run, _ = compiled(make, solver, VECTORS, jit=shipped.jit)
+    np.testing.assert_array_equal(run(few_params()).x, expected.x)
     asked = float(expected.cost.evaluations)
     assert asked in (calls, calls - 1)
-    skipped = run(params(), 2, 3)
+    skipped = run(few_params(), 2, 3)
     assert float(skipped.cost.evaluations) == 3 + (asked - 3) // 2
     assert bool(jnp.isfinite(skipped.x).all())
 
 
 def test_the_two_rows_of_guidance_have_tables_of_their_own_and_shard_with_the_batch():
-    cached = cached_features(tiny(), FLOW, taylor(1), every(3, 2))
+    cached = cached_smallest(3, 2)
     guided, solver = denoisers.guided(cached, 2.0, NULL), solvers.flow_euler()
     one, spread = (
-        make_sampler(guided, solver, shape=X.shape[1:], mesh=mesh)(
-            jax.random.key(2), params(), GRID, COND, jnp.arange(8), X
+        make_sampler(guided, solver, shape=VECTORS.shape[1:], mesh=mesh)(
+            jax.random.key(2), few_params(), GRID, COND, jnp.arange(8), VECTORS
         )
         for mesh in (None, make_mesh(data=8))
     )
-    apart = compiled(lambda *_: denoisers.autoguided(cached, cached, 2.0, NULL))[0]
-    np.testing.assert_allclose(one.x, apart({"main": params(), "guide": params()}).x, atol=1e-4)
+    apart = compiled(lambda *_: denoisers.autoguided(cached, cached, 2.0, NULL), x=VECTORS)[0]
+    np.testing.assert_allclose(one.x, apart({"main": few_params(), "guide": few_params()}).x, atol=1e-4)
     np.testing.assert_allclose(spread.x, one.x, atol=1e-4)
     assert float(one.cost.evaluations) == float(spread.cost.evaluations) == 2 * 3
 
 
-CONTEXT = {"context": jax.random.normal(jax.random.key(3), (8, 3, 5))}
-CLIP = jax.random.normal(jax.random.key(4), (8, 2, 4, 4, 1))
+CONTEXT = {"context": np.random.default_rng(3).standard_normal((8, 3, 5), np.float32)}
+CLIP = np.random.default_rng(4).standard_normal((8, 2, 4, 4, 1), np.float32)
 PAIR = {"image": X, "text": X.reshape(8, 4, 4)}
-ROWS = GRID[:, None, None] * jnp.linspace(0.4, 1.0, 4)
-UNET = {"channels": 8, "multipliers": (1, 1), "num_residual": 1, "attention": (0, 1), "heads": 2, "num_classes": 3}
+ROWS = np.asarray(GRID)[:, None, None] * np.linspace(0.4, 1.0, 4, dtype=np.float32)
+UNET = {"channels": 8, "multipliers": (1,), "num_residual": 1, "attention": (0,), "heads": 2, "num_classes": 3}
 NETWORKS = {
-    "rows": (tiny, X, COND, ROWS),
-    "bfloat16": (lambda: tiny(dtype="bfloat16"), X, COND, GRID),
-    "pixart": (lambda: models.pixart("XL/2", width=16, depth=1, heads=2), X, CONTEXT, GRID),
-    "video": (lambda: models.video_dit(width=16, depth=2, heads=2, num_classes=3), CLIP, COND, GRID),
-    "unet": (
-        lambda: models.unet(channels=8, multipliers=(1, 1), num_residual=1, attention=(0, 1), heads=2, num_classes=3),
-        X,
-        COND,
-        GRID,
-    ),
+    "rows in bfloat16": (lambda: tiny(dtype="bfloat16"), X, COND, ROWS),
+    "video with a context": (lambda: models.video_dit(width=16, depth=2, heads=2, context=True), CLIP, CONTEXT, GRID),
+    "unet": (lambda: models.unet(**UNET), X, COND, GRID, shipped.jit),
     "joint": (
         lambda: models.joint_transformer({"image": (2, 2), "text": (1,)}, width=16, depth=2, heads=2),
         PAIR,
@@ -231,7 +248,7 @@ NETWORKS = {
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_any_network_with_inner_modules_and_any_times(name):
-    make, x, cond, grid = NETWORKS[name]
+    make, x, cond, grid, *jit = NETWORKS[name]
     network, joint = make(), isinstance(x, dict)
     process = processes.JointProcess(dict.fromkeys(x, FLOW)) if joint else FLOW
     weights = ready(network, x, cond)
@@ -240,8 +257,9 @@ def test_any_network_with_inner_modules_and_any_times(name):
     def cached(interval, warmup):
         return cached_features(network, process, taylor(2), every(interval, warmup))
 
-    run, _ = compiled(cached, solver, x, cond, grid)
-    expected = compiled(lambda *_: denoisers.denoiser(network, process), solver, x, cond, grid)[0](weights)
+    run, _ = compiled(cached, solver, x, cond, grid, *jit)
+    plain = denoisers.denoiser(network, process)
+    expected = compiled(lambda *_: plain, solver, x, cond, grid, *jit)[0](weights)
     jax.tree.map(np.testing.assert_array_equal, run(weights).x, expected.x)
     skipped = run(weights, 2, 3)
     assert float(skipped.cost.evaluations) == 5

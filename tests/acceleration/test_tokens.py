@@ -12,9 +12,20 @@ from diffusion_jax.acceleration import cached_features, cached_tokens, every, re
 from diffusion_jax.distributed import make_mesh
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.sampling import make_sampler
-from tests.acceleration.test_features import COND, FLOW, GRID, NULL, STEPS, X, compiled, params, plain, tiny
-
-CLIP = jax.random.normal(jax.random.key(4), (8, 2, 4, 4, 1))
+from tests.acceleration.test_features import (
+    CLIP,
+    COND,
+    FLOW,
+    GRID,
+    NULL,
+    STEPS,
+    X,
+    compiled,
+    params,
+    plain,
+    ready,
+    tiny,
+)
 
 
 @functools.cache
@@ -90,9 +101,7 @@ def test_what_is_chosen_is_new_and_the_rest_is_what_was_said_last():
 
 def test_guided_clips_on_a_mesh():
     network = models.video_dit(width=16, depth=2, heads=2, num_classes=3)
-    t = jnp.zeros(8)
-    weights = jax.jit(lambda key: network.init(key, CLIP, t, COND))(jax.random.key(0))
-    weights = jax.tree.map(lambda leaf: leaf + 0.1, weights)
+    weights = ready(network, CLIP)
     guided = denoisers.guided(cached_tokens(network, FLOW, every(3), 0.3, attention=0.0), 2.0, NULL)
     found = [
         make_sampler(guided, solvers.flow_euler(), shape=CLIP.shape[1:], mesh=mesh)(
@@ -108,7 +117,7 @@ def test_what_cannot_be_asked_is_refused():
     with pytest.raises(InvalidInput, match="ratio"):
         cached_tokens(tiny(), FLOW, every(2), 1.5)
     turned = cached_tokens(tiny(positions="rotary"), FLOW, every(2), 0.5)
-    carry = turned.init(params(), X, COND)
+    carry = jax.eval_shape(turned.init, params(), X, COND)
     at = denoisers.base.some_step(X)
     with pytest.raises(InvalidInput, match="attention=0"):
-        jax.eval_shape(lambda params: turned.apply(params, carry, X, at, COND)[0].x0, params())
+        jax.eval_shape(turned.apply, params(), carry, X, at, COND)

@@ -4,9 +4,12 @@ import jax
 import numpy as np
 import pytest
 
+from diffusion_jax import timesteps
 from diffusion_jax.config import build, load
+from diffusion_jax.experiment import prepare
 from diffusion_jax.models import count_params, param_shapes
-from diffusion_jax.recipes.ar_diffusion import staircase_bias
+from diffusion_jax.recipes.ar_diffusion import kept_claims, staircase_bias, ways
+from tests.models.drawn import drawn
 
 CONFIG = "configs/recipes/ar_diffusion.py"
 
@@ -24,9 +27,8 @@ def test_the_published_settings():
     assert loss.shape == (2,)
 
 
-@pytest.mark.parametrize("variant", ["", ":smoke"])
-def test_arms_differ_in_their_times_alone(variant):
-    arms = {name: arm.to_dict() for name, arm in load(CONFIG + variant).arms.items()}
+def test_arms_differ_in_their_times_alone():
+    arms = {name: arm.to_dict() for name, arm in load(CONFIG).arms.items()}
     draws = [arm["objective"].pop("draw")["call"] for arm in arms.values()]
     assert sorted(draws) == ["timesteps.anchored", "timesteps.independent", "timesteps.shared"]
     assert all(arm == arms["anchored"] for arm in arms.values())
@@ -38,3 +40,16 @@ def test_the_wider_the_staircase_the_less_a_causal_denoiser_misses():
     assert causal == sorted(causal, reverse=True)
     assert causal[-1] == pytest.approx(bias[20][0], abs=1e-5)
     assert causal[0] > 2 * bias[0][0]
+
+
+def test_kept_keys_decode_the_staircase_of_full_width_and_chunks_go_on():
+    """The smoke run makes neither."""
+    config = load(f"{CONFIG}:smoke")
+    experiment = prepare(config.arms.anchored)._replace(shape=(4, 1, 1, 8))
+    params = drawn(param_shapes(experiment.network, (1, *experiment.shape)))
+    way = ways(experiment, timesteps.linspace(config.steps), config.clips)
+    claims = kept_claims(way, params, jax.random.key(0), 6, config.steps)
+    assert len(claims) == 2 and all(one.holds for one in claims)
+    long = way.continued(params, jax.random.key(0), 2, 2)
+    assert long.x.shape == (config.clips, 6, 1, 1, 8) and np.isfinite(long.x).all()
+    assert float(long.cost.evaluations) == 2 * config.steps

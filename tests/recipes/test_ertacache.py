@@ -1,4 +1,6 @@
-"""Arms of reuse at equal evaluations, the overlap of reuse sets, and the released settings."""
+"""Arms of reuse at equal evaluations, the world of the mixture, overlaps of reuse sets, and the released settings."""
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ import pytest
 from diffusion_jax import denoisers, processes, solvers, timesteps
 from diffusion_jax.acceleration import calibrate
 from diffusion_jax.config import build, load
+from diffusion_jax.recipes import ertacache
 from diffusion_jax.recipes.parts.reuse_arms import ARMS, bench, errors, overlap, samples, spread
 from diffusion_jax.sampling import sample
 
@@ -35,6 +38,16 @@ def test_every_arm_asks_as_often_and_fewer_steps_are_the_plain_solver(name):
     fewer, _ = samples(world, "fewer", found, jax.random.key(2), params, None, 8)
     np.testing.assert_allclose(fewer, coarse.x, atol=1e-4)
     assert errors(world, calibrate(runs, world.grid, process, 0.0), jax.random.key(2), params, full)["all"] == 0
+
+
+def test_the_mixture_is_measured_at_a_few_steps(tmp_path):
+    """The smoke run has the digits alone."""
+    config = load("configs/recipes/ertacache.py").mixture
+    config.update({"dims": 4, "steps": 6, "calibration": 8, "samples": 8})
+    claims, files = ertacache.mixture(config, [0], tmp_path)
+    assert len({one.name for one in claims}) == len(claims) == 22
+    assert all(math.isfinite(one.baseline) and math.isfinite(one.ours) for one in claims)
+    assert all(file.stat().st_size > 0 for file in files)
 
 
 def test_schedules_are_spread_evenly_and_overlap_as_sets():

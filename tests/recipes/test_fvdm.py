@@ -9,9 +9,11 @@ import pytest
 
 from diffusion_jax import timesteps
 from diffusion_jax.config import build, load
-from diffusion_jax.models import video_dit
+from diffusion_jax.experiment import prepare
+from diffusion_jax.models import param_shapes, video_dit
 from diffusion_jax.recipes import fvdm
 from diffusion_jax.recipes.parts import moving_clips
+from tests.models.drawn import drawn
 
 FILE = "configs/recipes/fvdm.py"
 
@@ -75,6 +77,21 @@ def test_a_given_frame_that_moves_is_found(moved):
     found = fvdm.exact(None, None, made, timesteps.linspace(2), real)
     assert found["given"] == pytest.approx(moved, abs=1e-6)
     assert found["scalar"] == 0
+
+
+def test_clips_go_on_and_equal_times_are_one_time():
+    """The smoke run makes no long clips and compares no times."""
+    entry = load(f"{FILE}:smoke").arms.mixed
+    experiment = prepare(entry)._replace(shape=(8, 1, 1, 8))
+    params = drawn(param_shapes(experiment.network, (1, *experiment.shape)))
+    made, grid = fvdm.sampler(experiment), jnp.asarray(build(entry.sampling.grid))
+    known = np.random.default_rng(0).standard_normal((2, 8, 1, 1, 8), np.float32)
+    found = fvdm.exact(params, jax.random.key(0), made, grid, known)
+    assert found["given"] == 0 and found["programs"] == 1 and found["scalar"] < 1e-5
+    long = made.chained(params, jax.random.key(0), known, 3)
+    assert long.shape == (2, 4 + 3 * 4, 1, 1, 8)
+    np.testing.assert_array_equal(long[:, :4], known[:, :4])
+    assert np.isfinite(long).all()
 
 
 def test_exact_claims_fail_for_any_deviation():

@@ -8,6 +8,9 @@ from diffusion_jax import models
 from diffusion_jax.config import build, load
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.experiment import prepare
+from diffusion_jax.recipes import unidiffuser
+from diffusion_jax.recipes.parts.paired_samples import sampler
+from tests.models.drawn import drawn
 
 FILE = "configs/recipes/unidiffuser.py"
 
@@ -46,6 +49,23 @@ def test_each_arm_trains_its_own_times():
     for name, given in (("image_given_text", "text"), ("text_given_image", "image")):
         assert not seen[name]["t"][given].any() and not seen[name]["t_weight"][given].any()
         assert np.unique(seen[name]["t"]["image" if given == "text" else "text"]).size == 64
+
+
+def test_replacement_keeps_what_is_given_and_losses_are_of_what_is_generated():
+    """The smoke run has neither."""
+    config = load(f"{FILE}:smoke")
+    experiment = prepare(config.networks.unidiffuser)
+    params = drawn(models.param_shapes(experiment.network, {n: (1, *shape) for n, shape in experiment.shape.items()}))
+    known, _ = unidiffuser.questions(experiment.held_out, 4)
+    made = sampler(experiment, config.steps).replaced(params, jax.random.key(0), known, "text")
+    np.testing.assert_allclose(made["text"], known["text"], atol=1e-5)
+    assert np.isfinite(made["image"]).all() and np.abs(made["image"] - known["image"]).max() > 0.1
+    # Without the head of the texts only the loss of a text changes.
+    silent = {**params, "head_text": jax.tree.map(np.zeros_like, params["head_text"])}
+    losses = unidiffuser.losses(experiment, {"ours": params, "silent": silent}, jax.random.key(1))
+    assert all(0 < loss < np.inf for loss in losses.values()) and len(losses) == 4
+    assert losses["image | text", "ours"] == losses["image | text", "silent"]
+    assert losses["text | image", "ours"] != losses["text | image", "silent"]
 
 
 def test_variants_are_named():

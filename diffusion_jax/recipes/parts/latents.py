@@ -66,7 +66,12 @@ def principal_space(pictures: Any, components: int, tokens: int | None = None) -
         raise invalid("tokens", tokens, f"it must divide the {components} components")
     shape = (1, 1, components) if tokens is None else (tokens, components // tokens)
     mean = flat.mean(0)
-    variances, axes = np.linalg.eigh(np.cov(flat.T, dtype=np.float64))
+    if components < len(flat) < flat.shape[1]:
+        # Of few pictures the same from a small decomposition.
+        _, singular, rows = np.linalg.svd(np.float64(flat) - flat.mean(0, dtype=np.float64), full_matrices=False)
+        variances, axes = singular[::-1] ** 2 / (len(flat) - 1), rows[::-1].T
+    else:
+        variances, axes = np.linalg.eigh(np.cov(flat.T, dtype=np.float64))
     deviation = np.sqrt(variances[-components:].mean())
     axes = np.float32(deviation * axes[:, ::-1][:, :components])
     mean = mean.reshape(pictures.shape[1:])
