@@ -1,9 +1,12 @@
 """Every recipe runs at a few steps: its claims are numbers, its pictures exist, and its models are kept."""
 
+import importlib
 import math
 
 import jax
+import matplotlib.pyplot  # noqa: F401 (imported here, so that the first run does not pay for all)
 import pytest
+import tensorboardX  # noqa: F401
 
 from diffusion_jax import distributed
 from diffusion_jax.metrics import features
@@ -11,6 +14,10 @@ from diffusion_jax.recipes import SYSTEMS
 from diffusion_jax.recipes.__main__ import built, run
 from diffusion_jax.recipes.parts import digits
 from diffusion_jax.recipes.report import read
+
+SLUGS = [system.slug for system in SYSTEMS if built(system.slug)]
+for _slug in SLUGS:
+    importlib.import_module(f"diffusion_jax.recipes.{_slug}")
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +42,7 @@ def one_device(monkeypatch):
     )
 
 
-@pytest.mark.parametrize("slug", [system.slug for system in SYSTEMS if built(system.slug)])
+@pytest.mark.parametrize("slug", SLUGS)
 def test_runs_at_a_few_steps(slug, tmp_path, monkeypatch):
     monkeypatch.setenv("DIFFUSION_JAX_CACHE", str(tmp_path / "cache"))
     report = run(slug, tmp_path / "out", smoke=True)
