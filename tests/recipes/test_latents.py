@@ -10,6 +10,7 @@ from diffusion_jax.experiment import defaults
 from diffusion_jax.recipes.parts.latents import encoded, latent_space, principal_space
 
 
+@pytest.mark.usefixtures("one_device")
 def test_latents_are_standardised_and_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("DIFFUSION_JAX_CACHE", str(tmp_path))
     config = defaults(steps=60, batch_size=32)
