@@ -35,6 +35,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
     del config.mixture
     config.digits.base = digit_transformer(steps=2, width=16, depth=1, heads=2, scan=False, remat="none")
     config.digits.base.train.batch_size = 8
+    config.digits.base.process = call("processes.rectified_flow")
     config.digits.update({"calibration": 10, "samples": 10, "computed": (4, 3), "shown": 3, "guidance": 1.0})
     config.digits.update({"outputs": False, "judged": False})
     config.digits.grid.steps = 5

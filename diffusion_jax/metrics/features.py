@@ -227,7 +227,7 @@ def _train(config):
         return optax.apply_updates(params, updates), state
 
     params = _init(config)
-    state = optimizer.init(params)
+    state = jax.jit(optimizer.init)(params)
     for i in range(config.steps):
         params, state = step(params, state, jax.random.fold_in(jax.random.key(config.seed + 1), i))
     network = FeatureNetwork(config, params, float("nan"))

@@ -189,7 +189,8 @@ def run(config: ConfigDict, workdir: Path) -> Results:
         entry.seed = config.seed
     experiments = {name: prepare(entry) for name, entry in config.networks.items()}
     networks = trained_arms(experiments, "unidiffuser")
-    made, logits = sampler(experiments["unidiffuser"], config.steps), build(config.judge).logits
+    made = sampler(experiments["unidiffuser"], config.steps, guided=bool(config.scales))
+    logits = build(config.judge).logits
     measured = [measure(config, experiments, networks, made, logits, seed) for seed in seeds(config)]
     found = {name: [one[name] for one in measured] for name in measured[0]}
     claims = [*compared(found, config.scales), *learned(found, len(made.traces))]
@@ -198,7 +199,7 @@ def run(config: ConfigDict, workdir: Path) -> Results:
         return pairs["image"], captioned_digits.decode(pairs["text"])
 
     known, _ = questions(experiments["unidiffuser"].held_out, config.count)
-    tasks = save(workdir / "tasks.png", made, networks["unidiffuser"], known, shown, scale=2.0)
+    tasks = save(workdir / "tasks.png", made, networks["unidiffuser"], known, shown, min(config.scales, default=1.0))
     if not config.latent:
         return Results(claims, [tasks])
     claims += through_latents(config, found, logits, workdir / "latents.png")

@@ -10,6 +10,7 @@ from diffusion_jax.experiment import defaults
 from diffusion_jax.recipes.parts.latents import encoded, latent_space, principal_space
 
 
+@pytest.mark.usefixtures("one_device")
 def test_latents_are_standardised_and_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("DIFFUSION_JAX_CACHE", str(tmp_path))
     config = defaults(steps=60, batch_size=32)
@@ -52,6 +53,13 @@ def test_principal_components_are_the_best_linear_latents():
     assert cut.shape == (500, *tokens.shape) == (500, 4, 16)
     np.testing.assert_allclose(cut.reshape(500, 64), latents.reshape(500, 64), atol=1e-5)
     np.testing.assert_allclose(tokens.decode(cut), space.decode(latents).reshape(pictures.shape), atol=1e-5)
+    few = pictures[:40]
+    flat, space = few.reshape(40, -1), principal_space(few, 16)
+    latents = space.encode(few)
+    np.testing.assert_allclose(latents.std(), 1.0, atol=0.02)
+    error = float(np.square(space.decode(latents) - few).mean())
+    singular = np.linalg.svd(flat - flat.mean(0), compute_uv=False)
+    assert 0 < error <= (singular[16:] ** 2).sum() / flat.size + 1e-6
     with pytest.raises(InvalidInput, match="components"):
         principal_space(pictures, 65)
     with pytest.raises(InvalidInput, match="tokens is 3"):

@@ -3,12 +3,10 @@
 import importlib
 import math
 
-import jax
 import matplotlib.pyplot  # noqa: F401 (imported here, so that the first run does not pay for all)
 import pytest
 import tensorboardX  # noqa: F401
 
-from diffusion_jax import distributed
 from diffusion_jax.metrics import features
 from diffusion_jax.recipes import SYSTEMS
 from diffusion_jax.recipes.__main__ import built, run
@@ -30,18 +28,7 @@ def hasty_judges(monkeypatch):
     digits._held_out_features.cache_clear()
 
 
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    """Recipes train on one device, as where they were reported: for eight, each program takes twice as long to compile.
-
-    What asks for devices by number, as pipelines do, has them.
-    """
-    made = distributed.make_mesh
-    monkeypatch.setattr(
-        distributed, "make_mesh", lambda **axes: made(**{**axes, "devices": axes.get("devices") or jax.devices()[:1]})
-    )
-
-
+@pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize("slug", SLUGS)
 def test_runs_at_a_few_steps(slug, tmp_path, monkeypatch):
     monkeypatch.setenv("DIFFUSION_JAX_CACHE", str(tmp_path / "cache"))

@@ -9,7 +9,7 @@ from diffusion_jax.config import build, load
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.experiment import prepare
 from diffusion_jax.recipes import unidiffuser
-from diffusion_jax.recipes.parts.paired_samples import sampler
+from diffusion_jax.recipes.parts.paired_samples import TASKS, sampler
 from tests.models.drawn import drawn
 
 FILE = "configs/recipes/unidiffuser.py"
@@ -66,6 +66,20 @@ def test_replacement_keeps_what_is_given_and_losses_are_of_what_is_generated():
     assert all(0 < loss < np.inf for loss in losses.values()) and len(losses) == 4
     assert losses["image | text", "ours"] == losses["image | text", "silent"]
     assert losses["text | image", "ours"] != losses["text | image", "silent"]
+
+
+def test_guidance_is_a_number_of_the_one_program():
+    """The smoke run has none."""
+    config = load(f"{FILE}:smoke")
+    experiment = prepare(config.networks.unidiffuser)
+    params = drawn(models.param_shapes(experiment.network, {n: (1, *shape) for n, shape in experiment.shape.items()}))
+    known, _ = unidiffuser.questions(experiment.held_out, 4)
+    made, key = sampler(experiment, config.steps), jax.random.key(0)
+    plain, guided = (made.draw(params, key, TASKS["image | text"], known, scale) for scale in (1.0, 3.0))
+    assert len(made.traces) == 1 and np.abs(plain["image"] - guided["image"]).max() > 1e-3
+    np.testing.assert_array_equal(guided["text"], known["text"])
+    alone = sampler(experiment, config.steps, guided=False).draw(params, key, TASKS["image | text"], known)
+    np.testing.assert_allclose(alone["image"], plain["image"], atol=1e-4)
 
 
 def test_variants_are_named():

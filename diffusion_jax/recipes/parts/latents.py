@@ -16,6 +16,9 @@ from diffusion_jax.recipes.frame import trained
 
 _CHUNK = 256
 
+_FEW = 64
+"""Of fewer pictures than that the axes come from a small decomposition, without their covariance."""
+
 
 class LatentSpace(NamedTuple):
     """encode: x `[B, ...]` to latents, the posterior's mean, standardised. decode: latents to x, clipped to [-1, 1].
@@ -66,8 +69,7 @@ def principal_space(pictures: Any, components: int, tokens: int | None = None) -
         raise invalid("tokens", tokens, f"it must divide the {components} components")
     shape = (1, 1, components) if tokens is None else (tokens, components // tokens)
     mean = flat.mean(0)
-    if components < len(flat) < flat.shape[1]:
-        # Of few pictures the same from a small decomposition.
+    if components < len(flat) < min(_FEW, flat.shape[1]):
         _, singular, rows = np.linalg.svd(np.float64(flat) - flat.mean(0, dtype=np.float64), full_matrices=False)
         variances, axes = singular[::-1] ** 2 / (len(flat) - 1), rows[::-1].T
     else:

@@ -39,15 +39,15 @@ class Sampler(NamedTuple):
     traces: list
 
 
-def sampler(experiment: Experiment, steps: int) -> Sampler:
-    """How pairs are drawn from networks like that of `experiment`."""
+def sampler(experiment: Experiment, steps: int, guided: bool = True) -> Sampler:
+    """How pairs are drawn from networks like that of `experiment`; without guidance only at a scale of 1."""
     process, grid, solver = experiment.process, timesteps.linspace(steps), solvers.dpm_solver_pp(order=2)
     plain, traces = denoisers.denoiser(experiment.network, process), []
 
     @jax.jit
     def drawn(params, key, plan, known, scale):
         traces.append(steps)
-        denoiser = denoisers.jointly_guided(plain, jnp.full(steps, scale))
+        denoiser = denoisers.jointly_guided(plain, jnp.full(steps, scale)) if guided else plain
         start = timesteps.noised_start(key, process, plan, known)
         return sample(key, denoiser, params, solver, plan, x_init=start).x
 
