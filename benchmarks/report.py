@@ -131,7 +131,7 @@ def page(results: Sequence[Result]) -> str:
             f"## {result.name}",
             "",
             f"`{result.command}`, {result.seconds:.0f} s. {env['device']}; {env['processor']}, {env['cores']} cores"
-            f"{_vectors(env)}; malloc {env.get('allocator', 'as the system has it')}; "
+            f"{_vectors(env)}{_allocator(env)}; "
             f"Python {env['python']}, {versions}; load before {env['load_before']}; {env['date']}.",
             "",
             "| case | ours | peer | peer's | faster | aim | compile | memory, ours / peer | |",
@@ -143,6 +143,10 @@ def page(results: Sequence[Result]) -> str:
 
 def _vectors(env: dict) -> str:
     return f" with vectors of {env['vector_bits']} bits" if env.get("vector_bits") else ""
+
+
+def _allocator(env: dict) -> str:
+    return f"; malloc: {env['allocator']}" if "allocator" in env else ""
 
 
 def _line(row: Row) -> str:
