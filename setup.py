@@ -5,7 +5,8 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 JAX = ">=0.10,<0.13"
-PEERS = ["torch==2.13.0", "diffusers>=0.35", "transformers>=4.50", "accelerate", "peft"]
+# transformers 5.24 asks for a PEFT that is not published yet.
+PEERS = ["torch==2.13.0", "diffusers>=0.35", "transformers>=4.50,<5.24", "accelerate", "peft"]
 TEST = [
     "pytest>=8",
     "pytest-xdist",

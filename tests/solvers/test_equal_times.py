@@ -20,13 +20,17 @@ KEY = jax.random.key(3)
 
 @pytest.mark.parametrize("name", ["ddim", "ddpm small", "unipc", "dpm_solver", "sa_solver", "heun", "flow_heun"])
 def test_equal_entries_of_a_vector_time_are_the_scalar_run_bit_for_bit(name):
+    """Operation by operation; the XLA of jax 0.12 rounds products and sums once at other places (1e-7 seen)."""
+
     def made(grid):
         return sample(jax.random.key(3), smooth(), None, ALL[name], grid, shape=(2, 3)).x
 
     scalar = ended(MOVING)
     vector = np.stack([scalar, scalar], axis=1)
+    with jax.disable_jit():
+        np.testing.assert_array_equal(made(scalar), made(vector))
     one, other = shipped.jit(lambda *grids: [made(grid) for grid in grids])(scalar, vector)
-    np.testing.assert_array_equal(one, other)
+    np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["ddim", "ddpm", "flow_heun", "dpm_solver_pp", "unipc"])
