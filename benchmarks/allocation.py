@@ -18,7 +18,7 @@ from benchmarks.report import Row
 from benchmarks.workload import DIT, Workload
 
 SETTINGS = {"kept": {}, "system": {"DIFFUSION_JAX_MALLOC": "system"}}
-CALLS = {"quickstart": 40, "ours": 6, "peers": 6}
+CALLS = {"quickstart": 120, "ours": 6, "peers": 6}
 """Whose training step is timed, and how many of them in a process."""
 
 

@@ -67,9 +67,8 @@ def build(work: Workload) -> Program:
 def fastest(work: Workload) -> Program:
     """The training step in the fastest of the ways `TRAINED`, each called a few times here."""
     best, least = None, float("inf")
-    for settings, fields in TRAINED.items():
-        if work.settings not in ("", settings):
-            continue
+    chosen = {work.settings: TRAINED[work.settings]} if work.settings else TRAINED
+    for settings, fields in chosen.items():
         program = train(work, network(work, **fields))
         program.call()
         seconds = min(timeit.repeat(program.call, number=1, repeat=3))

@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int, Key
 
 from diffusion_jax import randomness
+from diffusion_jax.distributed import automatic
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.time_axes import expand, where
 from diffusion_jax.typing import Cost, Counted, Denoiser, Solver, Step
@@ -186,8 +187,7 @@ def make_sampler(
     for name in axes:
         if mesh is not None and name not in mesh.axis_names:
             raise unknown("axis", name, mesh.axis_names)
-    # What comes from `jax.make_mesh` has explicit axes by default, along which a batch is not cut by itself.
-    mesh = None if mesh is None else Mesh(mesh.devices, mesh.axis_names)
+    mesh = None if mesh is None else automatic(mesh)
     devices = math.prod(mesh.shape[name] for name in axes) if mesh is not None else 1
 
     def local(key, params, grid, cond, index, x_init):

@@ -2,7 +2,8 @@
 
 A run of the suite ends with its dearest files and names those over budget; whole files' times are kept in
 `.cache/processor_seconds.json`. `python -m tests.budget` (a part of `make lint`) fails where a file of the last run
-was over budget: fifty-six systems only fit into a quarter of an hour if none takes more than its share.
+was over budget by more than runs of one code differ (`NOISE`): fifty-six systems only fit into a quarter of an hour if
+none takes more than its share.
 
 Times are of the process and its children, and are divided by how much slower this machine compiles a fixed program than
 the one on which the budgets were set. What importing the files costs is told apart: the first one to import a part of
@@ -24,19 +25,26 @@ BUDGET = 20.0
 SMOKE_BUDGET = 6.0
 """Processor seconds of one system's smoke run, `tests/recipes/test_smoke.py::...[slug]`."""
 
+NOISE = 1.5
+"""How many times as long one smoke run took in one run of the suite as in another (6.4 and 9.5 s of processor time)."""
+
 RECORD = Path(__file__).parent.parent / ".cache" / "processor_seconds.json"
 DEAREST = 10
 
-YARDSTICK = 0.35
-"""Processor seconds that `yardstick` takes on the machine on which the budgets were set, while tests run beside it."""
+YARDSTICK = 0.21
+"""Processor seconds that the first call of `yardstick` takes on the machine on which the budgets were set."""
 
 
 def yardstick() -> float:
-    """Processor seconds of compiling a fixed program."""
+    """Processor seconds of compiling a program that differs from call to call in a number alone."""
     import jax
     import jax.numpy as jnp
 
+    # Otherwise it would be found in the cache of compiled programs.
+    unique = float(time.time_ns() % 10**9)
+
     def program(x):
+        x = x + unique
         for i in range(24):
             x = jnp.tanh(x @ x.T) @ x + jnp.cumsum(x, axis=i % 2)
         return x
@@ -64,12 +72,12 @@ def budget_of(item: str) -> float:
     return SMOKE_BUDGET if "::" in item else BUDGET
 
 
-def over(seconds: Mapping[str, float]) -> list[str]:
-    """A sentence for each file over its budget, the dearest first."""
+def over(seconds: Mapping[str, float], noise: float = 1.0) -> list[str]:
+    """A sentence for each file over `noise` times its budget, the dearest first."""
     return [
         f"{item} takes {spent:.1f} s of processor time, over its budget of {budget_of(item):.0f} s."
         for item, spent in sorted(seconds.items(), key=lambda pair: -pair[1])
-        if spent > budget_of(item)
+        if spent > noise * budget_of(item)
     ]
 
 
@@ -134,14 +142,17 @@ class Meter:
             terminalreporter.line(f"{spent:8.1f} s  {item}")
         for sentence in over(seconds):
             terminalreporter.line(sentence)
-        if self._whole_files():
+        if self._to_be_kept():
             known = json.loads(RECORD.read_text()) if RECORD.is_file() else {}
             RECORD.parent.mkdir(parents=True, exist_ok=True)
             RECORD.write_text(json.dumps(known | seconds, indent=1, sort_keys=True))
 
-    def _whole_files(self) -> bool:
-        option = self.config.option
-        return not (option.keyword or any("::" in str(argument) for argument in self.config.args))
+    def _to_be_kept(self) -> bool:
+        """Whether whole files ran, and on the generation of JAX for which budgets are set (others compile longer)."""
+        from tests.shipped import OPTIONS
+
+        whole = not (self.config.option.keyword or any("::" in str(argument) for argument in self.config.args))
+        return whole and bool(OPTIONS)
 
 
 def main() -> int:
@@ -149,7 +160,7 @@ def main() -> int:
         print("No run of the suite is on record, so no file can be over budget: make test writes it.")
         return 0
     seconds = {item: spent for item, spent in json.loads(RECORD.read_text()).items() if _exists(item)}
-    sentences = over(seconds)
+    sentences = over(seconds, NOISE)
     for sentence in sentences:
         print(sentence, file=sys.stderr)
     return 1 if sentences else 0

@@ -79,12 +79,13 @@ def push_t(episodes: int, chunk: int) -> ConfigDict:
 
 
 def smoke(config: ConfigDict) -> ConfigDict:
-    """One trained policy in episodes as a stream, begun in either way; no jumps, and no Push-T."""
+    """One trained policy in episodes as a stream; no jumps, and no Push-T."""
     config.update({"seeds": 1, "episodes": 4, "horizon": 12, "repeats": 2, "environments": [1]})
-    config.arms = ["stream", "stream_zero"]
+    config.arms = ["stream"]
     size = {"width": 16, "depth": 1, "heads": 2, "num_steps": 4}
     config.policies = {name: policy(demonstrations(16, 8), 4, share, **size) for name, share in SHARES.items()}
     config.policies.constant.train.steps, config.policies.mixed.ema = 0, {}
+    config.policies.mixed.optimizer = call("training.optimizers.sgd")
     config.slow, config.jump, config.push_t.episodes = None, None, 0
     return config
 

@@ -90,7 +90,7 @@ def _arm(smoke, windows, draw):
     flow = call("processes.rectified_flow", prediction="x0")
     config.process = call("processes.JointProcess", processes={"action": flow, "future": flow}) if joint else flow
     config.objective = call("objectives.denoising", draw=draw)
-    config.optimizer = _optimizer(config.train.steps, 3e-3)
+    config.optimizer = call("training.optimizers.sgd") if smoke else _optimizer(config.train.steps, 3e-3)
     config.ema = {} if smoke else {"average": call("training.ema.power", sigma_rel=0.1)}
     return config
 

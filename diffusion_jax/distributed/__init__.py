@@ -2,7 +2,7 @@
 mesh), the timestep pipeline, and the start of several processes. Nothing here knows models or training.
 """
 
-from diffusion_jax.distributed.mesh import AXES, initialize, make_mesh
+from diffusion_jax.distributed.mesh import AXES, automatic, initialize, make_mesh
 from diffusion_jax.distributed.pipeline import NOTHING, Flight, TimestepPipeline, sequential, timestep_pipeline
 from diffusion_jax.distributed.sharding import (
     BATCH_AXES,
@@ -26,6 +26,7 @@ __all__ = [
     "Flight",
     "Rules",
     "TimestepPipeline",
+    "automatic",
     "batch_sharding",
     "batch_shards",
     "check_batch",

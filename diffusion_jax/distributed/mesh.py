@@ -60,6 +60,14 @@ def make_mesh(
     return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=types, devices=devices)
 
 
+def automatic(mesh: Mesh) -> Mesh:
+    """The mesh with axes of type `Auto`, which all functions of this library that take a mesh work with.
+
+    `jax.make_mesh` gives explicit ones by default, whose shardings are part of the types of arrays.
+    """
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+
+
 def _devices(chosen: list | int | None) -> list:
     every = jax.devices()
     if chosen is None:

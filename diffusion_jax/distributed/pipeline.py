@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from diffusion_jax.distributed.mesh import automatic
 from diffusion_jax.errors import invalid, unknown
 
 NOTHING = -1
@@ -102,6 +103,7 @@ def timestep_pipeline(
             raise unknown("axis", axis, mesh.axis_names)
         if mesh.shape[axis] != levels:
             raise invalid(f"mesh.{axis}", mesh.shape[axis], f"one device a level is needed, {levels}")
+        mesh = automatic(mesh)
 
     def guarded(params, carry, x, level, cond, index):
         def work(carry, x):

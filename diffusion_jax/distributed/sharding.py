@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from diffusion_jax.distributed.mesh import AXES
+from diffusion_jax.distributed.mesh import AXES, automatic
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 
 BATCH_AXES = ("data", "fsdp")
@@ -99,7 +99,7 @@ def _size(mesh: Mesh, axis: str | tuple | None) -> int:
 
 def shardings(tree: Any, mesh: Mesh, rules: Rules | None = None, *, strict: bool = False) -> Any:
     """A tree of `NamedSharding` for a tree of arrays, tracers or `ShapeDtypeStruct`."""
-    rules = Rules() if rules is None else rules
+    rules, mesh = Rules() if rules is None else rules, automatic(mesh)
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: NamedSharding(mesh, spec(path_name(path), np.shape(leaf), rules, mesh, strict=strict)), tree
     )
@@ -132,12 +132,12 @@ def _on(mesh: Mesh, value: Any) -> Any:
     """The value, put whole on every device of the mesh unless it is on the mesh already."""
     if isinstance(value, jax.Array) and value.sharding.device_set == set(mesh.devices.flat):
         return value
-    return jax.device_put(value, NamedSharding(mesh, PartitionSpec()))
+    return jax.device_put(value, NamedSharding(automatic(mesh), PartitionSpec()))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The first dimension along (data, fsdp), the others whole."""
-    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+    return NamedSharding(automatic(mesh), PartitionSpec(BATCH_AXES))
 
 
 def batch_shards(mesh: Mesh) -> int:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from diffusion_jax.distributed import automatic
 from diffusion_jax.errors import invalid, unknown
 from diffusion_jax.models.vae import Autoencoder, autoencoder
 
@@ -103,7 +104,7 @@ def sharded_rows(vae: Autoencoder, mesh: Mesh, axis: str = "sequence") -> Autoen
     """
     if axis not in mesh.axis_names:
         raise unknown("axis", axis, mesh.axis_names)
-    bands = NamedSharding(mesh, PartitionSpec(None, axis))
+    bands = NamedSharding(automatic(mesh), PartitionSpec(None, axis))
     count, factor = mesh.shape[axis], vae.module.factor
 
     def in_bands(levels, h):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from diffusion_jax.distributed import BATCH_AXES, Rules, check_batch, constrain
+from diffusion_jax.distributed import BATCH_AXES, Rules, automatic, check_batch, constrain
 from diffusion_jax.errors import invalid
 from diffusion_jax.training import ema as averages
 from diffusion_jax.training.state import TrainState
@@ -133,4 +133,4 @@ def _cut(leaf: Any, parts: int, mesh: Mesh | None) -> Any:
     leaf = leaf.reshape(leaf.shape[0] // parts, parts, *leaf.shape[1:]).swapaxes(0, 1)
     if mesh is None:
         return leaf
-    return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, PartitionSpec(None, BATCH_AXES)))
+    return jax.lax.with_sharding_constraint(leaf, NamedSharding(automatic(mesh), PartitionSpec(None, BATCH_AXES)))

@@ -10,6 +10,8 @@ from diffusion_jax import distributed
 from diffusion_jax.errors import InvalidInput
 from tests.distributed.hosts import outputs_of_two
 
+KEY = jax.random.key(0)
+
 
 def test_the_free_axis_takes_what_is_left():
     mesh = distributed.make_mesh(fsdp=2, tensor=2)
@@ -38,6 +40,26 @@ def test_impossible_meshes_are_named(sizes, words):
     with pytest.raises(InvalidInput) as error:
         make_mesh(**sizes)
     assert all(word in str(error.value) for word in words)
+
+
+def test_meshes_of_explicit_axes_serve_like_ours():
+    sizes = tuple(distributed.make_mesh(fsdp=2).shape.values())
+    explicit = jax.make_mesh(sizes, distributed.AXES, axis_types=(AxisType.Explicit,) * len(sizes))
+    rules = distributed.Rules(fsdp_min_size=1)
+    params = distributed.init_sharded(
+        lambda key: {"w": jax.random.normal(key, (4, 8))}, KEY, mesh=explicit, rules=rules
+    )
+    batch = distributed.shard_batch({"x": np.ones((8, 4), np.float32)}, explicit)
+    found = jax.jit(lambda params, batch: distributed.constrain(batch["x"] @ params["w"], explicit, rules))(
+        params, batch
+    )
+    np.testing.assert_allclose(found, np.ones((8, 4)) @ np.asarray(params["w"]), rtol=1e-5)
+    assert params["w"].addressable_shards[0].data.size == 16
+
+    line = jax.make_mesh((8,), ("pipe",), axis_types=(AxisType.Explicit,))
+    add = distributed.timestep_pipeline(lambda params, carry, x, level, cond, index: (x + level, carry), 8, mesh=line)
+    blocks, _ = jax.jit(add.run)(None, jnp.zeros(8), jnp.zeros((3, 2)), jnp.zeros(3))
+    np.testing.assert_array_equal(blocks, 28.0)
 
 
 def test_rules_split_trailing_dimensions_and_fsdp_the_largest_that_is_left():

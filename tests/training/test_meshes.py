@@ -33,6 +33,9 @@ def transformer():
 
     def twenty(sizes):
         mesh = None if sizes is None else distributed.make_mesh(**sizes)
+        if sizes == MESHES["data"]:
+            # One as `jax.make_mesh` gives it.
+            mesh = jax.make_mesh(tuple(mesh.shape.values()), distributed.AXES)
         state = training.init_state(objective, optimizer, init, batch, mesh=mesh, rules=rules)
         step = training.make_train_step(objective, optimizer, mesh, rules, clip_norm=1.0)
         placed = distributed.shard_batch(jax.device_get(batch), mesh)
