@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -105,6 +106,19 @@ def test_skipped_steps_run_no_inner_module():
         run({"params": params()}, interval, warmup)
         jax.effects_barrier()
         assert len(calls) == 2 * DEPTH * (warmup + (STEPS - warmup) // interval)
+
+
+def test_a_network_is_traced_once_to_compute_and_once_to_forecast():
+    traced = []
+
+    def count(call, args, kwargs, context):
+        traced.append(context.module.name)
+        return call(*args, **kwargs)
+
+    run, _ = compiled(lambda interval, warmup: cached_features(tiny(), FLOW, taylor(1), every(interval, warmup)))
+    with nn.intercept_methods(count):
+        jax.eval_shape(run, params())
+    assert traced.count("patch_embed") == 2
 
 
 def test_order_0_is_the_cache_of_last_outputs():

@@ -31,6 +31,19 @@ def opened(*edits, network=None):
     return function, collections, x, output
 
 
+def test_blocks_of_a_scan_are_traced_once():
+    network, params, x, t, cond, _ = dit_case()
+    called = []
+
+    def count(step, args, kwargs, context):
+        called.append(context.module.name)
+        return step(*args, **kwargs)
+
+    with nn.intercept_methods(count):
+        jax.eval_shape(network.apply, params, x, t, cond)
+    assert called.count("attention") == 2, "the branch and the layer in it, once each"
+
+
 def products(jaxpr, inside=False):
     """How many matrix products are within a conditional, and how many are not."""
     counts = [0, 0]

@@ -55,6 +55,16 @@ def test_fingerprints_are_the_same_on_a_host_and_on_a_device():
     assert [int(storage._sum_on_host(leaf)) for leaf in leaves] == [int(value) for value in storage._sums(leaves)]
 
 
+def test_what_every_device_holds_is_written_from_one_copy():
+    mesh = distributed.make_mesh()
+    whole = distributed.init_sharded(lambda: jnp.arange(8.0), mesh=mesh)
+    split = distributed.shard_batch(np.arange(8.0), mesh)
+    tree = storage.one_copy({"whole": whole, "split": split, "number": 3})
+    assert len(whole.devices()) == 8 and len(tree["whole"].devices()) == 1
+    np.testing.assert_array_equal(tree["whole"], np.arange(8.0))
+    assert tree["split"] is split and tree["number"] == 3
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """A workdir with checkpoints 1, 2, 3 and their states."""
