@@ -3,7 +3,7 @@
     python -m diffusion_jax.train --config=configs/digits_dit.py --workdir=out/digits
 
 About two minutes on two CPU cores. Expected: class accuracy 0.99, Fréchet distance about twice that between training
-and held-out digits (1.1 against 0.56).
+and held-out digits (1.07 and 1.17 with two seeds, against 0.56).
 """
 
 from diffusion_jax.config import ConfigDict, call
