@@ -2,7 +2,7 @@
 
 XLA's CPU programs ask `malloc` for their buffers in each call and free them after it. glibc gives large blocks back to
 the kernel at once, which maps and zeroes them anew in the next call, 4 KiB at a time: in a training step of a DiT-S/2
-that is 160,000 page faults. Importing the package therefore tells glibc, once, in this process:
+that is more than 100,000 page faults. Importing the package therefore tells glibc, once, in this process:
 
 - one arena: XLA's threads take their buffers from the same heap as the main thread, and find there what was freed;
 - blocks of less than `OWN_MAPPING` come from that heap, and it is never trimmed. So the process keeps the memory of its
