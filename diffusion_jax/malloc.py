@@ -4,7 +4,8 @@ XLA's CPU programs ask `malloc` for their buffers in each call and free them aft
 the kernel at once, which maps and zeroes them anew in the next call, 4 KiB at a time: in a training step of a DiT-S/2
 that is more than 100,000 page faults. Importing the package therefore tells glibc, once, in this process:
 
-- one arena: XLA's threads take their buffers from the same heap as the main thread, and find there what was freed;
+- two arenas: the fewer there are, the more often a thread finds what another has freed; with only one, XLA's threads
+  wait for each other and search what tracing and compiling have left there, which small steps feel;
 - blocks of less than `OWN_MAPPING` come from that heap, and it is never trimmed. So the process keeps the memory of its
   peak, except for single blocks larger than that;
 - the heap lies in large pages, as far as `RESERVED` goes: address space, which costs no memory until it is touched.
@@ -24,6 +25,8 @@ before 2.35 takes no more than `OLD_OWN_MAPPING`."""
 
 OLD_OWN_MAPPING = 2**25
 
+ARENAS = 2
+
 RESERVED = 0.5
 """Share of the machine's memory up to which the heap has large pages."""
 
@@ -42,7 +45,7 @@ class Settings(NamedTuple):
     def __str__(self) -> str:
         if not self.own_mapping:
             return "as the system has it"
-        return f"one arena, {self.own_mapping >> 20} MiB kept, large pages for {self.large_pages >> 30} GiB"
+        return f"{ARENAS} arenas, {self.own_mapping >> 20} MiB kept, large pages for {self.large_pages >> 30} GiB"
 
 
 _settings: Settings | None = None
@@ -69,7 +72,7 @@ def _set() -> Settings:
         mallopt = libc.mallopt
     except (AttributeError, OSError, TypeError):
         return Settings()
-    mallopt(_ARENA_MAX, 1)
+    mallopt(_ARENA_MAX, ARENAS)
     own_mapping = next((size for size in (OWN_MAPPING, OLD_OWN_MAPPING) if mallopt(_MMAP_THRESHOLD, size)), 0)
     mallopt(_TRIM_THRESHOLD, -1)
     return Settings(own_mapping, _large_pages(libc, own_mapping))
