@@ -2,7 +2,7 @@
 
 `call("models.DiT", width=384)` is the call `diffusion_jax.models.DiT(width=384)` written down as data: a `ConfigDict`
 with the name under `call` and every argument under its own name, defaults included, so that each can be overridden
-on the command line. `build` makes it. There is no second set of option names anywhere, and a wrong name or type is
+on the command line (entries within a tuple by their number, `model.conditions.0.num_classes=10`). `build` makes it. There is no second set of option names anywhere, and a wrong name or type is
 told before anything is compiled.
 """
 
@@ -71,6 +71,9 @@ def call(name: str, /, **arguments: Any) -> ConfigDict:
     for key, value in arguments.items():
         if key not in parameters:
             entry[key] = value
+        if isinstance(value, list | tuple):
+            # Plain data, so that `to_dict` is plain all the way down.
+            entry[key] = type(value)(each.to_dict() if isinstance(each, ConfigDict) else each for each in value)
     return entry
 
 
@@ -182,7 +185,12 @@ def override(config: ConfigDict, assignments: Sequence[str]) -> ConfigDict:
                 where = ".".join(["config", *parents[:depth]])
                 raise unknown(f"a field of {where}", key, node.keys())
             if depth < len(parents):
-                node = node[key]
+                node, before = node[key], node
+                if isinstance(node, list | tuple) and parents[depth + 1 :]:
+                    before[key] = _within(node, parents[depth + 1], parents[depth + 2 :], last, path, text)
+                    break
+        if isinstance(node, list | tuple):
+            continue
         if last == "call":
             value = text
             for stale in [key for key in node if key != "call"]:
@@ -205,6 +213,14 @@ def override(config: ConfigDict, assignments: Sequence[str]) -> ConfigDict:
         with node.ignore_type():
             node[last] = value
     return config
+
+
+def _within(entries: Any, number: str, parents: Sequence[str], last: str, path: str, text: str) -> Any:
+    """`entries` of a tuple with a field of one of them changed, as `override` does it."""
+    if not number.isdigit() or int(number) >= len(entries) or not isinstance(entries[int(number)], Mapping):
+        raise invalid("--config." + path, text, f"{number} is not the number of one of the {len(entries)} entries")
+    changed = override(ConfigDict(entries[int(number)]), [".".join([*parents, last]) + "=" + text])
+    return type(entries)([*entries[: int(number)], changed.to_dict(), *entries[int(number) + 1 :]])
 
 
 def _literal(text: str) -> Any:

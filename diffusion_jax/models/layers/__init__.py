@@ -1,4 +1,4 @@
-"""Layers shared by all architectures: attention, modulation, embeddings, norms, the condition encoder, and the
+"""Layers shared by all architectures: attention, modulation, embeddings, norms, conditions as values, and the
 uniform blocks of named residual branches. Whole networks are one floor up, in `models`.
 """
 
@@ -21,7 +21,15 @@ from diffusion_jax.models.layers.branches import (
     Stack,
     constrain,
 )
-from diffusion_jax.models.layers.conditioning import ConditionEncoder, TextEncoder
+from diffusion_jax.models.layers.conditioning import (
+    Attended,
+    Conditioned,
+    ConditionEncoder,
+    ConditionStream,
+    CondKey,
+    Place,
+)
+from diffusion_jax.models.layers.dense import projection
 from diffusion_jax.models.layers.embeddings import (
     TimeEmbedding,
     grid_positions,
@@ -38,23 +46,27 @@ from diffusion_jax.models.layers.norms import GroupNorm, LayerNorm, RMSNorm, lay
 __all__ = [
     "REMAT",
     "Attend",
+    "Attended",
     "Attention",
     "AttentionBranch",
     "Block",
     "Branch",
+    "CondKey",
     "ConditionEncoder",
+    "ConditionStream",
+    "Conditioned",
     "CrossAttentionBranch",
     "FeedForward",
     "GroupNorm",
     "LayerNorm",
     "MlpBranch",
     "Modulation",
+    "Place",
     "RMSNorm",
     "Side",
     "SkipBranch",
     "Stack",
     "TableModulation",
-    "TextEncoder",
     "TimeEmbedding",
     "attention_probabilities",
     "constrain",
@@ -65,6 +77,7 @@ __all__ = [
     "key_mask",
     "layer_norm",
     "modulate",
+    "projection",
     "rotary_angles",
     "rotate",
     "sincos_positions",

@@ -50,6 +50,7 @@ class Side(NamedTuple):
     bias: broadcasts to `[B, H, N, N]`, added to the logits of self-attention where a branch takes one.
     frames: of clips, what their frames are told; see `temporal.Frames`.
     skip: `[depth, B, N, C]` for a `Stack`, of which each block is given its own entry, `[B, N, C]`.
+    layers: `[depth, *prefix, C]` likewise, what conditions add to the residual stream of each layer.
     """
 
     context: Any = None
@@ -59,6 +60,7 @@ class Side(NamedTuple):
     bias: Any = None
     frames: Any = None
     skip: Any = None
+    layers: Any = None
 
 
 class Branch(nn.Module):
@@ -241,9 +243,8 @@ class Stack(nn.Module):
 
         if self.remat != "none":
             body = nn.remat(body, policy=REMAT[self.remat], prevent_cse=not self.scan)
-        sides = nn.broadcast
-        if side.skip is not None:
-            sides = Side(*(0 if name == "skip" else nn.broadcast for name in Side._fields))
+        own = [name for name in ("skip", "layers") if getattr(side, name) is not None]
+        sides = Side(*(0 if name in own else nn.broadcast for name in Side._fields)) if own else nn.broadcast
         scanned = nn.scan(
             body,
             variable_axes={nn.DenyList(CARRIED): 0},
