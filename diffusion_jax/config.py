@@ -2,8 +2,8 @@
 
 `call("models.DiT", width=384)` is the call `diffusion_jax.models.DiT(width=384)` written down as data: a `ConfigDict`
 with the name under `call` and every argument under its own name, defaults included, so that each can be overridden
-on the command line (entries within a tuple by their number, `model.conditions.0.num_classes=10`). `build` makes it. There is no second set of option names anywhere, and a wrong name or type is
-told before anything is compiled.
+on the command line (calls within a tuple by their number, `model.conditions.0.num_classes=10`). `build` makes it. There
+is no second set of option names anywhere, and a wrong name or type is told before anything is compiled.
 """
 
 import ast

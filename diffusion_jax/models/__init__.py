@@ -16,7 +16,14 @@ from diffusion_jax.models.framewise import framewise
 from diffusion_jax.models.incremental import Cache, Incremental, incremental
 from diffusion_jax.models.interception import by_path, depth_axes, intercepted, per_layer
 from diffusion_jax.models.joint_transformer import JointTransformer, joint_transformer
-from diffusion_jax.models.layers.conditioning import Attended, CondKey, ConditionStream, Place, check_values, empty_condition
+from diffusion_jax.models.layers.conditioning import (
+    Attended,
+    ConditionStream,
+    CondKey,
+    Place,
+    check_values,
+    empty_condition,
+)
 from diffusion_jax.models.mlp import Mlp, mlp
 from diffusion_jax.models.network import count_params, network, param_shapes
 from diffusion_jax.models.observing import FrameEncoder, observing, watching

@@ -26,7 +26,7 @@ import numpy as np
 
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.models.layers.branches import AttentionBranch, MlpBranch, Side, Stack
-from diffusion_jax.models.layers.conditioning import Attended, CondKey, ConditionStream, full_mask, nonempty
+from diffusion_jax.models.layers.conditioning import Attended, ConditionStream, CondKey, full_mask, nonempty
 from diffusion_jax.models.layers.dense import projection
 from diffusion_jax.models.layers.embeddings import (
     TimeEmbedding,

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.errors import InvalidInput, invalid
-from diffusion_jax.models.layers.conditioning import CondKey, ConditionStream
+from diffusion_jax.models.layers.conditioning import ConditionStream, CondKey
 from diffusion_jax.models.layers.convolution import conv
 from diffusion_jax.models.network import chosen, make_module, network
 from diffusion_jax.models.unet import PRESETS

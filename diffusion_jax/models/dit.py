@@ -201,8 +201,8 @@ def pixart(preset: str = "XL/2", **fields) -> Network:
     """A PixArt-alpha (Chen et al. 2023) or PixArt-Sigma (Chen et al. 2024): `dit` with the fields of `PIXART`.
 
     `cond` is `{"context": [B, M, C], "context_mask": [B, M]}`, the states of a text encoder; the 1024-pixel alpha has
-    `conditions=(context("mlp"), sizes())`, and so "size" and "aspect" too. Alpha at 256 and 512 pixels has base_size 16 and 32; alpha
-    and Sigma at 1024 have base_size 64 and interpolation_scale 2.
+    `conditions=(context("mlp"), sizes())`, and so "size" and "aspect" too. Alpha at 256 and 512 pixels has base_size 16
+    and 32; alpha and Sigma at 1024 have base_size 64 and interpolation_scale 2.
     Raises InvalidInput for a preset, field or value that does not exist.
     """
     return dit(preset, **{**PIXART, **fields})

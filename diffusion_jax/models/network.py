@@ -35,9 +35,7 @@ def network(module: nn.Module) -> Network:
     return Network(init, apply, module)
 
 
-def make_module(
-    kind: Any, what: str, preset: Mapping[str, Any], fields: Mapping[str, Any], *fixed: Any
-) -> Any:
+def make_module(kind: Any, what: str, preset: Mapping[str, Any], fields: Mapping[str, Any], *fixed: Any) -> Any:
     """`kind(*fixed, **{**preset, **fields})`; raises InvalidInput for a field that it does not have.
 
     what: the constructor that the fields were given to. fixed: the first fields, which it sets itself.

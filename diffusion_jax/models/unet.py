@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.models.conditions import context, label, pooled
-from diffusion_jax.models.layers.conditioning import CondKey, ConditionStream
+from diffusion_jax.models.layers.conditioning import ConditionStream, CondKey
 from diffusion_jax.models.layers.convolution import Upsample, conv
 from diffusion_jax.models.layers.norms import GroupNorm
 from diffusion_jax.models.network import chosen, make_module, network
@@ -126,7 +126,12 @@ PRESETS = {
         "conditions": (label(1000),),
     },
     "sd15": STABLE_DIFFUSION,
-    "sd21": {**STABLE_DIFFUSION, "heads": (5, 10, 20, 20), "linear_projection": True, "conditions": (context("none", 1024),)},
+    "sd21": {
+        **STABLE_DIFFUSION,
+        "heads": (5, 10, 20, 20),
+        "linear_projection": True,
+        "conditions": (context("none", 1024),),
+    },
     "sdxl": SDXL,
     "sdxl_refiner": {
         **SDXL,

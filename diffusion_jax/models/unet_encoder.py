@@ -84,7 +84,7 @@ class UNetEncoder(nn.Module):
         """`(residual, attention, h, own)` of the calling module's `__call__`.
 
         `residual(h, level, features, name)` and `attention(h, level, depth, name)` make the blocks and return the new
-        h; `h` is x behind the first convolution. others: conditions of the calling module alone, whose values are `own`.
+        h; `h` is x behind the first convolution. others: conditions of the calling module alone, with values `own`.
         """
         dtype = jnp.dtype(self.dtype)
         levels = len(self.multipliers)
