@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.errors import invalid, unknown
-from diffusion_jax.models.conditions import Audio, Reference
+from diffusion_jax.models.conditions import Reference
 from diffusion_jax.models.dit import parse_preset, patch_times, patchify, unpatchify
 from diffusion_jax.models.layers.branches import CrossAttentionBranch, MlpBranch, Stack, modulated_output
 from diffusion_jax.models.layers.conditioning import ConditionEncoder, ConditionStream, find_stream
@@ -103,7 +103,7 @@ class VideoDiT(nn.Module):
         sound, sound_mask = self._audio(told.own.get("audio"), references, dtype)
         mask = frame_mask(frames, self.block, self.window, references)
         side = told.side(h, rotary=rotary, frames=Frames(mask, temporal_rotary, sound, sound_mask))
-        branches = told.blocks(self._branches(told.context is not None, dtype))
+        branches = told.blocks(self._branches(told.context is not None, sound is not None, dtype))
         h = Stack(branches, self.stack_depth, self.remat, self.scan, name="blocks")(h, vector, side)
 
         features = self.patch**2 * channels * (2 if self.learn_sigma else 1)
@@ -115,14 +115,14 @@ class VideoDiT(nn.Module):
             return y, {}
         return y[..., :channels], {"log_variance": y[..., channels:]}
 
-    def _branches(self, crossed, dtype):
+    def _branches(self, crossed, hearing, dtype):
         attend = {"heads": self.heads, "qk_norm": self.qk_norm, "dtype": dtype}
         mlp = partial(MlpBranch, self.mlp_ratio, self.swiglu, dtype)
         factorised = self.attention == "factorised"
         branches = [("attention", partial(SpatialAttentionBranch if factorised else JointAttentionBranch, **attend))]
         if crossed:
             branches.append(("cross_attention", partial(CrossAttentionBranch, **attend)))
-        if find_stream(self.conditions, Audio):
+        if hearing:
             branches.append(("audio_attention", partial(AudioAttentionBranch, **attend)))
         branches.append(("mlp", mlp))
         if factorised:

@@ -54,7 +54,7 @@ def test_what_is_saved_is_loaded(name, tmp_path):
         ("DiTTransformer2DModel", {"base_size": 0}, "base_size is 0"),
         ("dit_original", {"frequency_shift": 1.0}, "frequency_shift is 1.0, but a dit_original has"),
         ("dit_original", {"embeddings": "per_block"}, "embeddings is 'per_block'"),
-        ("dit_original", {"conditions": (models.label(3), models.pooled())}, "a dit_original has Label only"),
+        ("dit_original", {"conditions": (models.label(3), models.pooled(1, 4))}, "a dit_original has Label only"),
     ],
 )
 def test_what_a_layout_cannot_hold_is_refused_before_anything_is_written(family, fields, message, tmp_path):
