@@ -88,7 +88,8 @@ def referenced(network: Network, items: int) -> Referenced:
     def checked(params, references, items, present):
         """The same with as many channels as the input layer has."""
         kernel, channels = params["references"]["input"]["kernel"].shape, references.shape[-1]
-        taken = kernel[0] // module.patch**2 if kind is DiT else kernel[2] - (joined.channels if joined else 0)
+        taken = kernel[0] // module.patch**2 if kind is DiT else kernel[2]
+        taken -= joined.channels if joined else 0
         if references.ndim != 5 or channels > taken:
             raise invalid("references.shape", references.shape, f"[B, K, H, W, C] with at most {taken} channels fits")
         for name, value in (("items", items), ("present", present)):

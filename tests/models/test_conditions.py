@@ -153,6 +153,18 @@ def test_tokens_behind_the_mask_are_not_there():
     np.testing.assert_allclose(apply(null), alone, atol=1e-5)
 
 
+def test_a_network_with_conditions_by_layer_and_in_front_is_cut_like_any_other():
+    apply, x, cond = case("dit")
+    network = NETWORKS["dit"][0](conditions=streams("dit"))
+    params, parts = drawn_params(network, x, T, cond), models.staged(network)
+
+    def whole(cond):
+        h = parts.body(params, parts.head(params, x, T, cond), x, T, cond)
+        return parts.tail(params, h, x, T, cond).reshape(2, -1)
+
+    np.testing.assert_allclose(compiled(whole)(cond), apply(T, cond), atol=1e-5)
+
+
 def test_sequences_stand_one_after_the_other_behind_one_learned_token():
     x, cond = image(), {"context": image((2, 4, 9)), "tokens": WORDS}
     encoder = ConditionEncoder(16, (models.context("mlp"), models.text(5, depth=1)))

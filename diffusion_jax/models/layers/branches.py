@@ -62,6 +62,16 @@ class Side(NamedTuple):
     skip: Any = None
     layers: Any = None
 
+    @property
+    def stacked(self) -> tuple[str, ...]:
+        """Which entries have a leading depth axis here."""
+        return tuple(name for name in ("skip", "layers") if getattr(self, name) is not None)
+
+    def of_block(self, index: Any) -> "Side":
+        """What block `index` (which may be traced) sees: its own entries of what is stacked."""
+        own = {name: jax.lax.dynamic_index_in_dim(getattr(self, name), index, keepdims=False) for name in self.stacked}
+        return self._replace(**own)
+
 
 class Branch(nn.Module):
     """Marks a residual branch: `branch(h, c, side)` is added to h. Interceptors recognise branches by this class."""
@@ -243,8 +253,9 @@ class Stack(nn.Module):
 
         if self.remat != "none":
             body = nn.remat(body, policy=REMAT[self.remat], prevent_cse=not self.scan)
-        own = [name for name in ("skip", "layers") if getattr(side, name) is not None]
-        sides = Side(*(0 if name in own else nn.broadcast for name in Side._fields)) if own else nn.broadcast
+        sides = nn.broadcast
+        if side.stacked:
+            sides = Side(*(0 if name in side.stacked else nn.broadcast for name in Side._fields))
         scanned = nn.scan(
             body,
             variable_axes={nn.DenyList(CARRIED): 0},
