@@ -98,8 +98,8 @@ class DiT(nn.Module):
         _, height, width, channels = _checked(x, self.patch, self.in_channels)
         rows, columns = height // self.patch, width // self.patch
 
-        told = self._told(patch_times(t, self.patch, height, width), cond, x.shape, dtype)
-        h = patchify(told.beside(x.astype(dtype)), self.patch)
+        conditioned = self._conditioned(patch_times(t, self.patch, height, width), cond, x.shape, dtype)
+        h = patchify(conditioned.join_channels(x.astype(dtype)), self.patch)
         h = projection(self.width, dtype=dtype, kernel_init=nn.initializers.xavier_uniform(), name="patch_embed")(h)
         rotary = None
         if self.positions == "rotary":
@@ -110,7 +110,7 @@ class DiT(nn.Module):
             positions = image_positions(rows, columns, self.base_size, self.interpolation_scale)
             h = h + jnp.asarray(sincos_positions(positions, self.width), dtype)
 
-        h, c, rotary, joined = told.before(h, told.vector, rotary)
+        h, c, rotary, joined = conditioned.prepend_tokens(h, conditioned.vector, rotary)
         single = self.modulation == "single"
         branches = transformer_branches(
             self.heads,
@@ -118,19 +118,19 @@ class DiT(nn.Module):
             self.mlp_ratio,
             self.swiglu,
             dtype,
-            told.context is not None,
+            conditioned.context is not None,
             qkv_bias=self.qkv_bias,
             eps=self.norm_eps,
             mlp_eps=self.mlp_norm_eps,
             single=single,
         )
         per_block = self.embeddings == "per_block"
-        stack = Stack(told.blocks(branches), self.depth, self.remat, self.scan, per_block, name="blocks")
+        stack = Stack(conditioned.block_branches(branches), self.depth, self.remat, self.scan, per_block, name="blocks")
         # Where blocks share one modulation, the output layer takes what that was made of, as shift and as scale.
         given = projection(6 * self.width, dtype=dtype, name="modulation")(jax.nn.silu(c)) if single else c
-        h = stack(h, given, told.side(h, rotary=rotary))[:, joined:]
+        h = stack(h, given, conditioned.side(h, rotary=rotary))[:, joined:]
 
-        c = told.vector[0] if per_block else told.vector
+        c = conditioned.vector[0] if per_block else conditioned.vector
         last = jnp.concatenate([c, c], axis=-1) if single else c
         features = self.patch**2 * channels * (2 if self.learn_sigma else 1)
         h = modulated_output(h, last, features, dtype, *([TableModulation] if single else []))
@@ -139,7 +139,7 @@ class DiT(nn.Module):
             return y, {}
         return y[..., :channels], {"log_variance": y[..., channels:]}
 
-    def _told(self, t, cond, shape, dtype):
+    def _conditioned(self, t, cond, shape, dtype):
         """Its vector is `[depth, *prefix, width]` where each block has its own."""
         encoder = ConditionEncoder(
             self.width, self.conditions, self.depth, dtype, frequency_shift=self.frequency_shift, name="condition"

@@ -125,8 +125,8 @@ class JointTransformer(nn.Module):
         times, lengths = self._times(parts, t)
         total = sum(part.tokens for part in parts)
         encoder = ConditionEncoder(self.width, self.conditions, self.depth, dtype, name="condition")
-        told = encoder(times, cond, (times.shape[0], total, self.width))
-        c = told.vector
+        conditioned = encoder(times, cond, (times.shape[0], total, self.width))
+        c = conditioned.vector
         if self.registers:
             sequence.append(self._learned("registers", self.registers, c.shape[0], dtype))
         if self.times == "tokens":
@@ -134,8 +134,8 @@ class JointTransformer(nn.Module):
         elif self.times in ("joined", "global"):
             c = nn.DenseGeneral(self.width, axis=(-2, -1), dtype=dtype, name="all_times")(c)
 
-        h, vectors, _, joined = told.before(jnp.concatenate(sequence, axis=1), c)
-        h = self._blocks(h, vectors, (1,) * joined + lengths, told, dtype)
+        h, vectors, _, joined = conditioned.prepend_tokens(jnp.concatenate(sequence, axis=1), c)
+        h = self._blocks(h, vectors, (1,) * joined + lengths, conditioned, dtype)
         h = self._normed(h[:, joined : joined + total], c, lengths, dtype)
         output, first = {}, 0
         for part in parts:
@@ -206,8 +206,9 @@ class JointTransformer(nn.Module):
             lengths.append(self.registers)
         return jnp.concatenate(times, axis=1), tuple(lengths)
 
-    def _blocks(self, h, c, lengths, told, dtype):
-        branches, side = told.blocks(self._branches(lengths, told.context is not None, dtype)), told.side(h)
+    def _blocks(self, h, c, lengths, conditioned, dtype):
+        branches = self._branches(lengths, conditioned.context is not None, dtype)
+        branches, side = conditioned.block_branches(branches), conditioned.side(h)
         if not self.skips:
             return Stack(branches, self.depth, self.remat, self.scan, name="blocks")(h, c, side)
         half = self.depth // 2

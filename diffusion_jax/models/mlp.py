@@ -35,11 +35,13 @@ class Mlp(nn.Module):
             raise invalid("x.shape", x.shape, "vectors [B, D] are needed")
         dtype = jnp.dtype(self.dtype)
         t = jnp.broadcast_to(fill(t, x).reshape(x.shape[0], -1), x.shape)
-        told = ConditionEncoder(self.width, self.conditions, self.depth, dtype, name="condition")(t, cond, x.shape)
-        c = nn.DenseGeneral(self.width, axis=(-2, -1), dtype=dtype, name="dimensions")(told.vector)
-        h = nn.Dense(self.width, dtype=dtype, name="embed")(told.beside(x.astype(dtype)))
-        branches = told.blocks((("mlp", partial(MlpBranch, self.ratio, dtype=dtype)),))
-        h = Stack(branches, self.depth, scan=self.scan, name="blocks")(h, c, told.side(h))
+        conditioned = ConditionEncoder(self.width, self.conditions, self.depth, dtype, name="condition")(
+            t, cond, x.shape
+        )
+        c = nn.DenseGeneral(self.width, axis=(-2, -1), dtype=dtype, name="dimensions")(conditioned.vector)
+        h = nn.Dense(self.width, dtype=dtype, name="embed")(conditioned.join_channels(x.astype(dtype)))
+        branches = conditioned.block_branches((("mlp", partial(MlpBranch, self.ratio, dtype=dtype)),))
+        h = Stack(branches, self.depth, scan=self.scan, name="blocks")(h, c, conditioned.side(h))
         y = modulated_output(h, c, x.shape[-1], dtype)
         return y.astype(jnp.float32), {}
 

@@ -43,14 +43,14 @@ class TextTransformer(nn.Module):
         h = embed(tokens).astype(dtype)
         rotary = jnp.asarray(rotary_angles(grid_positions(tokens.shape[1]), self.width // self.heads))
         encoder = ConditionEncoder(self.width, self.conditions, self.depth, dtype, name="condition")
-        told = encoder(t, cond, (*tokens.shape, 1))
-        h, c, rotary, joined = told.before(h, told.vector, rotary)
+        conditioned = encoder(t, cond, (*tokens.shape, 1))
+        h, c, rotary, joined = conditioned.prepend_tokens(h, conditioned.vector, rotary)
         branches = transformer_branches(
-            self.heads, self.qk_norm, self.mlp_ratio, self.swiglu, dtype, crossed=told.context is not None
+            self.heads, self.qk_norm, self.mlp_ratio, self.swiglu, dtype, crossed=conditioned.context is not None
         )
-        stack = Stack(told.blocks(branches), self.depth, self.remat, self.scan, name="blocks")
-        h = stack(h, c, told.side(h, rotary=rotary))[:, joined:]
-        logits = modulated_output(h, told.vector, self.vocab_size, dtype)
+        stack = Stack(conditioned.block_branches(branches), self.depth, self.remat, self.scan, name="blocks")
+        h = stack(h, c, conditioned.side(h, rotary=rotary))[:, joined:]
+        logits = modulated_output(h, conditioned.vector, self.vocab_size, dtype)
         return logits.astype(jnp.float32), {}
 
 

@@ -93,10 +93,10 @@ class UNetEncoder(nn.Module):
             raise invalid("x.shape", x.shape, f"the network was made for in_channels={self.in_channels}")
         if train and self.dropout and not self.has_rng("dropout"):
             raise InvalidInput(f"Training with dropout={self.dropout} needs a key: apply(..., train=True, key=key).")
-        told = self._told(x, t, cond, dtype, others)
-        vectors = [told.vector]
+        conditioned = self._conditioned(x, t, cond, dtype, others)
+        vectors = [conditioned.vector]
         for _ in range(levels - 1):
-            vectors.append(average_pool(vectors[-1]) if told.vector.ndim == 4 else told.vector)
+            vectors.append(average_pool(vectors[-1]) if conditioned.vector.ndim == 4 else conditioned.vector)
 
         branch = partial(
             ResidualBranch,
@@ -108,7 +108,7 @@ class UNetEncoder(nn.Module):
         )
         attend = partial(
             partial(SpatialTransformer, linear=self.linear_projection) if self.transformer else PixelAttention,
-            cross=told.context is not None,
+            cross=conditioned.context is not None,
             groups=self.groups,
             remat=self.remat,
             dtype=dtype,
@@ -123,9 +123,9 @@ class UNetEncoder(nn.Module):
                 return h
             return attend(depth, self.level_heads[level], name=f"{name}_attention")(h, vectors[level], side)
 
-        h = conv(self.channels, dtype=dtype, name="conv_in")(told.beside(x.astype(dtype)))
-        side = told.side(h)
-        return residual, attention, h, told.own
+        h = conv(self.channels, dtype=dtype, name="conv_in")(conditioned.join_channels(x.astype(dtype)))
+        side = conditioned.side(h)
+        return residual, attention, h, conditioned.own
 
     def down(self, h, residual, attention):
         """The features at the end of the way down, and all that skip connections take up."""
@@ -149,7 +149,7 @@ class UNetEncoder(nn.Module):
                 h = attention(h, last, self.mid_attention, "mid")
         return h
 
-    def _told(self, x, t, cond, dtype, others):
+    def _conditioned(self, x, t, cond, dtype, others):
         """Its vector is `[B, D]`, or one per pixel `[B, H, W, D]`."""
         t = fill(t, x)
         if t.ndim > 3:

@@ -93,17 +93,17 @@ class VideoDiT(nn.Module):
         if references:
             t = jnp.concatenate([jnp.zeros((batch, references, *t.shape[2:]), t.dtype), t], axis=1)
         encoder = ConditionEncoder(self.width, self.conditions, self.stack_depth, dtype, name="condition")
-        told = encoder(t, cond, x.shape)
-        vector, x = told.vector, told.beside(x)
+        conditioned = encoder(t, cond, x.shape)
+        vector, x = conditioned.vector, conditioned.join_channels(x)
         if references:
             before = jnp.pad(before, [(0, 0)] * 4 + [(0, x.shape[-1] - channels)])
             x = jnp.concatenate([before.astype(x.dtype), x], axis=1)
 
         h, rotary, temporal_rotary = self._tokens(x, references, dtype)
-        sound, sound_mask = self._audio(told.own.get("audio"), references, dtype)
+        sound, sound_mask = self._audio(conditioned.own.get("audio"), references, dtype)
         mask = frame_mask(frames, self.block, self.window, references)
-        side = told.side(h, rotary=rotary, frames=Frames(mask, temporal_rotary, sound, sound_mask))
-        branches = told.blocks(self._branches(told.context is not None, sound is not None, dtype))
+        side = conditioned.side(h, rotary=rotary, frames=Frames(mask, temporal_rotary, sound, sound_mask))
+        branches = conditioned.block_branches(self._branches(conditioned.context is not None, sound is not None, dtype))
         h = Stack(branches, self.stack_depth, self.remat, self.scan, name="blocks")(h, vector, side)
 
         features = self.patch**2 * channels * (2 if self.learn_sigma else 1)

@@ -213,11 +213,11 @@ class Conditioned(NamedTuple):
     layers: Any = None
     own: Any = None
 
-    def beside(self, x):
+    def join_channels(self, x):
         """x with the channels that join it."""
         return x if self.channels is None else jnp.concatenate([x, self.channels.astype(x.dtype)], axis=-1)
 
-    def before(self, h, c, rotary=None):
+    def prepend_tokens(self, h, c, rotary=None):
         """`(h, c, rotary, count)`: the residual stream `[B, N, C]` behind the tokens that join it.
 
         c: `[B, D]`, or `[B, N, D]` to which their vectors are added, the mean of those of h. Tokens are not turned.
@@ -231,13 +231,13 @@ class Conditioned(NamedTuple):
         return jnp.concatenate([self.tokens.astype(h.dtype), h], axis=1), c, rotary, count
 
     def side(self, h, **others) -> Side:
-        """What blocks look at. h: the residual stream, the tokens that join it (`before`) included."""
+        """What blocks look at. h: the residual stream, the tokens that join it (`prepend_tokens`) included."""
         mask = self.tokens_mask
         if mask is not None:
             mask = jnp.pad(mask, ((0, 0), (0, h.shape[1] - mask.shape[1])), constant_values=True)
         return Side(self.context, self.context_mask, mask, layers=self.layers, **others)
 
-    def blocks(self, branches):
+    def block_branches(self, branches):
         """The branches of a block, which begins with the additions of its layer where there are any."""
         return branches if self.layers is None else (("conditions", LayerBranch), *branches)
 
