@@ -21,14 +21,7 @@ from diffusion_jax.models.layers.branches import (
     Stack,
     constrain,
 )
-from diffusion_jax.models.layers.conditioning import (
-    Attended,
-    Conditioned,
-    ConditionEncoder,
-    ConditionStream,
-    CondKey,
-    Place,
-)
+from diffusion_jax.models.layers.conditioning import Conditioned, ConditionEncoder
 from diffusion_jax.models.layers.dense import projection
 from diffusion_jax.models.layers.embeddings import (
     TimeEmbedding,
@@ -46,14 +39,11 @@ from diffusion_jax.models.layers.norms import GroupNorm, LayerNorm, RMSNorm, lay
 __all__ = [
     "REMAT",
     "Attend",
-    "Attended",
     "Attention",
     "AttentionBranch",
     "Block",
     "Branch",
-    "CondKey",
     "ConditionEncoder",
-    "ConditionStream",
     "Conditioned",
     "CrossAttentionBranch",
     "FeedForward",
@@ -61,7 +51,6 @@ __all__ = [
     "LayerNorm",
     "MlpBranch",
     "Modulation",
-    "Place",
     "RMSNorm",
     "Side",
     "SkipBranch",
