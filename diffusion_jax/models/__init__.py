@@ -1,7 +1,8 @@
 """Networks as pure functions: diffusion transformer, U-Net, MLP, text transformer, the KL autoencoder, published text
 and vision encoders, and the one mechanism that opens them (`intercepted`). Constructors return a `typing.Network`
-(`kl_vae` an `Autoencoder`, those of encoders an `Encoder`); the linen modules behind them obey one convention of
-uniform blocks (`layers.branches`). What is attached to a frozen network is in `adapters`.
+(`kl_vae` an `Autoencoder`, those of encoders an `Encoder`); what a network is told are values, its `conditions`
+(`label`, `context`, ...; kinds of one's own are `ConditionStream`s). The linen modules behind them obey one convention
+of uniform blocks (`layers.branches`). What is attached to a frozen network is in `adapters`.
 """
 
 from diffusion_jax.models.caption_decoder import CaptionDecoder, Captioner, caption_decoder

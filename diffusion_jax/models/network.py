@@ -39,7 +39,7 @@ def make_module(kind: Any, what: str, preset: Mapping[str, Any], fields: Mapping
     """`kind(*fixed, **{**preset, **fields})`; raises InvalidInput for a field that it does not have.
 
     what: the constructor that the fields were given to. fixed: the first fields, which it sets itself.
-    `kind.takes` names where conditions can enter (`layers.conditioning.ENTRIES`).
+    `kind.takes` names where conditions can enter (`layers.conditioning`).
     """
     known = [name for name in kind.__dataclass_fields__ if name not in ("parent", "name")][len(fixed) :]
     for name in fields:

@@ -12,7 +12,16 @@ A network has `conditions`, a tuple of `ConditionStream`; `ConditionEncoder` run
 
     network = models.dit("S/2", conditions=(models.label(10), Weather()))
 
-The kinds that the library has are in `models.conditions`.
+Where a stream can enter, and what it then gives:
+
+    vector    [*prefix, width], a prefix of the shape of t: added to the embedding of the time, which modulates
+    context   `Attended`: a sequence for cross-attention; those of several streams stand one after the other
+    tokens    `Attended`: they join those of x in self-attention, modulated by the mean of the vectors of x
+    channels  [*axes of x, C]: they join the channels of x
+    layers    [depth, *prefix, width], a prefix of the residual stream's shape: block i adds entry i
+
+Each network says which of these it `takes`, and may take others, which only it knows what to do with ("control",
+"residuals", "audio", "reference"). The kinds of conditions that the library has are in `models.conditions`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -27,16 +36,6 @@ from diffusion_jax.errors import InvalidInput, invalid, nearest
 from diffusion_jax.models.layers.branches import Branch, Side
 from diffusion_jax.models.layers.embeddings import TimeEmbedding
 from diffusion_jax.models.layers.modulation import expand_vector
-
-ENTRIES = {
-    "vector": "`[*prefix, width]`, a prefix of the shape of t: added to the embedding of the time, which modulates",
-    "context": "`Attended`, a sequence for cross-attention; those of several streams stand one after the other",
-    "tokens": "`Attended`, tokens that join those of x in self-attention, at the mean of the times of x",
-    "channels": "`[*prefix of x, C]`, which join the channels of x",
-    "layers": "`[depth, *prefix, width]`, a prefix of the shape of the residual stream, to which block i adds entry i",
-}
-"""Where a stream can enter, and what it then gives. Each network says which of these it takes; a network may take
-others too, which only it knows what to do with ("control", "residuals", "audio", "reference")."""
 
 
 class CondKey(NamedTuple):
@@ -84,11 +83,16 @@ class Place(NamedTuple):
 class ConditionStream:
     """One kind of condition; subclasses are frozen dataclasses, so that networks with them compare and hash.
 
-    keys: what it reads of `cond`. enters: keys of `ENTRIES`, or of what its network takes besides.
+    keys: what it reads of `cond`. enters: where it enters.
     """
 
-    keys: tuple[CondKey, ...] = ()
-    enters: tuple[str, ...] = ("vector",)
+    @property
+    def keys(self) -> tuple[CondKey, ...]:
+        return ()
+
+    @property
+    def enters(self) -> tuple[str, ...]:
+        return ("vector",)
 
     def embed(self, cond: Mapping[str, Any], place: Place) -> Mapping[str, Any]:
         """What it gives to each entry. Linen modules made here, with names, are submodules of the encoder."""
@@ -200,7 +204,7 @@ class Conditioned(NamedTuple):
     """What a network uses of time and conditions. Unused entries are None.
 
     vector: `[*prefix, width]`, its prefix that of t. context, context_mask: `[B, M, width]` and `[B, M]`, for
-        cross-attention. tokens, tokens_mask: the same for self-attention. channels, layers: see `ENTRIES`.
+        cross-attention. tokens, tokens_mask: the same for self-attention. channels, layers: what enters there.
     own: what only this network takes, by entry.
     """
 
