@@ -194,6 +194,7 @@ def test_mistakes_are_told_in_one_sentence():
         (lambda: network.apply(params, x[0], t, cond), r"\[B, H, W, C\]"),
         (lambda: models.empty_condition((), cond), "no condition of the network reads"),
         (lambda: tiny_dit(conditions=models.label(3)), r"a tuple such as \(models.label\(10\),\)"),
+        (lambda: tiny_dit(conditions=(models.label(3), models.label(5))), "one before it reads label already"),
         (lambda: tiny_dit(conditions=("label",)), r"conditions\[0\] is 'label'"),
         (lambda: tiny_dit(num_classes=3), "num_classes.*Valid: .*conditions"),
     ]

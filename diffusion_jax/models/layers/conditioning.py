@@ -181,10 +181,16 @@ def check_streams(what: str, conditions: Any, takes: tuple[str, ...]) -> tuple[C
     for i, stream in enumerate(conditions):
         if not isinstance(stream, ConditionStream):
             raise invalid(f"conditions[{i}]", stream, "a condition such as models.label(10) is needed")
+        if type(stream) in map(type, conditions[:i]) and _names(stream) in map(_names, conditions[:i]):
+            raise invalid(f"conditions[{i}]", stream, f"one before it reads {', '.join(_names(stream))} already")
         for entry in stream.enters:
             if entry not in takes:
                 raise invalid(f"conditions[{i}]", stream, f"it enters by {entry!r}; {what} takes {', '.join(takes)}")
     return tuple(conditions)
+
+
+def _names(stream):
+    return [key.name for key in stream.keys]
 
 
 def find_stream(conditions: Iterable[ConditionStream], kind: type) -> Any:
