@@ -106,7 +106,7 @@ def build(entry: Any, **context: Any) -> Any:
         if key not in arguments and not optional:
             raise InvalidInput(f"{name} needs the argument {key!r}, which the config does not give.")
     for key, value in arguments.items():
-        _check_type(f"{name}.{key}", value, parameters.get(key))
+        arguments[key] = _of_type(f"{name}.{key}", value, parameters.get(key))
     return function(**arguments)
 
 
@@ -124,16 +124,17 @@ def _takes(name: str, key: str) -> bool:
     return key in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
-def _check_type(field: str, value: Any, parameter: inspect.Parameter | None) -> None:
-    """Plain values are checked against the constructor's annotation; an int will do for a float."""
+def _of_type(field: str, value: Any, parameter: inspect.Parameter | None) -> Any:
+    """Plain values are checked against the constructor's annotation; an int will do for a float, a list (of a stored
+    config) for a tuple, which it becomes."""
     if parameter is None or parameter.annotation is parameter.empty or not isinstance(value, PLAIN):
-        return
+        return value
     hint = parameter.annotation
     whole = isinstance(value, int) and not isinstance(value, bool)
     if is_bearable(value, hint) or (whole and is_bearable(float(value), hint)):
-        return
+        return value
     if isinstance(value, list) and is_bearable(tuple(value), hint):
-        return
+        return tuple(value)
     raise invalid(field, value, f"expected {getattr(hint, '__name__', None) or str(hint).replace('typing.', '')}")
 
 
