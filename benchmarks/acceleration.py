@@ -91,9 +91,13 @@ def acceleration(rounds: int, smoke: bool, compiled_peers: bool) -> list[Row]:
 def build(size: Size) -> tuple[dict[str, Contender], dict]:
     """The contenders by name, and their condition."""
     process, cond = processes.vp_linear(), {"label": jnp.arange(size.batch) % 10}
-    network = models.dit(patch=2, width=size.width, depth=size.depth, heads=size.heads, num_classes=10)
+    network = models.dit(patch=2, width=size.width, depth=size.depth, heads=size.heads, conditions=(models.label(10),))
     small = models.dit(
-        patch=2, width=size.width // 2, depth=max(1, size.depth // 3), heads=max(1, size.heads // 2), num_classes=10
+        patch=2,
+        width=size.width // 2,
+        depth=max(1, size.depth // 3),
+        heads=max(1, size.heads // 2),
+        conditions=(models.label(10),),
     )
     params, few = _params(network, size, cond), _params(small, size, cond)
     plain, quick = denoiser(network, process), denoiser(small, process)

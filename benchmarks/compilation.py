@@ -10,7 +10,7 @@ import jax
 from benchmarks.harness import ratio, summarise
 from benchmarks.report import Row
 from benchmarks.workload import Workload
-from diffusion_jax.models import dit, param_shapes
+from diffusion_jax.models import dit, label, param_shapes
 
 LIMIT = 15.0
 """Seconds that a user should wait at most."""
@@ -29,7 +29,7 @@ def compilation(rounds: int, smoke: bool, compiled_peers: bool) -> list[Row]:
         # Unrolled programs take long to compile and are there for scale: three rounds are enough.
         for _ in range(1 if smoke else min(3, rounds)):
             for scan in times:
-                net = dit("S/2" if smoke else "XL/2", num_classes=work.classes, scan=scan, **preset)
+                net = dit("S/2" if smoke else "XL/2", conditions=(label(work.classes),), scan=scan, **preset)
                 x, t, cond = jax.eval_shape(lambda: ours.inputs(work))
                 params = param_shapes(net, x.shape, cond)
                 jax.clear_caches()

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.workload import Workload
-from diffusion_jax import processes, solvers, timesteps, training
+from diffusion_jax import models, processes, solvers, timesteps, training
 from diffusion_jax.denoisers import denoiser
 from diffusion_jax.models.dit import dit
 from diffusion_jax.models.network import count_params
@@ -42,7 +42,7 @@ def network(work: Workload, dtype: str = "float32", **fields: Any) -> Network:
     """The network of a workload; fields: of a DiT, how its blocks run."""
     if work.model == "dit":
         fields = {"width": work.width, "depth": work.depth, "heads": work.heads, **fields}
-        return dit("S/2", num_classes=work.classes, dtype=dtype, **fields)
+        return dit("S/2", conditions=(models.label(work.classes),), dtype=dtype, **fields)
     return unet(
         "ddpm_cifar10",
         channels=work.width,
@@ -52,7 +52,7 @@ def network(work: Workload, dtype: str = "float32", **fields: Any) -> Network:
         head_dim=work.head_dim,
         modulation="scale_shift",
         dropout=0.0,
-        num_classes=work.classes,
+        conditions=(models.label(work.classes),),
         dtype=dtype,
     )
 

@@ -15,7 +15,14 @@ def get_config() -> ConfigDict:
     config.data = call("data.digits", split="train")
     config.held_out = call("data.digits", split="test")
     config.model = call(
-        "models.dit", preset="S/2", width=96, depth=4, heads=4, num_classes=10, qk_norm=True, remat="dots_no_batch"
+        "models.dit",
+        preset="S/2",
+        width=96,
+        depth=4,
+        heads=4,
+        conditions=(call("models.label", num_classes=10),),
+        qk_norm=True,
+        remat="dots_no_batch",
     )
     config.process = call("processes.rectified_flow")
     null = {"label": 10}

@@ -15,7 +15,13 @@ def get_config() -> ConfigDict:
     config.data = call("data.digits", split="train")
     config.held_out = call("data.digits", split="test")
     config.model = call(
-        "models.unet", channels=32, multipliers=(1, 2), num_residual=1, attention=(0, 1), heads=4, num_classes=10
+        "models.unet",
+        channels=32,
+        multipliers=(1, 2),
+        num_residual=1,
+        attention=(0, 1),
+        heads=4,
+        conditions=(call("models.label", num_classes=10),),
     )
     config.process = call("processes.edm", sigma_data=0.75)
     null = {"label": 10}

@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
         depth=6,
         heads=6,
         positions="rotary",
-        num_classes=2,
+        conditions=(call("models.label", num_classes=2),),
         remat="dots_no_batch",
     )
     config.process = call("processes.vp_cosine", prediction="v")

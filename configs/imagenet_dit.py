@@ -23,7 +23,12 @@ def get_config(variant: str = "XL/2") -> ConfigDict:
         config.data = call("data.latents", folder="latents/train", scale=0.18215, num_classes=1000)
         config.held_out = call("data.latents", folder="latents/validation", scale=0.18215, num_classes=1000)
     config.model = call(
-        "models.dit", preset=preset, num_classes=1000, dtype="bfloat16", remat="dots_no_batch", scan=True
+        "models.dit",
+        preset=preset,
+        conditions=(call("models.label", num_classes=1000),),
+        dtype="bfloat16",
+        remat="dots_no_batch",
+        scan=True,
     )
     config.process = call("processes.vp_linear", num_steps=1000, prediction="epsilon")
     null = {"label": 1000}

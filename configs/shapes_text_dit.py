@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
         depth=8,
         heads=4,
         qk_norm=True,
-        text_vocab_size=vocabulary,
+        conditions=(call("models.text", vocab_size=vocabulary),),
         remat="dots_no_batch",
     )
     config.process = call("processes.rectified_flow")

@@ -2,8 +2,8 @@
 
 `call("models.DiT", width=384)` is the call `diffusion_jax.models.DiT(width=384)` written down as data: a `ConfigDict`
 with the name under `call` and every argument under its own name, defaults included, so that each can be overridden
-on the command line. `build` makes it. There is no second set of option names anywhere, and a wrong name or type is
-told before anything is compiled.
+on the command line (calls within a tuple by their number, `model.conditions.0.num_classes=10`). `build` makes it. There
+is no second set of option names anywhere, and a wrong name or type is told before anything is compiled.
 """
 
 import ast
@@ -71,6 +71,9 @@ def call(name: str, /, **arguments: Any) -> ConfigDict:
     for key, value in arguments.items():
         if key not in parameters:
             entry[key] = value
+        if isinstance(value, list | tuple):
+            # Plain data, so that `to_dict` is plain all the way down.
+            entry[key] = type(value)(each.to_dict() if isinstance(each, ConfigDict) else each for each in value)
     return entry
 
 
@@ -103,7 +106,7 @@ def build(entry: Any, **context: Any) -> Any:
         if key not in arguments and not optional:
             raise InvalidInput(f"{name} needs the argument {key!r}, which the config does not give.")
     for key, value in arguments.items():
-        _check_type(f"{name}.{key}", value, parameters.get(key))
+        arguments[key] = _of_type(f"{name}.{key}", value, parameters.get(key))
     return function(**arguments)
 
 
@@ -121,16 +124,17 @@ def _takes(name: str, key: str) -> bool:
     return key in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
-def _check_type(field: str, value: Any, parameter: inspect.Parameter | None) -> None:
-    """Plain values are checked against the constructor's annotation; an int will do for a float."""
+def _of_type(field: str, value: Any, parameter: inspect.Parameter | None) -> Any:
+    """Plain values are checked against the constructor's annotation; an int will do for a float, a list (of a stored
+    config) for a tuple, which it becomes."""
     if parameter is None or parameter.annotation is parameter.empty or not isinstance(value, PLAIN):
-        return
+        return value
     hint = parameter.annotation
     whole = isinstance(value, int) and not isinstance(value, bool)
     if is_bearable(value, hint) or (whole and is_bearable(float(value), hint)):
-        return
+        return value
     if isinstance(value, list) and is_bearable(tuple(value), hint):
-        return
+        return tuple(value)
     raise invalid(field, value, f"expected {getattr(hint, '__name__', None) or str(hint).replace('typing.', '')}")
 
 
@@ -182,7 +186,12 @@ def override(config: ConfigDict, assignments: Sequence[str]) -> ConfigDict:
                 where = ".".join(["config", *parents[:depth]])
                 raise unknown(f"a field of {where}", key, node.keys())
             if depth < len(parents):
-                node = node[key]
+                node, before = node[key], node
+                if isinstance(node, list | tuple) and parents[depth + 1 :]:
+                    before[key] = _within(node, parents[depth + 1], parents[depth + 2 :], last, path, text)
+                    break
+        if isinstance(node, list | tuple):
+            continue
         if last == "call":
             value = text
             for stale in [key for key in node if key != "call"]:
@@ -205,6 +214,14 @@ def override(config: ConfigDict, assignments: Sequence[str]) -> ConfigDict:
         with node.ignore_type():
             node[last] = value
     return config
+
+
+def _within(entries: Any, number: str, parents: Sequence[str], last: str, path: str, text: str) -> Any:
+    """`entries` of a tuple with a field of one of them changed, as `override` does it."""
+    if not number.isdigit() or int(number) >= len(entries) or not isinstance(entries[int(number)], Mapping):
+        raise invalid("--config." + path, text, f"{number} is not the number of one of the {len(entries)} entries")
+    changed = override(ConfigDict(entries[int(number)]), [".".join([*parents, last]) + "=" + text])
+    return type(entries)([*entries[: int(number)], changed.to_dict(), *entries[int(number) + 1 :]])
 
 
 def _literal(text: str) -> Any:

@@ -28,6 +28,7 @@ from diffusion_jax import data, training
 from diffusion_jax.config import build, call
 from diffusion_jax.distributed import BATCH_AXES
 from diffusion_jax.errors import InvalidInput
+from diffusion_jax.models import ConditionStream, check_values
 from diffusion_jax.sampling import make_sampler
 from diffusion_jax.typing import Denoiser, Network, Objective, Solver
 
@@ -81,6 +82,7 @@ class Experiment(NamedTuple):
     """What `config` describes, made.
 
     shape: the shape of one example's x0 (a dict of shapes for joint data).
+    conditions: what the network itself reads of `cond`; none where that is not known.
     objective: the training loss; `validation` is the same without dropout of the condition.
     """
 
@@ -94,6 +96,7 @@ class Experiment(NamedTuple):
     optimizer: Any
     mesh: Any
     shape: Any
+    conditions: tuple[ConditionStream, ...]
 
     def init_params(self, key) -> Any:
         """Fresh parameters of the network."""
@@ -129,7 +132,12 @@ def prepare(config: ConfigDict) -> Experiment:
     validation = build(ConfigDict({**config.objective.to_dict(), **plain}), **parts)
     optimizer = build(config.optimizer)
     shape = jax.tree.map(np.shape, source[0]["x0"])
-    return Experiment(config, source, held_out, network, process, objective, validation, optimizer, mesh, shape)
+    conditions = getattr(getattr(network, "module", None), "conditions", ())
+    for examples in (source, held_out):
+        check_values(conditions, getattr(examples, "cond", None))
+    return Experiment(
+        config, source, held_out, network, process, objective, validation, optimizer, mesh, shape, conditions
+    )
 
 
 def fit(

@@ -23,6 +23,7 @@ from diffusion_jax import data, denoisers, distributed, generate, pictures, trai
 from diffusion_jax.command import cache_compilations, parse_config, run_command
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.experiment import Experiment, Sampling, compiled_sampler, prepare, prepare_sampling
+from diffusion_jax.models import check_values
 from diffusion_jax.sampling import sample
 
 
@@ -86,6 +87,7 @@ class Sampler:
 
     def __init__(self, experiment: Experiment, sampling: Sampling, params: Any, seed: int):
         self.sampling, self.params, self.key = sampling, params, jax.random.key(seed)
+        self.conditions = experiment.conditions
         self.batch_size = experiment.config.sampling.batch_size
         self.run = compiled_sampler(experiment, sampling)
 
@@ -93,6 +95,7 @@ class Sampler:
         """The samples `start .. start + batch_size - 1`, still on the device, and their conditions."""
         index = np.arange(start, start + self.batch_size, dtype=np.int32)
         cond = self.sampling.conditions(index) if self.sampling.conditions else None
+        check_values(self.conditions, cond)
         return self.run(self.key, self.params, self.sampling.grid, cond, jnp.asarray(index)), cond
 
     def shard(self, start: int, size: int) -> dict[str, np.ndarray]:

@@ -18,7 +18,14 @@ SHAPE = (2, 2, 4, 4, 3)
 REFERENCE = np.random.default_rng(5).standard_normal((2, 4, 4, 3)).astype(np.float32)
 AUDIO = np.random.default_rng(6).standard_normal((BLOCKS, 2, 2, 5)).astype(np.float32)
 NETWORK = models.video_dit(
-    "S/2", width=16, depth=2, heads=2, block=2, window=2, temporal_positions="rotary", reference=True, audio=True
+    "S/2",
+    width=16,
+    depth=2,
+    heads=2,
+    block=2,
+    window=2,
+    temporal_positions="rotary",
+    conditions=(models.reference(), models.audio()),
 )
 DENOISER = cached(models.incremental(NETWORK), FLOW, sink_at=3.0)
 

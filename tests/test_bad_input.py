@@ -139,7 +139,7 @@ def incomplete():
         (lambda: models.dit("S/2", wdith=8), "did you mean 'width'"),
         (lambda: models.dit("S/2").init(KEY, jnp.zeros((1, 5, 5, 3)), jnp.zeros(1), None), "must divide by the patch"),
         (
-            lambda: models.dit("S/2", width=16, heads=2, depth=1, num_classes=3).init(
+            lambda: models.dit("S/2", width=16, heads=2, depth=1, conditions=(models.label(3),)).init(
                 KEY, jnp.zeros((1, 4, 4, 3)), jnp.zeros(1), {"lable": jnp.zeros(1, int)}
             ),
             "did you mean 'label'",

@@ -24,17 +24,26 @@ NULL = {"label": CLASSES}
 FLOW = processes.rectified_flow()
 
 NETWORKS = {
-    "dit": (models.dit("S/2", width=16, depth=2, heads=2, num_classes=CLASSES), (4, 6, 3), FLOW),
+    "dit": (models.dit("S/2", width=16, depth=2, heads=2, conditions=(models.label(CLASSES),)), (4, 6, 3), FLOW),
     "unet": (
         models.unet(
-            channels=8, multipliers=(1, 1), num_residual=1, attention=(0, 0), mid_residual=1, num_classes=CLASSES
+            channels=8,
+            multipliers=(1, 1),
+            num_residual=1,
+            attention=(0, 0),
+            mid_residual=1,
+            conditions=(models.label(CLASSES),),
         ),
         (4, 4, 1),
         processes.edm(),
     ),
-    "mlp": (models.mlp(width=16, depth=2, num_classes=CLASSES), (3,), processes.vp_cosine(prediction="v")),
+    "mlp": (
+        models.mlp(width=16, depth=2, conditions=(models.label(CLASSES),)),
+        (3,),
+        processes.vp_cosine(prediction="v"),
+    ),
     "text": (
-        models.text_transformer(vocab_size=5, width=16, depth=1, heads=2, num_classes=CLASSES),
+        models.text_transformer(vocab_size=5, width=16, depth=1, heads=2, conditions=(models.label(CLASSES),)),
         (6,),
         processes.absorbing(5),
     ),
@@ -112,7 +121,7 @@ PUBLISHED = {
             heads=2,
             groups=4,
             in_channels=3,
-            context_channels=5,
+            conditions=(models.context("none", 5),),
         ),
         (4, 4, 3),
         CONTEXT,

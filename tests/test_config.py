@@ -44,6 +44,20 @@ def test_json_round_trip(tmp_path):
     assert list(loaded.shape) == [1, 2]
 
 
+def test_calls_within_a_tuple_are_plain_data_and_overridden_by_their_number(tmp_path):
+    from diffusion_jax import models
+
+    conditions = (call("models.label", num_classes=3), call("models.pooled"))
+    config = ConfigDict({"model": call("models.mlp", conditions=conditions)})
+    changed = override(config, ["model.conditions.0.num_classes=7"])
+    assert build(changed.model).module.conditions == (models.label(7), models.pooled())
+    assert build(config.model).module.conditions[0] == models.label(3), "the original is left alone"
+    path = tmp_path / "config.json"
+    path.write_text(configs.to_json(changed))
+    again = override(configs.load(str(path)), ["model.conditions.1.layers=2"])
+    assert build(again.model).module.conditions == (models.label(7), models.pooled(2))
+
+
 def test_replacing_a_call_brings_the_new_defaults():
     config = ConfigDict({"process": call("processes.rectified_flow")})
     changed = override(config, ["process.call=processes.edm", "process.sigma_data=0.3"])
@@ -61,6 +75,12 @@ def test_replacing_a_call_brings_the_new_defaults():
         (lambda: override(ConfigDict({"steps": 3}), ["steps.more=4"]), "no fields of its own"),
         (lambda: override(ConfigDict({"steps": 3}), ["steps"]), "--config.field=value"),
         (lambda: override(ConfigDict({"model": {"width": 3}}), ["model=4"]), "it is a group"),
+        (
+            lambda: override(ConfigDict({"parts": ({"call": "models.label"},)}), ["parts.1.call=x"]),
+            "one of the 1 entries",
+        ),
+        (lambda: override(ConfigDict({"parts": ({"width": 3},)}), ["parts.0.wdith=4"]), "did you mean 'width'"),
+        (lambda: build(call("models.dit", num_classes=3)), "field of dit is 'num_classes'"),
         (lambda: configs.load("configs/nowhere.py"), "does not exist"),
         (lambda: configs.load("nowhere/nothing.py"), "expected an existing Python file"),
     ],

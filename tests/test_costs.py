@@ -11,7 +11,7 @@ WIDTH, HEADS, TOKENS, BATCH = 16, 2, 4, 3
 
 def transformer(depth):
     """A DiT on 4 x 4 pixels in patches of 2, with the arguments of its `apply`."""
-    network = models.dit("S/2", width=WIDTH, depth=depth, heads=HEADS, num_classes=3)
+    network = models.dit("S/2", width=WIDTH, depth=depth, heads=HEADS, conditions=(models.label(3),))
     x, t, cond = jnp.zeros((BATCH, 4, 4, 1)), jnp.zeros(BATCH), {"label": jnp.zeros(BATCH, jnp.int32)}
     return network, (models.param_shapes(network, (1, 4, 4, 1), one(cond)), x, t, cond)
 
@@ -32,7 +32,10 @@ def test_a_block_of_a_transformer_costs_its_products():
 
 def test_a_published_network_costs_what_was_published():
     """DiT-XL/2 at 256 pixels: 118.64 Gflops, where a multiplication and addition counts once (Peebles & Xie 2023)."""
-    network, cond = models.dit("XL/2", num_classes=1000, learn_sigma=True), {"label": jnp.zeros(1, jnp.int32)}
+    network, cond = (
+        models.dit("XL/2", conditions=(models.label(1000),), learn_sigma=True),
+        {"label": jnp.zeros(1, jnp.int32)},
+    )
     params = models.param_shapes(network, (1, 32, 32, 4), one(cond))
     count = count_flops(lambda *a: network.apply(*a)[0], params, jnp.zeros((1, 32, 32, 4)), jnp.zeros(1), cond)
     assert abs(count / 2e9 - 118.64) < 0.05

@@ -74,7 +74,9 @@ def paper() -> ConfigDict:
     Digits stand where ImageNet's latents would.
     """
     config = get_config()
-    config.base.model = call("models.dit", preset="XL/2", num_classes=1000, learn_sigma=True)
+    config.base.model = call(
+        "models.dit", preset="XL/2", conditions=(call("models.label", num_classes=1000),), learn_sigma=True
+    )
     config.digits.update({"thresholds": (0.008,), "chosen": 0, "grid": call("timesteps.leading", steps=50)})
     config.digits.settings = {"probe_order": 3, "order": 1, "warmup": 3}
     return config

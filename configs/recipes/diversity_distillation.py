@@ -87,7 +87,9 @@ def paper() -> ConfigDict:
     A diffusion transformer stands for SDXL's U-Net, at the size of its latents.
     """
     config = get_config()
-    config.base.model = call("models.dit", preset="XL/2", context=True, in_channels=4, context_channels=2048)
+    config.base.model = call(
+        "models.dit", preset="XL/2", conditions=(call("models.context", channels=2048),), in_channels=4
+    )
     config.base.process = call("processes.vp_scaled_linear")
     config.grid = call("timesteps.from_indices", indices=(999, 749, 499, 249))
     config.own = {"long": call("timesteps.trailing", steps=20, num_train_steps=1000)}

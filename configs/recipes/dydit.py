@@ -78,7 +78,13 @@ def paper() -> ConfigDict:
     """DiT-XL/2 at 256 pixels, lambda 0.5: 150 000 steps of batch 256, of which 30 000 with the complete model, at rate
     1e-4; biases 15 and 35, gradients above norm 200 skipped, 250 steps of DDPM with guidance 1.5."""
     config = tuning(150_000, {"params": 1e-4, "routers": 1e-4, "token_router": 1e-4}, batch_size=256, norm=200.0)
-    config.model = call("models.dit", preset="XL/2", num_classes=1000, learn_sigma=True, remat="dots_no_batch")
+    config.model = call(
+        "models.dit",
+        preset="XL/2",
+        conditions=(call("models.label", num_classes=1000),),
+        learn_sigma=True,
+        remat="dots_no_batch",
+    )
     config.routed = call("adapters.routed", groups=16, tokens=True)
     config.budget = call("objectives.budgeted", target=0.5)
     rate = call("training.optimizers.constant", value=1e-4)

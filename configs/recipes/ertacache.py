@@ -48,9 +48,11 @@ def paper() -> ConfigDict:
     The other published thresholds: Open-Sora 1.2 0.1 and 0.18 at 30 steps, CogVideoX 0.3 at 50, FLUX 0.6 at 30.
     """
     config = defaults(steps=1, batch_size=1)
-    size = {"width": 1536, "depth": 30, "heads": 12, "mlp_ratio": 8960 / 1536, "qk_norm": True, "context": True}
+    size = {"width": 1536, "depth": 30, "heads": 12, "mlp_ratio": 8960 / 1536, "qk_norm": True}
     rotary = {"positions": "rotary", "temporal_positions": "rotary"}
-    config.model = call("models.video_dit", preset="XL/2", attention="joint", **size, **rotary)
+    config.model = call(
+        "models.video_dit", preset="XL/2", attention="joint", conditions=(call("models.context"),), **size, **rotary
+    )
     config.process = call("processes.rectified_flow")
     config.sampling.grid = call("timesteps.shift", grid=call("timesteps.linspace", steps=50), shift=8.0)
     config.sampling.solver = call("solvers.flow_euler")

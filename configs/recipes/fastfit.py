@@ -42,8 +42,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
 def paper() -> ConfigDict:
     """The inpainting U-Net of Stable Diffusion 1.5 without cross-attention, on latents; 50 steps at guidance 2.5."""
     config = ConfigDict({"kinds": 5, "guidance": 2.5, "latents": (128, 96, 4)})
-    fields = {"context": False, "raw_context": False, "context_channels": 0, "concat": 5}
-    config.model = call("models.unet", preset="sd15", **fields)
+    config.model = call("models.unet", preset="sd15", conditions=(call("models.concat", channels=5),))
     config.process = call("processes.vp_scaled_linear")
     config.solver = call("solvers.ddpm")
     config.grid = call("timesteps.leading", steps=50, steps_offset=1)

@@ -13,7 +13,7 @@ FRAMES, BLOCK, LEVELS, EVERY = 8, 2, 4, 3
 VARIANTS = ("full", "smoke", "paper")
 
 
-def network(width, depth, heads, frames=FRAMES, **fields):
+def network(width, depth, heads, frames=FRAMES, others=(), **fields):
     """The transformer of all stages; the picture stands behind the clip, so that it is ahead of every block."""
     return {
         "preset": "S/1",
@@ -22,9 +22,7 @@ def network(width, depth, heads, frames=FRAMES, **fields):
         "heads": heads,
         "attention": "joint",
         "temporal_positions": "rotary",
-        "reference": True,
-        "reference_at": float(frames),
-        "audio": True,
+        "conditions": (call("models.reference", at=float(frames)), call("models.audio"), *others),
         "qk_norm": True,
         **fields,
     }
@@ -104,7 +102,8 @@ def get_config(variant: str = "full") -> ConfigDict:
 def paper() -> ConfigDict:
     """What is published: Wan-S2V 14B on 84 frames of 720 x 400, which are 21 latents of 50 x 90 x 16 in blocks of 3."""
     frames, block = 21, 3
-    fields = network(5120, 40, 40, frames, preset="S/2", mlp_ratio=2.7, context=True, remat="full", dtype="bfloat16")
+    text = (call("models.context"),)
+    fields = network(5120, 40, 40, frames, text, preset="S/2", mlp_ratio=2.7, remat="full", dtype="bfloat16")
     config = ConfigDict({"seed": 0, "frames": frames, "sink_at": 10.0})
     rates = {"student": 1e-5, "fake": 2e-6}
     student, fake = (call("training.optimizers.adamw", learning_rate=rate) for rate in rates.values())

@@ -20,8 +20,9 @@ def base(steps: int, length: int = 30_000, **model) -> ConfigDict:
     config = defaults(steps=steps, batch_size=64)
     config.data = call("data.moving_shapes", length=length, classes=CLASSES)
     config.held_out = call("data.moving_shapes", split="test", classes=CLASSES)
-    fields = {"patch": 1, "width": 96, "depth": 4, "heads": 4, "qk_norm": True, "attention": "joint", "concat": False}
-    config.model = call("models.video_dit", **{**fields, "num_classes": NULL["label"], **model})
+    fields = {"patch": 1, "width": 96, "depth": 4, "heads": 4, "qk_norm": True, "attention": "joint"}
+    label = (call("models.label", num_classes=NULL["label"]),)
+    config.model = call("models.video_dit", **{**fields, "conditions": label, **model})
     config.process = call("processes.rectified_flow", prediction="x0")
     draw = moving_clips.noisy_times()
     config.objective = call("objectives.denoising", draw=draw, t_shape="batch", cond_dropout=0.1, null=NULL)
@@ -46,7 +47,7 @@ def adapter(config: ConfigDict, draw: ConfigDict | None, steps: int, rate: float
     config.objective.cond_dropout = 0.5
     config.lora = call("adapters.lora", rank=rank, select=(*ATTENTION, *FEED_FORWARD))
     if draw is None:
-        config.model.concat = True
+        config.model.conditions = (*config.model.conditions, call("models.concat").to_dict())
         config.lora.select = (*config.lora.select, "patch_embed")
     else:
         config.objective.draw = draw
@@ -59,7 +60,7 @@ def paper() -> ConfigDict:
     """The sizes of Wan2.1 14B in our network; rank 512, 900 updates of 8 of 3,860 own clips, times on a grid shifted by
     5, 10 steps, the adapter at 1.4 (Liu et al. 2025)."""
     config = get_config()
-    text = {"num_classes": 0, "context": True, "positions": "rotary", "temporal_positions": "rotary"}
+    text = {"conditions": (call("models.context"),), "positions": "rotary", "temporal_positions": "rotary"}
     config.base = base(1, **text, patch=2, width=5120, depth=40, heads=40, mlp_ratio=2.7, dtype="bfloat16")
     config.base.process = call("processes.rectified_flow")
     config.base.objective = call("objectives.denoising")

@@ -25,7 +25,9 @@ def policy(
     config.data = data
     config.held_out = None
     size = {"width": 64, "depth": 3, "heads": 4, **network}
-    transformer = call("models.joint_transformer", modalities=(chunk,), times="joined", pooled=True, **size)
+    transformer = call(
+        "models.joint_transformer", modalities=(chunk,), times="joined", conditions=(call("models.pooled"),), **size
+    )
     config.model = call("models.observing", network=transformer)
     config.process = call("processes.rectified_flow")
     config.grid = call("timesteps.linspace", steps=num_steps)

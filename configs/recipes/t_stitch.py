@@ -49,7 +49,7 @@ def paper() -> ConfigDict:
     """DiT-S / B / XL with patches of 2 on latents of 256 x 256 images, DDIM with 100 steps, guidance 1.5 for each."""
     config = ConfigDict({"steps": 100, "guidance": 1.5, "null": {"label": 1000}})
     config.models = {
-        name: call("models.dit", preset=preset, num_classes=1000, learn_sigma=True)
+        name: call("models.dit", preset=preset, conditions=(call("models.label", num_classes=1000),), learn_sigma=True)
         for name, preset in (("small", "S/2"), ("middle", "B/2"), ("large", "XL/2"))
     }
     config.process = call("processes.vp_linear")

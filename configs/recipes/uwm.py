@@ -82,7 +82,7 @@ def _arm(smoke, windows, draw):
         modalities={"action": (2,), "future": (1, 1)} if joint else (2,),
         preset="uwm",
         registers=2,
-        pooled=True,
+        conditions=(call("models.pooled"),),
         **size,
     )
     config.model = call("models.watching", network=trunk)
@@ -106,7 +106,10 @@ def _published(windows):
     config.data, config.held_out = windows, None
     config.data.update(chunk=16, future=2)
     config.model = call(
-        "models.joint_transformer", modalities={"action": (1,), "future": (2, 4, 4)}, preset="uwm", pooled=True
+        "models.joint_transformer",
+        modalities={"action": (1,), "future": (2, 4, 4)},
+        preset="uwm",
+        conditions=(call("models.pooled"),),
     )
     noise = call("processes.vp_cosine", num_steps=100, prediction="epsilon")
     config.process = call("processes.JointProcess", processes={"action": noise, "future": noise})

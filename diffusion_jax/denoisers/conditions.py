@@ -23,7 +23,8 @@ def null_condition(cond: Any, null: Any, size: int | None = None) -> Any:
     """`cond` with the entries that `null` names replaced, broadcast to the batch; the others are kept.
 
     null: a dict such as `{"label": 10}` whose leaves broadcast to those of `cond`, or a function `cond -> cond`
-        (a negative prompt per sample then travels in `cond`: `lambda c: {**c, "context": c["negative"]}`).
+        (a negative prompt per sample then travels in `cond`: `lambda c: {**c, "context": c["negative"]}`; what a
+        network's conditions themselves have for nothing said is `partial(models.empty_condition, conditions)`).
     size: B, to which a condition without a batch axis is broadcast.
     """
     if callable(null):

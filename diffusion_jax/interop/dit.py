@@ -15,9 +15,11 @@ from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.interop.family import Family, take
 from diffusion_jax.interop.files import TensorFiles
 from diffusion_jax.interop.tables import Source, Table, dense, vector
-from diffusion_jax.models import dit, param_shapes
+from diffusion_jax.models import dit, label, param_shapes
+from diffusion_jax.models.conditions import Label
 from diffusion_jax.models.dit import SIZES
 from diffusion_jax.models.layers import image_positions, sincos_positions
+from diffusion_jax.models.layers.conditioning import find_stream
 from diffusion_jax.typing import Network
 
 BLOCK = "blocks/block"
@@ -36,6 +38,33 @@ def check_stored(module: Any, family: str, **expected: Any) -> None:
     for name, value in expected.items():
         if getattr(module, name) != value:
             raise invalid(name, getattr(module, name), f"a {family} has {name}={value!r}")
+
+
+def stored_conditions(module: Any, family: str, *kinds: type) -> list[Any]:
+    """The conditions of these kinds, None for each that is absent. Raises InvalidInput where there are others."""
+    for stream in module.conditions:
+        if not isinstance(stream, kinds):
+            raise invalid(
+                "conditions", module.conditions, f"a {family} has {', '.join(k.__name__ for k in kinds)} only"
+            )
+    return [find_stream(module.conditions, kind) for kind in kinds]
+
+
+def example_condition(conditions: Any, shape: tuple[int, ...]) -> dict[str, Any]:
+    """A condition for data of `shape` with which the parameters have their shapes; axes that are free have size 1."""
+    cond = {}
+    for stream in conditions:
+        if getattr(stream, "channels", None) == 0:
+            raise invalid("channels", 0, f"to be loaded or stored the network must know those of {stream}")
+        for key in stream.keys:
+            axes = sum(((shape[:-1] if axis == "*x" else (axis,)) for axis in key.shape), ())
+            # A pooled vector has the channels that the ids leave it.
+            free = {"P": getattr(stream, "channels", 1), "n": 0}
+            sizes = tuple(axis if isinstance(axis, int) else free.get(axis, 1) for axis in axes)
+            kind = jnp.int32 if key.kind is jnp.integer else jnp.float32
+            if not key.optional:
+                cond[key.name] = jax.ShapeDtypeStruct(sizes, kind)
+    return cond
 
 
 def patch_embedding(module: Any, theirs: str) -> Table:
@@ -64,21 +93,13 @@ def attention_layer(module: Any, branch: str, theirs: str) -> Table:
 
 
 def shapes(network: Network) -> Any:
-    """The parameters of a diffusion transformer whose `in_channels` and `context_channels` are known."""
+    """The parameters of a diffusion transformer whose channels are known."""
     module = network.module
-    if not module.in_channels or (module.context and not module.context_channels):
-        name = "context_channels" if module.in_channels else "in_channels"
-        raise invalid(name, 0, "to be loaded or stored the network must know it: give it to the constructor")
+    if not module.in_channels:
+        raise invalid("in_channels", 0, "to be loaded or stored the network must know it: give it to the constructor")
     size = module.patch * max(module.base_size, 1)
-    cond: dict[str, Any] = {}
-    if module.num_classes:
-        cond["label"] = jax.ShapeDtypeStruct((1,), jnp.int32)
-    if module.context:
-        cond["context"] = jax.ShapeDtypeStruct((1, 1, module.context_channels), jnp.float32)
-    if module.sizes:
-        cond["size"] = jax.ShapeDtypeStruct((1, 2), jnp.float32)
-        cond["aspect"] = jax.ShapeDtypeStruct((1,), jnp.float32)
-    return param_shapes(network, (1, size, size, module.in_channels), cond)
+    shape = (1, size, size, module.in_channels)
+    return param_shapes(network, shape, example_condition(module.conditions, shape))
 
 
 def common_fields(config: dict[str, Any], sample_size: int, out_channels: int | None) -> dict[str, Any]:
@@ -122,7 +143,7 @@ def common_config(module: Any) -> dict[str, Any]:
     }
 
 
-PLAIN = {"qk_norm": False, "swiglu": False, "pooled": False, "text_vocab_size": 0}
+PLAIN = {"qk_norm": False, "swiglu": False}
 """Options that no published image transformer of this kind has."""
 
 
@@ -134,7 +155,7 @@ def _fields(config, files):
         raise invalid("config.json: num_embeds_ada_norm", classes, "the number of classes is needed")
     return {
         **fields,
-        "num_classes": classes,
+        "conditions": (label(classes),),
         "mlp_norm_eps": take(config, "norm_eps", 1e-5),
         "frequency_shift": 1.0,
         "embeddings": "shared" if files is None or _copies(files, fields["depth"]) else "per_block",
@@ -162,7 +183,8 @@ def _copies(files: TensorFiles, depth: int) -> bool:
 
 
 def _table(module) -> Table:
-    check_stored(module, "DiTTransformer2DModel", **PLAIN, positions="sincos", modulation="block", context=False)
+    check_stored(module, "DiTTransformer2DModel", **PLAIN, positions="sincos", modulation="block")
+    stored_conditions(module, "DiTTransformer2DModel", Label)
     copies = {"copies": module.depth} if module.embeddings == "shared" else {}
     table = patch_embedding(module, "pos_embed.proj") | block_layers(module)
     for ours, theirs in EMBEDDERS.items():
@@ -180,7 +202,7 @@ def _config(module):
     return {
         "_class_name": "DiTTransformer2DModel",
         **common_config(module),
-        "num_embeds_ada_norm": module.num_classes,
+        "num_embeds_ada_norm": find_stream(module.conditions, Label).num_classes,
         "norm_type": "ada_norm_zero",
         "norm_eps": module.mlp_norm_eps,
     }
@@ -217,7 +239,7 @@ def _original_fields(config, files):
         "depth": sum(re.fullmatch(r"blocks\.\d+\.attn\.qkv\.weight", name) is not None for name in files.names),
         "heads": config.get("heads", heads.get(width, 0)),
         "mlp_ratio": files.shape(needed[2])[0] / width,
-        "num_classes": files.shape(needed[3])[0] - 1,
+        "conditions": (label(files.shape(needed[3])[0] - 1),),
         "qkv_bias": "blocks.0.attn.qkv.bias" in files.names,
         "learn_sigma": ratio == 2,
         "in_channels": channels,
@@ -240,9 +262,8 @@ def _positions(files, width):
 
 
 def _original_table(module) -> Table:
-    check_stored(
-        module, "dit_original", **PLAIN, modulation="block", context=False, embeddings="shared", frequency_shift=0.0
-    )
+    check_stored(module, "dit_original", **PLAIN, modulation="block", embeddings="shared", frequency_shift=0.0)
+    stored_conditions(module, "dit_original", Label)
     table = patch_embedding(module, "x_embedder.proj")
     table |= dense("condition/time/up", "t_embedder.mlp.0") | dense("condition/time/down", "t_embedder.mlp.2")
     table |= vector("condition/label/embedding", "y_embedder.embedding_table.weight")

@@ -36,6 +36,8 @@ from diffusion_jax.interop.prompts import (
 )
 from diffusion_jax.interop.schedulers import Scheduler, read_scheduler
 from diffusion_jax.interop.tokenizers import load_tokenizer
+from diffusion_jax.models.conditions import Concat, Label, Sizes
+from diffusion_jax.models.layers.conditioning import find_stream
 from diffusion_jax.sampling import sample
 from diffusion_jax.solvers import inpainted
 from diffusion_jax.typing import Denoiser
@@ -82,7 +84,7 @@ class Kind(NamedTuple):
 
 
 def _labels(load, tokenizer, network, info):
-    return class_labels(network.network.module.num_classes, info.get("id2label"))
+    return class_labels(find_stream(network.network.module.conditions, Label).num_classes, info.get("id2label"))
 
 
 def _clip(load, tokenizer, network, info):
@@ -102,7 +104,7 @@ def _double_clip(load, tokenizer, network, info):
 def _t5(max_length):
     def prompter(load, tokenizer, network, info):
         encoder = text_encoder(load("text_encoder"), tokenizer("tokenizer"), max_length, masked=True)
-        return t5_prompts(encoder, network.network.module.sizes)
+        return t5_prompts(encoder, find_stream(network.network.module.conditions, Sizes) is not None)
 
     return prompter
 
@@ -172,7 +174,7 @@ def load_pipeline(
         kind.num_steps,
         kind.scale,
         channels,
-        bool(getattr(network.network.module, "concat", 0)),
+        find_stream(network.network.module.conditions, Concat) is not None,
         mesh,
         network,
     )

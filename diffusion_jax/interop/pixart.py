@@ -1,6 +1,8 @@
 """PixArt-alpha and PixArt-Sigma as diffusers stores them (`PixArtTransformer2DModel`), and folders from before DiT and
 PixArt had classes of their own (`Transformer2DModel`)."""
 
+from typing import Any
+
 from diffusion_jax.errors import invalid
 from diffusion_jax.interop import dit as dit_layout
 from diffusion_jax.interop.dit import (
@@ -13,10 +15,12 @@ from diffusion_jax.interop.dit import (
     common_fields,
     patch_embedding,
     shapes,
+    stored_conditions,
 )
 from diffusion_jax.interop.family import Family, take
 from diffusion_jax.interop.tables import Table, dense, vector
-from diffusion_jax.models import dit
+from diffusion_jax.models import context, dit, sizes
+from diffusion_jax.models.conditions import Context, Sizes
 
 NAME = "PixArtTransformer2DModel"
 
@@ -31,16 +35,14 @@ def _fields(config, files):
         raise invalid("config.json: cross_attention_dim", crossed, f"with caption_channels it is {fields['width']}")
     if crossed is None:
         raise invalid("config.json: cross_attention_dim", crossed, "the width of the captions is needed")
-    scale, sizes = config.get("interpolation_scale"), config.get("use_additional_conditions")
+    told = context("none", crossed) if captions is None else context("mlp", captions)
+    scale, given = config.get("interpolation_scale"), config.get("use_additional_conditions")
     eps = take(config, "norm_eps", 1e-6)
     return {
         **fields,
         "modulation": "single",
-        "context": True,
-        "context_projection": "none" if captions is None else "mlp",
-        "context_channels": crossed if captions is None else captions,
+        "conditions": (told, sizes()) if (size == 128 if given is None else given) else (told,),
         "interpolation_scale": float(max(size // 64, 1) if scale is None else scale),
-        "sizes": size == 128 if sizes is None else sizes,
         "norm_eps": eps,
         "mlp_norm_eps": eps,
     }
@@ -51,14 +53,21 @@ def _embedder(ours: str, theirs: str) -> Table:
     return table | dense(f"condition/{ours}/down", f"adaln_single.emb.{theirs}.linear_2")
 
 
+def _conditions(module: Any) -> list[Any]:
+    """Its context, and its sizes or None."""
+    told, sized = stored_conditions(module, NAME, Context, Sizes)
+    if told is None or told.projection == "linear":
+        raise invalid("conditions", module.conditions, f"a {NAME} has a context with projection 'mlp' or 'none'")
+    return [told, sized]
+
+
 def _table(module) -> Table:
-    check_stored(module, NAME, **PLAIN, positions="sincos", modulation="single", context=True, num_classes=0)
-    if module.context_projection == "linear":
-        raise invalid("context_projection", "linear", f"a {NAME} has 'mlp' or 'none'")
+    check_stored(module, NAME, **PLAIN, positions="sincos", modulation="single")
+    told, sized = _conditions(module)
     table = patch_embedding(module, "pos_embed.proj") | _embedder("time", "timestep_embedder")
-    if module.sizes:
+    if sized:
         table |= _embedder("size", "resolution_embedder") | _embedder("aspect", "aspect_ratio_embedder")
-    if module.context_projection == "mlp":
+    if told.projection == "mlp":
         table |= dense("condition/context_up", "caption_projection.linear_1")
         table |= dense("condition/context_down", "caption_projection.linear_2")
     table |= dense("modulation", "adaln_single.linear")
@@ -71,14 +80,15 @@ def _table(module) -> Table:
 
 def _config(module):
     check_stored(module, NAME, frequency_shift=0.0, mlp_norm_eps=module.norm_eps, mlp_ratio=4.0)
-    projected = module.context_projection == "mlp"
+    told, sized = _conditions(module)
+    projected = told.projection == "mlp"
     return {
         "_class_name": NAME,
         **common_config(module),
-        "cross_attention_dim": module.width if projected else module.context_channels,
-        "caption_channels": module.context_channels if projected else None,
+        "cross_attention_dim": module.width if projected else told.channels,
+        "caption_channels": told.channels if projected else None,
         "interpolation_scale": module.interpolation_scale,
-        "use_additional_conditions": module.sizes,
+        "use_additional_conditions": sized is not None,
         "num_embeds_ada_norm": 1000,
         "norm_type": "ada_norm_single",
         "norm_eps": module.norm_eps,

@@ -6,14 +6,13 @@ What a ControlNet shares with them (the way down, the middle, the conditions) is
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.interop.dit import check_stored, example_condition, stored_conditions
 from diffusion_jax.interop.family import Family, take
 from diffusion_jax.interop.files import TensorFiles
 from diffusion_jax.interop.tables import Table, conv, dense, norm, vector
-from diffusion_jax.models import param_shapes, unet
+from diffusion_jax.models import ConditionStream, concat, context, label, param_shapes, pooled, unet
+from diffusion_jax.models.conditions import Concat, Context, Label, Pooled
 from diffusion_jax.models.unet_encoder import UNetEncoder
 from diffusion_jax.typing import Network
 
@@ -106,10 +105,10 @@ def encoder_fields(config: dict[str, Any]) -> dict[str, Any]:
         "groups": groups,
         "width": take(config, "time_embedding_dim", None) or 0,
         "time_features": features[0],
-        "context_channels": contexts.pop(),
+        "conditions": (context("none", contexts.pop()), *_vectors(config)),
         "in_channels": take(config, "in_channels", 4),
     }
-    return fields | _vectors(config)
+    return fields
 
 
 def multipliers(features: tuple[int, ...]) -> tuple[int | float, ...]:
@@ -117,22 +116,19 @@ def multipliers(features: tuple[int, ...]) -> tuple[int | float, ...]:
     return tuple(size // features[0] if size % features[0] == 0 else size / features[0] for size in features)
 
 
-def _vectors(config: dict[str, Any]) -> dict[str, Any]:
+def _vectors(config: dict[str, Any]) -> tuple[ConditionStream, ...]:
     """What joins the embedding of the time."""
     kind, extra = take(config, "class_embed_type", None), take(config, "addition_embed_type", None)
     classes = take(config, "num_class_embeds", None)
     size = take(config, "projection_class_embeddings_input_dim", None)
-    fields: dict[str, Any] = {}
     if kind and extra:
         raise InvalidInput(f"config.json says class_embed_type={kind!r} and addition_embed_type={extra!r}: one can be.")
-    if kind is None and classes is not None:
-        # The last row serves as null class where there is one.
-        fields["num_classes"] = classes - 1
-    if kind or extra:
-        fields |= {"pooled": True, "pooled_layers": 1 if kind == "simple_projection" else 2, "pooled_channels": size}
-    if extra:
-        fields |= {"time_ids": True, "id_features": take(config, "addition_time_embed_dim", None)}
-    return fields
+    # The last row serves as null class where there is one.
+    labels = (label(classes - 1),) if kind is None and classes is not None else ()
+    if not (kind or extra):
+        return labels
+    ids = take(config, "addition_time_embed_dim", None) if extra else 0
+    return (*labels, pooled(1 if kind == "simple_projection" else 2, size, ids))
 
 
 def unet_fields(config: dict[str, Any], files: TensorFiles | None) -> dict[str, Any]:
@@ -148,7 +144,8 @@ def unet_fields(config: dict[str, Any], files: TensorFiles | None) -> dict[str, 
         return fields | {"learn_sigma": True}
     if out > going_in:
         raise InvalidInput(f"config.json says out_channels={out}, but with in_channels={going_in} at most that can be.")
-    return fields | {"in_channels": out, "concat": going_in - out}
+    others = (concat(going_in - out),) if going_in > out else ()
+    return fields | {"in_channels": out, "conditions": (*fields["conditions"], *others)}
 
 
 def encoder_table(module: UNetEncoder) -> Table:
@@ -156,12 +153,13 @@ def encoder_table(module: UNetEncoder) -> Table:
     table = conv("conv_in", "conv_in")
     table |= dense("condition/time/up", "time_embedding.linear_1")
     table |= dense("condition/time/down", "time_embedding.linear_2")
-    if module.num_classes:
+    _, labels, vectors, _ = _conditions(module)
+    if labels:
         table |= vector("condition/label/embedding", "class_embedding.weight")
-    if module.pooled and module.pooled_layers == 1:
+    if vectors and vectors.layers == 1:
         table |= dense("condition/pooled", "class_embedding")
-    elif module.pooled:
-        theirs = "add_embedding" if module.time_ids else "class_embedding"
+    elif vectors:
+        theirs = "add_embedding" if vectors.id_features else "class_embedding"
         table |= dense("condition/pooled/up", f"{theirs}.linear_1")
         table |= dense("condition/pooled/down", f"{theirs}.linear_2")
     before = module.channels
@@ -179,6 +177,14 @@ def encoder_table(module: UNetEncoder) -> Table:
     if module.mid_attention:
         table |= transformer(module, "mid_attention", "mid_block.attentions.0")
     return table
+
+
+def _conditions(module: UNetEncoder) -> list[Any]:
+    """Its context, and its label, pooled vector and joined channels, each or None."""
+    told = stored_conditions(module, "U-Net of diffusers", Context, Label, Pooled, Concat)
+    if told[0] is None or told[0].projection != "none":
+        raise invalid("conditions", module.conditions, "a U-Net of diffusers has a context with projection 'none'")
+    return told
 
 
 def residual(module: UNetEncoder, ours: str, theirs: str, shortcut: bool) -> Table:
@@ -233,10 +239,9 @@ def unet_table(module: Any) -> Table:
 
 def encoder_config(module: UNetEncoder) -> dict[str, Any]:
     """The inverse of `encoder_fields`. Raises InvalidInput for what these files cannot tell."""
-    expected = {"transformer": True, "qkv_bias": False, "raw_context": True, "text_vocab_size": 0}
-    for name, value in expected.items():
-        if getattr(module, name) != value:
-            raise invalid(name, getattr(module, name), f"a U-Net of diffusers has {name}={value!r}")
+    expected = {"transformer": True, "qkv_bias": False}
+    check_stored(module, "U-Net of diffusers", **expected)
+    told, labels, pooling, joined = _conditions(module)
     depths = {depth for depth in (*module.attention, module.mid_attention) if depth}
     if module.time_features != module.channels or module.features[0] != module.channels:
         raise invalid("time_features", module.time_features, "a U-Net of diffusers has as many as channels")
@@ -249,16 +254,16 @@ def encoder_config(module: UNetEncoder) -> dict[str, Any]:
     layers.append(module.mid_attention or module.attention[-1] or spare)
     heads = module.level_heads
     vectors: dict[str, Any] = {}
-    if module.num_classes:
-        vectors["num_class_embeds"] = module.num_classes + 1
-    if module.pooled:
-        vectors["projection_class_embeddings_input_dim"] = module.pooled_channels
-    if module.time_ids:
-        vectors |= {"addition_embed_type": "text_time", "addition_time_embed_dim": module.id_features}
-    elif module.pooled:
-        vectors["class_embed_type"] = "simple_projection" if module.pooled_layers == 1 else "projection"
+    if labels:
+        vectors["num_class_embeds"] = labels.num_classes + 1
+    if pooling:
+        vectors["projection_class_embeddings_input_dim"] = pooling.channels
+        if pooling.id_features:
+            vectors |= {"addition_embed_type": "text_time", "addition_time_embed_dim": pooling.id_features}
+        else:
+            vectors["class_embed_type"] = "simple_projection" if pooling.layers == 1 else "projection"
     return vectors | {
-        "in_channels": module.in_channels + module.concat,
+        "in_channels": module.in_channels + (joined.channels if joined else 0),
         "block_out_channels": list(module.features),
         "down_block_types": [DOWN[bool(depth)] for depth in module.attention],
         "mid_block_type": "UNetMidBlock2DCrossAttn"
@@ -268,7 +273,7 @@ def encoder_config(module: UNetEncoder) -> dict[str, Any]:
         "transformer_layers_per_block": layers,
         "attention_head_dim": list(heads) if len(set(heads)) > 1 else heads[0],
         "use_linear_projection": module.linear_projection,
-        "cross_attention_dim": module.context_channels,
+        "cross_attention_dim": told.channels,
         "norm_num_groups": module.groups,
         "resnet_time_scale_shift": {ours: theirs for theirs, ours in MODULATION.items()}[module.modulation],
     }
@@ -289,21 +294,11 @@ def unet_config(module: Any) -> dict[str, Any]:
 
 def example(module: UNetEncoder) -> tuple[tuple[int, ...], dict[str, Any]]:
     """The shape of an x, and a condition, with which the parameters have their shapes."""
-    for name in ("in_channels", "context_channels", *("pooled_channels",) * module.pooled):
-        if not getattr(module, name):
-            raise invalid(name, 0, "to be loaded or stored the network must know it: give it to the constructor")
+    if not module.in_channels:
+        raise invalid("in_channels", 0, "to be loaded or stored the network must know it: give it to the constructor")
     size = 2 ** (len(module.features) - 1)
-    shape = (1, size, size)
-    cond = {"context": jax.ShapeDtypeStruct((1, 1, module.context_channels), jnp.float32)}
-    if module.num_classes:
-        cond["label"] = jax.ShapeDtypeStruct((1,), jnp.int32)
-    if module.pooled:
-        cond["pooled"] = jax.ShapeDtypeStruct((1, module.pooled_channels), jnp.float32)
-    if module.time_ids:
-        cond["time_ids"] = jax.ShapeDtypeStruct((1, 0), jnp.float32)
-    if module.concat:
-        cond["concat"] = jax.ShapeDtypeStruct((*shape, module.concat), jnp.float32)
-    return (*shape, module.in_channels), cond
+    shape = (1, size, size, module.in_channels)
+    return shape, example_condition(module.conditions, shape)
 
 
 def shapes(network: Network) -> Any:

@@ -1,11 +1,12 @@
 """Networks as pure functions: diffusion transformer, U-Net, MLP, text transformer, the KL autoencoder, published text
 and vision encoders, and the one mechanism that opens them (`intercepted`). Constructors return a `typing.Network`
-(`kl_vae` an `Autoencoder`, those of encoders an `Encoder`); the linen modules behind them obey one convention of
-uniform blocks (`layers.branches`). What is attached to a frozen network is in `adapters`.
+(`kl_vae` an `Autoencoder`, those of encoders an `Encoder`); what a network is told are values, its `conditions`
+(`label`, `context`, ...; kinds of one's own are `ConditionStream`s). The linen modules behind them obey one convention
+of uniform blocks (`layers.branches`). What is attached to a frozen network is in `adapters`.
 """
 
 from diffusion_jax.models.caption_decoder import CaptionDecoder, Captioner, caption_decoder
-from diffusion_jax.models.conditions import empty_condition
+from diffusion_jax.models.conditions import audio, concat, context, label, pooled, reference, sizes, text
 from diffusion_jax.models.controlnet import ControlNet, control_from_unet, controlled, controlnet
 from diffusion_jax.models.dit import DiT, dit, pixart
 from diffusion_jax.models.dual_encoder import DualEncoder, dual_encoder
@@ -16,6 +17,14 @@ from diffusion_jax.models.framewise import framewise
 from diffusion_jax.models.incremental import Cache, Incremental, incremental
 from diffusion_jax.models.interception import by_path, depth_axes, intercepted, per_layer
 from diffusion_jax.models.joint_transformer import JointTransformer, joint_transformer
+from diffusion_jax.models.layers.conditioning import (
+    Attended,
+    ConditionStream,
+    CondKey,
+    Place,
+    check_values,
+    empty_condition,
+)
 from diffusion_jax.models.mlp import Mlp, mlp
 from diffusion_jax.models.network import count_params, network, param_shapes
 from diffusion_jax.models.observing import FrameEncoder, observing, watching
@@ -41,11 +50,14 @@ from diffusion_jax.models.vision_encoders import VisionTransformer, clip_vision,
 __all__ = [
     "KLVAE",
     "T5",
+    "Attended",
     "Autoencoder",
     "CLIPText",
     "Cache",
     "CaptionDecoder",
     "Captioner",
+    "CondKey",
+    "ConditionStream",
     "ControlNet",
     "Costs",
     "DiT",
@@ -59,6 +71,7 @@ __all__ = [
     "JointTransformer",
     "Layers",
     "Mlp",
+    "Place",
     "Referenced",
     "Sliced",
     "Staged",
@@ -67,12 +80,16 @@ __all__ = [
     "VideoDiT",
     "VisionTransformer",
     "as_network",
+    "audio",
     "by_path",
     "cached",
     "caption_decoder",
+    "check_values",
     "clip_text",
     "clip_vision",
+    "concat",
     "concatenating",
+    "context",
     "control_from_unet",
     "controlled",
     "controlnet",
@@ -94,6 +111,7 @@ __all__ = [
     "intercepted",
     "joint_transformer",
     "kl_vae",
+    "label",
     "mlp",
     "network",
     "null_cache",
@@ -102,14 +120,18 @@ __all__ = [
     "param_shapes",
     "per_layer",
     "pixart",
+    "pooled",
+    "reference",
     "referenced",
     "replaced",
     "reweighted",
     "sharded_rows",
+    "sizes",
     "sliced",
     "staged",
     "t5_encoder",
     "taps",
+    "text",
     "text_transformer",
     "tiled",
     "token_router",

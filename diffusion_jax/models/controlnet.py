@@ -5,6 +5,7 @@ ControlNets in front of a U-Net: the result is a `Network` again, for every deno
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
@@ -12,11 +13,31 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.models.layers.conditioning import ConditionStream, CondKey
 from diffusion_jax.models.layers.convolution import conv
 from diffusion_jax.models.network import chosen, make_module, network
 from diffusion_jax.models.unet import PRESETS
 from diffusion_jax.models.unet_encoder import UNetEncoder, check_encoder
 from diffusion_jax.typing import Network
+
+
+@dataclass(frozen=True)
+class Control(ConditionStream):
+    """`cond["control"]`, pictures in [0, 1] of `factor` times the size of x."""
+
+    channels: int
+    factor: int
+
+    keys = (CondKey("control"),)
+    enters = ("control",)
+
+    def embed(self, cond, place):
+        batch, height, width, _ = place.shape
+        shape = (batch, height * self.factor, width * self.factor, self.channels)
+        if cond["control"].shape != shape:
+            told = f"{shape} is needed, {self.factor} times the size of x"
+            raise invalid("cond['control'].shape", cond["control"].shape, told)
+        return {"control": cond["control"]}
 
 
 class ControlNet(UNetEncoder):
@@ -32,22 +53,18 @@ class ControlNet(UNetEncoder):
 
     @nn.compact
     def __call__(self, x, t, cond, train):
-        residual, attention, h, cond = self.parts(x, t, cond, train, ("control",))
-        h, skips = self.down(h + self._picture(x, cond), residual, attention)
+        control = Control(self.control_channels, 2 ** (len(self.control_features) - 1))
+        residual, attention, h, own = self.parts(x, t, cond, train, control)
+        h, skips = self.down(h + self._picture(own["control"]), residual, attention)
         dtype = jnp.dtype(self.dtype)
         ends = [conv(s.shape[-1], 1, dtype=dtype, zero=True, name=f"zero_{i}")(s) for i, s in enumerate(skips)]
         h = self.middle(h, residual, attention)
         ends.append(conv(h.shape[-1], 1, dtype=dtype, zero=True, name="zero_mid")(h))
         return tuple(end.astype(jnp.float32) for end in ends), {}
 
-    def _picture(self, x, cond):
+    def _picture(self, picture):
         dtype = jnp.dtype(self.dtype)
-        factor = 2 ** (len(self.control_features) - 1)
-        picture = jnp.asarray(cond["control"], dtype)
-        shape = (x.shape[0], x.shape[1] * factor, x.shape[2] * factor, self.control_channels)
-        if picture.shape != shape:
-            raise invalid("cond['control'].shape", picture.shape, f"{shape} is needed, {factor} times the size of x")
-        y = jax.nn.silu(conv(self.control_features[0], dtype=dtype, name="control_in")(picture))
+        y = jax.nn.silu(conv(self.control_features[0], dtype=dtype, name="control_in")(picture.astype(dtype)))
         for i, features in enumerate(self.control_features[1:]):
             y = jax.nn.silu(conv(y.shape[-1], dtype=dtype, name=f"control_{i}")(y))
             halve = nn.Conv(features, (3, 3), (2, 2), [(1, 1)] * 2, dtype=dtype, name=f"control_{i}_down")

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffusion_jax.errors import InvalidInput, invalid, unknown
-from diffusion_jax.models.layers.branches import Side, Stack, modulated_output, transformer_branches
-from diffusion_jax.models.layers.conditioning import CONTEXT_PROJECTIONS, ConditionEncoder
+from diffusion_jax.models.conditions import context
+from diffusion_jax.models.layers.branches import Stack, modulated_output, transformer_branches
+from diffusion_jax.models.layers.conditioning import ConditionEncoder, ConditionStream, check_streams
 from diffusion_jax.models.layers.dense import projection
 from diffusion_jax.models.layers.embeddings import grid_positions, image_positions, rotary_angles, sincos_positions
 from diffusion_jax.models.layers.modulation import TableModulation
@@ -27,7 +28,7 @@ POSITIONS = ("sincos", "learned", "rotary")
 MODULATIONS = ("block", "single")
 EMBEDDINGS = ("shared", "per_block")
 
-PIXART = {"modulation": "single", "context": True, "context_projection": "mlp", "learn_sigma": True}
+PIXART = {"modulation": "single", "conditions": (context("mlp"),), "learn_sigma": True}
 """What a PixArt is among the diffusion transformers."""
 
 
@@ -52,19 +53,17 @@ class DiT(nn.Module):
     patch, width, depth, heads, mlp_ratio: the size; see `SIZES`.
     positions: "sincos" (fixed), "learned" (bound to one resolution), or "rotary" (of queries and keys, Su et al. 2021).
     qk_norm, swiglu: RMS-normalised queries and keys; SwiGLU instead of GELU.
-    num_classes, pooled, context, text_vocab_size, text_depth: the conditions; see `ConditionEncoder`. With `context`
-        or text there is a cross-attention branch.
-    context_projection, sizes, frequency_shift: see `ConditionEncoder`; with `context_projection` "mlp" or "none" the
-        sequence is the only text.
+    conditions: see `layers.conditioning`; a sequence among them means a cross-attention branch.
+    frequency_shift: see `ConditionEncoder`.
     modulation: "block", each block's own matrix (adaLN-Zero), or "single", one matrix for all blocks and a table in
         each, and plain cross-attention (adaLN-single, Chen et al. 2023).
-    embeddings: "shared", or "per_block": each block embeds time, label and pooled vector by weights of its own, and
-        the output by those of the first (what the diffusers layout of DiT allows).
+    embeddings: "shared", or "per_block": each block embeds time and conditions by weights of its own, and
+        the output by those of the first (what the diffusers layout of DiT allows); conditions then enter by the vector.
     base_size, interpolation_scale: of the sinusoidal positions; see `image_positions`.
     qkv_bias: whether queries, keys and values have biases. norm_eps, mlp_norm_eps: of the norms before self-attention
         and before the feed-forward layer.
     learn_sigma: a second set of output channels, reported as `extras["log_variance"]`.
-    in_channels, context_channels: of x and `cond["context"]`; 0 takes what comes. A checkpoint's are known.
+    in_channels: of x; 0 takes what comes. A checkpoint's are known.
     remat, scan: see `Stack`. dtype: compute dtype; parameters and the output are float32.
     """
 
@@ -76,17 +75,11 @@ class DiT(nn.Module):
     positions: str = "sincos"
     qk_norm: bool = False
     swiglu: bool = False
-    num_classes: int = 0
-    pooled: bool = False
-    context: bool = False
-    text_vocab_size: int = 0
-    text_depth: int = 2
+    conditions: tuple[ConditionStream, ...] = ()
     learn_sigma: bool = False
     remat: str = "none"
     scan: bool = True
     dtype: str = "float32"
-    context_projection: str = "linear"
-    sizes: bool = False
     frequency_shift: float = 0.0
     modulation: str = "block"
     embeddings: str = "shared"
@@ -96,7 +89,8 @@ class DiT(nn.Module):
     norm_eps: float = 1e-6
     mlp_norm_eps: float = 1e-6
     in_channels: int = 0
-    context_channels: int = 0
+
+    takes = ("vector", "context", "tokens", "channels", "layers")
 
     @nn.compact
     def __call__(self, x, t, cond, train):
@@ -104,7 +98,8 @@ class DiT(nn.Module):
         _, height, width, channels = _checked(x, self.patch, self.in_channels)
         rows, columns = height // self.patch, width // self.patch
 
-        h = patchify(x.astype(dtype), self.patch)
+        conditioned = self._conditioned(patch_times(t, self.patch, height, width), cond, x.shape, dtype)
+        h = patchify(conditioned.join_channels(x.astype(dtype)), self.patch)
         h = projection(self.width, dtype=dtype, kernel_init=nn.initializers.xavier_uniform(), name="patch_embed")(h)
         rotary = None
         if self.positions == "rotary":
@@ -115,7 +110,7 @@ class DiT(nn.Module):
             positions = image_positions(rows, columns, self.base_size, self.interpolation_scale)
             h = h + jnp.asarray(sincos_positions(positions, self.width), dtype)
 
-        c, context, context_mask = self._conditions(patch_times(t, self.patch, height, width), cond, dtype)
+        h, c, rotary, joined = conditioned.prepend_tokens(h, conditioned.vector, rotary)
         single = self.modulation == "single"
         branches = transformer_branches(
             self.heads,
@@ -123,19 +118,20 @@ class DiT(nn.Module):
             self.mlp_ratio,
             self.swiglu,
             dtype,
-            context is not None,
+            conditioned.context is not None,
             qkv_bias=self.qkv_bias,
             eps=self.norm_eps,
             mlp_eps=self.mlp_norm_eps,
             single=single,
         )
         per_block = self.embeddings == "per_block"
-        stack = Stack(branches, self.depth, self.remat, self.scan, per_block, name="blocks")
+        stack = Stack(conditioned.block_branches(branches), self.depth, self.remat, self.scan, per_block, name="blocks")
         # Where blocks share one modulation, the output layer takes what that was made of, as shift and as scale.
         given = projection(6 * self.width, dtype=dtype, name="modulation")(jax.nn.silu(c)) if single else c
-        h = stack(h, given, Side(context, context_mask, None, rotary))
+        h = stack(h, given, conditioned.side(h, rotary=rotary))[:, joined:]
 
-        last = c[0] if per_block else jnp.concatenate([c, c], axis=-1) if single else c
+        c = conditioned.vector[0] if per_block else conditioned.vector
+        last = jnp.concatenate([c, c], axis=-1) if single else c
         features = self.patch**2 * channels * (2 if self.learn_sigma else 1)
         h = modulated_output(h, last, features, dtype, *([TableModulation] if single else []))
         y = unpatchify(h.astype(jnp.float32), self.patch, height, width)
@@ -143,28 +139,15 @@ class DiT(nn.Module):
             return y, {}
         return y[..., :channels], {"log_variance": y[..., channels:]}
 
-    def _conditions(self, t, cond, dtype):
-        """`(c [*prefix, width], or [depth, *prefix, width] per block, context, context_mask)`."""
-        given = (cond or {}).get("context")
-        if self.context_channels and given is not None and given.shape[-1] != self.context_channels:
-            raise invalid("cond['context'].shape", given.shape, f"{self.context_channels} channels are needed")
+    def _conditioned(self, t, cond, shape, dtype):
+        """Its vector is `[depth, *prefix, width]` where each block has its own."""
         encoder = ConditionEncoder(
-            self.width,
-            num_classes=self.num_classes,
-            pooled=self.pooled,
-            context=self.context,
-            vocab_size=self.text_vocab_size,
-            text_depth=self.text_depth,
-            frequency_shift=self.frequency_shift,
-            context_projection=self.context_projection,
-            sizes=self.sizes,
-            dtype=dtype,
-            name="condition",
+            self.width, self.conditions, self.depth, dtype, frequency_shift=self.frequency_shift, name="condition"
         )
         if self.embeddings == "shared":
-            return encoder(t, cond)
+            return encoder(t, cond, shape)
         each = nn.vmap(
-            lambda encoder, t, cond: encoder(t, cond),
+            lambda encoder, t, cond: encoder(t, cond, shape),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=None,
@@ -217,36 +200,27 @@ def dit(preset: str = "S/2", **fields) -> Network:
 def pixart(preset: str = "XL/2", **fields) -> Network:
     """A PixArt-alpha (Chen et al. 2023) or PixArt-Sigma (Chen et al. 2024): `dit` with the fields of `PIXART`.
 
-    `cond` is `{"context": [B, M, C], "context_mask": [B, M]}`, the states of a text encoder, and with `sizes` also
-    "size" and "aspect", as the 1024-pixel alpha has them. Alpha at 256 and 512 pixels has base_size 16 and 32; alpha
-    and Sigma at 1024 have base_size 64 and interpolation_scale 2.
+    `cond` is `{"context": [B, M, C], "context_mask": [B, M]}`, the states of a text encoder; the 1024-pixel alpha has
+    `conditions=(context("mlp"), sizes())`, and so "size" and "aspect" too. Alpha at 256 and 512 pixels has base_size 16
+    and 32; alpha and Sigma at 1024 have base_size 64 and interpolation_scale 2.
     Raises InvalidInput for a preset, field or value that does not exist.
     """
     return dit(preset, **{**PIXART, **fields})
 
 
 def _check_fields(module):
-    for name in ("patch", "num_classes", "text_vocab_size", "base_size", "in_channels", "context_channels"):
+    for name in ("patch", "base_size", "in_channels"):
         if getattr(module, name) < (name == "patch"):
             raise invalid(
                 name, getattr(module, name), "it must be positive" if name == "patch" else "it must not be negative"
             )
-    choices = {
-        "positions": POSITIONS,
-        "modulation": MODULATIONS,
-        "embeddings": EMBEDDINGS,
-        "context_projection": CONTEXT_PROJECTIONS,
-    }
+    choices = {"positions": POSITIONS, "modulation": MODULATIONS, "embeddings": EMBEDDINGS}
     for name, valid in choices.items():
         if getattr(module, name) not in valid:
             raise unknown(name, getattr(module, name), valid)
     if module.interpolation_scale <= 0:
         raise invalid("interpolation_scale", module.interpolation_scale, "it must be positive")
-    if module.sizes and module.width % 3:
-        raise invalid("width", module.width, "with sizes=True it must divide by 3")
-    if module.context_projection != "linear" and module.text_vocab_size:
-        raise invalid("context_projection", module.context_projection, "with text_vocab_size it must be 'linear'")
-    if module.embeddings == "per_block" and (module.context or module.text_vocab_size or module.modulation == "single"):
-        raise invalid(
-            "embeddings", "per_block", "with a context, with text and with modulation='single' it is 'shared'"
-        )
+    if module.embeddings == "per_block":
+        check_streams("dit with embeddings='per_block'", module.conditions, ("vector",))
+        if module.modulation == "single":
+            raise invalid("embeddings", "per_block", "with modulation='single' it is 'shared'")

@@ -14,7 +14,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.models.conditions import Reference
 from diffusion_jax.models.interception import Edit, Opened, intercepted
+from diffusion_jax.models.layers.conditioning import find_stream
 from diffusion_jax.models.layers.temporal import moved
 from diffusion_jax.models.video_dit import VideoDiT
 from diffusion_jax.typing import Network
@@ -73,6 +75,8 @@ def incremental(network: Network, window: int | None = None) -> Incremental:
     window = module.window if window is None else window
     if window < 1:
         raise invalid("window", window, "a cache of a known number of past blocks is needed")
+    stream = find_stream(module.conditions, Reference)
+    reference_at = stream.at if stream else 0.0
     joint = module.attention == "joint"
     select = "blocks/block/" + ("attention" if joint else "temporal_attention") + "/attention/attend"
     axes = 3 if joint and module.positions == "rotary" else 1
@@ -101,7 +105,7 @@ def incremental(network: Network, window: int | None = None) -> Incremental:
             tokens = references * (_patches(x) if joint else 1)
 
             def read(q, k, v):
-                return turned(k[:, :tokens], -module.reference_at), v[:, :tokens]
+                return turned(k[:, :tokens], -reference_at), v[:, :tokens]
 
             return intercepted(network, reports(read)).apply(params, {}, x, t, cond)[1]["kept"]
 
@@ -117,7 +121,7 @@ def incremental(network: Network, window: int | None = None) -> Incremental:
         _check(x)
         cond = {name: value for name, value in (cond or {}).items() if name != "reference"} or None
         if sink_at is None:
-            sink_at = module.reference_at - module.block * cache.count.astype(jnp.float32)
+            sink_at = reference_at - module.block * cache.count.astype(jnp.float32)
         age, filled = _ages(cache.count, window)
 
         def attend(site, q, k, v, mask):

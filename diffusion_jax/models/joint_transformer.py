@@ -18,12 +18,11 @@ from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.models.dit import SIZES
 from diffusion_jax.models.layers.branches import (
     CrossAttentionBranch,
-    Side,
     SkipBranch,
     Stack,
     transformer_branches,
 )
-from diffusion_jax.models.layers.conditioning import ConditionEncoder
+from diffusion_jax.models.layers.conditioning import ConditionEncoder, ConditionStream
 from diffusion_jax.models.layers.dense import projection
 from diffusion_jax.models.layers.embeddings import grid_positions, sincos_positions
 from diffusion_jax.models.layers.modulation import Modulation, modulate
@@ -95,8 +94,7 @@ class JointTransformer(nn.Module):
     registers: learned tokens without an output (Darcet et al. 2024), which stand at time 0.
     skips: long skip connections from block i to block depth - 1 - i (Bao et al. 2022, U-ViT).
     positions: of each part's tokens: "learned" (bound to its sizes) or "sincos" (fixed).
-    num_classes, pooled, context, text_vocab_size, text_depth: the conditions; see `ConditionEncoder`. Label and pooled
-        vector join the times; context and text are attended to.
+    conditions: see `layers.conditioning`. Vectors join the times.
     width, depth, heads, mlp_ratio, qk_norm, swiglu, remat, scan, dtype: see `DiT`.
     """
 
@@ -111,14 +109,12 @@ class JointTransformer(nn.Module):
     positions: str = "learned"
     qk_norm: bool = False
     swiglu: bool = False
-    num_classes: int = 0
-    pooled: bool = False
-    context: bool = False
-    text_vocab_size: int = 0
-    text_depth: int = 2
+    conditions: tuple[ConditionStream, ...] = ()
     remat: str = "none"
     scan: bool = True
     dtype: str = "float32"
+
+    takes = ("vector", "context", "tokens", "layers")
 
     @nn.compact
     def __call__(self, x, t, cond, train):
@@ -127,7 +123,10 @@ class JointTransformer(nn.Module):
         parts = [_part(name, patch, x[name]) for name, patch in self.modalities]
         sequence = [self._embedded(part, x[part.name], dtype) for part in parts]
         times, lengths = self._times(parts, t)
-        c, context, context_mask = self._conditions(times, cond, dtype)
+        total = sum(part.tokens for part in parts)
+        encoder = ConditionEncoder(self.width, self.conditions, self.depth, dtype, name="condition")
+        conditioned = encoder(times, cond, (times.shape[0], total, self.width))
+        c = conditioned.vector
         if self.registers:
             sequence.append(self._learned("registers", self.registers, c.shape[0], dtype))
         if self.times == "tokens":
@@ -135,9 +134,9 @@ class JointTransformer(nn.Module):
         elif self.times in ("joined", "global"):
             c = nn.DenseGeneral(self.width, axis=(-2, -1), dtype=dtype, name="all_times")(c)
 
-        h = jnp.concatenate(sequence, axis=1)
-        h = self._blocks(h, c, lengths, Side(context, context_mask), dtype)
-        h = self._normed(h[:, : sum(part.tokens for part in parts)], c, lengths, dtype)
+        h, vectors, _, joined = conditioned.prepend_tokens(jnp.concatenate(sequence, axis=1), c)
+        h = self._blocks(h, vectors, (1,) * joined + lengths, conditioned, dtype)
+        h = self._normed(h[:, joined : joined + total], c, lengths, dtype)
         output, first = {}, 0
         for part in parts:
             zero = nn.initializers.zeros
@@ -207,29 +206,18 @@ class JointTransformer(nn.Module):
             lengths.append(self.registers)
         return jnp.concatenate(times, axis=1), tuple(lengths)
 
-    def _conditions(self, t, cond, dtype):
-        encoder = ConditionEncoder(
-            self.width,
-            num_classes=self.num_classes,
-            pooled=self.pooled,
-            context=self.context,
-            vocab_size=self.text_vocab_size,
-            text_depth=self.text_depth,
-            dtype=dtype,
-            name="condition",
-        )
-        return encoder(t, cond)
-
-    def _blocks(self, h, c, lengths, side, dtype):
-        branches = self._branches(lengths, side.context is not None, dtype)
+    def _blocks(self, h, c, lengths, conditioned, dtype):
+        branches = self._branches(lengths, conditioned.context is not None, dtype)
+        branches, side = conditioned.block_branches(branches), conditioned.side(h)
         if not self.skips:
             return Stack(branches, self.depth, self.remat, self.scan, name="blocks")(h, c, side)
         half = self.depth // 2
+        layers = (None, None) if side.layers is None else jnp.split(side.layers, [self.depth - half])
         first = Stack(branches, self.depth - half, self.remat, self.scan, keep=True, name="blocks")
-        h, every = first(h, c, side)
+        h, every = first(h, c, side._replace(layers=layers[0]))
         branches = (("skip", partial(SkipBranch, dtype)), *branches)
         second = Stack(branches, half, self.remat, self.scan, name="skip_blocks")
-        return second(h, c, side._replace(skip=every[:half][::-1]))
+        return second(h, c, side._replace(skip=every[:half][::-1], layers=layers[1]))
 
     def _branches(self, lengths, crossed, dtype):
         if self.times != "tokens":
@@ -278,8 +266,8 @@ def joint_transformer(
     """A transformer over joint data: each modality's patch, a preset of `PRESETS`, and fields of `JointTransformer`.
 
         joint_transformer({"image": (2, 2), "text": (1,)}, "unidiffuser", width=128, depth=9, heads=4)
-        joint_transformer({"action": (1,), "future": (2, 4, 4)}, "uwm", pooled=True)
-        joint_transformer((1,), "S", pooled=True)        # one array [B, T, A]: actions with a time each (SDP)
+        joint_transformer({"action": (1,), "future": (2, 4, 4)}, "uwm", conditions=(pooled(),))
+        joint_transformer((1,), "S", conditions=(pooled(),))   # one array [B, T, A]: actions with a time each (SDP)
 
     The order of modalities does not matter. Raises InvalidInput for a preset, field or value that does not exist.
     """
@@ -290,9 +278,8 @@ def joint_transformer(
     for name, valid in (("times", TIMES), ("positions", POSITIONS)):
         if getattr(module, name) not in valid:
             raise unknown(name, getattr(module, name), valid)
-    for name in ("registers", "num_classes", "text_vocab_size"):
-        if getattr(module, name) < 0:
-            raise invalid(name, getattr(module, name), "it must not be negative")
+    if module.registers < 0:
+        raise invalid("registers", module.registers, "it must not be negative")
     if module.skips and module.depth < 2:
         raise invalid("depth", module.depth, "long skip connections need at least 2 blocks")
     if module.swiglu and module.times == "tokens":

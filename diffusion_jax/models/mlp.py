@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from diffusion_jax.errors import invalid
-from diffusion_jax.models.layers.branches import MlpBranch, Side, Stack, modulated_output
-from diffusion_jax.models.layers.conditioning import ConditionEncoder
+from diffusion_jax.models.layers.branches import MlpBranch, Stack, modulated_output
+from diffusion_jax.models.layers.conditioning import ConditionEncoder, ConditionStream, check_streams
 from diffusion_jax.models.network import check_dtype, network
 from diffusion_jax.time_axes import fill
 from diffusion_jax.typing import Network
@@ -17,16 +17,17 @@ class Mlp(nn.Module):
     """Blocks of one `mlp` branch over `x [B, D]`, modulated by the times `[B]` or `[B, D]` and by `cond`.
 
     Every dimension's time is embedded, one time for all dimensions being the case of equal ones, so parameters and
-    outputs do not depend on how the time was given. num_classes, pooled: see `ConditionEncoder`.
+    outputs do not depend on how the time was given. conditions: see `layers.conditioning`.
     """
 
     width: int = 128
     depth: int = 3
     ratio: float = 2.0
-    num_classes: int = 0
-    pooled: bool = False
+    conditions: tuple[ConditionStream, ...] = ()
     scan: bool = True
     dtype: str = "float32"
+
+    takes = ("vector", "channels", "layers")
 
     @nn.compact
     def __call__(self, x, t, cond, train):
@@ -34,14 +35,13 @@ class Mlp(nn.Module):
             raise invalid("x.shape", x.shape, "vectors [B, D] are needed")
         dtype = jnp.dtype(self.dtype)
         t = jnp.broadcast_to(fill(t, x).reshape(x.shape[0], -1), x.shape)
-        encoder = ConditionEncoder(
-            self.width, num_classes=self.num_classes, pooled=self.pooled, dtype=dtype, name="condition"
+        conditioned = ConditionEncoder(self.width, self.conditions, self.depth, dtype, name="condition")(
+            t, cond, x.shape
         )
-        c, _, _ = encoder(t, cond)
-        c = nn.DenseGeneral(self.width, axis=(-2, -1), dtype=dtype, name="dimensions")(c)
-        h = nn.Dense(self.width, dtype=dtype, name="embed")(x.astype(dtype))
-        branches = (("mlp", partial(MlpBranch, self.ratio, dtype=dtype)),)
-        h = Stack(branches, self.depth, scan=self.scan, name="blocks")(h, c, Side())
+        c = nn.DenseGeneral(self.width, axis=(-2, -1), dtype=dtype, name="dimensions")(conditioned.vector)
+        h = nn.Dense(self.width, dtype=dtype, name="embed")(conditioned.join_channels(x.astype(dtype)))
+        branches = conditioned.block_branches((("mlp", partial(MlpBranch, self.ratio, dtype=dtype)),))
+        h = Stack(branches, self.depth, scan=self.scan, name="blocks")(h, c, conditioned.side(h))
         y = modulated_output(h, c, x.shape[-1], dtype)
         return y.astype(jnp.float32), {}
 
@@ -50,8 +50,7 @@ def mlp(
     width: int = 128,
     depth: int = 3,
     ratio: float = 2.0,
-    num_classes: int = 0,
-    pooled: bool = False,
+    conditions: tuple[ConditionStream, ...] = (),
     scan: bool = True,
     dtype: str = "float32",
 ) -> Network:
@@ -61,7 +60,6 @@ def mlp(
             raise invalid(name, value, "it must be a positive integer")
     if ratio <= 0:
         raise invalid("ratio", ratio, "it must be positive")
-    if num_classes < 0:
-        raise invalid("num_classes", num_classes, "it must not be negative")
     check_dtype(dtype)
-    return network(Mlp(width, depth, ratio, num_classes, pooled, scan, dtype))
+    conditions = check_streams("mlp", conditions, Mlp.takes)
+    return network(Mlp(width, depth, ratio, conditions, scan, dtype))

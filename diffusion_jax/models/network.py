@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from diffusion_jax.errors import invalid, unknown
 from diffusion_jax.models.layers.branches import REMAT
+from diffusion_jax.models.layers.conditioning import check_streams
 from diffusion_jax.typing import Network
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -34,18 +35,20 @@ def network(module: nn.Module) -> Network:
     return Network(init, apply, module)
 
 
-def make_module(
-    kind: type[nn.Module], what: str, preset: Mapping[str, Any], fields: Mapping[str, Any], *fixed: Any
-) -> Any:
+def make_module(kind: Any, what: str, preset: Mapping[str, Any], fields: Mapping[str, Any], *fixed: Any) -> Any:
     """`kind(*fixed, **{**preset, **fields})`; raises InvalidInput for a field that it does not have.
 
     what: the constructor that the fields were given to. fixed: the first fields, which it sets itself.
+    `kind.takes` names where conditions can enter (`layers.conditioning`).
     """
     known = [name for name in kind.__dataclass_fields__ if name not in ("parent", "name")][len(fixed) :]
     for name in fields:
         if name not in known:
             raise unknown(f"field of {what}", name, known)
-    return kind(*fixed, **{**preset, **fields})
+    made = {**preset, **fields}
+    if "conditions" in made:
+        made["conditions"] = check_streams(what, made["conditions"], kind.takes)
+    return kind(*fixed, **made)
 
 
 def chosen(preset: str, presets: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:

@@ -20,9 +20,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.models.conditions import Concat
 from diffusion_jax.models.dit import DiT
 from diffusion_jax.models.interception import Edit, Opened, intercepted
 from diffusion_jax.models.layers.attention import Attend, key_mask
+from diffusion_jax.models.layers.conditioning import find_stream
 from diffusion_jax.models.unet import UNet
 from diffusion_jax.typing import Network
 
@@ -74,6 +76,7 @@ def referenced(network: Network, items: int) -> Referenced:
     Raises InvalidInput for other networks and fewer than one kind; its functions do for references that do not fit.
     """
     module = network.module.module if isinstance(network.module, Opened) else network.module
+    joined = find_stream(getattr(module, "conditions", ()), Concat)
     kind = next((kind for kind in _INPUTS if isinstance(module, kind)), None)
     if kind is None:
         raise InvalidInput(f"referenced needs a unet or a dit; {type(module).__name__} is neither.")
@@ -85,7 +88,8 @@ def referenced(network: Network, items: int) -> Referenced:
     def checked(params, references, items, present):
         """The same with as many channels as the input layer has."""
         kernel, channels = params["references"]["input"]["kernel"].shape, references.shape[-1]
-        taken = kernel[0] // module.patch**2 if kind is DiT else kernel[2] - module.concat
+        taken = kernel[0] // module.patch**2 if kind is DiT else kernel[2]
+        taken -= joined.channels if joined else 0
         if references.ndim != 5 or channels > taken:
             raise invalid("references.shape", references.shape, f"[B, K, H, W, C] with at most {taken} channels fits")
         for name, value in (("items", items), ("present", present)):
@@ -98,8 +102,8 @@ def referenced(network: Network, items: int) -> Referenced:
         batch, count, *_ = references.shape
         own = _own(cond, count, 0)
         rows = references.reshape(batch * count, *references.shape[2:])
-        if getattr(module, "concat", 0):
-            own["concat"] = jnp.zeros((*rows.shape[:3], module.concat), rows.dtype)
+        if joined:
+            own["concat"] = jnp.zeros((*rows.shape[:3], joined.channels), rows.dtype)
         told = params["references"]
 
         def enter(site, h):
@@ -143,7 +147,7 @@ def referenced(network: Network, items: int) -> Referenced:
         batch, count, *_ = references.shape
         groups = count + 1
         own = _own(cond, groups, 1)
-        if getattr(module, "concat", 0):
+        if joined:
             own["concat"] = _rows(cond["concat"], jnp.zeros((batch, count, *cond["concat"].shape[1:])))
         told = params["references"]
         visible = _visible(present, coupled)

@@ -73,7 +73,7 @@ def sliced(network: Network, masks: Sequence[Any]) -> Sliced:
                         on = jax.tree.map(lambda gate, own: gate[0, own], _at(gates, layer), kept(number, layer))
                         variables = {**_at(others, layer), "params": _gated(slices[number][layer], on)}
                         vector = c[layer] if stack.stacked else c
-                        h = Block(stack.branches).apply(variables, h, vector, side)
+                        h = Block(stack.branches).apply(variables, h, vector, side.of_block(layer))
                     return h
 
                 return function

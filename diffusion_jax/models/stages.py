@@ -59,8 +59,7 @@ def run_block(stack: Stack, index: Any, h: Any, c: Any, side: Any) -> Any:
         return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), tree)
 
     variables = {name: own(tree["block"]) for name, tree in stack.variables.items() if name != CARRIED}
-    side = side if side.skip is None else side._replace(skip=own(side.skip))
-    return Block(stack.branches).apply(variables, h, own(c) if stack.stacked else c, side)
+    return Block(stack.branches).apply(variables, h, own(c) if stack.stacked else c, side.of_block(index))
 
 
 def staged(network: Network, head: int = 1) -> Staged:

@@ -1,7 +1,7 @@
 """Published text encoders: the text half of CLIP, and the encoder half of T5.
 
 Tokens come from the checkpoint's own tokenizer (`interop.load_tokenizer`), weights from `interop.load_pretrained`. The
-small text encoder that is trained together with a diffusion network is `layers.TextEncoder`.
+small text encoder that is trained together with a diffusion network is `conditions.TextEncoder`.
 """
 
 from typing import Any

@@ -4,8 +4,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from diffusion_jax.errors import invalid
-from diffusion_jax.models.layers.branches import Side, Stack, modulated_output, transformer_branches
-from diffusion_jax.models.layers.conditioning import ConditionEncoder
+from diffusion_jax.models.layers.branches import Stack, modulated_output, transformer_branches
+from diffusion_jax.models.layers.conditioning import ConditionEncoder, ConditionStream, check_streams
 from diffusion_jax.models.layers.embeddings import grid_positions, rotary_angles
 from diffusion_jax.models.network import check_transformer, network
 from diffusion_jax.typing import Network
@@ -25,13 +25,12 @@ class TextTransformer(nn.Module):
     mlp_ratio: float = 4.0
     qk_norm: bool = False
     swiglu: bool = False
-    num_classes: int = 0
-    pooled: bool = False
-    context: bool = False
-    text_vocab_size: int = 0
+    conditions: tuple[ConditionStream, ...] = ()
     remat: str = "none"
     scan: bool = True
     dtype: str = "float32"
+
+    takes = ("vector", "context", "tokens", "layers")
 
     @nn.compact
     def __call__(self, tokens, t, cond, train):
@@ -43,22 +42,15 @@ class TextTransformer(nn.Module):
         embed = nn.Embed(self.vocab_size + 1, self.width, embedding_init=nn.initializers.normal(0.02), name="embed")
         h = embed(tokens).astype(dtype)
         rotary = jnp.asarray(rotary_angles(grid_positions(tokens.shape[1]), self.width // self.heads))
-        encoder = ConditionEncoder(
-            self.width,
-            num_classes=self.num_classes,
-            pooled=self.pooled,
-            context=self.context,
-            vocab_size=self.text_vocab_size,
-            dtype=dtype,
-            name="condition",
-        )
-        c, context, context_mask = encoder(t, cond)
+        encoder = ConditionEncoder(self.width, self.conditions, self.depth, dtype, name="condition")
+        conditioned = encoder(t, cond, (*tokens.shape, 1))
+        h, c, rotary, joined = conditioned.prepend_tokens(h, conditioned.vector, rotary)
         branches = transformer_branches(
-            self.heads, self.qk_norm, self.mlp_ratio, self.swiglu, dtype, crossed=context is not None
+            self.heads, self.qk_norm, self.mlp_ratio, self.swiglu, dtype, crossed=conditioned.context is not None
         )
-        stack = Stack(branches, self.depth, self.remat, self.scan, name="blocks")
-        h = stack(h, c, Side(context, context_mask, None, rotary))
-        logits = modulated_output(h, c, self.vocab_size, dtype)
+        stack = Stack(conditioned.block_branches(branches), self.depth, self.remat, self.scan, name="blocks")
+        h = stack(h, c, conditioned.side(h, rotary=rotary))[:, joined:]
+        logits = modulated_output(h, conditioned.vector, self.vocab_size, dtype)
         return logits.astype(jnp.float32), {}
 
 
@@ -70,10 +62,7 @@ def text_transformer(
     mlp_ratio: float = 4.0,
     qk_norm: bool = False,
     swiglu: bool = False,
-    num_classes: int = 0,
-    pooled: bool = False,
-    context: bool = False,
-    text_vocab_size: int = 0,
+    conditions: tuple[ConditionStream, ...] = (),
     remat: str = "none",
     scan: bool = True,
     dtype: str = "float32",
@@ -81,11 +70,9 @@ def text_transformer(
     """A bidirectional transformer over tokens; see `TextTransformer`. Raises InvalidInput for sizes that do not fit."""
     if not isinstance(vocab_size, int) or vocab_size < 2:
         raise invalid("vocab_size", vocab_size, "it must be an integer of at least 2")
-    if num_classes < 0:
-        raise invalid("num_classes", num_classes, "it must not be negative")
+    conditions = check_streams("text_transformer", conditions, TextTransformer.takes)
     module = TextTransformer(
-        vocab_size, width, depth, heads, mlp_ratio, qk_norm, swiglu, num_classes, pooled, context, text_vocab_size,
-        remat, scan, dtype,
-    )  # fmt: skip
+        vocab_size, width, depth, heads, mlp_ratio, qk_norm, swiglu, conditions, remat, scan, dtype
+    )
     check_transformer(module)
     return network(module)

@@ -6,16 +6,31 @@ per pixel: the modulation of every residual block is then a field at the block's
 are in `models.unet_encoder`, convolutions and spatial transformers in `layers.convolution` and `layers.spatial`.
 """
 
+from dataclasses import dataclass
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.models.conditions import context, label, pooled
+from diffusion_jax.models.layers.conditioning import ConditionStream, CondKey
 from diffusion_jax.models.layers.convolution import Upsample, conv
 from diffusion_jax.models.layers.norms import GroupNorm
 from diffusion_jax.models.network import chosen, make_module, network
 from diffusion_jax.models.unet_encoder import UNetEncoder, check_encoder
 from diffusion_jax.typing import Network
+
+
+@dataclass(frozen=True)
+class Residuals(ConditionStream):
+    """`cond["residuals"]`, a tuple of features that are added to those of a U-Net; may be left out."""
+
+    keys = (CondKey("residuals", optional=True),)
+    enters = ("residuals",)
+
+    def embed(self, cond, place):
+        return {"residuals": cond.get("residuals")}
 
 
 class UNet(UNetEncoder):
@@ -34,11 +49,11 @@ class UNet(UNetEncoder):
 
     @nn.compact
     def __call__(self, x, t, cond, train):
-        residual, attention, h, cond = self.parts(x, t, cond, train, ("residuals",))
+        residual, attention, h, own = self.parts(x, t, cond, train, Residuals())
         h, skips = self.down(h, residual, attention)
         h = self.middle(h, residual, attention)
-        if cond.get("residuals") is not None:
-            h, skips = add_residuals(h, skips, cond["residuals"])
+        if own["residuals"] is not None:
+            h, skips = add_residuals(h, skips, own["residuals"])
 
         dtype = jnp.dtype(self.dtype)
         for level, features in reversed(list(enumerate(self.features))):
@@ -77,10 +92,8 @@ STABLE_DIFFUSION = {
     "qkv_bias": False,
     "modulation": "shift",
     "time_features": 320,
-    "context": True,
-    "raw_context": True,
+    "conditions": (context("none", 768),),
     "in_channels": 4,
-    "context_channels": 768,
 }
 SDXL = {
     **STABLE_DIFFUSION,
@@ -89,11 +102,7 @@ SDXL = {
     "mid_attention": 10,
     "heads": (5, 10, 20),
     "linear_projection": True,
-    "context_channels": 2048,
-    "pooled": True,
-    "pooled_layers": 2,
-    "pooled_channels": 1280 + 6 * 256,
-    "time_ids": True,
+    "conditions": (context("none", 2048), pooled(2, 1280 + 6 * 256, 256)),
 }
 PRESETS = {
     "digits": {"channels": 32, "multipliers": (1, 2), "num_residual": 1, "attention": (0, 1), "groups": 8},
@@ -114,10 +123,15 @@ PRESETS = {
         "head_dim": 64,
         "time_features": 192,
         "dropout": 0.1,
-        "num_classes": 1000,
+        "conditions": (label(1000),),
     },
     "sd15": STABLE_DIFFUSION,
-    "sd21": {**STABLE_DIFFUSION, "heads": (5, 10, 20, 20), "linear_projection": True, "context_channels": 1024},
+    "sd21": {
+        **STABLE_DIFFUSION,
+        "heads": (5, 10, 20, 20),
+        "linear_projection": True,
+        "conditions": (context("none", 1024),),
+    },
     "sdxl": SDXL,
     "sdxl_refiner": {
         **SDXL,
@@ -127,8 +141,7 @@ PRESETS = {
         "mid_attention": 4,
         "heads": (6, 12, 24, 24),
         "time_features": 384,
-        "context_channels": 1280,
-        "pooled_channels": 1280 + 5 * 256,
+        "conditions": (context("none", 1280), pooled(2, 1280 + 5 * 256, 256)),
     },
 }
 """Fields of `UNet`. `digits` is for 8 x 8 images; the others follow Ho et al. 2020 (appendix B), Dhariwal & Nichol 2021

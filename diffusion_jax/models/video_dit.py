@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.errors import invalid, unknown
-from diffusion_jax.models.conditions import check_condition
+from diffusion_jax.models.conditions import Reference
 from diffusion_jax.models.dit import parse_preset, patch_times, patchify, unpatchify
-from diffusion_jax.models.layers.branches import CrossAttentionBranch, MlpBranch, Side, Stack, modulated_output
-from diffusion_jax.models.layers.conditioning import ConditionEncoder
+from diffusion_jax.models.layers.branches import CrossAttentionBranch, MlpBranch, Stack, modulated_output
+from diffusion_jax.models.layers.conditioning import ConditionEncoder, ConditionStream, find_stream
 from diffusion_jax.models.layers.dense import projection
 from diffusion_jax.models.layers.embeddings import grid_positions, image_positions, rotary_angles, sincos_positions
 from diffusion_jax.models.layers.temporal import (
@@ -49,13 +49,9 @@ class VideoDiT(nn.Module):
     positions: of patches, "sincos" or "rotary". temporal_positions: of frames, "sincos" (added once), "rotary" (of the
         queries and keys that meet over time), or "none": then frames are a set. Factorised attention turns spatial and
         temporal queries apart; joint attention shares the pairs of channels out among (frame, row, column).
-    reference: whether `cond` may have "reference", clean frames at time 0 before the clip, which all frames see and
-        which see only themselves; marked by a learned vector. reference_at: the temporal position of the first.
-    audio: whether `cond` has "audio": an `audio_attention` branch from each frame to its own features and to a learned
-        token, which is all that references hear.
-    concat: whether `cond` has "concat" `[B, F, H, W, C']`, channels that join those of x.
-    num_classes, pooled, context, text_vocab_size, text_depth: the other conditions; see `ConditionEncoder`. With
-        `context` or text there is a `cross_attention` branch.
+    conditions: see `layers.conditioning`; a sequence among them means a `cross_attention` branch, `audio` an
+        `audio_attention` branch from each frame to its own features and to a learned token, which is all that
+        references hear, and `reference` frames before the clip, marked by a learned vector.
     learn_sigma: a second set of output channels, reported as `extras["log_variance"]`.
     qk_norm, swiglu, remat, scan, dtype: as in `DiT`.
     """
@@ -71,21 +67,15 @@ class VideoDiT(nn.Module):
     window: int = 0
     positions: str = "sincos"
     temporal_positions: str = "sincos"
-    reference: bool = False
-    reference_at: float = -1.0
-    audio: bool = False
-    concat: bool = False
-    num_classes: int = 0
-    pooled: bool = False
-    context: bool = False
-    text_vocab_size: int = 0
-    text_depth: int = 2
+    conditions: tuple[ConditionStream, ...] = ()
     learn_sigma: bool = False
     qk_norm: bool = False
     swiglu: bool = False
     remat: str = "none"
     scan: bool = True
     dtype: str = "float32"
+
+    takes = ("vector", "context", "channels", "layers", "audio", "reference")
 
     @property
     def stack_depth(self) -> int:
@@ -96,35 +86,24 @@ class VideoDiT(nn.Module):
     def __call__(self, x, t, cond, train):
         dtype = jnp.dtype(self.dtype)
         batch, frames, height, width, channels = _checked(x, self.patch)
-        encoder = ConditionEncoder(
-            self.width,
-            num_classes=self.num_classes,
-            pooled=self.pooled,
-            context=self.context,
-            vocab_size=self.text_vocab_size,
-            text_depth=self.text_depth,
-            dtype=dtype,
-            name="condition",
-        )
-        own = ("reference",) * self.reference + ("audio",) * self.audio + ("concat",) * self.concat
-        cond = check_condition(cond, encoder.taken + own)
         t = self._times(t, x.shape)
-        if self.concat:
-            x = jnp.concatenate([x, _clip(cond, "concat", x.shape).astype(x.dtype)], axis=-1)
-        references = 0
-        if cond.get("reference") is not None:
-            before = _reference(cond, (batch, *x.shape[2:4], channels))
-            references = before.shape[1]
+        stream = find_stream(self.conditions, Reference)
+        before = stream and stream.frames(cond, x.shape)
+        references = 0 if before is None else before.shape[1]
+        if references:
+            t = jnp.concatenate([jnp.zeros((batch, references, *t.shape[2:]), t.dtype), t], axis=1)
+        encoder = ConditionEncoder(self.width, self.conditions, self.stack_depth, dtype, name="condition")
+        conditioned = encoder(t, cond, x.shape)
+        vector, x = conditioned.vector, conditioned.join_channels(x)
+        if references:
             before = jnp.pad(before, [(0, 0)] * 4 + [(0, x.shape[-1] - channels)])
             x = jnp.concatenate([before.astype(x.dtype), x], axis=1)
-            t = jnp.concatenate([jnp.zeros((batch, references, *t.shape[2:]), t.dtype), t], axis=1)
 
         h, rotary, temporal_rotary = self._tokens(x, references, dtype)
-        vector, context, context_mask = encoder(t, {name: cond[name] for name in cond if name in encoder.taken})
-        sound, sound_mask = self._audio(cond, batch, frames, references, dtype)
+        sound, sound_mask = self._audio(conditioned.own.get("audio"), references, dtype)
         mask = frame_mask(frames, self.block, self.window, references)
-        side = Side(context, context_mask, rotary=rotary, frames=Frames(mask, temporal_rotary, sound, sound_mask))
-        branches = self._branches(context is not None, dtype)
+        side = conditioned.side(h, rotary=rotary, frames=Frames(mask, temporal_rotary, sound, sound_mask))
+        branches = conditioned.block_branches(self._branches(conditioned.context is not None, sound is not None, dtype))
         h = Stack(branches, self.stack_depth, self.remat, self.scan, name="blocks")(h, vector, side)
 
         features = self.patch**2 * channels * (2 if self.learn_sigma else 1)
@@ -136,14 +115,14 @@ class VideoDiT(nn.Module):
             return y, {}
         return y[..., :channels], {"log_variance": y[..., channels:]}
 
-    def _branches(self, crossed, dtype):
+    def _branches(self, crossed, hearing, dtype):
         attend = {"heads": self.heads, "qk_norm": self.qk_norm, "dtype": dtype}
         mlp = partial(MlpBranch, self.mlp_ratio, self.swiglu, dtype)
         factorised = self.attention == "factorised"
         branches = [("attention", partial(SpatialAttentionBranch if factorised else JointAttentionBranch, **attend))]
         if crossed:
             branches.append(("cross_attention", partial(CrossAttentionBranch, **attend)))
-        if self.audio:
+        if hearing:
             branches.append(("audio_attention", partial(AudioAttentionBranch, **attend)))
         branches.append(("mlp", mlp))
         if factorised:
@@ -172,11 +151,13 @@ class VideoDiT(nn.Module):
         h = patchify(x.astype(dtype).reshape(batch * frames, height, width, channels), self.patch)
         h = projection(self.width, dtype=dtype, kernel_init=nn.initializers.xavier_uniform(), name="patch_embed")(h)
         h = h.reshape(batch, frames, rows * columns, self.width)
-        if self.reference:
+        stream = find_stream(self.conditions, Reference)
+        if stream is not None:
             mark = self.param("reference_mark", nn.initializers.normal(0.02), (self.width,)).astype(dtype)
             h = h.at[:, :references].add(mark)
 
-        where = np.concatenate([self.reference_at + np.arange(references), np.arange(frames - references)])
+        first = stream.at if stream is not None else 0.0
+        where = np.concatenate([first + np.arange(references), np.arange(frames - references)])
         where = where.astype(np.float32)[:, None]
         if self.temporal_positions == "sincos":
             h = h + jnp.asarray(sincos_positions(where, self.width), dtype)[:, None]
@@ -195,15 +176,11 @@ class VideoDiT(nn.Module):
             parts.append(np.tile(space, (frames, 1)))
         return h, _angles(np.concatenate(parts, axis=-1) if parts else None, head), None
 
-    def _audio(self, cond, batch, frames, references, dtype):
+    def _audio(self, audio, references, dtype):
         """`(audio [B, F, 1 + M, width], mask [F, 1 + M] or None)`, the references' frames included."""
-        if not self.audio:
+        if audio is None:
             return None, None
-        audio = jnp.asarray(cond["audio"])
-        audio = audio[:, :, None] if audio.ndim == 3 else audio
-        if audio.ndim != 4 or audio.shape[:2] != (batch, frames):
-            raise invalid("cond['audio'].shape", audio.shape, f"features of each frame, [{batch}, {frames}, M, C], fit")
-        count = audio.shape[2]
+        batch, frames, count, _ = audio.shape
         sound = projection(self.width, dtype=dtype, name="audio_up")(audio)
         sound = projection(self.width, dtype=dtype, name="audio_down")(jax.nn.gelu(sound))
         sound = sound + jnp.asarray(sincos_positions(grid_positions(count), self.width), dtype)
@@ -229,22 +206,6 @@ def _checked(x, patch):
     return x.shape
 
 
-def _clip(cond, name, shape):
-    value = jnp.asarray(cond[name])
-    if value.ndim != 5 or value.shape[:4] != shape[:4]:
-        raise invalid(f"cond[{name!r}].shape", value.shape, f"[{', '.join(map(str, shape[:4]))}, C'] is needed")
-    return value
-
-
-def _reference(cond, shape):
-    value = jnp.asarray(cond["reference"])
-    value = value[:, None] if value.ndim == 4 else value
-    if value.ndim != 5 or (value.shape[0], *value.shape[2:]) != shape:
-        expected = f"{shape} is needed, or several such frames along a second axis"
-        raise invalid("cond['reference'].shape", value.shape, expected)
-    return value
-
-
 def video_dit(preset: str = "S/2", **fields) -> Network:
     """A diffusion transformer on clips: a preset ("S/2" .. "XL/8"), and any fields of `VideoDiT` that differ from it.
 
@@ -259,9 +220,6 @@ def video_dit(preset: str = "S/2", **fields) -> Network:
 def _check_fields(module):
     if module.patch < 1:
         raise invalid("patch", module.patch, "it must be positive")
-    for name in ("num_classes", "text_vocab_size"):
-        if getattr(module, name) < 0:
-            raise invalid(name, getattr(module, name), "it must not be negative")
     choices = {"attention": ATTENTIONS, "positions": POSITIONS, "temporal_positions": TEMPORAL_POSITIONS}
     for name, valid in choices.items():
         if getattr(module, name) not in valid:

@@ -22,6 +22,8 @@ import numpy as np
 from diffusion_jax import data, denoisers, pictures, sampling, timesteps
 from diffusion_jax.config import build
 from diffusion_jax.experiment import Experiment, prepare
+from diffusion_jax.models.conditions import Concat
+from diffusion_jax.models.layers.conditioning import find_stream
 from diffusion_jax.recipes.frame import seeds, trained
 from diffusion_jax.recipes.parts import moving_clips
 from diffusion_jax.recipes.parts.adaptation import adaptation, at_scale, change, shown, with_channels
@@ -135,7 +137,8 @@ class Arm(NamedTuple):
 
 def arm(entry: Any, config: Any, base: Experiment, params: Any, own: data.ArraySource) -> Arm:
     """The adaptation `entry`, an experiment's config with `lora`, of the base on its `own` samples."""
-    made, concat = prepare(entry), entry.model.concat
+    made = prepare(entry)
+    concat = find_stream(made.network.module.conditions, Concat) is not None
     if concat:
         first = np.arange(own.shape[0])[None] == 0
         own = data.ArraySource(own.x0, {**own.cond, "concat": shown(own.x0, first)}, name=own.name)

@@ -27,7 +27,7 @@ SOLVERS = {
 @functools.cache
 def routed_case(name):
     """`(network, process, routed, parameters)`, whose routers leave out about half, other parts at other times."""
-    network, process = models.dit(width=16, depth=2, heads=2, num_classes=3), SOLVERS[name][0]()
+    network, process = models.dit(width=16, depth=2, heads=2, conditions=(models.label(3),)), SOLVERS[name][0]()
     x, t, cond, key = jnp.zeros((1, *SHAPE)), jnp.zeros(1), {"label": np.zeros(1, np.int32)}, jax.random.key(0)
     params = drawn(models.param_shapes(network, x.shape, cond), seed=2)
     timed = adapters.routed(network, 4, bias=0.0)

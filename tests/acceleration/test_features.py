@@ -26,7 +26,7 @@ X = jnp.asarray(np.random.default_rng(1).standard_normal((8, 4, 4, 1), np.float3
 
 
 def tiny(**fields):
-    return models.dit("S/2", **{"width": WIDTH, "depth": DEPTH, "heads": 2, "num_classes": 3, **fields})
+    return models.dit("S/2", **{"width": WIDTH, "depth": DEPTH, "heads": 2, "conditions": (models.label(3),), **fields})
 
 
 def ready(network, x=X, cond=COND):
@@ -160,7 +160,7 @@ VECTORS = jnp.asarray(np.random.default_rng(5).standard_normal((8, 3), np.float3
 
 
 def smallest():
-    return models.mlp(width=8, depth=2, num_classes=3)
+    return models.mlp(width=8, depth=2, conditions=(models.label(3),))
 
 
 @functools.cache
@@ -245,10 +245,22 @@ CONTEXT = {"context": np.random.default_rng(3).standard_normal((8, 3, 5), np.flo
 CLIP = np.random.default_rng(4).standard_normal((8, 2, 4, 4, 1), np.float32)
 PAIR = {"image": X, "text": X.reshape(8, 4, 4)}
 ROWS = np.asarray(GRID)[:, None, None] * np.linspace(0.4, 1.0, 4, dtype=np.float32)
-UNET = {"channels": 8, "multipliers": (1,), "num_residual": 1, "attention": (0,), "heads": 2, "num_classes": 3}
+UNET = {
+    "channels": 8,
+    "multipliers": (1,),
+    "num_residual": 1,
+    "attention": (0,),
+    "heads": 2,
+    "conditions": (models.label(3),),
+}
 NETWORKS = {
     "rows in bfloat16": (lambda: tiny(dtype="bfloat16"), X, COND, ROWS),
-    "video with a context": (lambda: models.video_dit(width=16, depth=2, heads=2, context=True), CLIP, CONTEXT, GRID),
+    "video with a context": (
+        lambda: models.video_dit(width=16, depth=2, heads=2, conditions=(models.context(),)),
+        CLIP,
+        CONTEXT,
+        GRID,
+    ),
     "unet": (lambda: models.unet(**UNET), X, COND, GRID, shipped.jit),
     "joint": (
         lambda: models.joint_transformer({"image": (2, 2), "text": (1,)}, width=16, depth=2, heads=2),

@@ -201,11 +201,15 @@ def test_each_sample_decides_for_itself_as_if_it_were_alone():
 SMALL = {"width": 16, "depth": 3, "heads": 2}
 TEXT = {"context": np.ones((BATCH, 3, 5), np.float32) * np.float32(np.arange(1, BATCH + 1) / BATCH)[:, None, None]}
 NETWORKS = {
-    "dit": (lambda: models.dit("S/2", **SMALL, num_classes=3), (4, 4, 1), LABELS),
-    "pixart": (lambda: models.pixart("XL/2", **SMALL, in_channels=1, context_channels=5), (4, 4, 1), TEXT),
-    "video": (lambda: models.video_dit("S/2", **{**SMALL, "depth": 4}, num_classes=3), (2, 4, 4, 1), LABELS),
+    "dit": (lambda: models.dit("S/2", **SMALL, conditions=(models.label(3),)), (4, 4, 1), LABELS),
+    "pixart": (lambda: models.pixart("XL/2", **SMALL, in_channels=1), (4, 4, 1), TEXT),
+    "video": (
+        lambda: models.video_dit("S/2", **{**SMALL, "depth": 4}, conditions=(models.label(3),)),
+        (2, 4, 4, 1),
+        LABELS,
+    ),
     "unet": (
-        lambda: models.unet(channels=8, groups=4, multipliers=(1, 2), num_residual=1, num_classes=3),
+        lambda: models.unet(channels=8, groups=4, multipliers=(1, 2), num_residual=1, conditions=(models.label(3),)),
         (4, 4, 1),
         LABELS,
     ),

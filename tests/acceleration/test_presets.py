@@ -18,7 +18,7 @@ STEPS = 12
 @pytest.fixture(scope="module")
 def model():
     network, x, cond = (
-        models.dit(width=16, depth=2, heads=2, num_classes=3),
+        models.dit(width=16, depth=2, heads=2, conditions=(models.label(3),)),
         jnp.zeros((2, 4, 4, 1)),
         {"label": jnp.array([0, 2])},
     )
@@ -67,7 +67,7 @@ def test_a_preset_on_a_mesh_leaves_the_same_trace(model):
 def test_presets_are_named_in_configs():
     config = defaults(steps=1, batch_size=8)
     config.data = config.held_out = call("data.digits")
-    config.model = call("models.dit", width=16, depth=2, heads=2, num_classes=10)
+    config.model = call("models.dit", width=16, depth=2, heads=2, conditions=(models.label(10),))
     config.process = call("processes.rectified_flow")
     config.objective = call("objectives.denoising")
     config.optimizer = call("training.optimizers.adamw", learning_rate=1e-3)

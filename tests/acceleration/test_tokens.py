@@ -100,7 +100,7 @@ def test_what_is_chosen_is_new_and_the_rest_is_what_was_said_last():
 
 
 def test_guided_clips_on_a_mesh():
-    network = models.video_dit(width=16, depth=2, heads=2, num_classes=3)
+    network = models.video_dit(width=16, depth=2, heads=2, conditions=(models.label(3),))
     weights = ready(network, CLIP)
     guided = denoisers.guided(cached_tokens(network, FLOW, every(3), 0.3, attention=0.0), 2.0, NULL)
     found = [

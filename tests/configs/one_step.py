@@ -23,7 +23,7 @@ IMAGES = {
 TEXT = ["model.width=16", "model.depth=1", "model.heads=2"]
 POINTS_AND_TEXT = {
     "prose_masked": [*TEXT, "data.length=16", "held_out.length=16"],
-    "shapes_text_dit": [*TEXT, "model.text_depth=1", "data.length=40", "held_out.length=40"],
+    "shapes_text_dit": [*TEXT, "model.conditions.0.depth=1", "data.length=40", "held_out.length=40"],
     "toy2d": ["model.width=8", "model.depth=1", "data.source.num_examples=64", "held_out.source.num_examples=64"],
 }
 SHORT = ["train.steps=1", "train.batch_size=8", "train.validation_examples=4"]

@@ -8,7 +8,7 @@ def test_faster_sampling(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = checkpoints(tmp_path / "checkpoints")
     smaller = {
-        '"S/2", num_classes': '"S/2", width=16, depth=2, heads=2, num_classes',
+        '"S/2", conditions': '"S/2", width=16, depth=2, heads=2, conditions',
         '"S/2", width=192, depth=4, heads=3': '"S/2", width=8, depth=1, heads=2',
         "(8, 32, 32, 4)": "(8, 4, 4, 1)",
         "checkpoints/sd15": str(folder),

@@ -7,7 +7,7 @@ def test_vector_times():
     smaller = {
         'video_dit("S/4")': 'video_dit("S/4", width=16, depth=2, heads=2)',
         '"S", times="tokens", skips=True': '"S", times="tokens", skips=True, width=16, depth=3, heads=2',
-        '"S", pooled=True': '"S", pooled=True, width=16, depth=2, heads=2',
+        '(1,), "S", ': '(1,), "S", width=16, depth=2, heads=2, ',
         "linspace(20)": "linspace(10)",
     }
     names = run("vector_times.md", smaller)

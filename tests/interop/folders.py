@@ -19,7 +19,7 @@ UNET = {
     "groups": 4,
     "time_features": 8,
     "in_channels": 4,
-    "context_channels": 12,
+    "conditions": (models.context("none", 12),),
 }
 VAE = {"channels": 8, "multipliers": (1, 2), "groups": 4, "scaling_factor": 0.18215, "num_residual": 1}
 
@@ -53,8 +53,8 @@ def autoencoder():
 
 def dit_folder(folder):
     network = models.dit(
-        "S/2", width=16, depth=2, heads=2, num_classes=5, learn_sigma=True, in_channels=4, base_size=LATENTS // 2,
-        frequency_shift=1.0,
+        "S/2", width=16, depth=2, heads=2, conditions=(models.label(5),), learn_sigma=True, in_channels=4,
+        base_size=LATENTS // 2, frequency_shift=1.0,
     )  # fmt: skip
     return written(
         folder,

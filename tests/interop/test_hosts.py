@@ -28,7 +28,7 @@ print("total", float(total), "read", sum(entries))
 
 
 def test_each_process_reads_half(tmp_path):
-    network = models.dit("S/2", width=64, depth=2, heads=2, num_classes=5, in_channels=4, base_size=2)
+    network = models.dit("S/2", width=64, depth=2, heads=2, conditions=(models.label(5),), in_channels=4, base_size=2)
     pretrained = drawn("dit_original", network)
     folder = interop.save_pretrained(tmp_path, pretrained)
     leaves = by_path(pretrained.params).values()

@@ -10,16 +10,23 @@ from diffusion_jax.errors import InvalidInput
 
 KNOWN = {"width": 12, "depth": 2, "heads": 2, "in_channels": 3, "base_size": 4}
 CASES = {
-    "DiTTransformer2DModel": models.dit(**KNOWN, num_classes=3, frequency_shift=1.0, mlp_norm_eps=1e-5),
+    "DiTTransformer2DModel": models.dit(**KNOWN, conditions=(models.label(3),), frequency_shift=1.0, mlp_norm_eps=1e-5),
     "DiTTransformer2DModel, per block": models.dit(
-        **KNOWN, num_classes=3, frequency_shift=1.0, embeddings="per_block", learn_sigma=True, qkv_bias=False
+        **KNOWN,
+        conditions=(models.label(3),),
+        frequency_shift=1.0,
+        embeddings="per_block",
+        learn_sigma=True,
+        qkv_bias=False,
     ),
-    "PixArtTransformer2DModel": models.pixart(**KNOWN, context_channels=5, sizes=True, interpolation_scale=2.0),
+    "PixArtTransformer2DModel": models.pixart(
+        **KNOWN, conditions=(models.context("mlp", 5), models.sizes()), interpolation_scale=2.0
+    ),
     "PixArtTransformer2DModel, raw": models.pixart(
-        **KNOWN, context_channels=5, context_projection="none", learn_sigma=False, norm_eps=1e-5, mlp_norm_eps=1e-5
+        **KNOWN, conditions=(models.context("none", 5),), learn_sigma=False, norm_eps=1e-5, mlp_norm_eps=1e-5
     ),
-    "dit_original": models.dit(**KNOWN, num_classes=3, learn_sigma=True, mlp_ratio=2.0),
-    "dit_original, learned": models.dit(**KNOWN, num_classes=3, positions="learned"),
+    "dit_original": models.dit(**KNOWN, conditions=(models.label(3),), learn_sigma=True, mlp_ratio=2.0),
+    "dit_original, learned": models.dit(**KNOWN, conditions=(models.label(3),), positions="learned"),
 }
 
 
@@ -47,11 +54,12 @@ def test_what_is_saved_is_loaded(name, tmp_path):
         ("DiTTransformer2DModel", {"base_size": 0}, "base_size is 0"),
         ("dit_original", {"frequency_shift": 1.0}, "frequency_shift is 1.0, but a dit_original has"),
         ("dit_original", {"embeddings": "per_block"}, "embeddings is 'per_block'"),
+        ("dit_original", {"conditions": (models.label(3), models.pooled(1, 4))}, "a dit_original has Label only"),
     ],
 )
 def test_what_a_layout_cannot_hold_is_refused_before_anything_is_written(family, fields, message, tmp_path):
     shift = 1.0 if family == "DiTTransformer2DModel" else 0.0
-    network = models.dit(**{**KNOWN, "num_classes": 3, "frequency_shift": shift, **fields})
+    network = models.dit(**{**KNOWN, "conditions": (models.label(3),), "frequency_shift": shift, **fields})
     with pytest.raises(InvalidInput, match=message):
         interop.save_pretrained(tmp_path / "none", pretrained(network, family))
     assert not (tmp_path / "none").exists()

@@ -168,7 +168,7 @@ def test_mistakes(name, pipeline):
 
 
 def test_an_inpainting_network_asks_for_a_mask(tmp_path):
-    pipeline = interop.load_pipeline(sd_folder(tmp_path, concat=5))
+    pipeline = interop.load_pipeline(sd_folder(tmp_path, conditions=(models.context("none", 12), models.concat(5))))
     with pytest.raises(InvalidInput, match="give image= and mask="):
         interop.generate(pipeline, KEY, ["a"], **SHORT)
     with pytest.raises(InvalidInput, match="give mask= with image="):

@@ -53,7 +53,7 @@ def changed(array, index, value):
 
 
 def tiny_dit(**fields):
-    return models.dit("S/2", **{"width": 16, "depth": 3, "heads": 2, "num_classes": 3, **fields})
+    return models.dit("S/2", **{"width": 16, "depth": 3, "heads": 2, "conditions": (models.label(3),), **fields})
 
 
 def labels(*values):

@@ -10,7 +10,17 @@ import pytest
 from diffusion_jax import denoisers, processes, solvers, timesteps
 from diffusion_jax.adapters import lora
 from diffusion_jax.errors import InvalidInput
-from diffusion_jax.models import by_path, control_from_unet, controlled, controlnet, intercepted, param_shapes, taps
+from diffusion_jax.models import (
+    by_path,
+    context,
+    control_from_unet,
+    controlled,
+    controlnet,
+    intercepted,
+    param_shapes,
+    pooled,
+    taps,
+)
 from diffusion_jax.models.unet import add_residuals, unet
 from diffusion_jax.sampling import sample
 from tests.models.drawn import drawn
@@ -30,9 +40,7 @@ STABLE = {
     "groups": 4,
     "time_features": 8,
     "in_channels": 3,
-    "context_channels": 6,
-    "id_features": 4,
-    "pooled_channels": 5 + 2 * 4,
+    "conditions": (context("none", 6), pooled(2, 5 + 2 * 4, 4)),
 }
 SIZES = {**CONTEXT, "pooled": jnp.ones((2, 5)), "time_ids": jnp.array([[8.0, 12.0], [8.0, 3.0]])}
 PICTURE = {"control": jax.device_put(np.random.default_rng(6).random((2, 8, 12, 3), np.float32))}
@@ -159,8 +167,8 @@ def test_a_controlled_network_is_guided_and_sampled():
         ({"control": (PICTURE["control"],) * 2}, "2 pictures"),
         ({"control": None}, r"needs cond\['control'\]"),
         ({"residuals": (X,)}, "another ControlNet"),
-        ({"pooled": jnp.ones((2, 6))}, "pooled_channels=13"),
-        ({"context": jnp.ones((2, 5, 7))}, "context_channels=6"),
+        ({"pooled": jnp.ones((2, 6))}, "channels=13 in total"),
+        ({"context": jnp.ones((2, 5, 7))}, r"shape \[2, 5, 6\]"),
     ],
 )
 def test_wrong_conditions_are_told(change, message):

@@ -27,7 +27,7 @@ from tests.models.shared import (
 
 @pytest.mark.parametrize("preset, millions", [("S/2", 33), ("B/2", 130), ("L/2", 458), ("XL/2", 675)])
 def test_presets_have_the_papers_number_of_parameters(preset, millions):
-    network = models.dit(preset, num_classes=1000, learn_sigma=True)
+    network = models.dit(preset, conditions=(models.label(1000),), learn_sigma=True)
     shapes = models.param_shapes(network, (1, 32, 32, 4), {"label": jax.ShapeDtypeStruct((1,), jnp.int32)})
     assert models.count_params(shapes) == pytest.approx(millions * 1e6, rel=0.01)
 
@@ -133,7 +133,7 @@ def test_every_option_runs_and_tells_places_apart(fields):
 
 def test_labels_are_told_apart_and_dropped_ones_are_the_null_class():
     _, params, x, t, cond, output = dit_case()
-    null = models.empty_condition(cond, 3)
+    null = models.empty_condition((models.label(3),), cond)
     np.testing.assert_array_equal(null["label"], [3, 3])
     mixed = dit_apply()(params, x, t, labels(3, 2))
     unconditional = dit_apply()(params, x, t, null)
@@ -143,7 +143,7 @@ def test_labels_are_told_apart_and_dropped_ones_are_the_null_class():
 
 
 def sequence_case():
-    network = tiny_dit(num_classes=0, pooled=True, context=True, text_vocab_size=7, text_depth=1, depth=1)
+    network = tiny_dit(conditions=(models.pooled(), models.context(), models.text(7, depth=1)), depth=1)
     cond = {
         "pooled": image((2, 5)),
         "context": image((2, 4, 9)),
@@ -153,11 +153,11 @@ def sequence_case():
     }
     x = image()
     params = drawn_params(network, x, T, cond)
-    return compiled(lambda cond: network.apply(params, x, T, cond)[0]), cond
+    return compiled(lambda cond: network.apply(params, x, T, cond)[0]), network.module.conditions, cond
 
 
 def test_sequences_count_where_their_masks_say_so():
-    apply, cond = sequence_case()
+    apply, conditions, cond = sequence_case()
     before = apply(cond)
     padded = {
         **cond,
@@ -171,7 +171,7 @@ def test_sequences_count_where_their_masks_say_so():
         other = {**cond, name: changed(cond[name], (0, 0), np.asarray(cond[name])[0, 0] + 1)}
         difference = np.abs(apply(other) - before).max(axis=(1, 2, 3))
         assert difference[0] > 1e-4 and difference[1] == 0.0
-    null = models.empty_condition(cond)
+    null = models.empty_condition(conditions, cond)
     assert jax.tree.map(jnp.shape, null) == jax.tree.map(jnp.shape, cond)
     assert np.isfinite(apply(null)).all()
 
@@ -186,13 +186,17 @@ def test_mistakes_are_told_in_one_sentence():
         (lambda: tiny_dit(positions="sin"), "did you mean 'sincos'"),
         (lambda: tiny_dit(remat="ful"), "did you mean 'full'"),
         (lambda: tiny_dit(dtype="bf16"), "did you mean 'bfloat16'"),
-        (lambda: tiny_dit(num_classes=-1), "num_classes is -1"),
+        (lambda: models.label(-1), "num_classes is -1"),
         (lambda: network.apply(params, x, t, None), "needs the condition 'label'"),
         (lambda: network.apply(params, x, t, {"lable": cond["label"]}), "did you mean 'label'"),
         (lambda: network.apply(params, x, t, {"label": jnp.zeros((2,))}), "dtype integer"),
         (lambda: network.apply(params, x[:, :3], t, cond), "divide by the patch"),
         (lambda: network.apply(params, x[0], t, cond), r"\[B, H, W, C\]"),
-        (lambda: models.empty_condition(cond), "num_classes="),
+        (lambda: models.empty_condition((), cond), "no condition of the network reads"),
+        (lambda: tiny_dit(conditions=models.label(3)), r"a tuple such as \(models.label\(10\),\)"),
+        (lambda: tiny_dit(conditions=(models.label(3), models.label(5))), "one before it reads label already"),
+        (lambda: tiny_dit(conditions=("label",)), r"conditions\[0\] is 'label'"),
+        (lambda: tiny_dit(num_classes=3), "num_classes.*Valid: .*conditions"),
     ]
     for call, message in wrong:
         with pytest.raises(InvalidInput, match=message):
@@ -215,9 +219,12 @@ def test_positions_have_columns_first_and_span_the_same_whatever_the_resolution(
     np.testing.assert_array_equal(row[:, 4:], np.broadcast_to(row[0, 4:], (3, 4)))
 
 
+CAPTIONED = (models.context("mlp"), models.sizes())
+
+
 def tiny_pixart(**fields):
     shape = {"width": 24, "depth": 2, "heads": 2, "base_size": 2, "interpolation_scale": 2.0}
-    return models.pixart(**{**shape, "sizes": True, **fields})
+    return models.pixart(**{**shape, "conditions": CAPTIONED, **fields})
 
 
 @functools.cache
@@ -256,7 +263,7 @@ def test_pixart_says_nothing_about_masked_captions_and_something_about_all_else(
         other = {**cond, name: changed(cond[name], 0, np.asarray(cond[name])[0] + 1.0)}
         difference = np.abs(call(x, T, other) - before).max(axis=(1, 2, 3))
         assert difference[0] > 1e-4 and difference[1] == 0.0
-    null = models.empty_condition(cond)
+    null = models.empty_condition(CAPTIONED, cond)
     np.testing.assert_array_equal(null["size"], cond["size"])
     assert np.isfinite(call(x, T, null)).all()
 
@@ -315,14 +322,15 @@ def test_mistakes_about_the_published_options():
     wrong = [
         (lambda: tiny_dit(modulation="singel"), "did you mean 'single'"),
         (lambda: tiny_dit(embeddings="per-block"), "did you mean 'per_block'"),
-        (lambda: tiny_dit(embeddings="per_block", context=True), "it is 'shared'"),
+        (lambda: tiny_dit(embeddings="per_block", modulation="single"), "it is 'shared'"),
+        (lambda: tiny_dit(embeddings="per_block", conditions=(models.context(),)), "per_block' takes vector"),
         (lambda: tiny_dit(interpolation_scale=0.0), "interpolation_scale is 0.0"),
         (lambda: tiny_dit(base_size=-1), "base_size is -1"),
-        (lambda: tiny_dit(sizes=True), "divide by 3"),
-        (lambda: models.pixart(text_vocab_size=7), "must be 'linear'"),
-        (lambda: models.pixart(context_projection="gelu"), "context_projection is 'gelu'"),
+        (lambda: tiny_dit(conditions=CAPTIONED).init(jax.random.key(0), x, T, cond), "divide by 3"),
+        (lambda: models.context("gelu"), "projection is 'gelu'"),
+        (lambda: models.pooled(3), "layers is 3"),
         (lambda: network.apply(params, x, T, {**cond, "size": cond["aspect"]}), "cond\\['size'\\]"),
-        (lambda: tiny_pixart(context_channels=6).apply(params, x, T, cond), "6 channels are needed"),
+        (lambda: tiny_pixart(conditions=(models.context("mlp", 6), models.sizes())).apply(params, x, T, cond), "4, 6"),
         (lambda: tiny_dit(in_channels=4).init(jax.random.key(0), x, T, labels(0, 1)), "images of 4 channels"),
     ]
     for call, message in wrong:

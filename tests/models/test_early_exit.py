@@ -16,9 +16,9 @@ from tests.models.shared import changed, compiled, drawn_params, image
 
 PROCESS = processes.rectified_flow()
 NETWORKS = {
-    "dit": (lambda: models.dit(width=16, depth=4, heads=2, num_classes=3), (8, 4, 4, 1)),
-    "pixart": (lambda: models.pixart(patch=2, width=16, depth=3, heads=2, context_channels=4), (2, 4, 4, 1)),
-    "mlp": (lambda: models.mlp(width=16, depth=3, num_classes=3), (8, 5)),
+    "dit": (lambda: models.dit(width=16, depth=4, heads=2, conditions=(models.label(3),)), (8, 4, 4, 1)),
+    "pixart": (lambda: models.pixart(patch=2, width=16, depth=3, heads=2), (2, 4, 4, 1)),
+    "mlp": (lambda: models.mlp(width=16, depth=3, conditions=(models.label(3),)), (8, 5)),
 }
 
 
@@ -96,7 +96,7 @@ def test_nobody_leaves_below_zero_and_everybody_at_one():
     assert set(extras["exit_depth"].tolist()) == {4}
     np.testing.assert_array_equal(leave(params, x, t, cond, 0.0)[0], whole)
     first, extras = leave(params, x, t, cond, 1.0)
-    shallow = models.dit(width=16, depth=1, heads=2, num_classes=3)
+    shallow = models.dit(width=16, depth=1, heads=2, conditions=(models.label(3),))
     cut = {**params["params"], "blocks": jax.tree.map(lambda leaf: np.asarray(leaf)[:1], params["params"]["blocks"])}
     np.testing.assert_allclose(first, jax.jit(shallow.apply)(cut, x, t, cond)[0], atol=1e-6)
     assert extras["blocks"] == 1

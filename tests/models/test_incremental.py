@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion_jax import models
 from diffusion_jax.adapters import lora
 from diffusion_jax.models import incremental
 from diffusion_jax.models.layers.temporal import moved
@@ -35,10 +36,11 @@ def in_blocks(step, params, x, t, cond, block, sink_at=None):
     return jnp.moveaxis(out, 0, 1).reshape(x.shape), cache
 
 
+REFERRING = (models.label(3), models.reference())
 CASES = {
     "factorised": {},
-    "audio and a sink": {"reference": True, "audio": True, "reference_at": 5.0},
-    "joint": {"attention": "joint", "positions": "rotary", "reference": True},
+    "audio and a sink": {"conditions": (models.label(3), models.reference(5.0), models.audio())},
+    "joint": {"attention": "joint", "positions": "rotary", "conditions": REFERRING},
     "joint, frames only": {"attention": "joint"},
     "a set": {"temporal_positions": "none"},
 }
@@ -49,9 +51,10 @@ def test_block_by_block_is_the_masked_whole(case, window):
     fields = {"temporal_positions": "rotary", "qk_norm": True, "block": 2, "window": window, **CASES[case]}
     network, shape = tiny(**fields), (2, 10, 4, 4, 3)
     cond = dict(LABEL)
-    if fields.get("audio"):
+    told = fields.get("conditions", ())
+    if models.audio() in told:
         cond["audio"] = clip((2, 10, 2, 5), seed=7)
-    if fields.get("reference"):
+    if told:
         cond["reference"] = clip((2, 4, 4, 3), seed=8)
     params, apply = ready(network, cond, shape)
     x, t = clip(shape), np.broadcast_to(np.asarray(times((2, 1))), (2, 10))
@@ -79,7 +82,7 @@ def test_an_adapted_network_decodes_block_by_block():
 @functools.cache
 def rolling():
     """An incremental network with a reference, its parameters, a block of two frames, an empty cache, what it keeps."""
-    network = tiny(temporal_positions="rotary", block=2, window=2, reference=True)
+    network = tiny(temporal_positions="rotary", block=2, window=2, conditions=REFERRING)
     cond = {**LABEL, "reference": clip((2, 4, 4, 3), seed=8)}
     params, step = drawn_params(network, clip(), times(), cond), incremental(network)
     x, t = clip((2, 2, 4, 4, 3)), times((2, 2))

@@ -32,6 +32,7 @@ KINDS = {
     "tokens": {"times": "tokens", "skips": True, "positions": "sincos"},
 }
 PAIR = {"image": (2, 2), "text": (1,)}
+TOLD = (models.pooled(), models.context())
 
 
 def tiny(modalities=PATCHES, **fields):
@@ -145,7 +146,7 @@ def test_joined_times_are_one_vector_of_the_times_of_all_tokens():
 def test_gradients_reach_every_parameter(kind):
     parts = {"words": 7, "image": (2, 2)}
     x = {"words": jnp.array([[0, 3, 7], [1, 2, 5]]), "image": X["image"]}
-    fields = {"num_classes": 3, "pooled": True, "context": True, "positions": "learned", "skips": True}
+    fields = {"conditions": (models.label(3), *TOLD), "positions": "learned", "skips": True}
     network = tiny(parts, **{**KINDS[kind], **fields})
     cond = {**labels(0, 2), "pooled": image((2, 5)), "context": image((2, 4, 9))}
 
@@ -200,7 +201,7 @@ def test_scan_remat_and_dtype_are_not_part_of_the_function():
 def test_one_array_is_one_part_with_times_of_its_own():
     """Actions under a streaming policy: a level for each, what is observed as a condition."""
     x, cond = image((2, 6, 3)), {"pooled": image((2, 4)), "context": image((2, 5, 7))}
-    fields = {"depth": 2, "pooled": True, "context": True, "positions": "sincos"}
+    fields = {"depth": 2, "conditions": TOLD, "positions": "sincos"}
     bare, named = tiny((1,), **fields), tiny({"data": (1,)}, **fields)
     levels = np.broadcast_to(np.arange(6, dtype=np.float32) * 100, (2, 6))
     params = drawn(models.param_shapes(bare, x.shape, cond))
@@ -237,7 +238,7 @@ def test_published_sizes():
     network = models.joint_transformer({"image": (2, 2), "clip": (), "text": (1,)}, "unidiffuser")
     shapes = models.param_shapes(network, {"image": (1, 64, 64, 4), "clip": (1, 512), "text": (1, 77, 64)})
     assert models.count_params(shapes) == pytest.approx(0.95e9, rel=0.01)
-    policy = models.joint_transformer({"action": (1,), "future": (2, 4, 4)}, "uwm", pooled=True)
+    policy = models.joint_transformer({"action": (1,), "future": (2, 4, 4)}, "uwm", conditions=(models.pooled(),))
     cond = {"pooled": jax.ShapeDtypeStruct((1, 512), jnp.float32)}
     shapes = models.param_shapes(policy, {"action": (1, 16, 7), "future": (1, 2, 28, 28, 4)}, cond)
     assert shapes["registers"].shape == (8, 768)

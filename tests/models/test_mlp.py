@@ -10,7 +10,7 @@ from tests.models.shared import T, changed, compiled, drawn_params, image, label
 
 
 def test_times_per_dimension_contain_the_time_per_sample_bit_for_bit():
-    network = models.mlp(width=16, depth=2, num_classes=3)
+    network = models.mlp(width=16, depth=2, conditions=(models.label(3),))
     x, cond = image((2, 4)), labels(0, 3)
     params = drawn_params(network, x, T, cond)
     apply = compiled(lambda t: network.apply(params, x, t, cond)[0])

@@ -11,7 +11,7 @@ from tests.models.shared import changed, compiled, drawn_params, image
 
 
 def test_observations_are_the_pooled_vector():
-    plain = models.mlp(width=16, depth=1, pooled=True)
+    plain = models.mlp(width=16, depth=1, conditions=(models.pooled(),))
     network = models.observing(plain)
     x, t, seen = image((3, 4)), jnp.full((3,), 0.5), np.asarray(image((3, 2, 5)))
     params = drawn_params(network, x, t, {"observation": seen})
@@ -26,7 +26,9 @@ def test_observations_are_the_pooled_vector():
 
 
 def test_frames_and_nothing_else_tell_the_network_what_is_there():
-    network = models.watching(models.mlp(width=16, depth=1, pooled=True), patch=4, features=8, hidden=12)
+    network = models.watching(
+        models.mlp(width=16, depth=1, conditions=(models.pooled(),)), patch=4, features=8, hidden=12
+    )
     x, t, frames = image((3, 4)), jnp.full((3,), 0.5), image((3, 2, 8, 8, 3))
     cond = {"frames": frames, "observation": jnp.ones((3, 2, 5))}
     params = drawn_params(network, x, t, cond)
@@ -45,7 +47,10 @@ def test_frames_and_nothing_else_tell_the_network_what_is_there():
 
 
 def test_mistakes_are_told_in_one_sentence():
-    network, params = models.watching(models.mlp(width=16, depth=1, pooled=True)), {"frames": {}, "network": {}}
+    network, params = (
+        models.watching(models.mlp(width=16, depth=1, conditions=(models.pooled(),))),
+        {"frames": {}, "network": {}},
+    )
     for call, message in [
         (lambda: network.apply(params, jnp.zeros((1, 4)), jnp.zeros(1), {"pooled": jnp.zeros((1, 2))}), "needs cond"),
         (

@@ -25,7 +25,7 @@ def plain(name):
     if name == "dit":
         return models.dit(patch=4, width=16, depth=2, heads=2, qk_norm=True)
     sizes = {"multipliers": (1, 2), "num_residual": 1, "attention": (0, 1), "mid_attention": 0, "mid_residual": 0}
-    return models.unet(channels=8, **sizes, groups=4, heads=2, concat=2)
+    return models.unet(channels=8, **sizes, groups=4, heads=2, conditions=(models.concat(2),))
 
 
 def inputs(batch=BATCH):

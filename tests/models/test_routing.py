@@ -153,7 +153,11 @@ def test_straight_through_gates_are_exact_and_have_the_gradient_of_a_sigmoid():
 
 
 CASES = {
-    "video": (lambda: models.video_dit(width=16, depth=4, heads=2, num_classes=3), (2, 3, 4, 4, 1), None),
+    "video": (
+        lambda: models.video_dit(width=16, depth=4, heads=2, conditions=(models.label(3),)),
+        (2, 3, 4, 4, 1),
+        None,
+    ),
     "joint": (
         lambda: models.joint_transformer({"image": (2, 2), "text": (1,)}, width=16, depth=2, heads=2),
         {"image": (2, 4, 4, 1), "text": (2, 3, 4)},

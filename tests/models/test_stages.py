@@ -10,14 +10,14 @@ from diffusion_jax.errors import InvalidInput
 from tests.models.shared import compiled, drawn_params, image, labels
 
 CASES = {
-    "dit": (lambda: models.dit(width=16, depth=3, heads=2, num_classes=3), (2, 4, 4, 1)),
+    "dit": (lambda: models.dit(width=16, depth=3, heads=2, conditions=(models.label(3),)), (2, 4, 4, 1)),
     "dit_per_block": (
-        lambda: models.dit(width=16, depth=3, heads=2, num_classes=3, embeddings="per_block"),
+        lambda: models.dit(width=16, depth=3, heads=2, conditions=(models.label(3),), embeddings="per_block"),
         (2, 4, 4, 1),
     ),
-    "video": (lambda: models.video_dit(width=16, depth=4, heads=2, num_classes=3), (2, 3, 4, 4, 1)),
-    "mlp": (lambda: models.mlp(width=16, depth=3, num_classes=3), (2, 5)),
-    "unet": (lambda: models.unet(channels=8, groups=4, attention=(0, 0), num_classes=3), (2, 4, 4, 1)),
+    "video": (lambda: models.video_dit(width=16, depth=4, heads=2, conditions=(models.label(3),)), (2, 3, 4, 4, 1)),
+    "mlp": (lambda: models.mlp(width=16, depth=3, conditions=(models.label(3),)), (2, 5)),
+    "unet": (lambda: models.unet(channels=8, groups=4, attention=(0, 0), conditions=(models.label(3),)), (2, 4, 4, 1)),
 }
 
 

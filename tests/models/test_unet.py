@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 from diffusion_jax.errors import InvalidInput
-from diffusion_jax.models import by_path, count_params, empty_condition, param_shapes
+from diffusion_jax.models import (
+    by_path,
+    concat,
+    context,
+    count_params,
+    empty_condition,
+    label,
+    param_shapes,
+    reference,
+)
 from diffusion_jax.models.unet import unet
 from tests.models.drawn import drawn
 from tests.models.shared import T, changed, compiled, image, labels
@@ -17,10 +26,10 @@ from tests.models.shared import T, changed, compiled, image, labels
 TINY = {"channels": 8, "multipliers": (1, 2), "num_residual": 1, "attention": (0, 0), "heads": 2, "groups": 4}
 TINY = {**TINY, "mid_residual": 1}
 SHALLOW = {**TINY, "multipliers": (1,), "attention": (0,), "mid_attention": 0, "mid_residual": 0}
-TRANSFORMER = {**TINY, "transformer": True, "mid_attention": 2, "modulation": "shift", "context": True}
+TRANSFORMER = {**TINY, "transformer": True, "mid_attention": 2, "modulation": "shift", "conditions": (context(),)}
 TEXT = {**TRANSFORMER, "multipliers": (1,), "attention": (0,)}
 X, LABEL, CONTEXT = image((2, 4, 6, 3)), labels(0, 2), {"context": image((2, 5, 6), 2)}
-CASES = {"classes": ({**TINY, "num_classes": 3}, LABEL), "text": (TEXT, CONTEXT)}
+CASES = {"classes": ({**TINY, "conditions": (label(3),)}, LABEL), "text": (TEXT, CONTEXT)}
 
 
 def shape(*sizes, dtype=jnp.float32):
@@ -89,7 +98,7 @@ def test_null_label_that_embeds_to_nothing_is_the_unconditional_network():
     expected, _ = compiled(plain.apply)({**params, "condition": condition}, X, T)
     table = changed(params["condition"]["label"]["embedding"], 3, 0.0)
     silent = {**params, "condition": {**condition, "label": {"embedding": table}}}
-    null = empty_condition(cond, num_classes=3)
+    null = empty_condition((label(3),), cond)
     np.testing.assert_allclose(apply(silent, X, T, null), expected, atol=1e-5)
 
 
@@ -181,8 +190,7 @@ def test_parameters_are_laid_out_alike_whatever_the_remat_policy(remat):
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"remat": "all"}, "remat is 'all'"),
         ({"dtype": "bf16"}, "did you mean 'bfloat16'"),
-        ({"raw_context": True}, "context=True"),
-        ({"time_ids": True}, "pooled=True"),
+        ({"conditions": (reference(),)}, "unet takes vector, context, channels"),
         ({"heads": (4, 4, 4)}, "each of the 2 levels"),
         ({"mid_residual": 0}, "mid_attention is 1"),
         ({"linear_projection": True}, "transformer=True"),
@@ -210,14 +218,14 @@ def test_wrong_inputs_are_told(x, t, cond, message):
 
 def test_labels_weigh_as_much_as_times_from_the_start():
     # With embeddings of 0.02 the digits' U-Net hardly learned its labels: 0.39 of its samples showed their class.
-    module = unet(channels=8, multipliers=(1,), num_residual=1, attention=(0,), num_classes=50)
+    module = unet(channels=8, multipliers=(1,), num_residual=1, attention=(0,), conditions=(label(50),))
     x, cond = jnp.zeros((1, 4, 4, 1)), {"label": jnp.zeros(1, jnp.int32)}
     init = compiled(lambda key: module.init(key, x, jnp.zeros(1), cond)["condition"]["label"]["embedding"])
     assert 0.5 < init(jax.random.key(0)).std() < 2.0
 
 
 def test_concat_joins_the_channels_of_x():
-    joined = unet(**SHALLOW, in_channels=2, concat=1)
+    joined = unet(**SHALLOW, in_channels=2, conditions=(concat(1),))
     plain = unet(**SHALLOW, out_channels=2)
     params, x = drawn(param_shapes(plain, X.shape)), np.asarray(X)
     y = compiled(joined.apply)(params, x[..., :2], T, {"concat": x[..., 2:]})[0]

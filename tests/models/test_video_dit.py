@@ -16,10 +16,11 @@ from tests.models.shared import T, changed, compiled, drawn_params, image, label
 
 SHAPE = (2, 4, 4, 4, 3)
 LABEL = labels(0, 2)
+HEARING, REFERRING = (models.label(3), models.audio()), (models.label(3), models.reference())
 
 
 def tiny(**fields):
-    return models.video_dit("S/2", **{"width": 16, "depth": 4, "heads": 2, "num_classes": 3, **fields})
+    return models.video_dit("S/2", **{"width": 16, "depth": 4, "heads": 2, "conditions": (models.label(3),), **fields})
 
 
 def clip(shape=SHAPE, seed=1):
@@ -62,7 +63,7 @@ def plain(**fields):
 
 def test_the_preset_has_the_parameters_of_the_image_network():
     """As many as DiT-XL/2: the blocks are shared out between space and time, and vector times add none."""
-    network = models.video_dit("XL/2", num_classes=101, learn_sigma=True)
+    network = models.video_dit("XL/2", conditions=(models.label(101),), learn_sigma=True)
     shapes = models.param_shapes(network, (1, 16, 32, 32, 4), {"label": jax.ShapeDtypeStruct((1,), jnp.int32)})
     assert models.count_params(shapes) == pytest.approx(675e6, rel=0.01)
 
@@ -99,7 +100,7 @@ def test_modulation_is_local_to_the_frame():
 
 
 def test_branches_are_found_by_their_names():
-    network = tiny(audio=True, context=True)
+    network = tiny(conditions=(models.label(3), models.audio(), models.context()))
     cond = {**LABEL, "audio": clip((2, 4, 2, 5)), "context": clip((2, 3, 6))}
     params = drawn_params(network, clip(), times(), cond)
     assert {path.split("/")[2] for path in by_path(params) if path.startswith("blocks")} == {
@@ -126,7 +127,7 @@ def test_unrolled_and_rematerialised_it_is_the_same_network():
 
 
 def test_each_frame_hears_its_own_audio():
-    network = tiny(audio=True)
+    network = tiny(conditions=HEARING)
     audio = clip((2, 4, 2, 5), seed=7)
     cond = {**LABEL, "audio": audio}
     params, whole = ready(network, cond)
@@ -140,7 +141,7 @@ def test_each_frame_hears_its_own_audio():
     # The features of a frame are told apart by their place, and a single one needs no axis.
     audio = np.asarray(audio)
     assert np.abs(apply(audio[:, :, ::-1]) - apply(audio)).max() > 1e-4
-    assert models.empty_condition(cond, 3)["audio"].shape == audio.shape
+    assert models.empty_condition(HEARING, cond)["audio"].shape == audio.shape
     one, same = (whole(clip(), times(), {**LABEL, "audio": audio[:, :, index]}) for index in (slice(1), 0))
     np.testing.assert_array_equal(one, same)
 
@@ -175,7 +176,7 @@ def test_later_frames_are_not_seen(attention, block, window):
 
 @pytest.mark.parametrize("attention", ["factorised", "joint"])
 def test_references_are_seen_by_all_and_see_only_themselves(attention):
-    network = tiny(attention=attention, reference=True, temporal_positions="rotary", depth=4)
+    network = tiny(attention=attention, conditions=REFERRING, temporal_positions="rotary", depth=4)
     reference = clip((2, 4, 4, 3), seed=8)
     params = drawn_params(network, clip(), times(), {**LABEL, "reference": reference})
     select = "attention/attend" if attention == "joint" else "temporal_attention/attention/attend"
@@ -190,7 +191,7 @@ def test_references_are_seen_by_all_and_see_only_themselves(attention):
 
 
 def test_references_may_be_left_out_and_several_may_be_given():
-    network, reference = tiny(reference=True, temporal_positions="rotary"), np.asarray(clip((2, 4, 4, 3), seed=8))
+    network, reference = tiny(conditions=REFERRING, temporal_positions="rotary"), np.asarray(clip((2, 4, 4, 3), seed=8))
     params, apply = ready(network, {**LABEL, "reference": reference})
     x, t = clip(), times()
     there = apply(x, t)
@@ -201,7 +202,7 @@ def test_references_may_be_left_out_and_several_may_be_given():
 
 
 def test_channels_may_join():
-    network = tiny(concat=True, learn_sigma=True)
+    network = tiny(conditions=(models.label(3), models.concat()), learn_sigma=True)
     joined = clip((2, 4, 4, 4, 2), seed=4)
     params = drawn_params(network, clip(), times(), {**LABEL, "concat": joined})
     run = compiled(lambda joined: network.apply(params, clip(), times(), {**LABEL, "concat": joined}))
@@ -234,7 +235,7 @@ def test_fields_that_cannot_be(fields, told):
 
 
 def test_inputs_that_do_not_fit():
-    network = tiny(block=2, temporal_positions="rotary", audio=True)
+    network = tiny(block=2, temporal_positions="rotary", conditions=HEARING)
 
     def shapes(x=SHAPE, t=(2,), audio=(2, 4, 5), **cond):
         cond = {"label": jnp.zeros(2, int), "audio": jnp.zeros(audio), **cond}

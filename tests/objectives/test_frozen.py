@@ -11,7 +11,7 @@ from diffusion_jax.models import by_path
 
 
 def case():
-    network = models.dit("S/2", width=16, depth=2, heads=2, num_classes=3)
+    network = models.dit("S/2", width=16, depth=2, heads=2, conditions=(models.label(3),))
     adapted = adapters.lora(network, rank=2)
     x = jax.random.normal(jax.random.key(1), (8, 4, 4, 2))
     cond = {"label": jnp.arange(8) % 3}

@@ -183,7 +183,7 @@ def test_the_original_layout(learned, tmp_path):
         interop.load_pretrained(file, family="dit_original")
     pretrained = interop.load_pretrained(file, family="dit_original", heads=3)
     module = pretrained.network.module
-    assert (module.num_classes, module.learn_sigma, module.base_size) == (5, True, 6)
+    assert (module.conditions, module.learn_sigma, module.base_size) == ((models.label(5),), True, 6)
     assert module.positions == ("learned" if learned else "sincos")
     example = case(SMALL, 12, 12)
     label = torch.tensor(example.cond["label"])
@@ -203,7 +203,14 @@ def test_the_original_layout(learned, tmp_path):
 def test_an_original_becomes_a_folder_of_diffusers(tmp_path):
     """What diffusers' own conversion does: the same weights, under sinusoids that are shifted by one."""
     network = models.dit(
-        width=24, depth=1, heads=3, num_classes=4, in_channels=3, base_size=4, frequency_shift=1.0, mlp_norm_eps=1e-5
+        width=24,
+        depth=1,
+        heads=3,
+        conditions=(models.label(4),),
+        in_channels=3,
+        base_size=4,
+        frequency_shift=1.0,
+        mlp_norm_eps=1e-5,
     )
     x, t, cond = jnp.ones((1, 8, 8, 3)), jnp.array([500.0]), {"label": jnp.array([1])}
     params = network.init(jax.random.key(0), x, t, cond)
@@ -211,7 +218,7 @@ def test_an_original_becomes_a_folder_of_diffusers(tmp_path):
     peer = diffusers.DiTTransformer2DModel.from_pretrained(tmp_path)
     assert torch.equal(peer.transformer_blocks[0].norm1.emb.timestep_embedder.linear_1.bias, torch.zeros(24))
     with pytest.raises(InvalidInput, match="frequency_shift is 0"):
-        plain = models.dit(width=24, depth=1, heads=3, num_classes=4, in_channels=3, base_size=4)
+        plain = models.dit(width=24, depth=1, heads=3, conditions=(models.label(4),), in_channels=3, base_size=4)
         interop.save_pretrained(tmp_path, interop.Pretrained(plain, params, "DiTTransformer2DModel", {}))
 
 

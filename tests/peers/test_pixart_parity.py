@@ -11,7 +11,7 @@ diffusers = pytest.importorskip("diffusers")
 
 from safetensors.numpy import load_file, save_file  # noqa: E402
 
-from diffusion_jax import interop  # noqa: E402
+from diffusion_jax import interop, models  # noqa: E402
 from diffusion_jax.errors import InvalidInput  # noqa: E402
 from diffusion_jax.models.dit import SIZES  # noqa: E402
 from tests.peers.comparison import TOLERANCE, Case, check_parity, check_true_size, ours, randomised  # noqa: E402
@@ -106,7 +106,8 @@ SIGMA_XL = {"sample_size": 128, "caption_channels": 4096, "use_additional_condit
 def test_true_sizes(config, sizes, scale):
     network = check_true_size(diffusers.PixArtTransformer2DModel, config, "PixArtTransformer2DModel")
     module = network.module
-    assert (module.sizes, module.interpolation_scale, module.learn_sigma) == (sizes, scale, True)
+    conditions = (models.context("mlp", 4096), *(models.sizes(),) * sizes)
+    assert (module.conditions, module.interpolation_scale, module.learn_sigma) == (conditions, scale, True)
     assert (module.width, module.depth, module.heads) == SIZES["XL"]
 
 

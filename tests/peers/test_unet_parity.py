@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from diffusion_jax import interop
+from diffusion_jax import interop, models
 from diffusion_jax.errors import InvalidInput
 
 torch = pytest.importorskip("torch")
@@ -181,7 +181,7 @@ def test_names_and_shapes_of_the_published_sizes(name):
 
 def test_inpainting_of_stable_diffusion_has_nine_channels():
     fields = interop.FAMILIES["UNet2DConditionModel"].fields({**SD15, "in_channels": 9}, None)
-    assert (fields["in_channels"], fields["concat"]) == (4, 5)
+    assert (fields["in_channels"], fields["conditions"]) == (4, (models.context("none", 768), models.concat(5)))
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from tests import shipped
 
 CONFIG = "configs/recipes/diversity_distillation.py"
 VP = processes.vp_linear()
-NETWORK = models.dit("S/2", width=16, depth=2, heads=2, num_classes=3)
+NETWORK = models.dit("S/2", width=16, depth=2, heads=2, conditions=(models.label(3),))
 DENOISER = denoiser(NETWORK, VP)
 SHAPE = (4, 4, 1)
 COND = {"label": jnp.array([0, 1, 2, 1])}

@@ -21,7 +21,7 @@ def clips(seed=0):
 
 def network(**fields):
     return models.video_dit(
-        "S/2", **{"width": 16, "depth": 2, "heads": 2, "num_classes": 3, "attention": "joint", **fields}
+        "S/2", **{"width": 16, "depth": 2, "heads": 2, "conditions": (models.label(3),), "attention": "joint", **fields}
     )
 
 
@@ -82,7 +82,7 @@ def test_only_factors_learn_and_are_saved_alone(case, tmp_path):
 
 def test_further_channels_count_for_nothing_at_first(case):
     base, params, _ = case
-    wide, t = network(concat=True), jnp.array([0.3, 0.9])
+    wide, t = network(conditions=(models.label(3), models.concat())), jnp.array([0.3, 0.9])
     extra = shown(np.asarray(clips(5)), np.array([[1, 0, 0], [0, 0, 1]]))
     np.testing.assert_array_equal(extra[0, 1:], 0)
     np.testing.assert_array_equal(extra[1, 2, ..., :2], clips(5)[1, 2])

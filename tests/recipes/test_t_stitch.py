@@ -29,7 +29,7 @@ def pair():
     """A small and a large transformer on 4 x 4 images, with weights that do something."""
     made = []
     for width, depth in ((8, 1), (16, 2)):
-        network = models.dit("S/2", width=width, depth=depth, heads=2, num_classes=4)
+        network = models.dit("S/2", width=width, depth=depth, heads=2, conditions=(models.label(4),))
         inputs = jnp.zeros((1, 4, 4, 1)), jnp.zeros(1), {"label": jnp.zeros(1, jnp.int32)}
         params, draws = jax.jit(network.init)(KEY, *inputs), np.random.default_rng(width)
         params = jax.tree.map(

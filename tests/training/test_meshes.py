@@ -19,7 +19,7 @@ MESHES = {
 @pytest.fixture(scope="module")
 def transformer():
     """Twenty steps of a small DiT on a mesh; `None` is one device."""
-    network = models.dit("S/2", width=16, depth=1, heads=4, num_classes=3)
+    network = models.dit("S/2", width=16, depth=1, heads=4, conditions=(models.label(3),))
     objective = objectives.denoising(
         network, processes.rectified_flow(), timesteps.stratified(), cond_dropout=0.2, null={"label": 3}
     )

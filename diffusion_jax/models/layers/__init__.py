@@ -1,4 +1,4 @@
-"""Layers shared by all architectures: attention, modulation, embeddings, norms, the condition encoder, and the
+"""Layers shared by all architectures: attention, modulation, embeddings, norms, conditions as values, and the
 uniform blocks of named residual branches. Whole networks are one floor up, in `models`.
 """
 
@@ -21,7 +21,8 @@ from diffusion_jax.models.layers.branches import (
     Stack,
     constrain,
 )
-from diffusion_jax.models.layers.conditioning import ConditionEncoder, TextEncoder
+from diffusion_jax.models.layers.conditioning import Conditioned, ConditionEncoder
+from diffusion_jax.models.layers.dense import projection
 from diffusion_jax.models.layers.embeddings import (
     TimeEmbedding,
     grid_positions,
@@ -43,6 +44,7 @@ __all__ = [
     "Block",
     "Branch",
     "ConditionEncoder",
+    "Conditioned",
     "CrossAttentionBranch",
     "FeedForward",
     "GroupNorm",
@@ -54,7 +56,6 @@ __all__ = [
     "SkipBranch",
     "Stack",
     "TableModulation",
-    "TextEncoder",
     "TimeEmbedding",
     "attention_probabilities",
     "constrain",
@@ -65,6 +66,7 @@ __all__ = [
     "key_mask",
     "layer_norm",
     "modulate",
+    "projection",
     "rotary_angles",
     "rotate",
     "sincos_positions",

@@ -50,6 +50,7 @@ class Side(NamedTuple):
     bias: broadcasts to `[B, H, N, N]`, added to the logits of self-attention where a branch takes one.
     frames: of clips, what their frames are told; see `temporal.Frames`.
     skip: `[depth, B, N, C]` for a `Stack`, of which each block is given its own entry, `[B, N, C]`.
+    layers: `[depth, *prefix, C]` likewise, what conditions add to the residual stream of each layer.
     """
 
     context: Any = None
@@ -59,6 +60,17 @@ class Side(NamedTuple):
     bias: Any = None
     frames: Any = None
     skip: Any = None
+    layers: Any = None
+
+    @property
+    def stacked(self) -> tuple[str, ...]:
+        """Which entries have a leading depth axis here."""
+        return tuple(name for name in ("skip", "layers") if getattr(self, name) is not None)
+
+    def of_block(self, index: Any) -> "Side":
+        """What block `index` (which may be traced) sees: its own entries of what is stacked."""
+        own = {name: jax.lax.dynamic_index_in_dim(getattr(self, name), index, keepdims=False) for name in self.stacked}
+        return self._replace(**own)
 
 
 class Branch(nn.Module):
@@ -242,8 +254,8 @@ class Stack(nn.Module):
         if self.remat != "none":
             body = nn.remat(body, policy=REMAT[self.remat], prevent_cse=not self.scan)
         sides = nn.broadcast
-        if side.skip is not None:
-            sides = Side(*(0 if name == "skip" else nn.broadcast for name in Side._fields))
+        if side.stacked:
+            sides = Side(*(0 if name in side.stacked else nn.broadcast for name in Side._fields))
         scanned = nn.scan(
             body,
             variable_axes={nn.DenyList(CARRIED): 0},

@@ -1,186 +1,326 @@
-"""The one condition encoder of all models: time and condition dict in, conditioning vector and context out."""
+"""Conditions as values: what a network reads of `cond`, how it is checked and embedded, where it enters, and its null.
 
-from functools import partial
-from typing import Any
+A network has `conditions`, a tuple of `ConditionStream`; `ConditionEncoder` runs them and the network uses the result,
+`Conditioned`, so that a new kind of condition is a value and touches no network. A stream of one's own:
+
+    @dataclasses.dataclass(frozen=True)
+    class Weather(ConditionStream):
+        keys = (CondKey("weather", ("B", 4)),)
+
+        def embed(self, cond, place):
+            return {"vector": projection(place.width, name="weather")(cond["weather"])}
+
+    network = models.dit("S/2", conditions=(models.label(10), Weather()))
+
+Where a stream can enter, and what it then gives:
+
+    vector    [*prefix, width], a prefix of the shape of t: added to the embedding of the time, which modulates
+    context   `Attended`: a sequence for cross-attention; those of several streams stand one after the other
+    tokens    `Attended`: they join those of x in self-attention, modulated by the mean of the vectors of x
+    channels  [*axes of x, C]: they join the channels of x
+    layers    [depth, *prefix, width], a prefix of the residual stream's shape: block i adds entry i
+
+Each network says which of these it `takes`, and may take others, which only it knows what to do with ("control",
+"residuals", "audio", "reference"). The kinds of conditions that the library has are in `models.conditions`.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from diffusion_jax.errors import invalid
-from diffusion_jax.models.conditions import check_condition
-from diffusion_jax.models.layers.branches import AttentionBranch, MlpBranch, Side, Stack
-from diffusion_jax.models.layers.dense import projection
-from diffusion_jax.models.layers.embeddings import (
-    TimeEmbedding,
-    VectorEmbedding,
-    grid_positions,
-    rotary_angles,
-    timestep_embedding,
-)
-from diffusion_jax.models.layers.norms import layer_norm
-
-CONTEXT_PROJECTIONS = ("linear", "mlp", "none")
-"""What is done to `cond["context"]`: "linear" and a norm, behind a learned token; "mlp", linear, GELU and linear
-(PixArt-alpha); "none", it is attended to as it is."""
+from diffusion_jax.errors import InvalidInput, invalid, nearest
+from diffusion_jax.models.layers.branches import Branch, Side
+from diffusion_jax.models.layers.embeddings import TimeEmbedding
+from diffusion_jax.models.layers.modulation import expand_vector
 
 
-class TextEncoder(nn.Module):
-    """A small bidirectional transformer over tokens, trained with the model: `[B, M]` int to `[B, M, width]`."""
+class CondKey(NamedTuple):
+    """A key of `cond` that a stream reads.
 
-    vocab_size: int
+    shape: its axes. A number is required; a name is any size, the same wherever the stream has the name again: "B" is
+        the batch, and "*x" stands for the axes of x but its channels. None: the stream checks the value itself.
+    kind: of dtype, such as jnp.floating; jnp.generic is any. optional: whether the key may be left out.
+    """
+
+    name: str
+    shape: tuple[int | str, ...] | None = None
+    kind: Any = jnp.floating
+    optional: bool = False
+
+
+class Attended(NamedTuple):
+    """Tokens `[B, M, width]` and their mask, `[B, M]` or None, true where a token may be seen.
+
+    null_token: of cross-attention: whether a learned token stands before all sequences, which a sample sees whose masks
+        hide everything (the null condition). Without, such a sample sees its first token.
+    """
+
+    values: Any
+    mask: Any = None
+    null_token: bool = True
+
+
+class Place(NamedTuple):
+    """What an embedding may depend on besides `cond`.
+
+    t: the time as the network is fed it, `[*prefix]`. time: its embedding, `[*prefix, width]`. shape: of x.
+    width, depth, dtype: of the network. table_std: of the entries of learned tables at the start.
+    """
+
+    t: Any
+    time: Any
+    shape: tuple[int, ...]
     width: int
-    depth: int = 2
-    heads: int = 4
-    dtype: Any = jnp.float32
+    depth: int
+    dtype: Any
+    table_std: float
+
+
+class ConditionStream:
+    """One kind of condition; subclasses are frozen dataclasses, so that networks with them compare and hash.
+
+    keys: what it reads of `cond`. enters: where it enters.
+    """
+
+    @property
+    def keys(self) -> tuple[CondKey, ...]:
+        return ()
+
+    @property
+    def enters(self) -> tuple[str, ...]:
+        return ("vector",)
+
+    def embed(self, cond: Mapping[str, Any], place: Place) -> Mapping[str, Any]:
+        """What it gives to each entry. Linen modules made here, with names, are submodules of the encoder."""
+        raise NotImplementedError
+
+    def check(self, cond: Mapping[str, Any], sizes: Mapping[str, Any]) -> None:
+        """Raises InvalidInput for values that do not fit. sizes: of the axes that are known, by name."""
+        sizes = dict(sizes)
+        for key in self.keys:
+            if key.shape is not None and cond.get(key.name) is not None:
+                _check_axes(key, cond[key.name], sizes)
+
+    def null(self, cond: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Its keys of `cond` as they are when nothing is said: zeros, and masks that hide everything."""
+        return jax.tree.map(jnp.zeros_like, dict(cond))
+
+
+def _check_axes(key, value, sizes):
+    value = value if hasattr(value, "shape") else np.asarray(value)
+    axes = list(key.shape)
+    if axes[0] == "*x":
+        axes[:1] = sizes.setdefault("*x", tuple(value.shape[: max(value.ndim - len(axes) + 1, 0)]))
+    fits = len(axes) == value.ndim and all(
+        size == (sizes.setdefault(axis, size) if isinstance(axis, str) else axis)
+        for axis, size in zip(axes, value.shape, strict=True)
+    )
+    if not fits or not jnp.issubdtype(value.dtype, key.kind):
+        shape = ", ".join(str(sizes.get(axis, axis)) for axis in axes)
+        kind = "" if key.kind is jnp.generic else f" and dtype {key.kind.__name__}"
+        raise invalid(f"cond[{key.name!r}]", f"{value.dtype}{list(value.shape)}", f"shape [{shape}]{kind} are needed")
+
+
+def check_condition(conditions: Iterable[ConditionStream], cond: Any, sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """`cond` as a dict, once all that the streams need is there, nothing else is, and every value fits.
+
+    Values are looked at where they are known, outside of tracing: a label must be one of the classes.
+    """
+    conditions = tuple(conditions)
+    cond = {} if cond is None else dict(cond)
+    keys = {key.name: key for stream in conditions for key in stream.keys}
+    for name in cond:
+        if name not in keys:
+            what = f"it takes {', '.join(keys)}" if keys else "it takes no condition"
+            match = nearest(name, keys)
+            hint = f"; did you mean {match!r}?" if match else "."
+            raise InvalidInput(f"The network was given the condition {name!r}, but {what}{hint}")
+    for name, key in keys.items():
+        if name not in cond and not key.optional:
+            raise InvalidInput(f"The network needs the condition {name!r}, but was given {sorted(cond) or 'none'}.")
+    for stream in conditions:
+        stream.check(cond, sizes)
+    return cond
+
+
+def check_values(conditions: Iterable[ConditionStream], cond: Any) -> None:
+    """Raises InvalidInput where a value that `cond` has, as known data, does not fit; what is missing is not told."""
+    for stream in conditions:
+        if all(key.optional or key.name in (cond or {}) for key in stream.keys):
+            stream.check(cond or {}, {})
+
+
+def empty_condition(conditions: Iterable[ConditionStream], cond: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The condition that says nothing to a network with these `conditions`, with the structure and shapes of `cond`.
+
+    Each stream says what its null is: labels become the null class, vectors, sequences and tokens zeros, masks hide
+    everything, and sizes stay, since they tell the shape of the picture and not what is in it. As `null` of guidance:
+    `functools.partial(models.empty_condition, network.module.conditions)`.
+    """
+    if cond is None:
+        return None
+    null = {}
+    for stream in conditions:
+        null.update(stream.null({key.name: cond[key.name] for key in stream.keys if key.name in cond}))
+    if others := sorted(set(cond) - set(null)):
+        raise InvalidInput(f"cond has {others[0]!r}, which no condition of the network reads; it has no null.")
+    return {name: null[name] for name in cond}
+
+
+def check_streams(what: str, conditions: Any, takes: tuple[str, ...]) -> tuple[ConditionStream, ...]:
+    """`conditions` as a tuple; raises InvalidInput for what is no stream, or enters where the network has no entry.
+
+    what: the constructor that they were given to. takes: its entries.
+    """
+    if not isinstance(conditions, tuple | list):
+        raise invalid("conditions", conditions, "a tuple such as (models.label(10),) is needed")
+    for i, stream in enumerate(conditions):
+        if not isinstance(stream, ConditionStream):
+            raise invalid(f"conditions[{i}]", stream, "a condition such as models.label(10) is needed")
+        if type(stream) in map(type, conditions[:i]) and _names(stream) in map(_names, conditions[:i]):
+            raise invalid(f"conditions[{i}]", stream, f"one before it reads {', '.join(_names(stream))} already")
+        for entry in stream.enters:
+            if entry not in takes:
+                raise invalid(f"conditions[{i}]", stream, f"it enters by {entry!r}; {what} takes {', '.join(takes)}")
+    return tuple(conditions)
+
+
+def _names(stream):
+    return [key.name for key in stream.keys]
+
+
+def find_stream(conditions: Iterable[ConditionStream], kind: type) -> Any:
+    """The first stream of a kind, or None."""
+    return next((stream for stream in conditions if isinstance(stream, kind)), None)
+
+
+class LayerBranch(Branch):
+    """Adds what conditions have for this layer, `side.layers [*prefix, C]`."""
 
     @nn.compact
-    def __call__(self, tokens, mask):
-        h = nn.Embed(self.vocab_size, self.width, name="embed")(tokens).astype(self.dtype)
-        # The blocks want a conditioning vector; text has no time, so it is one learned vector for all.
-        style = self.param("style", nn.initializers.normal(0.02), (self.width,))
-        c = jnp.broadcast_to(style, (tokens.shape[0], self.width)).astype(self.dtype)
-        angles = rotary_angles(grid_positions(tokens.shape[1]), self.width // self.heads)
-        branches = (
-            ("attention", partial(AttentionBranch, self.heads, dtype=self.dtype)),
-            ("mlp", partial(MlpBranch, dtype=self.dtype)),
-        )
-        h = Stack(branches, self.depth, name="blocks")(h, c, Side(mask=mask, rotary=jnp.asarray(angles)))
-        return layer_norm(h)
+    def __call__(self, h, c, side):
+        return jnp.broadcast_to(expand_vector(side.layers, h), h.shape)
+
+
+class Conditioned(NamedTuple):
+    """What a network uses of time and conditions. Unused entries are None.
+
+    vector: `[*prefix, width]`, its prefix that of t. context, context_mask: `[B, M, width]` and `[B, M]`, for
+        cross-attention. tokens, tokens_mask: the same for self-attention. channels, layers: what enters there.
+    own: what only this network takes, by entry.
+    """
+
+    vector: Any
+    context: Any = None
+    context_mask: Any = None
+    tokens: Any = None
+    tokens_mask: Any = None
+    channels: Any = None
+    layers: Any = None
+    own: Any = None
+
+    def join_channels(self, x):
+        """x with the channels that join it."""
+        return x if self.channels is None else jnp.concatenate([x, self.channels.astype(x.dtype)], axis=-1)
+
+    def prepend_tokens(self, h, c, rotary=None):
+        """`(h, c, rotary, count)`: the residual stream `[B, N, C]` behind the tokens that join it.
+
+        c: `[B, D]`, or `[B, N, D]` to which their vectors are added, the mean of those of h. Tokens are not turned.
+        """
+        if self.tokens is None:
+            return h, c, rotary, 0
+        count = self.tokens.shape[1]
+        if c.ndim == 3:
+            c = jnp.concatenate([jnp.repeat(c.mean(axis=1, keepdims=True), count, axis=1), c], axis=1)
+        rotary = None if rotary is None else jnp.pad(rotary, ((count, 0), (0, 0)))
+        return jnp.concatenate([self.tokens.astype(h.dtype), h], axis=1), c, rotary, count
+
+    def side(self, h, **others) -> Side:
+        """What blocks look at. h: the residual stream, the tokens that join it (`prepend_tokens`) included."""
+        mask = self.tokens_mask
+        if mask is not None:
+            mask = jnp.pad(mask, ((0, 0), (0, h.shape[1] - mask.shape[1])), constant_values=True)
+        return Side(self.context, self.context_mask, mask, layers=self.layers, **others)
+
+    def block_branches(self, branches):
+        """The branches of a block, which begins with the additions of its layer where there are any."""
+        return branches if self.layers is None else (("conditions", LayerBranch), *branches)
 
 
 class ConditionEncoder(nn.Module):
-    """`(t, cond) -> (vector [*prefix, width], context [B, M, width] or None, context_mask or None)`.
+    """`(t, cond, shape of x) -> Conditioned`: the time embedded, and the streams of `conditions` one after the other.
 
-    The vector is the sum of the embeddings of time, label, pooled vector, size and mean text; its prefix is that of t.
-    The context is the projected sequence and the encoded text one after the other, behind one learned token that is
-    always visible: a sample whose masks hide everything (the null condition) attends to that token. The sequence alone
-    without that token, as networks on a frozen text encoder have it, is `context_projection` "mlp" or "none"; there a
-    sample whose mask hides everything sees its first token.
-
-    width: of the vector and of the context.
-    num_classes: number of labels, 0 for none; label `num_classes` is the null class.
-    pooled, context, time_ids: whether `cond` has these entries. The sinusoids of the time ids, `id_features` each,
-        follow the pooled vector (Podell et al. 2023, section 2.2). pooled_layers: of the embedding of both, 1 or 2.
-    vocab_size: of the text's tokens, 0 for no text. text_depth, text_heads: size of its encoder.
-    time_features: number of sinusoids of the time. label_std: of the label embeddings at the start.
-    frequency_shift: of the sinusoids of the time; see `timestep_embedding`.
-    context_projection: a key of `CONTEXT_PROJECTIONS`.
-    sizes: whether `cond` has "size" and "aspect"; their three numbers get a third of the width each.
+    width: of vector, context and tokens. depth: of the stack, for what enters by layer.
+    time_features: number of sinusoids of the time. frequency_shift: of these; see `timestep_embedding`.
+    table_std: see `Place`.
     """
 
     width: int
-    num_classes: int = 0
-    pooled: bool = False
-    context: bool = False
-    vocab_size: int = 0
-    text_depth: int = 2
-    text_heads: int = 4
+    conditions: tuple[ConditionStream, ...] = ()
+    depth: int = 0
     dtype: Any = jnp.float32
     time_features: int = 256
-    label_std: float = 0.02
-    time_ids: bool = False
-    id_features: int = 256
-    pooled_layers: int = 1
     frequency_shift: float = 0.0
-    context_projection: str = "linear"
-    sizes: bool = False
-
-    @property
-    def taken(self) -> tuple[str, ...]:
-        """The keys of `cond` that this encoder takes."""
-        names = ("label",) * bool(self.num_classes) + ("pooled",) * self.pooled + ("time_ids",) * self.time_ids
-        names += ("context", "context_mask") * self.context + ("size", "aspect") * self.sizes
-        return names + ("tokens", "tokens_mask") * bool(self.vocab_size)
+    table_std: float = 0.02
 
     @nn.compact
-    def __call__(self, t, cond):
-        cond = check_condition(cond, self.taken)
+    def __call__(self, t, cond, shape):
         batch = t.shape[0]
-        vectors, sequences = [], []
-        if self.num_classes:
-            label = _checked(cond, "label", 1, batch, jnp.integer)
-            init = nn.initializers.normal(self.label_std)
-            vectors.append(nn.Embed(self.num_classes + 1, self.width, embedding_init=init, name="label")(label))
-        if self.pooled:
-            pooled = _checked(cond, "pooled", 2, batch, jnp.floating)
-            if self.time_ids:
-                ids = timestep_embedding(_checked(cond, "time_ids", 2, batch, jnp.number), self.id_features)
-                pooled = jnp.concatenate([pooled.astype(jnp.float32), ids.reshape(batch, -1)], axis=-1)
-            if self.pooled_layers == 1:
-                vectors.append(projection(self.width, name="pooled")(pooled))
-            else:
-                vectors.append(VectorEmbedding(self.width, name="pooled")(pooled))
-        if self.sizes:
-            vectors.append(self._sizes(cond, batch))
-        if self.context and self.context_projection != "linear":
-            context = _checked(cond, "context", 3, batch, jnp.floating).astype(self.dtype)
-            mask = (
-                None if cond.get("context_mask") is None else _nonempty(_mask(cond, "context_mask", context.shape[:2]))
-            )
-            if self.context_projection == "mlp":
-                up = projection(self.width, dtype=self.dtype, name="context_up")(context)
-                context = projection(self.width, dtype=self.dtype, name="context_down")(jax.nn.gelu(up))
-            return self._vector(t, vectors), context, mask
-        if self.context:
-            context = _checked(cond, "context", 3, batch, jnp.floating)
-            projected = projection(self.width, dtype=self.dtype, name="context")(context)
-            sequences.append((layer_norm(projected), _mask(cond, "context_mask", context.shape[:2])))
-        if self.vocab_size:
-            tokens = _checked(cond, "tokens", 2, batch, jnp.integer)
-            mask = _mask(cond, "tokens_mask", tokens.shape)
-            text = TextEncoder(self.vocab_size, self.width, self.text_depth, self.text_heads, self.dtype, name="text")(
-                tokens, _nonempty(mask)
-            )
-            weights = mask.astype(jnp.float32)[..., None]
-            mean = (text * weights).sum(axis=1) / jnp.maximum(weights.sum(axis=1), 1.0)
-            vectors.append(projection(self.width, name="text_pooled")(mean))
-            sequences.append((text, mask))
+        cond = check_condition(self.conditions, cond, {"B": batch, "*x": tuple(shape[:-1])})
+        cond = jax.tree.map(jnp.asarray, cond)
+        time = TimeEmbedding(self.width, self.time_features, self.frequency_shift, name="time")(t)
+        place = Place(t, time, tuple(shape), self.width, self.depth, self.dtype, self.table_std)
+        given: dict[str, list] = {}
+        for stream in self.conditions:
+            for entry, value in stream.embed(cond, place).items():
+                if entry not in stream.enters:
+                    raise invalid("enters", stream.enters, f"{stream} gives {entry!r} too")
+                given.setdefault(entry, []).append(value)
 
-        vector = self._vector(t, vectors)
+        vector = time
+        for other in given.pop("vector", ()):
+            vector = vector + expand_vector(other, vector)
+        vector = vector.astype(self.dtype)
+        context, context_mask = self._joined(given.pop("context", ()), batch, "null_token")
+        tokens, tokens_mask = self._joined(given.pop("tokens", ()), batch)
+        channels, layers = given.pop("channels", None), given.pop("layers", None)
+        if channels is not None:
+            channels = jnp.concatenate(channels, axis=-1)
+        if layers is not None:
+            layers = sum(expand_vector(entry, max(layers, key=jnp.ndim)) for entry in layers).astype(self.dtype)
+        own = {entry: values[0] for entry, values in given.items()}
+        return Conditioned(vector, context, context_mask, tokens, tokens_mask, channels, layers, own)
+
+    def _joined(self, sequences, batch, null_token=""):
+        """`(tokens, mask)` of sequences one after the other; null_token: the name of the learned token before them."""
         if not sequences:
-            return vector, None, None
-        null = self.param("null_token", nn.initializers.normal(0.02), (self.width,))
-        null = jnp.broadcast_to(null, (batch, 1, self.width)).astype(self.dtype)
-        context = jnp.concatenate([null, *(sequence.astype(self.dtype) for sequence, _ in sequences)], axis=1)
-        mask = jnp.concatenate([jnp.ones((batch, 1), bool), *(mask for _, mask in sequences)], axis=1)
-        return vector, context, mask
-
-    def _vector(self, t, vectors):
-        vector = TimeEmbedding(self.width, self.time_features, self.frequency_shift, name="time")(t)
-        for other in vectors:
-            vector = vector + other.reshape(t.shape[0], *(1,) * (t.ndim - 1), self.width)
-        return vector.astype(self.dtype)
-
-    def _sizes(self, cond, batch):
-        size, aspect = _checked(cond, "size", 2, batch, jnp.number), _checked(cond, "aspect", 1, batch, jnp.number)
-        if size.shape[1] != 2:
-            raise invalid("cond['size'].shape", size.shape, f"{(batch, 2)}, height and width, is needed")
-        share = self.width // 3
-        size = TimeEmbedding(share, self.time_features, name="size")(size.astype(jnp.float32))
-        aspect = TimeEmbedding(share, self.time_features, name="aspect")(aspect.astype(jnp.float32))
-        return jnp.concatenate([size.reshape(batch, 2 * share), aspect], axis=-1)
+            return None, None
+        begun = null_token and any(sequence.null_token for sequence in sequences)
+        if begun:
+            null = self.param(null_token, nn.initializers.normal(0.02), (self.width,))
+            null = jnp.broadcast_to(null, (batch, 1, self.width))
+            sequences = [Attended(null, jnp.ones((batch, 1), bool)), *sequences]
+        widths = [sequence.values.shape[-1] for sequence in sequences]
+        if len(set(widths)) > 1:
+            raise InvalidInput(f"The sequences of the conditions have {widths} channels; joined they need one number.")
+        values = jnp.concatenate([sequence.values.astype(self.dtype) for sequence in sequences], axis=1)
+        if all(sequence.mask is None for sequence in sequences):
+            return values, None
+        mask = jnp.concatenate([full_mask(sequence) for sequence in sequences], axis=1)
+        return values, nonempty(mask) if null_token and not begun else mask
 
 
-def _checked(cond, name, ndim, batch, kind):
-    value = jnp.asarray(cond[name])
-    if value.ndim != ndim or value.shape[0] != batch or not jnp.issubdtype(value.dtype, kind):
-        expected = f"{ndim} axes of which the first is the batch, {batch}, and dtype {kind.__name__} are needed"
-        raise invalid(f"cond[{name!r}]", f"{value.dtype}{list(value.shape)}", expected)
-    return value
+def full_mask(sequence: Attended):
+    """The mask of a sequence, `[B, M]` bool: all is visible where it has none."""
+    return jnp.ones(sequence.values.shape[:2], bool) if sequence.mask is None else sequence.mask.astype(bool)
 
 
-def _mask(cond, name, shape):
-    mask = cond.get(name)
-    if mask is None:
-        return jnp.ones(shape, bool)
-    mask = jnp.asarray(mask)
-    if mask.shape != tuple(shape):
-        raise invalid(f"cond[{name!r}].shape", mask.shape, f"{tuple(shape)} is needed")
-    return mask.astype(bool)
-
-
-def _nonempty(mask):
+def nonempty(mask):
     """The mask with the first position visible where nothing is, so that no softmax is over nothing."""
     first = jnp.arange(mask.shape[1]) == 0
     return mask | (first & ~mask.any(axis=1, keepdims=True))

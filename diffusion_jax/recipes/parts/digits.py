@@ -25,7 +25,8 @@ def digit_transformer(steps: int = 3000, **fields: Any) -> ConfigDict:
     config = defaults(steps=steps, batch_size=128)
     config.data = call("data.digits", split="train")
     config.held_out = call("data.digits", split="test")
-    size = {"preset": "S/2", "width": 96, "depth": 8, "heads": 6, "num_classes": CLASSES, "qk_norm": True}
+    conditions = (call("models.label", num_classes=CLASSES),)
+    size = {"preset": "S/2", "width": 96, "depth": 8, "heads": 6, "conditions": conditions, "qk_norm": True}
     config.model = call("models.dit", **{**size, "remat": "dots_no_batch", **fields})
     config.process = call("processes.vp_linear")
     config.objective = call("objectives.denoising", draw=call("timesteps.stratified"), cond_dropout=0.1, null=NULL)
