@@ -146,7 +146,7 @@ def check_along(along: str, process: Any) -> None:
     """Raises InvalidInput for an unknown coordinate, and for log-SNRs of joint data, which has several."""
     if along not in COORDINATES:
         raise unknown("along", along, COORDINATES)
-    if along == "log_snr" and is_joint(process):
+    if is_joint(process) and along == "log_snr":
         raise InvalidInput("along='log_snr' needs one noise level, but joint data has one a modality; use 't'.")
 
 

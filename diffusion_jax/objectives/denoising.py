@@ -32,6 +32,7 @@ def denoising(
     process: Any,
     draw: TimestepDraw | Mapping[str, TimestepDraw | str] | None = None,
     weight: Callable[[Any, Any], Any] | None = None,
+    *,
     t_shape: str | int | Mapping[str, str | int] = "batch",
     cond_dropout: float = 0.0,
     null: Mapping[str, Any] | None = None,
@@ -72,8 +73,9 @@ def denoising(
         return (discrete if is_discrete(process) else gaussian)(process, *args)
 
     return objective(
-        network, process, entry, draw, t_shape, cond_dropout, null, train, modality_weights, missing_weight
-    )
+        network, process, entry, draw, t_shape=t_shape, cond_dropout=cond_dropout, null=null, train=train,
+        modality_weights=modality_weights, missing_weight=missing_weight,
+    )  # fmt: skip
 
 
 def objective(
@@ -81,6 +83,7 @@ def objective(
     process: Any,
     entry: EntryLoss,
     draw: TimestepDraw | Mapping[str, TimestepDraw | str] | None = None,
+    *,
     t_shape: str | int | Mapping[str, str | int] = "batch",
     cond_dropout: float = 0.0,
     null: Mapping[str, Any] | None = None,
@@ -111,8 +114,11 @@ def objective(
         cond = drop_condition(drop_key, batch.get("cond"), null, cond_dropout)
         output, extras = network.apply(params, *network_inputs(process, x_t, t), cond, train=train, key=network_key)
 
-        def losses(x0, process, output, noise, x_t, t, draw_weight, weight, present):
-            weighted, name, plain, share = entry(process, output, x0, noise, x_t, t)
+        def answered(x0, process, output, noise, x_t, t):
+            return entry(process, output, x0, noise, x_t, t)
+
+        def averaged(answer, draw_weight, weight, present):
+            weighted, name, plain, share = answer
             weighted = weighted if weight == 1 else weight * weighted
             shown = jnp.mean(present * plain) / jnp.maximum(jnp.mean(present * share), jnp.finfo(jnp.float32).tiny)
             return per_example(expand(draw_weight, weighted) * weighted), per_example(weighted), name, shown
@@ -121,7 +127,8 @@ def objective(
         missing = batch.get("missing") or {}
         _check_known(process, missing, missing_weight)
         present = {name: 1.0 - jnp.asarray(missing[name]) if name in missing else 1.0 for name in x0} if joint else 1.0
-        results = each(losses, x0, by_modality(process), output, noise, x_t, t, batch["t_weight"], weights, present)
+        answers = each(answered, x0, by_modality(process), output, noise, x_t, t)
+        results = each(averaged, answers, batch["t_weight"], weights, present)
         entries = results if joint else {"": results}
         total = sum(value[0] for value in entries.values())
         recorded = {name: value[1] for name, value in entries.items()}
