@@ -219,18 +219,20 @@ def make_sampler(
 
 def _rows(path, leaf, shared):
     """For how many samples a leaf of the condition is: 0 where it is one for all, for want of a batch axis."""
-    return 0 if jnp.ndim(leaf) == 0 or path[0].key in shared else jnp.shape(leaf)[0]
+    one_for_all = jnp.ndim(leaf) == 0 or jax.tree_util.keystr(path[:1], simple=True) in shared
+    return 0 if one_for_all else jnp.shape(leaf)[0]
 
 
 def _batch_of(grid, cond, index, x_init, shared):
     """B, on which everything with a batch axis must agree."""
+    for name in shared:
+        if name not in (cond or {}):
+            raise unknown("a name in shared", name, cond or {})
     flatten, keystr = jax.tree_util.tree_leaves_with_path, jax.tree_util.keystr
     exact = {} if index is None else {"index": jnp.shape(index)[0]}
     exact |= {f"x_init{keystr(path)}": jnp.shape(leaf)[0] for path, leaf in flatten(x_init)}
     broadcast = {f"cond{keystr(path)}": _rows(path, leaf, shared) for path, leaf in flatten(cond)}
-    broadcast |= {
-        f"grid{keystr(path)}": g.shape[1] if g.ndim > 1 and g.shape[1] > 1 else 0 for path, g in flatten(grid)
-    }
+    broadcast |= {f"grid{keystr(path)}": g.shape[1] for path, g in flatten(grid) if g.ndim > 1 and g.shape[1] > 1}
     broadcast = {name: rows for name, rows in broadcast.items() if rows}
     if not exact and not broadcast:
         raise InvalidInput(
@@ -246,22 +248,22 @@ def _batch_of(grid, cond, index, x_init, shared):
 
 def begun(loop: Loop, run: Run) -> Run:
     """The run with what is None in it initialised: the solver's state, the denoiser's carry."""
-    denoiser, params, solver, clock, cond = loop
-    state = solver.init(denoiser.process, run.x, clock.grid) if run.state is None else run.state
+    denoiser, params, solver, ticks, cond = loop
+    state = solver.init(denoiser.process, run.x, ticks.grid) if run.state is None else run.state
     carry = denoiser.init(params, run.x, cond) if run.carry is None else run.carry
     return run._replace(state=state, carry=carry)
 
 
 def one_step(loop: Loop, run: Run, step: Step) -> Run:
     """The body of every loop: one step of the solver, its cost counted, what does not move returned bit for bit."""
-    denoiser, params, solver, clock, cond = loop
+    denoiser, params, solver, ticks, cond = loop
 
     def denoise(carry, x, step):
         prediction, inner = denoiser.apply(params, carry.carry, x, step, cond)
         return prediction, Counted(inner, carry.cost + prediction.cost)
 
     x, state, (carry, cost) = solver.step(
-        denoiser.process, denoise, Counted(run.carry, run.cost), run.state, run.x, step, clock.solver_key(step.index)
+        denoiser.process, denoise, Counted(run.carry, run.cost), run.state, run.x, step, ticks.solver_key(step.index)
     )
     moves = jax.tree.map(lambda a, b: a != b, step.t, step.t_next)
     return Run(where(moves, x, run.x), state, carry, cost)

@@ -122,6 +122,8 @@ def test_what_is_one_for_all_samples_is_named_and_never_guessed_from_its_length(
     )
     with pytest.raises(InvalidInput, match=r"batch axis of cond\['shift'\] is 8, but the batch has 16.*shared="):
         unnamed(KEY, wide, GRID, cond, jnp.arange(16))
+    with pytest.raises(InvalidInput, match="did you mean 'shift'"):
+        make_sampler(moved, solvers.ddim(), shape=(8,), shared=["shfit"])(KEY, wide, GRID, cond, jnp.arange(8))
     # A grid whose second axis is the part of the batch that each device has is no plan for the batch.
     with pytest.raises(InvalidInput, match="batch axis of grid is 2, but the batch has 16"):
         eight(KEY, wide, jnp.stack([GRID, GRID], axis=1), cond, jnp.arange(16))
