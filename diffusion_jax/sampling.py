@@ -241,8 +241,11 @@ def _batch_of(grid, cond, index, x_init, shared):
     size = next(iter(exact.values()), max(broadcast.values(), default=1))
     for name, rows in {**exact, **broadcast}.items():
         if rows != size and not (rows == 1 and name in broadcast):
-            expected = f"the batch has {size}; an entry of cond that is one for all samples is named in shared="
-            raise invalid(f"the batch axis of {name}", rows, expected)
+            hint = {
+                "cond": "; what is one for all is named in shared=",
+                "grid": "; a time has a prefix of the data's shape",
+            }
+            raise invalid(f"the batch axis of {name}", rows, f"the batch has {size} samples{hint.get(name[:4], '')}")
     return size
 
 
