@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax import randomness
+from diffusion_jax.clock import as_grid, clock, network_inputs, num_steps, to_prediction
 from diffusion_jax.errors import invalid
 from diffusion_jax.models.incremental import Incremental
-from diffusion_jax.sampling import Run, check_grid, one_step
-from diffusion_jax.time_axes import fill
-from diffusion_jax.typing import Cost, Denoiser, Solver, Step
+from diffusion_jax.sampling import Loop, Run, begun, one_step
+from diffusion_jax.typing import Denoiser, Solver
 
 
 class Block(NamedTuple):
@@ -53,16 +53,14 @@ def noise_blocks(
     Block i begins as `sample(fold_in(key, i), ..., shape=shape, index=index)` does. shape: of one block, batch
     included. cached: for `caching_stage`; False gives each block the denoiser's carry, begun with `cond [M, ...]`.
     """
-    grid = _checked(grid)
+    ticks = _clock(grid)
     index = jnp.arange(shape[0]) if index is None else jnp.asarray(index)
 
     def begin(entry):
         number, own = entry
         keys = randomness.sample_keys(jax.random.fold_in(key, number), index)
-        x = denoiser.process.prior(randomness.fold(keys, 0), shape)
-        carry = () if cached else denoiser.init(params, x, own)
-        nothing = Cost(jnp.float32(0), jnp.float32(0))
-        return Block(Run(x, solver.init(denoiser.process, x, grid), carry, nothing), keys)
+        run = Run(denoiser.process.prior(randomness.prior_key(keys), shape), carry=() if cached else None)
+        return Block(begun(Loop(denoiser, params, solver, ticks, own), run), keys)
 
     return jax.lax.map(begin, (first + jnp.arange(blocks), cond))
 
@@ -123,13 +121,8 @@ def cached(step: Incremental, process: Any, sink_at: Any = None) -> Denoiser:
         return step.init(params, x, cond)
 
     def apply(params, carry, x, at, cond):
-        t = fill(at.t, x)
-        output, extras, kept = step.apply(
-            params, carry, process.network_input(x, t), process.network_time(t), cond, sink_at
-        )
-        prediction = process.predict(output, x, t)
-        prediction = prediction._replace(extras=extras, cost=Cost(jnp.float32(1), jnp.float32(1)))
-        return prediction, step.push(carry, kept)
+        output, extras, kept = step.apply(params, carry, *network_inputs(process, x, at.t), cond, sink_at)
+        return to_prediction(process, output, x, at.t, extras), step.push(carry, kept)
 
     return Denoiser(init, apply, process)
 
@@ -151,8 +144,7 @@ def rollout(denoiser: Denoiser, solver: Solver, grid: Any, history: float | None
     """
     if history is not None and not 0 <= history <= 1:
         raise invalid("history", history, "a time in [0, 1] is needed, or None for a history of each level")
-    grid = _checked(grid)
-    make, at, process = _step(denoiser, solver, grid), _steps(grid), denoiser.process
+    make, ticks, process = _step(denoiser, solver, grid), _clock(grid), denoiser.process
     own_levels = history is None
 
     def recalled(carry, level):
@@ -162,7 +154,7 @@ def rollout(denoiser: Denoiser, solver: Solver, grid: Any, history: float | None
         return jax.tree.map(lambda leaf, one: leaf.at[level].set(one), carry, new) if own_levels else carry
 
     def run(params, carry, blocks, cond=None, exit=None):
-        exit = jnp.int32(grid.shape[0] - 2 if exit is None else exit)
+        exit = jnp.int32(num_steps(ticks.grid) - 1 if exit is None else exit)
         frozen = jax.lax.stop_gradient(params)
 
         def block(carry, entry):
@@ -175,12 +167,12 @@ def rollout(denoiser: Denoiser, solver: Solver, grid: Any, history: float | None
                 return made._replace(run=made.run._replace(carry=())), remembered(carry, level, made.run.carry)
 
             block, carry = jax.lax.fori_loop(0, exit, earlier, (block, carry))
-            last = at(exit, block.keys)
+            last = ticks.with_keys(block.keys).step(exit)
             prediction, new = denoiser.apply(params, recalled(carry, exit), block.run.x, last, own)
             if own_levels:
                 return remembered(carry, exit, jax.lax.stop_gradient(new)), prediction.x0
-            again = jnp.asarray(history, grid.dtype)
-            x, _ = process.corrupt(randomness.fold(block.keys, 3), jax.lax.stop_gradient(prediction.x0), again)
+            again = jnp.asarray(history, ticks.grid.dtype)
+            x, _ = process.corrupt(randomness.corruption_key(block.keys), jax.lax.stop_gradient(prediction.x0), again)
             _, carry = denoiser.apply(frozen, carry, x, last._replace(t=again, t_next=again), own)
             return carry, prediction.x0
 
@@ -207,31 +199,16 @@ def at_each_level(carry: Any, levels: int) -> Any:
 
 
 def _step(denoiser, solver, grid):
-    at = _steps(_checked(grid))
+    ticks = _clock(grid)
 
     def make(params, block, level, cond):
-        keys = randomness.fold(randomness.fold(block.keys, 1), level)
-        run = one_step(denoiser, params, solver, block.run, at(level, block.keys), keys, cond)
-        return Block(run, block.keys)
+        loop = Loop(denoiser, params, solver, ticks.with_keys(block.keys), cond)
+        return Block(one_step(loop, block.run, loop.clock.step(level)), block.keys)
 
     return make
 
 
-def _steps(grid):
-    """`(level, keys) -> Step`. As in `sample`: streams 1 and 2 of a sample are the solver's and the denoiser's."""
-    levels = grid.shape[0] - 1
-    remaining = jnp.cumsum((grid[1:] != grid[:-1])[::-1], axis=0, dtype=jnp.int32)[::-1]
-
-    def at(level, keys):
-        own = randomness.fold(keys, 2)
-        return Step(level, grid[level], grid[level + 1], jnp.int32(levels), remaining[level], own)
-
-    return at
-
-
-def _checked(grid):
+def _clock(grid):
     if isinstance(grid, dict):
         raise invalid("grid", sorted(grid), "a pipeline has one grid for all data, [T + 1, *t_shape]")
-    grid = jnp.asarray(grid, jnp.result_type(float))
-    check_grid(grid)
-    return grid
+    return clock(as_grid(grid))

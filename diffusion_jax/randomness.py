@@ -1,7 +1,8 @@
 """Randomness that belongs to a sample, not to a batch.
 
 Sample i of a run uses `fold_in(key, i)` with its global index i, whatever the batch size, the number of devices or
-the order. Functions here take one key, or one key per sample (`[B]`), and with the latter never mix samples.
+the order. Functions here take one key, or one key per sample (`[B]`), and with the latter never mix samples. What a
+sample of a run draws is `prior_key`, `solver_key`, `denoiser_key` and `corruption_key` of its key.
 """
 
 from collections.abc import Callable
@@ -24,6 +25,26 @@ def fold(key: Keys, data: int | Int[Array, ""]) -> Keys:
     if key.ndim == 0:
         return jax.random.fold_in(key, data)
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(key, data)
+
+
+def prior_key(key: Keys) -> Keys:
+    """Of the noise at t = 1 with which a sample begins."""
+    return fold(key, 0)
+
+
+def solver_key(key: Keys) -> Keys:
+    """Of the noise that a solver adds: it is folded with the step's index."""
+    return fold(key, 1)
+
+
+def denoiser_key(key: Keys) -> Keys:
+    """Of what a denoiser draws, `Step.key`: the same at every step."""
+    return fold(key, 2)
+
+
+def corruption_key(key: Keys) -> Keys:
+    """Of the noise that brings known data to a level of a run."""
+    return fold(key, 3)
 
 
 def split(key: Keys, num: int) -> tuple[Keys, ...]:

@@ -1,26 +1,25 @@
 """The loop: one `lax.scan` of a solver over a grid, forwards (`sample`) or backwards (`invert`), whole or in segments.
 
-A grid is `[S + 1, *t_shape]`: every time of the run, explicit. `t_shape` is a prefix of the data's shape, batch
-included (`[]`, `[B]`, `[B, N]`; axes of size 1 broadcast), so a plan of vector timesteps is just another array.
-Joint data has a dict of grids. Where a step does not move (t_next == t) the sample is returned bit for bit.
+A grid is that of `clock`: every time of the run, for all data or for each part of it, so a plan of vector timesteps is
+just another array. Where a step does not move (t_next == t) the sample is returned bit for bit.
 """
 
 import math
-from functools import partial
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int, Key
 
 from diffusion_jax import randomness
+from diffusion_jax.clock import Clock, as_grid, clock, num_steps
 from diffusion_jax.distributed import automatic
 from diffusion_jax.errors import InvalidInput, invalid, unknown
-from diffusion_jax.time_axes import expand, where
-from diffusion_jax.typing import Cost, Counted, Denoiser, Solver, Step
+from diffusion_jax.time_axes import batch_size, expand, where
+from diffusion_jax.typing import NO_COST, Cost, Counted, Denoiser, Solver, Step
 
 
 class Run(NamedTuple):
@@ -31,9 +30,9 @@ class Run(NamedTuple):
     """
 
     x: Any
-    state: Any
-    carry: Any
-    cost: Cost
+    state: Any = None
+    carry: Any = None
+    cost: Cost = NO_COST
 
 
 class Samples(NamedTuple):
@@ -51,46 +50,14 @@ class Samples(NamedTuple):
         return self.run.cost
 
 
-def check_grid(grid: Any, *, rising: bool = False) -> None:
-    """Raises `InvalidInput` unless the grid stays in [0, 1] and never turns back; traced grids are not inspected."""
-    for name, values in grid.items() if isinstance(grid, dict) else [("grid", grid)]:
-        if jnp.ndim(values) < 1 or jnp.shape(values)[0] < 2:
-            raise invalid(f"{name}.shape", jnp.shape(values), "a grid needs at least two times along its first axis")
-        if isinstance(values, jax.core.Tracer):
-            continue
-        # NumPy, for a known grid may be inspected while something else is being traced.
-        values = np.asarray(values)
-        if not bool(np.all((values >= 0) & (values <= 1))):
-            raise InvalidInput(f"{name} must lie in [0, 1]; it spans [{np.min(values):g}, {np.max(values):g}].")
-        steps = np.diff(values, axis=0) * (1 if rising else -1)
-        if not bool(np.all(steps >= 0)):
-            entry = int(np.argmax(np.any((steps < 0).reshape(steps.shape[0], -1), axis=1)))
-            turn = "smaller" if rising else "larger"
-            way = "rise from 0 to 1" if rising else "decrease from 1 to 0"
-            raise InvalidInput(f"{name} must {way}; entry {entry + 1} is {turn} than entry {entry}.")
+class Loop(NamedTuple):
+    """What stays the same from step to step of a run."""
 
-
-def _length(grid: Any) -> int:
-    lengths = {leaf.shape[0] for leaf in jax.tree.leaves(grid)}
-    if len(lengths) != 1:
-        raise invalid("grid", sorted(lengths), "the grids of all modalities must have the same number of entries")
-    return lengths.pop() - 1
-
-
-def _batch(x: Any) -> int:
-    return jax.tree.leaves(x)[0].shape[0]
-
-
-def _at_least_float32(leaf: Any) -> Any:
-    leaf = jnp.asarray(leaf)
-    if not jnp.issubdtype(leaf.dtype, jnp.floating):
-        return leaf
-    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
-
-
-def _remaining(grid: Any) -> Any:
-    """How many steps of non-zero length are left, `[S, *t_shape]`, counted at each step and for each entry."""
-    return jnp.cumsum((grid[1:] != grid[:-1])[::-1], axis=0, dtype=jnp.int32)[::-1]
+    denoiser: Denoiser
+    params: Any
+    solver: Solver
+    clock: Clock
+    cond: Any = None
 
 
 def sample(
@@ -129,11 +96,26 @@ def sample(
 
     Raises InvalidInput for a grid that does not decrease, or a range outside of it.
     """
-    grid = jax.tree.map(partial(jnp.asarray, dtype=jnp.result_type(float)), grid)
-    check_grid(grid)
-    return _run(
-        key, denoiser, params, solver, grid, shape, x_init, cond, index, resume, start, stop, save_every, progress
-    )
+    grid = as_grid(grid)
+    last = num_steps(grid) if stop is None else stop
+    if not 0 <= start <= last <= num_steps(grid):
+        raise invalid("start, stop", (start, last), f"they must be a range within 0 .. {num_steps(grid)}")
+    if save_every is not None and save_every < 1:
+        raise invalid("save_every", save_every, "it must be at least 1")
+    if resume is None and x_init is None and shape is None:
+        raise InvalidInput("sample needs shape=, x_init= or resume=: none was given.")
+
+    if resume is None and x_init is not None:
+        resume = _started(x_init)
+    if resume is not None:
+        size = batch_size(resume.x)
+    else:
+        size = (next(iter(shape.values())) if isinstance(shape, dict) else shape)[0]
+    keys = randomness.sample_keys(key, jnp.arange(size) if index is None else index)
+    if resume is None:
+        resume = Run(denoiser.process.prior(randomness.prior_key(keys), shape))
+    loop = Loop(denoiser, params, solver, clock(grid).with_keys(keys), cond)
+    return _run(loop, resume, range(start, last), save_every, progress)
 
 
 def invert(
@@ -153,10 +135,10 @@ def invert(
     The error shrinks at the order of the solver; solvers with an algebraic inverse are exact. A deterministic
     solver is expected. `grid` is the decreasing grid that `sample` would use.
     """
-    grid = jax.tree.map(partial(jnp.asarray, dtype=jnp.result_type(float)), grid)
-    check_grid(grid)
-    grid = jax.tree.map(lambda g: g[::-1], grid)
-    return _run(key, denoiser, params, solver, grid, None, x_init, cond, index, None, 0, None, save_every, False)
+    rising = jax.tree.map(lambda g: g[::-1], as_grid(grid))
+    keys = randomness.sample_keys(key, jnp.arange(batch_size(x_init)) if index is None else index)
+    loop = Loop(denoiser, params, solver, clock(rising).with_keys(keys), cond)
+    return _run(loop, _started(x_init), range(num_steps(rising)), save_every)
 
 
 def make_sampler(
@@ -168,20 +150,24 @@ def make_sampler(
     axis: str | tuple[str, ...] = "data",
     param_specs: Any = None,
     save_every: int | None = None,
+    shared: Sequence[str] = (),
 ):
-    """The compiled program `sampler(key, params, grid, cond=None, index=..., x_init=None) -> Samples`.
+    """The compiled program `sampler(key, params, grid, cond=None, index=None, x_init=None) -> Samples`.
 
     shape: shape of one sample, batch not included (a dict for joint data).
-    index: `[B]`, the global index of each sample; its length is the batch. Sample i is the same in any batch and on any
-        mesh. Keys, parameters, grids, conditions and indices are arguments: new values do not compile anew.
-    mesh: each device of `axis` runs its part of the batch by itself (`shard_map`); None runs on one device. Leaves of
-        `cond` whose first axis is B, and grids with a batch axis, are split with the batch; all else is replicated.
+    index: `[B]`, the global index of each sample; 0 .. B - 1 when absent, where x_init, the condition or a grid with a
+        plan for each sample says what B is. Sample i is the same in any batch and on any mesh. Keys, parameters, grids,
+        conditions and indices are arguments: new values do not compile anew.
+    mesh: each device of `axis` runs its part of the batch by itself (`shard_map`); None runs on one device. What has a
+        batch axis is split along it: the first of x_init and of the leaves of `cond`, the second of a grid. There 1
+        means one for all samples, and so does a scalar leaf; all else is replicated.
     param_specs: partition specs of the parameters when they are not replicated.
     save_every: see `sample`.
+    shared: entries of `cond` that have no batch axis, and are one for all samples.
 
     The result's `run` has no state and no carry, so a following segment starts its history anew; `cost` is the mean
-    over the devices. Raises InvalidInput for an axis that the mesh lacks, and when called with a bad grid or a batch
-    that the axis does not divide.
+    over the devices. Raises InvalidInput for an axis that the mesh lacks, and when called with a bad grid, with batch
+    axes that differ or tell no B, or with a batch that the mesh axis does not divide.
     """
     axes = (axis,) if isinstance(axis, str) else tuple(axis)
     for name in axes:
@@ -200,25 +186,21 @@ def make_sampler(
         cost = result.run.cost
         if mesh is not None:
             cost = jax.tree.map(lambda value: jax.lax.pmean(value, axes), cost)
-        return Samples(result.x, result.trace, Run(result.x, None, None, cost))
+        return Samples(result.x, result.trace, Run(result.x, cost=cost))
 
     def program(key, params, grid, cond, index, x_init):
         if mesh is None:
             return local(key, params, grid, cond, index, x_init)
-        size, batch = index.shape[0], P(axes)
-
-        def split(leaf):
-            return batch if jnp.ndim(leaf) and jnp.shape(leaf)[0] == size else P()
-
+        first, second = P(axes), P(None, axes)
         specs = (
             P(),
             P() if param_specs is None else param_specs,
-            jax.tree.map(lambda g: P(None, axes) if g.ndim > 1 and g.shape[1] == size else P(), grid),
-            jax.tree.map(split, cond),
-            batch,
-            jax.tree.map(lambda leaf: batch, x_init),
+            jax.tree.map(lambda g: second if g.ndim > 1 and g.shape[1] > 1 else P(), grid),
+            jax.tree_util.tree_map_with_path(lambda *leaf: first if _rows(*leaf, shared) > 1 else P(), cond),
+            first,
+            jax.tree.map(lambda leaf: first, x_init),
         )
-        out = Samples(batch, P(None, axes), Run(batch, P(), P(), P()))
+        out = Samples(first, second, Run(first, P(), P(), P()))
         # Costs are counted from what each device ran, which the replication checker cannot follow.
         mapped = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)
         return mapped(key, params, grid, cond, index, x_init)
@@ -226,92 +208,100 @@ def make_sampler(
     compiled = jax.jit(program)
 
     def sampler(key, params, grid, cond=None, index=None, x_init=None) -> Samples:
-        if index is None:
-            raise InvalidInput("index is None, but the global index of each sample, an array [B], was expected.")
-        grid = jax.tree.map(partial(jnp.asarray, dtype=jnp.result_type(float)), grid)
-        check_grid(grid)
-        size = jnp.shape(index)[0]
+        grid = as_grid(grid)
+        size = _batch_of(grid, cond, index, x_init, shared)
         if size % devices:
             raise invalid("batch", size, f"it must be divisible by the {devices} devices along {' x '.join(axes)}")
-        return compiled(key, params, grid, cond, jnp.asarray(index), x_init)
+        return compiled(key, params, grid, cond, jnp.arange(size) if index is None else jnp.asarray(index), x_init)
 
     return sampler
 
 
-def one_step(denoiser: Denoiser, params: Any, solver: Solver, run: Run, step: Step, key: Any, cond: Any = None) -> Run:
-    """The body of every loop: one step of `solver`, its cost counted, what does not move returned bit for bit.
+def _rows(path, leaf, shared):
+    """For how many samples a leaf of the condition is: 0 where it is one for all, for want of a batch axis."""
+    one_for_all = jnp.ndim(leaf) == 0 or jax.tree_util.keystr(path[:1], simple=True) in shared
+    return 0 if one_for_all else jnp.shape(leaf)[0]
 
-    key: one key per sample `[B]`, of this step alone; `step.key` is the denoiser's.
-    """
+
+def _batch_of(grid, cond, index, x_init, shared):
+    """B, on which everything with a batch axis must agree."""
+    for name in shared:
+        if name not in (cond or {}):
+            raise unknown("a name in shared", name, cond or {})
+    flatten, keystr = jax.tree_util.tree_leaves_with_path, jax.tree_util.keystr
+    exact = {} if index is None else {"index": jnp.shape(index)[0]}
+    exact |= {f"x_init{keystr(path)}": jnp.shape(leaf)[0] for path, leaf in flatten(x_init)}
+    broadcast = {f"cond{keystr(path)}": _rows(path, leaf, shared) for path, leaf in flatten(cond)}
+    broadcast |= {f"grid{keystr(path)}": g.shape[1] for path, g in flatten(grid) if g.ndim > 1 and g.shape[1] > 1}
+    broadcast = {name: rows for name, rows in broadcast.items() if rows}
+    if not exact and not broadcast:
+        raise InvalidInput(
+            "index is None, and nothing else tells the batch: give index=jnp.arange(B), one global index a sample."
+        )
+    size = next(iter(exact.values()), max(broadcast.values(), default=1))
+    for name, rows in {**exact, **broadcast}.items():
+        if rows != size and not (rows == 1 and name in broadcast):
+            hint = {
+                "cond": "; what is one for all is named in shared=",
+                "grid": "; a time has a prefix of the data's shape",
+            }
+            raise invalid(f"the batch axis of {name}", rows, f"the batch has {size} samples{hint.get(name[:4], '')}")
+    return size
+
+
+def begun(loop: Loop, run: Run) -> Run:
+    """The run with what is None in it initialised: the solver's state, the denoiser's carry."""
+    denoiser, params, solver, ticks, cond = loop
+    state = solver.init(denoiser.process, run.x, ticks.grid) if run.state is None else run.state
+    carry = denoiser.init(params, run.x, cond) if run.carry is None else run.carry
+    return run._replace(state=state, carry=carry)
+
+
+def one_step(loop: Loop, run: Run, step: Step) -> Run:
+    """The body of every loop: one step of the solver, its cost counted, what does not move returned bit for bit."""
+    denoiser, params, solver, ticks, cond = loop
 
     def denoise(carry, x, step):
         prediction, inner = denoiser.apply(params, carry.carry, x, step, cond)
         return prediction, Counted(inner, carry.cost + prediction.cost)
 
     x, state, (carry, cost) = solver.step(
-        denoiser.process, denoise, Counted(run.carry, run.cost), run.state, run.x, step, key
+        denoiser.process, denoise, Counted(run.carry, run.cost), run.state, run.x, step, ticks.solver_key(step.index)
     )
     moves = jax.tree.map(lambda a, b: a != b, step.t, step.t_next)
     return Run(where(moves, x, run.x), state, carry, cost)
 
 
-def _run(key, denoiser, params, solver, grid, shape, x_init, cond, index, resume, start, stop, save_every, progress):
-    num_steps = _length(grid)
-    stop = num_steps if stop is None else stop
-    if not 0 <= start <= stop <= num_steps:
-        raise invalid("start, stop", (start, stop), f"they must be a range within 0 .. {num_steps}")
-    if save_every is not None and save_every < 1:
-        raise invalid("save_every", save_every, "it must be at least 1")
-    if resume is None and x_init is None and shape is None:
-        raise InvalidInput("sample needs shape=, x_init= or resume=: none was given.")
+def _started(x_init):
+    """The run that begins with x_init, at least in single precision whatever the data came in."""
 
-    if x_init is not None:
-        # Solver state is at least single precision whatever the data came in.
-        x_init = jax.tree.map(_at_least_float32, x_init)
-    if resume is not None:
-        size = _batch(resume.x)
-    elif x_init is not None:
-        size = _batch(x_init)
-    else:
-        size = (next(iter(shape.values())) if isinstance(shape, dict) else shape)[0]
-    keys = randomness.sample_keys(key, jnp.arange(size) if index is None else index)
-    process = denoiser.process
-    if resume is None:
-        x = process.prior(randomness.fold(keys, 0), shape) if x_init is None else x_init
-        resume = Run(x, None, None, Cost(jnp.float32(0), jnp.float32(0)))
-    first = jax.tree.map(lambda g: g[start], grid)
-    expand(first, resume.x)
-    if resume.state is None:
-        resume = resume._replace(state=solver.init(process, resume.x, grid))
-    if resume.carry is None:
-        resume = resume._replace(carry=denoiser.init(params, resume.x, cond))
-    keys, denoiser_keys = randomness.fold(keys, 1), randomness.fold(keys, 2)
-    remaining = jax.tree.map(_remaining, grid)
+    def widened(leaf):
+        leaf = jnp.asarray(leaf)
+        floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+        return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) if floating else leaf
+
+    return Run(jax.tree.map(widened, x_init))
+
+
+def _run(loop, run, steps, save_every, progress=False):
+    expand(jax.tree.map(lambda g: g[steps.start], loop.clock.grid), run.x)
 
     def body(run, index):
-        step = Step(
-            index,
-            jax.tree.map(lambda g: g[index], grid),
-            jax.tree.map(lambda g: g[index + 1], grid),
-            jnp.int32(num_steps),
-            jax.tree.map(lambda r: r[index], remaining),
-            denoiser_keys,
-        )
-        return one_step(denoiser, params, solver, run, step, randomness.fold(keys, index), cond), None
+        return one_step(loop, run, loop.clock.step(index)), None
 
     if progress:
-        body = _with_progress_bar(body, stop - start)
-    steps = jnp.arange(start, stop)
+        body = _with_progress_bar(body, len(steps))
+    run, steps = begun(loop, run), jnp.arange(steps.start, steps.stop)
     if save_every is None:
-        run, _ = jax.lax.scan(body, resume, steps)
+        run, _ = jax.lax.scan(body, run, steps)
         return Samples(run.x, None, run)
 
     def saved(run, steps):
         run, _ = jax.lax.scan(body, run, steps)
         return run, run.x
 
-    whole = (stop - start) // save_every * save_every
-    run, trace = jax.lax.scan(saved, resume, steps[:whole].reshape(-1, save_every))
+    whole = len(steps) // save_every * save_every
+    run, trace = jax.lax.scan(saved, run, steps[:whole].reshape(-1, save_every))
     run, _ = jax.lax.scan(body, run, steps[whole:])
     return Samples(run.x, trace, run)
 

@@ -15,13 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax import randomness
+from diffusion_jax.clock import as_grid, clock, network_inputs, num_steps, remaining, to_prediction
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.models.incremental import Incremental
-from diffusion_jax.sampling import Run, Samples, check_grid, one_step, sample
+from diffusion_jax.sampling import Loop, Run, Samples, begun, one_step, sample
 from diffusion_jax.solvers import inpainted
-from diffusion_jax.time_axes import fill, where
+from diffusion_jax.time_axes import batch_size, where
 from diffusion_jax.timesteps import plans
-from diffusion_jax.typing import Cost, Denoiser, Solver, Step
+from diffusion_jax.typing import NO_COST, Denoiser, Solver
 
 
 class Stream(NamedTuple):
@@ -71,8 +72,7 @@ def rolling(
 
     Raises InvalidInput for a grid that does not end at 0, and for entries that hold no chunk.
     """
-    grid = jnp.asarray(grid, jnp.result_type(float))
-    check_grid(grid)
+    grid = as_grid(grid)
     if not isinstance(grid, jax.core.Tracer) and grid[-1] != 0:
         raise InvalidInput(
             f"grid ends at {float(grid[-1]):g}, but what leaves the buffer must be clean: it must end at 0."
@@ -80,10 +80,10 @@ def rolling(
     steps = grid.shape[0] - 1
     left = plans.chunk_levels(steps, entries, chunk, past, given_past)
     plan = plans.chunk_staircase(grid, entries, chunk, past, given_past)
-    process, calls = denoiser.process, left.shape[0] - 1
-    # How many real steps are left from each place of the grid, as `sample` counts them.
-    ahead = jnp.append(jnp.cumsum((grid[1:] != grid[:-1])[::-1], dtype=jnp.int32)[::-1], 0)
-    remaining = ahead[steps - left[:-1]][:, None]
+    process, calls = denoiser.process, jnp.arange(left.shape[0] - 1)
+    # How many real steps are left from each place of the grid: an entry still has those of later calls.
+    ahead = jnp.append(remaining(grid), 0)
+    call_clock = clock(plan)._replace(remaining=ahead[steps - left[:-1]][:, None])
     tail = entries - past - chunk * ((entries - past) // chunk)
     fresh = chunk + tail
     # What has moved up stands where it must, but for a past that was clean and joins the first chunk again.
@@ -92,21 +92,15 @@ def rolling(
 
     def prime(key, known, index=None):
         _check_entries(known, entries)
-        size = jax.tree.leaves(known)[0].shape[0]
-        index = jnp.arange(size) if index is None else jnp.asarray(index)
+        index = jnp.arange(batch_size(known)) if index is None else jnp.asarray(index)
         x = plans.noised_start(randomness.fold(key, 0), process, plan, known, index)
-        return Stream(Run(x, solver.init(process, x, plan), (), _nothing()), jnp.int32(0), key, index)
+        return Stream(Run(x, solver.init(process, x, plan), ()), jnp.int32(0), key, index)
 
     def advance(params, stream, cond=None):
-        run = stream.run._replace(carry=denoiser.init(params, stream.run.x, cond))
         keys = randomness.sample_keys(randomness.fold(stream.key, stream.calls), stream.index)
-        step_keys, denoiser_keys = randomness.fold(keys, 1), randomness.fold(keys, 2)
-
-        def body(run, row):
-            step = Step(row, plan[row], plan[row + 1], jnp.int32(calls), remaining[row], denoiser_keys)
-            return one_step(denoiser, params, solver, run, step, randomness.fold(step_keys, row), cond), None
-
-        run, _ = jax.lax.scan(body, run, jnp.arange(calls))
+        loop = Loop(denoiser, params, solver, call_clock.with_keys(keys), cond)
+        run = begun(loop, stream.run._replace(carry=None))
+        run, _ = jax.lax.scan(lambda run, row: (one_step(loop, run, loop.clock.step(row)), None), run, calls)
         out = jax.tree.map(lambda leaf: leaf[:, past : past + chunk], run.x)
         keys = randomness.sample_keys(randomness.fold(stream.key, stream.calls + 1), stream.index)
         x = rolled(keys, run.x)
@@ -125,14 +119,14 @@ def rolling(
         shape = (
             {name: _length_of(leaf, fresh) for name, leaf in x.items()} if isinstance(x, dict) else _length_of(x, fresh)
         )
-        noise = process.prior(randomness.fold(keys, 0), shape)
+        noise = process.prior(randomness.prior_key(keys), shape)
         x = jax.tree.map(
             lambda leaf, new: jnp.concatenate([leaf[:, chunk : entries - tail], new.astype(leaf.dtype)], axis=1),
             x,
             noise,
         )
         if past and not given_past:
-            again, _ = process.corrupt(randomness.fold(keys, 3), x, plan[0])
+            again, _ = process.corrupt(randomness.corruption_key(keys), x, plan[0])
             x = where(renoised[None], again, x)
         return x
 
@@ -141,10 +135,6 @@ def rolling(
 
 def _length_of(leaf, entries):
     return (leaf.shape[0], entries, *leaf.shape[2:])
-
-
-def _nothing():
-    return Cost(jnp.float32(0), jnp.float32(0))
 
 
 def _check_entries(x, entries):
@@ -202,21 +192,18 @@ def sample_windowed(
     remembers is begun anew when the window moves. A window over all frames is `sample`. One evaluation of the window a
     step: S + (N - 1) width for a staircase. Raises InvalidInput for a window that leaves frames which still move.
     """
-    plan = jnp.asarray(plan, jnp.result_type(float))
-    check_grid(plan)
+    plan = as_grid(plan)
     if starts is None:
         starts = plans.windows(plan, window)
-    starts, steps = jnp.asarray(starts, jnp.int32), plan.shape[0] - 1
+    starts, steps = jnp.asarray(starts, jnp.int32), num_steps(plan)
     if starts.shape != (steps,):
         raise invalid(
             "starts.shape", starts.shape, f"the first frame of the window at each of the {steps} steps was expected"
         )
     _check_entries(x_init, plan.shape[2])
     process = denoiser.process
-    size = jax.tree.leaves(x_init)[0].shape[0]
-    keys = randomness.sample_keys(key, jnp.arange(size) if index is None else index)
-    step_keys, denoiser_keys = randomness.fold(keys, 1), randomness.fold(keys, 2)
-    remaining = jnp.cumsum((plan[1:] != plan[:-1])[::-1], axis=0, dtype=jnp.int32)[::-1]
+    keys = randomness.sample_keys(key, jnp.arange(batch_size(x_init)) if index is None else index)
+    whole_clock = clock(plan).with_keys(keys)
 
     def told(start):
         return cond(start) if callable(cond) else cond
@@ -234,17 +221,11 @@ def sample_windowed(
         state = _along(solver, process, whole.x, plan, lambda leaf, axis: cut(leaf, start, axis), whole.state)
         begun = denoiser.init(params, x, told(start))
         inner = jax.tree.map(lambda old, new: jnp.where(start == last, old, new), whole.carry, begun)
-        t, t_next, left = (cut(leaf[row], start) for leaf in (plan, plan[1:], remaining))
-        step = Step(row, t, t_next, jnp.int32(steps), left, denoiser_keys)
-        run = one_step(
-            denoiser,
-            params,
-            solver,
-            Run(x, state, inner, whole.cost),
-            step,
-            randomness.fold(step_keys, row),
-            told(start),
-        )
+        step = whole_clock.step(row)
+        t, t_next, left = (cut(leaf, start) for leaf in (step.t, step.t_next, step.remaining))
+        loop = Loop(denoiser, params, solver, whole_clock, told(start))
+        run = Run(x, state, inner, whole.cost)
+        run = one_step(loop, run, step._replace(t=t, t_next=t_next, remaining=left))
         x = jax.tree.map(lambda leaf, part: paste(leaf, part, start), whole.x, run.x)
         state = _along(
             solver,
@@ -258,7 +239,7 @@ def sample_windowed(
         return (Run(x, state, run.carry, run.cost), start), None
 
     first = jax.tree.map(lambda leaf: cut(leaf, starts[0]), x_init)
-    run = Run(x_init, solver.init(process, x_init, plan), denoiser.init(params, first, told(starts[0])), _nothing())
+    run = Run(x_init, solver.init(process, x_init, plan), denoiser.init(params, first, told(starts[0])))
     (run, _), _ = jax.lax.scan(body, (run, starts[0]), jnp.arange(steps))
     return Samples(run.x, None, run)
 
@@ -315,11 +296,11 @@ def sample_chained(
         return (handed, again, cost + result.cost), result.x
 
     known = jnp.zeros(shape) if context is None else jnp.zeros(shape).at[:, :overlap].set(context)
-    (_, _, cost), made = jax.lax.scan(body, (known, first, _nothing()), jnp.arange(chunks))
+    (_, _, cost), made = jax.lax.scan(body, (known, first, NO_COST), jnp.arange(chunks))
     new = jnp.moveaxis(made[:, :, overlap:], 0, 1)
     new = new.reshape(shape[0], -1, *shape[2:])
     x = jnp.concatenate([made[0, :, :overlap], new], axis=1)
-    return Samples(x, None, Run(x, None, None, cost))
+    return Samples(x, None, Run(x, cost=cost))
 
 
 def sample_autoregressive(
@@ -351,9 +332,8 @@ def sample_autoregressive(
     parts = jnp.moveaxis(x_init.reshape(size, frames // block, block, *x_init.shape[2:]), 1, 0)
 
     def read(cache, x, t):
-        t = fill(t, x)
-        output, _, kept = step.apply(params, cache, process.network_input(x, t), process.network_time(t), cond)
-        return process.predict(output, x, t)._replace(cost=Cost(jnp.float32(1), jnp.float32(1))), kept
+        output, _, kept = step.apply(params, cache, *network_inputs(process, x, t), cond)
+        return to_prediction(process, output, x, t, {}), kept
 
     def body(carry, entry):
         cache, cost = carry
@@ -367,7 +347,7 @@ def sample_autoregressive(
         last, kept = read(cache, made.x, 0.0)
         return (step.push(cache, kept), cost + made.cost + last.cost), made.x
 
-    begun = step.init(params, parts[0], cond), _nothing()
+    begun = step.init(params, parts[0], cond), NO_COST
     (_, cost), made = jax.lax.scan(body, begun, (jnp.arange(frames // block), parts))
     x = jnp.moveaxis(made, 0, 1).reshape(x_init.shape)
-    return Samples(x, None, Run(x, None, None, cost))
+    return Samples(x, None, Run(x, cost=cost))

@@ -34,6 +34,11 @@ def fill(t: Any, like: Any) -> Any:
     return jnp.broadcast_to(t, like.shape[:ndim])
 
 
+def batch_size(x: Any) -> int:
+    """B."""
+    return jax.tree.leaves(x)[0].shape[0]
+
+
 def each(function: Callable[..., Any], like: Any, *trees: Any) -> Any:
     """Applies `function` entry by entry of a dict of data, or once to a plain array.
 

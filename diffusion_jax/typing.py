@@ -11,7 +11,7 @@ then a dict with the same keys.
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
-import jax
+import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 Data = Array | Mapping[str, Array]
@@ -59,6 +59,11 @@ class Cost(NamedTuple):
         return Cost(self.evaluations + other.evaluations, self.compute + other.compute)
 
 
+# NumPy scalars: importing must not ask for a device.
+NO_COST = Cost(np.float32(0), np.float32(0))
+ONE_EVALUATION = Cost(np.float32(1), np.float32(1))
+
+
 class Counted(NamedTuple):
     """What the loop hands to a solver as the denoiser's carry: the carry itself and the cost of the run so far."""
 
@@ -81,7 +86,12 @@ class Prediction(NamedTuple):
 
 
 class Process(Protocol):
-    """How data becomes noise, and what the network predicts about it. See `processes/`."""
+    """How data becomes noise, and what the network predicts about it. See `processes/`.
+
+    kind: a key of `processes.KINDS`, which says what else a process of that kind has.
+    """
+
+    kind: str
 
     def corrupt(self, key: Keys, x0: Data, t: Time) -> tuple[Data, Data]:
         """Draws `x_t` and returns it with the noise that was used."""
@@ -181,8 +191,3 @@ class TimestepDraw(NamedTuple):
     init: Callable[[], Any]
     draw: Callable[..., tuple[Any, Any]]
     update: Callable[..., Any]
-
-
-def is_key(value: Any) -> bool:
-    """Whether `value` is a typed key array (`jax.random.key`)."""
-    return isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)

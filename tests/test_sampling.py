@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax import processes, solvers
+from diffusion_jax import denoisers, processes, solvers
 from diffusion_jax.denoisers.analytic import analytic, gaussian_mixture
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.sampling import invert, make_sampler, sample
+from tests.denoisers import tiny
 
 FLOW = processes.rectified_flow()
 MIXTURE = gaussian_mixture([[0.0, 1.0, 0.5], [1.0, -1.0, 0.0]], [0.5, 0.3], labels=[0, 1])
@@ -81,6 +82,53 @@ def test_a_grid_with_a_batch_axis_is_split_with_the_batch():
     np.testing.assert_allclose(eight.x, one.x, atol=1e-6)
 
 
+def test_plans_and_dicts_of_them_run_on_any_mesh_and_the_batch_is_told_by_what_has_one():
+    joint = processes.JointProcess({"a": FLOW, "b": processes.vp_linear()})
+    network = tiny.network()
+    shapes = {"a": (4, 2), "b": (3,)}
+    x_init = {name: jax.random.normal(jax.random.key(2), (8, *shape)) for name, shape in shapes.items()}
+    params = network.init(KEY, x_init, None, None)
+    arguments = (denoisers.denoiser(network, joint), solvers.joint({"a": solvers.ddim(1.0), "b": solvers.unipc(2)}))
+    one, eight = (make_sampler(*arguments, shape=shapes, mesh=where) for where in (None, mesh()))
+    cond = {"label": jnp.arange(8) % 5}
+    plan = GRID[:, None, None] * jnp.array([0.0, 0.3, 0.7, 1.0])
+    each_its_own = GRID[:, None, None] * jnp.linspace(0.5, 1.0, 32).reshape(8, 4)
+    for grid in ({"a": plan, "b": GRID}, {"a": each_its_own, "b": GRID[:, None]}):
+        expected = one(KEY, params, grid, cond, jnp.arange(8), x_init).x
+        np.testing.assert_array_equal(one(KEY, params, grid, cond, x_init=x_init).x["a"], expected["a"])
+        spread, whole = (run(KEY, params, grid, None, None, x_init).x for run in (eight, one))
+        for name in shapes:
+            np.testing.assert_allclose(spread[name], whole[name], rtol=1e-5, atol=1e-5)
+    # Noise for as many samples as there are labels, or plans.
+    drawn = one(KEY, params, GRID, cond, jnp.arange(8)).x["b"]
+    np.testing.assert_array_equal(one(KEY, params, GRID, cond).x["b"], drawn)
+    np.testing.assert_allclose(eight(KEY, params, GRID, cond).x["b"], drawn, rtol=1e-5, atol=1e-5)
+    assert one(KEY, params, {"a": each_its_own, "b": GRID}).x["b"].shape == (8, 3)
+    assert one(KEY, params, GRID, {"label": jnp.array([3])}).x["b"].shape == (1, 3)
+
+
+def test_what_is_one_for_all_samples_is_named_and_never_guessed_from_its_length():
+    def shifted(params, carry, x, step, cond):
+        return DENOISER.apply(params._replace(means=params.means + cond["shift"]), carry, x, step, cond)
+
+    wide = gaussian_mixture(np.eye(2, 8), [0.5, 0.3])
+    moved, cond = DENOISER._replace(apply=shifted), {"shift": jnp.linspace(-1.0, 1.0, 8), "scalar": 1.0}
+    one, eight, unnamed = (
+        make_sampler(moved, solvers.ddim(), shape=(8,), mesh=where, shared=names)
+        for where, names in ((None, ("shift",)), (mesh(), ("shift",)), (None, ()))
+    )
+    np.testing.assert_allclose(
+        eight(KEY, wide, GRID, cond, jnp.arange(8)).x, one(KEY, wide, GRID, cond, jnp.arange(8)).x, atol=1e-6
+    )
+    with pytest.raises(InvalidInput, match=r"batch axis of cond\['shift'\] is 8, but the batch has 16.*shared="):
+        unnamed(KEY, wide, GRID, cond, jnp.arange(16))
+    with pytest.raises(InvalidInput, match="did you mean 'shift'"):
+        make_sampler(moved, solvers.ddim(), shape=(8,), shared=["shfit"])(KEY, wide, GRID, cond, jnp.arange(8))
+    # A grid whose second axis is the part of the batch that each device has is no plan for the batch.
+    with pytest.raises(InvalidInput, match="batch axis of grid is 2, but the batch has 16"):
+        eight(KEY, wide, jnp.stack([GRID, GRID], axis=1), cond, jnp.arange(16))
+
+
 def test_new_values_do_not_compile_anew_and_nothing_calls_the_host():
     traces = []
 
@@ -132,6 +180,13 @@ def test_inverting_then_sampling_returns():
                 KEY, MIXTURE, GRID, None, jnp.arange(6)
             ),
             "divisible by the 8 devices",
+        ),
+        (lambda: make_sampler(DENOISER, solvers.ddim(), shape=(3,))(KEY, MIXTURE, GRID), "give index=jnp.arange"),
+        (
+            lambda: make_sampler(DENOISER, solvers.ddim(), shape=(3,))(
+                KEY, MIXTURE, GRID, None, jnp.arange(6), jnp.ones((1, 3))
+            ),
+            "batch axis of x_init is 1, but the batch has 6",
         ),
     ],
 )

@@ -30,9 +30,10 @@ from diffusion_jax.acceleration import forecasting
 from diffusion_jax.acceleration.forecasting import Forecaster, reuse
 from diffusion_jax.acceleration.outputs import Correction, cached_outputs, output_of, parameterized
 from diffusion_jax.acceleration.refresh import on_schedule
+from diffusion_jax.clock import num_steps
 from diffusion_jax.denoisers import recorded
-from diffusion_jax.denoisers.base import need_gaussian
 from diffusion_jax.errors import InvalidInput, invalid, unknown
+from diffusion_jax.processes import is_joint, need_gaussian
 from diffusion_jax.sampling import sample
 from diffusion_jax.timesteps.mapping import noise_ratio, time_at_noise_ratio
 from diffusion_jax.typing import Denoiser
@@ -78,7 +79,7 @@ def record_outputs(key: Any, denoiser: Denoiser, params: Any, solver: Any, grid:
     """
     process = denoiser.process
     need_gaussian("record_outputs", process)
-    if hasattr(process, "processes"):
+    if is_joint(process):
         raise InvalidInput(
             "record_outputs keeps one output a step, but joint data has one a modality; calibrate them apart."
         )
@@ -87,7 +88,7 @@ def record_outputs(key: Any, denoiser: Denoiser, params: Any, solver: Any, grid:
     def read(prediction, x, step):
         return Trajectories(x, output_of(kept_as, prediction, step.t))
 
-    found = sample(key, recorded(denoiser, len(grid) - 1, read), params, solver, grid, **start)
+    found = sample(key, recorded(denoiser, num_steps(grid), read), params, solver, grid, **start)
     return found.run.carry.values
 
 
@@ -235,8 +236,8 @@ def ertacache(
             raise invalid(f"{name} of the run", ours, f"the calibration is valid for {theirs!r} only; calibrate anew")
     if np.shape(grid) != np.shape(calibration.grid) or not np.allclose(grid, calibration.grid, atol=1e-6):
         raise InvalidInput(
-            f"The run has another grid ({len(grid) - 1} steps) than the {len(calibration.grid) - 1} steps that were "
-            "calibrated; calibrate anew."
+            f"The run has another grid ({num_steps(grid)} steps) than the {num_steps(calibration.grid)} steps that "
+            "were calibrated; calibrate anew."
         )
     reused = cached_outputs(
         inner,

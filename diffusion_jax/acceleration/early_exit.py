@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from diffusion_jax.clock import network_inputs, to_prediction
 from diffusion_jax.denoisers.scales import Scale, check_scale, value_at
 from diffusion_jax.errors import invalid
 from diffusion_jax.models import EarlyExit
-from diffusion_jax.time_axes import fill
 from diffusion_jax.typing import Cost, Denoiser
 
 
@@ -62,11 +62,10 @@ def _denoiser(exits, process, answer):
         return ()
 
     def apply(params, carry, x, step, cond):
-        t = fill(step.t, x)
-        output, extras = answer(params, process.network_input(x, t), process.network_time(t), cond, step)
+        output, extras = answer(params, *network_inputs(process, x, step.t), cond, step)
         cost = Cost(jnp.float32(1), extras["blocks"].astype(jnp.float32) / exits.depth)
         extras = {name: extras[name] for name in extras if name != "blocks"}
-        return process.predict(output, x, t)._replace(extras=extras, cost=cost), carry
+        return to_prediction(process, output, x, step.t, extras, cost), carry
 
     return Denoiser(init, apply, process)
 

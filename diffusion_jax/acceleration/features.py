@@ -15,12 +15,11 @@ from diffusion_jax.acceleration import forecasting
 from diffusion_jax.acceleration.forecasting import Forecaster, Table
 from diffusion_jax.acceleration.outputs import check_along
 from diffusion_jax.acceleration.refresh import History, Refresh, after, begun, coordinate, due
+from diffusion_jax.clock import network_inputs, some_step, to_prediction
 from diffusion_jax.costs import count_flops
-from diffusion_jax.denoisers.base import some_step
 from diffusion_jax.models import depth_axes, inner_modules, intercepted, replaced, taps
 from diffusion_jax.models.interception import Select
-from diffusion_jax.time_axes import fill
-from diffusion_jax.typing import Cost, Denoiser, Network, Step
+from diffusion_jax.typing import Cost, Denoiser, Network
 
 
 class Features(NamedTuple):
@@ -68,12 +67,12 @@ def cached_features(
         return output, extras
 
     def init(params, x, cond):
-        inputs = network_inputs(process, x, some_step(x))
+        inputs = network_inputs(process, x, some_step(x).t)
         features = jax.eval_shape(computed, params, *inputs, cond)[1]
         return Features(forecasting.init(forecaster, features, depth_axes(features)), begun())
 
     def apply(params, carry, x, step, cond):
-        inputs, at = (*network_inputs(process, x, step), cond), coordinate(along, step, process)
+        inputs, at = (*network_inputs(process, x, step.t), cond), coordinate(along, step, process)
         weights = forecasting.weights(forecaster, carry.table, at)
 
         # Skipped modules report nothing, so what they would is left out of the extras of full steps as well.
@@ -90,9 +89,8 @@ def cached_features(
         now = due(refresh, step, carry.history)
         (output, extras), table = jax.lax.cond(now, full, skip, carry.table)
         rest = share(forecast, computed, (params, carry.table.values, weights, *inputs), (params, *inputs))
-        prediction = process.predict(output, x, fill(step.t, x))
-        cost = cost_of(now, rest)
-        return prediction._replace(extras=extras, cost=cost), Features(table, after(carry.history, now))
+        prediction = to_prediction(process, output, x, step.t, extras, cost_of(now, rest))
+        return prediction, Features(table, after(carry.history, now))
 
     return Denoiser(init, apply, process)
 
@@ -103,12 +101,6 @@ def traced_once(function: Callable[..., Any]) -> Callable[..., Any]:
     What it traces to becomes a part of whatever asks, as if it had been called by itself.
     """
     return jax.jit(function, inline=True)
-
-
-def network_inputs(process: Any, x: Any, step: Step) -> tuple[Any, Any]:
-    """What the network of `process` is fed for x and t."""
-    t = fill(step.t, x)
-    return process.network_input(x, t), process.network_time(t)
 
 
 def share(part: Callable[..., Any], whole: Callable[..., Any], part_inputs: tuple, whole_inputs: tuple) -> float:

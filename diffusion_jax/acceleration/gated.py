@@ -17,13 +17,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from diffusion_jax.acceleration import forecasting
-from diffusion_jax.acceleration.features import cost_of, network_inputs, share, traced_once
+from diffusion_jax.acceleration.features import cost_of, share, traced_once
 from diffusion_jax.acceleration.forecasting import Forecaster, Table, reuse, taylor
 from diffusion_jax.acceleration.refresh import History, Refresh, after, begun, coordinate, due, first_and_last
-from diffusion_jax.denoisers.base import some_step
+from diffusion_jax.clock import network_inputs, some_step, to_prediction
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.models import Staged, staged
-from diffusion_jax.time_axes import expand, fill
+from diffusion_jax.time_axes import expand
 from diffusion_jax.typing import Denoiser, Network
 
 Number = float | int | Float[Array, ""]
@@ -109,7 +109,7 @@ def gated(
         return Gated(*tables, begun(), jnp.float32(jnp.inf))
 
     def init(params, x, cond):
-        inputs = (*network_inputs(process, x, some_step(x)), cond)
+        inputs = (*network_inputs(process, x, some_step(x).t), cond)
         h, seen = jax.eval_shape(watched, params, *inputs)
         _, kept = jax.eval_shape(finished, params, h, *inputs)
         seen, kept = (jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), tree) for tree in (seen, kept))
@@ -125,7 +125,7 @@ def gated(
         return tuple(map(forecasting.update, (probe, last), tables, (seen, kept), (at, at)))
 
     def apply(params, carry, x, step, cond):
-        inputs, at = (*network_inputs(process, x, step), cond), coordinate(along, step, process)
+        inputs, at = (*network_inputs(process, x, step.t), cond), coordinate(along, step, process)
         h, seen = watched(params, *inputs)
         error, now = lifted(decided, in_axes=(0, 0, None, None))(carry, seen, step, at)
 
@@ -142,10 +142,10 @@ def gated(
 
         z, tables = jax.lax.cond(now.any() if by_sample else now, full, skip, (carry.probe, carry.last))
         output, extras = stages.tail(params, z, *inputs)
-        prediction = process.predict(output, x, fill(step.t, x))
         cost = cost_of(now.any(), _rest(stages, network, params, z, inputs))
         extras = {**extras, "gate_error": error, "gate_full": now}
-        return prediction._replace(extras=extras, cost=cost), Gated(*tables, lifted(after)(carry.history, now), error)
+        prediction = to_prediction(process, output, x, step.t, extras, cost)
+        return prediction, Gated(*tables, lifted(after)(carry.history, now), error)
 
     return Denoiser(init, apply, process)
 

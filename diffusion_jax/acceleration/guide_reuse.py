@@ -20,9 +20,10 @@ from diffusion_jax.acceleration.forecasting import Forecaster, Table, reuse
 from diffusion_jax.acceleration.outputs import check_along, output_of, pair_of, parameterized
 from diffusion_jax.acceleration.refresh import History, Refresh, after, begun, coordinate, due
 from diffusion_jax.denoisers import Branches, in_one_batch, linear_rule, steered
-from diffusion_jax.denoisers.base import cost_like, need_gaussian
+from diffusion_jax.denoisers.base import cost_like
 from diffusion_jax.denoisers.conditions import check_null
 from diffusion_jax.denoisers.scales import Number, Scale
+from diffusion_jax.processes import need_gaussian
 from diffusion_jax.typing import Cost, Denoiser, Prediction
 
 

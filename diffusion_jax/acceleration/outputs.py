@@ -22,10 +22,11 @@ import jax.numpy as jnp
 from diffusion_jax.acceleration import forecasting
 from diffusion_jax.acceleration.forecasting import Forecaster, Table, reuse
 from diffusion_jax.acceleration.refresh import COORDINATES, History, Refresh, after, begun, coordinate, due
-from diffusion_jax.denoisers.base import cost_like, members, need_gaussian, with_pair
+from diffusion_jax.denoisers.base import cost_like, with_pair
 from diffusion_jax.errors import InvalidInput, invalid, unknown
+from diffusion_jax.processes import is_joint, members, need_gaussian
 from diffusion_jax.time_axes import each
-from diffusion_jax.typing import Cost, Denoiser, Prediction
+from diffusion_jax.typing import NO_COST, Denoiser, Prediction
 
 
 class Outputs(NamedTuple):
@@ -107,7 +108,7 @@ def cached_outputs(
 
         def skip(carry):
             found = answer(forecasting.predict(forecaster, carry.table, at), x, step)
-            return (found.x0, found.eps, cost_like(Cost())), (carry.inner, carry.table)
+            return (found.x0, found.eps, NO_COST), (carry.inner, carry.table)
 
         (x0, eps, cost), (within, table) = jax.lax.cond(now, compute, skip, carry)
         return Prediction(x0, eps, {}, cost), Outputs(within, table, after(carry.history, now))
@@ -121,7 +122,7 @@ def parameterized(process: Any, prediction: str | None) -> Any:
         name: part if prediction is None else dataclasses.replace(part, prediction=prediction)
         for name, part in members(process).items()
     }
-    return parts if hasattr(process, "processes") else parts[""]
+    return parts if is_joint(process) else parts[""]
 
 
 def output_of(processes: Any, prediction: Prediction, t: Any) -> Any:
@@ -145,7 +146,7 @@ def check_along(along: str, process: Any) -> None:
     """Raises InvalidInput for an unknown coordinate, and for log-SNRs of joint data, which has several."""
     if along not in COORDINATES:
         raise unknown("along", along, COORDINATES)
-    if along == "log_snr" and hasattr(process, "processes"):
+    if is_joint(process) and along == "log_snr":
         raise InvalidInput("along='log_snr' needs one noise level, but joint data has one a modality; use 't'.")
 
 

@@ -17,15 +17,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from diffusion_jax.acceleration.features import cost_of, network_inputs, share, traced_once
+from diffusion_jax.acceleration.features import cost_of, share, traced_once
 from diffusion_jax.acceleration.refresh import History, Refresh, after, begun, due
-from diffusion_jax.denoisers.base import some_step
+from diffusion_jax.clock import network_inputs, some_step, to_prediction
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.models import inner_modules, intercepted, taps
 from diffusion_jax.models.interception import Edit, Select, Site
 from diffusion_jax.models.layers.attention import Attention
 from diffusion_jax.models.layers.mlp import FeedForward
-from diffusion_jax.time_axes import fill
 from diffusion_jax.typing import Denoiser, Network
 
 _KEPT = "kept"
@@ -92,18 +91,18 @@ def cached_tokens(
         return (output, extras), collections[_KEPT]
 
     def init(params, x, cond):
-        shapes = jax.eval_shape(computed, params, *network_inputs(process, x, some_step(x)), cond)[1]
+        shapes = jax.eval_shape(computed, params, *network_inputs(process, x, some_step(x).t), cond)[1]
         return Tokens(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes), begun())
 
     def apply(params, carry, x, step, cond):
-        inputs = (*network_inputs(process, x, step), cond)
+        inputs = (*network_inputs(process, x, step.t), cond)
         now = due(refresh, step, carry.history)
         (output, extras), kept = jax.lax.cond(
             now, lambda kept: computed(params, *inputs), lambda kept: renewed(params, kept, *inputs), carry.kept
         )
         rest = share(renewed, computed, (params, carry.kept, *inputs), (params, *inputs))
-        prediction = process.predict(output, x, fill(step.t, x))
-        return prediction._replace(extras=extras, cost=cost_of(now, rest)), Tokens(kept, after(carry.history, now))
+        prediction = to_prediction(process, output, x, step.t, extras, cost_of(now, rest))
+        return prediction, Tokens(kept, after(carry.history, now))
 
     return Denoiser(init, apply, process)
 

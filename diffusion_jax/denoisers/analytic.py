@@ -24,8 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.processes import is_gaussian, members
 from diffusion_jax.time_axes import expand
-from diffusion_jax.typing import Cost, Denoiser, Prediction
+from diffusion_jax.typing import ONE_EVALUATION, Denoiser, Prediction
 
 
 class GaussianMixture(NamedTuple):
@@ -304,8 +305,8 @@ def analytic(process, causal: bool = False) -> Denoiser:
 
     Raises InvalidInput for a process that is not Gaussian (or a dict of Gaussian ones).
     """
-    for part in getattr(process, "processes", {"": process}).values():
-        if not hasattr(part, "rates"):
+    for part in members(process).values():
+        if not is_gaussian(part):
             raise InvalidInput(f"analytic needs a Gaussian process, but {type(part).__name__} is not.")
 
     def init(params, x, cond):
@@ -314,6 +315,6 @@ def analytic(process, causal: bool = False) -> Denoiser:
     def apply(params, carry, x, step, cond):
         found = posterior(params, process, x, step.t, (cond or {}).get("label"), causal)
         extras = {"log_density": found.log_density, "responsibilities": found.responsibilities}
-        return Prediction(found.x0, found.eps, extras, Cost(jnp.float32(1), jnp.float32(1))), carry
+        return Prediction(found.x0, found.eps, extras, ONE_EVALUATION), carry
 
     return Denoiser(init, apply, process)

@@ -10,25 +10,26 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.errors import InvalidInput
-from diffusion_jax.time_axes import each, expand, fill
-from diffusion_jax.typing import Cost, Denoiser, Network, Prediction, Step
+from diffusion_jax.clock import network_inputs, to_prediction
+from diffusion_jax.processes import by_modality, is_gaussian, kind_of
+from diffusion_jax.time_axes import each, expand
+from diffusion_jax.typing import Cost, Denoiser, Network, Prediction
 
 
 def denoiser(network: Network, process) -> Denoiser:
     """Lifts a network to a denoiser of `process`: one evaluation a call, no state.
 
-    The prediction is float32 whatever the network computes in; `extras` are the network's own.
+    The prediction is float32 whatever the network computes in; `extras` are the network's own. Raises InvalidInput for
+    a process that does not say of which kind it is.
     """
+    kind_of(process)
 
     def init(params, x, cond):
         return ()
 
     def apply(params, carry, x, step, cond):
-        t = fill(step.t, x)
-        output, extras = network.apply(params, process.network_input(x, t), process.network_time(t), cond)
-        prediction = process.predict(output, x, t)
-        return prediction._replace(extras=extras, cost=Cost(jnp.float32(1), jnp.float32(1))), carry
+        output, extras = network.apply(params, *network_inputs(process, x, step.t), cond)
+        return to_prediction(process, output, x, step.t, extras), carry
 
     return Denoiser(init, apply, process)
 
@@ -41,25 +42,6 @@ def map_prediction(inner: Denoiser, function: Callable[..., Prediction]) -> Deno
         return function(prediction, x, step), carry
 
     return Denoiser(inner.init, apply, inner.process)
-
-
-def is_gaussian(process: Any) -> bool:
-    """Whether x_t = alpha x0 + sigma eps in `process` (a single one, or one member of a joint process)."""
-    return hasattr(process, "from_eps")
-
-
-def members(process: Any) -> dict:
-    """The processes of a joint process by name; a process of its own is the member ""."""
-    return getattr(process, "processes", {"": process})
-
-
-def need_gaussian(what: str, process: Any) -> None:
-    """Raises InvalidInput when `what` needs x_t = alpha x0 + sigma eps and `process` has no such pair."""
-    for member in members(process).values():
-        if not is_gaussian(member):
-            raise InvalidInput(
-                f"{what} needs Gaussian processes, whose noise can be scaled; {type(member).__name__} is discrete."
-            )
 
 
 def cost_like(cost: Cost) -> Cost:
@@ -79,8 +61,7 @@ def replace_x0(process: Any, prediction: Prediction, x0: Any, x: Any, t: Any) ->
         eps = process.from_x0(x0, x, t).eps
         return x0, jnp.where(x0 == old_x0, old_eps, eps)
 
-    processes = getattr(process, "processes", process)
-    return with_pair(prediction, each(pair, x, processes, prediction.x0, prediction.eps, x0, t))
+    return with_pair(prediction, each(pair, x, by_modality(process), prediction.x0, prediction.eps, x0, t))
 
 
 def tilt(process: Any, prediction: Prediction, gradient: Any, t: Any) -> Prediction:
@@ -94,8 +75,7 @@ def tilt(process: Any, prediction: Prediction, gradient: Any, t: Any) -> Predict
         shift = sigma * gradient * (alpha != 0)
         return x0 + sigma / jnp.where(alpha == 0, 1.0, alpha) * shift, eps - shift
 
-    processes = getattr(process, "processes", process)
-    return with_pair(prediction, each(pair, prediction.x0, processes, prediction.eps, gradient, t))
+    return with_pair(prediction, each(pair, prediction.x0, by_modality(process), prediction.eps, gradient, t))
 
 
 def with_pair(prediction: Prediction, pair: Any) -> Prediction:
@@ -104,18 +84,6 @@ def with_pair(prediction: Prediction, pair: Any) -> Prediction:
         x0, eps = ({name: value[half] for name, value in pair.items()} for half in (0, 1))
         return prediction._replace(x0=x0, eps=eps)
     return prediction._replace(x0=pair[0], eps=pair[1])
-
-
-def some_step(x: Any, num_steps: int = 1) -> Step:
-    """A step for `x`, one time a sample: for the shapes of what a denoiser returns, before a run begins."""
-    t = jax.tree.map(lambda leaf: jnp.ones(leaf.shape[:1], jnp.float32), x)
-    ones = jax.tree.map(lambda leaf: leaf.astype(jnp.int32), t)
-    return Step(jnp.int32(0), t, jax.tree.map(jnp.zeros_like, t), jnp.int32(num_steps), ones)
-
-
-def batch_size(x: Any) -> int:
-    """B."""
-    return jax.tree.leaves(x)[0].shape[0]
 
 
 def per_sample(values: Any) -> Any:

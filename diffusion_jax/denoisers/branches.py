@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.denoisers.base import batch_size, cost_like
+from diffusion_jax.denoisers.base import cost_like
 from diffusion_jax.denoisers.conditions import null_condition
 from diffusion_jax.denoisers.scales import Number, Scale, check_interval, check_scale, inside, is_static, value_at
 from diffusion_jax.errors import InvalidInput, invalid
-from diffusion_jax.time_axes import each, expand
+from diffusion_jax.time_axes import batch_size, each, expand
 from diffusion_jax.typing import Cost, Denoiser, Prediction
 
 

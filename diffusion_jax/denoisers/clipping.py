@@ -10,9 +10,10 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from diffusion_jax.denoisers.base import is_gaussian, map_prediction, members, replace_x0
+from diffusion_jax.denoisers.base import map_prediction, replace_x0
 from diffusion_jax.denoisers.scales import Number, is_static
 from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.processes import by_modality, is_gaussian, members
 from diffusion_jax.time_axes import each
 from diffusion_jax.typing import Denoiser
 
@@ -55,13 +56,11 @@ def thresholded(
 
 def _bounded(name: str, denoiser: Denoiser, bound: Any, keep_noise: bool) -> Denoiser:
     process = denoiser.process
-    processes = members(process)
-    if not any(is_gaussian(member) for member in processes.values()):
+    if not any(is_gaussian(member) for member in members(process).values()):
         raise InvalidInput(f"{name} bounds continuous data; {type(process).__name__} predicts log-probabilities.")
-    processes = processes if processes.get("") is not process else process
 
     def function(prediction, x, step):
-        x0 = each(lambda x0, process: bound(x0) if is_gaussian(process) else x0, prediction.x0, processes)
+        x0 = each(lambda x0, process: bound(x0) if is_gaussian(process) else x0, prediction.x0, by_modality(process))
         if keep_noise:
             return prediction._replace(x0=x0)
         return replace_x0(process, prediction, x0, x, step.t)

@@ -8,10 +8,11 @@ compares one condition with one null; here what is kept and what is compared are
 
 from typing import Any
 
-from diffusion_jax.denoisers.base import batch_size, cost_like, need_gaussian, with_pair
+from diffusion_jax.denoisers.base import cost_like, with_pair
 from diffusion_jax.denoisers.conditions import check_null, null_condition
 from diffusion_jax.denoisers.scales import Scale, check_scale, is_static, value_at
-from diffusion_jax.time_axes import each, expand
+from diffusion_jax.processes import need_gaussian
+from diffusion_jax.time_axes import batch_size, each, expand
 from diffusion_jax.typing import Denoiser
 
 

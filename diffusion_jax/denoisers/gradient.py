@@ -14,9 +14,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.denoisers.base import cost_like, need_gaussian, replace_x0, tilt
+from diffusion_jax.denoisers.base import cost_like, replace_x0, tilt
 from diffusion_jax.denoisers.scales import Number, Scale, check_scale, is_static, value_at
 from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.processes import need_gaussian
 from diffusion_jax.time_axes import expand
 from diffusion_jax.typing import Cost, Denoiser
 

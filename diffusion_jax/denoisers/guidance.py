@@ -16,11 +16,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.denoisers.base import is_gaussian, members, need_gaussian, with_pair
+from diffusion_jax.denoisers.base import with_pair
 from diffusion_jax.denoisers.branches import Rule, from_two_networks, in_one_batch, steered
 from diffusion_jax.denoisers.conditions import check_null
 from diffusion_jax.denoisers.scales import Number, Scale, is_static
 from diffusion_jax.errors import invalid
+from diffusion_jax.processes import by_modality, is_gaussian, is_joint, members, need_gaussian
 from diffusion_jax.processes.discrete import LOG_ZERO
 from diffusion_jax.time_axes import each, expand
 from diffusion_jax.typing import Denoiser, Prediction
@@ -159,8 +160,7 @@ def projected_guided(
             shift = (strength - 1.0) * direction * (sigma != 0)
             return x0 + shift, eps - alpha / jnp.where(sigma == 0, 1.0, sigma) * shift
 
-        processes = getattr(process, "processes", process)
-        return with_pair(main, each(move, main.x0, processes, main.eps, difference, scale, step.t)), state
+        return with_pair(main, each(move, main.x0, by_modality(process), main.eps, difference, scale, step.t)), state
 
     rule = Rule(init, combine)
     return steered(in_one_batch(denoiser, null), rule, scale, interval=interval, interval_unit=interval_unit)
@@ -172,9 +172,9 @@ def linear_rule(process: Any, rescale: Number = 0.0) -> Rule:
         raise invalid("rescale", rescale, "a number from 0 (off) to 1 was expected")
     if rescale:
         need_gaussian("rescale", process)
-    processes = getattr(process, "processes", process)
+    processes = by_modality(process)
     gaussian = {name: is_gaussian(member) for name, member in members(process).items()}
-    gaussian = gaussian if processes is not process else gaussian[""]
+    gaussian = gaussian if is_joint(process) else gaussian[""]
 
     def combine(state, main, guide, scale, x, step):
         def mix(x0, guide_x0, eps, guide_eps, is_pair, scale, process, t):

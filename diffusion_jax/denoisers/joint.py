@@ -18,13 +18,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.denoisers.base import cost_like, is_gaussian, members, with_pair
+from diffusion_jax.denoisers.base import cost_like, with_pair
 from diffusion_jax.denoisers.scales import Scale, check_scale, is_static, value_at
 from diffusion_jax.errors import InvalidInput, invalid, unknown
+from diffusion_jax.processes import is_gaussian, is_joint, members
 from diffusion_jax.processes.discrete import LOG_ZERO
 from diffusion_jax.randomness import fold, normal
 from diffusion_jax.time_axes import expand
-from diffusion_jax.typing import Cost, Denoiser
+from diffusion_jax.typing import NO_COST, Denoiser
 
 NOISES = ("fixed", "fresh")
 
@@ -121,7 +122,7 @@ def combined(denoiser: Denoiser, queries: Sequence[tuple[Scale, Any]] = (), *, n
 
             def skip(own):
                 # What was remembered is older than the last call: it starts anew.
-                return (main.x0, main.eps, Cost(jnp.float32(0), jnp.float32(0))), denoiser.init(params, x, cond)
+                return (main.x0, main.eps, NO_COST), denoiser.init(params, x, cond)
 
             wanted = _wanted(value, named(step.remaining), levels)
             own = carry[number + 1]
@@ -207,7 +208,7 @@ def _wanted(value, remaining, levels):
 
 
 def _names(process):
-    return tuple(getattr(process, "processes", ()))
+    return tuple(process.processes) if is_joint(process) else ()
 
 
 def _override(override, parts):

@@ -12,8 +12,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from diffusion_jax.denoisers.base import members, need_gaussian, with_pair
+from diffusion_jax.denoisers.base import with_pair
 from diffusion_jax.errors import invalid
+from diffusion_jax.processes import by_modality, members, need_gaussian
 from diffusion_jax.time_axes import each, expand
 from diffusion_jax.timesteps import matching_time
 from diffusion_jax.typing import Denoiser
@@ -33,8 +34,7 @@ def on_process(inner: Denoiser, process: Any) -> Denoiser:
         raise invalid("process", sorted(ours), f"the modalities of the denoiser, {sorted(theirs)}, were expected")
     if all(ours[name].schedule == theirs[name].schedule for name in ours):
         return Denoiser(inner.init, inner.apply, process)
-    joint = hasattr(process, "processes")
-    ours, theirs = (ours, theirs) if joint else (ours[""], theirs[""])
+    ours, theirs = by_modality(process), by_modality(inner.process)
 
     def matched(t):
         return each(lambda ours, theirs, t: matching_time(ours, theirs, t), ours, theirs, t)

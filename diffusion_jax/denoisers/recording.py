@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.denoisers.base import some_step
+from diffusion_jax.clock import some_step
 from diffusion_jax.errors import invalid
 from diffusion_jax.typing import Denoiser, Prediction, Step
 

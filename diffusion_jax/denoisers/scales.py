@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array
 
 from diffusion_jax.errors import invalid, unknown
+from diffusion_jax.processes import members
 from diffusion_jax.typing import Step
 
 Number = float | int
@@ -62,8 +63,8 @@ def _entry(values, index):
 def inside(t: Any, low: Any, high: Any, unit: str = "t", process: Any = None) -> Any:
     """Where `low <= t <= high`, with the shape of t; bounds on log(alpha^2 / sigma^2) when `unit` is "log_snr"."""
     if isinstance(t, dict):
-        processes = getattr(process, "processes", {})
-        return {name: inside(value, low, high, unit, processes.get(name, process)) for name, value in t.items()}
+        parts = {} if process is None else members(process)
+        return {name: inside(value, low, high, unit, parts.get(name, process)) for name, value in t.items()}
     value = jnp.asarray(t) if unit == "t" else process.log_snr(t)
     return (value >= low) & (value <= high)
 
@@ -78,8 +79,7 @@ def check_interval(field: str, bounds: Any, unit: str, process: Any) -> None:
         raise invalid(field, bounds, "a pair (low, high) was expected")
     if all(map(is_static, bounds)) and bounds[0] > bounds[1]:
         raise invalid(field, bounds, "low must not exceed high")
-    members = getattr(process, "processes", {"": process}).values()
-    if unit == "log_snr" and not all(hasattr(member, "log_snr") for member in members):
+    if unit == "log_snr" and process is None:
         raise invalid(f"{field}_unit", unit, "it needs a process with a log_snr; use 't'")
 
 

@@ -17,10 +17,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from diffusion_jax.denoisers.base import cost_like, members
+from diffusion_jax.clock import clock, num_steps
+from diffusion_jax.denoisers.base import cost_like
 from diffusion_jax.denoisers.conditions import sample_time
 from diffusion_jax.denoisers.scales import Number, is_static
 from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.processes import is_joint, members
 from diffusion_jax.time_axes import each
 from diffusion_jax.typing import Cost, Denoiser, Step
 
@@ -49,7 +51,7 @@ def by_log_snr(process: Any, *boundaries: Any) -> Callable[[Step], Any]:
     decides. Raises InvalidInput for a process without a log-SNR.
     """
     _check_boundaries(boundaries, falling=False)
-    if not hasattr(process, "inverse_log_snr"):
+    if is_joint(process):
         raise invalid("process", process, "boundaries in log-SNR need a process that has one; use by_time")
     return lambda step: _passed(process.log_snr(jnp.max(sample_time(step.t))) >= jnp.asarray(boundaries) - 1e-4)
 
@@ -79,14 +81,9 @@ def time_table(which: Any, grid: Any) -> Int[Array, " S"]:
 
     Counting its entries tells how often each denoiser will be asked, and what a run will cost.
     """
-    rule, size = _rule(which), jax.tree.leaves(grid)[0].shape[0] - 1
-    grid = jax.tree.map(jnp.asarray, grid)
-
-    def at(index):
-        t, t_next = jax.tree.map(lambda g: g[index], grid), jax.tree.map(lambda g: g[index + 1], grid)
-        return jnp.asarray(rule(Step(index, t, t_next, jnp.int32(size))), jnp.int32)
-
-    return jax.lax.map(at, jnp.arange(size, dtype=jnp.int32))
+    rule, ticks = _rule(which), clock(jax.tree.map(jnp.asarray, grid))
+    steps = jnp.arange(num_steps(grid), dtype=jnp.int32)
+    return jax.lax.map(lambda index: jnp.asarray(rule(ticks.step(index)), jnp.int32), steps)
 
 
 def switched(denoisers: Sequence[Denoiser], which: Any = (0.5,), compute: Sequence[Number] | None = None) -> Denoiser:

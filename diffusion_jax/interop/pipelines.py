@@ -258,7 +258,7 @@ def generate(
     grid = grid[len(grid) - 1 - max(1, int((len(grid) - 1) * strength)) :]
     index = jnp.arange(len(prompts)) if index is None else jnp.asarray(index)
     keys = randomness.sample_keys(key, index)
-    noise = randomness.normal(randomness.fold(keys, 0), shape) if noise is None else jnp.asarray(noise, jnp.float32)
+    noise = randomness.normal(randomness.prior_key(keys), shape) if noise is None else jnp.asarray(noise, jnp.float32)
     if noise.shape != shape:
         raise invalid("noise.shape", noise.shape, f"{shape} is needed")
 

@@ -17,9 +17,6 @@ from diffusion_jax.errors import InvalidInput
 
 DENSE = "o i -> i o"
 CONV = "o i p q -> p q i o"
-POINTWISE = "o i -> 1 1 i o"
-"""A linear layer in their file that is a 1 x 1 convolution here."""
-
 
 ALIGNMENT = 64
 """Bytes."""
@@ -69,11 +66,6 @@ def dense(ours: str, theirs: str, bias: bool = True, **source: Any) -> Table:
 def conv(ours: str, theirs: str, bias: bool = True, **source: Any) -> Table:
     """A convolution: `theirs.weight [O, I, p, q]` and `theirs.bias`."""
     return _layer(CONV, ours, theirs, bias, source)
-
-
-def pointwise(ours: str, theirs: str, bias: bool = True, **source: Any) -> Table:
-    """A 1 x 1 convolution here, a linear layer there."""
-    return _layer(POINTWISE, ours, theirs, bias, source)
 
 
 def norm(ours: str, theirs: str, bias: bool = True, **source: Any) -> Table:

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from diffusion_jax import randomness
+from diffusion_jax.clock import single_step
 from diffusion_jax.errors import invalid, unknown
-from diffusion_jax.typing import Denoiser, Step
+from diffusion_jax.time_axes import batch_size
+from diffusion_jax.typing import Denoiser
 
 
 def leakage(
@@ -35,9 +37,9 @@ def leakage(
             raise unknown("a name in ignored", name, x0)
     if redraws < 2:
         raise invalid("redraws", redraws, "a variance needs at least 2")
-    size = jax.tree.leaves(x0)[0].shape[0]
+    size = batch_size(x0)
     times = {name: jnp.broadcast_to(1.0 if name in ignored else t, (size,)) for name in x0}
-    step = Step(jnp.int32(0), times, times, jnp.int32(1))
+    step = single_step(times)
     x_t, _ = denoiser.process.corrupt(randomness.sample_keys(key, jnp.arange(size)), x0, times)
 
     def predicted(key):

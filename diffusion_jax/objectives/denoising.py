@@ -14,9 +14,11 @@ from typing import Any
 import jax.numpy as jnp
 
 from diffusion_jax import timesteps
+from diffusion_jax.clock import network_inputs
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.objectives.batches import drawn, drop_condition, example_keys, own, updated
 from diffusion_jax.objectives.entries import EntryLoss, per_example, regression, tokens
+from diffusion_jax.processes import by_modality, is_discrete, is_gaussian, is_joint
 from diffusion_jax.randomness import split
 from diffusion_jax.time_axes import each, expand, fill
 from diffusion_jax.typing import Aux, Network, Objective, TimestepDraw
@@ -30,6 +32,7 @@ def denoising(
     process: Any,
     draw: TimestepDraw | Mapping[str, TimestepDraw | str] | None = None,
     weight: Callable[[Any, Any], Any] | None = None,
+    *,
     t_shape: str | int | Mapping[str, str | int] = "batch",
     cond_dropout: float = 0.0,
     null: Mapping[str, Any] | None = None,
@@ -67,11 +70,12 @@ def denoising(
     gaussian, discrete = regression(weight), tokens()
 
     def entry(process, *args):
-        return (discrete if hasattr(process, "log_prob") else gaussian)(process, *args)
+        return (discrete if is_discrete(process) else gaussian)(process, *args)
 
     return objective(
-        network, process, entry, draw, t_shape, cond_dropout, null, train, modality_weights, missing_weight
-    )
+        network, process, entry, draw, t_shape=t_shape, cond_dropout=cond_dropout, null=null, train=train,
+        modality_weights=modality_weights, missing_weight=missing_weight,
+    )  # fmt: skip
 
 
 def objective(
@@ -79,6 +83,7 @@ def objective(
     process: Any,
     entry: EntryLoss,
     draw: TimestepDraw | Mapping[str, TimestepDraw | str] | None = None,
+    *,
     t_shape: str | int | Mapping[str, str | int] = "batch",
     cond_dropout: float = 0.0,
     null: Mapping[str, Any] | None = None,
@@ -107,22 +112,23 @@ def objective(
         noise_key, drop_key, network_key = split(example_keys(key, batch["index"]), 3)
         x_t, noise = process.corrupt(noise_key, x0, t)
         cond = drop_condition(drop_key, batch.get("cond"), null, cond_dropout)
-        output, extras = network.apply(
-            params, process.network_input(x_t, t), process.network_time(t), cond, train=train, key=network_key
-        )
+        output, extras = network.apply(params, *network_inputs(process, x_t, t), cond, train=train, key=network_key)
 
-        def losses(x0, process, output, noise, x_t, t, draw_weight, weight, present):
-            weighted, name, plain, share = entry(process, output, x0, noise, x_t, t)
+        def answered(x0, process, output, noise, x_t, t):
+            return entry(process, output, x0, noise, x_t, t)
+
+        def averaged(answer, draw_weight, weight, present):
+            weighted, name, plain, share = answer
             weighted = weighted if weight == 1 else weight * weighted
             shown = jnp.mean(present * plain) / jnp.maximum(jnp.mean(present * share), jnp.finfo(jnp.float32).tiny)
             return per_example(expand(draw_weight, weighted) * weighted), per_example(weighted), name, shown
 
-        processes = getattr(process, "processes", process)
         joint = isinstance(x0, Mapping)
         missing = batch.get("missing") or {}
         _check_known(process, missing, missing_weight)
         present = {name: 1.0 - jnp.asarray(missing[name]) if name in missing else 1.0 for name in x0} if joint else 1.0
-        results = each(losses, x0, processes, output, noise, x_t, t, batch["t_weight"], weights, present)
+        answers = each(answered, x0, by_modality(process), output, noise, x_t, t)
+        results = each(averaged, answers, batch["t_weight"], weights, present)
         entries = results if joint else {"": results}
         total = sum(value[0] for value in entries.values())
         recorded = {name: value[1] for name, value in entries.items()}
@@ -140,7 +146,7 @@ def objective(
 
 def _modality_weights(process, weights, missing_weight):
     """A weight for each modality, or 1 for data that is one array."""
-    processes = getattr(process, "processes", {})
+    processes = process.processes if is_joint(process) else {}
     for name, weight in (weights or {}).items():
         if name not in processes:
             raise unknown("a name in modality_weights", name, processes)
@@ -154,7 +160,8 @@ def _modality_weights(process, weights, missing_weight):
 def _check_known(process, missing, missing_weight):
     """What is missing counts where its target is known: the noise is."""
     for name in missing if missing_weight else ():
-        if getattr(process.processes[name], "prediction", None) not in NOISE_PREDICTIONS:
+        member = process.processes[name]
+        if not is_gaussian(member) or member.prediction not in NOISE_PREDICTIONS:
             raise invalid(
                 "missing_weight", missing_weight, f"the network predicts other things of {name!r} than noise: use 0"
             )

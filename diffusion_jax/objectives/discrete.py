@@ -13,6 +13,7 @@ def masked(
     process: Any,
     draw: TimestepDraw | None = None,
     weighting: str = "nelbo",
+    *,
     t_shape: str | int = "batch",
     cond_dropout: float = 0.0,
     null: Mapping[str, Any] | None = None,
@@ -27,4 +28,5 @@ def masked(
 
     Raises InvalidInput for an unknown weighting, or for `nelbo` with a process that is not absorbing.
     """
-    return objective(network, process, tokens(weighting), draw, t_shape, cond_dropout, null, train)
+    options = {"t_shape": t_shape, "cond_dropout": cond_dropout, "null": null, "train": train}
+    return objective(network, process, tokens(weighting), draw, **options)

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax import timesteps
+from diffusion_jax.clock import single_step
 from diffusion_jax.denoisers import denoiser
 from diffusion_jax.errors import invalid, unknown
 from diffusion_jax.objectives.batches import batch_size, drawn, example_keys
@@ -24,7 +25,7 @@ from diffusion_jax.objectives.denoising import denoising
 from diffusion_jax.objectives.entries import per_example
 from diffusion_jax.randomness import fold, split
 from diffusion_jax.time_axes import expand
-from diffusion_jax.typing import Aux, Denoiser, Network, Objective, Step, TimestepDraw
+from diffusion_jax.typing import Aux, Denoiser, Network, Objective, TimestepDraw
 
 PARTS = ("fake", "student")
 
@@ -79,7 +80,7 @@ def distribution_matching(
         batch = drawn(draw, state.fake, {**batch, "x0": x}, fold(key, 0), 1)
         t, cond = batch["t"], batch.get("cond")
         x_t, _ = process.corrupt(example_keys(fold(key, 1), batch["index"]), x, t)
-        at = Step(jnp.int32(0), t, t, jnp.int32(1))
+        at = single_step(t)
         real, _ = teacher.apply(state.teacher, teacher.init(state.teacher, x_t, cond), x_t, at, cond)
         made, _ = judge.apply(params["fake"], (), x_t, at, cond)
         size = jnp.maximum(per_example(jnp.abs(x - real.x0)), 1e-3)

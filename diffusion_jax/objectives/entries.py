@@ -11,6 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from diffusion_jax.errors import InvalidInput, invalid, unknown
+from diffusion_jax.processes import kind_of
 from diffusion_jax.time_axes import expand
 
 EntryLoss = Callable[..., tuple[Any, str, Any, Any]]
@@ -51,7 +52,7 @@ def tokens(weighting: str = "nelbo") -> EntryLoss:
     def entry(process, output, x0, noise, x_t, t):
         # Predictions of an absorbing process copy what is not masked: those tokens have no loss.
         cost = -process.log_prob(process.predict(output, x_t, t), x0)
-        absorbing = hasattr(process, "is_masked")
+        absorbing = kind_of(process) == "absorbing"
         lost = process.is_masked(x_t) if absorbing else jnp.ones(cost.shape, bool)
         share = per_example(lost.astype(jnp.float32))
         cost = jnp.where(lost, cost, 0.0)

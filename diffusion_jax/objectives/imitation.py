@@ -22,12 +22,13 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax import timesteps
+from diffusion_jax.clock import network_inputs, single_step
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.objectives.batches import drawn, example_keys, updated
 from diffusion_jax.objectives.entries import per_example
 from diffusion_jax.randomness import split
 from diffusion_jax.time_axes import each, expand, fill
-from diffusion_jax.typing import Aux, Denoiser, Network, Objective, Step, TimestepDraw
+from diffusion_jax.typing import Aux, Denoiser, Network, Objective, TimestepDraw
 
 
 class Imitated(NamedTuple):
@@ -71,12 +72,9 @@ def imitation(
         noise_key, network_key = split(example_keys(key, batch["index"]), 2)
         x_t, _ = process.corrupt(noise_key, x0, t)
         fixed = jax.lax.stop_gradient(state.params)
-        at = Step(jnp.int32(0), t, t, jnp.int32(1))
-        said, _ = teacher.apply(fixed, teacher.init(fixed, x_t, cond), x_t, at, cond)
+        said, _ = teacher.apply(fixed, teacher.init(fixed, x_t, cond), x_t, single_step(t), cond)
         target = jax.lax.stop_gradient(process.target(said.x0, said.eps, t))
-        output, _ = network.apply(
-            params, process.network_input(x_t, t), process.network_time(t), cond, train=True, key=network_key
-        )
+        output, _ = network.apply(params, *network_inputs(process, x_t, t), cond, train=True, key=network_key)
         square = each(lambda output, target: jnp.square(output - target), output, target)
         scale = batch["t_weight"] if weight is None else batch["t_weight"] * weight(process, t)
         plain = sum(per_example(leaf) for leaf in jax.tree.leaves(square))

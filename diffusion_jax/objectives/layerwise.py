@@ -25,6 +25,7 @@ def layerwise(
     network: Network,
     process: Any,
     draw: TimestepDraw | None = None,
+    *,
     uncertainty: float | int = 1.0,
     layers: float | int = 1.0,
     cond_dropout: float = 0.0,

@@ -15,6 +15,16 @@ from diffusion_jax.processes.discrete_vp import (
 from diffusion_jax.processes.gaussian import NETWORK_TIMES, PARAMETERIZATIONS, GaussianProcess, Schedule
 from diffusion_jax.processes.joint import JointProcess
 from diffusion_jax.processes.keep import KEEP_SCHEDULES, KeepCosine, KeepGeometric, KeepPolynomial
+from diffusion_jax.processes.kinds import (
+    KINDS,
+    by_modality,
+    is_discrete,
+    is_gaussian,
+    is_joint,
+    kind_of,
+    members,
+    need_gaussian,
+)
 from diffusion_jax.processes.named import (
     cosine,
     edm,
@@ -33,6 +43,7 @@ __all__ = [
     "EDM",
     "INTERPOLATIONS",
     "KEEP_SCHEDULES",
+    "KINDS",
     "LOG_ZERO",
     "NETWORK_TIMES",
     "PARAMETERIZATIONS",
@@ -52,11 +63,18 @@ __all__ = [
     "VarianceExploding",
     "absorbing",
     "betas",
+    "by_modality",
     "cosine",
     "cosine_betas",
     "edm",
     "gvp",
+    "is_discrete",
+    "is_gaussian",
+    "is_joint",
+    "kind_of",
     "linear_betas",
+    "members",
+    "need_gaussian",
     "rectified_flow",
     "scaled_linear_betas",
     "sigmoid_betas",

@@ -49,6 +49,7 @@ class _Discrete:
     vocab_size: int
     schedule: Any = "linear"
     time: str = "1000t"
+    kind = "discrete"
 
     def __post_init__(self):
         if self.vocab_size < 2:
@@ -112,6 +113,7 @@ class Absorbing(_Discrete):
     """
 
     mask_id: int | None = None
+    kind = "absorbing"
 
     def __post_init__(self):
         super().__post_init__()

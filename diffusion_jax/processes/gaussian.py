@@ -132,6 +132,7 @@ class GaussianProcess:
     prediction: str = "v"
     time: str = "1000t"
     sigma_data: Number = 0.5
+    kind = "gaussian"
 
     def __post_init__(self):
         if self.prediction not in PARAMETERIZATIONS:

@@ -21,6 +21,7 @@ class JointProcess:
     """
 
     entries: tuple[tuple[str, Any], ...]
+    kind = "joint"
 
     def __init__(self, processes: Mapping[str, Any]):
         if not processes:

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.errors import InvalidInput
+from diffusion_jax.processes import by_modality, is_gaussian, members
 from diffusion_jax.time_axes import expand
 from diffusion_jax.typing import Prediction
 
@@ -26,7 +27,7 @@ def per_modality(function: Callable[..., Any], process: Any, x: Any, *trees: Any
     Arguments that are not dicts are shared by all entries. When the function returns a tuple, so does this: one dict
     per place of the tuple.
     """
-    processes = getattr(process, "processes", process)
+    processes = by_modality(process)
     if not isinstance(x, dict):
         return function(processes, x, *trees)
 
@@ -43,8 +44,8 @@ def per_modality(function: Callable[..., Any], process: Any, x: Any, *trees: Any
 
 def check_gaussian(process: Any, solver: str) -> None:
     """Raises `InvalidInput` when `solver`, which needs alpha and sigma, is given another kind of process."""
-    for part in getattr(process, "processes", {"": process}).values():
-        if not hasattr(part, "rates"):
+    for part in members(process).values():
+        if not is_gaussian(part):
             raise InvalidInput(
                 f"solver {solver!r} needs a Gaussian process, but {type(part).__name__} is not; "
                 "use ancestral() or unmask(), or joint() for a mixture of modalities."

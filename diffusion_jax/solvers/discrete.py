@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.errors import InvalidInput, invalid, unknown
+from diffusion_jax.processes import kind_of, members
 from diffusion_jax.randomness import fold, per_sample, split, uniform
 from diffusion_jax.solvers.base import per_modality
 from diffusion_jax.time_axes import expand
@@ -21,12 +22,11 @@ def _gumbel(key, shape, dtype):
     return per_sample(jax.random.gumbel, key, shape).astype(dtype)
 
 
-def _discrete_only(name, methods):
+def _of_kind(name, needed, *kinds):
     def init(process, x, grid):
-        for part in getattr(process, "processes", {"": process}).values():
-            if not all(hasattr(part, method) for method in methods):
-                kind = "an absorbing process" if "is_masked" in methods else "a discrete process"
-                raise InvalidInput(f"solver {name!r} needs {kind}, but got {type(part).__name__}.")
+        for part in members(process).values():
+            if kind_of(part) not in kinds:
+                raise InvalidInput(f"solver {name!r} needs {needed} process, but got {type(part).__name__}.")
         return ()
 
     return init
@@ -61,7 +61,7 @@ def ancestral(temperature: float = 1.0) -> Solver:
         x = per_modality(update, process, x, answer.x0, _keys_per_modality(key, x), step.t, step.t_next)
         return x, state, carry
 
-    return Solver(_discrete_only("ancestral", ("posterior",)), step, order=1)
+    return Solver(_of_kind("ancestral", "a discrete", "discrete", "absorbing"), step, order=1)
 
 
 def _log_one_hot(index, like):
@@ -125,7 +125,7 @@ def unmask(confidence: str = "probability", temperature: float = 1.0, noise: flo
             return (jnp.exp(log_x0) * log_x0).sum(axis=-1)
         return uniform(key, candidate.shape)
 
-    return Solver(_discrete_only("unmask", ("posterior", "is_masked")), step, order=1)
+    return Solver(_of_kind("unmask", "an absorbing", "absorbing"), step, order=1)
 
 
 def joint(solvers: Mapping[str, Solver]) -> Solver:

@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.processes import is_joint
 from diffusion_jax.processes.schedules import Number, as_time
 
 
@@ -17,7 +18,7 @@ def _check_count(field: str, value: int) -> None:
 
 
 def _check_log_snr(process: Any) -> None:
-    if not hasattr(process, "inverse_log_snr"):
+    if is_joint(process):
         raise InvalidInput("process has no log-SNR of its own; for joint data give the process of one entry instead.")
 
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from diffusion_jax import randomness
 from diffusion_jax.errors import InvalidInput, invalid, unknown
-from diffusion_jax.time_axes import each, where
+from diffusion_jax.time_axes import batch_size, each, where
 
 ROLES: dict[str, float | None] = {"generate": None, "given": 0.0, "ignored": 1.0}
 """The time at which a modality stands in each role; None runs along the grid."""
@@ -198,11 +198,10 @@ def noised_start(key: Any, process: Any, plan: Any, known: Any, index: Any = Non
     that `sample` draws for the same key and index. known: like x, batch included; a dict for joint data. index: `[B]`.
     """
     shape = {name: jnp.shape(leaf) for name, leaf in known.items()} if isinstance(known, Mapping) else jnp.shape(known)
-    size = jax.tree.leaves(known)[0].shape[0]
-    keys = randomness.sample_keys(key, jnp.arange(size) if index is None else index)
+    keys = randomness.sample_keys(key, jnp.arange(batch_size(known)) if index is None else index)
     t = jax.tree.map(lambda grid: grid[0], plan)
-    noised, _ = process.corrupt(randomness.fold(keys, 3), known, t)
-    noise = process.prior(randomness.fold(keys, 0), shape)
+    noised, _ = process.corrupt(randomness.corruption_key(keys), known, t)
+    noise = process.prior(randomness.prior_key(keys), shape)
     return each(_begin, known, t, noised, noise)
 
 

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.errors import InvalidInput
+from diffusion_jax.processes import is_gaussian
 from diffusion_jax.processes.gaussian import PARAMETERIZATIONS
 from diffusion_jax.processes.schedules import Number, as_time, check_positive
 
@@ -34,7 +35,7 @@ def _weight(function: Callable[..., Any]) -> Weight:
     """
 
     def weight(process, t):
-        if not hasattr(process, "prediction"):
+        if not is_gaussian(process):
             raise InvalidInput(f"weights are for Gaussian processes, but this one is {type(process).__name__}.")
         t = as_time(t)
         alpha, sigma = jnp.maximum(process.alpha(t), 1e-9), jnp.maximum(process.sigma(t), 1e-9)

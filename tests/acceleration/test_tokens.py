@@ -9,6 +9,7 @@ import pytest
 
 from diffusion_jax import denoisers, models, solvers
 from diffusion_jax.acceleration import cached_features, cached_tokens, every, reuse
+from diffusion_jax.clock import some_step
 from diffusion_jax.distributed import make_mesh
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.sampling import make_sampler
@@ -68,7 +69,7 @@ def test_only_the_chosen_tokens_enter_and_each_has_its_turn():
     carry, ages = denoiser.init(weights, X, COND), []
     step = jax.jit(denoiser.apply)
     for index in range(4):
-        at = denoisers.base.some_step(X)._replace(index=jnp.int32(index), t=jnp.full(8, GRID[index]))
+        at = some_step(X)._replace(index=jnp.int32(index), t=jnp.full(8, GRID[index]))
         _, carry = step(weights, carry, X, at, COND)
         kept = carry.kept["blocks"]["block"]
         ages.append(np.asarray(kept["mlp"]["feed_forward"]["output"].age))
@@ -88,7 +89,7 @@ def test_what_is_chosen_is_new_and_the_rest_is_what_was_said_last():
     def two(params):
         carries = [denoiser.init(params, X, COND)]
         for index in range(2):
-            at = denoisers.base.some_step(X)._replace(index=jnp.int32(index), t=jnp.full(8, GRID[index]))
+            at = some_step(X)._replace(index=jnp.int32(index), t=jnp.full(8, GRID[index]))
             carries.append(denoiser.apply(params, carries[-1], X, at, COND)[1])
         return carries[1:]
 
@@ -118,6 +119,6 @@ def test_what_cannot_be_asked_is_refused():
         cached_tokens(tiny(), FLOW, every(2), 1.5)
     turned = cached_tokens(tiny(positions="rotary"), FLOW, every(2), 0.5)
     carry = jax.eval_shape(turned.init, params(), X, COND)
-    at = denoisers.base.some_step(X)
+    at = some_step(X)
     with pytest.raises(InvalidInput, match="attention=0"):
         jax.eval_shape(turned.apply, params(), carry, X, at, COND)

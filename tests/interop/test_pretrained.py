@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from diffusion_jax import distributed, interop, models
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.interop.files import TensorFiles
-from diffusion_jax.interop.tables import CONV, POINTWISE, Source, slots, their_shapes
+from diffusion_jax.interop.tables import CONV, Source, slots, their_shapes
 from diffusion_jax.models import by_path
 from tests.interop.foreign import FIELDS, FOREIGN
 
@@ -107,7 +107,7 @@ def test_fields_may_be_overridden(folder):
     ("layout", "ours", "theirs", "sizes"),
     [
         (CONV, (3, 5, 7, 11), (11, 7, 3, 5), ()),
-        (POINTWISE, (1, 1, 7, 11), (11, 7), ()),
+        ("o i -> 1 1 i o", (1, 1, 7, 11), (11, 7), ()),
         ("o i p q -> (p q i) o", (2 * 3 * 4, 5), (5, 4, 2, 3), (("p", 2), ("q", 3))),
         ("1 n d -> n d", (6, 5), (1, 6, 5), ()),
     ],

@@ -6,10 +6,10 @@ import pytest
 
 from diffusion_jax import models
 from diffusion_jax.acceleration import cached_features, refresh
+from diffusion_jax.clock import some_step
 from diffusion_jax.config import build, load
 from diffusion_jax.costs import count_bytes
 from diffusion_jax.denoisers import guided
-from diffusion_jax.denoisers.base import some_step
 from diffusion_jax.recipes.taylorseer import asked
 from diffusion_jax.typing import Step
 

@@ -18,7 +18,7 @@ from diffusion_jax.experiment import prepare
 from diffusion_jax.recipes.frame import trained
 from diffusion_jax.sampling import sample
 from diffusion_jax.streaming import rolling
-from diffusion_jax.typing import Cost, Denoiser
+from diffusion_jax.typing import NO_COST, Cost, Denoiser
 
 
 class Planner(NamedTuple):
@@ -77,7 +77,7 @@ def replanned(planner: Planner, chunk: int, steps: int | None = None) -> Arm:
 
     def policy(params):
         def init(observation, keys):
-            return Cost(jnp.float32(0), jnp.float32(0))
+            return NO_COST
 
         def act(cost, observation, keys):
             plan = whole_plan(planner, params, observation, keys, grid)

@@ -12,12 +12,13 @@ import numpy as np
 from diffusion_jax import adapters, denoisers, models, objectives, solvers, timesteps
 from diffusion_jax.acceleration import dynamic
 from diffusion_jax.adapters import Timed
+from diffusion_jax.clock import single_step
 from diffusion_jax.config import build
 from diffusion_jax.experiment import Experiment
 from diffusion_jax.metrics import energy_distance
 from diffusion_jax.recipes.frame import trained
 from diffusion_jax.sampling import make_sampler
-from diffusion_jax.typing import Network, Objective, Step
+from diffusion_jax.typing import Network, Objective
 
 
 class Arm(NamedTuple):
@@ -221,7 +222,7 @@ def execution(experiment: Experiment, routed: Timed, tree: Any, sampling: Any, t
 
 
 def _ask(denoiser, params, x, t, cond):
-    step = Step(jnp.int32(0), t, jnp.zeros_like(t), jnp.int32(1))
+    step = single_step(t, jnp.zeros_like(t))
     return denoiser.apply(params, denoiser.init(params, x, cond), x, step, cond)[0].eps
 
 

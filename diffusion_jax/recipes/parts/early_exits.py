@@ -10,6 +10,7 @@ import numpy as np
 
 from diffusion_jax import denoisers, metrics, objectives, sampling
 from diffusion_jax.acceleration.early_exit import at_depth, depth_table, early_exit
+from diffusion_jax.clock import network_inputs
 from diffusion_jax.config import build
 from diffusion_jax.experiment import Experiment, prepare
 from diffusion_jax.models import EarlyExit
@@ -58,7 +59,7 @@ def errors_of(exits: EarlyExit, process: Any, source: Any, count: int, times: An
         def at(t):
             t = jnp.full(count, t)
             x_t, noise = process.corrupt(jax.random.key(0), x0, t)
-            answers, _ = exits.network.apply(params, x_t, process.network_time(t), cond)
+            answers, _ = exits.network.apply(params, *network_inputs(process, x_t, t), cond)
             target = process.target(x0, noise, t)
             actual = objectives.uncertainty_target(process, answers.output, target, x_t, t)
             each = answers.uncertainty, actual, jnp.square(answers.output - target)
@@ -124,7 +125,7 @@ def runs(exits: EarlyExit, experiment: Experiment, config: Any, count: int) -> R
 
         def estimates(entry):
             x, t = entry
-            answers, _ = exits.network.apply(params, x, process.network_time(jnp.full(count, t)), labels)
+            answers, _ = exits.network.apply(params, *network_inputs(process, x, t), labels)
             return answers.uncertainty.reshape(exits.depth, count, -1).mean(axis=2)
 
         return jax.lax.map(estimates, (xs, grid[:-1]))

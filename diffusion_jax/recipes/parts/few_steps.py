@@ -14,13 +14,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion_jax import denoisers, objectives, solvers
+from diffusion_jax.clock import clock, num_steps
 from diffusion_jax.config import build
 from diffusion_jax.experiment import Experiment, prepare
 from diffusion_jax.objectives.batches import example_keys
 from diffusion_jax.randomness import split
 from diffusion_jax.recipes.frame import trained
 from diffusion_jax.sampling import sample
-from diffusion_jax.typing import Denoiser, Solver, Step
+from diffusion_jax.typing import Denoiser, Solver
 
 
 def answers(denoiser: Denoiser, grid: Any, first: float = 0.5) -> Callable[..., Any]:
@@ -30,7 +31,7 @@ def answers(denoiser: Denoiser, grid: Any, first: float = 0.5) -> Callable[..., 
     is shared by the batch. first: how often it is the first one, which has the most to learn; the others are equal.
     """
     grid = jnp.asarray(grid)
-    steps = len(grid) - 1
+    steps = num_steps(grid)
     shares = jnp.asarray([first] + [(1.0 - first) / (steps - 1)] * (steps - 1))
 
     def generate(params, batch, key):
@@ -39,7 +40,7 @@ def answers(denoiser: Denoiser, grid: Any, first: float = 0.5) -> Callable[..., 
         x0, t = batch["x0"], grid[index]
         x, noise = denoiser.process.corrupt(example_keys(noise_key, batch["index"]), x0, t)
         x = jnp.where(index == 0, noise, x)
-        step, cond = Step(index, t, grid[index + 1], jnp.int32(steps)), batch.get("cond")
+        step, cond = clock(grid).step(index), batch.get("cond")
         return denoiser.apply(params, denoiser.init(params, x, cond), x, step, cond)[0].x0
 
     return generate

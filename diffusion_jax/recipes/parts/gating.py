@@ -14,6 +14,7 @@ from scipy.stats import spearmanr
 
 from diffusion_jax.acceleration import either, every, first_and_last, forecasting, gated, taylor
 from diffusion_jax.acceleration.gated import relative_error
+from diffusion_jax.clock import network_inputs
 from diffusion_jax.costs import count_bytes
 from diffusion_jax.denoisers import recorded
 from diffusion_jax.models import Staged
@@ -141,7 +142,7 @@ def true_errors(
     full, xs = found.steps
 
     def features(x, t):
-        inputs = process.network_input(x, t), process.network_time(jnp.broadcast_to(t, x.shape[:1])), cond
+        inputs = (*network_inputs(process, x, t), cond)
         h = stages.head(params, *inputs)
         return h, stages.body(params, h, *inputs)
 

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax import denoisers, randomness
+from diffusion_jax.clock import single_step
 from diffusion_jax.sampling import Samples, sample
-from diffusion_jax.typing import Denoiser, Solver, Step
+from diffusion_jax.typing import Denoiser, Solver
 
 INDICES = [30, 60, *range(100, 1000, 100), 999]
 """Where the gap between two models is measured: training index k is at t = (k + 1) / 1000."""
@@ -80,9 +81,8 @@ def epsilon_gap(key: Any, first: Model, second: Model, x0: Any, cond: Any = None
     @jax.jit
     def at(params, t):
         x, _ = first.denoiser.process.corrupt(keys, jnp.asarray(x0), t)
-        step = Step(jnp.int32(0), t, t, jnp.int32(1))
         one, other = (
-            model.denoiser.apply(p, model.denoiser.init(p, x, cond), x, step, cond)[0].eps
+            model.denoiser.apply(p, model.denoiser.init(p, x, cond), x, single_step(t), cond)[0].eps
             for model, p in zip((first, second), params, strict=True)
         )
         return jnp.mean(jnp.square(one - other))

@@ -15,6 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion_jax import denoisers, metrics, models, sampling
+from diffusion_jax.clock import network_inputs
 from diffusion_jax.config import build, call
 from diffusion_jax.data import wardrobe
 from diffusion_jax.errors import unknown
@@ -82,8 +83,7 @@ def painter(editor: Editor, way: str, config: ConfigDict) -> Callable[[Any, Any,
         if way == "cached":
             return forms.encode(params, cond["references"], cond["items"], cond["present"])
         t = jnp.full((len(noise),), grid[0])
-        x, time = process.network_input(noise, t), process.network_time(t)
-        return forms.coupled.apply(params, x, time, cond)[1]["cache"]
+        return forms.coupled.apply(params, *network_inputs(process, noise, t), cond)[1]["cache"]
 
     @jax.jit
     def paint(params, noise, cond):
