@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from diffusion_jax import randomness
 from diffusion_jax.errors import invalid
-from diffusion_jax.models.incremental import Incremental
+from diffusion_jax.models.incremental import Cache, Incremental
 from diffusion_jax.sampling import Run, check_grid, one_step
 from diffusion_jax.time_axes import fill
 from diffusion_jax.typing import Cost, Denoiser, Solver, Step
@@ -131,7 +131,7 @@ def cached(step: Incremental, process: Any, sink_at: Any = None) -> Denoiser:
         prediction = prediction._replace(extras=extras, cost=Cost(jnp.float32(1), jnp.float32(1)))
         return prediction, step.push(carry, kept)
 
-    return Denoiser(init, apply, process)
+    return Denoiser(init, apply, process, lambda carry: Cache(1, 1, None))
 
 
 def rollout(denoiser: Denoiser, solver: Solver, grid: Any, history: float | None = None) -> Callable:

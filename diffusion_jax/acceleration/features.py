@@ -94,7 +94,10 @@ def cached_features(
         cost = cost_of(now, rest)
         return prediction._replace(extras=extras, cost=cost), Features(table, after(carry.history, now))
 
-    return Denoiser(init, apply, process)
+    def axes(carry):
+        return Features(forecasting.table_axes(depth_axes(carry.table.values)), None)
+
+    return Denoiser(init, apply, process, axes)
 
 
 def traced_once(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -21,7 +21,7 @@ from diffusion_jax.acceleration.features import cost_of, network_inputs, share, 
 from diffusion_jax.acceleration.refresh import History, Refresh, after, begun, due
 from diffusion_jax.denoisers.base import some_step
 from diffusion_jax.errors import InvalidInput, invalid
-from diffusion_jax.models import inner_modules, intercepted, taps
+from diffusion_jax.models import depth_axes, inner_modules, intercepted, taps
 from diffusion_jax.models.interception import Edit, Select, Site
 from diffusion_jax.models.layers.attention import Attention
 from diffusion_jax.models.layers.mlp import FeedForward
@@ -105,7 +105,7 @@ def cached_tokens(
         prediction = process.predict(output, x, fill(step.t, x))
         return prediction._replace(extras=extras, cost=cost_of(now, rest)), Tokens(kept, after(carry.history, now))
 
-    return Denoiser(init, apply, process)
+    return Denoiser(init, apply, process, lambda carry: Tokens(depth_axes(carry.kept), None))
 
 
 def _renewed(site, kept, ratio, attention, staleness, *args):

@@ -40,7 +40,7 @@ def map_prediction(inner: Denoiser, function: Callable[..., Prediction]) -> Deno
         prediction, carry = inner.apply(params, carry, x, step, cond)
         return function(prediction, x, step), carry
 
-    return Denoiser(inner.init, apply, inner.process)
+    return inner._replace(apply=apply)
 
 
 def is_gaussian(process: Any) -> bool:

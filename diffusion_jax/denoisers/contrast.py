@@ -11,7 +11,7 @@ from typing import Any
 from diffusion_jax.denoisers.base import batch_size, cost_like, need_gaussian, with_pair
 from diffusion_jax.denoisers.conditions import check_null, null_condition
 from diffusion_jax.denoisers.scales import Scale, check_scale, is_static, value_at
-from diffusion_jax.time_axes import each, expand
+from diffusion_jax.time_axes import batch_axes, each, expand
 from diffusion_jax.typing import Denoiser
 
 
@@ -53,4 +53,4 @@ def contrasted(denoiser: Denoiser, plus: Any, minus: Any, scale: Scale = 1.0) ->
         cost = cost_like(main.cost) + cost_like(more.cost) + cost_like(less.cost)
         return with_pair(main, both)._replace(cost=cost), carries
 
-    return Denoiser(init, apply, denoiser.process)
+    return Denoiser(init, apply, denoiser.process, lambda carry: tuple(batch_axes(denoiser, own) for own in carry))
