@@ -118,10 +118,10 @@ class Network(NamedTuple):
 BatchAxes = Callable[[Any], Any]
 """Where the batch stands in a state or a carry: a prefix tree of it, an axis or None a leaf, as `in_axes` of `vmap`.
 
-None is for what all samples share, such as a count of calls. Behind the batch follow the other axes of the data,
-entries (frames, actions) first; an axis of size 1, or one that a leaf does not have, broadcasts, as in times. What is
-merged with the batch comes second there, as in `[B F, N, C]`. `time_axes.batch_first` is for states that have the batch
-first everywhere.
+None is for what all samples share and has one shape for any batch, such as a count of calls. Behind the batch follow
+the other axes of the data, entries (frames, actions) first; an axis of size 1, or one that a leaf does not have,
+broadcasts, as in times. What is merged with the batch comes second there, as in `[B F, N, C]`. `time_axes.batch_first`
+is for states that have the batch first everywhere.
 """
 
 
