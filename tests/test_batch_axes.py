@@ -28,7 +28,7 @@ STEP = Step(jnp.int32(0), jnp.float32(0.5), jnp.float32(0.4), jnp.int32(2))
 def remembering(axes, ring=None):
     """A denoiser that answers with what it remembers, and then remembers ten times as much.
 
-    last: by sample. merged: frames merged with the batch. ring: shared, though as long as two batches if no length is given.
+    last: by sample. merged: frames merged with the batch. ring: shared; as long as two batches where nothing is given.
     """
 
     def init(params, x, cond):
