@@ -64,18 +64,23 @@ def batch_first(state: Any) -> Any:
 def batch_axes(part: Any, state: Any) -> Any:
     """Where the batch stands in the state of a solver or the carry of a denoiser, see `typing.BatchAxes`.
 
-    Raises InvalidInput where `part` remembers something and does not say.
+    Raises InvalidInput where `part` remembers something and does not say, or says it of another tree.
     """
     if not jax.tree.leaves(state):
         return None
+    kind = type(part).__name__
     if part.axes is None:
-        kind = type(part).__name__
         raise InvalidInput(
             f"This {kind.lower()} remembers arrays but does not say where the batch stands in them: give "
             f"{kind}(..., axes=time_axes.batch_first), or a function of what is remembered that returns an axis or "
             "None a leaf."
         )
-    return part.axes(state)
+    axes = part.axes(state)
+    try:
+        map_axes(lambda axis, leaf: leaf, axes, state)
+    except (ValueError, TypeError) as error:
+        raise invalid(f"{kind}.axes", axes, f"a prefix tree of what is remembered was expected ({error})") from None
+    return axes
 
 
 def map_axes(function: Callable[..., Any], axes: Any, *trees: Any) -> Any:

@@ -91,6 +91,8 @@ def test_a_memory_that_nobody_named_or_that_has_no_batch_there_is_told():
 
     with pytest.raises(InvalidInput, match="does not say where the batch stands"):
         alone(remembering(None))
+    with pytest.raises(InvalidInput, match="a prefix tree of what is remembered"):
+        alone(remembering(lambda carry: {"last": 0}))
     longer = remembering(lambda carry: 0)
     with pytest.raises(InvalidInput, match="no batch of 6 in axis 0"):
         alone(longer._replace(init=lambda params, x, cond: jnp.zeros(2 * BATCH + 1)))

@@ -1,4 +1,4 @@
-"""Every solver differentiates with respect to its grid, to x and to the parameters, as finite differences say.
+"""Every solver differentiates with respect to grid, x, parameters and condition, as finite differences say.
 
 Those with a history are in `test_grid_gradients_history`.
 
@@ -62,7 +62,7 @@ COLUMNS = np.array(
 )
 GRID = np.repeat(COLUMNS.T[:, None], 3, axis=1)
 X = np.random.default_rng(0).standard_normal((*GRID.shape[1:], 2))
-PARAMS = np.array([1.5, 0.5, -0.2])
+PARAMS, SHIFT = np.array([1.5, 0.5, -0.2]), np.array([0.3, -0.1])
 
 
 SOLVERS = {
@@ -99,7 +99,7 @@ def smooth():
 
     def apply(params, carry, x, step, cond):
         t, alpha, sigma = (expand(value, x) for value in (step.t, PROCESS.alpha(step.t), PROCESS.sigma(step.t)))
-        guess = params[2] * jnp.tanh(params[0] * x + params[1] * t)
+        guess = params[2] * jnp.tanh(params[0] * x + params[1] * t) + cond["shift"]
         x0 = (alpha * x + sigma**2 * guess) / (alpha**2 + sigma**2)
         return PROCESS.from_x0(x0, x, step.t)._replace(cost=Cost(jnp.float32(1), jnp.float32(1))), carry
 
@@ -108,12 +108,12 @@ def smooth():
 
 @functools.cache
 def directions():
-    """How grid, x and parameters are moved; what stands still stays, and so do the ends 1 and 0."""
+    """How grid, x, parameters and condition are moved; what stands still stays, and so do the ends 1 and 0."""
     rng = np.random.default_rng(1)
     grid = rng.standard_normal(GRID.shape)
     for i in range(1, len(grid)):
         grid[i] = np.where(GRID[i] == GRID[i - 1], grid[i - 1], grid[i])
-    return np.where((GRID == 1) | (GRID == 0), 0.0, grid), rng.standard_normal(X.shape), rng.standard_normal(3)
+    return np.where((GRID == 1) | (GRID == 0), 0.0, grid), *(rng.standard_normal(v.shape) for v in (X, PARAMS, SHIFT))
 
 
 def check_derivatives(solver, size=1e-5, rtol=1e-4):
@@ -122,16 +122,17 @@ def check_derivatives(solver, size=1e-5, rtol=1e-4):
 
     @jax.jit
     def run(*inputs):
-        def end(grid, x, params):
-            return sample(jax.random.key(3), smooth(), params, solver(), grid, x_init=x).x
+        def end(grid, x, params, shift):
+            key, cond = jax.random.key(3), {"shift": shift}
+            return sample(key, smooth(), params, solver(), grid, x_init=x, cond=cond).x
 
         x, pull = jax.vjp(end, *inputs)
         return x, pull(weights)
 
     with enable_x64(True):
-        inputs = GRID, X, PARAMS
+        inputs = GRID, X, PARAMS, SHIFT
         gradients = jax.device_get(run(*inputs)[1])
-        for i, (part, direction) in enumerate(zip(("grid", "x", "params"), directions(), strict=True)):
+        for i, (part, direction) in enumerate(zip(("grid", "x", "params", "cond"), directions(), strict=True)):
             assert np.isfinite(gradients[i]).all(), f"{part}: {np.argwhere(~np.isfinite(gradients[i])).tolist()}"
             moved = (run(*inputs[:i], inputs[i] + by * direction, *inputs[i + 1 :])[0] for by in (size, -size))
             slope = np.sum(weights * np.subtract(*map(np.asarray, moved))) / (2 * size)
@@ -181,3 +182,23 @@ def test_schedules_have_finite_derivatives_and_inside_they_are_differences():
         assert np.isfinite(slope).all(), name
         expected = (there[:-2] - back[:-2]) / (2 * size)
         np.testing.assert_allclose(slope[:-2], expected, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def test_predictions_have_finite_derivatives_at_the_ends():
+    """What every parameterisation makes of a network's output, and the other way round, where it is singular too."""
+    x = np.array([0.3, -0.5])
+
+    @jax.jit
+    def slopes(t):
+        def told(process, t):
+            pair = process.predict(0.7 * process.network_input(x, t), x, t)
+            others = (getattr(process, name)(pair, t) for name in ("output", "velocity", "score", "v"))
+            return jnp.sum(pair.x0 + 0.5 * pair.eps + 0.1 * sum(others))
+
+        return [
+            jax.grad(functools.partial(told, dataclasses.replace(SCHEDULES[name], prediction=prediction)))(t)
+            for name in ("zero terminal SNR", "flow")
+            for prediction in processes.PARAMETERIZATIONS
+        ]
+
+    assert all(np.isfinite(slope).all() for slope in slopes(np.array([0.0, 1.0])))
