@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from diffusion_jax import randomness
 from diffusion_jax.clock import as_grid, clock, network_inputs, num_steps, to_prediction
 from diffusion_jax.errors import invalid
-from diffusion_jax.models.incremental import Incremental
+from diffusion_jax.models.incremental import Cache, Incremental
 from diffusion_jax.sampling import Loop, Run, begun, one_step
 from diffusion_jax.typing import Denoiser, Solver
 
@@ -124,7 +124,7 @@ def cached(step: Incremental, process: Any, sink_at: Any = None) -> Denoiser:
         output, extras, kept = step.apply(params, carry, *network_inputs(process, x, at.t), cond, sink_at)
         return to_prediction(process, output, x, at.t, extras), step.push(carry, kept)
 
-    return Denoiser(init, apply, process)
+    return Denoiser(init, apply, process, lambda carry: Cache(1, 1, None))
 
 
 def rollout(denoiser: Denoiser, solver: Solver, grid: Any, history: float | None = None) -> Callable:

@@ -20,7 +20,7 @@ from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.models.incremental import Incremental
 from diffusion_jax.sampling import Loop, Run, Samples, begun, one_step, sample
 from diffusion_jax.solvers import inpainted
-from diffusion_jax.time_axes import batch_size, where
+from diffusion_jax.time_axes import batch_axes, batch_size, map_axes, where
 from diffusion_jax.timesteps import plans
 from diffusion_jax.typing import NO_COST, Denoiser, Solver
 
@@ -104,7 +104,7 @@ def rolling(
         out = jax.tree.map(lambda leaf: leaf[:, past : past + chunk], run.x)
         keys = randomness.sample_keys(randomness.fold(stream.key, stream.calls + 1), stream.index)
         x = rolled(keys, run.x)
-        state = _along(solver, process, x, plan, moved_up, run.state, solver.init(process, x, plan))
+        state = _by_entry(solver, entries, moved_up, run.state, solver.init(process, x, plan))
         return Stream(Run(x, state, (), run.cost), stream.calls + 1, stream.key, stream.index), out
 
     def moved_up(old, begun, axis):
@@ -145,26 +145,23 @@ def _check_entries(x, entries):
             )
 
 
-def _along(solver, process, x, plan, function, *states):
-    """`function(*leaves, axis)` for the leaves of solver states that have an axis of entries; others of the first.
+def _by_entry(solver, entries, function, *states):
+    """`function(*leaves, axis)` for the leaves of solver states with an axis of entries, behind that of the batch.
 
-    Which axis that is is read off from the shapes for N and for N + 1 entries.
+    The leaves of the first state elsewhere; the last one holds all entries.
     """
 
-    def shapes(extra):
-        def longer(leaf, axis):
-            return jax.ShapeDtypeStruct(
-                (*leaf.shape[:axis], leaf.shape[axis] + extra, *leaf.shape[axis + 1 :]), leaf.dtype
+    def moved(axis, *leaves):
+        shape = leaves[-1].shape
+        size = shape[axis + 1] if len(shape) > axis + 1 else 1
+        if size not in (1, entries):
+            raise InvalidInput(
+                f"A leaf {list(shape)} of what a solver remembers has {size} entries in axis {axis + 1}, behind the "
+                f"batch, where {entries} or 1 were expected; its axes name the batch, or None for what all share."
             )
+        return function(*leaves, axis + 1) if size == entries else leaves[0]
 
-        data = jax.tree.map(lambda leaf: longer(leaf, 1), x)
-        return jax.eval_shape(lambda x, plan: solver.init(process, x, plan), data, longer(plan, 2))
-
-    def leaf(single, double, *leaves):
-        differ = [axis for axis, (a, b) in enumerate(zip(single.shape, double.shape, strict=True)) if a != b]
-        return function(*leaves, differ[0]) if differ else leaves[0]
-
-    return jax.tree.map(leaf, shapes(0), shapes(1), *states)
+    return map_axes(moved, batch_axes(solver, states[-1]), *states)
 
 
 def sample_windowed(
@@ -200,7 +197,8 @@ def sample_windowed(
         raise invalid(
             "starts.shape", starts.shape, f"the first frame of the window at each of the {steps} steps was expected"
         )
-    _check_entries(x_init, plan.shape[2])
+    frames = plan.shape[2]
+    _check_entries(x_init, frames)
     process = denoiser.process
     keys = randomness.sample_keys(key, jnp.arange(batch_size(x_init)) if index is None else index)
     whole_clock = clock(plan).with_keys(keys)
@@ -218,7 +216,7 @@ def sample_windowed(
         whole, last = carry
         start = starts[row]
         x = jax.tree.map(lambda leaf: cut(leaf, start), whole.x)
-        state = _along(solver, process, whole.x, plan, lambda leaf, axis: cut(leaf, start, axis), whole.state)
+        state = _by_entry(solver, frames, lambda leaf, axis: cut(leaf, start, axis), whole.state)
         begun = denoiser.init(params, x, told(start))
         inner = jax.tree.map(lambda old, new: jnp.where(start == last, old, new), whole.carry, begun)
         step = whole_clock.step(row)
@@ -227,15 +225,7 @@ def sample_windowed(
         run = Run(x, state, inner, whole.cost)
         run = one_step(loop, run, step._replace(t=t, t_next=t_next, remaining=left))
         x = jax.tree.map(lambda leaf, part: paste(leaf, part, start), whole.x, run.x)
-        state = _along(
-            solver,
-            process,
-            whole.x,
-            plan,
-            lambda part, leaf, axis: paste(leaf, part, start, axis),
-            run.state,
-            whole.state,
-        )
+        state = _by_entry(solver, frames, lambda new, old, axis: paste(old, new, start, axis), run.state, whole.state)
         return (Run(x, state, run.carry, run.cost), start), None
 
     first = jax.tree.map(lambda leaf: cut(leaf, starts[0]), x_init)

@@ -1,4 +1,7 @@
-"""Times whose shape is a prefix of the data's: the one place that expands, broadcasts and checks them."""
+"""Times whose shape is a prefix of the data's: the one place that expands, broadcasts and checks them.
+
+`batch_axes` says where the batch stands in what solvers and denoisers remember.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.errors import invalid
+from diffusion_jax.errors import InvalidInput, invalid
 
 
 def expand(t: Any, like: Any) -> Any:
@@ -56,3 +59,42 @@ def where(condition: Any, x: Any, y: Any) -> Any:
     """`jnp.where` with a prefix-shaped condition, entry by entry."""
     expanded = expand(condition, x)
     return jax.tree.map(jnp.where, expanded, x, y)
+
+
+def batch_first(state: Any) -> Any:
+    """`axes` of a solver or a denoiser whose every leaf has the batch first, or an axis of size 1 in its place."""
+    return 0
+
+
+def batch_axes(part: Any, state: Any) -> Any:
+    """Where the batch stands in the state of a solver or the carry of a denoiser, see `typing.BatchAxes`.
+
+    Raises InvalidInput where `part` remembers something and does not say, or says it of another tree.
+    """
+    if not jax.tree.leaves(state):
+        return None
+    kind = type(part).__name__
+    if part.axes is None:
+        raise InvalidInput(
+            f"This {kind.lower()} remembers arrays but does not say where the batch stands in them: give "
+            f"{kind}(..., axes=time_axes.batch_first), or a function of what is remembered that returns an axis or "
+            "None a leaf."
+        )
+    axes = part.axes(state)
+    try:
+        map_axes(lambda axis, leaf: leaf, axes, state)
+    except (ValueError, TypeError) as error:
+        raise invalid(f"{kind}.axes", axes, f"a prefix tree of what is remembered was expected ({error})") from None
+    return axes
+
+
+def map_axes(function: Callable[..., Any], axes: Any, *trees: Any) -> Any:
+    """`function(axis, *leaves)` for the leaves of `trees` that have a batch axis by the prefix tree `axes`.
+
+    The leaves of the first tree where the axis is None.
+    """
+
+    def mapped(axis, first, *others):
+        return first if axis is None else jax.tree.map(lambda *leaves: function(axis, *leaves), first, *others)
+
+    return jax.tree.map(mapped, axes, *trees, is_leaf=lambda axis: axis is None)

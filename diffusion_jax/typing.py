@@ -125,17 +125,29 @@ class Network(NamedTuple):
     module: Any = None
 
 
+BatchAxes = Callable[[Any], Any]
+"""Where the batch stands in a state or a carry: a prefix tree of it, an axis or None a leaf, as `in_axes` of `vmap`.
+
+None is for what all samples share and has one shape for any batch, such as a count of calls. Behind the batch follow
+the other axes of the data, entries (frames, actions) first; an axis of size 1, or one that a leaf does not have,
+broadcasts, as in times. What is merged with the batch comes second there, as in `[B F, N, C]`. `time_axes.batch_first`
+is for states that have the batch first everywhere.
+"""
+
+
 class Denoiser(NamedTuple):
     """A network on its process, and whatever transformations have been nested around it.
 
     init:  (params, x, cond) -> carry        a pytree, `()` when stateless
     apply: (params, carry, x, step, cond) -> (Prediction, carry)
     process: the process whose noise this denoiser removes
+    axes: (carry) -> where the batch stands in it, see `BatchAxes`; a carry without leaves needs none
     """
 
     init: Callable[[Params, Any, Any], Carry]
     apply: Callable[[Params, Carry, Any, Step, Any], tuple[Prediction, Carry]]
     process: Any
+    axes: BatchAxes | None = None
 
 
 Denoise = Callable[[Carry, Any, Step], tuple[Prediction, Carry]]
@@ -149,11 +161,13 @@ class Solver(NamedTuple):
     step: (process, denoise, carry, state, x, step, key) -> (x, state, carry)
           `key` holds one key per sample, `[B]`, already folded with the step's index
     order: order of convergence of the method, for reports and tests
+    axes: (state) -> where the batch stands in it, see `BatchAxes`; a state without leaves needs none
     """
 
     init: Callable[..., Any]
     step: Callable[..., tuple[Any, Any, Carry]]
     order: int = 1
+    axes: BatchAxes | None = None
 
 
 class Aux(NamedTuple):

@@ -57,7 +57,7 @@ def by_time(inner: Denoiser, times: Any) -> Denoiser:
         cost = Cost(prediction.cost.evaluations, compute * prediction.cost.compute)
         return prediction._replace(cost=cost), carry
 
-    return Denoiser(init, apply, inner.process)
+    return inner._replace(init=init, apply=apply)
 
 
 class StaticWidths(NamedTuple):

@@ -92,7 +92,10 @@ def cached_features(
         prediction = to_prediction(process, output, x, step.t, extras, cost_of(now, rest))
         return prediction, Features(table, after(carry.history, now))
 
-    return Denoiser(init, apply, process)
+    def axes(carry):
+        return Features(forecasting.table_axes(depth_axes(carry.table.values)), None)
+
+    return Denoiser(init, apply, process, axes)
 
 
 def traced_once(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -36,6 +36,14 @@ class Table(NamedTuple):
     count: Int[Array, ""]
 
 
+def table_axes(places: Any = 0) -> Table:
+    """Where the batch stands in a table of values that have it first: behind the places, see `typing.BatchAxes`.
+
+    places: the `axes` of `init`, where each leaf has its places.
+    """
+    return Table(jax.tree.map(lambda axis: axis + 1, places), None, None, None)
+
+
 class Forecaster(NamedTuple):
     """A rule that forecasts pytrees; `init`, `update` and `predict` below are what one does with it.
 

@@ -147,7 +147,10 @@ def gated(
         prediction = to_prediction(process, output, x, step.t, extras, cost)
         return prediction, Gated(*tables, lifted(after)(carry.history, now), error)
 
-    return Denoiser(init, apply, process)
+    def axes(carry):
+        return 0 if by_sample else Gated(forecasting.table_axes(), forecasting.table_axes(), None, None)
+
+    return Denoiser(init, apply, process, axes)
 
 
 def _rest(stages, network, params, z, inputs):

@@ -101,7 +101,10 @@ def reused_guide(
         fresh = init(params, x, cond)
         return fresh._replace(inner=branches.renew(params, carry.inner, x, cond))
 
-    return Branches(branches.alone, init, both, main, renew)
+    def axes(carry):
+        return Guide(branches.axes(carry.inner), forecasting.table_axes(), None, None)
+
+    return Branches(branches.alone, init, both, main, renew, axes)
 
 
 def guided_with_reuse(

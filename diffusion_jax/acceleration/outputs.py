@@ -25,7 +25,7 @@ from diffusion_jax.acceleration.refresh import COORDINATES, History, Refresh, af
 from diffusion_jax.denoisers.base import cost_like, with_pair
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.processes import is_joint, members, need_gaussian
-from diffusion_jax.time_axes import each
+from diffusion_jax.time_axes import batch_axes, each
 from diffusion_jax.typing import NO_COST, Denoiser, Prediction
 
 
@@ -113,7 +113,10 @@ def cached_outputs(
         (x0, eps, cost), (within, table) = jax.lax.cond(now, compute, skip, carry)
         return Prediction(x0, eps, {}, cost), Outputs(within, table, after(carry.history, now))
 
-    return Denoiser(init, apply, inner.process)
+    def axes(carry):
+        return Outputs(batch_axes(inner, carry.inner), forecasting.table_axes(), None)
+
+    return Denoiser(init, apply, inner.process, axes)
 
 
 def parameterized(process: Any, prediction: str | None) -> Any:

@@ -21,7 +21,7 @@ from diffusion_jax.acceleration.features import cost_of, share, traced_once
 from diffusion_jax.acceleration.refresh import History, Refresh, after, begun, due
 from diffusion_jax.clock import network_inputs, some_step, to_prediction
 from diffusion_jax.errors import InvalidInput, invalid
-from diffusion_jax.models import inner_modules, intercepted, taps
+from diffusion_jax.models import depth_axes, inner_modules, intercepted, taps
 from diffusion_jax.models.interception import Edit, Select, Site
 from diffusion_jax.models.layers.attention import Attention
 from diffusion_jax.models.layers.mlp import FeedForward
@@ -104,7 +104,7 @@ def cached_tokens(
         prediction = to_prediction(process, output, x, step.t, extras, cost_of(now, rest))
         return prediction, Tokens(kept, after(carry.history, now))
 
-    return Denoiser(init, apply, process)
+    return Denoiser(init, apply, process, lambda carry: Tokens(depth_axes(carry.kept), None))
 
 
 def _renewed(site, kept, ratio, attention, staleness, *args):

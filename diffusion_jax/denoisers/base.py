@@ -41,7 +41,7 @@ def map_prediction(inner: Denoiser, function: Callable[..., Prediction]) -> Deno
         prediction, carry = inner.apply(params, carry, x, step, cond)
         return function(prediction, x, step), carry
 
-    return Denoiser(inner.init, apply, inner.process)
+    return inner._replace(apply=apply)
 
 
 def cost_like(cost: Cost) -> Cost:

@@ -10,6 +10,7 @@ over devices is doubled where it lies, without communication.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -20,8 +21,8 @@ from diffusion_jax.denoisers.base import cost_like
 from diffusion_jax.denoisers.conditions import null_condition
 from diffusion_jax.denoisers.scales import Number, Scale, check_interval, check_scale, inside, is_static, value_at
 from diffusion_jax.errors import InvalidInput, invalid
-from diffusion_jax.time_axes import batch_size, each, expand
-from diffusion_jax.typing import Cost, Denoiser, Prediction
+from diffusion_jax.time_axes import batch_axes, batch_size, each, expand, map_axes
+from diffusion_jax.typing import BatchAxes, Cost, Denoiser, Prediction
 
 
 class Branches(NamedTuple):
@@ -32,6 +33,7 @@ class Branches(NamedTuple):
     both:  (params, carry, x, step, cond) -> (main, guide, carry)
     main:  (params, carry, x, step, cond) -> (main, carry)           leaves the guide's part of the carry behind
     renew: (params, carry, x, cond) -> carry      a carry in which nothing left behind by `main` is trusted
+    axes:  (carry) -> where the batch stands in it, see `typing.BatchAxes`
     """
 
     alone: Denoiser
@@ -39,6 +41,7 @@ class Branches(NamedTuple):
     both: Callable[..., tuple[Prediction, Prediction, Any]]
     main: Callable[..., tuple[Prediction, Any]]
     renew: Callable[..., Any]
+    axes: BatchAxes
 
 
 class Rule(NamedTuple):
@@ -65,10 +68,10 @@ class SteeredCarry(NamedTuple):
 def in_one_batch(denoiser: Denoiser, null: Any) -> Branches:
     """One network asked with the condition and with its null, as one batch of 2B rows.
 
-    The carry is the denoiser's own for 2B rows. Which axis of a leaf (of the carry, or of the extras) holds the
-    batch is read off from its shape for B and for 2B rows; a leaf with one shape for both is shared by the branches.
-    After an answer without the guide the carry starts afresh, for every row: a cache is never read that was not
-    written at the last call.
+    The carry is the denoiser's own for 2B rows, of which the main answer has the even ones, along the batch axis that
+    the denoiser names; leaves without one are shared by the branches. Extras, which nobody names, have the batch where
+    their shape is twice that of B rows. After an answer without the guide the carry starts afresh, for every row: a
+    cache is never read that was not written at the last call.
     """
 
     def question(x, cond):
@@ -81,11 +84,11 @@ def in_one_batch(denoiser: Denoiser, null: Any) -> Branches:
     def init(params, x, cond):
         return denoiser.init(params, *question(x, cond))
 
-    def single_carry(params, carry, x, cond):
-        if not jax.tree.leaves(carry):
-            return carry
-        shapes = jax.eval_shape(lambda: denoiser.init(params, x, cond))
-        return jax.tree.map(lambda leaf, like: _rows(leaf, like, batch_size(x), 0), carry, shapes)
+    def axes(carry):
+        return batch_axes(denoiser, carry)
+
+    def single_carry(carry, size):
+        return map_axes(lambda axis, leaf: _rows(leaf, axis, size, 0), axes(carry), carry)
 
     def both(params, carry, x, step, cond):
         size = batch_size(x)
@@ -96,23 +99,25 @@ def in_one_batch(denoiser: Denoiser, null: Any) -> Branches:
         extras = prediction.extras
         main_extras, guide_extras = extras, extras
         if jax.tree.leaves(extras):
-            single = single_carry(params, carry, x, cond)
+            single = single_carry(carry, size)
             like = jax.eval_shape(lambda: denoiser.apply(params, single, x, step, cond)[0].extras)
+            where = {name: jax.tree.map(partial(_doubled_axis, name), extras[name], like[name]) for name in extras}
             main_extras, guide_extras = (
-                jax.tree.map(lambda leaf, like, row=row: _rows(leaf, like, size, row), extras, like) for row in (0, 1)
+                map_axes(lambda axis, leaf, row=row: _rows(leaf, axis, size, row), where, extras) for row in (0, 1)
             )
         halves = [jax.tree.map(lambda leaf, row=row: leaf[row::2], (prediction.x0, prediction.eps)) for row in (0, 1)]
         cost = cost_like(prediction.cost)
         return Prediction(*halves[0], main_extras, cost), Prediction(*halves[1], guide_extras, cost), new
 
     def main(params, carry, x, step, cond):
-        prediction, new = denoiser.apply(params, single_carry(params, carry, x, cond), x, step, cond)
-        return prediction, jax.tree.map(lambda old, leaf: _replace_rows(old, leaf, batch_size(x)), carry, new)
+        size = batch_size(x)
+        prediction, new = denoiser.apply(params, single_carry(carry, size), x, step, cond)
+        return prediction, map_axes(lambda axis, leaf, old: _replace_rows(old, leaf, axis, size), axes(new), new, carry)
 
     def renew(params, carry, x, cond):
         return init(params, x, cond)
 
-    return Branches(denoiser, init, both, main, renew)
+    return Branches(denoiser, init, both, main, renew, axes)
 
 
 def from_two_networks(main: Denoiser, guide: Denoiser, null: Any = None, guide_compute: Number = 1.0) -> Branches:
@@ -149,12 +154,14 @@ def from_two_networks(main: Denoiser, guide: Denoiser, null: Any = None, guide_c
     def renew(params, carry, x, cond):
         return {"main": carry["main"], "guide": guide.init(of(params, "guide"), x, guide_condition(x, cond))}
 
-    alone = Denoiser(
-        lambda params, x, cond: main.init(of(params, "main"), x, cond),
-        lambda params, carry, x, step, cond: main.apply(of(params, "main"), carry, x, step, cond),
-        main.process,
+    def axes(carry):
+        return {"main": batch_axes(main, carry["main"]), "guide": batch_axes(guide, carry["guide"])}
+
+    alone = main._replace(
+        init=lambda params, x, cond: main.init(of(params, "main"), x, cond),
+        apply=lambda params, carry, x, step, cond: main.apply(of(params, "main"), carry, x, step, cond),
     )
-    return Branches(alone, init, both, only, renew)
+    return Branches(alone, init, both, only, renew, axes)
 
 
 def steered(
@@ -214,7 +221,7 @@ def steered(
             wanted.append(_any(jax.tree.map(lambda v: v != 1, value)))
         return jax.lax.cond(jnp.all(jnp.stack(wanted)), both, one, carry)
 
-    return Denoiser(init, apply, process)
+    return Denoiser(init, apply, process, lambda carry: SteeredCarry(branches.axes(carry.inner), None, 0))
 
 
 def _choose(like, new, old, mask):
@@ -253,23 +260,42 @@ def _double_time(t, size):
     return jax.tree.map(lambda leaf: jnp.repeat(leaf, 2, axis=0) if jnp.ndim(leaf) and len(leaf) == size else leaf, t)
 
 
-def _paired(leaf, like, size):
-    """Opens the batch axis of a leaf for 2B rows into (B, 2, what is merged with the batch); the axis, or None."""
-    for axis, (doubled, single) in enumerate(zip(leaf.shape, like.shape, strict=True)):
-        if doubled != single:
-            shape = (*leaf.shape[:axis], size, 2, single // size, *leaf.shape[axis + 1 :])
-            return leaf.reshape(shape), axis + 1
-    return leaf, None
+def _doubled_axis(name, doubled, single):
+    """The axis of an extra that is twice as long for the doubled batch, or None where its shape is the same."""
+    axes = [axis for axis, sizes in enumerate(zip(doubled.shape, single.shape)) if sizes[0] != sizes[1]]
+    if not axes:
+        return None
+    if len(axes) > 1 or doubled.shape[axes[0]] != 2 * single.shape[axes[0]]:
+        raise invalid(
+            f"extras[{name!r}].shape", single.shape, f"one axis with the batch was expected; doubled: {doubled.shape}"
+        )
+    return axes[0]
 
 
-def _rows(leaf, like, size, row):
-    paired, axis = _paired(leaf, like, size)
-    return leaf if axis is None else jax.lax.index_in_dim(paired, row, axis, keepdims=False).reshape(like.shape)
+def _paired(leaf, axis, size):
+    """The batch axis of a leaf for 2B rows opened into (B, 2, what is merged with the batch); None if it broadcasts."""
+    if leaf.ndim <= axis or leaf.shape[axis] == 1:
+        return None
+    if leaf.shape[axis] % (2 * size):
+        raise InvalidInput(
+            f"A leaf {list(leaf.shape)} of what a denoiser remembers has no batch of {2 * size} in axis {axis}, where "
+            "its axes put it; name the axis, or None for what all samples share."
+        )
+    return leaf.reshape(*leaf.shape[:axis], size, 2, -1, *leaf.shape[axis + 1 :])
 
 
-def _replace_rows(old, new, size):
-    paired, axis = _paired(old, new, size)
-    if axis is None:
+def _merged(leaf, axis):
+    return leaf.reshape(*leaf.shape[:axis], -1, *leaf.shape[axis + 2 :])
+
+
+def _rows(leaf, axis, size, row):
+    paired = _paired(leaf, axis, size)
+    return leaf if paired is None else _merged(jax.lax.index_in_dim(paired, row, axis + 1, keepdims=False), axis)
+
+
+def _replace_rows(old, new, axis, size):
+    paired = _paired(old, axis, size)
+    if paired is None:
         return new
-    guide = jax.lax.index_in_dim(paired, 1, axis, keepdims=False)
-    return jnp.stack([new.reshape(guide.shape), guide], axis=axis).reshape(old.shape)
+    guide = jax.lax.index_in_dim(paired, 1, axis + 1, keepdims=False)
+    return jnp.stack([new.reshape(guide.shape), guide], axis=axis + 1).reshape(old.shape)

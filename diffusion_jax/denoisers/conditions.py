@@ -82,7 +82,7 @@ def scheduled_condition(denoiser: Denoiser, schedule: Schedule) -> Denoiser:
     def apply(params, carry, x, step, cond):
         return denoiser.apply(params, carry, x, step, schedule(cond, step))
 
-    return Denoiser(init, apply, denoiser.process)
+    return denoiser._replace(init=init, apply=apply)
 
 
 def switched_condition(at: Any = 0.5) -> Schedule:

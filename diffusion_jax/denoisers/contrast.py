@@ -12,7 +12,7 @@ from diffusion_jax.denoisers.base import cost_like, with_pair
 from diffusion_jax.denoisers.conditions import check_null, null_condition
 from diffusion_jax.denoisers.scales import Scale, check_scale, is_static, value_at
 from diffusion_jax.processes import need_gaussian
-from diffusion_jax.time_axes import batch_size, each, expand
+from diffusion_jax.time_axes import batch_axes, batch_size, each, expand
 from diffusion_jax.typing import Denoiser
 
 
@@ -54,4 +54,4 @@ def contrasted(denoiser: Denoiser, plus: Any, minus: Any, scale: Scale = 1.0) ->
         cost = cost_like(main.cost) + cost_like(more.cost) + cost_like(less.cost)
         return with_pair(main, both)._replace(cost=cost), carries
 
-    return Denoiser(init, apply, denoiser.process)
+    return Denoiser(init, apply, denoiser.process, lambda carry: tuple(batch_axes(denoiser, own) for own in carry))

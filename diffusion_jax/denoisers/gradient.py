@@ -55,7 +55,7 @@ def classifier_guided(denoiser: Denoiser, log_prob: Any, scale: Scale = 1.0, *, 
 
         return _unless_zero(value, tilted, lambda prediction: prediction, prediction), carry
 
-    return Denoiser(init, apply, denoiser.process)
+    return denoiser._replace(init=init, apply=apply)
 
 
 def energy_guided(denoiser: Denoiser, energy: Any, scale: Scale = 1.0, *, through: bool = True) -> Denoiser:
@@ -96,7 +96,7 @@ def energy_guided(denoiser: Denoiser, energy: Any, scale: Scale = 1.0, *, throug
 
         return _unless_zero(value, through_network if through else at_the_answer, plain, carry)
 
-    return Denoiser(denoiser.init, apply, denoiser.process)
+    return denoiser._replace(apply=apply)
 
 
 def _check(field, function, scale, denoiser):

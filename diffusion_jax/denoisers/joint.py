@@ -24,7 +24,7 @@ from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.processes import is_gaussian, is_joint, members
 from diffusion_jax.processes.discrete import LOG_ZERO
 from diffusion_jax.randomness import fold, normal
-from diffusion_jax.time_axes import expand
+from diffusion_jax.time_axes import batch_axes, expand
 from diffusion_jax.typing import NO_COST, Denoiser
 
 NOISES = ("fixed", "fresh")
@@ -133,7 +133,7 @@ def combined(denoiser: Denoiser, queries: Sequence[tuple[Scale, Any]] = (), *, n
         pair = {name: _combine(parts[name], name, main_x0[name], main_eps[name], t[name], answers) for name in parts}
         return with_pair(main, bare(pair))._replace(cost=total), tuple(carries)
 
-    return Denoiser(init, apply, process)
+    return Denoiser(init, apply, process, lambda carry: tuple(batch_axes(denoiser, own) for own in carry))
 
 
 def _combine(process, name, x0, eps, t, answers):

@@ -33,7 +33,7 @@ def on_process(inner: Denoiser, process: Any) -> Denoiser:
     if set(ours) != set(theirs):
         raise invalid("process", sorted(ours), f"the modalities of the denoiser, {sorted(theirs)}, were expected")
     if all(ours[name].schedule == theirs[name].schedule for name in ours):
-        return Denoiser(inner.init, inner.apply, process)
+        return inner._replace(process=process)
     ours, theirs = by_modality(process), by_modality(inner.process)
 
     def matched(t):
@@ -54,4 +54,4 @@ def on_process(inner: Denoiser, process: Any) -> Denoiser:
         answer = each(pair, x, ours, theirs, prediction.x0, prediction.eps, step.t)
         return with_pair(prediction, answer), carry
 
-    return Denoiser(inner.init, apply, process)
+    return inner._replace(apply=apply, process=process)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from diffusion_jax.clock import some_step
 from diffusion_jax.errors import invalid
+from diffusion_jax.time_axes import batch_axes
 from diffusion_jax.typing import Denoiser, Prediction, Step
 
 
@@ -27,11 +28,14 @@ def predicted_x0(prediction: Prediction, x: Any, step: Step) -> Any:
     return prediction.x0
 
 
-def recorded(inner: Denoiser, num_steps: int, read: Callable[[Prediction, Any, Step], Any] = predicted_x0) -> Denoiser:
+def recorded(
+    inner: Denoiser, num_steps: int, read: Callable[[Prediction, Any, Step], Any] = predicted_x0, axes: Any = 0
+) -> Denoiser:
     """`inner`, whose every answer is read into `Recorded.values[step.index]`; answers are what they were.
 
     num_steps: S, steps of the run. read: `(prediction, x, step) -> pytree`, e.g. `lambda prediction, x, step:
     {"x": x, "x0": prediction.x0}`. A solver that asks several times a step leaves its last answer of the step.
+    axes: where the batch stands in what is read, see `typing.BatchAxes`.
     Raises InvalidInput unless `num_steps` is positive.
     """
     if num_steps < 1:
@@ -51,4 +55,6 @@ def recorded(inner: Denoiser, num_steps: int, read: Callable[[Prediction, Any, S
         values = jax.tree.map(lambda all, one: all.at[step.index].set(one), carry.values, value)
         return prediction, Recorded(kept, values)
 
-    return Denoiser(init, apply, inner.process)
+    # Behind the steps; None stays what it is, a tree without leaves.
+    by_step = jax.tree.map(lambda axis: axis + 1, axes)
+    return Denoiser(init, apply, inner.process, lambda carry: Recorded(batch_axes(inner, carry.inner), by_step))

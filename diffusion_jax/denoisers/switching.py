@@ -23,7 +23,7 @@ from diffusion_jax.denoisers.conditions import sample_time
 from diffusion_jax.denoisers.scales import Number, is_static
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.processes import is_joint, members
-from diffusion_jax.time_axes import each
+from diffusion_jax.time_axes import batch_axes, each
 from diffusion_jax.typing import Cost, Denoiser, Step
 
 
@@ -142,7 +142,9 @@ def switched(denoisers: Sequence[Denoiser], which: Any = (0.5,), compute: Sequen
 
         return jax.lax.switch(index, [branch(number) for number in range(len(denoisers))], carry)
 
-    return Denoiser(init, apply, denoisers[0].process)
+    return Denoiser(
+        init, apply, denoisers[0].process, lambda carry: SwitchedCarry(_axes(denoisers, carry.carries), None)
+    )
 
 
 def averaged(
@@ -179,7 +181,11 @@ def averaged(
         cost = sum(costs[1:], start=costs[0])
         return first._replace(x0=x0, eps=eps, cost=cost_like(cost)), tuple(carry for _, carry in answers)
 
-    return Denoiser(init, apply, denoisers[0].process)
+    return Denoiser(init, apply, denoisers[0].process, lambda carry: _axes(denoisers, carry))
+
+
+def _axes(denoisers, carries):
+    return tuple(map(batch_axes, denoisers, carries))
 
 
 def _check(denoisers):

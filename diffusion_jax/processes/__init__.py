@@ -36,7 +36,17 @@ from diffusion_jax.processes.named import (
     vp_linear,
     vp_scaled_linear,
 )
-from diffusion_jax.processes.schedules import EDM, Cosine, Linear, LinearVP, Shifted, VarianceExploding
+from diffusion_jax.processes.schedules import (
+    EDM,
+    Cosine,
+    Linear,
+    LinearVP,
+    Shifted,
+    VarianceExploding,
+    safe_inverse,
+    safe_log,
+    safe_sqrt,
+)
 
 __all__ = [
     "BETAS",
@@ -76,6 +86,9 @@ __all__ = [
     "members",
     "need_gaussian",
     "rectified_flow",
+    "safe_inverse",
+    "safe_log",
+    "safe_sqrt",
     "scaled_linear_betas",
     "sigmoid_betas",
     "uniform",

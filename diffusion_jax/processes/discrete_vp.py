@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.errors import InvalidInput, invalid, unknown
-from diffusion_jax.processes.schedules import Number, as_time
+from diffusion_jax.processes.schedules import Number, as_time, safe_log, safe_sqrt
 
 
 def _check_steps(num_steps):
@@ -191,19 +191,19 @@ class DiscreteVP:
 
     def alpha(self, t):
         if self.interpolation == "variance":
-            return jnp.sqrt(self._interpolate(0, t))
+            return safe_sqrt(self._interpolate(0, t))
         return jax.lax.rsqrt(1.0 + jnp.square(self._noise_ratio(t)))
 
     def sigma(self, t):
         if self.interpolation == "variance":
-            return jnp.sqrt(self._interpolate(1, t))
+            return safe_sqrt(self._interpolate(1, t))
         ratio = self._noise_ratio(t)
         return ratio * jax.lax.rsqrt(1.0 + jnp.square(ratio))
 
     def log_snr(self, t):
         if self.interpolation == "variance":
-            return jnp.log(self._interpolate(0, t)) - jnp.log(self._interpolate(1, t))
-        return -2.0 * jnp.log(self._noise_ratio(t))
+            return safe_log(self._interpolate(0, t)) - safe_log(self._interpolate(1, t))
+        return -2.0 * safe_log(self._noise_ratio(t))
 
     def inverse_log_snr(self, log_snr):
         """Exact inverse of the interpolation; values below `log_snr(1)` give 1."""

@@ -25,13 +25,17 @@ import jax.numpy as jnp
 
 from diffusion_jax import randomness
 from diffusion_jax.errors import invalid, unknown
-from diffusion_jax.processes.schedules import Number, as_time, check_positive
+from diffusion_jax.processes.schedules import Number, as_time, check_positive, safe_inverse
 from diffusion_jax.time_axes import expand
 from diffusion_jax.typing import Keys, Prediction
 
 
 class Schedule(Protocol):
-    """alpha and sigma as functions of t in [0, 1], elementwise over any shape; log_snr = log(alpha^2 / sigma^2)."""
+    """alpha and sigma as functions of t in [0, 1], elementwise over any shape; log_snr = log(alpha^2 / sigma^2).
+
+    Their derivatives should be finite in all of [0, 1], else those of a run with respect to its grid are not: see
+    `schedules.safe_log` and `safe_sqrt`.
+    """
 
     def alpha(self, t): ...
 
@@ -207,12 +211,12 @@ class GaussianProcess:
         c_x0, c_eps, scale = PARAMETERIZATIONS[self.prediction](self, t)
         determinant = c_x0 * sigma - c_eps * alpha
         singular = determinant == 0
-        inverse = _inverse(determinant)
+        inverse = safe_inverse(determinant)
         # All divisions are of coefficients, before they meet the data: few, and rounded alike whatever t's shape.
         x0_of_output = jnp.where(singular, 0.0, sigma * scale * inverse)
-        x0_of_x = jnp.where(singular, _inverse(alpha), -c_eps * inverse)
+        x0_of_x = jnp.where(singular, safe_inverse(alpha), -c_eps * inverse)
         eps_of_output = jnp.where(singular, 0.0, -alpha * scale * inverse)
-        eps_of_x = jnp.where(singular, jnp.where(alpha == 0, _inverse(sigma), 0.0), c_x0 * inverse)
+        eps_of_x = jnp.where(singular, jnp.where(alpha == 0, safe_inverse(sigma), 0.0), c_x0 * inverse)
         x_t, output = x_t.astype(inverse.dtype), network_output.astype(inverse.dtype)
         return Prediction(
             expand(x0_of_output, x_t) * output + expand(x0_of_x, x_t) * x_t,
@@ -222,7 +226,7 @@ class GaussianProcess:
     def target(self, x0, noise, t):
         """What the network's output is regressed to: equation (1) solved for the output; 0 where it is infinite."""
         c_x0, c_eps, scale = PARAMETERIZATIONS[self.prediction](self, as_time(t))
-        inverse = _inverse(scale)
+        inverse = safe_inverse(scale)
         return expand(c_x0 * inverse, x0) * x0 + expand(c_eps * inverse, x0) * noise
 
     def output(self, prediction: Prediction, t):
@@ -231,15 +235,15 @@ class GaussianProcess:
 
     def from_x0(self, x0, x_t, t) -> Prediction:
         """The pair whose clean half is `x0`: `eps = (x_t - alpha x0) / sigma`, and 0 where sigma = 0."""
-        return Prediction(x0, expand(_inverse(self.sigma(t)), x_t) * (x_t - expand(self.alpha(t), x_t) * x0))
+        return Prediction(x0, expand(safe_inverse(self.sigma(t)), x_t) * (x_t - expand(self.alpha(t), x_t) * x0))
 
     def from_eps(self, eps, x_t, t) -> Prediction:
         """The pair whose noise half is `eps`: `x0 = (x_t - sigma eps) / alpha`, and 0 where alpha = 0."""
-        return Prediction(expand(_inverse(self.alpha(t)), x_t) * (x_t - expand(self.sigma(t), x_t) * eps), eps)
+        return Prediction(expand(safe_inverse(self.alpha(t)), x_t) * (x_t - expand(self.sigma(t), x_t) * eps), eps)
 
     def score(self, prediction: Prediction, t):
         """grad log p_t(x_t) = -eps / sigma; 0 where sigma = 0."""
-        return expand(-_inverse(self.sigma(t)), prediction.eps) * prediction.eps
+        return expand(-safe_inverse(self.sigma(t)), prediction.eps) * prediction.eps
 
     def velocity(self, prediction: Prediction, t):
         """dx/dt of the probability-flow ODE: `alpha' x0 + sigma' eps`."""
@@ -252,9 +256,3 @@ class GaussianProcess:
 
     def _combine(self, c_x0, c_eps, prediction):
         return expand(c_x0, prediction.x0) * prediction.x0 + expand(c_eps, prediction.eps) * prediction.eps
-
-
-def _inverse(value):
-    """1 / value, and 0 where it is 0; both branches finite, so gradients are too."""
-    zero = value == 0
-    return jnp.where(zero, 0.0, 1.0 / jnp.where(zero, 1.0, value))

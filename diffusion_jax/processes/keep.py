@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.errors import invalid
-from diffusion_jax.processes.schedules import Number, as_time, check_positive
+from diffusion_jax.processes.schedules import Number, as_time, check_positive, safe_log
 
 
 class _Keep:
     def log_snr(self, t):
         """log(alpha / (1 - alpha)), infinite at t = 0."""
-        return jnp.log(self.alpha(t)) - jnp.log(self.sigma(t))
+        return safe_log(self.alpha(t)) - safe_log(self.sigma(t))
 
 
 @dataclasses.dataclass(frozen=True)

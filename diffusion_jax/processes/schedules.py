@@ -2,7 +2,9 @@
 
 Every schedule is exactly clean at t = 0 (alpha = 1, sigma = 0) and decreases `log_snr = log(alpha^2 / sigma^2)` towards
 the prior at t = 1. Results have the dtype of t (at least float32), and each formula keeps its relative accuracy at
-both ends. Schedules given by a table of betas live in `discrete_vp`; what a network predicts lives in `gaussian`.
+both ends. A derivative that would be infinite, at an end, is 0 (`safe_log`, `safe_sqrt`), so that a run can be
+differentiated with respect to its grid. Schedules given by a table of betas live in `discrete_vp`; what a network
+predicts lives in `gaussian`.
 
 `family` says which identity holds between alpha and sigma, so that a change of log-SNR can keep it:
 `vp` alpha^2 + sigma^2 = 1, `flow` alpha + sigma = 1, `ve` alpha = 1.
@@ -28,6 +30,24 @@ def as_time(t: Any) -> jax.Array:
     return t.astype(jnp.promote_types(t.dtype, jnp.float32))
 
 
+def safe_log(value: Any) -> jax.Array:
+    """The logarithm; at 0 it is -inf, and its derivative, in place of an infinite one, 0."""
+    zero = value == 0
+    return jnp.where(zero, -jnp.inf, jnp.log(jnp.where(zero, 1.0, value)))
+
+
+def safe_sqrt(value: Any) -> jax.Array:
+    """The square root; its derivative at 0, in place of an infinite one, is 0."""
+    zero = value == 0
+    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, value)))
+
+
+def safe_inverse(value: Any) -> jax.Array:
+    """1 / value, and 0 where it is 0, where its derivative is 0 too."""
+    zero = value == 0
+    return jnp.where(zero, 0.0, 1.0 / jnp.where(zero, 1.0, value))
+
+
 def check_positive(**values: Number) -> None:
     """Raises `InvalidInput` for the first value that is not a positive finite number."""
     for name, value in values.items():
@@ -49,7 +69,9 @@ class Linear:
 
     def log_snr(self, t):
         t = as_time(t)
-        return 2.0 * (jnp.log1p(-t) - jnp.log(t))
+        end = t == 1
+        log_alpha = jnp.where(end, -jnp.inf, jnp.log1p(-jnp.where(end, 0.0, t)))
+        return 2.0 * (log_alpha - safe_log(t))
 
     def inverse_log_snr(self, log_snr):
         return jax.nn.sigmoid(-0.5 * as_time(log_snr))
@@ -73,7 +95,7 @@ class Cosine:
         return jnp.sin(0.5 * jnp.pi * as_time(t))
 
     def log_snr(self, t):
-        return 2.0 * (jnp.log(self.alpha(t)) - jnp.log(self.sigma(t)))
+        return 2.0 * (safe_log(self.alpha(t)) - safe_log(self.sigma(t)))
 
     def inverse_log_snr(self, log_snr):
         angle = jnp.arctan(jnp.exp(-0.5 * as_time(log_snr)))
@@ -103,11 +125,11 @@ class LinearVP:
         return jnp.exp(-0.5 * self._integral(as_time(t)))
 
     def sigma(self, t):
-        return jnp.sqrt(-jnp.expm1(-self._integral(as_time(t))))
+        return safe_sqrt(-jnp.expm1(-self._integral(as_time(t))))
 
     def log_snr(self, t):
         integral = self._integral(as_time(t))
-        return -integral - jnp.log(-jnp.expm1(-integral))
+        return -integral - safe_log(-jnp.expm1(-integral))
 
     def inverse_log_snr(self, log_snr):
         integral = jax.nn.softplus(-as_time(log_snr))
@@ -136,10 +158,10 @@ class VarianceExploding:
         return jnp.ones_like(as_time(t))
 
     def sigma(self, t):
-        return self.sigma_min * jnp.sqrt(jnp.expm1(self._rate * as_time(t)))
+        return self.sigma_min * safe_sqrt(jnp.expm1(self._rate * as_time(t)))
 
     def log_snr(self, t):
-        return -2.0 * jnp.log(self.sigma(t))
+        return -2.0 * safe_log(self.sigma(t))
 
     def inverse_log_snr(self, log_snr):
         return jax.nn.softplus(-as_time(log_snr) - 2.0 * math.log(self.sigma_min)) / self._rate
@@ -162,7 +184,7 @@ class EDM:
         return self.sigma_max * as_time(t)
 
     def log_snr(self, t):
-        return -2.0 * jnp.log(self.sigma(t))
+        return -2.0 * safe_log(self.sigma(t))
 
     def inverse_log_snr(self, log_snr):
         return jnp.exp(-0.5 * as_time(log_snr)) / self.sigma_max

@@ -7,12 +7,14 @@ any vector of times.
 
 from diffusion_jax.solvers.adams import deis, lms, plms, pndm
 from diffusion_jax.solvers.adaptive import adaptive
+from diffusion_jax.solvers.base import half_log_snr, hub_step, sigma_hat
 from diffusion_jax.solvers.consistency import lcm, tcd
 from diffusion_jax.solvers.ddim import ddim, ddpm, euler, euler_ancestral
 from diffusion_jax.solvers.discrete import ancestral, joint, unmask
 from diffusion_jax.solvers.dpm_solver import dpm_solver, dpm_solver_pp
 from diffusion_jax.solvers.edm import edm, heun, kdpm2
 from diffusion_jax.solvers.flow import flow_euler, flow_heun, flow_midpoint, flow_sde, flow_sde_moments
+from diffusion_jax.solvers.history import History, with_history
 from diffusion_jax.solvers.predictor_corrector import sa_solver, unipc
 from diffusion_jax.solvers.transformations import (
     constrained,
@@ -24,6 +26,7 @@ from diffusion_jax.solvers.transformations import (
 )
 
 __all__ = [
+    "History",
     "adaptive",
     "ancestral",
     "constrained",
@@ -40,7 +43,9 @@ __all__ = [
     "flow_midpoint",
     "flow_sde",
     "flow_sde_moments",
+    "half_log_snr",
     "heun",
+    "hub_step",
     "inpainted",
     "joint",
     "kdpm2",
@@ -51,9 +56,11 @@ __all__ = [
     "pndm",
     "repainted",
     "sa_solver",
+    "sigma_hat",
     "strided",
     "tcd",
     "unipc",
     "unmask",
+    "with_history",
     "wrapped",
 ]

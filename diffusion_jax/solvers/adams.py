@@ -10,17 +10,16 @@ import numpy as np
 
 from diffusion_jax.errors import unknown
 from diffusion_jax.solvers.base import difference, evaluate_if, hub_step, per_modality, sigma_hat
+from diffusion_jax.solvers.history import empty_histories, push
 from diffusion_jax.solvers.multistep import (
     Ending,
     Frame,
     check_order,
-    empty_histories,
     exponential_frame,
     linear_multistep,
     power_moments,
-    push,
 )
-from diffusion_jax.time_axes import expand, where
+from diffusion_jax.time_axes import batch_first, expand, where
 from diffusion_jax.typing import Prediction, Solver
 
 DEIS_VARIABLES = ("log_rho", "t")
@@ -81,12 +80,12 @@ def _time_frame(process, t, t_next, count):
     usable = jnp.isfinite(start) & jnp.isfinite(end)
     start = jnp.where(usable, start, 0.0)
     rise = jnp.where(usable, end, 0.0) - start
-    moments = []
-    for k in range(count + 1):
-        area = 0.0
-        for point, weight in zip(0.5 * (_POINTS + 1.0), 0.5 * _WEIGHTS):
-            height = jnp.where(usable, sigma_hat(process, t + point * h) - start, 0.0)
-            area = area + weight * (point * h) ** (k - 1) * height if k else 0.0
+    offsets = [point * h for point in 0.5 * (_POINTS + 1.0)]
+    heights = [jnp.where(usable, sigma_hat(process, t + offset) - start, 0.0) for offset in offsets]
+    moments = [rise]
+    for k in range(1, count + 1):
+        terms = zip(0.5 * _WEIGHTS, offsets, heights)
+        area = sum(weight * offset ** (k - 1) * height for weight, offset, height in terms)
         moments.append(h**k * rise - k * h * area)
     return Frame(lambda t: t, process.alpha(t_next), moments, None, usable)
 
@@ -104,8 +103,9 @@ def _transfer(process, x, x0, eps, estimate, t, t_next, combined):
     if combined == "output":
         pair = process.predict(estimate, x, t)
         return hub_step(process, pair.x0, pair.eps, t_next)
-    lever = process.sigma(t_next) - process.alpha(t_next) * sigma_hat(process, t)
-    lever = jnp.where(process.alpha(t) == 0, 0.0, lever)
+    unknown_x0 = process.alpha(t) == 0
+    slope = jnp.where(unknown_x0, 0.0, sigma_hat(process, t))
+    lever = jnp.where(unknown_x0, 0.0, process.sigma(t_next) - process.alpha(t_next) * slope)
     return hub_step(process, x0, eps, t_next) + expand(lever, x0) * (estimate - eps)
 
 
@@ -172,7 +172,8 @@ def plms(order: int = 4, start: str = "euler", combined: str = "eps") -> Solver:
         return x, state, carry
 
     # One value of history tells the first step from the others, whatever the order.
-    return Solver(empty_histories("plms", max(order - 1, 1)), step, order=min(order, 2) if combined == "eps" else 1)
+    reached = min(order, 2) if combined == "eps" else 1
+    return Solver(empty_histories("plms", max(order - 1, 1)), step, reached, batch_first)
 
 
 def pndm(combined: str = "eps") -> Solver:
@@ -219,4 +220,4 @@ def pndm(combined: str = "eps") -> Solver:
         )
         return x, state, carry
 
-    return Solver(empty_histories("pndm", 3), step, order=2 if combined == "eps" else 1)
+    return Solver(empty_histories("pndm", 3), step, 2 if combined == "eps" else 1, batch_first)

@@ -18,28 +18,37 @@ import jax.numpy as jnp
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.processes import by_modality, is_gaussian, members
 from diffusion_jax.time_axes import expand
-from diffusion_jax.typing import Prediction
+from diffusion_jax.typing import Prediction, Step
 
 
 def per_modality(function: Callable[..., Any], process: Any, x: Any, *trees: Any) -> Any:
     """`function(process, x, *values)` for plain data, or entry by entry of a dict of data.
 
-    Arguments that are not dicts are shared by all entries. When the function returns a tuple, so does this: one dict
-    per place of the tuple.
+    Arguments are taken apart by `modality_of`. When the function returns a tuple, so does this: one dict per place of
+    the tuple.
     """
     processes = by_modality(process)
     if not isinstance(x, dict):
         return function(processes, x, *trees)
 
-    def entry(tree, name):
-        return tree[name] if isinstance(tree, dict) else tree
-
-    results = {name: function(entry(processes, name), x[name], *(entry(tree, name) for tree in trees)) for name in x}
+    results = {
+        name: function(modality_of(processes, name), x[name], *(modality_of(tree, name) for tree in trees))
+        for name in x
+    }
     # A NamedTuple is one value (a state), a plain tuple is several.
     if any(type(result) is not tuple for result in results.values()):
         return results
     size = len(next(iter(results.values())))
     return tuple({name: result[i] for name, result in results.items()} for i in range(size))
+
+
+def modality_of(tree: Any, name: str) -> Any:
+    """The entry of one modality, also within a `Step` or a `Prediction`; what is no dict is shared by all."""
+    if isinstance(tree, Step):
+        return Step(*(modality_of(value, name) for value in tree))
+    if isinstance(tree, Prediction):
+        return tree._replace(x0=modality_of(tree.x0, name), eps=modality_of(tree.eps, name))
+    return tree[name] if isinstance(tree, dict) else tree
 
 
 def check_gaussian(process: Any, solver: str) -> None:

@@ -6,6 +6,7 @@ The models and their losses live elsewhere; a consistency model's boundary condi
 import jax.numpy as jnp
 
 from diffusion_jax.errors import invalid
+from diffusion_jax.processes.schedules import safe_sqrt
 from diffusion_jax.randomness import normal_like
 from diffusion_jax.solvers.base import hub_step, per_modality, stateless
 from diffusion_jax.time_axes import expand
@@ -56,7 +57,7 @@ def _strategic(name, gamma, num_train_steps=None):
             s = _strategic_time(t_next, gamma, num_train_steps)
             alpha, sigma = process.alpha(t_next), process.sigma(t_next)
             kept = alpha / process.alpha(s) * process.sigma(s)
-            fresh = jnp.sqrt(jnp.clip(sigma**2 - kept**2, 0.0))
+            fresh = safe_sqrt(jnp.clip(sigma**2 - kept**2, 0.0))
             return expand(alpha, x) * x0 + expand(kept, x) * eps + expand(fresh, x) * noise
 
         x = per_modality(update, process, x, prediction.x0, prediction.eps, noise, step.t, step.t_next)

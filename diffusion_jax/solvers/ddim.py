@@ -9,6 +9,7 @@ is the step of a non-Markovian chain whose marginals are those of the process, w
 import jax.numpy as jnp
 
 from diffusion_jax.errors import invalid, unknown
+from diffusion_jax.processes.schedules import safe_sqrt
 from diffusion_jax.randomness import normal_like
 from diffusion_jax.solvers.base import hub_step, per_modality, shrinkage, stateless
 from diffusion_jax.time_axes import expand
@@ -46,9 +47,10 @@ def ddim(eta: float = 0.0) -> Solver:
             return hub_step(process, x0, eps, t_next)
         sigma = process.sigma(t_next)
         kept = shrinkage(process, t, t_next) ** 2
-        deviation = eta * sigma * jnp.sqrt(jnp.clip(1.0 - kept, 0.0))
+        deviation = eta * sigma * safe_sqrt(jnp.clip(1.0 - kept, 0.0))
         # sqrt(sigma'^2 - s^2) without its cancellation.
-        direction = sigma * jnp.sqrt(1.0 - eta**2 * (1.0 - jnp.minimum(kept, 1.0))) if eta < 1 else sigma * kept**0.5
+        share = 1.0 - eta**2 * (1.0 - jnp.minimum(kept, 1.0)) if eta < 1 else kept
+        direction = sigma * safe_sqrt(share)
         mean = expand(process.alpha(t_next), x) * x0 + expand(direction, x) * eps
         return mean + expand(deviation, x) * noise
 
@@ -75,17 +77,16 @@ def ddpm(variance: str = "small", noise_at_end: bool = False) -> Solver:
         if variance == "small":
             added = sigma**2 * (1.0 - ratio**2)
         else:
-            added = process.sigma(t) ** 2 * (
-                1.0
-                - (process.alpha(t) * sigma / process.alpha(t_next)) ** 2
-                / jnp.where(process.sigma(t) == 0, 1.0, process.sigma(t)) ** 2
-            )
+            alpha, start = process.alpha(t_next), process.sigma(t)
+            # Both are 0 only where nothing moves.
+            alpha, level = jnp.where(alpha == 0, 1.0, alpha), jnp.where(start == 0, 1.0, start)
+            added = start**2 * (1.0 - (process.alpha(t) * sigma / alpha) ** 2 / level**2)
             quiet = sigma == 0
             if noise_at_end:
                 quiet = quiet & (getattr(process.schedule, "num_steps", jnp.inf) * t <= 1.5)
             added = jnp.where(quiet, 0.0, added)
         mean = expand(process.alpha(t_next), x) * x0 + expand(ratio * sigma, x) * eps
-        return mean + expand(jnp.sqrt(jnp.clip(added, 0.0)), x) * noise
+        return mean + expand(safe_sqrt(jnp.clip(added, 0.0)), x) * noise
 
     return _one_step("ddpm", 1, True, update)
 

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.processes import kind_of, members
 from diffusion_jax.randomness import fold, per_sample, split, uniform
-from diffusion_jax.solvers.base import per_modality
-from diffusion_jax.time_axes import expand
-from diffusion_jax.typing import Prediction, Solver, Step
+from diffusion_jax.solvers.base import modality_of, per_modality
+from diffusion_jax.time_axes import batch_axes, expand
+from diffusion_jax.typing import Solver
 
 CONFIDENCES = ("probability", "margin", "entropy", "random")
 
@@ -152,9 +152,7 @@ def joint(solvers: Mapping[str, Solver]) -> Solver:
         keys = _keys_per_modality(key, x)
         results = {}
         for name, solver in solvers.items():
-            eps = answer.eps[name] if isinstance(answer.eps, Mapping) else None
-            part = Prediction(answer.x0[name], eps, answer.extras)
-            own = Step(*(value[name] if isinstance(value, dict) else value for value in step))
+            part, own = modality_of(answer, name), modality_of(step, name)
             results[name] = solver.step(
                 process.processes[name], _once(part, name), (), state[name], x[name], own, keys[name]
             )
@@ -164,7 +162,10 @@ def joint(solvers: Mapping[str, Solver]) -> Solver:
             carry,
         )
 
-    return Solver(init, step, order=min((solver.order for solver in solvers.values()), default=1))
+    def axes(state):
+        return {name: batch_axes(solver, state[name]) for name, solver in solvers.items()}
+
+    return Solver(init, step, min((solver.order for solver in solvers.values()), default=1), axes)
 
 
 def _once(prediction, name):

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.errors import InvalidInput, unknown
+from diffusion_jax.processes.schedules import safe_sqrt
 from diffusion_jax.randomness import normal_like, split
 from diffusion_jax.solvers.base import (
     difference,
@@ -156,9 +157,9 @@ def _singlestep(name, prediction, order, stochastic):
             if not stochastic:
                 return hub_step(process, x0, eps, t_next)
             before = process.sigma(t_next) * shrinkage(process, middle, t_next)
-            part = before * jnp.sqrt(jnp.clip(1.0 - shrinkage(process, t, middle) ** 2, 0.0))
+            part = before * safe_sqrt(jnp.clip(1.0 - shrinkage(process, t, middle) ** 2, 0.0))
             mean = noisy_hub_step(process, x0, eps, jnp.zeros_like(x), t, t_next, tau)
-            rest = process.sigma(t_next) * jnp.sqrt(jnp.clip(1.0 - shrinkage(process, middle, t_next) ** 2, 0.0))
+            rest = process.sigma(t_next) * safe_sqrt(jnp.clip(1.0 - shrinkage(process, middle, t_next) ** 2, 0.0))
             return mean + expand(part, x) * middle_noise + expand(rest, x) * noise
 
         if order == 1:

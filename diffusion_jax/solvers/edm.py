@@ -9,6 +9,7 @@ import math
 import jax.numpy as jnp
 
 from diffusion_jax.errors import invalid
+from diffusion_jax.processes.schedules import safe_sqrt
 from diffusion_jax.randomness import normal_like
 from diffusion_jax.solvers.base import evaluate_if, half_log_snr, hub_step, per_modality, sigma_hat, stateless
 from diffusion_jax.time_axes import expand, where
@@ -63,11 +64,13 @@ def kdpm2(ancestral: bool = False) -> Solver:
 
         def target(process, x, t, t_next):
             """sigma / alpha where the deterministic part ends, and the deviation of the noise added there."""
-            start, end = sigma_hat(process, t), sigma_hat(process, t_next)
+            start = sigma_hat(process, t)
+            # Where alpha' = 0 nothing moves: any finite number.
+            end = jnp.where(process.alpha(t_next) == 0, 1.0, sigma_hat(process, t_next))
             if not ancestral:
                 return end, jnp.zeros_like(end)
             ratio = jnp.where(jnp.isfinite(start) & (start > 0), end / jnp.where(start > 0, start, 1.0), 0.0)
-            return end * jnp.minimum(ratio, 1.0), end * jnp.sqrt(jnp.clip(1.0 - ratio**2, 0.0))
+            return end * jnp.minimum(ratio, 1.0), end * safe_sqrt(jnp.clip(1.0 - ratio**2, 0.0))
 
         def middle(process, x, x0, eps, t, t_next, end):
             start = sigma_hat(process, t)
@@ -128,7 +131,7 @@ def edm(s_churn: float = 40.0, s_tmin: float = 0.05, s_tmax: float = 50.0, s_noi
             reached = sigma_hat(process, time)
             churned = churned & jnp.isfinite(reached)
             time = jnp.where(churned, time, t)
-            added = jnp.sqrt(jnp.clip(jnp.where(churned, reached, level) ** 2 - level**2, 0.0))
+            added = safe_sqrt(jnp.clip(jnp.where(churned, reached, level) ** 2 - level**2, 0.0))
             scale = process.alpha(time) / jnp.where(alpha == 0, 1.0, alpha)
             noisy = expand(scale, x) * x + expand(process.alpha(time) * s_noise * added, x) * noise
             return where(churned, noisy, x), time

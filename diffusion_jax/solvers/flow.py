@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.errors import invalid, unknown
+from diffusion_jax.processes.schedules import safe_sqrt
 from diffusion_jax.randomness import normal_like
 from diffusion_jax.solvers.base import evaluate_if, per_modality, stateless
 from diffusion_jax.time_axes import expand, where
@@ -121,4 +122,4 @@ def flow_sde_moments(process, x, prediction, t, t_next, noise=1.0, diffusion="si
     length = t - t_next
     pull = -0.5 * length * squared / jnp.where(sigma == 0, 1.0, sigma)
     mean = _euler(process, x, prediction.x0, prediction.eps, t, t_next) + expand(pull, x) * prediction.eps
-    return mean, jnp.sqrt(jnp.clip(squared * length, 0.0))
+    return mean, safe_sqrt(jnp.clip(squared * length, 0.0))

@@ -1,4 +1,4 @@
-"""Multi-step methods: a history that belongs to each entry of a vector of times, and what is interpolated through it.
+"""Multi-step methods: what is interpolated through the history of each entry of a vector of times (`history`).
 
 A multi-step method integrates the polynomial P through the latest outputs m_0 (now), m_1, m_2, ... of the denoiser in
 a coordinate c of time (lam, sigma/alpha, t, ...), in Newton's form with offsets `s_j = c(t_j) - c(t)`:
@@ -6,8 +6,7 @@ a coordinate c of time (lam, sigma/alpha, t, ...), in Newton's form with offsets
     P(s) = m_0 + sum_k [m_0 .. m_k] s (s - s_1) .. (s - s_(k-1)),                                              (1)
     x'   = alpha' x0 + sigma' eps + scale * sum_k [m_0 .. m_k] integral w(s) s (s - s_1) .. (s - s_(k-1)) ds   (2)
 
-so that a lower order is (2) with fewer terms. With a vector of times some entries stand still while others move: the
-history records an entry only when it moves, so each coordinate sees exactly the run it would have made alone.
+so that a lower order is (2) with fewer terms.
 """
 
 import math
@@ -17,21 +16,11 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from diffusion_jax.errors import invalid
-from diffusion_jax.randomness import normal_like
-from diffusion_jax.solvers.base import check_gaussian, difference, half_log_snr, hub_step, per_modality, shrinkage
-from diffusion_jax.time_axes import expand, where
+from diffusion_jax.processes.schedules import safe_sqrt
+from diffusion_jax.solvers.base import difference, half_log_snr, hub_step, shrinkage
+from diffusion_jax.solvers.history import History, with_history
+from diffusion_jax.time_axes import expand
 from diffusion_jax.typing import Solver, Step
-
-
-class History(NamedTuple):
-    """Latest outputs first.
-
-    values: arrays like x. times: the t of each, prefix-shaped. count: how many are real, prefix-shaped.
-    """
-
-    values: tuple
-    times: tuple
-    count: Any
 
 
 class Node(NamedTuple):
@@ -40,23 +29,6 @@ class Node(NamedTuple):
     value: Any
     offset: Any
     usable: Any
-
-
-def empty_history(x: Any, t: Any, length: int) -> History:
-    """A history for `length` past outputs of one modality."""
-    zeros = jnp.zeros_like(x)
-    return History((zeros,) * length, (jnp.zeros_like(t),) * length, jnp.zeros(jnp.shape(t), jnp.int32))
-
-
-def push(history: History, value: Any, t: Any, moves: Any) -> History:
-    """Puts the output at t in front, for the entries that move."""
-    length = len(history.values)
-    values, times = (value, *history.values)[:length], (t, *history.times)[:length]
-    return History(
-        tuple(where(moves, new, old) for new, old in zip(values, history.values)),
-        tuple(jnp.where(moves, new, old) for new, old in zip(times, history.times)),
-        jnp.where(moves, jnp.minimum(history.count + 1, length), history.count),
-    )
 
 
 def past_nodes(history: History, coordinate: Any, base: Any, skip: int = 0) -> list[Node]:
@@ -95,21 +67,21 @@ class Ending(NamedTuple):
     idle_steps: int = 0
 
 
-def steps_left(step: Step, remaining: Any) -> Any:
+def steps_left(step: Step) -> Any:
     """How many steps are left, this one included: of each entry where the loop counts them, else of the run."""
-    return step.num_steps - step.index if remaining is None else remaining
+    return step.num_steps - step.index if step.remaining is None else step.remaining
 
 
-def final_order(step: Step, t: Any, remaining: Any, order: int, ending: Ending) -> Any:
-    """`order`, lowered over the last steps as `ending` says."""
-    remaining = steps_left(step, remaining) + ending.idle_steps
+def final_order(step: Step, order: int, ending: Ending, further: int = 0) -> Any:
+    """`order`, lowered over the last steps as `ending` says, for an entry with `further` more steps to make."""
+    remaining = steps_left(step) + further + ending.idle_steps
     short = ending.lower_order_final
     if not isinstance(short, bool):
         short = jnp.asarray(step.num_steps) < short
     wanted = jnp.where(short, jnp.minimum(order, remaining), order)
     if ending.euler_at_final:
         wanted = jnp.where(remaining <= 1, 1, wanted)
-    return jnp.broadcast_to(wanted, jnp.shape(t)).astype(jnp.int32)
+    return jnp.broadcast_to(wanted, jnp.shape(step.t)).astype(jnp.int32)
 
 
 def phi(k: int, z: Any) -> Any:
@@ -221,9 +193,11 @@ def noisy_hub_step(process: Any, x0: Any, eps: Any, noise: Any, t: Any, t_next: 
 
     `d = exp(-tau^2 h)`. Exact for a frozen x0; `tau` is prefix-shaped or a number: 0 is the ODE, 1 the reverse SDE.
     """
-    kept = shrinkage(process, t, t_next) ** (jnp.asarray(tau) ** 2)
+    ratio, power = shrinkage(process, t, t_next), jnp.asarray(tau) ** 2
+    # 0 to a power below 1 has an infinite derivative.
+    kept = jnp.where((ratio == 0) & (power > 0), 0.0, jnp.where(ratio == 0, 1.0, ratio) ** power)
     sigma = process.sigma(t_next)
-    fresh = sigma * jnp.sqrt(jnp.clip(1.0 - kept**2, 0.0))
+    fresh = sigma * safe_sqrt(jnp.clip(1.0 - kept**2, 0.0))
     mean = expand(process.alpha(t_next), x0) * x0 + expand(sigma * kept, x0) * eps
     return mean + expand(fresh, x0) * noise
 
@@ -232,17 +206,6 @@ def check_order(order: int, choices: Sequence[int]) -> None:
     """Raises `InvalidInput` unless `order` is one of `choices`."""
     if order not in choices:
         raise invalid("order", order, f"it must be one of {', '.join(map(str, choices))}")
-
-
-def empty_histories(name: str, length: int):
-    """The `init` of a solver whose only state is a history of `length` outputs per modality."""
-
-    def init(process, x, grid):
-        check_gaussian(process, name)
-        first = {key: g[0] for key, g in grid.items()} if isinstance(grid, dict) else grid[0]
-        return per_modality(lambda _, x, t: empty_history(x, t, length), process, x, first)
-
-    return init
 
 
 def usable_order(frame: Frame, nodes: Sequence[Node], order: Any) -> Any:
@@ -259,25 +222,17 @@ def linear_multistep(
     stochastic: takes the first-order part of the reverse SDE (tau = 1) instead of the ODE's.
     """
 
-    def step(process, denoise, carry, state, x, step, key):
-        answer, carry = denoise(carry, x, step)
-        noise = normal_like(key, x) if stochastic else x
+    def update(process, x, history, pair, step, noise):
+        t, t_next = step.t, step.t_next
+        value = pair.x0 if prediction == "x0" else pair.eps
+        this = frame(process, t, t_next, order - 1)
+        nodes = past_nodes(history, this.coordinate, this.coordinate(t))
+        wanted = usable_order(this, nodes, final_order(step, order, ending))
+        terms = correction(value, nodes, this.moments, wanted, this.simple)
+        if stochastic:
+            first = noisy_hub_step(process, pair.x0, pair.eps, noise, t, t_next, 1.0)
+        else:
+            first = hub_step(process, pair.x0, pair.eps, t_next)
+        return first + expand(this.scale, x) * terms, value
 
-        def update(process, x, history, x0, eps, noise, t, t_next, remaining):
-            value = x0 if prediction == "x0" else eps
-            this = frame(process, t, t_next, order - 1)
-            nodes = past_nodes(history, this.coordinate, this.coordinate(t))
-            wanted = final_order(step, t, remaining, order, ending)
-            terms = correction(value, nodes, this.moments, usable_order(this, nodes, wanted), this.simple)
-            if stochastic:
-                first = noisy_hub_step(process, x0, eps, noise, t, t_next, 1.0)
-            else:
-                first = hub_step(process, x0, eps, t_next)
-            return first + expand(this.scale, x) * terms, push(history, value, t, t != t_next)
-
-        x, state = per_modality(
-            update, process, x, state, answer.x0, answer.eps, noise, step.t, step.t_next, step.remaining
-        )
-        return x, state, carry
-
-    return Solver(empty_histories(name, order - 1), step, order=order)
+    return with_history(update, order - 1, order=order, name=name, stochastic=stochastic)

@@ -10,23 +10,20 @@ import jax.numpy as jnp
 
 from diffusion_jax.errors import invalid, unknown
 from diffusion_jax.randomness import normal_like
-from diffusion_jax.solvers.base import check_gaussian, difference, per_modality
+from diffusion_jax.solvers.base import difference, per_modality
+from diffusion_jax.solvers.history import History, empty_history, init_per_modality, push
 from diffusion_jax.solvers.multistep import (
     Ending,
-    History,
     Node,
     check_order,
     correction,
-    empty_history,
     exponential_frame,
     final_order,
     noisy_hub_step,
     past_nodes,
-    push,
-    steps_left,
     usable_order,
 )
-from diffusion_jax.time_axes import expand, where
+from diffusion_jax.time_axes import batch_first, expand, where
 from diffusion_jax.typing import Solver
 
 UNIPC_VARIANTS = ("b1", "b2")
@@ -119,16 +116,9 @@ def _predictor_corrector(
 ):  # fmt: skip
     """corrector_order: outputs in the corrector; None is one more than the predictor's (UniC-p), 0 is no corrector."""
 
-    def init(process, x, grid):
-        check_gaussian(process, name)
-        first = {key: g[0] for key, g in grid.items()} if isinstance(grid, dict) else grid[0]
-
-        def empty(_, x, t):
-            return Predicted(
-                empty_history(x, t, length), jnp.zeros_like(x), jnp.ones(jnp.shape(t), jnp.int32), jnp.zeros_like(t)
-            )
-
-        return per_modality(empty, process, x, first)
+    def empty(x, t):
+        history = empty_history(x, t, length)
+        return Predicted(history, jnp.zeros_like(x), jnp.ones(jnp.shape(t), jnp.int32), jnp.zeros_like(t))
 
     def corrected(process, x, last, value, t):
         """x after correcting the last step with the output at its end, and where there was something to correct."""
@@ -147,7 +137,8 @@ def _predictor_corrector(
         answer, carry = denoise(carry, x, step)
         noise = normal_like(key, x) if stochastic else x
 
-        def update(process, x, last, x0, eps, noise, t, t_next, remaining):
+        def update(process, x, last, answer, noise, step):
+            (x0, eps), t, t_next = answer[:2], step.t, step.t_next
             value = x0 if prediction == "x0" else eps
             if corrector_order != 0:
                 moved, changed = corrected(process, x, last, value, t)
@@ -162,11 +153,8 @@ def _predictor_corrector(
             tau = noise_at(t)
             frame = exponential_frame(process, t, t_next, order - 1, prediction, tau=tau, bh=variant)
             nodes = past_nodes(last.history, frame.coordinate, frame.coordinate(t))[: order - 1]
-            this = usable_order(frame, nodes, final_order(step, t, remaining, order, ending))
-            if corrector_order is None:
-                corrects = this + 1
-            else:
-                corrects = final_order(step, t, steps_left(step, remaining) + 1, corrector_order, ending)
+            this = usable_order(frame, nodes, final_order(step, order, ending))
+            corrects = this + 1 if corrector_order is None else final_order(step, corrector_order, ending, further=1)
             first = noisy_hub_step(process, x0, eps, noise if stochastic else jnp.zeros_like(x), t, t_next, tau)
             added = expand(frame.scale, x) * correction(value, nodes, frame.moments, this, frame.simple)
             moves = t != t_next
@@ -178,9 +166,7 @@ def _predictor_corrector(
             )
             return first + added, state
 
-        x, state = per_modality(
-            update, process, x, state, answer.x0, answer.eps, noise, step.t, step.t_next, step.remaining
-        )
+        x, state = per_modality(update, process, x, state, answer, noise, step)
         return x, state, carry
 
-    return Solver(init, step, order=order + 1)
+    return Solver(init_per_modality(name, empty), step, order + 1, batch_first)

@@ -10,20 +10,18 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from diffusion_jax.randomness import normal_like
-from diffusion_jax.solvers.base import check_gaussian, hub_step, per_modality
+from diffusion_jax.solvers.base import hub_step, per_modality
+from diffusion_jax.solvers.history import History, empty_history, init_per_modality, push
 from diffusion_jax.solvers.multistep import (
     Ending,
     Frame,
-    History,
     Node,
     correction,
-    empty_history,
     noisy_hub_step,
     past_nodes,
-    push,
     steps_left,
 )
-from diffusion_jax.time_axes import expand, where
+from diffusion_jax.time_axes import batch_first, expand, where
 from diffusion_jax.typing import Solver
 
 
@@ -63,22 +61,17 @@ def restarting(
     nearest_only: third-order steps use the start and the latest time of the block only.
     """
 
-    def init(process, x, grid):
-        check_gaussian(process, name)
-        first = {key: g[0] for key, g in grid.items()} if isinstance(grid, dict) else grid[0]
-
-        def empty(_, x, t):
-            history = empty_history(x, t, max(order - 1, 1))
-            return Block(jnp.zeros_like(x), jnp.zeros_like(x), t, history, jnp.zeros(jnp.shape(t), jnp.int32))
-
-        return per_modality(empty, process, x, first)
+    def empty(x, t):
+        history = empty_history(x, t, max(order - 1, 1))
+        return Block(jnp.zeros_like(x), jnp.zeros_like(x), t, history, jnp.zeros(jnp.shape(t), jnp.int32))
 
     def step(process, denoise, carry, state, x, step, key):
         answer, carry = denoise(carry, x, step)
         noise = normal_like(key, x) if stochastic else x
 
-        def update(process, x, block, x0, eps, noise, t, t_next, remaining):
-            this = block_order(block.count, steps_left(step, remaining), order, ending)
+        def update(process, x, block, answer, noise, step):
+            (x0, eps), t, t_next = answer[:2], step.t, step.t_next
+            this = block_order(block.count, steps_left(step), order, ending)
             fresh = this == 1
             value = x0 if prediction == "x0" else eps
             start = jnp.where(fresh, t, block.t)
@@ -114,9 +107,7 @@ def restarting(
             )
             return moved + expand(whole.scale, x) * terms, began
 
-        x, state = per_modality(
-            update, process, x, state, answer.x0, answer.eps, noise, step.t, step.t_next, step.remaining
-        )
+        x, state = per_modality(update, process, x, state, answer, noise, step)
         return x, state, carry
 
-    return Solver(init, step, order=order)
+    return Solver(init_per_modality(name, empty), step, order, batch_first)

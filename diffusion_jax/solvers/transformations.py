@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.processes.schedules import safe_sqrt
 from diffusion_jax.randomness import fold, normal_like
 from diffusion_jax.solvers.base import per_modality
-from diffusion_jax.time_axes import each, expand, where
+from diffusion_jax.time_axes import batch_axes, each, expand, where
 from diffusion_jax.typing import Solver
 
 _BEFORE, _AFTER = 1_000_001, 1_000_002
@@ -33,7 +34,7 @@ def wrapped(solver: Solver, before: Callable | None = None, after: Callable | No
             x = after(process, x, step, fold(key, _AFTER))
         return x, state, carry
 
-    return Solver(solver.init, step, solver.order)
+    return solver._replace(step=step)
 
 
 def strided(solver: Solver, num_train_steps: int = 1000) -> Solver:
@@ -60,7 +61,7 @@ def strided(solver: Solver, num_train_steps: int = 1000) -> Solver:
         x, inner, carry = solver.step(process, denoise, carry, inner, x, aimed, key)
         return x, (inner, end), carry
 
-    return Solver(init, step, solver.order)
+    return Solver(init, step, solver.order, lambda state: (batch_axes(solver, state[0]), 0))
 
 
 def inpainted(solver: Solver, known: Any, mask: Any, *, noise: Any = None, before: bool = True) -> Solver:
@@ -107,8 +108,9 @@ def repainted(solver: Solver, known: Any, mask: Any, *, repeats: int = 5) -> Sol
 
     def step(process, denoise, carry, state, x, step, key):
         def back(process, x, noise, t, t_next):
-            alpha = process.alpha(t) / process.alpha(t_next)
-            added = jnp.sqrt(jnp.clip(process.sigma(t) ** 2 - (alpha * process.sigma(t_next)) ** 2, 0.0))
+            alpha = process.alpha(t_next)
+            alpha = process.alpha(t) / jnp.where(alpha == 0, 1.0, alpha)
+            added = safe_sqrt(jnp.clip(process.sigma(t) ** 2 - (alpha * process.sigma(t_next)) ** 2, 0.0))
             return expand(alpha, x) * x + expand(added, x) * noise
 
         def once(index, run):
@@ -128,7 +130,7 @@ def repainted(solver: Solver, known: Any, mask: Any, *, repeats: int = 5) -> Sol
             raise InvalidInput("repainted needs a solver without history, such as ddim or ddpm, but was given another.")
         return state
 
-    return Solver(init, step, solver.order)
+    return solver._replace(init=init, step=step)
 
 
 def constrained(solver: Solver, projection: Callable[[Any], Any]) -> Solver:

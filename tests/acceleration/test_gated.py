@@ -13,7 +13,6 @@ from diffusion_jax.distributed import make_mesh
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.models import Staged, param_shapes
 from diffusion_jax.sampling import make_sampler, sample
-from diffusion_jax.typing import Denoiser
 from tests.models.drawn import drawn
 
 FLOW, PROCESS = processes.rectified_flow(), processes.vp_linear()
@@ -256,10 +255,11 @@ def test_every_network_skips_and_on_a_mesh_all_devices_skip_alike(name):
 
 def _with_threshold(make):
     """A denoiser whose parameters hold the threshold, an argument of the compiled program."""
-    return Denoiser(
-        lambda params, x, cond: make(params["threshold"]).init(params["params"], x, cond),
-        lambda params, carry, x, step, cond: make(params["threshold"]).apply(params["params"], carry, x, step, cond),
-        PROCESS,
+    return make(0.0)._replace(
+        init=lambda params, x, cond: make(params["threshold"]).init(params["params"], x, cond),
+        apply=lambda params, carry, x, step, cond: make(params["threshold"]).apply(
+            params["params"], carry, x, step, cond
+        ),
     )
 
 

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.time_axes import expand
+from diffusion_jax.time_axes import batch_axes, expand
 from diffusion_jax.typing import Denoiser, Network, Step
 
 WIDTH = 8
@@ -97,7 +97,10 @@ def remembering(inner: Denoiser) -> Denoiser:
         carry = {"last": prediction.x0, "stacked": stacked, "calls": carry["calls"] + 1, "inner": new}
         return prediction._replace(x0=x0), carry
 
-    return Denoiser(init, apply, inner.process)
+    def axes(carry):
+        return {"last": 0, "stacked": 1, "calls": None, "inner": batch_axes(inner, carry["inner"])}
+
+    return Denoiser(init, apply, inner.process, axes)
 
 
 def step_at(t, index: int = 0, t_next=0.0, num_steps: int = 4) -> Step:

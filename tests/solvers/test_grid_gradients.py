@@ -1,0 +1,204 @@
+"""Every solver differentiates with respect to grid, x, parameters and condition, as finite differences say.
+
+Those with a history are in `test_grid_gradients_history`.
+
+One compiled program per solver. Its batch holds a process a row and a grid a column: the standard one from 1 to 0, one
+that stays inside, one that pauses, and one that begins late and ends early.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import enable_x64
+
+from diffusion_jax import processes, solvers
+from diffusion_jax.processes import safe_log, safe_sqrt
+from diffusion_jax.sampling import sample
+from diffusion_jax.time_axes import expand
+from diffusion_jax.typing import Cost, Denoiser
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Three schedules in few operations, one a row of t `[3, N]`: VP with alpha(1) = 0, EDM, rectified flow.
+
+    `alpha^p = 1 - a t`, `sigma^p = s t`; the VP one has infinite slopes at both ends.
+    """
+
+    def _powered(self, t):
+        squared, a, s = (np.array(row)[:, None] for row in ([True, False, False], [1, 0, 1], [1, 10, 1]))
+        return squared, a, s
+
+    def alpha(self, t):
+        squared, a, _ = self._powered(t)
+        return jnp.where(squared, safe_sqrt(1 - a * t), 1 - a * t)
+
+    def sigma(self, t):
+        squared, _, s = self._powered(t)
+        return jnp.where(squared, safe_sqrt(s * t), s * t)
+
+    def log_snr(self, t):
+        return 2 * (safe_log(self.alpha(t)) - safe_log(self.sigma(t)))
+
+    def inverse_log_snr(self, log_snr):
+        squared, a, s = self._powered(log_snr)
+        ratio = jnp.exp(jnp.where(squared, -log_snr, -0.5 * log_snr))
+        return ratio / (s + a * ratio)
+
+
+PROCESS = processes.GaussianProcess(Rows(), "v")
+
+COLUMNS = np.array(
+    [
+        [1.0, 0.83, 0.61, 0.42, 0.21, 0.0],
+        [0.91, 0.77, 0.58, 0.37, 0.22, 0.11],
+        [0.91, 0.77, 0.77, 0.41, 0.41, 0.0],
+        [1.0, 1.0, 0.74, 0.52, 0.0, 0.0],
+    ]
+)
+GRID = np.repeat(COLUMNS.T[:, None], 3, axis=1)
+X = np.random.default_rng(0).standard_normal((*GRID.shape[1:], 2))
+PARAMS, SHIFT = np.array([1.5, 0.5, -0.2]), np.array([0.3, -0.1])
+
+
+SOLVERS = {
+    "adaptive": lambda: solvers.adaptive(1e-6, 1e-6, 64),
+    "constrained": lambda: solvers.constrained(solvers.ddim(), jnp.tanh),
+    "ddim": solvers.ddim,
+    "ddim eta": lambda: solvers.ddim(0.5),
+    "ddpm": solvers.ddpm,
+    "ddpm large": lambda: solvers.ddpm("large"),
+    "dpm_solver_pp singlestep": lambda: solvers.dpm_solver_pp(2, "singlestep", "sde"),
+    "edm": lambda: solvers.edm(1.0),
+    "euler": solvers.euler,
+    "euler_ancestral": solvers.euler_ancestral,
+    "flow_euler": solvers.flow_euler,
+    "flow_heun": solvers.flow_heun,
+    "flow_midpoint": solvers.flow_midpoint,
+    "flow_sde": solvers.flow_sde,
+    "flow_sde odds": lambda: solvers.flow_sde(diffusion="odds"),
+    "heun": solvers.heun,
+    "inpainted": lambda: solvers.inpainted(solvers.ddim(), np.zeros(X.shape), np.tile([True, False], (3, 2))),
+    "kdpm2": solvers.kdpm2,
+    "kdpm2 ancestral": lambda: solvers.kdpm2(ancestral=True),
+    "lcm": solvers.lcm,
+    "optimised": lambda: solvers.optimised(solvers.ddim(), lambda x, step: jnp.sum(x**4)),
+    "repainted": lambda: solvers.repainted(solvers.ddim(), np.zeros(X.shape), np.zeros((3, 4), bool), repeats=2),
+    "strided": lambda: solvers.strided(solvers.ddim()),
+    "tcd": solvers.tcd,
+    "wrapped": lambda: solvers.wrapped(solvers.ddim(), after=lambda process, x, step, key: x * (1 + step.t[..., None])),
+}
+
+
+def smooth():
+    """A denoiser of a few operations, with parameters, which knows x0 where there is no noise."""
+
+    def apply(params, carry, x, step, cond):
+        t, alpha, sigma = (expand(value, x) for value in (step.t, PROCESS.alpha(step.t), PROCESS.sigma(step.t)))
+        guess = params[2] * jnp.tanh(params[0] * x + params[1] * t) + cond["shift"]
+        x0 = (alpha * x + sigma**2 * guess) / (alpha**2 + sigma**2)
+        return PROCESS.from_x0(x0, x, step.t)._replace(cost=Cost(jnp.float32(1), jnp.float32(1))), carry
+
+    return Denoiser(lambda params, x, cond: (), apply, PROCESS)
+
+
+@functools.cache
+def directions():
+    """How grid, x, parameters and condition are moved; what stands still stays, and so do the ends 1 and 0."""
+    rng = np.random.default_rng(1)
+    grid = rng.standard_normal(GRID.shape)
+    for i in range(1, len(grid)):
+        grid[i] = np.where(GRID[i] == GRID[i - 1], grid[i - 1], grid[i])
+    return np.where((GRID == 1) | (GRID == 0), 0.0, grid), *(rng.standard_normal(v.shape) for v in (X, PARAMS, SHIFT))
+
+
+def check_derivatives(solver, size=1e-5, rtol=1e-4):
+    """Gradients of a weighted sum of the samples against central differences along one direction of each input."""
+    weights = np.cos(np.arange(X.size)).reshape(X.shape)
+
+    @jax.jit
+    def run(*inputs):
+        def end(grid, x, params, shift):
+            key, cond = jax.random.key(3), {"shift": shift}
+            return sample(key, smooth(), params, solver(), grid, x_init=x, cond=cond).x
+
+        x, pull = jax.vjp(end, *inputs)
+        return x, pull(weights)
+
+    with enable_x64(True):
+        inputs = GRID, X, PARAMS, SHIFT
+        gradients = jax.device_get(run(*inputs)[1])
+        for i, (part, direction) in enumerate(zip(("grid", "x", "params", "cond"), directions(), strict=True)):
+            assert np.isfinite(gradients[i]).all(), f"{part}: {np.argwhere(~np.isfinite(gradients[i])).tolist()}"
+            moved = (run(*inputs[:i], inputs[i] + by * direction, *inputs[i + 1 :])[0] for by in (size, -size))
+            slope = np.sum(weights * np.subtract(*map(np.asarray, moved))) / (2 * size)
+            np.testing.assert_allclose(np.sum(gradients[i] * direction), slope, rtol=rtol, atol=1e-5, err_msg=part)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_derivatives_are_finite_differences(name):
+    # The steps that an adaptive solver chooses are not smooth in the grid: differences along a longer way.
+    check_derivatives(SOLVERS[name], *((1e-3, 1e-2) if name == "adaptive" else ()))
+
+
+SCHEDULES = {
+    "vp": processes.vp_continuous(),
+    "cosine": processes.cosine(),
+    "flow": processes.rectified_flow(),
+    "edm": processes.edm(),
+    "ve": processes.variance_exploding(),
+    "shifted": processes.GaussianProcess(processes.Shifted(processes.Cosine(), -1.0)),
+    **{
+        f"table by {name}": processes.GaussianProcess(processes.DiscreteVP(processes.linear_betas(8, 0.01, 0.3), name))
+        for name in ("variance", "sigma", "log_sigma")
+    },
+    "zero terminal SNR": processes.GaussianProcess(
+        processes.DiscreteVP(processes.zero_terminal_snr_betas(processes.linear_betas(8, 0.01, 0.3)))
+    ),
+}
+
+
+def test_schedules_have_finite_derivatives_and_inside_they_are_differences():
+    """Also where alpha or sigma is 0 and the log-SNR infinite; of the rates too, which flow solvers differentiate."""
+    inside, size, names = np.array([0.06, 0.3, 0.55, 0.81]), 1e-6, list(SCHEDULES)
+
+    def weighted(process, t):
+        told = process.alpha(t), process.sigma(t), process.log_snr(t), *process.rates(t)
+        return sum(weight * value for weight, value in zip((1.0, -2.0, 0.3, 0.7, 0.2), told, strict=True))
+
+    @jax.jit
+    def program(t):
+        pulled = [jax.vjp(lambda t, name=name: weighted(SCHEDULES[name], t), t) for name in names]
+        return [(value, pull(jnp.ones_like(t))[0]) for value, pull in pulled]
+
+    with enable_x64(True):
+        rows = [np.concatenate([t, [0.0, 1.0]]) for t in (inside, inside + size, inside - size)]
+        found = jax.device_get([program(row) for row in rows])
+    for name, (_, slope), (there, _), (back, _) in zip(names, *found, strict=True):
+        assert np.isfinite(slope).all(), name
+        expected = (there[:-2] - back[:-2]) / (2 * size)
+        np.testing.assert_allclose(slope[:-2], expected, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def test_predictions_have_finite_derivatives_at_the_ends():
+    """What every parameterisation makes of a network's output, and the other way round, where it is singular too."""
+    x = np.array([0.3, -0.5])
+
+    @jax.jit
+    def slopes(t):
+        def told(process, t):
+            pair = process.predict(0.7 * process.network_input(x, t), x, t)
+            others = (getattr(process, name)(pair, t) for name in ("output", "velocity", "score", "v"))
+            return jnp.sum(pair.x0 + 0.5 * pair.eps + 0.1 * sum(others))
+
+        return [
+            jax.grad(functools.partial(told, dataclasses.replace(SCHEDULES[name], prediction=prediction)))(t)
+            for name in ("zero terminal SNR", "flow")
+            for prediction in processes.PARAMETERIZATIONS
+        ]
+
+    assert all(np.isfinite(slope).all() for slope in slopes(np.array([0.0, 1.0])))
