@@ -172,7 +172,7 @@ def load_pipeline(
         kind.num_steps,
         kind.scale,
         channels,
-        bool(getattr(network.network.module, "concat", 0)),
+        bool(getattr(network.network.anatomy, "concat", 0)),
         mesh,
         network,
     )
@@ -251,7 +251,7 @@ def generate(
     factor = pipeline.autoencoder.network.module.factor
     shape = (len(prompts), size[0] // factor, size[1] // factor, pipeline.channels)
 
-    patch = getattr(pipeline.network.network.module, "patch", 1)
+    patch = getattr(pipeline.network.network.anatomy, "patch", 1)
     grid = jnp.asarray(pipeline.scheduler.grid(num_steps, seq_len=shape[1] * shape[2] // patch**2))
     grid = grid[len(grid) - 1 - max(1, int((len(grid) - 1) * strength)) :]
     index = jnp.arange(len(prompts)) if index is None else jnp.asarray(index)

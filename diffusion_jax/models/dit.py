@@ -16,7 +16,7 @@ from diffusion_jax.models.layers.dense import projection
 from diffusion_jax.models.layers.embeddings import grid_positions, image_positions, rotary_angles, sincos_positions
 from diffusion_jax.models.layers.modulation import TableModulation
 from diffusion_jax.models.layers.patches import from_patches, times_of_patches, to_patches
-from diffusion_jax.models.network import check_transformer, make_module, network
+from diffusion_jax.models.network import check_transformer, make_module, network, transformer_anatomy
 from diffusion_jax.typing import Network
 
 SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
@@ -211,7 +211,8 @@ def dit(preset: str = "S/2", **fields) -> Network:
     module = make_module(DiT, "dit", parse_preset(preset), fields)
     check_transformer(module)
     _check_fields(module)
-    return network(module)
+    entrance = {"axes": 4, "entrance": "patch_embed", "patch": module.patch}
+    return network(module, transformer_anatomy(module, frequency_shift=module.frequency_shift, **entrance))
 
 
 def pixart(preset: str = "XL/2", **fields) -> Network:

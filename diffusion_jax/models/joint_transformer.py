@@ -30,7 +30,7 @@ from diffusion_jax.models.layers.modulation import Modulation, modulate
 from diffusion_jax.models.layers.norms import layer_norm
 from diffusion_jax.models.layers.patches import from_patches, times_of_patches, to_patches
 from diffusion_jax.models.layers.prenorm import PreNormAttention, PreNormMlp, affine_norm
-from diffusion_jax.models.network import check_transformer, chosen, make_module, network
+from diffusion_jax.models.network import check_transformer, chosen, make_module, network, transformer_anatomy
 from diffusion_jax.time_axes import fill
 from diffusion_jax.typing import Network
 
@@ -297,7 +297,9 @@ def joint_transformer(
         raise invalid("depth", module.depth, "long skip connections need at least 2 blocks")
     if module.swiglu and module.times == "tokens":
         raise invalid("swiglu", True, "with times='tokens' blocks are plain; it must be False")
-    return network(module)
+    # Long skip connections leave no place for a cut, and each part has an entrance and a last layer of its own.
+    stack = {"stack": "", "depth": 0} if module.skips else {}
+    return network(module, transformer_anatomy(module, last=(), **stack))
 
 
 def _modalities(given):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from diffusion_jax.errors import invalid
 from diffusion_jax.models.layers.branches import MlpBranch, Side, Stack, modulated_output
 from diffusion_jax.models.layers.conditioning import ConditionEncoder
-from diffusion_jax.models.network import check_dtype, network
+from diffusion_jax.models.network import check_dtype, network, transformer_anatomy
 from diffusion_jax.time_axes import fill
 from diffusion_jax.typing import Network
 
@@ -64,4 +64,5 @@ def mlp(
     if num_classes < 0:
         raise invalid("num_classes", num_classes, "it must not be negative")
     check_dtype(dtype)
-    return network(Mlp(width, depth, ratio, num_classes, pooled, scan, dtype))
+    module = Mlp(width, depth, ratio, num_classes, pooled, scan, dtype)
+    return network(module, transformer_anatomy(module, axes=2, entrance="embed"))

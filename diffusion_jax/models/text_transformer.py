@@ -7,7 +7,7 @@ from diffusion_jax.errors import invalid
 from diffusion_jax.models.layers.branches import Side, Stack, modulated_output, transformer_branches
 from diffusion_jax.models.layers.conditioning import ConditionEncoder
 from diffusion_jax.models.layers.embeddings import grid_positions, rotary_angles
-from diffusion_jax.models.network import check_transformer, network
+from diffusion_jax.models.network import check_transformer, network, transformer_anatomy
 from diffusion_jax.typing import Network
 
 
@@ -88,4 +88,4 @@ def text_transformer(
         remat, scan, dtype,
     )  # fmt: skip
     check_transformer(module)
-    return network(module)
+    return network(module, transformer_anatomy(module, axes=2))

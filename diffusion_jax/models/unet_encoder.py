@@ -5,6 +5,7 @@ a ControlNet makes of the features in `models.controlnet`.
 """
 
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ from diffusion_jax.models.layers.convolution import (
 from diffusion_jax.models.layers.spatial import PixelAttention, SpatialTransformer
 from diffusion_jax.models.network import check_dtype
 from diffusion_jax.time_axes import fill
+from diffusion_jax.typing import Anatomy
 
 CONTEXT = ("context", "context_mask")
 
@@ -213,6 +215,12 @@ class UNetEncoder(nn.Module):
         if others.shape != (*x.shape[:3], self.concat):
             raise invalid("cond['concat'].shape", others.shape, f"{(*x.shape[:3], self.concat)} is needed")
         return others
+
+
+def encoder_anatomy(module: UNetEncoder, **fields: Any) -> Anatomy:
+    """What a U-Net and a ControlNet for it have in common, and further fields."""
+    fields = {"width": module.width or 4 * module.channels, "concat": module.concat, **fields}
+    return Anatomy(axes=4, entrance="conv_in", condition="condition", time="condition/time", **fields)
 
 
 def check_encoder(module: UNetEncoder) -> None:

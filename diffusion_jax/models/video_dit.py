@@ -28,8 +28,8 @@ from diffusion_jax.models.layers.temporal import (
     TemporalAttentionBranch,
     frame_mask,
 )
-from diffusion_jax.models.network import check_transformer, make_module, network
-from diffusion_jax.typing import Network
+from diffusion_jax.models.network import check_transformer, make_module, network, transformer_anatomy
+from diffusion_jax.typing import Causal, Network
 
 ATTENTIONS = ("factorised", "joint")
 POSITIONS = ("sincos", "rotary")
@@ -253,7 +253,18 @@ def video_dit(preset: str = "S/2", **fields) -> Network:
     module = make_module(VideoDiT, "video_dit", parse_preset(preset), fields)
     check_transformer(module)
     _check_fields(module)
-    return network(module)
+    joint = module.attention == "joint"
+    fields = {"axes": 5, "entrance": "patch_embed", "patch": module.patch, "depth": module.stack_depth}
+    causal = Causal(
+        f"blocks/block/{'attention' if joint else 'temporal_attention'}/attention/attend",
+        module.block,
+        module.window,
+        module.temporal_positions,
+        3 if joint and module.positions == "rotary" else 1,
+        module.reference_at,
+        module.patch * joint,
+    )
+    return network(module, transformer_anatomy(module, **fields, causal=causal if module.block else None))
 
 
 def _check_fields(module):
