@@ -72,10 +72,10 @@ def early_exit(network: Network, heads: str = "shared") -> EarlyExit:
     """
     if heads not in HEADS:
         raise unknown("heads", heads, HEADS)
-    stages = staged(network)
-    if stages.depth is None:
+    if network.anatomy and network.anatomy.heads:
         raise InvalidInput("early_exit needs one stack of blocks: no tail of a U-Net reads the features of its levels.")
-    depth, last = stages.depth, required(network, "last", "early_exit")
+    _, depth, last = (required(network, field, "early_exit") for field in ("stack", "depth", "last"))
+    stages = staged(network)
 
     def with_head(params, head):
         inner = module_params(network, params)

@@ -127,13 +127,11 @@ class Site:
         if not (self._measuring if collection == CARRIED else self.initialising):
             path = "/".join((*self.module.path, name))
             raise InvalidInput(f"The collection {collection!r} lacks {path}: make it with init.")
-        value = jax.tree.map(jnp.asarray, start())
         made = _FLOW_START if collection == CARRIED else collection
         if not self.module.is_mutable_collection(made):
             path = "/".join((*self.module.path, name))
-            raise InvalidInput(
-                f"The collection {collection!r} cannot have {path}: another edit runs what is around it."
-            )
+            raise InvalidInput(f"The collection {collection!r} cannot hold {path}: another edit runs it by itself.")
+        value = jax.tree.map(jnp.asarray, start())
         self.module.put_variable(made, name, value)
         return value
 
@@ -243,8 +241,9 @@ def intercepted(network: Network, *edits: Edit) -> Intercepted:
         for index, one in enumerate(edits):
             for pattern in _patterns(one.select):
                 if (index, pattern) not in matched:
-                    what = getattr(pattern, "__name__", "this test") if callable(pattern) else f"{pattern!r}"
-                    raise InvalidInput(f"select={what} selects no module; there are {', '.join(sorted(seen))}.")
+                    raise InvalidInput(
+                        f"select={_name(pattern)} selects no module; there are {', '.join(sorted(seen))}."
+                    )
         return result
 
     def begun(variables, inner, key, x, t, cond):
@@ -326,6 +325,12 @@ def _resolved(edits, anatomy):
         one._replace(select=tuple(map(known, one.select)) if isinstance(one.select, tuple) else known(one.select))
         for one in edits
     )
+
+
+def _name(pattern):
+    if isinstance(pattern, partial):
+        pattern = pattern.func.test
+    return getattr(pattern, "__name__", repr(pattern))
 
 
 def _reports(*groups):

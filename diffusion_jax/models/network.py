@@ -48,11 +48,13 @@ def transformer_anatomy(module: nn.Module, **fields: Any) -> Anatomy:
 
 def required(network: Network, field: str, caller: str) -> Any:
     """A field of the network's anatomy; raises InvalidInput where it is not known."""
+    if network.module is None:
+        raise InvalidInput(f"{caller} needs a network made from a module: network.module is missing.")
     value = getattr(network.anatomy, field, None)
     if not value:
         raise InvalidInput(
-            f"{caller} needs anatomy.{field}, which this network lacks; where it has one, say so by "
-            f"models.network(module, anatomy=Anatomy({field}=...)); see typing.Anatomy."
+            f"{caller} needs anatomy.{field}, which this network lacks: where there is one, it is given by "
+            f"models.network(module, anatomy=Anatomy({field}=...))."
         )
     return value
 

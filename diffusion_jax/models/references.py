@@ -79,7 +79,7 @@ def referenced(network: Network, items: int) -> Referenced:
     anatomy = network.anatomy or Anatomy()
     if anatomy.axes != 4 or not (anatomy.entrance and anatomy.time and anatomy.width):
         raise InvalidInput(
-            "referenced needs a unet or a dit, or a network of images whose anatomy has axes=4, entrance, time and width."
+            "referenced needs a unet or a dit, or a network of images whose anatomy has axes=4, entrance, time, width."
         )
     first, width, patch, concat = anatomy.entrance, anatomy.width, anatomy.patch, anatomy.concat
     if items < 1:

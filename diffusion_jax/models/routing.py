@@ -54,8 +54,8 @@ def width_gates(groups: int) -> tuple[Edit, Edit]:
     The batch axis of handed-in gates is B, or 1 where all samples share them. Raises InvalidInput, when the network
     runs, where `groups` does not divide the hidden width.
     """
-    return Edit(_is_attend, _gated_heads, (GATES,), (LEDGER,)), Edit(
-        _is_up, lambda site, x: _gated_groups(site, x, groups), (GATES,), (LEDGER,)
+    return Edit(attention_heads, _gated_heads, (GATES,), (LEDGER,)), Edit(
+        hidden_units, lambda site, x: _gated_groups(site, x, groups), (GATES,), (LEDGER,)
     )
 
 
@@ -86,7 +86,7 @@ def token_router(capacity: float | int | None = None, tau: float | int = 5.0, bi
             return _gated_tokens(site, gate, h, c, side)
         return _gathered(site, h, c, side, scores, gate, kept)
 
-    return Edit(_is_mlp, apply, (ROUTER,), (LEDGER,))
+    return Edit(feed_forward_branches, apply, (ROUTER,), (LEDGER,))
 
 
 def executed_ratio(ledger: Any) -> Float[Array, " B"]:
@@ -154,17 +154,17 @@ def _is_within(module, anatomy, branches, above):
 
 
 @ByAnatomy
-def _is_mlp(module, anatomy):
+def feed_forward_branches(module, anatomy):
     return isinstance(module, Branch) and _is_within(module, anatomy, _MLP, 1)
 
 
 @ByAnatomy
-def _is_attend(module, anatomy):
+def attention_heads(module, anatomy):
     return isinstance(module, Attend) and _is_within(module, anatomy, _ATTENTION, 3)
 
 
 @ByAnatomy
-def _is_up(module, anatomy):
+def hidden_units(module, anatomy):
     inner = module.name == "up" and isinstance(module.parent, FeedForward)
     return inner and _is_within(module, anatomy, _MLP, 3)
 
