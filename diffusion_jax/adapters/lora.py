@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.errors import InvalidInput, invalid
-from diffusion_jax.models.interception import Edit, Select, Site, by_path, intercepted
-from diffusion_jax.models.network import module_params, with_module_params
+from diffusion_jax.models.anatomy import module_params, with_module_params
+from diffusion_jax.models.interception import Edit, Select, Site, intercepted
+from diffusion_jax.models.paths import by_path
 from diffusion_jax.typing import Network
 
 

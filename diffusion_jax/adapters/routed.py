@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.errors import InvalidInput
+from diffusion_jax.models.anatomy import module_params, required
 from diffusion_jax.models.interception import intercepted, wrapped
 from diffusion_jax.models.layers.embeddings import TimeEmbedding
-from diffusion_jax.models.network import at_path, module_params, required
+from diffusion_jax.models.paths import at_path
 from diffusion_jax.models.routing import GATES, gumbel_sigmoid_st, token_router, width_gates
 from diffusion_jax.typing import Network
 

@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.models.anatomy import prefixed
 from diffusion_jax.models.interception import wrapped
 from diffusion_jax.models.layers.convolution import conv
-from diffusion_jax.models.network import chosen, make_module, network, prefixed
+from diffusion_jax.models.network import chosen, make_module, network
 from diffusion_jax.models.unet import PRESETS
 from diffusion_jax.models.unet_encoder import UNetEncoder, check_encoder, encoder_anatomy
 from diffusion_jax.typing import Anatomy, Network

@@ -10,13 +10,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffusion_jax.errors import InvalidInput, invalid, unknown
+from diffusion_jax.models.anatomy import transformer_anatomy
 from diffusion_jax.models.layers.branches import Side, Stack, modulated_output, transformer_branches
 from diffusion_jax.models.layers.conditioning import CONTEXT_PROJECTIONS, ConditionEncoder
 from diffusion_jax.models.layers.dense import projection
 from diffusion_jax.models.layers.embeddings import grid_positions, image_positions, rotary_angles, sincos_positions
 from diffusion_jax.models.layers.modulation import TableModulation
 from diffusion_jax.models.layers.patches import from_patches, times_of_patches, to_patches
-from diffusion_jax.models.network import check_transformer, make_module, network, transformer_anatomy
+from diffusion_jax.models.network import check_transformer, make_module, network
 from diffusion_jax.typing import Network
 
 SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}

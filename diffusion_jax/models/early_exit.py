@@ -19,12 +19,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffusion_jax.errors import InvalidInput, unknown
+from diffusion_jax.models.anatomy import module_params, required, with_module_params
 from diffusion_jax.models.edits import exits, taps
 from diffusion_jax.models.interception import Edit, intercepted, located
 from diffusion_jax.models.layers.branches import CARRIED
 from diffusion_jax.models.layers.modulation import expand_vector
-from diffusion_jax.models.network import at_path, module_params, replaced_at, required, with_module_params
-from diffusion_jax.models.stages import for_blocks, main_block, main_stack, of_blocks, staged
+from diffusion_jax.models.paths import at_path, replaced_at
+from diffusion_jax.models.stages import checked, for_blocks, main_block, main_stack, of_blocks, staged
 from diffusion_jax.typing import Network
 
 HEADS = ("shared", "own")
@@ -118,7 +119,8 @@ def early_exit(network: Network, heads: str = "shared") -> EarlyExit:
     def left(params, edit, collection, x, t, cond):
         base, own = params["params"], params["exits"]
         copies = jax.tree.leaves(own["heads"])
-        edits = (edit, taps(main_stack, collection=_REPORT)) if copies else (edit,)
+        whole = Edit(main_stack, lambda site, *args: checked(site, depth).run(*args))
+        edits = (edit, whole, taps(main_stack, collection=_REPORT)) if copies else (edit, whole)
         output, extras, _ = intercepted(network, *edits).apply(base, collection, x, t, cond)
         flow = of_blocks(network, extras[CARRIED])
         if copies:

@@ -29,8 +29,9 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.errors import InvalidInput
+from diffusion_jax.models.anatomy import collects
 from diffusion_jax.models.layers.branches import CARRIED
-from diffusion_jax.models.network import collects, dropout_rngs
+from diffusion_jax.models.network import dropout_rngs
 from diffusion_jax.typing import Anatomy, Inside, Network
 
 Select = str | tuple[str, ...] | Callable[[nn.Module], bool]
@@ -43,9 +44,13 @@ _LEFT = "collections behind the call"
 
 @dataclass(frozen=True)
 class ByAnatomy:
-    """A test of a module that also depends on what is known of the network: `test(module, anatomy or None)`."""
+    """A test of a module that also depends on what is known of the network: `test(module, anatomy or None)`.
+
+    path: of the module that it selects, of an anatomy, where it is one.
+    """
 
     test: Callable[[nn.Module, Anatomy | None], bool]
+    path: Callable[[Anatomy], str] | None = None
 
     def __call__(self, module: nn.Module, anatomy: Anatomy | None = None) -> bool:
         return self.test(module, anatomy)
@@ -53,7 +58,7 @@ class ByAnatomy:
 
 def located(path: Callable[[Anatomy], str]) -> ByAnatomy:
     """Selects the module at a path that the anatomy knows."""
-    return ByAnatomy(lambda module, anatomy: anatomy is not None and "/".join(module.path) == path(anatomy))
+    return ByAnatomy(lambda module, anatomy: anatomy is not None and "/".join(module.path) == path(anatomy), path)
 
 
 class Edit(NamedTuple):
@@ -242,7 +247,7 @@ def intercepted(network: Network, *edits: Edit) -> Intercepted:
             for pattern in _patterns(one.select):
                 if (index, pattern) not in matched:
                     raise InvalidInput(
-                        f"select={_name(pattern)} selects no module; there are {', '.join(sorted(seen))}."
+                        f"select={_name(pattern)} selects no module; there are {', '.join(sorted(seen - {''}))}."
                     )
         return result
 
@@ -328,9 +333,10 @@ def _resolved(edits, anatomy):
 
 
 def _name(pattern):
-    if isinstance(pattern, partial):
-        pattern = pattern.func.test
-    return getattr(pattern, "__name__", repr(pattern))
+    if not isinstance(pattern, partial):
+        return getattr(pattern, "__name__", repr(pattern))
+    select, anatomy = pattern.func, pattern.keywords["anatomy"]
+    return repr(select.path(anatomy)) if select.path and anatomy else select.test.__name__
 
 
 def _reports(*groups):
@@ -387,29 +393,3 @@ def _selects(pattern: str | Callable[[nn.Module], bool], module: nn.Module) -> b
     parts = pattern.split("/")
     ending = module.path[len(module.path) - len(parts) :]
     return len(ending) == len(parts) and all(fnmatchcase(name, part) for name, part in zip(ending, parts))
-
-
-def by_path(collection: Mapping[str, Any]) -> dict[str, Any]:
-    """A collection as `{"blocks/block/attention/output": array}`."""
-    leaves = jax.tree_util.tree_leaves_with_path(collection)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def depth_axes(collection: Mapping[str, Any], anatomy: Anatomy | None = None) -> Any:
-    """How many leading axes of each leaf are depth: 1 within a stack of blocks, 0 elsewhere; see `Anatomy.scanned`."""
-    scanned = (anatomy or Anatomy()).scanned
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: sum(getattr(part, "key", None) in scanned for part in path), collection
-    )
-
-
-def per_layer(collection: Any, values: Any) -> Any:
-    """A collection whose every entry is filled with `values`, one per layer `[L]` (or one scalar for all)."""
-    values = jnp.asarray(values)
-
-    def filled(leaf):
-        return jnp.broadcast_to(values.reshape(values.shape + (1,) * (leaf.ndim - values.ndim)), leaf.shape).astype(
-            leaf.dtype
-        )
-
-    return jax.tree.map(filled, collection)

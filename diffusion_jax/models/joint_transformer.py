@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from diffusion_jax.errors import InvalidInput, invalid, unknown
+from diffusion_jax.models.anatomy import transformer_anatomy
 from diffusion_jax.models.dit import SIZES
 from diffusion_jax.models.layers.branches import (
     CrossAttentionBranch,
@@ -30,7 +31,7 @@ from diffusion_jax.models.layers.modulation import Modulation, modulate
 from diffusion_jax.models.layers.norms import layer_norm
 from diffusion_jax.models.layers.patches import from_patches, times_of_patches, to_patches
 from diffusion_jax.models.layers.prenorm import PreNormAttention, PreNormMlp, affine_norm
-from diffusion_jax.models.network import check_transformer, chosen, make_module, network, transformer_anatomy
+from diffusion_jax.models.network import check_transformer, chosen, make_module, network
 from diffusion_jax.time_axes import fill
 from diffusion_jax.typing import Network
 

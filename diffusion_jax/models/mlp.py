@@ -6,9 +6,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from diffusion_jax.errors import invalid
+from diffusion_jax.models.anatomy import transformer_anatomy
 from diffusion_jax.models.layers.branches import MlpBranch, Side, Stack, modulated_output
 from diffusion_jax.models.layers.conditioning import ConditionEncoder
-from diffusion_jax.models.network import check_dtype, network, transformer_anatomy
+from diffusion_jax.models.network import check_dtype, network
 from diffusion_jax.time_axes import fill
 from diffusion_jax.typing import Network
 

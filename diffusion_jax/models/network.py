@@ -4,14 +4,14 @@ Modules are called as `module(x, t, cond, train) -> (output, extras)`, positiona
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.errors import InvalidInput, invalid, unknown
+from diffusion_jax.errors import invalid, unknown
 from diffusion_jax.models.layers.branches import REMAT
 from diffusion_jax.typing import Anatomy, Inside, Network
 
@@ -38,68 +38,6 @@ def network(module: nn.Module, anatomy: Anatomy | None = None) -> Network:
         return call({"params": params}, (), *inputs)
 
     return Network(init, apply, module, anatomy, Inside(run, bare=True))
-
-
-def transformer_anatomy(module: nn.Module, **fields: Any) -> Anatomy:
-    """What networks with a `condition` encoder and a stack of `blocks` behind it have in common, and other fields."""
-    stack = {"stack": "blocks", "depth": module.depth, "last": ("final_modulation", "final")}
-    return Anatomy(**{"width": module.width, "condition": "condition", "time": "condition/time", **stack, **fields})
-
-
-def required(network: Network, field: str, caller: str) -> Any:
-    """A field of the network's anatomy; raises InvalidInput where it is not known."""
-    if network.module is None:
-        raise InvalidInput(f"{caller} needs a network made from a module: network.module is missing.")
-    value = getattr(network.anatomy, field, None)
-    if not value:
-        raise InvalidInput(
-            f"{caller} needs anatomy.{field}, which this network lacks: where there is one, it is given by "
-            f"models.network(module, anatomy=Anatomy({field}=...))."
-        )
-    return value
-
-
-def collects(network: Network) -> bool:
-    """Whether the parameters are `{"params": ..., **collections}`, so that further collections may join them."""
-    return network.inside.weights[:1] == ("params",)
-
-
-def module_params(network: Network, params: Any) -> Any:
-    """The parameters of the module within the network."""
-    return at_path(params, network.inside.weights)
-
-
-def with_module_params(network: Network, params: Any, inner: Any) -> Any:
-    """The network's parameters with `inner` in the place of those of its module."""
-    return replaced_at(params, network.inside.weights, inner)
-
-
-def at_path(tree: Any, path: str | Sequence[str]) -> Any:
-    """The subtree under a path, `"condition/time"` or its parts; an empty one where there is none."""
-    for name in path.split("/") if isinstance(path, str) else path:
-        tree = tree.get(name, {})
-    return tree
-
-
-def replaced_at(tree: Any, path: str | Sequence[str], value: Any) -> Any:
-    """A copy of the tree with `value` under the path, which need not be there."""
-    first, *rest = path.split("/") if isinstance(path, str) else path or [None]
-    return value if first is None else {**tree, first: replaced_at(tree.get(first, {}), rest, value)}
-
-
-def prefixed(anatomy: Anatomy, prefix: str) -> Anatomy:
-    """The anatomy of a module that has the described one as its submodule `prefix`."""
-
-    def moved(path):
-        return f"{prefix}/{path}" if path else path
-
-    causal = anatomy.causal and anatomy.causal._replace(attend=moved(anatomy.causal.attend))
-    return anatomy._replace(
-        **{name: moved(getattr(anatomy, name)) for name in ("entrance", "stack", "tail", "condition", "time")},
-        **{name: tuple(map(moved, getattr(anatomy, name))) for name in ("heads", "last")},
-        enters={key: moved(path) for key, path in anatomy.enters.items()},
-        causal=causal,
-    )
 
 
 def make_module(

@@ -20,10 +20,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.models.anatomy import module_params
 from diffusion_jax.models.edits import of_condition
 from diffusion_jax.models.interception import ByAnatomy, Edit, intercepted, located, wrapped
 from diffusion_jax.models.layers.attention import Attend, key_mask
-from diffusion_jax.models.network import at_path, module_params
+from diffusion_jax.models.paths import at_path
 from diffusion_jax.typing import Anatomy, Network
 
 REFERENCES = ("references", "items", "present")

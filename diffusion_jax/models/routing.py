@@ -17,11 +17,12 @@ from jaxtyping import Array, Float
 
 from diffusion_jax.errors import invalid
 from diffusion_jax.models.edits import of_condition
-from diffusion_jax.models.interception import ByAnatomy, Edit, Site, by_path
+from diffusion_jax.models.interception import ByAnatomy, Edit, Site
 from diffusion_jax.models.layers.attention import Attend
 from diffusion_jax.models.layers.branches import Branch
 from diffusion_jax.models.layers.mlp import FeedForward
 from diffusion_jax.models.layers.modulation import expand_vector
+from diffusion_jax.models.paths import by_path
 from diffusion_jax.typing import Network
 
 GATES, ROUTER, LEDGER = "gates", "token_router", "ledger"

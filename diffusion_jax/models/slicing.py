@@ -14,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.errors import InvalidInput
-from diffusion_jax.models.interception import Edit, by_path, wrapped
+from diffusion_jax.models.anatomy import collects, module_params, required
+from diffusion_jax.models.interception import Edit, wrapped
 from diffusion_jax.models.layers.attention import Attention
 from diffusion_jax.models.layers.branches import CARRIED, Block, constrain
 from diffusion_jax.models.layers.mlp import FeedForward
-from diffusion_jax.models.network import at_path, collects, module_params, required
+from diffusion_jax.models.paths import at_path, by_path
 from diffusion_jax.models.stages import for_blocks, main_stack, of_blocks
 from diffusion_jax.typing import Network
 

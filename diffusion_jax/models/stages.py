@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.errors import invalid
+from diffusion_jax.models.anatomy import required
 from diffusion_jax.models.interception import Edit, Site, intercepted, located
 from diffusion_jax.models.layers.branches import CARRIED, Block, Stack, constrain
-from diffusion_jax.models.network import at_path, replaced_at, required
+from diffusion_jax.models.paths import at_path, replaced_at
 from diffusion_jax.typing import Anatomy, Network
 
 _REPORT = "stage"
@@ -66,8 +67,6 @@ def run_blocks(stack: Stack, first: Any, last: Any, h: Any, c: Any, side: Any) -
 
 def run_block(stack: Stack, index: Any, h: Any, c: Any, side: Any) -> Any:
     """The residual stream behind block `index` (which may be traced) of a bound `stack`."""
-    if not isinstance(stack, Stack):
-        raise InvalidInput(f"anatomy.stack is a {type(stack).__name__}; blocks are run one by one in a Stack alone.")
 
     def own(tree):
         return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), tree)
@@ -75,6 +74,18 @@ def run_block(stack: Stack, index: Any, h: Any, c: Any, side: Any) -> Any:
     variables = {name: own(tree["block"]) for name, tree in stack.variables.items() if name != CARRIED}
     side = side if side.skip is None else side._replace(skip=own(side.skip))
     return Block(stack.branches).apply(variables, h, own(c) if stack.stacked else c, side)
+
+
+def checked(site: Site, depth: int) -> Site:
+    """The site of the main stack; raises InvalidInput unless it is a `Stack` of `depth` blocks."""
+    stack = site.module
+    if not isinstance(stack, Stack):
+        raise invalid(
+            "anatomy.stack", "/".join(stack.path), f"a layers.branches.Stack, not a {type(stack).__name__}, fits"
+        )
+    if stack.depth != depth:
+        raise invalid("anatomy.depth", depth, f"there are {stack.depth} blocks")
+    return site
 
 
 def staged(network: Network, head: int = 1) -> Staged:
@@ -99,11 +110,11 @@ def staged(network: Network, head: int = 1) -> Staged:
 
 def _staged_by_blocks(network, cut, depth):
     def head(params, x, t, cond=None):
-        edit = _reporting(main_stack, lambda site, *args: _between(site, 0, cut, *args))
+        edit = _reporting(main_stack, lambda site, *args: _between(checked(site, depth), 0, cut, *args))
         return _asked(network, params, x, t, cond, edit)[1]
 
     def body(params, h, x, t, cond=None):
-        edit = _reporting(main_stack, lambda site, _, *args: _between(site, cut, depth, h, *args))
+        edit = _reporting(main_stack, lambda site, _, *args: _between(checked(site, depth), cut, depth, h, *args))
         return _asked(network, params, x, t, cond, edit)[1]
 
     def tail(params, z, x, t, cond=None):

@@ -4,10 +4,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from diffusion_jax.errors import invalid
+from diffusion_jax.models.anatomy import transformer_anatomy
 from diffusion_jax.models.layers.branches import Side, Stack, modulated_output, transformer_branches
 from diffusion_jax.models.layers.conditioning import ConditionEncoder
 from diffusion_jax.models.layers.embeddings import grid_positions, rotary_angles
-from diffusion_jax.models.network import check_transformer, network, transformer_anatomy
+from diffusion_jax.models.network import check_transformer, network
 from diffusion_jax.typing import Network
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.errors import invalid, unknown
+from diffusion_jax.models.anatomy import transformer_anatomy
 from diffusion_jax.models.conditions import check_condition
 from diffusion_jax.models.dit import parse_preset, patch_times, patchify, unpatchify
 from diffusion_jax.models.layers.branches import CrossAttentionBranch, MlpBranch, Side, Stack, modulated_output
@@ -28,7 +29,7 @@ from diffusion_jax.models.layers.temporal import (
     TemporalAttentionBranch,
     frame_mask,
 )
-from diffusion_jax.models.network import check_transformer, make_module, network, transformer_anatomy
+from diffusion_jax.models.network import check_transformer, make_module, network
 from diffusion_jax.typing import Causal, Network
 
 ATTENTIONS = ("factorised", "joint")

@@ -13,7 +13,8 @@ import numpy as np
 
 from diffusion_jax import adapters, objectives
 from diffusion_jax.models import by_path
-from diffusion_jax.models.network import at_path, replaced_at, required
+from diffusion_jax.models.anatomy import required
+from diffusion_jax.models.paths import at_path, replaced_at
 from diffusion_jax.typing import Network, Objective
 
 
