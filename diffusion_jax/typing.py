@@ -129,8 +129,8 @@ class Anatomy(NamedTuple):
     entrance: the layer that x enters, a dense one or a convolution. patch: side of the patches it reads. concat:
         channels of `cond["concat"]` that it reads behind those of x.
     stack: the one `layers.branches.Stack` that the residual stream passes through. depth: its blocks.
-    heads, tail: of a network that is no stack, modules of the residual stream where it may be cut: behind each of
-        `heads`, and before `tail`.
+    cuts, tail: of a network that is no stack, modules of the residual stream where it may be cut: behind each of
+        `cuts`, and before `tail`.
     last: the layers behind the stack, the output layer last.
     condition: what reads the condition and no x. time: the `TimeEmbedding`, which reads t alone.
     frequency_shift: of its sinusoids.
@@ -146,7 +146,7 @@ class Anatomy(NamedTuple):
     concat: int = 0
     stack: str = ""
     depth: int = 0
-    heads: tuple[str, ...] = ()
+    cuts: tuple[str, ...] = ()
     tail: str = ""
     last: tuple[str, ...] = ()
     condition: str = ""

@@ -24,7 +24,7 @@ def prefixed(anatomy: Anatomy, prefix: str) -> Anatomy:
     causal = anatomy.causal and anatomy.causal._replace(attend=moved(anatomy.causal.attend))
     return anatomy._replace(
         **{name: moved(getattr(anatomy, name)) for name in ("entrance", "stack", "tail", "condition", "time")},
-        **{name: tuple(map(moved, getattr(anatomy, name))) for name in ("heads", "last")},
+        **{name: tuple(map(moved, getattr(anatomy, name))) for name in ("cuts", "last")},
         enters={key: moved(path) for key, path in anatomy.enters.items()},
         causal=causal,
     )

@@ -73,7 +73,7 @@ def early_exit(network: Network, heads: str = "shared") -> EarlyExit:
     """
     if heads not in HEADS:
         raise unknown("heads", heads, HEADS)
-    if network.anatomy and network.anatomy.heads:
+    if network.anatomy and network.anatomy.cuts:
         raise InvalidInput("early_exit needs one stack of blocks: no tail of a U-Net reads the features of its levels.")
     _, depth, last = (required(network, field, "early_exit") for field in ("stack", "depth", "last"))
     stages = staged(network)

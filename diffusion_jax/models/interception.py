@@ -58,7 +58,11 @@ class ByAnatomy:
 
 def located(path: Callable[[Anatomy], str]) -> ByAnatomy:
     """Selects the module at a path that the anatomy knows."""
-    return ByAnatomy(lambda module, anatomy: anatomy is not None and "/".join(module.path) == path(anatomy), path)
+
+    def test(module, anatomy):
+        return bool(module.path) and anatomy is not None and "/".join(module.path) == path(anatomy)
+
+    return ByAnatomy(test, path)
 
 
 class Edit(NamedTuple):
@@ -333,9 +337,10 @@ def _resolved(edits, anatomy):
 
 
 def _name(pattern):
-    if not isinstance(pattern, partial):
+    select = getattr(pattern, "func", None)
+    if not isinstance(select, ByAnatomy):
         return getattr(pattern, "__name__", repr(pattern))
-    select, anatomy = pattern.func, pattern.keywords["anatomy"]
+    anatomy = pattern.keywords["anatomy"]
     return repr(select.path(anatomy)) if select.path and anatomy else select.test.__name__
 
 

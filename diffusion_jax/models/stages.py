@@ -95,11 +95,11 @@ def staged(network: Network, head: int = 1) -> Staged:
     blocks nor places to cut, and where there are fewer than `head`.
     """
     anatomy = network.anatomy or Anatomy()
-    if anatomy.heads and anatomy.tail:
-        if not 0 <= head < len(anatomy.heads):
+    if anatomy.cuts and anatomy.tail:
+        if not 0 <= head < len(anatomy.cuts):
             raise invalid("head", head, "the head of a U-Net is its first residual block, 1, or nothing, 0")
         return _staged_by_modules(
-            network, located(lambda anatomy: anatomy.heads[head]), located(lambda anatomy: anatomy.tail)
+            network, located(lambda anatomy: anatomy.cuts[head]), located(lambda anatomy: anatomy.tail)
         )
     for field in ("stack", "depth"):
         required(network, field, "staged")

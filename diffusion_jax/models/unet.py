@@ -145,5 +145,5 @@ def unet(preset: str = "digits", **fields) -> Network:
     check_encoder(module)
     if module.out_channels < 0:
         raise invalid("out_channels", module.out_channels, "it must not be negative")
-    heads = ("conv_in", "down_0_0")
-    return network(module, encoder_anatomy(module, heads=heads, tail="norm_out", last=("norm_out", "conv_out")))
+    cuts = ("conv_in", "down_0_0")
+    return network(module, encoder_anatomy(module, cuts=cuts, tail="norm_out", last=("norm_out", "conv_out")))

@@ -65,7 +65,7 @@ class Loop(nn.Module):
         return nn.Dense(x.shape[-1], name="leave")(nn.LayerNorm(name="norm")(h)), {}
 
 
-LOOP = Anatomy(width=16, entrance="enter", heads=("enter", "layer_0"), tail="norm", last=("norm", "leave"))
+LOOP = Anatomy(width=16, entrance="enter", cuts=("enter", "layer_0"), tail="norm", last=("norm", "leave"))
 
 SIZES = {"width": 16, "depth": 2, "heads": 2}
 LEVELS = {"channels": 8, "groups": 4, "multipliers": (1,), "attention": (1,), "mid_residual": 0, "mid_attention": 0}
