@@ -194,7 +194,8 @@ def _estimate(told, output, h, c, side):
 
 
 def _laid_out(network, params, values, x, t, cond):
-    """Values `[B, tokens, K]` as data, in the way in which the network lays out those of its output layer."""
+    """Values `[B, tokens, K]` as data, in the way in which the module lays out those of its output layer; what stands
+    around the network would change them."""
 
     def apply(site, h):
         shape = site.run(h).shape
@@ -203,9 +204,10 @@ def _laid_out(network, params, values, x, t, cond):
         more = shape[-1] * x.shape[-1] // values.shape[-1] - x.shape[-1]
         return jnp.pad(channels, [(0, 0)] * (channels.ndim - 1) + [(0, more)]).reshape(shape)
 
-    output_layer = located(lambda anatomy: anatomy.last[-1])
-    edits = Edit(main_stack, lambda site, h, *args: h), Edit(output_layer, apply)
-    return intercepted(network, *edits).apply(params, {}, x, t, cond)[0]
+    whole = taps(lambda module: not module.path, lambda output, *args: output[0], collection=_REPORT)
+    edits = whole, Edit(main_stack, lambda site, h, *args: h), Edit(located(lambda anatomy: anatomy.last[-1]), apply)
+    extras = intercepted(network, *edits).apply(params, {}, x, t, cond)[1]
+    return extras[_REPORT]["output"][..., : x.shape[-1]]
 
 
 def _mean(values):
