@@ -112,17 +112,92 @@ class Process(Protocol):
         """What the network's output is regressed to."""
 
 
+class Causal(NamedTuple):
+    """How a causal network of clips attends over time: what keys and values can be kept of a block of frames.
+
+    attend: path of the product attention. block, window: frames of a block, and blocks of the past that are seen.
+    positions: in time, "rotary" or "none"; what is added to the tokens ("sincos") tells no distances.
+    axes: of the rotary positions of its keys, time first. reference_at: where the first reference frame is in time.
+    patch: side of a patch where all tokens of a frame attend together; 0 where attention is over time alone.
+    """
+
+    attend: str
+    block: int
+    window: int = 0
+    positions: str = "none"
+    axes: int = 1
+    reference_at: float = -1.0
+    patch: int = 0
+
+
+class Anatomy(NamedTuple):
+    """What methods must know of the module within a network, as plain data; each field has a value for "none".
+
+    Paths are those of submodules, as in the parameters: `"condition/time"`.
+    width: of the vector that conditions the blocks.
+    axes: of x, with those of batch and channels.
+    entrance: the layer that x enters, a dense one or a convolution. patch: side of the patches it reads. concat:
+        channels of `cond["concat"]` that it reads behind those of x.
+    stack: the one `layers.branches.Stack` that the residual stream passes through. depth: its blocks.
+    cuts, tail: of a network that is no stack, modules of the residual stream where it may be cut: behind each of
+        `cuts`, and before `tail`.
+    last: the layers behind the stack, the output layer last.
+    condition: what reads the condition and no x. time: the `TimeEmbedding`, which reads t alone.
+    frequency_shift: of its sinusoids.
+    enters: for keys of `cond`, the path where each enters.
+    scanned: names of modules that are scanned over depth: what lies within has an axis for it in front.
+    causal: of clips, block by block; see `Causal`.
+    """
+
+    width: int = 0
+    axes: int = 0
+    entrance: str = ""
+    patch: int = 1
+    concat: int = 0
+    stack: str = ""
+    depth: int = 0
+    cuts: tuple[str, ...] = ()
+    tail: str = ""
+    last: tuple[str, ...] = ()
+    condition: str = ""
+    time: str = ""
+    frequency_shift: float = 0.0
+    enters: Mapping[str, str] = {}
+    scanned: tuple[str, ...] = ("block",)
+    causal: Causal | None = None
+
+
+class Inside(NamedTuple):
+    """The way to the module within a network, through whatever stands around it; `models.wrapped` makes it.
+
+    run: (call, params, x, t, cond, train, key) -> (output, extras): the network's `apply` with
+         `call(variables, edits, x, t, cond, train, key)` in the place of the module
+    weights: the keys under which the module's parameters lie in those of the network
+    collections: names of those that the network's own edits use
+    bare: whether the network is its module and nothing more
+    """
+
+    run: Callable[..., tuple[Any, dict]]
+    weights: tuple[str, ...] = ()
+    collections: tuple[str, ...] = ()
+    bare: bool = False
+
+
 class Network(NamedTuple):
-    """A network as two pure functions; `module` is the linen module behind them, for interception.
+    """A network as two pure functions.
 
     init:  (key, x, t, cond) -> params
     apply: (params, x, t, cond, train=False, key=None) -> (output, extras); `t` has a prefix shape of x, at least [B];
            `extras` is a dict of whatever else the network reports (empty when nothing).
+    module: the linen module within. anatomy: what methods must know of it. inside: the way to it. They are None where
+            there is none, and the network then cannot be opened.
     """
 
     init: Callable[..., Params]
     apply: Callable[..., tuple[Any, dict]]
     module: Any = None
+    anatomy: Anatomy | None = None
+    inside: Inside | None = None
 
 
 BatchAxes = Callable[[Any], Any]

@@ -69,7 +69,7 @@ def cached_features(
     def init(params, x, cond):
         inputs = network_inputs(process, x, some_step(x).t)
         features = jax.eval_shape(computed, params, *inputs, cond)[1]
-        return Features(forecasting.init(forecaster, features, depth_axes(features)), begun())
+        return Features(forecasting.init(forecaster, features, depth_axes(features, network.anatomy)), begun())
 
     def apply(params, carry, x, step, cond):
         inputs, at = (*network_inputs(process, x, step.t), cond), coordinate(along, step, process)
@@ -81,7 +81,8 @@ def cached_features(
         def full(table):
             (output, extras), features = computed(params, *inputs)
             answer = output, {name: extras[name] for name in told}
-            return answer, forecasting.update(forecaster, table, features, at, depth_axes(features))
+            axes = depth_axes(features, network.anatomy)
+            return answer, forecasting.update(forecaster, table, features, at, axes)
 
         def skip(table):
             return forecast(params, table.values, weights, *inputs), table

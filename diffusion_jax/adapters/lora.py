@@ -14,7 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.errors import InvalidInput, invalid
-from diffusion_jax.models.interception import Edit, Select, Site, by_path, intercepted
+from diffusion_jax.models.anatomy import module_params, with_module_params
+from diffusion_jax.models.interception import Edit, Select, Site, intercepted
+from diffusion_jax.models.paths import by_path
 from diffusion_jax.typing import Network
 
 
@@ -88,7 +90,10 @@ def lora(
     def init(key, params, x, t, cond=None):
         return opened.init(key, params, x, t, cond)[collection]
 
-    return Lora(init, opened.network, lambda params, factors: merged(params, factors, scale))
+    def merge(params, factors):
+        return with_module_params(network, params, merged(module_params(network, params), factors, scale))
+
+    return Lora(init, opened.network, merge)
 
 
 def merged(params: Any, factors: Any, scale: int | float = 1.0) -> Any:

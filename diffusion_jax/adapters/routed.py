@@ -12,8 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.errors import InvalidInput
-from diffusion_jax.models.interception import Opened, intercepted
+from diffusion_jax.models.anatomy import module_params, required
+from diffusion_jax.models.interception import intercepted, wrapped
 from diffusion_jax.models.layers.embeddings import TimeEmbedding
+from diffusion_jax.models.paths import at_path
 from diffusion_jax.models.routing import GATES, gumbel_sigmoid_st, token_router, width_gates
 from diffusion_jax.typing import Network
 
@@ -42,28 +44,27 @@ def at_time(opened: Network, *fills: Callable[..., Any]) -> Network:
             "A network with routers is begun with the `init` of its parts, beside a network's parameters."
         )
 
-    def apply(params, x, t, cond=None, train=False, key=None):
+    def around(inner, params, x, t, cond, train, key):
         for fill in fills:
             params = fill(params, t, train, key)
-        return opened.apply(params, x, t, cond, train, key if train else None)
+        return inner(params, x, t, cond, train, key if train else None)
 
-    return Network(init, apply)
+    return wrapped(opened, around, init)
 
 
-def embedded_time(network: Network, weights: Any, t: Any) -> Any:
+def embedded_time(network: Network, params: Any, t: Any) -> Any:
     """The network's own embedding of its time, `t [B]` to `[B, C]`, without label or any other condition.
 
-    weights: the network's parameters. Raises InvalidInput where it has no embedding of its own for all blocks, or where
-    t is not one time a sample.
+    Raises InvalidInput where it has no embedding of its own for all blocks, or where t is not one time a sample.
     """
-    entry = weights.get("condition", {}).get("time", {})
+    path = required(network, "time", "A router")
+    entry = at_path(module_params(network, params), path)
     if "up" not in entry or entry["up"]["kernel"].ndim != 2:
-        raise InvalidInput("Routers read params['condition']['time'], one embedding for all blocks; there is none.")
+        raise InvalidInput(f"Routers read the parameters {path}, one embedding for all blocks; there is none.")
     if isinstance(t, Mapping) or jnp.ndim(t) != 1:
         raise InvalidInput("Routers read one time a sample, [B]: make it of this network's times with clock=.")
-    module = network.module.module if isinstance(network.module, Opened) else network.module
     features, width = entry["up"]["kernel"].shape
-    embedding = TimeEmbedding(width, features, getattr(module, "frequency_shift", 0.0))
+    embedding = TimeEmbedding(width, features, network.anatomy.frequency_shift)
     return embedding.apply({"params": entry}, t)
 
 
@@ -117,14 +118,12 @@ def routed(
 
     def init(key, params, x, t, cond=None):
         first, second = jax.random.split(key)
-        made = dict(opened.init(first, params, x, t, cond))
-        weights = params["params"] if isinstance(network.module, Opened) else params
-        width = weights["condition"]["time"]["down"]["kernel"].shape[-1]
+        made, width = dict(opened.init(first, params, x, t, cond)), required(network, "width", "routed")
         return {"routers": routers(second, made.pop(GATES), width, bias, fixed=1), **made}
 
     def fill(params, t, train=False, key=None):
         rest = {name: entry for name, entry in params.items() if name != "routers"}
-        logits = routed_logits(params["routers"], embedded_time(network, params["params"], clock(t)))
+        logits = routed_logits(params["routers"], embedded_time(opened.network, params, clock(t)))
         leaves, tree = jax.tree.flatten(logits)
         gates = [_gates(_folded(key, i) if train else None, leaf, tau) for i, leaf in enumerate(leaves)]
         return {**rest, GATES: tree.unflatten(gates)}

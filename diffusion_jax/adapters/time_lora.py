@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from diffusion_jax.adapters.lora import merged
 from diffusion_jax.adapters.routed import at_time, embedded_time, routed_logits, routers
 from diffusion_jax.errors import InvalidInput, invalid
-from diffusion_jax.models.interception import Edit, Opened, Select, Site, intercepted
+from diffusion_jax.models.anatomy import collects, module_params, required, with_module_params
+from diffusion_jax.models.interception import Edit, Select, Site, intercepted
 from diffusion_jax.models.layers.modulation import expand_vector
 from diffusion_jax.typing import Network
 
@@ -77,18 +78,18 @@ def time_lora(
     def init(key, params, x, t, cond=None):
         first, second = jax.random.split(key)
         made = opened.init(first, params, x, t, cond)
-        weights = params["params"] if isinstance(network.module, Opened) else params
-        width = weights["condition"]["time"]["down"]["kernel"].shape[-1]
-        return {LORA: made[LORA], "mixers": routers(second, made[MIXTURE], width)}
+        return {LORA: made[LORA], "mixers": routers(second, made[MIXTURE], required(network, "width", "time_lora"))}
 
     def fill(params, t, train=False, key=None):
         rest = {name: entry for name, entry in params.items() if name != "mixers"}
-        logits = routed_logits(params["mixers"], embedded_time(network, params["params"], clock(t)))
+        logits = routed_logits(params["mixers"], embedded_time(opened.network, params, clock(t)))
         return {**rest, MIXTURE: jax.tree.map(jax.nn.softmax, logits)}
 
     def merge(params, t):
         filled = fill(params, jnp.reshape(jnp.asarray(t, jnp.float32), (1,)))
-        return merged(params["params"], _mixed(params[LORA], filled[MIXTURE]), scale)
+        new = merged(module_params(opened.network, params), _mixed(params[LORA], filled[MIXTURE]), scale)
+        own = {name: params[name] for name in params if name not in (LORA, "mixers")}
+        return with_module_params(network, own if collects(network) else own["params"], new)
 
     return TimeLora(init, fill, opened.network, at_time(opened.network, fill), merge)
 

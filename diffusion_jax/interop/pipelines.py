@@ -36,7 +36,7 @@ from diffusion_jax.interop.prompts import (
 )
 from diffusion_jax.interop.schedulers import Scheduler, read_scheduler
 from diffusion_jax.interop.tokenizers import load_tokenizer
-from diffusion_jax.models.conditions import Concat, Label, Sizes
+from diffusion_jax.models.conditions import Label, Sizes
 from diffusion_jax.models.layers.conditioning import find_stream
 from diffusion_jax.sampling import sample
 from diffusion_jax.solvers import inpainted
@@ -174,7 +174,7 @@ def load_pipeline(
         kind.num_steps,
         kind.scale,
         channels,
-        find_stream(network.network.module.conditions, Concat) is not None,
+        bool(getattr(network.network.anatomy, "concat", 0)),
         mesh,
         network,
     )
@@ -253,7 +253,7 @@ def generate(
     factor = pipeline.autoencoder.network.module.factor
     shape = (len(prompts), size[0] // factor, size[1] // factor, pipeline.channels)
 
-    patch = getattr(pipeline.network.network.module, "patch", 1)
+    patch = getattr(pipeline.network.network.anatomy, "patch", 1)
     grid = jnp.asarray(pipeline.scheduler.grid(num_steps, seq_len=shape[1] * shape[2] // patch**2))
     grid = grid[len(grid) - 1 - max(1, int((len(grid) - 1) * strength)) :]
     index = jnp.arange(len(prompts)) if index is None else jnp.asarray(index)

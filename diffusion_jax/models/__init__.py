@@ -15,7 +15,7 @@ from diffusion_jax.models.edits import cached, edit, exits, gates, inner_modules
 from diffusion_jax.models.encoders import Encoded, Encoder, as_network
 from diffusion_jax.models.framewise import framewise
 from diffusion_jax.models.incremental import Cache, Incremental, incremental
-from diffusion_jax.models.interception import by_path, depth_axes, intercepted, per_layer
+from diffusion_jax.models.interception import intercepted, wrapped
 from diffusion_jax.models.joint_transformer import JointTransformer, joint_transformer
 from diffusion_jax.models.layers.conditioning import (
     Attended,
@@ -28,6 +28,7 @@ from diffusion_jax.models.layers.conditioning import (
 from diffusion_jax.models.mlp import Mlp, mlp
 from diffusion_jax.models.network import count_params, network, param_shapes
 from diffusion_jax.models.observing import FrameEncoder, observing, watching
+from diffusion_jax.models.paths import by_path, depth_axes, per_layer
 from diffusion_jax.models.references import Referenced, concatenating, null_cache, referenced
 from diffusion_jax.models.routing import (
     Costs,
@@ -140,4 +141,5 @@ __all__ = [
     "watching",
     "width_costs",
     "width_gates",
+    "wrapped",
 ]

@@ -13,12 +13,14 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.models.anatomy import prefixed
+from diffusion_jax.models.interception import wrapped
 from diffusion_jax.models.layers.conditioning import ConditionStream, CondKey
 from diffusion_jax.models.layers.convolution import conv
 from diffusion_jax.models.network import chosen, make_module, network
 from diffusion_jax.models.unet import PRESETS
-from diffusion_jax.models.unet_encoder import UNetEncoder, check_encoder
-from diffusion_jax.typing import Network
+from diffusion_jax.models.unet_encoder import UNetEncoder, check_encoder, encoder_anatomy
+from diffusion_jax.typing import Anatomy, Network
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def controlnet(preset: str = "sd15", **fields) -> Network:
         raise invalid("control_features", module.control_features, "positive integers are needed")
     if module.control_channels < 1:
         raise invalid("control_channels", module.control_channels, "it must be a positive integer")
-    return network(module)
+    return network(module, encoder_anatomy(module))
 
 
 def control_from_unet(unet_params: Mapping[str, Any], control_params: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,8 +113,9 @@ def controlled(unet: Network, control: Network | Sequence[Network], scale: Any =
     `control`, the picture. With several ControlNets the parameters are `unet`, `control_0`, `control_1`, ..., the
     pictures and scales are tuples, and residuals add up. A ControlNet is told what the U-Net is told, but for `concat`.
     scale: may be a traced number; 0 leaves the U-Net as it is, bit for bit.
-    Edits of the parts come first (`controlled(lora(unet).network, control)`); where the parts have none, the whole can
-    be intercepted. Raises InvalidInput for no ControlNet, and for as many scales or pictures as there are not.
+    What opens it opens the whole, with the paths "unet/..." and "control/..."; where a part is open already or stands
+    within another network (`controlled(lora(unet).network, control)`), the U-Net alone.
+    Raises InvalidInput for no ControlNet, and for as many scales or pictures as there are not.
     """
     single = isinstance(control, Network)
     controls = (control,) if single else tuple(control)
@@ -130,20 +133,24 @@ def controlled(unet: Network, control: Network | Sequence[Network], scale: Any =
         made = [each.init(k, x, t, c) for each, k, c in zip(controls, others, told, strict=True)]
         return params | dict(zip(names, made, strict=True))
 
-    def apply(params, x, t, cond=None, train=False, key=None):
+    def around(inner, params, x, t, cond, train, key):
         if not isinstance(params, Mapping) or set(params) != {"unet", *names}:
             raise InvalidInput(f"The controlled network needs params with the entries unet, {', '.join(names)}.")
         calls = [
             lambda *told, each=each, name=name: each.apply(params[name], *told, train, key)
             for each, name in zip(controls, names, strict=True)
         ]
-        return unet.apply(params["unet"], x, t, _controlled_condition(calls, scales, x, t, cond), train, key)
+        return inner(params["unet"], x, t, _controlled_condition(calls, scales, x, t, cond), train, key)
 
-    module = None
-    if all(isinstance(each.module, nn.Module) for each in (unet, *controls)):
-        modules = tuple(each.module for each in controls)
-        module = Controlled(unet.module, modules[0] if single else modules, scales)
-    return Network(init, apply, module)
+    result = wrapped(unet, around, init, ("unet",))
+    if not all(each.inside and each.inside.bare for each in (unet, *controls)):
+        return result
+    modules = tuple(each.module for each in controls)
+    module = Controlled(unet.module, modules[0] if single else modules, scales)
+    enters = {"control": names[0] if single else "control_*"}
+    anatomy = prefixed(unet.anatomy or Anatomy(), "unet")
+    whole = network(module, anatomy._replace(enters={**anatomy.enters, **enters}))
+    return whole._replace(init=init, apply=result.apply)
 
 
 def _conditions(cond, count):

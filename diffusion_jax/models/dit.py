@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffusion_jax.errors import InvalidInput, invalid, unknown
+from diffusion_jax.models.anatomy import transformer_anatomy
 from diffusion_jax.models.conditions import context
 from diffusion_jax.models.layers.branches import Stack, modulated_output, transformer_branches
 from diffusion_jax.models.layers.conditioning import ConditionEncoder, ConditionStream, check_streams
@@ -194,7 +195,8 @@ def dit(preset: str = "S/2", **fields) -> Network:
     module = make_module(DiT, "dit", parse_preset(preset), fields)
     check_transformer(module)
     _check_fields(module)
-    return network(module)
+    entrance = {"axes": 4, "entrance": "patch_embed", "patch": module.patch}
+    return network(module, transformer_anatomy(module, frequency_shift=module.frequency_shift, **entrance))
 
 
 def pixart(preset: str = "XL/2", **fields) -> Network:

@@ -19,11 +19,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffusion_jax.errors import InvalidInput, unknown
+from diffusion_jax.models.anatomy import module_params, required, with_module_params
 from diffusion_jax.models.edits import exits, taps
-from diffusion_jax.models.interception import Edit, Opened, intercepted
-from diffusion_jax.models.layers.branches import CARRIED, Block
+from diffusion_jax.models.interception import Edit, intercepted, located
+from diffusion_jax.models.layers.branches import CARRIED
 from diffusion_jax.models.layers.modulation import expand_vector
-from diffusion_jax.models.stages import is_main_stack, staged
+from diffusion_jax.models.paths import at_path, replaced_at
+from diffusion_jax.models.stages import checked, for_blocks, main_block, main_stack, of_blocks, staged
 from diffusion_jax.typing import Network
 
 HEADS = ("shared", "own")
@@ -61,7 +63,8 @@ class EarlyExit(NamedTuple):
 
 
 def early_exit(network: Network, heads: str = "shared") -> EarlyExit:
-    """Exits for `network`: a DiT, PixArt, video transformer, text-conditional or not, or an MLP.
+    """Exits for `network`: a DiT, PixArt, video transformer, text-conditional or not, an MLP, or any network whose
+    anatomy has a stack and the layers behind it.
 
     heads: "shared", one tail for all (train network and estimators together), or "own", a copy of the layers behind the
         stack for each block (a frozen network). Estimates see detached features, so they never train the network.
@@ -70,20 +73,23 @@ def early_exit(network: Network, heads: str = "shared") -> EarlyExit:
     """
     if heads not in HEADS:
         raise unknown("heads", heads, HEADS)
-    stages = staged(network)
-    if stages.depth is None:
+    if network.anatomy and network.anatomy.cuts:
         raise InvalidInput("early_exit needs one stack of blocks: no tail of a U-Net reads the features of its levels.")
-    opened, depth = isinstance(network.module, Opened), stages.depth
+    _, depth, last = (required(network, field, "early_exit") for field in ("stack", "depth", "last"))
+    stages = staged(network)
 
     def with_head(params, head):
-        return {**params, "params": {**params["params"], **head}} if opened else {**params, **head}
+        inner = module_params(network, params)
+        for path in last if head else ():
+            inner = replaced_at(inner, path, at_path(head, path))
+        return with_module_params(network, params, inner)
 
     def init(key, params, x, t, cond=None):
         made = intercepted(network, _reading(x)).init(key, params, x, t, cond)
-        plain = params["params"] if opened else params
-        # By the names of `layers.branches.modulated_output`.
-        last = {name: plain[name] for name in plain if name.startswith("final")} if heads == "own" else {}
-        copies = jax.tree.map(lambda leaf: jnp.repeat(leaf[None], depth, axis=0), last)
+        plain, behind = module_params(network, params), {}
+        for path in last if heads == "own" else ():
+            behind = replaced_at(behind, path, at_path(plain, path))
+        copies = jax.tree.map(lambda leaf: jnp.repeat(leaf[None], depth, axis=0), behind)
         return {_UNCERTAINTY: made[_UNCERTAINTY], "heads": copies}
 
     def network_init(key, x, t, cond=None):
@@ -96,7 +102,7 @@ def early_exit(network: Network, heads: str = "shared") -> EarlyExit:
         base, own = params["params"], params["exits"]
         reading = intercepted(network, _reading(x))
         _, extras, _ = reading.apply(base, {_UNCERTAINTY: own[_UNCERTAINTY]}, x, t, cond, train, key)
-        behind = extras[_REPORT]["blocks"]["block"]
+        behind = of_blocks(network, extras[_REPORT])
 
         def tail(head, h):
             return stages.tail(with_head(base, head), h, x, t, cond)
@@ -113,11 +119,12 @@ def early_exit(network: Network, heads: str = "shared") -> EarlyExit:
     def left(params, edit, collection, x, t, cond):
         base, own = params["params"], params["exits"]
         copies = jax.tree.leaves(own["heads"])
-        edits = (edit, taps(is_main_stack, collection=_REPORT)) if copies else (edit,)
+        whole = Edit(main_stack, lambda site, *args: checked(site, depth).run(*args))
+        edits = (edit, whole, taps(main_stack, collection=_REPORT)) if copies else (edit, whole)
         output, extras, _ = intercepted(network, *edits).apply(base, collection, x, t, cond)
-        flow = extras[CARRIED]["blocks"]["block"]
+        flow = of_blocks(network, extras[CARRIED])
         if copies:
-            h, which = extras[_REPORT]["blocks"]["output"], flow["executed"] - 1
+            h, which = at_path(extras[_REPORT], network.anatomy.stack)["output"], flow["executed"] - 1
 
             def tail(which, h, x, t, cond):
                 head = jax.tree.map(lambda leaf: leaf[which], own["heads"])
@@ -132,14 +139,14 @@ def early_exit(network: Network, heads: str = "shared") -> EarlyExit:
         def decide(told, *args):
             return _mean(_estimate(told, *args)) <= threshold
 
-        edit = exits(decide, _starts(x), _is_block, _UNCERTAINTY)
+        edit = exits(decide, _starts(x), main_block, _UNCERTAINTY)
         return left(params, edit, {_UNCERTAINTY: params["exits"][_UNCERTAINTY]}, x, t, cond)
 
     def stop(params, x, t, cond, depth):
         depth = jnp.asarray(depth)
         behind = jnp.arange(1, stages.depth + 1).reshape(-1, *(1,) * depth.ndim) >= depth
-        collection = {_STOP: {"blocks": {"block": {"stop": behind}}}}
-        return left(params, exits(select=_is_block, policy=_STOP), collection, x, t, cond)
+        collection = {_STOP: for_blocks(network, {"stop": behind})}
+        return left(params, exits(select=main_block, policy=_STOP), collection, x, t, cond)
 
     def gather(params, x, t, cond, threshold):
         answers, uncertainty = every(params, x, t, cond, False, None)
@@ -149,10 +156,6 @@ def early_exit(network: Network, heads: str = "shared") -> EarlyExit:
         return output, {**extras, "exit_depth": (index + 1).astype(jnp.int32), "blocks": jnp.int32(depth)}
 
     return EarlyExit(init, Network(network_init, all_layers), leave, stop, gather, depth)
-
-
-def _is_block(module):
-    return isinstance(module, Block) and module.path == ("blocks", "block")
 
 
 def _reading(x):
@@ -166,7 +169,7 @@ def _reading(x):
         site.put(_REPORT, "uncertainty", _estimate(told, output, *args))
         return output
 
-    return Edit(_is_block, apply, (_UNCERTAINTY,), (_REPORT,))
+    return Edit(main_block, apply, (_UNCERTAINTY,), (_REPORT,))
 
 
 def _starts(x):
@@ -191,17 +194,20 @@ def _estimate(told, output, h, c, side):
 
 
 def _laid_out(network, params, values, x, t, cond):
-    """Values `[B, tokens, K]` as data, in the way in which the network lays out those of its last layer."""
+    """Values `[B, tokens, K]` as data, in the way in which the module lays out those of its output layer; what stands
+    around the network would change them."""
 
     def apply(site, h):
         shape = site.run(h).shape
-        # A last layer that also says variances has them behind the channels.
+        # A last layer that says more, variances for example, has that behind the channels.
         channels = values.reshape(*values.shape[:-1], -1, x.shape[-1])
-        more = shape[-1] // values.shape[-1] - 1
-        return jnp.pad(channels, [(0, 0)] * (channels.ndim - 1) + [(0, more * x.shape[-1])]).reshape(shape)
+        more = shape[-1] * x.shape[-1] // values.shape[-1] - x.shape[-1]
+        return jnp.pad(channels, [(0, 0)] * (channels.ndim - 1) + [(0, more)]).reshape(shape)
 
-    edits = Edit(is_main_stack, lambda site, h, *args: h), Edit(lambda module: module.path == ("final",), apply)
-    return intercepted(network, *edits).apply(params, {}, x, t, cond)[0]
+    whole = taps(lambda module: not module.path, lambda output, *args: output[0], collection=_REPORT)
+    edits = whole, Edit(main_stack, lambda site, h, *args: h), Edit(located(lambda anatomy: anatomy.last[-1]), apply)
+    extras = intercepted(network, *edits).apply(params, {}, x, t, cond)[1]
+    return extras[_REPORT]["output"][..., : x.shape[-1]]
 
 
 def _mean(values):

@@ -11,23 +11,30 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.models.interception import Edit, Select
+from diffusion_jax.models.interception import ByAnatomy, Edit, Select
 from diffusion_jax.models.layers.attention import Attention
 from diffusion_jax.models.layers.branches import CARRIED, Block, Branch
 from diffusion_jax.models.layers.convolution import ResidualBranch
 from diffusion_jax.models.layers.mlp import FeedForward
 from diffusion_jax.models.layers.spatial import SpatialMlp
 from diffusion_jax.time_axes import expand
+from diffusion_jax.typing import Anatomy
 
 
-def inner_modules(module: nn.Module) -> bool:
+@ByAnatomy
+def inner_modules(module: nn.Module, anatomy: Anatomy | None) -> bool:
     """Selects what residual branches compute before their gates: attention and feed-forward modules, and branches that
     have neither (convolutions). Those of a text encoder within the network are left alone: they do not see t."""
-    if "condition" in module.path:
+    if of_condition(module, anatomy):
         return False
     if isinstance(module, Attention | FeedForward):
         return isinstance(module.parent, Branch)
     return isinstance(module, ResidualBranch | SpatialMlp)
+
+
+def of_condition(module: nn.Module, anatomy: Anatomy | None) -> bool:
+    """Whether a module belongs to what reads the condition and no x."""
+    return bool(anatomy and anatomy.condition) and "/".join(module.path).startswith(f"{anatomy.condition}/")
 
 
 def edit(

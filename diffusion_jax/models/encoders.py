@@ -17,7 +17,7 @@ from diffusion_jax.models.layers.branches import REMAT, Side, Stack
 from diffusion_jax.models.layers.mlp import ACTIVATIONS
 from diffusion_jax.models.layers.prenorm import PreNormAttention, PreNormMlp, affine_norm
 from diffusion_jax.models.network import check_dtype, chosen, make_module, network
-from diffusion_jax.typing import Network
+from diffusion_jax.typing import Anatomy, Network
 
 
 class Encoded(NamedTuple):
@@ -83,8 +83,9 @@ def as_network(encoder: Encoder) -> Network:
     """An encoder as a `Network` with the same parameters, for interception and adapters.
 
     Called as `apply(params, inputs, t, {"mask": mask} or None)`, of which t is not looked at; the output is `Encoded`.
+    Its stack says every hidden state as well, so it cannot be cut, and there is no time for routers to read.
     """
-    return network(_Called(encoder.module))
+    return network(_Called(encoder.module), Anatomy(enters={"mask": "blocks"}))
 
 
 def run_blocks(

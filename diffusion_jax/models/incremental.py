@@ -14,11 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from diffusion_jax.errors import InvalidInput, invalid
-from diffusion_jax.models.conditions import Reference
-from diffusion_jax.models.interception import Edit, Opened, intercepted
-from diffusion_jax.models.layers.conditioning import find_stream
+from diffusion_jax.models.interception import Edit, intercepted, located
 from diffusion_jax.models.layers.temporal import moved
-from diffusion_jax.models.video_dit import VideoDiT
 from diffusion_jax.typing import Network
 
 
@@ -53,7 +50,7 @@ class Incremental(NamedTuple):
 
 
 def incremental(network: Network, window: int | None = None) -> Incremental:
-    """`network`, a `video_dit` with blocks (or one opened for LoRA and the like), with kept keys and values.
+    """`network`, a `video_dit` with blocks (or what stands around one, LoRA and the like), with kept keys and values.
 
     window: w, blocks of the past that are kept; the network's own when absent. Evaluating blocks one after the other at
     one level, each pushed after it was evaluated, is the network on the whole clip with its masks.
@@ -67,23 +64,20 @@ def incremental(network: Network, window: int | None = None) -> Incremental:
     Raises InvalidInput for a network without blocks, one with sinusoidal temporal positions, and where no window is
     known; its functions do for clips that are not one block.
     """
-    module = network.module.module if isinstance(network.module, Opened) else network.module
-    if not isinstance(module, VideoDiT) or not module.block:
-        raise InvalidInput("incremental needs a video_dit with blocks: block= at least 1.")
-    if module.temporal_positions == "sincos":
+    causal = network.anatomy and network.anatomy.causal
+    if not causal or not causal.block:
+        raise InvalidInput(
+            "incremental needs a video_dit with blocks, block= at least 1, or another with anatomy.causal."
+        )
+    if causal.positions == "sincos":
         raise invalid("temporal_positions", "sincos", "incremental needs positions that are distances, 'rotary'")
-    window = module.window if window is None else window
+    window = causal.window if window is None else window
     if window < 1:
         raise invalid("window", window, "a cache of a known number of past blocks is needed")
-    stream = find_stream(module.conditions, Reference)
-    reference_at = stream.at if stream else 0.0
-    joint = module.attention == "joint"
-    select = "blocks/block/" + ("attention" if joint else "temporal_attention") + "/attention/attend"
-    axes = 3 if joint and module.positions == "rotary" else 1
-    rotary = module.temporal_positions == "rotary"
+    select = located(lambda anatomy: anatomy.causal.attend)
 
     def turned(keys, by):
-        return moved(keys, by, axes) if rotary else keys
+        return moved(keys, by, causal.axes) if causal.positions == "rotary" else keys
 
     def reports(read):
         def apply(site, q, k, v, mask):
@@ -102,10 +96,10 @@ def incremental(network: Network, window: int | None = None) -> Incremental:
 
         def sink(x, cond):
             references = 1 if reference.ndim == 4 else reference.shape[1]
-            tokens = references * (_patches(x) if joint else 1)
+            tokens = references * (_patches(x) if causal.patch else 1)
 
             def read(q, k, v):
-                return turned(k[:, :tokens], -reference_at), v[:, :tokens]
+                return turned(k[:, :tokens], -causal.reference_at), v[:, :tokens]
 
             return intercepted(network, reports(read)).apply(params, {}, x, t, cond)[1]["kept"]
 
@@ -121,7 +115,7 @@ def incremental(network: Network, window: int | None = None) -> Incremental:
         _check(x)
         cond = {name: value for name, value in (cond or {}).items() if name != "reference"} or None
         if sink_at is None:
-            sink_at = reference_at - module.block * cache.count.astype(jnp.float32)
+            sink_at = causal.reference_at - causal.block * cache.count.astype(jnp.float32)
         age, filled = _ages(cache.count, window)
 
         def attend(site, q, k, v, mask):
@@ -131,7 +125,7 @@ def incremental(network: Network, window: int | None = None) -> Incremental:
             shown = jnp.ones((tokens,), bool) if mask is None else mask
             past = site.module.get_variable("blocks", "keys"), site.module.get_variable("blocks", "values")
             old_k, old_v = (leaf.reshape(leaf.shape[0], window * tokens, *leaf.shape[3:]) for leaf in past)
-            parts = [(turned(old_k, jnp.repeat(-module.block * age, tokens)), old_v, jnp.repeat(filled, tokens))]
+            parts = [(turned(old_k, jnp.repeat(-causal.block * age, tokens)), old_v, jnp.repeat(filled, tokens))]
             if cache.sink is not None:
                 sink_k, sink_v = (site.module.get_variable("sink", name) for name in ("keys", "values"))
                 parts.insert(0, (turned(sink_k, sink_at), sink_v, jnp.ones((sink_k.shape[1],), bool)))
@@ -149,11 +143,11 @@ def incremental(network: Network, window: int | None = None) -> Incremental:
         return output, extras, kept
 
     def _check(x):
-        if x.ndim != 5 or x.shape[1] != module.block:
-            raise invalid("x.shape", x.shape, f"one block of {module.block} frames, [B, {module.block}, H, W, C], fits")
+        if x.ndim != 5 or x.shape[1] != causal.block:
+            raise invalid("x.shape", x.shape, f"one block of {causal.block} frames, [B, {causal.block}, H, W, C], fits")
 
     def _patches(x):
-        return (x.shape[2] // module.patch) * (x.shape[3] // module.patch)
+        return (x.shape[2] // causal.patch) * (x.shape[3] // causal.patch)
 
     return Incremental(init, apply, push)
 

@@ -13,9 +13,13 @@ leading depth axis. Three kinds of collections:
 
 A skipped computation is really skipped: `nn.cond` becomes an HLO conditional. Where several edits select the same
 module, the first in the list is the outermost.
+
+Networks may stand within others (`wrapped`): edits enter at the module within, and whatever stands around it, its
+conditions, its parameters, its own edits, stays in force.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, NamedTuple
@@ -25,15 +29,40 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.errors import InvalidInput
+from diffusion_jax.models.anatomy import collects
 from diffusion_jax.models.layers.branches import CARRIED
 from diffusion_jax.models.network import dropout_rngs
-from diffusion_jax.typing import Network
+from diffusion_jax.typing import Anatomy, Inside, Network
 
 Select = str | tuple[str, ...] | Callable[[nn.Module], bool]
 """Which modules: a pattern on the end of the path ("cross_attention", "blocks/*/mlp", "attend"), several of them, each
-of which must select something, or a test of the module."""
+of which must select something, or a test of the module, which may be a `ByAnatomy`."""
 
 _FLOW_START = "flow_start"
+_LEFT = "collections behind the call"
+
+
+@dataclass(frozen=True)
+class ByAnatomy:
+    """A test of a module that also depends on what is known of the network: `test(module, anatomy or None)`.
+
+    path: of the module that it selects, of an anatomy, where it is one.
+    """
+
+    test: Callable[[nn.Module, Anatomy | None], bool]
+    path: Callable[[Anatomy], str] | None = None
+
+    def __call__(self, module: nn.Module, anatomy: Anatomy | None = None) -> bool:
+        return self.test(module, anatomy)
+
+
+def located(path: Callable[[Anatomy], str]) -> ByAnatomy:
+    """Selects the module at a path that the anatomy knows."""
+
+    def test(module, anatomy):
+        return bool(module.path) and anatomy is not None and "/".join(module.path) == path(anatomy)
+
+    return ByAnatomy(test, path)
 
 
 class Edit(NamedTuple):
@@ -107,13 +136,17 @@ class Site:
         if not (self._measuring if collection == CARRIED else self.initialising):
             path = "/".join((*self.module.path, name))
             raise InvalidInput(f"The collection {collection!r} lacks {path}: make it with init.")
+        made = _FLOW_START if collection == CARRIED else collection
+        if not self.module.is_mutable_collection(made):
+            path = "/".join((*self.module.path, name))
+            raise InvalidInput(f"The collection {collection!r} cannot hold {path}: another edit runs it by itself.")
         value = jax.tree.map(jnp.asarray, start())
-        self.module.put_variable(_FLOW_START if collection == CARRIED else collection, name, value)
+        self.module.put_variable(made, name, value)
         return value
 
     def put(self, collection: str, name: str, value: Any) -> None:
-        """Writes this layer's entry of a collection."""
-        if not (self._measuring and collection == CARRIED):
+        """Writes this layer's entry of a collection, where the call hands it on."""
+        if self.module.is_mutable_collection(collection) and not (self._measuring and collection == CARRIED):
             self.module.put_variable(collection, name, value)
 
     @property
@@ -124,13 +157,6 @@ class Site:
     def key(self) -> Any:
         """A random key of this layer, while the collections are being made."""
         return self.module.make_rng("edits")
-
-
-class Opened(NamedTuple):
-    """A linen module with edits that belong to it: the `module` of a network made by `Intercepted.network`."""
-
-    module: nn.Module
-    edits: tuple[Edit, ...]
 
 
 class Intercepted(NamedTuple):
@@ -147,77 +173,179 @@ class Intercepted(NamedTuple):
     network: Network
 
 
-def intercepted(network: Network, *edits: Edit) -> Intercepted:
-    """Opens `network` (or a network that is open already, whose own edits then are the inner ones) for `edits`.
+def wrapped(
+    network: Network,
+    around: Callable[..., tuple[Any, dict]],
+    init: Callable[..., Any] | None = None,
+    at: tuple[str, ...] = (),
+    anatomy: Anatomy | None = None,
+    collections: tuple[str, ...] = (),
+) -> Network:
+    """The network with something around it, which can be opened as well as the network itself:
 
-    Raises InvalidInput if the network is not made from a module; its functions do when a pattern selects nothing.
+        def around(inner, params, x, t, cond, train, key):
+            return inner(params["network"], x, t, {"pooled": ...}, train, key)      # -> (output, extras)
+
+        wrapped(network, around, init=lambda key, x, t, cond=None: {"network": ..., ...}, at=("network",))
+
+    inner: `network.apply`, or the same with edits entered in its module; it takes further `edits` and `collections`
+        that those read, and what it says in `extras` has to be handed on. It is to be called once.
+    init: `(key, x, t, cond) -> params`; the network's own when absent. at: the keys under which the network's
+        parameters lie in these. anatomy: where it is another than the network's. collections: of `edits` given to it.
     """
-    if isinstance(network.module, Opened):
-        module, inner = network.module
-    elif isinstance(network.module, nn.Module):
-        module, inner = network.module, ()
-    else:
+    inside = network.inside
+
+    def apply(params, x, t, cond=None, train=False, key=None):
+        def inner(params, x, t, cond=None, train=False, key=None, edits=(), collections=None):
+            if edits:
+                opened = intercepted(network, *edits)
+                return opened.apply(params, collections or {}, x, t, cond, train, key)[:2]
+            return network.apply(params, x, t, cond, train=train, key=key)
+
+        return around(inner, params, x, t, cond, train, key)
+
+    def run(call, params, x, t, cond, train, key):
+        def inner(params, x, t, cond=None, train=False, key=None, edits=(), collections=None):
+            ours = _resolved(edits, network.anatomy)
+
+            def passed(variables, theirs, *inputs):
+                return call({**variables, **(collections or {})}, (*ours, *theirs), *inputs)
+
+            return inside.run(passed, params, x, t, cond, train, key)
+
+        return around(inner, params, x, t, cond, train, key)
+
+    way = inside and Inside(run, (*at, *inside.weights), (*collections, *inside.collections))
+    return Network(init or network.init, apply, network.module, anatomy or network.anatomy, way)
+
+
+def intercepted(network: Network, *edits: Edit) -> Intercepted:
+    """Opens `network` (whose own edits, where it has some, then are the inner ones) for `edits`.
+
+    Raises InvalidInput if there is no module within the network; its functions do when a pattern selects nothing.
+    """
+    module, inside = network.module, network.inside
+    if module is None or inside is None:
         raise InvalidInput("intercepted needs a network made from a module: network.module is missing.")
+    edits = _resolved(edits, network.anatomy)
     state = tuple(dict.fromkeys(name for one in edits for name in one.collections if name != CARRIED))
-    flows = any(CARRIED in one.collections for one in (*edits, *inner))
-    kept = {name for one in inner for name in one.collections if name != CARRIED}
-    reports = tuple(name for one in (*edits, *inner) for name in one.reports)
-    if clash := sorted(kept & set(state)):
+    if clash := sorted(set(inside.collections) & set(state)):
         raise InvalidInput(f"The collections {', '.join(clash)} are used by the network already: name others.")
+    joined = collects(network)
 
-    def variables(params):
-        return dict(params) if inner else {"params": params}
+    def through(call, params, *inputs):
+        """`(output, extras, what is left in the collections)` of the network with `call` in place of its module."""
+        output, extras = inside.run(call, params, *inputs)
+        if _LEFT not in extras:
+            raise InvalidInput("What stands around the network does not hand its extras on, so it cannot be opened.")
+        return output, {name: extras[name] for name in extras if name != _LEFT}, extras[_LEFT]
 
-    def run(given, mutable, initialising, rngs, *args):
+    def run(variables, inner, mutable, initialising, rngs, *inputs):
         every = tuple(one._replace(apply=partial(_enter, one.apply, initialising)) for one in edits)
         every += tuple(one._replace(apply=partial(_enter, one.apply, False)) for one in inner)
         matched, seen = set(), set()
         with nn.intercept_methods(_dispatcher(every, matched, seen)):
-            result = module.apply(given, *args, rngs=rngs, mutable=mutable)
+            result = module.apply(variables, *inputs, rngs=rngs, mutable=mutable)
         # The inner ones were checked where they were made, and may stand in what these leave out.
         for index, one in enumerate(edits):
             for pattern in _patterns(one.select):
                 if (index, pattern) not in matched:
-                    raise InvalidInput(f"select={pattern!r} selects no module; there are {', '.join(sorted(seen))}.")
+                    raise InvalidInput(
+                        f"select={_name(pattern)} selects no module; there are {', '.join(sorted(seen - {''}))}."
+                    )
         return result
+
+    def begun(variables, inner, key, x, t, cond):
+        """What the collections and reports are at first."""
+        mutable = [*state, *_reports(edits, inner), _FLOW_START]
+        return run(variables, inner, mutable, True, {"edits": key}, x, t, cond, False)
 
     @jax.jit
     def start(key, params, x, t, cond):
-        rngs = {"edits": key}
-        _, made = run(variables(params), [*state, *reports, _FLOW_START], True, rngs, x, t, cond, False)
-        return {name: made[name] for name in (*state, *reports, _FLOW_START) if name in made}
+        def call(variables, inner, x, t, cond, train, _):
+            (output, extras), made = begun(variables, inner, key, x, t, cond)
+            return output, {**extras, _LEFT: made}
+
+        return through(call, params, x, t, cond, False, None)[2]
 
     def init(key, params, x, t, cond=None):
         made = start(key, params, x, t, cond)
         return {name: made[name] for name in state if name in made}
 
     def apply(params, collections, x, t, cond=None, train=False, key=None):
-        mutable = [*state, *reports, CARRIED]
-        given = {**variables(params), **collections}
-        if flows or (reports and any(one.skips for one in (*edits, *inner))):
-            # Both sides of a conditional must report, so there has to be something where nothing was computed.
-            shapes = jax.eval_shape(start, jax.random.key(0), params, x, t, cond)
-            empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-            given |= {name: empty[name] for name in reports}
-            # Recorded once per layer, but passed from one to the next.
-            given[CARRIED] = jax.tree.map(lambda leaf: leaf[0], empty.get(_FLOW_START, {}))
-        (output, extras), new = run(given, mutable, False, dropout_rngs(key), x, t, cond, train)
-        told = {name: new[name] for name in (*reports, CARRIED) if name in new}
-        collections = {name: new[name] if name in new and name in state else collections[name] for name in collections}
-        return output, {**extras, **told}, collections
+        def call(variables, inner, x, t, cond, train, key):
+            every, reports = (*edits, *inner), _reports(edits, inner)
+            given = {**variables, **collections}
+            if any(CARRIED in one.collections for one in every) or (reports and any(one.skips for one in every)):
+                # Both sides of a conditional must report, so there has to be something where nothing was computed.
+                shapes = jax.eval_shape(
+                    lambda *inputs: begun(inputs[0], inner, jax.random.key(0), *inputs[1:])[1], variables, x, t, cond
+                )
+                empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+                given |= {name: empty[name] for name in reports if name in empty}
+                # Recorded once per layer, but passed from one to the next.
+                given[CARRIED] = jax.tree.map(lambda leaf: leaf[0], empty.get(_FLOW_START, {}))
+            mutable = [*state, *reports, CARRIED]
+            (output, extras), new = run(given, inner, mutable, False, dropout_rngs(key), x, t, cond, train)
+            if silent := [name for name in _reports(edits) if name not in new]:
+                raise InvalidInput(
+                    f"There is nothing to read in {', '.join(silent)}: another edit runs what is selected, by itself."
+                )
+            told = {name: new[name] for name in (*reports, CARRIED) if name in new}
+            left = {name: new[name] for name in state if name in new}
+            return output, {**extras, **told, _LEFT: left}
+
+        output, extras, left = through(call, params, x, t, cond, train, key)
+        return output, extras, {name: left.get(name, collections[name]) for name in collections}
 
     def network_init(key, x, t, cond=None):
         first, second = jax.random.split(key)
         params = network.init(first, x, t, cond)
-        return {**variables(params), **init(second, params, x, t, cond)}
+        return {**(params if joined else {"params": params}), **init(second, params, x, t, cond)}
+
+    def parted(params):
+        """The network's own parameters, and the collections."""
+        if not isinstance(params, Mapping) or "params" not in params:
+            expected = ", ".join(("params", *state))
+            raise InvalidInput(
+                f"An opened network needs parameters with the entries {expected}: see lora or intercepted."
+            )
+        collections = {name: params[name] for name in params if name in state or not (joined or name == "params")}
+        return {n: params[n] for n in params if n not in collections} if joined else params["params"], collections
 
     def network_apply(params, x, t, cond=None, train=False, key=None):
-        collections = {name: params[name] for name in params if name not in variables(params) or name in state}
-        own = {name: params[name] for name in params if name not in collections}
-        output, extras, _ = apply(own if inner else own["params"], collections, x, t, cond, train, key)
-        return output, extras
+        return apply(*parted(params), x, t, cond, train, key)[:2]
 
-    return Intercepted(init, apply, Network(network_init, network_apply, Opened(module, (*edits, *inner))))
+    def around(inner, params, x, t, cond, train, key):
+        own, collections = parted(params)
+        return inner(own, x, t, cond, train, key, edits, collections)
+
+    opened = wrapped(network, around, network_init, () if joined else ("params",), collections=state)
+    return Intercepted(init, apply, opened._replace(apply=network_apply))
+
+
+def _resolved(edits, anatomy):
+    """Edits whose selects are those of this network."""
+
+    def known(pattern):
+        return partial(pattern, anatomy=anatomy) if isinstance(pattern, ByAnatomy) else pattern
+
+    return tuple(
+        one._replace(select=tuple(map(known, one.select)) if isinstance(one.select, tuple) else known(one.select))
+        for one in edits
+    )
+
+
+def _name(pattern):
+    select = getattr(pattern, "func", None)
+    if not isinstance(select, ByAnatomy):
+        return getattr(pattern, "__name__", repr(pattern))
+    anatomy = pattern.keywords["anatomy"]
+    return repr(select.path(anatomy)) if select.path and anatomy else select.test.__name__
+
+
+def _reports(*groups):
+    return tuple(name for edits in groups for one in edits for name in one.reports)
 
 
 def _enter(apply, initialising, run, module, *args):
@@ -270,28 +398,3 @@ def _selects(pattern: str | Callable[[nn.Module], bool], module: nn.Module) -> b
     parts = pattern.split("/")
     ending = module.path[len(module.path) - len(parts) :]
     return len(ending) == len(parts) and all(fnmatchcase(name, part) for name, part in zip(ending, parts))
-
-
-def by_path(collection: Mapping[str, Any]) -> dict[str, Any]:
-    """A collection as `{"blocks/block/attention/output": array}`."""
-    leaves = jax.tree_util.tree_leaves_with_path(collection)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def depth_axes(collection: Mapping[str, Any]) -> Any:
-    """How many leading axes of each leaf are depth: 1 within a stack of blocks, 0 elsewhere."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: sum(getattr(part, "key", None) == "block" for part in path), collection
-    )
-
-
-def per_layer(collection: Any, values: Any) -> Any:
-    """A collection whose every entry is filled with `values`, one per layer `[L]` (or one scalar for all)."""
-    values = jnp.asarray(values)
-
-    def filled(leaf):
-        return jnp.broadcast_to(values.reshape(values.shape + (1,) * (leaf.ndim - values.ndim)), leaf.shape).astype(
-            leaf.dtype
-        )
-
-    return jax.tree.map(filled, collection)

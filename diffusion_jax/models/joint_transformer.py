@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from diffusion_jax.errors import InvalidInput, invalid, unknown
+from diffusion_jax.models.anatomy import transformer_anatomy
 from diffusion_jax.models.dit import SIZES
 from diffusion_jax.models.layers.branches import (
     CrossAttentionBranch,
@@ -284,7 +285,9 @@ def joint_transformer(
         raise invalid("depth", module.depth, "long skip connections need at least 2 blocks")
     if module.swiglu and module.times == "tokens":
         raise invalid("swiglu", True, "with times='tokens' blocks are plain; it must be False")
-    return network(module)
+    # Long skip connections leave no place for a cut, and each part has an entrance and a last layer of its own.
+    stack = {"stack": "", "depth": 0} if module.skips else {}
+    return network(module, transformer_anatomy(module, last=(), **stack))
 
 
 def _modalities(given):

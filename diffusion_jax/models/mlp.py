@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from diffusion_jax.errors import invalid
+from diffusion_jax.models.anatomy import transformer_anatomy
 from diffusion_jax.models.layers.branches import MlpBranch, Stack, modulated_output
 from diffusion_jax.models.layers.conditioning import ConditionEncoder, ConditionStream, check_streams
 from diffusion_jax.models.network import check_dtype, network
@@ -61,5 +62,5 @@ def mlp(
     if ratio <= 0:
         raise invalid("ratio", ratio, "it must be positive")
     check_dtype(dtype)
-    conditions = check_streams("mlp", conditions, Mlp.takes)
-    return network(Mlp(width, depth, ratio, conditions, scan, dtype))
+    module = Mlp(width, depth, ratio, check_streams("mlp", conditions, Mlp.takes), scan, dtype)
+    return network(module, transformer_anatomy(module, axes=2, entrance="embed"))

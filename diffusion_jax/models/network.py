@@ -14,16 +14,19 @@ import jax.numpy as jnp
 from diffusion_jax.errors import invalid, unknown
 from diffusion_jax.models.layers.branches import REMAT
 from diffusion_jax.models.layers.conditioning import check_streams
-from diffusion_jax.typing import Network
+from diffusion_jax.typing import Anatomy, Inside, Network
 
 DTYPES = ("float32", "bfloat16", "float16")
 """Compute dtypes; parameters are always float32."""
 
 
-def network(module: nn.Module) -> Network:
+def network(module: nn.Module, anatomy: Anatomy | None = None) -> Network:
     """The pure functions of a linen module; see `typing.Network`.
 
     `init` compiles as one program. `key` of `apply` feeds dropout (one key; the first, where there is one per sample).
+    anatomy: where things are in the module, for the methods that must know; the others need none:
+
+        network(Mine(width=64, depth=4), Anatomy(stack="blocks", depth=4, last=("norm", "out"), time="time"))
     """
 
     def init(key, x, t, cond=None):
@@ -32,7 +35,10 @@ def network(module: nn.Module) -> Network:
     def apply(params, x, t, cond=None, train=False, key=None):
         return module.apply({"params": params}, x, t, cond, train, rngs=dropout_rngs(key))
 
-    return Network(init, apply, module)
+    def run(call, params, *inputs):
+        return call({"params": params}, (), *inputs)
+
+    return Network(init, apply, module, anatomy, Inside(run, bare=True))
 
 
 def make_module(kind: Any, what: str, preset: Mapping[str, Any], fields: Mapping[str, Any], *fixed: Any) -> Any:

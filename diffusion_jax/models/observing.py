@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.models.interception import wrapped
 from diffusion_jax.models.layers.patches import to_patches
 from diffusion_jax.typing import Network
 
@@ -27,10 +28,10 @@ def observing(network: Network) -> Network:
     def init(key, x, t, cond=None):
         return network.init(key, x, t, told(cond))
 
-    def apply(params, x, t, cond=None, train=False, key=None):
-        return network.apply(params, x, t, told(cond), train=train, key=key)
+    def around(inner, params, x, t, cond, train, key):
+        return inner(params, x, t, told(cond), train, key)
 
-    return Network(init, apply, network.module)
+    return wrapped(network, around, init)
 
 
 class FrameEncoder(nn.Module):
@@ -56,9 +57,10 @@ def watching(network: Network, patch: int = 4, features: int = 64, hidden: int =
     """The network told by `cond["frames"] [B, history, H, W, C]` in place of `cond["pooled"] [B, hidden]`.
 
     A small encoder of frames, trained with the network, stands in between (see `FrameEncoder`); parameters are
-    `{"network": ..., "frames": ...}`. Vector observations in `cond` are not looked at: what acts on pictures must not
-    see the state that they were drawn from. Other conditions are the network's own. Images as one global vector that
-    modulates all tokens: Zhu et al. 2025 (UWM), with a ResNet-18 in place of the small encoder.
+    `{"network": ..., "frames": ...}`, and what opens it opens the network. Vector observations in `cond` are not looked
+    at: what acts on pictures must not see the state that they were drawn from. Other conditions are the network's own.
+    Images as one global vector that modulates all tokens: Zhu et al. 2025 (UWM), with a ResNet-18 in place of the small
+    encoder.
     Raises InvalidInput for a condition without frames, and frames that do not divide by the patch.
     """
     for name, value in (("patch", patch), ("features", features), ("hidden", hidden)):
@@ -89,8 +91,8 @@ def watching(network: Network, patch: int = 4, features: int = 64, hidden: int =
         params, pooled = jax.jit(fresh)(frames_of(cond))
         return {"frames": params, "network": network.init(second, x, t, told(cond, pooled))}
 
-    def apply(params, x, t, cond=None, train=False, key=None):
+    def around(inner, params, x, t, cond, train, key):
         pooled = encoder.apply({"params": params["frames"]}, frames_of(cond))
-        return network.apply(params["network"], x, t, told(cond, pooled), train=train, key=key)
+        return inner(params["network"], x, t, told(cond, pooled), train, key)
 
-    return Network(init, apply, network.module)
+    return wrapped(network, around, init, ("network",))

@@ -20,19 +20,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from diffusion_jax.errors import InvalidInput, invalid
-from diffusion_jax.models.conditions import Concat
-from diffusion_jax.models.dit import DiT
-from diffusion_jax.models.interception import Edit, Opened, intercepted
+from diffusion_jax.models.anatomy import module_params
+from diffusion_jax.models.edits import of_condition
+from diffusion_jax.models.interception import ByAnatomy, Edit, intercepted, located, wrapped
 from diffusion_jax.models.layers.attention import Attend, key_mask
-from diffusion_jax.models.layers.conditioning import find_stream
-from diffusion_jax.models.unet import UNet
-from diffusion_jax.typing import Network
+from diffusion_jax.models.paths import at_path
+from diffusion_jax.typing import Anatomy, Network
 
 REFERENCES = ("references", "items", "present")
 """What `cond` says of references: float `[B, K, H, W, C]`, like x but for channels that they lack, which are zero;
 int `[B, K]`, the kind of each; bool `[B, K]`, whether it is there at all: what is absent is seen by nobody."""
 
-_INPUTS = {DiT: "patch_embed", UNet: "conv_in"}
 _KEPT = "reference_kv"
 
 
@@ -56,6 +54,9 @@ class Referenced(NamedTuple):
     joint: the same function as `encoding` as one pass over x and references: the masked forward. It reports its
         references' keys and values as `extras["cache"]`.
     coupled: `joint` without the mask and with the embedding of time added to that of items, another function.
+
+    Opening `cached` and `encoding` enters at the pass of x; `joint` and `coupled` are opened before, by `referenced` of
+    the opened network.
     """
 
     encode: Callable[..., Cache]
@@ -66,7 +67,8 @@ class Referenced(NamedTuple):
 
 
 def referenced(network: Network, items: int) -> Referenced:
-    """`network`, a `unet` or `dit` (or one opened for LoRA and the like), with references of so many kinds.
+    """`network`, a `unet` or `dit` (or one opened for LoRA and the like), with references of so many kinds. Any other
+    whose anatomy says how x and the time enter is one too.
 
     Conditions other than references are the network's own (they enter the vector of reference tokens as well, where
     they are part of it): in `encode` they are `cond`. Where the network has channels for `cond["concat"]`, those of
@@ -75,21 +77,19 @@ def referenced(network: Network, items: int) -> Referenced:
 
     Raises InvalidInput for other networks and fewer than one kind; its functions do for references that do not fit.
     """
-    module = network.module.module if isinstance(network.module, Opened) else network.module
-    joined = find_stream(getattr(module, "conditions", ()), Concat)
-    kind = next((kind for kind in _INPUTS if isinstance(module, kind)), None)
-    if kind is None:
-        raise InvalidInput(f"referenced needs a unet or a dit; {type(module).__name__} is neither.")
+    anatomy = network.anatomy or Anatomy()
+    if anatomy.axes != 4 or not (anatomy.entrance and anatomy.time and anatomy.width):
+        raise InvalidInput(
+            "referenced needs a unet or a dit, or a network of images whose anatomy has axes=4, entrance, time, width."
+        )
+    first, width, patch, concat = anatomy.entrance, anatomy.width, anatomy.patch, anatomy.concat
     if items < 1:
         raise invalid("items", items, "at least one kind of references is needed")
-    first = _INPUTS[kind]
-    width = module.width or 4 * module.channels
 
     def checked(params, references, items, present):
         """The same with as many channels as the input layer has."""
         kernel, channels = params["references"]["input"]["kernel"].shape, references.shape[-1]
-        taken = kernel[0] // module.patch**2 if kind is DiT else kernel[2]
-        taken -= joined.channels if joined else 0
+        taken = kernel[-2] // patch**2 - concat
         if references.ndim != 5 or channels > taken:
             raise invalid("references.shape", references.shape, f"[B, K, H, W, C] with at most {taken} channels fits")
         for name, value in (("items", items), ("present", present)):
@@ -102,8 +102,8 @@ def referenced(network: Network, items: int) -> Referenced:
         batch, count, *_ = references.shape
         own = _own(cond, count, 0)
         rows = references.reshape(batch * count, *references.shape[2:])
-        if joined:
-            own["concat"] = jnp.zeros((*rows.shape[:3], joined.channels), rows.dtype)
+        if concat:
+            own["concat"] = jnp.zeros((*rows.shape[:3], concat), rows.dtype)
         told = params["references"]
 
         def enter(site, h):
@@ -116,10 +116,11 @@ def referenced(network: Network, items: int) -> Referenced:
             _report(site, k, v)
             return site.run(q, k, v, mask)
 
-        kept = _asked(network, first, enter, know, attend, params, rows, jnp.zeros(len(rows)), own)[1][_KEPT]
+        edits = _references_pass(enter, know, attend)
+        kept = _asked(network, edits, params, rows, jnp.zeros(len(rows)), own)[1][_KEPT]
         return Cache(jax.tree.map(lambda leaf: _opened(leaf, count), kept), present)
 
-    def read(params, x, t, cond, train, key):
+    def read(inner, params, x, t, cond, train, key):
         cond = dict(cond or {})
         if "cache" not in cond:
             raise InvalidInput(f"cond has {sorted(cond)}, but this network needs cond['cache'], made by encode.")
@@ -133,21 +134,20 @@ def referenced(network: Network, items: int) -> Referenced:
             return site.run(q, keys, values, key_mask(seen))
 
         layers = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), cache.layers)
-        opened = intercepted(network, Edit(_sees_itself, attend, (_KEPT,)))
-        output, extras, _ = opened.apply(params["network"], {_KEPT: layers}, x, t, own or None, train, key)
-        return output, extras
+        edits = (Edit(_sees_itself, attend, (_KEPT,)),)
+        return inner(params["network"], x, t, own or None, train, key, edits, {_KEPT: layers})
 
-    def read_anew(params, x, t, cond, train, key):
+    def read_anew(inner, params, x, t, cond, train, key):
         references, items, present = _given(cond)
         kept = encode(params, references, items, present, cond)
-        return read(params, x, t, {**_own(cond), "cache": kept}, train, key)
+        return read(inner, params, x, t, {**_own(cond), "cache": kept}, train, key)
 
     def together(coupled, params, x, t, cond, train, key):
         references, items, present = checked(params, *_given(cond))
         batch, count, *_ = references.shape
         groups = count + 1
         own = _own(cond, groups, 1)
-        if joined:
+        if concat:
             own["concat"] = _rows(cond["concat"], jnp.zeros((batch, count, *cond["concat"].shape[1:])))
         told = params["references"]
         visible = _visible(present, coupled)
@@ -172,7 +172,8 @@ def referenced(network: Network, items: int) -> Referenced:
 
         rows = _rows(x, references.astype(x.dtype))
         times = jnp.repeat(jnp.broadcast_to(t, (batch,)), groups)
-        output, extras = _asked(network, first, enter, know, attend, params, rows, times, own, train, key)
+        edits = _references_pass(enter, know, attend)
+        output, extras = _asked(network, edits, params, rows, times, own, train, key)
         kept = extras.pop(_KEPT)
         extras = jax.tree.map(lambda leaf: leaf.reshape(batch, groups, *leaf.shape[1:])[:, 0], extras)
         cache = Cache(jax.tree.map(lambda leaf: _opened(leaf, count), kept), present)
@@ -182,24 +183,24 @@ def referenced(network: Network, items: int) -> Referenced:
         keys = jax.random.split(key, 3)
         own = _own(cond) or None
         params, other = network.init(keys[0], x, t, own), network.init(keys[1], x, t, own)
-        layer = (other["params"] if isinstance(network.module, Opened) else other)[first]
+        layer = at_path(module_params(network, other), first)
         # Gates start at zero and grow with this vector: with a small one references would be deaf for long.
         item = jax.random.normal(keys[2], (items, width))
         return {"network": params, "references": {"input": layer, "item": item}}
 
-    def whole(function):
+    # Rows are references as well as samples, and what an image enters through is not where x does.
+    beyond = anatomy._replace(entrance="")
+
+    def one_pass(around):
+        return wrapped(network, around, init, ("network",), beyond, (_KEPT,))
+
+    def whole(coupled):
         def apply(params, x, t, cond=None, train=False, key=None):
-            return function(params, x, t, cond, train, key)
+            return together(coupled, params, x, t, cond, train, key)
 
         return Network(init, apply)
 
-    return Referenced(
-        encode,
-        whole(read),
-        whole(read_anew),
-        whole(lambda *args: together(False, *args)),
-        whole(lambda *args: together(True, *args)),
-    )
+    return Referenced(encode, one_pass(read), one_pass(read_anew), whole(False), whole(True))
 
 
 def null_cache(cond: dict) -> dict:
@@ -212,8 +213,7 @@ def concatenating(network: Network) -> Network:
     """`network` whose input is x and behind it the channels of `cond["concat"] [B, H, W, C]`; its answer is for x.
 
     What a U-Net has as `concat`, for a network that answers with as many channels as it is given: mask and image of
-    inpainting, say. It cannot be intercepted, which would pass it by: open `network` itself. Raises InvalidInput for a
-    condition without it.
+    inpainting, say. Raises InvalidInput for a condition without it.
     """
 
     def split(x, cond):
@@ -227,24 +227,31 @@ def concatenating(network: Network) -> Network:
         x, cond = split(x, cond)
         return network.init(key, x, t, cond)
 
-    def apply(params, x, t, cond=None, train=False, key=None):
+    def around(inner, params, x, t, cond, train, key):
         channels = x.shape[-1]
         x, cond = split(x, cond)
-        output, extras = network.apply(params, x, t, cond, train=train, key=key)
+        output, extras = inner(params, x, t, cond, train, key)
         return output[..., :channels], extras
 
-    return Network(init, apply)
+    anatomy = network.anatomy and network.anatomy._replace(entrance="")
+    return wrapped(network, around, init, anatomy=anatomy)
 
 
-def _sees_itself(module: nn.Module) -> bool:
+@ByAnatomy
+def _sees_itself(module: nn.Module, anatomy: Anatomy | None) -> bool:
     """Whether `module` is the product attention of a self-attention layer of the network (not of its text encoder)."""
-    return isinstance(module, Attend) and module.path[-3:-1] == ("attention", "attention") and "text" not in module.path
+    self_attention = isinstance(module, Attend) and module.path[-3:-1] == ("attention", "attention")
+    return self_attention and not of_condition(module, anatomy)
 
 
-def _asked(network, first, enter, know, attend, params, x, t, cond, train=False, key=None):
-    """`(output, extras)` with the input layer, the embedding of time and self-attention replaced."""
-    entrance = Edit(lambda module: module.path == (first,), enter)
-    edits = entrance, Edit("condition/time", know), Edit(_sees_itself, attend, (), (_KEPT,))
+def _references_pass(enter, know, attend):
+    """The input layer, the embedding of time and self-attention, replaced."""
+    entrance, time = located(lambda anatomy: anatomy.entrance), located(lambda anatomy: anatomy.time)
+    return Edit(entrance, enter), Edit(time, know), Edit(_sees_itself, attend, (), (_KEPT,))
+
+
+def _asked(network, edits, params, x, t, cond, train=False, key=None):
+    """`(output, extras)` of the network within, with these edits."""
     return intercepted(network, *edits).apply(params["network"], {}, x, t, cond or None, train, key)[:2]
 
 

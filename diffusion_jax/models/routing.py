@@ -16,11 +16,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffusion_jax.errors import invalid
-from diffusion_jax.models.interception import Edit, Site, by_path
+from diffusion_jax.models.edits import of_condition
+from diffusion_jax.models.interception import ByAnatomy, Edit, Site
 from diffusion_jax.models.layers.attention import Attend
 from diffusion_jax.models.layers.branches import Branch
 from diffusion_jax.models.layers.mlp import FeedForward
 from diffusion_jax.models.layers.modulation import expand_vector
+from diffusion_jax.models.paths import by_path
 from diffusion_jax.typing import Network
 
 GATES, ROUTER, LEDGER = "gates", "token_router", "ledger"
@@ -53,8 +55,8 @@ def width_gates(groups: int) -> tuple[Edit, Edit]:
     The batch axis of handed-in gates is B, or 1 where all samples share them. Raises InvalidInput, when the network
     runs, where `groups` does not divide the hidden width.
     """
-    return Edit(_is_attend, _gated_heads, (GATES,), (LEDGER,)), Edit(
-        _is_up, lambda site, x: _gated_groups(site, x, groups), (GATES,), (LEDGER,)
+    return Edit(attention_heads, _gated_heads, (GATES,), (LEDGER,)), Edit(
+        hidden_units, lambda site, x: _gated_groups(site, x, groups), (GATES,), (LEDGER,)
     )
 
 
@@ -85,7 +87,7 @@ def token_router(capacity: float | int | None = None, tau: float | int = 5.0, bi
             return _gated_tokens(site, gate, h, c, side)
         return _gathered(site, h, c, side, scores, gate, kept)
 
-    return Edit(lambda module: isinstance(module, Branch) and _is_within(module, _MLP, 1), apply, (ROUTER,), (LEDGER,))
+    return Edit(feed_forward_branches, apply, (ROUTER,), (LEDGER,))
 
 
 def executed_ratio(ledger: Any) -> Float[Array, " B"]:
@@ -147,17 +149,25 @@ def _costs(ledger):
     return Costs(executed, whole)
 
 
-def _is_within(module, branches, above):
+def _is_within(module, anatomy, branches, above):
     path = module.path
-    return len(path) >= above and path[-above] in branches and path[0] != "condition"
+    return len(path) >= above and path[-above] in branches and not of_condition(module, anatomy)
 
 
-def _is_attend(module):
-    return isinstance(module, Attend) and _is_within(module, _ATTENTION, 3)
+@ByAnatomy
+def feed_forward_branches(module, anatomy):
+    return isinstance(module, Branch) and _is_within(module, anatomy, _MLP, 1)
 
 
-def _is_up(module):
-    return module.name == "up" and isinstance(module.parent, FeedForward) and _is_within(module, _MLP, 3)
+@ByAnatomy
+def attention_heads(module, anatomy):
+    return isinstance(module, Attend) and _is_within(module, anatomy, _ATTENTION, 3)
+
+
+@ByAnatomy
+def hidden_units(module, anatomy):
+    inner = module.name == "up" and isinstance(module.parent, FeedForward)
+    return inner and _is_within(module, anatomy, _MLP, 3)
 
 
 def _gate(site, count):

@@ -14,11 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.errors import InvalidInput
-from diffusion_jax.models.interception import Edit, Opened, intercepted
+from diffusion_jax.models.anatomy import collects, module_params, required
+from diffusion_jax.models.interception import Edit, wrapped
 from diffusion_jax.models.layers.attention import Attention
 from diffusion_jax.models.layers.branches import CARRIED, Block, constrain
 from diffusion_jax.models.layers.mlp import FeedForward
-from diffusion_jax.models.stages import is_main_stack
+from diffusion_jax.models.paths import at_path, by_path
+from diffusion_jax.models.stages import for_blocks, main_stack, of_blocks
 from diffusion_jax.typing import Network
 
 
@@ -42,26 +44,27 @@ def sliced(network: Network, masks: Sequence[Any]) -> Sliced:
     and factors beside the weights (`adapters.lora`) must have been merged into them.
     Raises InvalidInput unless the gates are those of one stack of blocks.
     """
-    masks = [_of_blocks(jax.tree.map(lambda leaf: np.asarray(leaf, bool), mask)) for mask in masks]
+    path = f"{required(network, 'stack', 'sliced')}/block"
+    masks = [_of_blocks(path, jax.tree.map(lambda leaf: np.asarray(leaf, bool), mask)) for mask in masks]
     depth = jax.tree.leaves(masks[0])[0].shape[0]
-    opened = isinstance(network.module, Opened)
+    joined = collects(network)
 
     def kept(bucket, layer):
         return jax.tree.map(lambda leaf: np.flatnonzero(leaf[layer]), masks[bucket])
 
     @jax.jit
     def cut(params):
-        blocks = (params["params"] if opened else params)["blocks"]["block"]
+        blocks = of_blocks(network, module_params(network, params))
 
         def of(bucket, layer):
             return _cut(_at(blocks, layer), masks[bucket], kept(bucket, layer), layer)
 
         return tuple(tuple(of(bucket, layer) for layer in range(depth)) for bucket in range(len(masks)))
 
-    def apply(params, x, t, cond=None, train=False, key=None):
+    def around(inner, params, x, t, cond, train, key):
         params = dict(params)
         slices, bucket = params.pop("slices"), params.pop("bucket")
-        gates = _of_blocks(params.pop("gates"))
+        gates = _of_blocks(path, params.pop("gates"))
 
         def run(site, h, c, side):
             stack = site.module
@@ -80,26 +83,28 @@ def sliced(network: Network, masks: Sequence[Any]) -> Sliced:
 
             return jax.lax.switch(bucket, [through(number) for number in range(len(masks))], constrain(h))
 
-        edits = Edit(is_main_stack, run), Edit(lambda m: isinstance(m, Attention | FeedForward), _as_wide_as_weights)
-        return intercepted(network, *edits).network.apply(params, x, t, cond, train, key)
+        edits = Edit(main_stack, run), Edit(lambda m: isinstance(m, Attention | FeedForward), _as_wide_as_weights)
+        return inner(params if joined else params["params"], x, t, cond, train, key, edits)
 
     def init(key, x, t, cond=None):
         params = network.init(key, x, t, cond)
-        ones = jax.tree.map(lambda leaf: jnp.ones((depth, 1, leaf.shape[1])), {"blocks": {"block": masks[0]}})
-        whole = params if opened else {"params": params}
+        ones = for_blocks(network, jax.tree.map(lambda leaf: jnp.ones((depth, 1, leaf.shape[1])), masks[0]))
+        whole = params if joined else {"params": params}
         return {**whole, "slices": cut(params), "bucket": jnp.int32(0), "gates": ones}
 
-    return Sliced(cut, Network(init, apply))
+    # Slices run the blocks in their own way, so nothing else may run them one by one.
+    anatomy = network.anatomy._replace(stack="")
+    return Sliced(cut, wrapped(network, around, init, () if joined else ("params",), anatomy))
 
 
 def _at(tree, layer):
     return jax.tree.map(lambda leaf: leaf[layer], tree)
 
 
-def _of_blocks(gates):
-    if set(gates) != {"blocks"}:
-        raise InvalidInput(f"sliced needs gates of one stack of blocks; these are of {', '.join(sorted(gates))}.")
-    return gates["blocks"]["block"]
+def _of_blocks(path, gates):
+    if strange := sorted(other for other in by_path(gates) if not other.startswith(f"{path}/")):
+        raise InvalidInput(f"sliced needs gates of one stack of blocks, {path}; there are {', '.join(strange)}.")
+    return at_path(gates, path)
 
 
 def _cut(params, mask, kept, layer):

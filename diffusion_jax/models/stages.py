@@ -4,22 +4,23 @@
 
 is the network. The head ends behind the first blocks: what it says is a cheap probe of how the features move. The tail
 begins before the last norm: it is exact in t whatever z is. In a stack of blocks (transformers, MLP) the cuts lie
-between blocks; in a U-Net behind its first residual block and before `norm_out`, since its skip connections reach
-across everything between. Nothing is computed twice but the embeddings of time and condition.
+between blocks; in a U-Net behind its first residual block and before its last norm, since its skip connections reach
+across everything between. Which these are is in the network's anatomy. Nothing is computed twice but the embeddings of
+time and condition.
 """
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.errors import InvalidInput, invalid
-from diffusion_jax.models.interception import Edit, Opened, Site, intercepted
+from diffusion_jax.errors import invalid
+from diffusion_jax.models.anatomy import required
+from diffusion_jax.models.interception import Edit, Site, intercepted, located
 from diffusion_jax.models.layers.branches import CARRIED, Block, Stack, constrain
-from diffusion_jax.models.unet import UNet
-from diffusion_jax.typing import Network
+from diffusion_jax.models.paths import at_path, replaced_at
+from diffusion_jax.typing import Anatomy, Network
 
 _REPORT = "stage"
 
@@ -30,7 +31,7 @@ class Staged(NamedTuple):
     head: (params, x, t, cond) -> h               features behind the head
     body: (params, h, x, t, cond) -> z            features before the tail; of x, t and cond only what conditions blocks
     tail: (params, z, x, t, cond) -> (output, extras)
-    depth: the number of blocks in the stack; None for a U-Net.
+    depth: the number of blocks in the stack; None for what is not one, a U-Net.
     """
 
     head: Callable[..., Any]
@@ -39,9 +40,21 @@ class Staged(NamedTuple):
     depth: int | None
 
 
-def is_main_stack(module: nn.Module) -> bool:
-    """Whether `module` is the stack of blocks of a network (not the one of a text encoder within it)."""
-    return isinstance(module, Stack) and module.path == ("blocks",)
+main_stack = located(lambda anatomy: anatomy.stack)
+"""Selects the stack of blocks of a network, not the one of a text encoder within it."""
+
+main_block = located(lambda anatomy: f"{anatomy.stack}/block")
+"""Selects its block, of which all layers share one trace."""
+
+
+def of_blocks(network: Network, tree: Any) -> Any:
+    """What a tree with the paths of the network's module holds of the blocks of its stack."""
+    return at_path(tree, f"{network.anatomy.stack}/block")
+
+
+def for_blocks(network: Network, tree: Any) -> dict[str, Any]:
+    """A tree with the paths of the network's module that holds `tree` of the blocks of its stack, and nothing else."""
+    return replaced_at({}, f"{network.anatomy.stack}/block", tree)
 
 
 def run_blocks(stack: Stack, first: Any, last: Any, h: Any, c: Any, side: Any) -> Any:
@@ -62,37 +75,49 @@ def run_block(stack: Stack, index: Any, h: Any, c: Any, side: Any) -> Any:
     return Block(stack.branches).apply(variables, h, own(c) if stack.stacked else c, side.of_block(index))
 
 
+def checked(site: Site, depth: int) -> Site:
+    """The site of the main stack; raises InvalidInput unless it is a `Stack` of `depth` blocks."""
+    stack = site.module
+    if not isinstance(stack, Stack):
+        raise invalid(
+            "anatomy.stack", "/".join(stack.path), f"a layers.branches.Stack, not a {type(stack).__name__}, fits"
+        )
+    if stack.depth != depth:
+        raise invalid("anatomy.depth", depth, f"there are {stack.depth} blocks")
+    return site
+
+
 def staged(network: Network, head: int = 1) -> Staged:
     """Cuts `network` behind its first `head` blocks (a U-Net behind its first residual block) and before the last norm.
 
-    With head=0 the head is what enters the first block. Raises InvalidInput if the network is neither a U-Net nor one
-    stack of blocks, or has fewer blocks than `head`.
+    With head=0 the head is what enters the first block. Raises InvalidInput where the anatomy has neither one stack of
+    blocks nor places to cut, and where there are fewer than `head`.
     """
-    module = network.module.module if isinstance(network.module, Opened) else network.module
-    if isinstance(module, UNet):
-        if head not in (0, 1):
+    anatomy = network.anatomy or Anatomy()
+    if anatomy.cuts and anatomy.tail:
+        if not 0 <= head < len(anatomy.cuts):
             raise invalid("head", head, "the head of a U-Net is its first residual block, 1, or nothing, 0")
-        first = ("conv_in", "down_0_0")[head]
-        return _staged_by_modules(network, lambda m: m.path == (first,), lambda m: m.path == ("norm_out",))
-    depth = getattr(module, "stack_depth", getattr(module, "depth", None))
-    if depth is None or getattr(module, "skips", False):
-        raise InvalidInput(f"staged needs one stack of blocks or a U-Net; {type(module).__name__} here is neither.")
-    if not 0 <= head <= depth:
-        raise invalid("head", head, f"the network has {depth} blocks")
-    return _staged_by_blocks(network, head, depth)
+        return _staged_by_modules(
+            network, located(lambda anatomy: anatomy.cuts[head]), located(lambda anatomy: anatomy.tail)
+        )
+    for field in ("stack", "depth"):
+        required(network, field, "staged")
+    if not 0 <= head <= anatomy.depth:
+        raise invalid("head", head, f"the network has {anatomy.depth} blocks")
+    return _staged_by_blocks(network, head, anatomy.depth)
 
 
 def _staged_by_blocks(network, cut, depth):
     def head(params, x, t, cond=None):
-        edit = _reporting(is_main_stack, lambda site, *args: _between(site, 0, cut, *args))
+        edit = _reporting(main_stack, lambda site, *args: _between(checked(site, depth), 0, cut, *args))
         return _asked(network, params, x, t, cond, edit)[1]
 
     def body(params, h, x, t, cond=None):
-        edit = _reporting(is_main_stack, lambda site, _, *args: _between(site, cut, depth, h, *args))
+        edit = _reporting(main_stack, lambda site, _, *args: _between(checked(site, depth), cut, depth, h, *args))
         return _asked(network, params, x, t, cond, edit)[1]
 
     def tail(params, z, x, t, cond=None):
-        return _asked(network, params, x, t, cond, Edit(is_main_stack, lambda site, *args: z))[0]
+        return _asked(network, params, x, t, cond, Edit(main_stack, lambda site, *args: z))[0]
 
     return Staged(head, body, tail, depth)
 
@@ -104,11 +129,11 @@ def _staged_by_modules(network, first, last):
     def body(params, h, x, t, cond=None):
         given = Edit(first, lambda site, *args: h)
         # The input of the last norm is what is asked for; what comes after is dropped.
-        seen = _reporting(last, lambda site, z: site.run(z), lambda output, z: z)
+        seen = _reporting(last, lambda site, z, *args: site.run(z, *args), lambda output, z, *args: z)
         return _asked(network, params, x, t, cond, given, seen)[1]
 
     def tail(params, z, x, t, cond=None):
-        return _asked(network, params, x, t, cond, Edit(last, lambda site, _: site.run(z)))[0]
+        return _asked(network, params, x, t, cond, Edit(last, lambda site, _, *args: site.run(z, *args)))[0]
 
     return Staged(head, body, tail, None)
 

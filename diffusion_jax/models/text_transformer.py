@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from diffusion_jax.errors import invalid
+from diffusion_jax.models.anatomy import transformer_anatomy
 from diffusion_jax.models.layers.branches import Stack, modulated_output, transformer_branches
 from diffusion_jax.models.layers.conditioning import ConditionEncoder, ConditionStream, check_streams
 from diffusion_jax.models.layers.embeddings import grid_positions, rotary_angles
@@ -75,4 +76,4 @@ def text_transformer(
         vocab_size, width, depth, heads, mlp_ratio, qk_norm, swiglu, conditions, remat, scan, dtype
     )
     check_transformer(module)
-    return network(module)
+    return network(module, transformer_anatomy(module, axes=2))

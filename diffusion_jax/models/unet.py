@@ -18,7 +18,7 @@ from diffusion_jax.models.layers.conditioning import ConditionStream, CondKey
 from diffusion_jax.models.layers.convolution import Upsample, conv
 from diffusion_jax.models.layers.norms import GroupNorm
 from diffusion_jax.models.network import chosen, make_module, network
-from diffusion_jax.models.unet_encoder import UNetEncoder, check_encoder
+from diffusion_jax.models.unet_encoder import UNetEncoder, check_encoder, encoder_anatomy
 from diffusion_jax.typing import Network
 
 
@@ -158,4 +158,5 @@ def unet(preset: str = "digits", **fields) -> Network:
     check_encoder(module)
     if module.out_channels < 0:
         raise invalid("out_channels", module.out_channels, "it must not be negative")
-    return network(module)
+    cuts = ("conv_in", "down_0_0")
+    return network(module, encoder_anatomy(module, cuts=cuts, tail="norm_out", last=("norm_out", "conv_out")))

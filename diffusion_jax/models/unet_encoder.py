@@ -5,11 +5,13 @@ a ControlNet makes of the features in `models.controlnet`.
 """
 
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from diffusion_jax.errors import InvalidInput, invalid, unknown
+from diffusion_jax.models.anatomy import encoder_fields
 from diffusion_jax.models.layers.branches import REMAT
 from diffusion_jax.models.layers.conditioning import ConditionEncoder, ConditionStream
 from diffusion_jax.models.layers.convolution import (
@@ -24,6 +26,7 @@ from diffusion_jax.models.layers.convolution import (
 from diffusion_jax.models.layers.spatial import PixelAttention, SpatialTransformer
 from diffusion_jax.models.network import check_dtype
 from diffusion_jax.time_axes import fill
+from diffusion_jax.typing import Anatomy
 
 
 class UNetEncoder(nn.Module):
@@ -166,6 +169,12 @@ class UNetEncoder(nn.Module):
             name="condition",
         )
         return encoder(t, cond, x.shape)
+
+
+def encoder_anatomy(module: UNetEncoder, **fields: Any) -> Anatomy:
+    """What a U-Net and a ControlNet for it have in common, and further fields."""
+    fields = {"width": module.width or 4 * module.channels, "entrance": "conv_in", **fields}
+    return Anatomy(axes=4, **encoder_fields(module, fields["entrance"]), **fields)
 
 
 def check_encoder(module: UNetEncoder) -> None:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.errors import invalid, unknown
+from diffusion_jax.models.anatomy import transformer_anatomy
 from diffusion_jax.models.conditions import Reference
 from diffusion_jax.models.dit import parse_preset, patch_times, patchify, unpatchify
 from diffusion_jax.models.layers.branches import CrossAttentionBranch, MlpBranch, Stack, modulated_output
@@ -29,7 +30,7 @@ from diffusion_jax.models.layers.temporal import (
     frame_mask,
 )
 from diffusion_jax.models.network import check_transformer, make_module, network
-from diffusion_jax.typing import Network
+from diffusion_jax.typing import Causal, Network
 
 ATTENTIONS = ("factorised", "joint")
 POSITIONS = ("sincos", "rotary")
@@ -214,7 +215,19 @@ def video_dit(preset: str = "S/2", **fields) -> Network:
     module = make_module(VideoDiT, "video_dit", parse_preset(preset), fields)
     check_transformer(module)
     _check_fields(module)
-    return network(module)
+    joint = module.attention == "joint"
+    fields = {"axes": 5, "entrance": "patch_embed", "patch": module.patch, "depth": module.stack_depth}
+    reference = find_stream(module.conditions, Reference)
+    causal = Causal(
+        f"blocks/block/{'attention' if joint else 'temporal_attention'}/attention/attend",
+        module.block,
+        module.window,
+        module.temporal_positions,
+        3 if joint and module.positions == "rotary" else 1,
+        reference.at if reference else 0.0,
+        module.patch * joint,
+    )
+    return network(module, transformer_anatomy(module, **fields, causal=causal if module.block else None))
 
 
 def _check_fields(module):

@@ -142,7 +142,7 @@ def arm(entry: Any, config: Any, base: Experiment, params: Any, own: data.ArrayS
     if concat:
         first = np.arange(own.shape[0])[None] == 0
         own = data.ArraySource(own.x0, {**own.cond, "concat": shown(own.x0, first)}, name=own.name)
-        params = with_channels(params, entry.model.patch, own.shape[-1] + 1)
+        params = with_channels(base.network, params, own.shape[-1] + 1)
     adapted = adaptation(
         made.network,
         params,

@@ -337,8 +337,9 @@ def exactly(config: Any, experiment: Any, params: Any, draws: Any, counted: list
     kept = jax.eval_shape(
         forecasting(experiment, RULES[ours], config.warmup)(1).init, params, jnp.zeros(shape), cond
     ).table.values
-    module = experiment.network.module
-    features = 2 * module.depth * shape[0] * (shape[1] // module.patch) * (shape[2] // module.patch) * module.width
+    anatomy = experiment.network.anatomy
+    tokens = (shape[1] // anatomy.patch) * (shape[2] // anatomy.patch)
+    features = 2 * anatomy.depth * shape[0] * tokens * anatomy.width
     seconds = {
         name: sampling_cost(
             lambda name=name: draws[name](key, params, shape, cond, config.interval), shape[0], config.repeats

@@ -237,6 +237,20 @@ def test_a_table_of_depths_is_the_mean_of_recorded_ones_and_runs():
     assert again._cache_size() == 1
 
 
+def test_what_stands_around_a_network_changes_its_outputs_and_not_its_uncertainties():
+    _, params, x, t, cond = case()
+
+    def around(inner, *inputs):
+        output, extras = inner(*inputs)
+        return 2 * output, extras
+
+    doubled = models.early_exit(models.wrapped(NETWORKS["dit"][0](), around))
+    found, _ = compiled(doubled.network.apply)(params, x, t, cond)
+    plain, *_ = answers(params, x, t, cond)
+    np.testing.assert_allclose(found.output, 2 * plain.output, atol=1e-6)
+    np.testing.assert_allclose(found.uncertainty, plain.uncertainty, atol=1e-6)
+
+
 def test_mistakes_are_told():
     exits, *_ = case()
     with pytest.raises(InvalidInput, match="one stack of blocks"):

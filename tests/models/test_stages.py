@@ -71,5 +71,16 @@ def test_bad_cuts_are_told():
     network = CASES["dit"][0]()
     with pytest.raises(InvalidInput, match=r"head is 4.*3 blocks"):
         models.staged(network, head=4)
+    _, params, *inputs = drawn("dit")
+    for wrong, message in [
+        ({"depth": 5}, "anatomy.depth is 5, but there are 3 blocks"),
+        ({"stack": "condition"}, "anatomy.stack is 'condition'"),
+        ({"stack": "layers"}, "select='layers' selects no module"),
+        ({"stack": ""}, "staged needs anatomy.stack"),
+    ]:
+        with pytest.raises(InvalidInput, match=message):
+            jax.eval_shape(
+                models.staged(network._replace(anatomy=network.anatomy._replace(**wrong))).head, params, *inputs
+            )
     with pytest.raises(InvalidInput, match="first residual block"):
         models.staged(CASES["unet"][0](), head=2)

@@ -86,7 +86,7 @@ def test_further_channels_count_for_nothing_at_first(case):
     extra = shown(np.asarray(clips(5)), np.array([[1, 0, 0], [0, 0, 1]]))
     np.testing.assert_array_equal(extra[0, 1:], 0)
     np.testing.assert_array_equal(extra[1, 2, ..., :2], clips(5)[1, 2])
-    output, _ = wide.apply(with_channels(params, 2, 3), clips(), t, {**LABEL, "concat": extra})
+    output, _ = wide.apply(with_channels(base, params, 3), clips(), t, {**LABEL, "concat": extra})
     np.testing.assert_allclose(output, base.apply(params, clips(), t, LABEL)[0], atol=1e-5)
 
 

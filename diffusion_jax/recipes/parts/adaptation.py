@@ -1,7 +1,7 @@
 """A trained model learns more by factors beside its frozen weights, or by further channels of its input.
 
 `adaptation` does not know which network it is: what is adapted takes the calling convention of networks, and what is
-learned is decided by the objective. `with_channels` is for `video_dit`.
+learned is decided by the objective.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,6 +13,8 @@ import numpy as np
 
 from diffusion_jax import adapters, objectives
 from diffusion_jax.models import by_path
+from diffusion_jax.models.anatomy import required
+from diffusion_jax.models.paths import at_path, replaced_at
 from diffusion_jax.typing import Network, Objective
 
 
@@ -52,11 +54,12 @@ def at_scale(base: Any, factors: Any, scale: float = 1.0) -> dict:
     return {"params": base, "lora": adapters.combined([(factors, scale)], rank)}
 
 
-def with_channels(params: Any, patch: int, extra: int) -> Any:
-    """The parameters of a `video_dit` whose input has `extra` more channels, which count for nothing at first."""
-    kernel = params["patch_embed"]["kernel"]
-    wider = jnp.pad(kernel.reshape(patch**2, -1, kernel.shape[-1]), [(0, 0), (0, extra), (0, 0)])
-    return {**params, "patch_embed": {**params["patch_embed"], "kernel": wider.reshape(-1, kernel.shape[-1])}}
+def with_channels(network: Network, params: Any, extra: int) -> Any:
+    """The parameters with which the entrance reads `extra` more channels, which count for nothing at first."""
+    entrance = f"{required(network, 'entrance', 'with_channels')}/kernel"
+    kernel = at_path(params, entrance)
+    wider = jnp.pad(kernel.reshape(network.anatomy.patch**2, -1, kernel.shape[-1]), [(0, 0), (0, extra), (0, 0)])
+    return replaced_at(params, entrance, wider.reshape(-1, kernel.shape[-1]))
 
 
 def shown(clips: Any, given: Any) -> np.ndarray:

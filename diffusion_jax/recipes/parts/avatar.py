@@ -62,7 +62,7 @@ class Avatar(NamedTuple):
 def avatar_of(config: ConfigDict) -> Avatar:
     """The system of the paper, as the config has it."""
     network, process = build(config.student.model), build(config.student.process)
-    return Avatar(network, process, np.asarray(build(config.grid)), network.module.block, config.sink_at)
+    return Avatar(network, process, np.asarray(build(config.grid)), network.anatomy.causal.block, config.sink_at)
 
 
 def self_rollout(avatar: Avatar) -> Callable[..., Any]:

@@ -56,14 +56,11 @@ def dynamic_arm(budget: Any, experiment: Experiment, routed: Timed, params: Any)
     """The network with its routers, under a budget."""
     network = experiment.network
 
-    def complete(tree, *inputs):
-        return network.apply(tree["params"], *inputs)
+    def complete(inner, tree, *inputs):
+        return inner(tree["params"], *inputs)
 
-    def apply(tree, x, t, cond=None, train=False, key=None):
-        return complete(tree, x, t, cond, train, key)
-
-    inner = loss(experiment, routed.network)
-    objective = build(budget, dynamic=inner, complete=loss(experiment, Network(network.init, apply)))
+    whole = models.wrapped(network, complete, at=("params",))
+    objective = build(budget, dynamic=loss(experiment, routed.network), complete=loss(experiment, whole))
 
     def init(key):
         return {"params": params, **routed.init(key, params, *example(experiment))}
@@ -121,10 +118,10 @@ def lora_arm(config: Any, experiment: Experiment, groups: Any, params: Any, rank
             filled = fill(filled, given[1])
         return {**made, **routed.init(second, filled, *given)}
 
-    def apply(tree, *inputs, **keywords):
-        return run.apply({"params": tree["params"], **tree["learned"]}, *inputs, **keywords)
+    def around(inner, tree, *inputs):
+        return inner({"params": tree["params"], **tree["learned"]}, *inputs)
 
-    network = Network(run.init, apply)
+    network = models.wrapped(run, around)
     budgeted = build(config.budget, dynamic=loss(experiment, network))
     objective = objectives.with_frozen(budgeted, {"params": params}, "learned")
     return Arm(network, objective, init, lambda learned: {"params": params, "learned": learned})
@@ -162,12 +159,12 @@ def under_table(opened: Network, times: Any) -> Network:
     """The gated network with, for each sample, the gates of the nearest of the network's `times [S]`; parameters
     `{"params": ..., "table": [S, L, 1, K] a leaf}`."""
 
-    def apply(tree, x, t, cond=None, train=False, key=None):
+    def around(inner, tree, x, t, cond, train, key):
         index = jnp.argmin(jnp.abs(times - t[:, None]), axis=1)
         gates = jax.tree.map(lambda leaf: jnp.moveaxis(leaf[index, :, 0], 0, 1), tree["table"])
-        return opened.apply({"params": tree["params"], "gates": gates}, x, t, cond, train, key)
+        return inner({"params": tree["params"], "gates": gates}, x, t, cond, train, key)
 
-    return Network(opened.init, apply)
+    return models.wrapped(opened, around)
 
 
 class Execution(NamedTuple):
