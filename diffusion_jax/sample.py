@@ -40,7 +40,7 @@ def write_shard(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(f".{os.getpid()}.partial")
     with draft.open("wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]: no array is named allow_pickle
     draft.replace(path)
 
 
@@ -59,11 +59,10 @@ def read_samples(folder: Path) -> dict[str, np.ndarray]:
     if not paths:
         raise InvalidInput(f"{folder} holds no samples; draw them with `python -m diffusion_jax.sample` first.")
     total = int(paths[0].stem.rpartition("-")[2])
-    shards = [read_shard(path) for path in paths]
-    damaged = [path.name for path, shard in zip(paths, shards) if shard is None]
-    if damaged or len(paths) != total:
+    shards = [shard for path in paths if (shard := read_shard(path)) is not None]
+    if len(shards) != total:
         raise InvalidInput(
-            f"{folder} holds {len(paths) - len(damaged)} readable shards of {total}; run the same sample command again."
+            f"{folder} holds {len(shards)} readable shards of {total}; run the same sample command again."
         )
     return {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
 
@@ -226,7 +225,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     if arguments.format == "arrayrecord":
         data.write_array_record(folder / "samples.array_record", examples(read_samples(folder)))
-    picture = show(experiment, read_shard(shards[0][0]), arguments.workdir)
+    first_shard = read_shard(shards[0][0])
+    picture = first_shard and show(experiment, first_shard, arguments.workdir)
     if picture:
         print(f"Wrote {picture}")
     wanted = {"denoising": arguments.save_trajectory, "predictions": arguments.save_predictions}

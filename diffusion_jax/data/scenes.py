@@ -304,7 +304,7 @@ def read(image: Any, min_overlap: float = 0.6) -> Reading:
     side = int(np.sqrt(masks.shape[1]))
     scene, unrecognised = [], 0
     for number, colour in enumerate(COLOURS, start=1):
-        blobs, _ = ndimage.label(nearest == number)
+        blobs, _ = ndimage.label(nearest == number)  # pyright: ignore[reportGeneralTypeIssues]: a count with output= alone
         for label, box in enumerate(ndimage.find_objects(blobs), start=1):
             blob = blobs[box] == label
             if 3 * blob.sum() < areas.min():

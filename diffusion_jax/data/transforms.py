@@ -28,10 +28,10 @@ def flip(probability: float = 0.5) -> Transform:
 
 def normalise(mean: float | tuple[float, ...] = 0.0, std: float | tuple[float, ...] = 1.0) -> Transform:
     """`x0 <- (x0 - mean) / std`, per channel when tuples are given; for latents, whose scale is not that of images."""
-    mean, std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
-    if not (std > 0).all():
-        raise invalid("std", std.tolist(), "it must be positive")
-    return lambda example, rng: {**example, "x0": ((example["x0"] - mean) / std).astype(np.float32)}
+    shift, scale = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+    if not (scale > 0).all():
+        raise invalid("std", std, "it must be positive")
+    return lambda example, rng: {**example, "x0": ((example["x0"] - shift) / scale).astype(np.float32)}
 
 
 def resize(size: int = 32) -> Transform:

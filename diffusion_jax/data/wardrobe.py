@@ -263,7 +263,7 @@ def mask(persons: Persons) -> Bool[np.ndarray, "N 32 32"]:
     """
     cuts = (np.full((len(persons.joints), len(CATEGORIES)), cut) for cut in range(CUTS))
     every = np.any([worn_regions(persons, cut).any(axis=1) for cut in cuts], axis=0)
-    grown = ndimage.binary_dilation(every, np.ones((1, 3, 3), bool))
+    grown = np.asarray(ndimage.binary_dilation(every, np.ones((1, 3, 3), bool)), bool)
     return grown & ~_capsule(persons.joints[:, _HEAD], persons.joints[:, _HEAD], 3.1)
 
 

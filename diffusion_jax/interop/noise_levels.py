@@ -126,11 +126,13 @@ def _clipped_steps(config, schedule):
     return int(np.sum(lam >= float(option(config, "lambda_min_clipped", -np.inf))))
 
 
-def _check_steps(steps, num_train_steps):
+def checked_steps(steps: int | None, num_train_steps: int) -> int:
+    """`steps`; InvalidInput unless it is a number of steps that a table of `num_train_steps` has."""
     if steps is None:
         raise InvalidInput("num_steps is None, but without timesteps= or sigmas= it must be a number of steps.")
     if not 1 <= steps <= num_train_steps:
         raise invalid("num_steps", steps, f"it must lie in 1 .. {num_train_steps}")
+    return steps
 
 
 def refuse(config: dict[str, Any], **given: Any) -> None:
@@ -162,7 +164,7 @@ def discrete_levels(config: dict[str, Any], kind: Kind, allowed: tuple = ("epsil
             spaced = SPACINGS[spacing](steps, last, offset)
         return np.round(spaced) if kind.rounded else spaced
 
-    def ratios(steps):
+    def ratios(name, steps):
         span = np.interp(indices(steps), np.arange(total), levels) if kind.spaced_ends else levels[::-1]
         least, most = config.get("sigma_min"), config.get("sigma_max")
         shape = NOISE_RATIOS["exponential" if name == "lu" else name]
@@ -170,14 +172,15 @@ def discrete_levels(config: dict[str, Any], kind: Kind, allowed: tuple = ("epsil
 
     def grid(num_steps=None, seq_len=None, timesteps=None, sigmas=None):
         refuse(config, sigmas=sigmas, timesteps=timesteps if name else None)
-        if timesteps is not None:
-            found = np.asarray(timesteps, np.float64)
+        if name:
+            found = ratios(name, checked_steps(num_steps, total))
         else:
-            _check_steps(num_steps, total)
-            found = None if name else indices(num_steps)
-        if between != "log_sigma":
-            return from_indices(found, total, end)
-        found = ratios(num_steps) if name else np.interp(found, np.arange(total), levels)
+            spaced = (
+                indices(checked_steps(num_steps, total)) if timesteps is None else np.asarray(timesteps, np.float64)
+            )
+            if between != "log_sigma" and end is not None:
+                return from_indices(spaced, total, end)
+            found = np.interp(spaced, np.arange(total), levels)
         if found[0] > levels[-1] * (1 + 1e-6):
             raise invalid("sigma_max", float(found[0]), f"the table of betas ends at {float(levels[-1]):g}")
         times = from_noise_ratios(process, found)
@@ -224,14 +227,15 @@ def consistency_levels(config: dict[str, Any], kind: Kind) -> Levels:
     process = GaussianProcess(schedule, prediction_of(config), "index")
     total, original = schedule.num_steps, option(config, "original_inference_steps", 50)
     trained = np.arange(original, 0, -1) * (total // original) - 1
+    end = kind.end(config, total) or 0.0
 
     def grid(num_steps=None, seq_len=None, timesteps=None, sigmas=None):
         refuse(config, sigmas=sigmas)
         if timesteps is not None:
-            return from_indices(timesteps, total, kind.end(config, total))
-        _check_steps(num_steps, original)
-        chosen = np.floor(np.linspace(0, original, num_steps, endpoint=False)).astype(int)
-        return from_indices(trained[chosen], total, kind.end(config, total))
+            return from_indices(timesteps, total, end)
+        steps = checked_steps(num_steps, original)
+        chosen = np.floor(np.linspace(0, original, steps, endpoint=False)).astype(int)
+        return from_indices(trained[chosen], total, end)
 
     return Levels(process, grid)
 
@@ -246,8 +250,8 @@ def edm_levels(config: dict[str, Any]) -> Levels:
 
     def grid(num_steps=None, seq_len=None, timesteps=None, sigmas=None):
         refuse(config, sigmas=sigmas, timesteps=timesteps)
-        _check_steps(num_steps, 10**9)
-        found = from_noise_ratios(process, NOISE_RATIOS[name](num_steps, low, high, **shape), 0.0)
+        ratios = NOISE_RATIOS[name](checked_steps(num_steps, 10**9), low, high, **shape)
+        found = from_noise_ratios(process, ratios, 0.0)
         return found.at[-1].set(found[-2] if final_sigma(config, 1) else 0.0)
 
     return Levels(process, grid)
@@ -302,8 +306,8 @@ def flow_levels(config: dict[str, Any]) -> Levels:
         if timesteps is not None:
             sigmas = np.asarray(timesteps, np.float64) / 1000
         elif sigmas is None:
-            _check_steps(num_steps, 10**9)
-            sigmas = np.linspace(1.0, static * 1e-3 / (1 + (static - 1) * 1e-3), num_steps)
+            last = static * 1e-3 / (1 + (static - 1) * 1e-3)
+            sigmas = np.linspace(1.0, last, checked_steps(num_steps, 10**9))
         found = _shifted(config, "shift", np.asarray(sigmas, np.float64), seq_len)
         if name:
             found = NOISE_RATIOS[name](
@@ -333,13 +337,11 @@ def flow_sigma_levels(config: dict[str, Any], kind: Kind, below_one: bool) -> Le
     def grid(num_steps=None, seq_len=None, timesteps=None, sigmas=None):
         refuse(config, timesteps=timesteps, sigmas=sigmas if below_one or name else None)
         if sigmas is None:
-            _check_steps(num_steps, 10**9)
-        if name:
-            return from_noise_ratios(process, NOISE_RATIOS[name](num_steps, levels[0], levels[-1]))
-        if sigmas is None and below_one:
-            sigmas = (1.0 - np.linspace(1, 1e-3, num_steps + 1))[::-1][:-1]
-        elif sigmas is None:
-            sigmas = np.linspace(1, 1e-3, num_steps + 1)[:-1]
+            steps = checked_steps(num_steps, 10**9)
+            if name:
+                return from_noise_ratios(process, NOISE_RATIOS[name](steps, levels[0], levels[-1]))
+            spaced = np.linspace(1, 1e-3, steps + 1)
+            sigmas = (1.0 - spaced)[::-1][:-1] if below_one else spaced[:-1]
         found = _shifted(config, "flow_shift", np.asarray(sigmas, np.float64), seq_len)
         if not below_one:
             found = np.append(found[0] - 1e-6 * (abs(found[0] - 1) < 1e-6), found[1:])

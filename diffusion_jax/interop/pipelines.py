@@ -269,7 +269,7 @@ def generate(
         if mask is None or strength < 1:
             process = pipeline.scheduler.process
             start = process.alpha(grid[0]) * latents + process.sigma(grid[0]) * noise
-    if mask is not None:
+    if image is not None and mask is not None:
         small = mask.reshape(len(prompts), shape[1], factor, shape[2], factor)[:, :, 0, :, 0]
         if not pipeline.inpaints:
             known, keep = latents, jnp.broadcast_to(~small[..., None], shape)
@@ -286,7 +286,7 @@ def generate(
     return _programs(pipeline.autoencoder.network)[1](pipeline.autoencoder.params, latents)
 
 
-def _checked_pictures(pipeline, image, mask, size, count):
+def _checked_pictures(pipeline, image, mask, size, count) -> tuple[Any, Any, tuple[int, int]]:
     if image is not None:
         image = jnp.asarray(image, jnp.float32)
         image = jnp.broadcast_to(image, (count, *image.shape[-3:]))

@@ -16,6 +16,7 @@ from diffusion_jax.interop.noise_levels import (
     SMALLEST_ALPHA_BAR,
     Kind,
     Levels,
+    checked_steps,
     consistency_levels,
     continuous_levels,
     discrete_levels,
@@ -95,7 +96,7 @@ def _scaled(config: dict, levels: Levels, solver: Solver, transform=_unchanged, 
     )
 
 
-FRACTIONAL = dict.fromkeys(("karras", "exponential", "beta"), "index")
+FRACTIONAL: dict[str, str] = dict.fromkeys(("karras", "exponential", "beta"), "index")
 WHOLE = {"karras": "nearest_index", "exponential": "floor_index", "beta": "floor_index"}
 EULER = Kind(terminal=SMALLEST_ALPHA_BAR, ratios=FRACTIONAL, end=final_sigma)
 LMS = Kind(ratios=FRACTIONAL)
@@ -162,6 +163,7 @@ def _pndm(config):
     def grid(num_steps=None, seq_len=None, timesteps=None, sigmas=None):
         refuse(config, timesteps=timesteps, sigmas=sigmas)
         found = levels.grid(num_steps)
+        num_steps = checked_steps(num_steps, total)
         if option(config, "timestep_spacing", "leading") == "trailing" and total % num_steps:
             raise InvalidInput(
                 f"num_steps is {num_steps}, but PNDMScheduler with trailing indices needs a divisor of {total}."
@@ -194,7 +196,7 @@ def _dpm_options(config):
         raise InvalidInput(
             f"{config['_class_name']} says algorithm_type='dpmsolver', which needs final_sigmas_type='sigma_min'."
         )
-    options = {"solver_type": kind, "third_order": "diffusers"}
+    options: dict[str, Any] = {"solver_type": kind, "third_order": "diffusers"}
     if algorithm == "dpmsolver":
         return solvers.dpm_solver, options
     return solvers.dpm_solver_pp, {**options, "equation": "sde" if algorithm == "sde-dpmsolver++" else "ode"}

@@ -131,8 +131,8 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
     if ids.get("pad_token") is None:
         raise InvalidInput(f"{path} names no padding token: tokenizer_config.json must give pad_token.")
     length = config.get("model_max_length")
-    known = isinstance(length, int | float) and 0 < length < NO_LIMIT
-    return Tokenizer(backend, ids["pad_token"], ids.get("eos_token"), int(length) if known else None)
+    known = int(length) if isinstance(length, int | float) and 0 < length < NO_LIMIT else None
+    return Tokenizer(backend, ids["pad_token"], ids.get("eos_token"), known)
 
 
 def _built(file: Path, build: Any) -> Any:
@@ -179,10 +179,12 @@ def _clip(vocab_file: Path, merges_file: Path, named: dict[str, AddedToken]) -> 
                 f"{vocab_file.name} are needed."
             )
         merges.append(tuple(parts))
-    ends = {name: (named[name].content, vocab.get(named[name].content)) for name in ("eos_token", "bos_token")}
-    for name, (token, number) in ends.items():
-        if number is None:
+    ends = {}
+    for name in ("eos_token", "bos_token"):
+        token = named[name].content
+        if token not in vocab:
             raise InvalidInput(f"{vocab_file} lacks the {name} {token!r}.")
+        ends[name] = token, vocab[token]
     backend = tokenizers.Tokenizer(
         models.BPE(
             vocab,

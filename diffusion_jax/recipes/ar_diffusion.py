@@ -72,7 +72,8 @@ def staircase_bias(steps: int, widths: tuple[int, ...], frames: int = 6) -> dict
         plan = timesteps.staircase(timesteps.linspace(steps), frames, width)
         return np.pad(plan, [(0, steps * frames + 1 - len(plan)), (0, 0), (0, 0)], mode="edge")
 
-    return {width: tuple(float(error(padded(width), causal)) for causal in (False, True)) for width in widths}
+    plans = {width: padded(width) for width in widths}
+    return {width: (float(error(plan, False)), float(error(plan, True))) for width, plan in plans.items()}
 
 
 class Ways(NamedTuple):

@@ -91,7 +91,7 @@ def on_mixture(config: Any, numbers: list[int]) -> tuple[list[Claim], dict]:
             known[interval].append(correlation(errors, gated.steps[0]))
             if seed == numbers[0] and interval == config.shown:
                 times = np.asarray(grid)[settings.warmup : -1]
-                probe, last = (np.asarray(one)[settings.warmup :] for one in errors)
+                probe, last = (np.asarray(error)[settings.warmup :] for error in errors)
                 shown = {"first block": (times, probe), "last block": (times, last)}
     rows = []
     for interval in config.intervals:
@@ -100,9 +100,9 @@ def on_mixture(config: Any, numbers: list[int]) -> tuple[list[Claim], dict]:
         for index, measure in enumerate(MEASURES):
             title = f"Mixture: the gate knows better than fixed intervals of {interval} when to compute, {measure}"
             published = "prototype of the card: a third of the error at 19 evaluations"
-            values = ([one[index] for one in arm[interval]] for arm in (clock, gate))
+            fixed, gated = ([errors[index] for errors in arm[interval]] for arm in (clock, gate))
             reason = REASONS.get(f"mixture {measure}", UNTESTED)
-            rows.append(claim(title, f"endpoint error at {at}", *values, "lower", published, reason=reason))
+            rows.append(claim(title, f"endpoint error at {at}", fixed, gated, "lower", published, reason=reason))
     title = f"Mixture: the gate's error ranks the last block's, interval {config.shown}"
     text, published = "Spearman's correlation over skipped steps", "prototype of the card: 0.2 to 0.35"
     reason = REASONS.get("mixture rank", UNTESTED)

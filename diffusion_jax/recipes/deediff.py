@@ -112,7 +112,10 @@ def run(config: Any, workdir: Path) -> Results:
         return np.mean([one[figure] for one in found["tuned", way, share]])
 
     frontier = {
-        way: tuple([mean(way, share, figure) for share in config.reductions] for figure in ("depth", "endpoint"))
+        way: (
+            [mean(way, share, "depth") for share in config.reductions],
+            [mean(way, share, "endpoint") for share in config.reductions],
+        )
         for way in WAYS
     }
     label = "distance to the samples of all blocks"

@@ -149,7 +149,7 @@ def claims(config: Any, found: dict, lossless: list[float], kept: list[float], t
             continue
         values = of(baseline, figure), of(ours, figure)
         metric = f"{FIGURES[figure]}, {baseline} against {ours}"
-        given = {"reason": reason} if reason else {}
+        given: dict[str, Any] = {"reason": reason} if reason else {}
         rows.append(claim(title, metric, *values, direction, published, margin=margin, **given))
     for title, way in (("the twin", "coupled"), ("the same network, encoding in every step", "encoding")):
         if (way, usual) not in times:

@@ -173,8 +173,8 @@ def run(config: Any, workdir: Path) -> Results:
     base = prepare(config.base)
     frames = take(base.source, range(config.coded))["x0"]
     space = principal_space(frames.reshape(-1, *frames.shape[2:]), config.components)
-    clips = encoded(space, base.source)
-    base = base._replace(source=clips, shape=clips.shape)
+    source = encoded(space, base.source)
+    base = base._replace(source=source, shape=source.shape)
     given = [config.to_dict()[name] for name in ("coded", "components", "base", "own_samples", "grid", "guidance")]
     params = trained(base, "pusa_base", given=given[:2])
     plain = sampler(base.network, base.process, config, base.shape)
@@ -187,8 +187,9 @@ def run(config: Any, workdir: Path) -> Results:
     found: dict[Any, list[dict]] = {key: [] for key in wanted}
     changes = []
     for seed in seeds(config):
-        todo, key, clips = tasks(space, base.held_out, config.null.label, seed, config.clips), jax.random.key(seed), {}
+        todo, key = tasks(space, base.held_out, config.null.label, seed, config.clips), jax.random.key(seed)
         seen: dict[Any, dict] = {}
+        clips: dict[Any, dict] = {}
         factors = {name: factors_of(name, one, seed, given) for name, one in arms.items()}
         for (name, scale), names in wanted.items():
             at = at_scale(arms[name].base, factors[name], scale)
@@ -236,7 +237,7 @@ def claims(config: Any, found: Mapping[Any, list[dict]], changes: list[dict], of
     def deviation(values):
         return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
-    def reason(title):
+    def reason(title) -> dict[str, Any]:
         return {"reason": REASONS[title]} if title in REASONS else {}
 
     rows = [

@@ -114,7 +114,8 @@ def latent_tokens(config: ConfigDict) -> LatentSpace:
 
 def prepared_arms(config: ConfigDict, space: LatentSpace, plan: Any) -> dict[str, Arm]:
     """The arms, trained, futures in the latent space. Arms on the same data share it, those of one kind programs."""
-    sources, programs, arms = {}, {}, {}
+    sources, arms = {}, {}
+    programs: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {}
     for name, entry in config.arms.items():
         entry = ConfigDict({**entry.to_dict(), "seed": config.seed})
         experiment, windows, model = prepare(entry), to_json(entry.data), to_json(entry.model)

@@ -175,7 +175,7 @@ def alternating(parts: Mapping[str, Any], every: Mapping[str, int] | None = None
             raise invalid(f"every[{name!r}]", k, "it must be at least 1")
 
     def at_pace(k, part):
-        return optax.conditionally_mask(part, lambda count: count % k == 0)
+        return optax.conditionally_mask(part, lambda step, **_: step % k == 0)
 
     paced = {name: at_pace(every.get(name, 1), part) for name, part in parts.items()}
 
@@ -184,9 +184,9 @@ def alternating(parts: Mapping[str, Any], every: Mapping[str, int] | None = None
             raise invalid("parts", sorted(paced), f"one optimiser for each of {', '.join(sorted(params))} is needed")
         return {name: part.init(params[name]) for name, part in paced.items()}
 
-    def update(grads, state, params=None):
+    def update(updates, state, params=None):
         both = {
-            name: part.update(grads[name], state[name], None if params is None else params[name])
+            name: part.update(updates[name], state[name], None if params is None else params[name])
             for name, part in paced.items()
         }
         return {name: pair[0] for name, pair in both.items()}, {name: pair[1] for name, pair in both.items()}
@@ -202,9 +202,9 @@ def below_norm(optimizer: Any, norm: float | int = 15.0) -> Any:
     """
     _positive("norm", norm)
 
-    def update(grads, state, params=None):
-        small = optax.tree.norm(grads) <= norm
-        updates, new = optimizer.update(grads, state, params)
+    def update(updates, state, params=None):
+        small = optax.tree.norm(updates) <= norm
+        updates, new = optimizer.update(updates, state, params)
         return jax.tree.map(lambda leaf: jnp.where(small, leaf, jnp.zeros_like(leaf)), updates), jax.tree.map(
             lambda after, before: jnp.where(small, after, before), new, state
         )

@@ -18,7 +18,7 @@ from diffusion_jax.experiment import prepare
 from diffusion_jax.recipes.frame import trained
 from diffusion_jax.sampling import sample
 from diffusion_jax.streaming import rolling
-from diffusion_jax.typing import Cost, Denoiser
+from diffusion_jax.typing import Cost, Denoiser, Params
 
 
 class Planner(NamedTuple):
@@ -30,7 +30,7 @@ class Planner(NamedTuple):
     denoiser: Denoiser
     grid: Any
     entries: int
-    params: Sequence[Any]
+    params: tuple[Params, ...]
 
     @property
     def steps(self) -> int:

@@ -170,14 +170,14 @@ def cache_bytes(denoiser: Denoiser, params: Any, shape: tuple[int, ...], cond: A
 def correlation(errors: tuple[Any, Any], full: Any) -> float:
     """Spearman's, between the errors of both forecasts at the steps that were skipped."""
     probe, last = (np.asarray(one)[~np.asarray(full)] for one in errors)
-    found = spearmanr(probe, last).statistic if probe.size > 2 else 0.0
-    return float(np.nan_to_num(found))
+    return float(np.nan_to_num(np.asarray(spearmanr(probe, last))[0])) if probe.size > 2 else 0.0
 
 
 def error_at(curve: Curve, name: str, value: float) -> float:
     """The error of an arm where its `name` is `value`: the logarithm lies on the line between two settings."""
     points = sorted((one[name], np.log(max(one["error"], 1e-12))) for one in curve)
-    return float(np.exp(np.interp(value, *zip(*points, strict=True))))
+    settings, errors = zip(*points, strict=True)
+    return float(np.exp(np.interp(value, settings, errors)))
 
 
 def median_error(x: Any, reference: Any) -> float:

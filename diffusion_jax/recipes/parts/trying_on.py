@@ -40,8 +40,8 @@ def experiment(form: str, steps: int, *, batch_size: int = 16, rate: float = 3e-
         cond_dropout=0.1,
         null={"references": 0.0},
     )
-    rate = call("training.optimizers.cosine", peak=rate, total_steps=steps, warmup_steps=min(50, steps // 2))
-    config.optimizer = call("training.optimizers.adamw", learning_rate=rate, weight_decay=0.01)
+    schedule = call("training.optimizers.cosine", peak=rate, total_steps=steps, warmup_steps=min(50, steps // 2))
+    config.optimizer = call("training.optimizers.adamw", learning_rate=schedule, weight_decay=0.01)
     config.ema = {"average": call("training.ema.power", sigma_rel=0.1)}
     return config
 
@@ -106,7 +106,7 @@ def _in_every_step(network: Network) -> Network:
     once after all: measured, 0.26 s instead of 0.24 s with an explicit cache.
     """
 
-    def apply(params, x, t, cond=None, train=False, key=None):
+    def apply(params, x, t, cond, train=False, key=None):
         x, references = jax.lax.optimization_barrier((x, cond["references"]))
         return network.apply(params, x, t, {**cond, "references": references}, train=train, key=key)
 
