@@ -162,7 +162,7 @@ def load(path: str) -> ConfigDict:
     return module.get_config(variant) if variant else module.get_config()
 
 
-def override(config: ConfigDict, assignments: Sequence[str]) -> ConfigDict:
+def apply_overrides(config: ConfigDict, assignments: Sequence[str]) -> ConfigDict:
     """Applies `path.to.field=value` assignments; a field must exist and keep its type.
 
     Values are Python literals; what is not one is taken as a string. Raises InvalidInput naming the nearest field.

@@ -80,7 +80,7 @@ def examples(samples: Mapping[str, np.ndarray]) -> Iterator[dict[str, Any]]:
         yield {"x0": samples["x"][i], "cond": cond}
 
 
-class Sampler:
+class BatchSampler:
     """Draws any range of sample indices in batches of one size, each a call of one compiled program."""
 
     def __init__(self, experiment: Experiment, sampling: Sampling, params: Any, seed: int):
@@ -190,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         experiment = experiment._replace(mesh=distributed.make_mesh(devices=jax.local_devices()))
     sampling = prepare_sampling(experiment)
     params = training.load_params(arguments.workdir, config.sampling.ema, arguments.step, experiment.mesh)
-    sampler = Sampler(experiment, sampling, params, arguments.seed)
+    sampler = BatchSampler(experiment, sampling, params, arguments.seed)
     folder = arguments.output or arguments.workdir / "samples"
 
     shards = shard_paths(folder, arguments.num_samples, arguments.shard_size)

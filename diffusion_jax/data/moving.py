@@ -394,7 +394,7 @@ def drift(reading: Reading, window: int = 7) -> dict[str, np.ndarray]:
     }
 
 
-def score(clips: Any, label: Any = None, classes: tuple[str, ...] = ("shape", "colour")) -> dict[str, float]:
+def verify(clips: Any, label: Any = None, classes: tuple[str, ...] = ("shape", "colour")) -> dict[str, float]:
     """Means over clips: recognised, identity (frames after the first), next_position_error, motion_energy, and
     adherence, the share of frames that show the class `label [N]`, when it is given."""
     reading = read(clips)

@@ -382,7 +382,7 @@ def _flat(values, size):
     return (outwards[0] <= 0) | ((outwards[1] >= 1) & ~mouth & ~eyes)
 
 
-def score(clips: Any, opening: Float[np.ndarray, "N F"], reference: Any) -> dict[str, float]:
+def verify(clips: Any, opening: Float[np.ndarray, "N F"], reference: Any) -> dict[str, float]:
     """Means over clips and frames: sync, colour and shape (`identity_error`), flicker, residual."""
     reading = read(clips)
     errors = identity_error(reading, reference)

@@ -51,7 +51,7 @@ class Mixture:
         return top[:, 0] + np.log(np.exp(logs - top).sum(axis=1))
 
 
-def gaussian_mixture(
+def gaussian_blobs(
     weights: tuple[float, ...] = (0.5, 0.3, 0.2),
     means: tuple[tuple[float, ...], ...] = ((-1.5, 0.0), (1.5, 1.0), (0.5, -1.5)),
     stds: tuple[float, ...] | float = 0.3,

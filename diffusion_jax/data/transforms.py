@@ -4,14 +4,11 @@ Randomness comes from the generator alone, which belongs to the example's positi
 for guidance is part of the objective and is not here.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 
 from diffusion_jax.data import pixels
+from diffusion_jax.data.pipeline import Transform
 from diffusion_jax.errors import invalid
-
-Transform = Callable[[dict, np.random.Generator], dict]
 
 
 def flip(probability: float = 0.5) -> Transform:

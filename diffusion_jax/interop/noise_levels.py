@@ -35,7 +35,7 @@ class Levels(NamedTuple):
     grid: Callable[..., Any]
 
 
-class Kind(NamedTuple):
+class SchedulerClass(NamedTuple):
     """How one class of schedulers reads the options of noise that it shares with others.
 
     spacing, beta_schedule, beta_start, beta_end: its defaults.
@@ -80,7 +80,7 @@ def final_alpha(default: bool) -> Callable[[dict, int], float]:
     return lambda config, steps: 0.0 if option(config, "set_alpha_to_one", default) else 1 / steps
 
 
-def betas_of(config: dict[str, Any], kind: Kind) -> tuple[float, ...]:
+def betas_of(config: dict[str, Any], kind: SchedulerClass) -> tuple[float, ...]:
     """The table of betas of a config."""
     steps = option(config, "num_train_timesteps", 1000)
     ends = option(config, "beta_start", kind.beta_start), option(config, "beta_end", kind.beta_end)
@@ -106,7 +106,7 @@ def prediction_of(config: dict[str, Any], allowed: tuple = ("epsilon", "sample",
     return PREDICTIONS[option(config, "prediction_type", "epsilon", allowed)]
 
 
-def chosen_ratios(config: dict[str, Any], kind: Kind) -> str | None:
+def chosen_ratios(config: dict[str, Any], kind: SchedulerClass) -> str | None:
     """Which of the `use_..._sigmas` is on: 'karras', 'exponential', 'beta', 'lu', or None."""
     names = {name: f"use_{name}_sigmas" for name in ("karras", "exponential", "beta")} | {"lu": "use_lu_lambdas"}
     chosen = [name for name, field in names.items() if config.get(field)]
@@ -142,7 +142,9 @@ def refuse(config: dict[str, Any], **given: Any) -> None:
             raise InvalidInput(f"{name} is given, but {config['_class_name']} as it is configured takes no {name}.")
 
 
-def discrete_levels(config: dict[str, Any], kind: Kind, allowed: tuple = ("epsilon", "sample", "v_prediction")):
+def discrete_levels(
+    config: dict[str, Any], kind: SchedulerClass, allowed: tuple = ("epsilon", "sample", "v_prediction")
+):
     """Levels of a table of betas: spaced indices, or noise ratios found in the table."""
     name = chosen_ratios(config, kind)
     between = kind.between or ("log_sigma" if name else "variance" if kind.rounded else "sigma")
@@ -197,7 +199,7 @@ def repeated_end(config: dict, steps: int) -> float | None:
     return None if chosen else 1 / steps
 
 
-def continuous_levels(config: dict[str, Any], kind: Kind) -> Levels:
+def continuous_levels(config: dict[str, Any], kind: SchedulerClass) -> Levels:
     """Euler's `timestep_type='continuous'`: the network is fed log(sigma / alpha) / 4 (stable video diffusion).
 
     The levels may lie outside of the table of betas, so the process is a cosine, which has them all.
@@ -221,7 +223,7 @@ def continuous_levels(config: dict[str, Any], kind: Kind) -> Levels:
     return Levels(process, grid)
 
 
-def consistency_levels(config: dict[str, Any], kind: Kind) -> Levels:
+def consistency_levels(config: dict[str, Any], kind: SchedulerClass) -> Levels:
     """LCM's and TCD's: every so many of the `original_inference_steps` steps that the student was trained on."""
     schedule = DiscreteVP(betas_of(config, kind))
     process = GaussianProcess(schedule, prediction_of(config), "index")
@@ -297,7 +299,7 @@ def flow_levels(config: dict[str, Any]) -> Levels:
     """
     option(config, "invert_sigmas", False, (False,))
     process = _flow_process(config, "1000t")
-    name = chosen_ratios(config, Kind(ratios=dict.fromkeys(("karras", "exponential", "beta"), "1000t")))
+    name = chosen_ratios(config, SchedulerClass(ratios=dict.fromkeys(("karras", "exponential", "beta"), "1000t")))
     static = 1.0 if option(config, "use_dynamic_shifting", False) else option(config, "shift", 1.0)
 
     def grid(num_steps=None, seq_len=None, timesteps=None, sigmas=None):
@@ -320,7 +322,7 @@ def flow_levels(config: dict[str, Any]) -> Levels:
     return Levels(process, grid)
 
 
-def flow_sigma_levels(config: dict[str, Any], kind: Kind, below_one: bool) -> Levels:
+def flow_sigma_levels(config: dict[str, Any], kind: SchedulerClass, below_one: bool) -> Levels:
     """`use_flow_sigmas` of the multistep schedulers, whose networks are fed whole numbers.
 
     below_one: the grid begins at 1 - 1 / 1000 before it is shifted (DPM-Solver, DEIS); else at 1 - 1e-6 (UniPC).

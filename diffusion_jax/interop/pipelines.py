@@ -67,7 +67,7 @@ class Pipeline(NamedTuple):
     network: Pretrained
 
 
-class Kind(NamedTuple):
+class PipelineKind(NamedTuple):
     """How a class of pipelines is put together.
 
     network: the folder of the denoising network. num_steps, scale: the family's defaults.
@@ -108,15 +108,15 @@ def _t5(max_length):
 
 
 KINDS = {
-    "DiTPipeline": Kind("transformer", _labels, 50, 4.0),
-    "PixArtAlphaPipeline": Kind("transformer", _t5(120), 20, 4.5),
-    "PixArtSigmaPipeline": Kind("transformer", _t5(300), 20, 4.5),
-    "StableDiffusionPipeline": Kind("unet", _clip, 50, 7.5),
-    "StableDiffusionImg2ImgPipeline": Kind("unet", _clip, 50, 7.5),
-    "StableDiffusionInpaintPipeline": Kind("unet", _clip, 50, 7.5),
-    "StableDiffusionXLPipeline": Kind("unet", _double_clip, 50, 5.0),
-    "StableDiffusionXLImg2ImgPipeline": Kind("unet", _double_clip, 50, 5.0),
-    "StableDiffusionXLInpaintPipeline": Kind("unet", _double_clip, 50, 7.5),
+    "DiTPipeline": PipelineKind("transformer", _labels, 50, 4.0),
+    "PixArtAlphaPipeline": PipelineKind("transformer", _t5(120), 20, 4.5),
+    "PixArtSigmaPipeline": PipelineKind("transformer", _t5(300), 20, 4.5),
+    "StableDiffusionPipeline": PipelineKind("unet", _clip, 50, 7.5),
+    "StableDiffusionImg2ImgPipeline": PipelineKind("unet", _clip, 50, 7.5),
+    "StableDiffusionInpaintPipeline": PipelineKind("unet", _clip, 50, 7.5),
+    "StableDiffusionXLPipeline": PipelineKind("unet", _double_clip, 50, 5.0),
+    "StableDiffusionXLImg2ImgPipeline": PipelineKind("unet", _double_clip, 50, 5.0),
+    "StableDiffusionXLInpaintPipeline": PipelineKind("unet", _double_clip, 50, 7.5),
 }
 """By the class that model_index.json names."""
 

@@ -14,8 +14,8 @@ from diffusion_jax.denoisers.base import map_prediction
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.interop.noise_levels import (
     SMALLEST_ALPHA_BAR,
-    Kind,
     Levels,
+    SchedulerClass,
     checked_steps,
     consistency_levels,
     continuous_levels,
@@ -98,16 +98,18 @@ def _scaled(config: dict, levels: Levels, solver: Solver, transform=_unchanged, 
 
 FRACTIONAL: dict[str, str] = dict.fromkeys(("karras", "exponential", "beta"), "index")
 WHOLE = {"karras": "nearest_index", "exponential": "floor_index", "beta": "floor_index"}
-EULER = Kind(terminal=SMALLEST_ALPHA_BAR, ratios=FRACTIONAL, end=final_sigma)
-LMS = Kind(ratios=FRACTIONAL)
-HEUN = Kind(ratios=FRACTIONAL, beta_start=0.00085, beta_end=0.012)
+EULER = SchedulerClass(terminal=SMALLEST_ALPHA_BAR, ratios=FRACTIONAL, end=final_sigma)
+LMS = SchedulerClass(ratios=FRACTIONAL)
+HEUN = SchedulerClass(ratios=FRACTIONAL, beta_start=0.00085, beta_end=0.012)
 KDPM2 = HEUN._replace(between="log_sigma")
-DDIM = Kind("leading", rounded=True, terminal=0.0, end=final_alpha(True))
-DDPM = Kind("leading", rounded=True, terminal=0.0)
-PNDM = Kind("leading", rounded=True, end=final_alpha(False))
-MULTISTEP = Kind(following=True, rounded=True, spaced_ends=False, ratios=WHOLE)
+DDIM = SchedulerClass("leading", rounded=True, terminal=0.0, end=final_alpha(True))
+DDPM = SchedulerClass("leading", rounded=True, terminal=0.0)
+PNDM = SchedulerClass("leading", rounded=True, end=final_alpha(False))
+MULTISTEP = SchedulerClass(following=True, rounded=True, spaced_ends=False, ratios=WHOLE)
 DPM = MULTISTEP._replace(terminal=SMALLEST_ALPHA_BAR, end=final_sigma, ratios={**WHOLE, "lu": "nearest_index"})
-CONSISTENCY = Kind("leading", "scaled_linear", 0.00085, 0.012, rounded=True, terminal=0.0, end=final_alpha(True))
+CONSISTENCY = SchedulerClass(
+    "leading", "scaled_linear", 0.00085, 0.012, rounded=True, terminal=0.0, end=final_alpha(True)
+)
 
 
 def _euler(config):

@@ -43,7 +43,7 @@ NO_LIMIT = 10**6
 """A `model_max_length` beyond this is how their configs say that there is none."""
 
 
-class Tokens(NamedTuple):
+class TokenBatch(NamedTuple):
     """Prompts as arrays: tokens, padded on the right, and the mask, True where a token is not padding."""
 
     tokens: Int[np.ndarray, "B M"]
@@ -71,7 +71,7 @@ class Tokenizer:
         """The ids of one prompt with its start and end tokens, neither cut nor padded."""
         return self.backend.encode(prompt).ids
 
-    def __call__(self, prompts: Sequence[Any], max_length: int | None = None) -> Tokens:
+    def __call__(self, prompts: Sequence[Any], max_length: int | None = None) -> TokenBatch:
         """The prompts as `int32 [B, M]` and their mask, M = `max_length` or the checkpoint's.
 
         Raises InvalidInput unless prompts is a list of strings and there is a length with room for a token.
@@ -92,7 +92,7 @@ class Tokenizer:
                 ids = [*ids[: length - 1], self.end if ids[-1] == self.end else ids[length - 1]]
             tokens[row, : len(ids)] = ids
             mask[row, : len(ids)] = True
-        return Tokens(tokens, mask)
+        return TokenBatch(tokens, mask)
 
 
 def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from diffusion_jax import timesteps
 from diffusion_jax.errors import InvalidInput, invalid, unknown
-from diffusion_jax.objectives.batches import drawn, drop_condition, example_keys, own, updated
+from diffusion_jax.objectives.batches import distinct_draws, drawn, drop_condition, example_keys, updated
 from diffusion_jax.objectives.entries import EntryLoss, per_example, regression, tokens
 from diffusion_jax.randomness import split
 from diffusion_jax.time_axes import each, expand, fill
@@ -96,7 +96,9 @@ def objective(
         raise InvalidInput("cond_dropout needs null=, what replaces each entry of the condition: none was given.")
 
     def init(key, params, batch):
-        return {name: d.init() for name, d in own(draw).items()} if isinstance(draw, Mapping) else draw.init()
+        return (
+            {name: d.init() for name, d in distinct_draws(draw).items()} if isinstance(draw, Mapping) else draw.init()
+        )
 
     def prepare(state, batch, key):
         return drawn(draw, state, batch, key, axes, missing_weight)

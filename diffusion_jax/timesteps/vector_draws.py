@@ -14,7 +14,7 @@ import numpy as np
 from diffusion_jax.errors import invalid
 from diffusion_jax.processes.schedules import Number
 from diffusion_jax.time_axes import expand
-from diffusion_jax.timesteps.draws import stateless
+from diffusion_jax.timesteps.draws import fixed_draw
 from diffusion_jax.timesteps.mapping import index_to_time
 from diffusion_jax.typing import TimestepDraw
 
@@ -194,7 +194,7 @@ def anchored(num_steps: int | None = None) -> TimestepDraw:
         times = continuous(key, rows, count) if num_steps is None else discrete(key, rows, count, num_steps)
         return jnp.moveaxis(times.reshape(batch, *rest, count), -1, 1)
 
-    return stateless(draw)
+    return fixed_draw(draw)
 
 
 _NONE = 2**30

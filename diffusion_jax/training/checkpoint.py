@@ -29,7 +29,7 @@ from diffusion_jax.training.storage import (
     placed,
     plain,
     read_meta,
-    state_of,
+    state_from_items,
     writable,
 )
 
@@ -148,7 +148,7 @@ class Checkpointer:
         items = {name: found[name] for name in wanted}
         for name, item in items.items():
             check_fingerprints(name, item, meta)
-        return Restored(state_of(items, abstract), found["data"], step)
+        return Restored(state_from_items(items, abstract), found["data"], step)
 
     def wait(self) -> None:
         """Returns when everything has been written."""

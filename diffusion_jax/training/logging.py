@@ -96,7 +96,7 @@ class TensorBoard:
         self._writer.close()
 
 
-class Pictures:
+class PictureFolder:
     """PNG files `<directory>/<name>_<step>.png`."""
 
     def __init__(self, directory: str | os.PathLike):
@@ -145,6 +145,6 @@ def default_writer(workdir: str | os.PathLike | None, resume_step: int = 0) -> S
         (
             JsonLines(os.path.join(root, "metrics.jsonl"), resume_step),
             TensorBoard(os.path.join(root, "tensorboard"), resume_step),
-            Pictures(os.path.join(root, "pictures")),
+            PictureFolder(os.path.join(root, "pictures")),
         )
     )

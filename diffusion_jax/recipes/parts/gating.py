@@ -61,7 +61,7 @@ class Found(NamedTuple):
     steps: Any
 
 
-class Settings(NamedTuple):
+class GateSettings(NamedTuple):
     """What both arms share. probe_order: of the head's forecast. order: of the last block's. warmup: full steps."""
 
     probe_order: int = 3
@@ -69,7 +69,7 @@ class Settings(NamedTuple):
     warmup: int = 3
 
 
-def last_block(network: Any, process: Any, settings: Settings, head: int = 1) -> Callable[[Any, Any], Denoiser]:
+def last_block(network: Any, process: Any, settings: GateSettings, head: int = 1) -> Callable[[Any, Any], Denoiser]:
     """`(threshold, interval) -> denoiser`: the last block is forecast below the threshold and between intervals.
 
     The gate alone has an interval longer than the run, the clock alone an infinite threshold; both begin with the same
@@ -131,7 +131,7 @@ def matched(run: Callable[[Any], Found], count: float, low: float = 1e-4, high: 
 
 
 def true_errors(
-    stages: Staged, process: Any, params: Any, found: Found, grid: Any, settings: Settings, cond: Any = None
+    stages: Staged, process: Any, params: Any, found: Found, grid: Any, settings: GateSettings, cond: Any = None
 ) -> tuple[Any, Any]:
     """Relative errors `[S]` of both forecasts along a gated run, the true features computed at every step.
 
