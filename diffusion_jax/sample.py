@@ -24,6 +24,7 @@ from diffusion_jax.command import cache_compilations, parse_config, run_command
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.experiment import Experiment, Sampling, compiled_sampler, prepare, prepare_sampling
 from diffusion_jax.sampling import sample
+from diffusion_jax.typing import Params
 
 
 def shard_paths(folder: Path, num_samples: int, shard_size: int) -> list[tuple[Path, int, int]]:
@@ -83,7 +84,7 @@ def examples(samples: Mapping[str, np.ndarray]) -> Iterator[dict[str, Any]]:
 class BatchSampler:
     """Draws any range of sample indices in batches of one size, each a call of one compiled program."""
 
-    def __init__(self, experiment: Experiment, sampling: Sampling, params: Any, seed: int):
+    def __init__(self, experiment: Experiment, sampling: Sampling, params: Params, seed: int):
         self.sampling, self.params, self.key = sampling, params, jax.random.key(seed)
         self.batch_size = experiment.config.sampling.batch_size
         self.run = compiled_sampler(experiment, sampling)
@@ -129,7 +130,7 @@ def show(experiment: Experiment, samples: Mapping[str, np.ndarray], workdir: Pat
 
 
 def along_the_run(
-    experiment: Experiment, sampling: Sampling, params: Any, seed: int, rows: int = 10
+    experiment: Experiment, sampling: Sampling, params: Params, seed: int, rows: int = 10
 ) -> dict[str, np.ndarray] | None:
     """The first samples at ten moments of their run, `[10, rows, H, W, C]`; None where there is no picture of them.
 

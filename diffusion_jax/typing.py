@@ -9,9 +9,10 @@ then a dict with the same keys.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
+import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 Data = Array | Mapping[str, Array]
@@ -26,6 +27,18 @@ Keys = Key[Array, ""] | Key[Array, " B"]
 Params = PyTree
 Condition = Mapping[str, Any] | None
 """What the network is told besides x and t: `label [B]`, `pooled [B, D]`, `context [B, M, D]`, `tokens [B, M]`, ..."""
+
+Grid = Float[Array | np.ndarray, "..."]
+"""Falling times of a run, `[S + 1]`, or the levels of a vector time, `[S + 1, B or 1, N]`."""
+
+Plan = Grid | Mapping[str, Grid]
+"""A grid, or one for each modality of joint data."""
+
+Shape = tuple[int, ...] | Mapping[str, tuple[int, ...]]
+"""The shape of data, a dict of shapes for joint data."""
+
+Batch = Mapping[str, Any]
+"""What an objective is given: `x0`, optionally `cond`, `index [B]`, `missing`, `t`."""
 
 Carry = PyTree
 
@@ -80,6 +93,7 @@ class Prediction(NamedTuple):
     cost: Cost = Cost()
 
 
+@runtime_checkable
 class Process(Protocol):
     """How data becomes noise, and what the network predicts about it. See `processes/`."""
 

@@ -14,7 +14,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from diffusion_jax.data.sources import first_not_finite
+from diffusion_jax.data.sources import BatchSource, Source, first_not_finite
 from diffusion_jax.errors import InvalidInput, invalid
 
 Transform = Callable[[dict, np.random.Generator], dict]
@@ -22,7 +22,7 @@ Transform = Callable[[dict, np.random.Generator], dict]
 
 
 def pipeline(
-    source: Any,
+    source: Source,
     batch_size: int,
     *,
     seed: int = 0,
@@ -100,7 +100,7 @@ class _Stream:
         return {**out, "index": (positions & 0x7FFFFFFF).astype(np.int32)}
 
     def _examples(self, indices, positions) -> dict:
-        if not self.transforms and hasattr(self.source, "take"):
+        if not self.transforms and isinstance(self.source, BatchSource):
             return self.source.take(indices)
         examples = []
         for index, position in zip(indices, positions, strict=True):

@@ -13,14 +13,15 @@ of four, and do not bend with the body.
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from numpy.typing import ArrayLike
 from scipy import ndimage
 
-from diffusion_jax.data.sources import check_split
+from diffusion_jax.data.sources import Indices, check_split
 from diffusion_jax.errors import invalid
 
 SIZE = 32
@@ -102,14 +103,14 @@ class TryOn:
     def __len__(self) -> int:
         return self.length
 
-    def draw(self, indices: Any) -> tuple[Persons, Outfits]:
+    def draw(self, indices: Indices) -> tuple[Persons, Outfits]:
         """Who the examples at `indices` show, and what they wear."""
         return draw_persons(self._uniform(indices, 0, 17)), draw_outfits(self._uniform(indices, 1, 16))
 
     def __getitem__(self, index: int) -> dict:
         return jax.tree.map(lambda leaf: leaf[0], self.take([index]))
 
-    def take(self, indices: Any) -> dict:
+    def take(self, indices: Indices) -> dict:
         """The examples at `indices`, stacked."""
         return dressed_example(*self.draw(indices))
 
@@ -320,7 +321,7 @@ class Reading(NamedTuple):
     residual: Float[np.ndarray, "N 5"]
 
 
-def read(images: Any, parsing: Int[np.ndarray, "N 32 32"]) -> Reading:
+def read(images: ArrayLike, parsing: Int[np.ndarray, "N 32 32"]) -> Reading:
     """Reads images `[N, 32, 32, 3]` in [-1, 1]: for each category the look that is nearest where `parsing` has it."""
     light = (np.clip(np.asarray(images, np.float64), -1, 1) + 1) / 2
     if light.shape[1:] != (SIZE, SIZE, 3) or parsing.shape != light.shape[:3]:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from diffusion_jax import randomness
 from diffusion_jax.adapters import attached, combined, merged
@@ -38,7 +39,7 @@ from diffusion_jax.interop.schedulers import Scheduler, read_scheduler
 from diffusion_jax.interop.tokenizers import load_tokenizer
 from diffusion_jax.sampling import sample
 from diffusion_jax.solvers import inpainted
-from diffusion_jax.typing import Denoiser
+from diffusion_jax.typing import Denoiser, Keys
 
 
 class Pipeline(NamedTuple):
@@ -127,7 +128,7 @@ def load_pipeline(
     mesh: Mesh | None = None,
     rules: Rules | None = None,
     variant: str | None = None,
-    param_dtype: Any = jnp.float32,
+    param_dtype: DTypeLike = jnp.float32,
     loras: Sequence[tuple[str | os.PathLike, int | float]] = (),
     **overrides: Any,
 ) -> Pipeline:
@@ -201,7 +202,7 @@ def _variant(folder: Path, variant: str | None) -> str | None:
 
 def generate(
     pipeline: Pipeline,
-    key: Any,
+    key: Keys,
     prompts: Sequence[Any],
     *,
     negative: Sequence[str] | str | None = None,

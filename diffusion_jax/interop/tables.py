@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import einops
 import jax
 import numpy as np
+from jax.typing import DTypeLike
 
 from diffusion_jax.errors import InvalidInput
 
@@ -120,7 +121,7 @@ class Slot(NamedTuple):
         part = _inverse(self.source)(layer)
         return _swap(part) if self.source.swapped else part
 
-    def fill(self, read: Callable[[str, tuple], np.ndarray], index: tuple[slice, ...], dtype: Any) -> np.ndarray:
+    def fill(self, read: Callable[[str, tuple], np.ndarray], index: tuple[slice, ...], dtype: DTypeLike) -> np.ndarray:
         """The entries of ours at `index`, read through `read(name, index)`; no more is read than the layout forces."""
         index = tuple(slice(*entry.indices(size)[:2]) for entry, size in zip(index, self.shape, strict=True))
         out = aligned_empty([entry.stop - entry.start for entry in index], dtype)
@@ -131,7 +132,7 @@ class Slot(NamedTuple):
             out[row] = self._layer(read, name, index[1:])
         return out
 
-    def whole(self, read: Callable[[str, tuple], np.ndarray], dtype: Any) -> np.ndarray:
+    def whole(self, read: Callable[[str, tuple], np.ndarray], dtype: DTypeLike) -> np.ndarray:
         """All of ours."""
         return self.fill(read, (slice(None),) * len(self.shape), dtype)
 
@@ -153,7 +154,7 @@ def _swap(part: np.ndarray) -> np.ndarray:
     return np.roll(part, len(part) // 2, axis=0)
 
 
-def aligned_empty(shape: Sequence[int], dtype: Any) -> np.ndarray:
+def aligned_empty(shape: Sequence[int], dtype: DTypeLike) -> np.ndarray:
     """An array at an address that JAX's CPU backend can use as it is, without another copy."""
     dtype = np.dtype(dtype)
     size = math.prod(shape) * dtype.itemsize

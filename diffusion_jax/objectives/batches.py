@@ -15,6 +15,7 @@ from diffusion_jax.denoisers import null_condition
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.randomness import fold, sample_keys, uniform
 from diffusion_jax.time_axes import where
+from diffusion_jax.typing import Condition, Time
 
 
 def batch_size(batch: Mapping[str, Any]) -> int:
@@ -126,7 +127,7 @@ def _prefix(leaf: Any, axes: int) -> tuple[int, ...]:
     return leaf.shape[:axes]
 
 
-def updated(draw: Any, state: Any, t: Any, losses: Any) -> Any:
+def updated(draw: Any, state: Any, t: Time, losses: Any) -> Any:
     """The draws' states after they have seen the losses `[B]` (a dict of losses for a dict of draws)."""
     losses = jax.lax.stop_gradient(losses)
     if isinstance(draw, Mapping):
@@ -138,7 +139,7 @@ def updated(draw: Any, state: Any, t: Any, losses: Any) -> Any:
     return draw.update(state, t, losses)
 
 
-def drop_condition(keys: Key[Array, " B"], cond: Any, null: Mapping[str, Any] | None, rate: float) -> Any:
+def drop_condition(keys: Key[Array, " B"], cond: Condition, null: Mapping[str, Any] | None, rate: float) -> Any:
     """Replaces the condition of a share `rate` of the examples, whole examples at a time, by `null`.
 
     Entries that `null` lacks are kept. Raises InvalidInput if `null` has an entry that the condition lacks.

@@ -19,7 +19,7 @@ from diffusion_jax.objectives.batches import distinct_draws, drawn, drop_conditi
 from diffusion_jax.objectives.entries import EntryLoss, per_example, regression, tokens
 from diffusion_jax.randomness import split
 from diffusion_jax.time_axes import each, expand, fill
-from diffusion_jax.typing import Aux, Network, Objective, TimestepDraw
+from diffusion_jax.typing import Aux, Network, Objective, Process, TimestepDraw
 
 NOISE_PREDICTIONS = ("epsilon", "score")
 """Predictions whose target does not contain the data."""
@@ -27,7 +27,7 @@ NOISE_PREDICTIONS = ("epsilon", "score")
 
 def denoising(
     network: Network,
-    process: Any,
+    process: Process,
     draw: TimestepDraw | Mapping[str, TimestepDraw | str] | None = None,
     weight: Callable[[Any, Any], Any] | None = None,
     t_shape: str | int | Mapping[str, str | int] = "batch",
@@ -76,7 +76,7 @@ def denoising(
 
 def objective(
     network: Network,
-    process: Any,
+    process: Process,
     entry: EntryLoss,
     draw: TimestepDraw | Mapping[str, TimestepDraw | str] | None = None,
     t_shape: str | int | Mapping[str, str | int] = "batch",

@@ -27,7 +27,7 @@ from diffusion_jax.objectives.batches import drawn, example_keys, updated
 from diffusion_jax.objectives.entries import per_example
 from diffusion_jax.randomness import split
 from diffusion_jax.time_axes import each, expand, fill
-from diffusion_jax.typing import Aux, Denoiser, Network, Objective, Step, TimestepDraw
+from diffusion_jax.typing import Aux, Denoiser, Network, Objective, Params, Process, Step, TimestepDraw
 
 
 class Imitated(NamedTuple):
@@ -39,9 +39,9 @@ class Imitated(NamedTuple):
 
 def imitation(
     network: Network,
-    process: Any,
+    process: Process,
     teacher: Denoiser,
-    teacher_params: Any,
+    teacher_params: Params,
     draw: TimestepDraw | None = None,
     weight: Callable[[Any, Any], Any] | None = None,
 ) -> Objective:

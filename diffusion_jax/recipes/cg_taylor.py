@@ -8,16 +8,16 @@ which forecasts every module.
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from diffusion_jax import denoisers, pictures
 from diffusion_jax.acceleration import cached_features, every, taylor
 from diffusion_jax.config import build
-from diffusion_jax.experiment import prepare
+from diffusion_jax.experiment import Experiment, prepare
 from diffusion_jax.metrics import endpoint_error, sampling_cost
 from diffusion_jax.models import staged
 from diffusion_jax.recipes import Claim, Results, claim, seeds
@@ -51,7 +51,7 @@ REASONS = {
 """The best explanations of what did not hold. Only the first was looked at, on seeds 100 to 102."""
 
 
-def run(config: Any, workdir: Path) -> Results:
+def run(config: ConfigDict, workdir: Path) -> Results:
     exact, shown = on_mixture(config.mixture, list(seeds(config)))
     digits, curves, decisions = gate_digits(config.digits, prepare(config.base), list(seeds(config)))
     files = [workdir / f"{name}.png" for name in ("frontier", "gate", "decisions")]
@@ -68,7 +68,7 @@ def run(config: Any, workdir: Path) -> Results:
     return Results([*exact, *digits], files, config.notes)
 
 
-def on_mixture(config: Any, numbers: list[int]) -> tuple[list[Claim], dict]:
+def on_mixture(config: ConfigDict, numbers: list[int]) -> tuple[list[Claim], dict]:
     """The exact denoiser: gate and clock at matched full evaluations, and what the gate knows of the last block."""
     process, grid, settings = build(config.process), build(config.grid), GateSettings(**config.settings)
     stages, length = mixture_stages(process), len(grid) - 1
@@ -110,7 +110,7 @@ def on_mixture(config: Any, numbers: list[int]) -> tuple[list[Claim], dict]:
     return rows, shown
 
 
-def gate_digits(config: Any, experiment: Any, numbers: list[int]) -> tuple[list[Claim], dict, dict]:
+def gate_digits(config: ConfigDict, experiment: Experiment, numbers: list[int]) -> tuple[list[Claim], dict, dict]:
     """The trained transformer: gate, clock and TaylorSeer; claims, curves by arm, decisions along t."""
     params, network, process = trained(experiment, "digits-transformer"), experiment.network, experiment.process
     grid, solver, settings = build(config.grid), build(config.solver), GateSettings(**config.settings)
@@ -173,7 +173,7 @@ def gate_digits(config: Any, experiment: Any, numbers: list[int]) -> tuple[list[
 
 
 def claims(
-    config: Any, curves: dict, apart: list, known: list, accuracy: dict, speed: tuple[float, float], held: dict
+    config: ConfigDict, curves: dict, apart: list, known: list, accuracy: dict, speed: tuple[float, float], held: dict
 ) -> list[Claim]:
     at = f"threshold {config.thresholds[config.chosen]:g}"
     text = "largest difference of samples"

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from diffusion_jax import models, pictures
 from diffusion_jax.config import build
@@ -48,7 +49,7 @@ FIGURES = {"endpoint": "distance to the samples of all blocks", "distance": "FrÃ
 WAYS = ("adaptive", "table", "fixed", "random", "reversed")
 
 
-def run(config: Any, workdir: Path) -> Results:
+def run(config: ConfigDict, workdir: Path) -> Results:
     experiment = prepare(config.base)
     base, process = trained(experiment, "digits-transformer"), experiment.process
     shared, own = (models.early_exit(experiment.network, heads) for heads in ("shared", "own"))
@@ -127,7 +128,7 @@ def run(config: Any, workdir: Path) -> Results:
 
 
 def claims(
-    config: Any, measured: dict, found: dict, depths: dict, off: float | None, seconds: dict | None
+    config: ConfigDict, measured: dict, found: dict, depths: dict, off: float | None, seconds: dict | None
 ) -> list[Claim]:
     """Of the kinds of `config`; off: by how much leaving differs from choosing. off, seconds: None, not measured."""
 

@@ -93,7 +93,7 @@ def labels_by_class(each: int) -> dict[str, Any]:
     return {"label": jnp.repeat(jnp.arange(CLASSES), each)}
 
 
-def variety_of(drawn: Drawn, cond: Any) -> Measured:
+def variety_of(drawn: Drawn, cond: Mapping[str, Any]) -> Measured:
     features, label = feature_network("digits").features(drawn.x), np.asarray(cond["label"])
     judgement = judged(drawn.x, label)
     return Measured(pairwise_distance(features, label), *judgement, undecided(drawn))

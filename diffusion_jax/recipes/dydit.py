@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from diffusion_jax import pictures
 from diffusion_jax.acceleration import dynamic
@@ -22,6 +23,7 @@ from diffusion_jax.recipes import Claim, Results, claim, seeds
 from diffusion_jax.recipes.frame import trained
 from diffusion_jax.recipes.parts import dynamic_widths as parts
 from diffusion_jax.recipes.parts.dynamic_widths import Execution
+from diffusion_jax.typing import Params
 
 NOTES = (
     "Learning rates, biases of the routers and the warm-up of the budget were chosen on seed 100; the rate of LoRA "
@@ -34,7 +36,7 @@ NOTES = (
 )
 
 
-def run(config: Any, workdir: Path) -> Results:
+def run(config: ConfigDict, workdir: Path) -> Results:
     base = prepare(config.base)
     params = trained(base, "digits-transformer")
     tune, numbers = prepare(config.arms.dynamic), list(seeds(config))
@@ -98,7 +100,7 @@ def run(config: Any, workdir: Path) -> Results:
     return Results(claims, files, NOTES)
 
 
-def unchanged(tune: Experiment, config: Any, params: Any) -> float:
+def unchanged(tune: Experiment, config: ConfigDict, params: Params) -> float:
     """The largest change of outputs by routers, of tokens too, with the published biases 15 and 35."""
     routed = build(config.published, network=tune.network)
     batch = tune.example(8)
@@ -227,7 +229,7 @@ def speed_claims(executed: Execution) -> list[Claim]:
     ]
 
 
-def mixtures(config: Any, tune: Experiment, params: Any, given: Any) -> list[Claim]:
+def mixtures(config: ConfigDict, tune: Experiment, params: Params, given: Any) -> list[Claim]:
     """Factors mixed by time against plain ones, beside a frozen network whose routers learn; none without seeds."""
     arms = {"mixed": (config.lora.rank, config.lora.experts), "plain": (config.lora.rank, 0)}
     arms["equal"] = (config.lora.equal_rank, 0)
@@ -253,7 +255,14 @@ def mixtures(config: Any, tune: Experiment, params: Any, given: Any) -> list[Cla
 
 
 def thresholds(
-    config: Any, tune: Experiment, routed: Timed, learned: Any, losses: Any, costs: Any, times: Any, params: Any
+    config: ConfigDict,
+    tune: Experiment,
+    routed: Timed,
+    learned: Any,
+    losses: Any,
+    costs: Any,
+    times: Any,
+    params: Params,
 ) -> dict[str, tuple]:
     """Loss against the executed share, where thresholds are moved after training: first seed."""
     tree, points = learned["dynamic"][0], []

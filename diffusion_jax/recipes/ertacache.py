@@ -9,11 +9,11 @@ that it saw.
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from diffusion_jax import denoisers, pictures, processes, solvers, timesteps
 from diffusion_jax.acceleration import Trajectories, calibrate
@@ -44,7 +44,7 @@ REASONS = {
 }
 
 
-def run(config: Any, workdir: Path) -> Results:
+def run(config: ConfigDict, workdir: Path) -> Results:
     numbers = list(seeds(config))
     claims, files = [], []
     for world in (mixture_claims, network_claims):
@@ -57,7 +57,7 @@ def run(config: Any, workdir: Path) -> Results:
     return Results(claims, files, notes)
 
 
-def mixture_claims(config: Any, numbers: Sequence[int], workdir: Path) -> tuple[list[Claim], list[Path]]:
+def mixture_claims(config: ConfigDict, numbers: Sequence[int], workdir: Path) -> tuple[list[Claim], list[Path]]:
     """The exact velocity of a mixture, whose means each seed draws anew."""
     flow, steps = processes.rectified_flow(), config.steps
     world = bench(denoisers.analytic(flow), solvers.flow_euler(), timesteps.linspace(steps), (config.dims,))
@@ -128,7 +128,7 @@ def mixture_claims(config: Any, numbers: Sequence[int], workdir: Path) -> tuple[
     return claims, files
 
 
-def network_claims(config: Any, numbers: Sequence[int], workdir: Path) -> tuple[list[Claim], list[Path]]:
+def network_claims(config: ConfigDict, numbers: Sequence[int], workdir: Path) -> tuple[list[Claim], list[Path]]:
     """A trained network under guidance: calibrated on some classes, valid for the others."""
     experiment = prepare(config.base)
     params = trained(experiment, "digits-transformer")

@@ -13,13 +13,16 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from diffusion_jax import metrics, pictures
 from diffusion_jax.data import wardrobe
+from diffusion_jax.data.sources import BatchSource
 from diffusion_jax.recipes.frame import seeds, trained
 from diffusion_jax.recipes.parts import trying_on
 from diffusion_jax.recipes.parts.latents import principal_space
 from diffusion_jax.recipes.report import Claim, Results, claim
+from diffusion_jax.typing import Params
 
 ARMS = {
     "cached": ("fastfit", "paired"),
@@ -37,7 +40,7 @@ NOTES = (
 )
 
 
-def run(config: Any, workdir: Path) -> Results:
+def run(config: ConfigDict, workdir: Path) -> Results:
     editors = {name: trying_on.editor(config[name]) for name in ("fastfit", "coupled") if name in config}
     for one in editors.values():
         one.experiment.config.seed = config.seed
@@ -81,7 +84,7 @@ def _features(space: Any, images: Any) -> np.ndarray:
     return np.asarray(space.encode(images)).reshape(len(images), -1)
 
 
-def timed(config: Any, params: Any, paint: Any, source: Any) -> dict[tuple[str, int], float]:
+def timed(config: ConfigDict, params: Params, paint: Any, source: BatchSource) -> dict[tuple[str, int], float]:
     """Seconds of a whole run, encoding included, by way and number of references."""
     people = source.take(range(config.timing.people))
     noise = jax.random.normal(jax.random.key(config.seed), people["x0"].shape)
@@ -123,7 +126,7 @@ FIGURES = {
 }
 
 
-def claims(config: Any, found: dict, lossless: list[float], kept: list[float], times: dict) -> list[Claim]:
+def claims(config: ConfigDict, found: dict, lossless: list[float], kept: list[float], times: dict) -> list[Claim]:
     """What the paper says, as measured here, with `config.seeds` seeds of persons and noise on one training."""
 
     def of(name, figure, part="all"):
@@ -169,7 +172,7 @@ def claims(config: Any, found: dict, lossless: list[float], kept: list[float], t
     return rows
 
 
-def save_pictures(config: Any, workdir: Path, todo: dict, shown: dict, times: dict) -> list[Path]:
+def save_pictures(config: ConfigDict, workdir: Path, todo: dict, shown: dict, times: dict) -> list[Path]:
     """Persons, what they are given and what comes out, for both tasks of the last seed, and time against references."""
     paths = []
     results = {

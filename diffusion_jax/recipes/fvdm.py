@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from diffusion_jax import data, denoisers, pictures, solvers, streaming, timesteps
@@ -23,6 +24,7 @@ from diffusion_jax.recipes.parts import moving_clips
 from diffusion_jax.recipes.parts.latents import LatentSpace
 from diffusion_jax.recipes.report import Claim, Results, claim
 from diffusion_jax.sampling import sample
+from diffusion_jax.typing import Grid, Keys, Params
 
 TASKS = {
     "generation": (),
@@ -69,7 +71,7 @@ class ClipSampler(NamedTuple):
     traces: list
 
 
-def plan(grid: Any, task: str) -> Any:
+def plan(grid: Grid, task: str) -> Any:
     """The times of a task."""
     return timesteps.frames(grid, 8, TASKS[task])
 
@@ -107,7 +109,7 @@ def clip_sampler(experiment: Experiment) -> ClipSampler:
 
 
 def measure_clips(
-    networks: Mapping[str, Any], key: Any, made: ClipSampler, grid: Any, space: LatentSpace, true: Any, chunks: int
+    networks: Mapping[str, Any], key: Keys, made: ClipSampler, grid: Grid, space: LatentSpace, true: Any, chunks: int
 ) -> dict:
     """Everything that is measured of the networks with the noise of one key, on the `true` clips.
 
@@ -141,13 +143,15 @@ def measure_clips(
     return found
 
 
-def blended(clips: Any) -> np.ndarray:
+def blended(clips: Array | np.ndarray) -> np.ndarray:
     """The first frame turning into the last linearly."""
     share = np.linspace(0.0, 1.0, clips.shape[1], dtype=np.float32)[:, None, None, None]
     return (1 - share) * clips[:, :1] + share * clips[:, -1:]
 
 
-def exactness(params: Any, key: Any, made: ClipSampler, grid: Any, known: Any, scalar: bool = True) -> dict[str, float]:
+def exactness(
+    params: Params, key: Keys, made: ClipSampler, grid: Grid, known: Any, scalar: bool = True
+) -> dict[str, float]:
     """The largest deviation of given frames from what was given, and of equal times from one time for all (scalar)."""
     known = np.asarray(known)
     moved = [
@@ -239,7 +243,7 @@ def claims(found: Mapping[str, list[float]], equal: Mapping[str, float]) -> list
 
 
 def draw_tasks(
-    path: Path, networks: Any, key: Any, made: ClipSampler, grid: Any, space: LatentSpace, true: Any, chunks: int
+    path: Path, networks: Any, key: Keys, made: ClipSampler, grid: Grid, space: LatentSpace, true: Any, chunks: int
 ) -> None:
     """A strip of each task, and what is compared with it; the given frames are those of the first strip."""
     ours, other, known = networks["mixed"], networks["synchronous"], space.encode(true)

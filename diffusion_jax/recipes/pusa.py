@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
+from ml_collections import ConfigDict
 
 from diffusion_jax import data, denoisers, pictures, sampling, timesteps
 from diffusion_jax.config import build
@@ -27,7 +29,7 @@ from diffusion_jax.recipes.parts import moving_clips
 from diffusion_jax.recipes.parts.adaptation import adaptation, at_scale, change, shown, with_channels
 from diffusion_jax.recipes.parts.latents import LatentSpace, encoded, principal_space, stacked_examples
 from diffusion_jax.recipes.report import Claim, Results, claim
-from diffusion_jax.typing import Network
+from diffusion_jax.typing import Network, Params, Process
 
 FIGURES = {
     "same": "frames in the colour of the given one",
@@ -61,7 +63,9 @@ class ClipTask(NamedTuple):
     real: np.ndarray
 
 
-def clip_tasks(space: LatentSpace, source: Any, null: int, seed: int, count: int) -> dict[str, ClipTask]:
+def clip_tasks(
+    space: LatentSpace, source: data.moving.MovingShapes, null: int, seed: int, count: int
+) -> dict[str, ClipTask]:
     """For `count` held-out clips, which frames are given, and which label goes with them.
 
     first, last, middle: that one frame, and no label. agreeing, conflicting: the first frame, with its own label or
@@ -85,7 +89,7 @@ def clip_tasks(space: LatentSpace, source: Any, null: int, seed: int, count: int
     }
 
 
-def clip_measures(clips: Any, task: ClipTask) -> dict[str, float]:
+def clip_measures(clips: Array | np.ndarray, task: ClipTask) -> dict[str, float]:
     """What the frames that were not given show: whose object it is, how it moves, the distance from real clips."""
     reading, truth, free = data.moving.read(clips), data.moving.read(task.real), task.multipliers > 0
     coloured = reading.colour == truth.colour[:, :1]
@@ -99,7 +103,9 @@ def clip_measures(clips: Any, task: ClipTask) -> dict[str, float]:
     }
 
 
-def task_sampler(network: Network, process: Any, config: Any, shape: tuple[int, ...]) -> Callable[..., np.ndarray]:
+def task_sampler(
+    network: Network, process: Process, config: ConfigDict, shape: tuple[int, ...]
+) -> Callable[..., np.ndarray]:
     """`(key, params, task, cond) -> clips`: every task is an array for one compiled program."""
     guided = denoisers.guided(denoisers.denoiser(network, process), config.guidance, null=dict(config.null))
     compiled, grid = sampling.make_sampler(guided, build(config.solver), shape=shape), build(config.grid)
@@ -112,7 +118,7 @@ def task_sampler(network: Network, process: Any, config: Any, shape: tuple[int, 
     return generate
 
 
-def own_samples(generate: Callable[..., Any], base: Experiment, params: Any, config: Any) -> data.ArraySource:
+def own_samples(generate: Callable[..., Any], base: Experiment, params: Params, config: ConfigDict) -> data.ArraySource:
     """Clips of the base itself, every label equally often: what adaptations are trained on."""
     size, parts, labels = config.clips, [], []
     for start in range(0, config.own_samples, size):
@@ -133,7 +139,9 @@ class AdaptedBase(NamedTuple):
     generate: Callable[[Any, Any, ClipTask], np.ndarray]
 
 
-def adapted_base(entry: Any, config: Any, base: Experiment, params: Any, own: data.ArraySource) -> AdaptedBase:
+def adapted_base(
+    entry: Any, config: ConfigDict, base: Experiment, params: Params, own: data.ArraySource
+) -> AdaptedBase:
     """The adaptation `entry`, an experiment's config with `lora`, of the base on its `own` samples."""
     made, concat = prepare(entry), entry.model.concat
     if concat:
@@ -168,7 +176,7 @@ def factors_of(name: str, one: AdaptedBase, seed: int, given: Any) -> Any:
     return trained(one.experiment._replace(config=config), f"pusa_{name}", init_params=one.init, given=given)
 
 
-def run(config: Any, workdir: Path) -> Results:
+def run(config: ConfigDict, workdir: Path) -> Results:
     config.base.seed = config.seed
     base = prepare(config.base)
     frames = stacked_examples(base.source, range(config.coded))["x0"]
@@ -227,7 +235,9 @@ COMPARED = (
 """Title, figure, task, what VTA is compared with, in which direction it should differ, by how much, published."""
 
 
-def claims(config: Any, found: Mapping[Any, list[dict]], changes: list[dict], off: float, moved: float) -> list[Claim]:
+def claims(
+    config: ConfigDict, found: Mapping[Any, list[dict]], changes: list[dict], off: float, moved: float
+) -> list[Claim]:
     """What the paper says, as measured here: `config.seeds` seeds of the adaptations, of one base."""
 
     def of(name, task, figure, scale=config.scale):

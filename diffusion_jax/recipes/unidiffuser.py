@@ -11,21 +11,24 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from diffusion_jax import denoisers, metrics
 from diffusion_jax.config import build
 from diffusion_jax.data import captioned_digits
+from diffusion_jax.data.sources import BatchSource
 from diffusion_jax.experiment import Experiment, prepare
 from diffusion_jax.recipes.frame import seeds, trained_arms
 from diffusion_jax.recipes.parts.paired_latents import through_latents
 from diffusion_jax.recipes.parts.paired_samples import CONDITIONALS, TASKS, PairSampler, pair_sampler, save_pairs
 from diffusion_jax.recipes.report import Claim, Results, claim
+from diffusion_jax.typing import Keys
 
 ONE = "one training seed, several of sampling"
 
 
-def questions(source: Any, count: int) -> tuple[dict, dict]:
+def questions(source: BatchSource, count: int) -> tuple[dict, dict]:
     """What is given to networks: `count` images of `source`, and names in turn; and the digit that each of them is."""
     pairs, number = source.take(np.arange(count) % len(source))["x0"], np.arange(count) % 10
     texts = [captioned_digits.encode(captioned_digits.NAMES[i], pairs["text"].shape[1]) for i in number]
@@ -33,14 +36,14 @@ def questions(source: Any, count: int) -> tuple[dict, dict]:
     return known, {"image": captioned_digits.values(captioned_digits.decode(pairs["text"])), "text": number}
 
 
-def diversity(images: Any, label: Any, logits: Callable[[Any], Any]) -> float:
+def diversity(images: Array | np.ndarray, label: Any, logits: Callable[[Any], Any]) -> float:
     """The variance of images of the same digit, summed over pixels; those that show another one are left out."""
     right = np.asarray(logits(images)).argmax(axis=1) == label
     groups = [images[right & (label == number)] for number in range(10)]
     return float(np.mean([group.var(axis=0).sum() for group in groups if len(group) > 1] or [0.0]))
 
 
-def losses(experiment: Experiment, networks: Mapping[str, Any], key: Any) -> dict[tuple[str, str], float]:
+def losses(experiment: Experiment, networks: Mapping[str, Any], key: Keys) -> dict[tuple[str, str], float]:
     """The loss of what each conditional generates, by task and network, on the training pairs at uniform times."""
     x0, objective = experiment.source.x0, experiment.validation
     ones = np.ones(len(x0["text"]), np.float32)

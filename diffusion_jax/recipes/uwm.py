@@ -33,6 +33,7 @@ from diffusion_jax.recipes.parts.latents import LatentSpace, principal_space
 from diffusion_jax.recipes.report import Claim, Results, claim
 from diffusion_jax.sampling import sample
 from diffusion_jax.solvers import ddim
+from diffusion_jax.typing import Keys
 
 ROLES = {
     "policy": {"action": "generate", "future": "ignored"},
@@ -156,7 +157,7 @@ def driver(config: ConfigDict, experiment: Experiment, ask: Callable[..., Any]) 
     return jax.jit(success)
 
 
-def noise(experiment: Experiment, keys: Any) -> Any:
+def noise(experiment: Experiment, keys: Keys) -> Any:
     """x at t = 1, one for each key."""
     shape, size = experiment.shape, len(keys)
     whole = {name: (size, *one) for name, one in shape.items()} if isinstance(shape, Mapping) else (size, *shape)
@@ -179,7 +180,7 @@ def held_out_windows(config: ConfigDict, space: LatentSpace) -> dict[str, Window
     return found
 
 
-def modes(arm: TrainedModel, plans: Mapping[str, Any], windows: Windows, key: Any) -> dict[str, Any]:
+def modes(arm: TrainedModel, plans: Mapping[str, Any], windows: Windows, key: Keys) -> dict[str, Any]:
     """What the network says in each mode, each from noise of its own."""
     process, cond = arm.experiment.process, {"frames": windows.frames}
     keys = dict(zip(plans, jax.random.split(key, len(plans)), strict=True))

@@ -5,7 +5,6 @@ the plans with which one samples are in `plans`.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ from diffusion_jax.processes.schedules import Number
 from diffusion_jax.time_axes import expand
 from diffusion_jax.timesteps.draws import fixed_draw
 from diffusion_jax.timesteps.mapping import index_to_time
-from diffusion_jax.typing import TimestepDraw
+from diffusion_jax.typing import Plan, TimestepDraw
 
 
 def pinned(
@@ -214,7 +213,7 @@ def _rising(key, number, levels, count):
     return jnp.where(jnp.arange(count) < number, chosen - jnp.arange(count), _NONE)
 
 
-def on_rows(plan: Any) -> TimestepDraw:
+def on_rows(plan: Plan) -> TimestepDraw:
     """Each example has one row of a plan `[R + 1, 1, N]`, all but the last alike: exactly the times of a run.
 
     Entries at 0 have weight 0: there is nothing to predict. With `plans.chunk_staircase` these are the level vectors

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import optax
 from jax.sharding import Mesh
 from tqdm.auto import tqdm
 
@@ -22,6 +23,7 @@ from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.training import ema as averages
 from diffusion_jax.training.checkpoint import Checkpointer
 from diffusion_jax.training.logging import Several, Writer, default_writer
+from diffusion_jax.training.optimizers import Optimizer
 from diffusion_jax.training.state import TrainState, make_init
 from diffusion_jax.training.step import make_train_step
 from diffusion_jax.training.weights import write_config
@@ -47,7 +49,7 @@ class Diverged(RuntimeError):
 
 def train(
     objective: Objective,
-    optimizer: Any,
+    optimizer: optax.GradientTransformation | Optimizer,
     data: Iterable,
     *,
     init_params: Callable[[Any], Any],

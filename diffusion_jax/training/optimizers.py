@@ -194,7 +194,7 @@ def alternating(parts: Mapping[str, Any], every: Mapping[str, int] | None = None
     return optax.GradientTransformation(init, update)
 
 
-def below_norm(optimizer: Any, norm: float | int = 15.0) -> Any:
+def below_norm(optimizer: optax.GradientTransformation | Optimizer, norm: float | int = 15.0) -> Any:
     """`optimizer` without the steps whose gradient has a global norm above `norm`: nothing moves in them, its moments
     and its schedule's count included (Zhao et al. 2025, DyDiT). It sees gradients as they are after any clipping.
 

@@ -18,7 +18,7 @@ from diffusion_jax.experiment import prepare
 from diffusion_jax.recipes.frame import trained
 from diffusion_jax.sampling import sample
 from diffusion_jax.streaming import rolling
-from diffusion_jax.typing import Cost, Denoiser, Params
+from diffusion_jax.typing import Cost, Denoiser, Grid, Keys, Params
 
 
 class Planner(NamedTuple):
@@ -88,7 +88,7 @@ def replanned(planner: Planner, chunk: int, steps: int | None = None) -> ActingA
     return ActingArm(planner, policy, lambda cost: cost)
 
 
-def whole_plan(planner: Planner, params: Any, observation: Any, keys: Any, grid: Any) -> Any:
+def whole_plan(planner: Planner, params: Params, observation: Any, keys: Keys, grid: Grid) -> Any:
     """The `Samples` of a plan for each environment. Row i is a function of the first key and i, as policies need it."""
     shape = (len(keys), planner.entries, 2)
     return sample(keys[0], planner.denoiser, params, solvers.ddim(), grid, shape=shape, cond=observation)

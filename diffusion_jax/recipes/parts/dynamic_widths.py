@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from diffusion_jax import adapters, denoisers, models, objectives, solvers, timesteps
 from diffusion_jax.acceleration import dynamic
@@ -17,7 +18,7 @@ from diffusion_jax.experiment import Experiment
 from diffusion_jax.metrics import energy_distance
 from diffusion_jax.recipes.frame import trained
 from diffusion_jax.sampling import make_sampler
-from diffusion_jax.typing import Network, Objective, Step
+from diffusion_jax.typing import Network, Objective, Params, Step
 
 
 class FineTuning(NamedTuple):
@@ -32,7 +33,7 @@ class FineTuning(NamedTuple):
     whole: Callable[[Any], Any]
 
 
-def fine_tuned(config: Any, experiment: Experiment, arm: FineTuning, name: str, seed: int, given: Any) -> Any:
+def fine_tuned(config: ConfigDict, experiment: Experiment, arm: FineTuning, name: str, seed: int, given: Any) -> Any:
     """The parameters of an arm after fine-tuning by `config` with this seed."""
     config = config.copy_and_resolve_references()
     config.seed = seed
@@ -51,7 +52,7 @@ def example_inputs(experiment: Experiment) -> tuple:
     return batch["x0"], jnp.zeros(1), batch["cond"]
 
 
-def dynamic_arm(budget: Any, experiment: Experiment, routed: Timed, params: Any) -> FineTuning:
+def dynamic_arm(budget: Any, experiment: Experiment, routed: Timed, params: Params) -> FineTuning:
     """The network with its routers, under a budget."""
     network = experiment.network
 
@@ -70,14 +71,14 @@ def dynamic_arm(budget: Any, experiment: Experiment, routed: Timed, params: Any)
     return FineTuning(routed.network, objective, init, lambda tree: tree)
 
 
-def uniform_arm(experiment: Experiment, routed: Timed, params: Any, kept: int) -> FineTuning:
+def uniform_arm(experiment: Experiment, routed: Timed, params: Params, kept: int) -> FineTuning:
     """The network with the same `kept` heads and groups at all t, those of the largest weights behind them."""
     gates = largest(routed, params, experiment, kept)
     objective = objectives.with_frozen(loss(experiment, routed.opened), {"gates": gates}, "params")
     return FineTuning(routed.opened, objective, lambda key: params, lambda learned: {"params": learned, "gates": gates})
 
 
-def largest(routed: Timed, params: Any, experiment: Experiment, kept: int) -> Any:
+def largest(routed: Timed, params: Params, experiment: Experiment, kept: int) -> Any:
     """Gates `[L, 1, K]` of the `kept` heads and groups whose rows of the output matrix have the largest norm."""
     blocks = models.by_path(params)
     given = example_inputs(experiment)
@@ -97,7 +98,9 @@ def largest(routed: Timed, params: Any, experiment: Experiment, kept: int) -> An
     return jax.tree_util.tree_map_with_path(one, jax.eval_shape(gates))
 
 
-def lora_arm(config: Any, experiment: Experiment, groups: Any, params: Any, rank: int, experts: int) -> FineTuning:
+def lora_arm(
+    config: ConfigDict, experiment: Experiment, groups: Any, params: Params, rank: int, experts: int
+) -> FineTuning:
     """Factors and routers learn, the network does not; experts: 0 for factors without a mixture."""
     network, select = experiment.network, tuple(config.select)
     if experts:

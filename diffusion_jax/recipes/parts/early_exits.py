@@ -7,17 +7,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from diffusion_jax import denoisers, metrics, objectives, sampling
 from diffusion_jax.acceleration.early_exit import at_depth, depth_table, early_exit
 from diffusion_jax.config import build
+from diffusion_jax.data.sources import BatchSource
 from diffusion_jax.experiment import Experiment, prepare
 from diffusion_jax.models import EarlyExit
 from diffusion_jax.recipes.frame import trained
 from diffusion_jax.recipes.parts.digits import judged
+from diffusion_jax.typing import Params, Process
 
 
-def trained_exits(config: Any, exits: EarlyExit, base: Any, seed: int, name: str, frozen: bool) -> Any:
+def trained_exits(config: ConfigDict, exits: EarlyExit, base: Params, seed: int, name: str, frozen: bool) -> Any:
     """`{"params", "exits"}` as trained with `seed` from the network's parameters `base`.
 
     config: an experiment on the network whose objective is `objectives.layerwise`. frozen: the network does not learn.
@@ -48,7 +51,9 @@ class Errors(NamedTuple):
     square: np.ndarray
 
 
-def errors_of(exits: EarlyExit, process: Any, source: Any, count: int, times: Any) -> Callable[[Any], Errors]:
+def errors_of(
+    exits: EarlyExit, process: Process, source: BatchSource, count: int, times: Any
+) -> Callable[[Any], Errors]:
     """`params -> Errors` of `count` examples that were not trained on, with the same noise at each of `times`."""
     part = source.take(range(count))
     x0, cond = jnp.asarray(part["x0"]), jax.tree.map(jnp.asarray, part["cond"])
@@ -91,7 +96,7 @@ class Runs(NamedTuple):
     uncertainty: Callable[..., np.ndarray]
 
 
-def runs(exits: EarlyExit, experiment: Experiment, config: Any, count: int) -> Runs:
+def runs(exits: EarlyExit, experiment: Experiment, config: ConfigDict, count: int) -> Runs:
     """The runs of `count` samples; `config` has the solver and the grid."""
     process, solver, grid = experiment.process, build(config.solver), jnp.asarray(build(config.grid))
     labels = {"label": jnp.arange(count) % 10}
@@ -171,7 +176,7 @@ def equal_depths(depth: np.ndarray, seed: int) -> dict[str, np.ndarray]:
 
 
 def run_times(
-    config: Any, experiment: Experiment, exits: EarlyExit, params: Any, threshold: float, depth: np.ndarray
+    config: ConfigDict, experiment: Experiment, exits: EarlyExit, params: Params, threshold: float, depth: np.ndarray
 ) -> dict[str, tuple[float, float]]:
     """Share of blocks counted, and seconds a run: all blocks, a table for the batch, and each sample by itself."""
     process, count, cond = experiment.process, config.samples, {"label": np.arange(config.samples) % 10}

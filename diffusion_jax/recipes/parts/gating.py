@@ -17,12 +17,13 @@ from diffusion_jax.acceleration.gated import relative_error
 from diffusion_jax.costs import count_bytes
 from diffusion_jax.denoisers import recorded
 from diffusion_jax.models import Staged
+from diffusion_jax.processes import GaussianProcess
 from diffusion_jax.sampling import sample
 from diffusion_jax.time_axes import expand
-from diffusion_jax.typing import Denoiser
+from diffusion_jax.typing import Condition, Denoiser, Grid, Params, Solver
 
 
-def mixture_stages(process: Any) -> Staged:
+def mixture_stages(process: GaussianProcess) -> Staged:
     """The exact denoiser of a `GaussianMixture` with diagonal covariances, its parameters, in stages.
 
     process: predicts epsilon and feeds its network t itself (`time="t"`). Head: log p(component | x_t) but for a
@@ -69,7 +70,9 @@ class GateSettings(NamedTuple):
     warmup: int = 3
 
 
-def last_block(network: Any, process: Any, settings: GateSettings, head: int = 1) -> Callable[[Any, Any], Denoiser]:
+def last_block(
+    network: Any, process: GaussianProcess, settings: GateSettings, head: int = 1
+) -> Callable[[Any, Any], Denoiser]:
     """`(threshold, interval) -> denoiser`: the last block is forecast below the threshold and between intervals.
 
     The gate alone has an interval longer than the run, the clock alone an infinite threshold; both begin with the same
@@ -92,7 +95,7 @@ def last_block(network: Any, process: Any, settings: GateSettings, head: int = 1
 
 
 def run_of(
-    make: Callable[..., Denoiser], solver: Any, grid: Any, shape: tuple[int, ...], around: Any = None
+    make: Callable[..., Denoiser], solver: Solver, grid: Grid, shape: tuple[int, ...], around: Any = None
 ) -> Callable[..., Found]:
     """The compiled `(key, params, *settings, cond=None) -> Found` of the denoiser `make(*settings)`.
 
@@ -131,7 +134,13 @@ def matched(run: Callable[[Any], Found], count: float, low: float = 1e-4, high: 
 
 
 def true_errors(
-    stages: Staged, process: Any, params: Any, found: Found, grid: Any, settings: GateSettings, cond: Any = None
+    stages: Staged,
+    process: GaussianProcess,
+    params: Params,
+    found: Found,
+    grid: Grid,
+    settings: GateSettings,
+    cond: Condition = None,
 ) -> tuple[Any, Any]:
     """Relative errors `[S]` of both forecasts along a gated run, the true features computed at every step.
 
@@ -162,7 +171,7 @@ def true_errors(
     return jax.lax.scan(body, tables, (steps, xs, jnp.asarray(grid)[:-1], full))[1]
 
 
-def cache_bytes(denoiser: Denoiser, params: Any, shape: tuple[int, ...], cond: Any) -> float:
+def cache_bytes(denoiser: Denoiser, params: Params, shape: tuple[int, ...], cond: Condition) -> float:
     """Bytes of what a denoiser carries from step to step."""
     return float(count_bytes(jax.eval_shape(denoiser.init, params, jax.ShapeDtypeStruct(shape, jnp.float32), cond)))
 

@@ -6,9 +6,8 @@ convolutional autoencoder to 4 x 4 x 4 was measured as well: at 0.6 s of one cor
 reconstructs no object within a minute of training.
 """
 
-from typing import Any
-
 import numpy as np
+from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from diffusion_jax import data
@@ -72,7 +71,7 @@ def truth(count: int, frames: int = 8, split: str = "test") -> np.ndarray:
     return data.moving_shapes(split, length=max(count, 1), frames=frames, classes=()).take(range(count))["x0"]
 
 
-def distances(clips: Any, real: Any) -> dict[str, float]:
+def distances(clips: Array | np.ndarray, real: Array | np.ndarray) -> dict[str, float]:
     """Fréchet distances to the clips `real` of as many frames: of single "frames" and of their changes, "motion"."""
     return {
         "frames": frechet_distance(data.moving.frame_features(clips), data.moving.frame_features(real)),
@@ -80,19 +79,23 @@ def distances(clips: Any, real: Any) -> dict[str, float]:
     }
 
 
-def identity_share(clips: Any, real: Any, frames: slice | list[int] = slice(1, None)) -> float:
+def identity_share(
+    clips: Array | np.ndarray, real: Array | np.ndarray, frames: slice | list[int] = slice(1, None)
+) -> float:
     """The share of `frames` in which a clip shows shape and colour of the first frame of the clip in `real`."""
     reading, reference = data.moving.read(clips), data.moving.read(real)
     return float(data.moving.identity(reading, reference)[:, frames].mean())
 
 
-def colour(clips: Any, real: Any, frames: slice | list[int] = slice(1, None)) -> float:
+def colour(clips: Array | np.ndarray, real: Array | np.ndarray, frames: slice | list[int] = slice(1, None)) -> float:
     """The share of `frames` in which a clip shows the colour of the first frame of the clip in `real`."""
     reading, reference = data.moving.read(clips), data.moving.read(real)
     return float((reading.colour == reference.colour[:, :1])[:, frames].mean())
 
 
-def mean_position_error(clips: Any, real: Any, frames: slice | list[int] = slice(1, None)) -> float:
+def mean_position_error(
+    clips: Array | np.ndarray, real: Array | np.ndarray, frames: slice | list[int] = slice(1, None)
+) -> float:
     """Mean distance in pixels from the object's true place, over `frames`."""
     reading, reference = data.moving.read(clips), data.moving.read(real)
     return float(data.moving.position_error(reading, reference)[:, frames].mean())

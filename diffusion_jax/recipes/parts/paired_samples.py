@@ -11,6 +11,7 @@ import numpy as np
 from diffusion_jax import denoisers, pictures, solvers, timesteps
 from diffusion_jax.experiment import Experiment
 from diffusion_jax.sampling import sample
+from diffusion_jax.typing import Params
 
 TASKS = {
     "image, text": {"image": "generate", "text": "generate"},
@@ -70,7 +71,7 @@ def pair_sampler(experiment: Experiment, steps: int, guided: bool = True) -> Pai
 
 
 def save_pairs(
-    path: Path, made: PairSampler, params: Any, known: Any, shown: Callable[[Any], Any], scale: float = 1.0
+    path: Path, made: PairSampler, params: Params, known: Any, shown: Callable[[Any], Any], scale: float = 1.0
 ) -> Path:
     """All tasks of one network as a picture, and a chain: an image, its text, an image of that text."""
     drawn = {task: made.draw(params, jax.random.key(0), roles, known, scale) for task, roles in TASKS.items()}

@@ -26,7 +26,7 @@ from diffusion_jax.acceleration.calibration import integrated
 from diffusion_jax.metrics import endpoint_error
 from diffusion_jax.recipes.report import Claim, claim
 from diffusion_jax.sampling import sample
-from diffusion_jax.typing import Denoiser, Solver
+from diffusion_jax.typing import Condition, Denoiser, Grid, Keys, Params, Solver
 
 ARMS = {
     "fewer": "fewer steps",
@@ -57,7 +57,7 @@ class Bench(NamedTuple):
     run: Callable[..., tuple[Any, Any]]
 
 
-def bench(denoiser: Denoiser, solver: Solver, grid: Any, shape: tuple) -> Bench:
+def bench(denoiser: Denoiser, solver: Solver, grid: Grid, shape: tuple) -> Bench:
     """`denoiser` on `grid`; shape: of one sample."""
 
     def record(key, params, cond, size):
@@ -101,7 +101,7 @@ def spread_schedule(steps: int, count: int) -> np.ndarray:
     return schedule
 
 
-def fewer_steps(bench: Bench, steps: int, key: Any, params: Any, cond: Any, size: int) -> tuple[Any, Any]:
+def fewer_steps(bench: Bench, steps: int, key: Keys, params: Params, cond: Condition, size: int) -> tuple[Any, Any]:
     """The samples and evaluations of the solver itself at fewer steps, spread along the grid.
 
     The other steps stand still at the end of the run, so that no other program is compiled.
@@ -114,7 +114,7 @@ def fewer_steps(bench: Bench, steps: int, key: Any, params: Any, cond: Any, size
 
 
 def samples(
-    bench: Bench, arm: str, calibration: Calibration, key: Any, params: Any, cond: Any, size: int
+    bench: Bench, arm: str, calibration: Calibration, key: Keys, params: Params, cond: Condition, size: int
 ) -> tuple[Any, Any]:
     """The samples and evaluations of an arm, which asks the network as often as `calibration` does."""
     steps, count = len(bench.grid) - 1, int(calibration.computed.sum())
@@ -129,7 +129,13 @@ def samples(
 
 
 def errors(
-    bench: Bench, calibration: Calibration, key: Any, params: Any, full: Any, cond: Any = None, arms: Any = ARMS
+    bench: Bench,
+    calibration: Calibration,
+    key: Keys,
+    params: Params,
+    full: Any,
+    cond: Condition = None,
+    arms: Any = ARMS,
 ) -> dict[str, float]:
     """The endpoint error of each arm against the full run `full`, and the evaluations of an arm as "evaluations"."""
     found = {}

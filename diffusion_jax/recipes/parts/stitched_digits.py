@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from diffusion_jax import data, denoisers, metrics, solvers, timesteps
 from diffusion_jax.costs import count_flops
@@ -57,7 +58,7 @@ def digit_models(configs: Any) -> list[Model]:
     return [model._replace(cost=model.cost / models[-1].cost) for model in models]
 
 
-def stitch_digits(config: Any, numbers: Sequence[int]) -> Digits:
+def stitch_digits(config: ConfigDict, numbers: Sequence[int]) -> Digits:
     models, steps, size = digit_models(config.models), config.steps, config.size
     sampler = stitched(models, solvers.ddim(), (8, 8, 1))
     label = np.arange(size) % CLASSES
@@ -98,7 +99,7 @@ def equal_cost(which: np.ndarray, models: Sequence[Model]) -> np.ndarray:
     return np.full(max(round(relative_cost(which, models) * len(which)), 1), len(models) - 1)
 
 
-def median_seconds(sampler: Callable, config: Any, between: Sequence[float]) -> dict[float, float]:
+def median_seconds(sampler: Callable, config: ConfigDict, between: Sequence[float]) -> dict[float, float]:
     """Medians of the seconds of a whole run by share of the small model, the shares measured in turns."""
     timing, found = config.timing, {share: [] for share in config.shares}
     cond, grid = {"label": np.arange(timing.size) % CLASSES}, timesteps.linspace(timing.steps)

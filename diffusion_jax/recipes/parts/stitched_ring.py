@@ -6,10 +6,11 @@ model at high noise, where nothing else of the data is left, and err at low nois
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from diffusion_jax import denoisers, metrics, processes, solvers, timesteps
 from diffusion_jax.recipes.parts.stitching import (
@@ -22,6 +23,7 @@ from diffusion_jax.recipes.parts.stitching import (
     stitched,
 )
 from diffusion_jax.recipes.report import Claim, claim
+from diffusion_jax.typing import Process
 
 RADIUS, STD, MODES = 1.5, 0.15, 8
 TENTHS = [number / 10 for number in range(11)]
@@ -42,7 +44,7 @@ class Ring(NamedTuple):
     chosen: dict[int, tuple[float, list[float]]]
 
 
-def ring_models(process: Any, costs: Sequence[float]) -> list[Model]:
+def ring_models(process: Process, costs: Sequence[float]) -> list[Model]:
     """Exact denoisers of the ring seen as 1, 4 and 8 Gaussians, at the given costs of an evaluation."""
     angles = 2 * np.pi * np.arange(MODES) / MODES
     modes = RADIUS * np.stack([np.cos(angles), np.sin(angles)], axis=-1)
@@ -57,7 +59,7 @@ def ring_models(process: Any, costs: Sequence[float]) -> list[Model]:
     return models
 
 
-def on_ring(config: Any, numbers: Sequence[int]) -> Ring:
+def on_ring(config: ConfigDict, numbers: Sequence[int]) -> Ring:
     """Everything that is claimed about the ring: `config.size` points a run, on the seeds `numbers`.
 
     config: steps, size, costs; noise, the tolerance of the choice; choice_seed, which is none of `numbers`.
@@ -68,7 +70,7 @@ def on_ring(config: Any, numbers: Sequence[int]) -> Ring:
 
     def distance(seed, which):
         data, _ = denoisers.sample_mixture(jax.random.key(1000 + seed), models[-1].params, size)
-        return metrics.energy_distance(sampler(jax.random.key(seed), which, grid, size=size).x, data)
+        return metrics.energy_distance(sampler(jax.random.key(seed), which, grid, size=size).x, np.asarray(data))
 
     def over_seeds(which):
         return [distance(seed, which) for seed in numbers]

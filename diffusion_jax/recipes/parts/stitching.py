@@ -10,7 +10,7 @@ import numpy as np
 
 from diffusion_jax import denoisers, randomness
 from diffusion_jax.sampling import Samples, sample
-from diffusion_jax.typing import Denoiser, Solver, Step
+from diffusion_jax.typing import Condition, Denoiser, Keys, Solver, Step
 
 INDICES = [30, 60, *range(100, 1000, 100), 999]
 """Where the gap between two models is measured: training index k is at t = (k + 1) / 1000."""
@@ -73,7 +73,7 @@ def padded(which: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
     return np.pad(which, rest), np.pad(np.linspace(1.0, 0.0, len(which) + 1), rest)
 
 
-def epsilon_gap(key: Any, first: Model, second: Model, x0: Any, cond: Any = None) -> list[float]:
+def epsilon_gap(key: Keys, first: Model, second: Model, x0: Any, cond: Condition = None) -> list[float]:
     """Mean squared difference of what two models predict as the noise of `x0 [B, ...]`, at each of `gap_times()`."""
     keys = randomness.sample_keys(key, jnp.arange(len(x0)))
 

@@ -7,10 +7,11 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import data
 from diffusion_jax.data import portrait
+from diffusion_jax.data.sources import Source
 from diffusion_jax.recipes.parts.latents import LatentSpace, encoded
 
 
-def latent_clips(space: LatentSpace, source: Any, frames: int) -> data.ArraySource:
+def latent_clips(space: LatentSpace, source: Source, frames: int) -> data.ArraySource:
     """Clips of the space, two of each example: its first frames with the portrait of who speaks, and its last ones with
     a frame of long before, as streams will have it."""
     whole = encoded(space, source)

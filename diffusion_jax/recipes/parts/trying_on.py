@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from diffusion_jax import denoisers, metrics, models, sampling
@@ -145,7 +146,7 @@ def without(cond: Mapping[str, Any]) -> dict[str, Any]:
     return {**cond, "references": np.zeros_like(cond["references"])}
 
 
-def try_on_measures(images: Any, task: TryOnTask) -> dict[str, Any]:
+def try_on_measures(images: Array | np.ndarray, task: TryOnTask) -> dict[str, Any]:
     """What pictures of a task show.
 
     item: share of worn items whose colour and texture are read right, by category and of "all". psnr: in dB, over the
