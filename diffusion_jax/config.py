@@ -165,7 +165,7 @@ def load(path: str) -> ConfigDict:
     return module.get_config(variant) if variant else module.get_config()
 
 
-def override(config: ConfigDict, assignments: Sequence[str]) -> ConfigDict:
+def apply_overrides(config: ConfigDict, assignments: Sequence[str]) -> ConfigDict:
     """Applies `path.to.field=value` assignments; a field must exist and keep its type.
 
     Values are Python literals; what is not one is taken as a string. Raises InvalidInput naming the nearest field.
@@ -220,7 +220,7 @@ def _within(entries: Any, number: str, parents: Sequence[str], last: str, path: 
     """`entries` of a tuple with a field of one of them changed, as `override` does it."""
     if not number.isdigit() or int(number) >= len(entries) or not isinstance(entries[int(number)], Mapping):
         raise invalid("--config." + path, text, f"{number} is not the number of one of the {len(entries)} entries")
-    changed = override(ConfigDict(entries[int(number)]), [".".join([*parents, last]) + "=" + text])
+    changed = apply_overrides(ConfigDict(entries[int(number)]), [".".join([*parents, last]) + "=" + text])
     return type(entries)([*entries[: int(number)], changed.to_dict(), *entries[int(number) + 1 :]])
 
 

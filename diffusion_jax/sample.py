@@ -25,6 +25,7 @@ from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.experiment import Experiment, Sampling, compiled_sampler, prepare, prepare_sampling
 from diffusion_jax.models import check_values
 from diffusion_jax.sampling import sample
+from diffusion_jax.typing import Params
 
 
 def shard_paths(folder: Path, num_samples: int, shard_size: int) -> list[tuple[Path, int, int]]:
@@ -41,7 +42,7 @@ def write_shard(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(f".{os.getpid()}.partial")
     with draft.open("wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]: no array is named allow_pickle
     draft.replace(path)
 
 
@@ -60,11 +61,10 @@ def read_samples(folder: Path) -> dict[str, np.ndarray]:
     if not paths:
         raise InvalidInput(f"{folder} holds no samples; draw them with `python -m diffusion_jax.sample` first.")
     total = int(paths[0].stem.rpartition("-")[2])
-    shards = [read_shard(path) for path in paths]
-    damaged = [path.name for path, shard in zip(paths, shards) if shard is None]
-    if damaged or len(paths) != total:
+    shards = [shard for path in paths if (shard := read_shard(path)) is not None]
+    if len(shards) != total:
         raise InvalidInput(
-            f"{folder} holds {len(paths) - len(damaged)} readable shards of {total}; run the same sample command again."
+            f"{folder} holds {len(shards)} readable shards of {total}; run the same sample command again."
         )
     return {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
 
@@ -82,10 +82,10 @@ def examples(samples: Mapping[str, np.ndarray]) -> Iterator[dict[str, Any]]:
         yield {"x0": samples["x"][i], "cond": cond}
 
 
-class Sampler:
+class BatchSampler:
     """Draws any range of sample indices in batches of one size, each a call of one compiled program."""
 
-    def __init__(self, experiment: Experiment, sampling: Sampling, params: Any, seed: int):
+    def __init__(self, experiment: Experiment, sampling: Sampling, params: Params, seed: int):
         self.sampling, self.params, self.key = sampling, params, jax.random.key(seed)
         self.conditions = experiment.conditions
         self.batch_size = experiment.config.sampling.batch_size
@@ -133,7 +133,7 @@ def show(experiment: Experiment, samples: Mapping[str, np.ndarray], workdir: Pat
 
 
 def along_the_run(
-    experiment: Experiment, sampling: Sampling, params: Any, seed: int, rows: int = 10
+    experiment: Experiment, sampling: Sampling, params: Params, seed: int, rows: int = 10
 ) -> dict[str, np.ndarray] | None:
     """The first samples at ten moments of their run, `[10, rows, H, W, C]`; None where there is no picture of them.
 
@@ -194,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         experiment = experiment._replace(mesh=distributed.make_mesh(devices=jax.local_devices()))
     sampling = prepare_sampling(experiment)
     params = training.load_params(arguments.workdir, config.sampling.ema, arguments.step, experiment.mesh)
-    sampler = Sampler(experiment, sampling, params, arguments.seed)
+    sampler = BatchSampler(experiment, sampling, params, arguments.seed)
     folder = arguments.output or arguments.workdir / "samples"
 
     shards = shard_paths(folder, arguments.num_samples, arguments.shard_size)
@@ -229,7 +229,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     if arguments.format == "arrayrecord":
         data.write_array_record(folder / "samples.array_record", examples(read_samples(folder)))
-    picture = show(experiment, read_shard(shards[0][0]), arguments.workdir)
+    first_shard = read_shard(shards[0][0])
+    picture = first_shard and show(experiment, first_shard, arguments.workdir)
     if picture:
         print(f"Wrote {picture}")
     wanted = {"denoising": arguments.save_trajectory, "predictions": arguments.save_predictions}

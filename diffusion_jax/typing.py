@@ -9,7 +9,7 @@ then a dict with the same keys.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
@@ -26,6 +26,18 @@ Keys = Key[Array, ""] | Key[Array, " B"]
 Params = PyTree
 Condition = Mapping[str, Any] | None
 """What the network is told besides x and t: `label [B]`, `pooled [B, D]`, `context [B, M, D]`, `tokens [B, M]`, ..."""
+
+Grid = Float[Array | np.ndarray, "..."]
+"""Falling times of a run, `[S + 1]`, or the levels of a vector time, `[S + 1, B or 1, N]`."""
+
+Plan = Grid | Mapping[str, Grid]
+"""A grid, or one for each modality of joint data."""
+
+Shape = tuple[int, ...] | Mapping[str, tuple[int, ...]]
+"""The shape of data, a dict of shapes for joint data."""
+
+Batch = Mapping[str, Any]
+"""What an objective is given: `x0`, optionally `cond`, `index [B]`, `missing`, `t`."""
 
 Carry = PyTree
 
@@ -85,6 +97,7 @@ class Prediction(NamedTuple):
     cost: Cost = Cost()
 
 
+@runtime_checkable
 class Process(Protocol):
     """How data becomes noise, and what the network predicts about it. See `processes/`.
 
@@ -95,21 +108,27 @@ class Process(Protocol):
 
     def corrupt(self, key: Keys, x0: Data, t: Time) -> tuple[Data, Data]:
         """Draws `x_t` and returns it with the noise that was used."""
+        ...
 
     def prior(self, key: Keys, shape: Any) -> Data:
         """Draws from the distribution at t = 1; `shape` includes the batch (a dict of shapes for joint data)."""
+        ...
 
     def network_input(self, x_t: Data, t: Time) -> Data:
         """What the network is fed for `x_t`."""
+        ...
 
     def network_time(self, t: Time) -> Time:
         """What the network is fed for `t`."""
+        ...
 
     def predict(self, network_output: Any, x_t: Data, t: Time) -> Prediction:
         """Turns the network's output into the hub pair."""
+        ...
 
     def target(self, x0: Data, noise: Data, t: Time) -> Data:
         """What the network's output is regressed to."""
+        ...
 
 
 class Causal(NamedTuple):

@@ -3,7 +3,7 @@
 import pytest
 
 from diffusion_jax import config as configs
-from diffusion_jax.config import ConfigDict, build, call, override
+from diffusion_jax.config import ConfigDict, apply_overrides, build, call
 from diffusion_jax.errors import InvalidInput
 
 
@@ -17,7 +17,7 @@ def test_call_then_build_is_the_constructor():
 
 def test_defaults_appear_so_that_they_can_be_overridden():
     config = ConfigDict({"solver": call("solvers.ddim")})
-    assert override(config, ["solver.eta=0.25"]).solver.eta == 0.25
+    assert apply_overrides(config, ["solver.eta=0.25"]).solver.eta == 0.25
     assert config.solver.eta == 0.0, "the original is left alone"
 
 
@@ -30,9 +30,9 @@ def test_build_makes_nested_entries_and_fills_in_context():
 
 def test_an_int_will_do_for_a_float_but_not_the_reverse():
     config = ConfigDict({"solver": call("solvers.ddim"), "steps": 10})
-    assert override(config, ["solver.eta=1"]).solver.eta == 1.0
+    assert apply_overrides(config, ["solver.eta=1"]).solver.eta == 1.0
     with pytest.raises(InvalidInput, match="expected int"):
-        override(config, ["steps=1.5"])
+        apply_overrides(config, ["steps=1.5"])
 
 
 def test_json_round_trip(tmp_path):
@@ -49,18 +49,18 @@ def test_calls_within_a_tuple_are_plain_data_and_overridden_by_their_number(tmp_
 
     conditions = (call("models.label", num_classes=3), call("models.pooled"))
     config = ConfigDict({"model": call("models.mlp", conditions=conditions)})
-    changed = override(config, ["model.conditions.0.num_classes=7"])
+    changed = apply_overrides(config, ["model.conditions.0.num_classes=7"])
     assert build(changed.model).module.conditions == (models.label(7), models.pooled())
     assert build(config.model).module.conditions[0] == models.label(3), "the original is left alone"
     path = tmp_path / "config.json"
     path.write_text(configs.to_json(changed))
-    again = override(configs.load(str(path)), ["model.conditions.1.layers=2"])
+    again = apply_overrides(configs.load(str(path)), ["model.conditions.1.layers=2"])
     assert build(again.model).module.conditions == (models.label(7), models.pooled(2))
 
 
 def test_replacing_a_call_brings_the_new_defaults():
     config = ConfigDict({"process": call("processes.rectified_flow")})
-    changed = override(config, ["process.call=processes.edm", "process.sigma_data=0.3"])
+    changed = apply_overrides(config, ["process.call=processes.edm", "process.sigma_data=0.3"])
     assert changed.process.sigma_data == 0.3
 
 
@@ -71,15 +71,15 @@ def test_replacing_a_call_brings_the_new_defaults():
         (lambda: call("solver.ddim"), "did you mean 'solvers'"),
         (lambda: call("solvers.ddim", eat=1.0), "did you mean 'eta'"),
         (lambda: build(ConfigDict({"call": "solvers.ddim", "eta": "high"})), "solvers.ddim.eta is 'high'"),
-        (lambda: override(ConfigDict({"steps": 3}), ["stpes=4"]), "did you mean 'steps'"),
-        (lambda: override(ConfigDict({"steps": 3}), ["steps.more=4"]), "no fields of its own"),
-        (lambda: override(ConfigDict({"steps": 3}), ["steps"]), "--config.field=value"),
-        (lambda: override(ConfigDict({"model": {"width": 3}}), ["model=4"]), "it is a group"),
+        (lambda: apply_overrides(ConfigDict({"steps": 3}), ["stpes=4"]), "did you mean 'steps'"),
+        (lambda: apply_overrides(ConfigDict({"steps": 3}), ["steps.more=4"]), "no fields of its own"),
+        (lambda: apply_overrides(ConfigDict({"steps": 3}), ["steps"]), "--config.field=value"),
+        (lambda: apply_overrides(ConfigDict({"model": {"width": 3}}), ["model=4"]), "it is a group"),
         (
-            lambda: override(ConfigDict({"parts": ({"call": "models.label"},)}), ["parts.1.call=x"]),
+            lambda: apply_overrides(ConfigDict({"parts": ({"call": "models.label"},)}), ["parts.1.call=x"]),
             "one of the 1 entries",
         ),
-        (lambda: override(ConfigDict({"parts": ({"width": 3},)}), ["parts.0.wdith=4"]), "did you mean 'width'"),
+        (lambda: apply_overrides(ConfigDict({"parts": ({"width": 3},)}), ["parts.0.wdith=4"]), "did you mean 'width'"),
         (lambda: build(call("models.dit", num_classes=3)), "field of dit is 'num_classes'"),
         (lambda: configs.load("configs/nowhere.py"), "does not exist"),
         (lambda: configs.load("nowhere/nothing.py"), "expected an existing Python file"),

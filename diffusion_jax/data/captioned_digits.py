@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import scipy.linalg
 from jaxtyping import Float, Int
+from numpy.typing import ArrayLike
 
 from diffusion_jax.data.digits import digits
 from diffusion_jax.data.sources import ArraySource
@@ -81,14 +82,14 @@ def embed(tokens: Any, embedding_dim: int = 8) -> Float[np.ndarray, "*B text_len
     return embedding_table(embedding_dim)[np.asarray(tokens)]
 
 
-def nearest_characters(embeddings: Any) -> Int[np.ndarray, "*B text_length"]:
+def nearest_characters(embeddings: ArrayLike) -> Int[np.ndarray, "*B text_length"]:
     """The ids of the characters whose vectors lie nearest to `[*B, text_length, embedding_dim]`."""
     embeddings = np.asarray(embeddings, np.float32)
     # All vectors have one length, so the nearest is the one of largest inner product.
     return (embeddings @ embedding_table(embeddings.shape[-1]).T).argmax(-1).astype(np.int32)
 
 
-def decode(embeddings: Any) -> list[str]:
+def decode(embeddings: ArrayLike) -> list[str]:
     """The texts `[B]` of embeddings `[B, text_length, embedding_dim]`, without what fills them up at the end.
 
     A filling character inside a text stays visible as "_": such a text is no name.
@@ -102,7 +103,9 @@ def values(texts: Sequence[str]) -> Int[np.ndarray, " B"]:
     return np.array([numbers.get(text, -1) for text in texts], np.int64)
 
 
-def score(images: Any, embeddings: Any, logits: Callable[[Any], Any] | Any, label: Any = None) -> dict[str, float]:
+def verify(
+    images: ArrayLike, embeddings: ArrayLike, logits: Callable[[Any], Any] | Any, label: Any = None
+) -> dict[str, float]:
     """What pairs of images `[B, 8, 8, 1]` and text embeddings `[B, text_length, embedding_dim]` keep, each in [0, 1].
 
     logits: a classifier of digits, or its logits `[B, 10]` of the images.

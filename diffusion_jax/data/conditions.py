@@ -4,10 +4,10 @@ Sources know the conditions of data that exist; these speak of data still to be 
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
+from diffusion_jax.data.sources import Source
 from diffusion_jax.errors import invalid
 
 Conditions = Callable[[np.ndarray], dict[str, np.ndarray]]
@@ -21,7 +21,7 @@ def cycled_labels(num_classes: int) -> Conditions:
     return lambda index: {"label": (np.asarray(index) % num_classes).astype(np.int32)}
 
 
-def conditions_of(source: Any) -> Conditions:
+def conditions_of(source: Source) -> Conditions:
     """The conditions of the examples of a source, in its order and again from the start when it ends."""
 
     def conditions(index):

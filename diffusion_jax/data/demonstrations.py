@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from diffusion_jax.data import tabletop
-from diffusion_jax.data.sources import check_split
+from diffusion_jax.data.sources import Indices, check_split
 from diffusion_jax.errors import InvalidInput, invalid
 
 
@@ -82,7 +82,7 @@ class Demonstrations:
     def __getitem__(self, index: int) -> dict:
         return jax.tree.map(lambda leaf: leaf[0], self.take(np.array([index])))
 
-    def take(self, indices: Any) -> dict:
+    def take(self, indices: Indices) -> dict:
         """The windows at `indices`, stacked."""
         episode, start = self.episode[indices], self.start[indices]
         past = np.maximum(start[:, None] + np.arange(1 - self.history, 1), 0)
@@ -124,6 +124,7 @@ class Demonstrations:
         return dataclasses.replace(self, latents=latents)
 
     def _pictures(self, observations):
+        assert self.picture is not None
         flat = self.picture(observations.reshape(-1, observations.shape[-1]))
         return np.asarray(flat).reshape(*observations.shape[:2], *flat.shape[1:])
 
@@ -145,9 +146,10 @@ class Pictures:
     def __getitem__(self, index: int) -> dict:
         return {"x0": self.take(np.array([index]))["x0"][0]}
 
-    def take(self, indices: Any) -> dict:
+    def take(self, indices: Indices) -> dict:
         """The pictures at `indices`, stacked."""
         source = self.demonstrations
+        assert source.picture is not None
         return {"x0": np.asarray(source.picture(source.observations[source.episode[indices], source.start[indices]]))}
 
 

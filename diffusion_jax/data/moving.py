@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from numpy.typing import ArrayLike
 from scipy import ndimage
 
 from diffusion_jax.data.scenes import COLOURS, SHAPES
-from diffusion_jax.data.sources import check_split
+from diffusion_jax.data.sources import Indices, check_split
 from diffusion_jax.data.tokenizers import Tokenizer, word_tokenizer
 from diffusion_jax.errors import invalid, unknown
 
@@ -135,7 +136,7 @@ class MovingShapes:
         cond = {name: value[0] for name, value in example.get("cond", {}).items()}
         return {"x0": example["x0"][0], "cond": cond} if cond else {"x0": example["x0"][0]}
 
-    def take(self, indices: Any) -> dict:
+    def take(self, indices: Indices) -> dict:
         """The clips at `indices`, stacked."""
         movings = [self.moving(int(index)) for index in indices]
         cond = {}
@@ -165,7 +166,7 @@ def moving_shapes(
     captions: adds `cond["tokens"]` int32 [5], the words of "small red circle moving left".
     `source.moving(i)` is the truth of clip i.
     """
-    return MovingShapes(split, length, size, frames, tuple(speeds), tuple(classes), captions, seed)
+    return MovingShapes(split, length, size, frames, (speeds[0], speeds[1]), tuple(classes), captions, seed)
 
 
 def draw_moving(rng: np.random.Generator, size: int = 16, speeds: tuple[float, float] = (0.03, 0.1)) -> Moving:
@@ -269,7 +270,7 @@ def _strip(offset, half):
     return np.clip(np.minimum(offset + 0.5, half) - np.maximum(offset - 0.5, -half), 0, 1)
 
 
-def read(clips: Any, min_overlap: float = 0.6) -> Reading:
+def read(clips: ArrayLike, min_overlap: float = 0.6) -> Reading:
     """Reads clips `[N, F, S, S, 3]` in [-1, 1].
 
     The colour is the nearest of the palette to the light of all bright places and their surroundings; the light along
@@ -289,7 +290,7 @@ def _read_frames(frames, min_overlap):
     size = frames.shape[1]
     light = np.clip((frames + 1) / 2, 0, 1)
     # Means over 3 x 3 pixels tell a shape from noise; two pixels around them still belong to its edge.
-    bright = ndimage.uniform_filter(light.max(-1), size=(1, 3, 3), mode="constant") > 0.33
+    bright = ndimage.uniform_filter(light.max(-1), 3, mode="constant", axes=(1, 2)) > 0.33
     bright = ndimage.maximum_filter(bright.view(np.uint8), size=(1, 5, 5))
     light = light * bright[..., None]
     palette = (np.array(list(COLOURS.values()), np.float32) + 1) / 2
@@ -364,7 +365,7 @@ def position_error(reading: Reading, reference: Reading) -> Float[np.ndarray, "N
     return np.linalg.norm(reading.position - reference.position, axis=-1)
 
 
-def motion_energy(clips: Any) -> Float[np.ndarray, "N steps"]:
+def motion_energy(clips: ArrayLike) -> Float[np.ndarray, "N steps"]:
     """Mean square of the difference between successive frames; 0 for a still picture."""
     return (np.diff(np.asarray(clips, np.float32), axis=1) ** 2).mean(axis=(2, 3, 4))
 
@@ -394,7 +395,7 @@ def drift(reading: Reading, window: int = 7) -> dict[str, np.ndarray]:
     }
 
 
-def score(clips: Any, label: Any = None, classes: tuple[str, ...] = ("shape", "colour")) -> dict[str, float]:
+def verify(clips: ArrayLike, label: Any = None, classes: tuple[str, ...] = ("shape", "colour")) -> dict[str, float]:
     """Means over clips: recognised, identity (frames after the first), next_position_error, motion_energy, and
     adherence, the share of frames that show the class `label [N]`, when it is given."""
     reading = read(clips)
@@ -409,13 +410,13 @@ def score(clips: Any, label: Any = None, classes: tuple[str, ...] = ("shape", "c
     return result
 
 
-def frame_features(clips: Any) -> Float[np.ndarray, "rows 60"]:
+def frame_features(clips: ArrayLike) -> Float[np.ndarray, "rows 60"]:
     """Features of every frame, for a Fréchet distance: where light is (4 x 4 cells by colour), edges, and softness."""
     clips = np.asarray(clips, np.float32)
     return _features((clips.reshape(-1, *clips.shape[2:]) + 1) / 2)
 
 
-def difference_features(clips: Any) -> Float[np.ndarray, "rows 60"]:
+def difference_features(clips: ArrayLike) -> Float[np.ndarray, "rows 60"]:
     """The same features of the differences between successive frames: they see how things move."""
     steps = np.diff(np.asarray(clips, np.float32), axis=1)
     return _features(steps.reshape(-1, *steps.shape[2:]) / 2)

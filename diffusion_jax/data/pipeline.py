@@ -14,7 +14,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from diffusion_jax.data.sources import first_not_finite
+from diffusion_jax.data.sources import BatchSource, Source, first_not_finite
 from diffusion_jax.errors import InvalidInput, invalid
 
 Transform = Callable[[dict, np.random.Generator], dict]
@@ -22,7 +22,7 @@ Transform = Callable[[dict, np.random.Generator], dict]
 
 
 def pipeline(
-    source: Any,
+    source: Source,
     batch_size: int,
     *,
     seed: int = 0,
@@ -99,8 +99,8 @@ class _Stream:
         # Positions stay below 2^31 in any run that ends; beyond, they wrap rather than overflow.
         return {**out, "index": (positions & 0x7FFFFFFF).astype(np.int32)}
 
-    def _examples(self, indices, positions):
-        if not self.transforms and hasattr(self.source, "take"):
+    def _examples(self, indices, positions) -> dict:
+        if not self.transforms and isinstance(self.source, BatchSource):
             return self.source.take(indices)
         examples = []
         for index, position in zip(indices, positions, strict=True):
@@ -119,7 +119,7 @@ def _permutation(seed, epoch, length):
     return np.random.default_rng((seed, epoch, length)).permutation(length).astype(dtype)
 
 
-def _stack(examples):
+def _stack(examples) -> Any:
     first = examples[0]
     if isinstance(first, dict):
         return {name: _stack([example[name] for example in examples]) for name in first}

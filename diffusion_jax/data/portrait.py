@@ -10,14 +10,15 @@ Positions are in image sides from the middle of the picture, y downwards; an ope
 
 import dataclasses
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from numpy.typing import ArrayLike
 
-from diffusion_jax.data.sources import check_split
+from diffusion_jax.data.sources import Indices, check_split
 from diffusion_jax.errors import invalid
 
 FRAME_RATE, SAMPLE_RATE = 25, 1600
@@ -104,7 +105,7 @@ class TalkingFaces:
     def __getitem__(self, index: int) -> dict:
         return jax.tree.map(lambda leaf: leaf[0], self.take([index]))
 
-    def take(self, indices: Any) -> dict:
+    def take(self, indices: Indices) -> dict:
         """The clips at `indices`, stacked."""
         faces = [self.face(int(index)) for index in indices]
         speeches = [self.speech(int(index)) for index in indices]
@@ -135,8 +136,8 @@ def talking_faces(
 def draw_face(rng: np.random.Generator) -> Face:
     """A person: any hue, heads from tall to broad, a slow bob of at most 0.05 image sides."""
     u = rng.random(8)
-    bob = tuple((0.05 * u[i], 0.3 + 0.5 * u[i + 1], 2 * np.pi * u[i + 2]) for i in (2, 5))
-    return Face(u[0], 0.75 + 0.5 * u[1], bob)
+    across, along = ((0.05 * u[i], 0.3 + 0.5 * u[i + 1], 2 * np.pi * u[i + 2]) for i in (2, 5))
+    return Face(u[0], 0.75 + 0.5 * u[1], (across, along))
 
 
 def draw_speech(rng: np.random.Generator, frames: int) -> Speech:
@@ -182,7 +183,8 @@ def log_mel(waveform: Float[np.ndarray, "*B samples"]) -> Float[np.ndarray, "*B 
 
 def _mel_filters():
     """Triangles `[BANDS, HOP + 1]`, equally spaced on the mel scale from 60 Hz to half the sample rate."""
-    mel = np.linspace(*(2595 * np.log10(1 + np.array([60, SAMPLE_RATE / 2]) / 700)), BANDS + 2)
+    low, high = 2595 * np.log10(1 + np.array([60, SAMPLE_RATE / 2]) / 700)
+    mel = np.linspace(low, high, BANDS + 2)
     edges = 700 * (10 ** (mel / 2595) - 1)
     frequency = np.arange(HOP + 1) * SAMPLE_RATE / (2 * HOP)
     up = (frequency - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
@@ -260,7 +262,7 @@ def _ellipse(u, v, a, b):
     return jnp.clip(0.5 - distance, 0, 1)
 
 
-def read(clips: Any) -> Reading:
+def read(clips: ArrayLike) -> Reading:
     """Reads clips `[N, F, S, S, 3]` in [-1, 1]: the values with which the renderer comes closest to each frame.
 
     Damped Gauss-Newton steps from the moments of the light, the colour being the best for the current drawing.
@@ -330,10 +332,10 @@ def sync(reading: Reading, opening: Float[np.ndarray, "N F"], window: int | None
     0 where the mouth stands still, nan where the voice is silent throughout.
     """
     frames = opening.shape[1]
-    window = frames if window is None else window
-    count = _windows(frames, window)
+    length = frames if window is None else window
+    count = _windows(frames, length)
     a, b = (
-        np.asarray(x, np.float64)[:, : count * window].reshape(len(x), count, window)
+        np.asarray(x, np.float64)[:, : count * length].reshape(len(x), count, length)
         for x in (reading.opening, opening)
     )
     a, b = a - a.mean(-1, keepdims=True), b - b.mean(-1, keepdims=True)
@@ -342,7 +344,7 @@ def sync(reading: Reading, opening: Float[np.ndarray, "N F"], window: int | None
     return np.where(size_b < 1e-3, np.nan, correlation)
 
 
-def identity_error(reading: Reading, reference: Any) -> dict[str, np.ndarray]:
+def identity_error(reading: Reading, reference: ArrayLike) -> dict[str, np.ndarray]:
     """How far each frame is from the person in the reference pictures `[N, S, S, 3]`, each `[N, F]`.
 
     colour: distance of the heads' light. shape: absolute difference of the logarithms of their aspects.
@@ -354,7 +356,7 @@ def identity_error(reading: Reading, reference: Any) -> dict[str, np.ndarray]:
     }
 
 
-def flicker(clips: Any, reading: Reading) -> Float[np.ndarray, "N steps"]:
+def flicker(clips: ArrayLike, reading: Reading) -> Float[np.ndarray, "N steps"]:
     """Mean absolute change, in light, from frame to frame where nothing should change: `[N, F - 1]`.
 
     These are pixels that lie, in both frames, inside the head and off eyes and mouth, or off the head. A head that bobs
@@ -381,7 +383,7 @@ def _flat(values, size):
     return (outwards[0] <= 0) | ((outwards[1] >= 1) & ~mouth & ~eyes)
 
 
-def score(clips: Any, opening: Float[np.ndarray, "N F"], reference: Any) -> dict[str, float]:
+def verify(clips: ArrayLike, opening: Float[np.ndarray, "N F"], reference: ArrayLike) -> dict[str, float]:
     """Means over clips and frames: sync, colour and shape (`identity_error`), flicker, residual."""
     reading = read(clips)
     errors = identity_error(reading, reference)

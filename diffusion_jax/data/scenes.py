@@ -10,10 +10,11 @@ import functools
 import itertools
 import zlib
 from collections import Counter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+from numpy.typing import ArrayLike
 from scipy import ndimage
 
 from diffusion_jax.data.sources import check_split
@@ -56,7 +57,7 @@ class Object(NamedTuple):
 Scene = tuple[Object, ...]
 
 
-class Claim(NamedTuple):
+class CaptionClaim(NamedTuple):
     """What a caption says: how many of each kind there are, nothing else, and how the first stands to the second."""
 
     groups: tuple[tuple[int, Kind], ...]
@@ -240,13 +241,13 @@ def _phrase(count, kind):
     return f"{NUMBERS[count - 1]} {kind.size} {kind.colour} {kind.shape}{plural}"
 
 
-def parse(caption: str) -> Claim:
+def parse(caption: str) -> CaptionClaim:
     """What a caption claims. Raises InvalidInput for text that is no caption of this world."""
     for name in RELATIONS:
         head, middle, tail = caption.partition(f" {name} ")
         if middle:
-            return Claim((_parse_phrase(head, caption), _parse_phrase(tail, caption)), name)
-    return Claim(tuple(_parse_phrase(part, caption) for part in caption.split(" and ")))
+            return CaptionClaim((_parse_phrase(head, caption), _parse_phrase(tail, caption)), name)
+    return CaptionClaim(tuple(_parse_phrase(part, caption) for part in caption.split(" and ")))
 
 
 def _parse_phrase(phrase, caption):
@@ -286,7 +287,7 @@ def _templates(size):
     return names, np.stack(masks).reshape(len(masks), -1).astype(np.float32)
 
 
-def read(image: Any, min_overlap: float = 0.6) -> Reading:
+def read(image: ArrayLike, min_overlap: float = 0.6) -> Reading:
     """Reads an image `[size, size, 3]` in [-1, 1] back into a scene.
 
     Each pixel takes the nearest colour of the palette; connected blobs of one colour are compared with every shape and
@@ -304,7 +305,7 @@ def read(image: Any, min_overlap: float = 0.6) -> Reading:
     side = int(np.sqrt(masks.shape[1]))
     scene, unrecognised = [], 0
     for number, colour in enumerate(COLOURS, start=1):
-        blobs, _ = ndimage.label(nearest == number)
+        blobs, _ = ndimage.label(nearest == number)  # pyright: ignore[reportGeneralTypeIssues]: a count with output= alone
         for label, box in enumerate(ndimage.find_objects(blobs), start=1):
             blob = blobs[box] == label
             if 3 * blob.sum() < areas.min():
@@ -328,7 +329,7 @@ def read(image: Any, min_overlap: float = 0.6) -> Reading:
     return Reading(tuple(sorted(scene)), unrecognised)
 
 
-def score(image: Any, caption: str) -> dict[str, float]:
+def verify(image: ArrayLike, caption: str) -> dict[str, float]:
     """How much of a caption an image keeps, each in [0, 1].
 
     count: the number of objects is right. attributes: the share of claimed objects that are there, with size, colour

@@ -5,8 +5,8 @@ and file formats that make sources have modules of their own; batching and shuff
 """
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -14,15 +14,30 @@ from diffusion_jax.errors import InvalidInput, invalid, unknown
 
 SPLITS = ("train", "test")
 
+Indices = Sequence[int] | np.ndarray
+"""Which examples: a range, a list, or an array of whole numbers."""
 
+
+@runtime_checkable
 class Source(Protocol):
-    """Random access to examples. `take(indices)`, a whole batch at once, is optional and only makes reading faster."""
+    """Random access to examples."""
 
     def __len__(self) -> int:
         """Number of examples."""
+        ...
 
     def __getitem__(self, index: int) -> dict:
         """Example `index`, the same at every call."""
+        ...
+
+
+@runtime_checkable
+class BatchSource(Source, Protocol):
+    """A source that also gives a whole batch at once, which only makes reading faster."""
+
+    def take(self, indices: Indices) -> dict:
+        """The examples at `indices`, stacked."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,7 +79,7 @@ class ArraySource:
     def __getitem__(self, index: int) -> dict:
         return self.take(index)
 
-    def take(self, indices: Any) -> dict:
+    def take(self, indices: Indices | int | np.integer) -> dict:
         """The examples at `indices`, stacked (one example without a batch axis when it is a single number)."""
         x0 = {k: v[indices] for k, v in self.x0.items()} if isinstance(self.x0, Mapping) else self.x0[indices]
         if not self.cond:
@@ -75,7 +90,7 @@ class ArraySource:
 class _Unconditional:
     """A source without its conditions; everything else that is known about it stays."""
 
-    def __init__(self, source: Any):
+    def __init__(self, source: Source):
         self._source = source
 
     def __len__(self) -> int:
@@ -90,7 +105,7 @@ class _Unconditional:
         return getattr(self._source, name)
 
 
-def unconditional(source: Any) -> Any:
+def unconditional(source: Source) -> Any:
     """`source` without its conditions, for a network that takes none."""
     return _Unconditional(source)
 
@@ -112,7 +127,7 @@ def first_not_finite(x0: Any) -> int | None:
     return min(rows, default=None)
 
 
-def check_finite(source: Any, *, max_examples: int | None = None) -> None:
+def check_finite(source: Source, *, max_examples: int | None = None) -> None:
     """Raises InvalidInput, naming the example, when a source holds a NaN or an infinity.
 
     max_examples: looks at no more than so many, spread evenly; all of them when None.

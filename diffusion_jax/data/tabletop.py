@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
+from numpy.typing import ArrayLike
 
 from diffusion_jax import randomness
 from diffusion_jax.errors import invalid, unknown
@@ -339,7 +340,7 @@ def render(state: State, size: int = 24, block: bool = True) -> Float[Array, "*B
     return 2 * image - 1
 
 
-def read(images: Any) -> dict[str, np.ndarray]:
+def read(images: ArrayLike) -> dict[str, np.ndarray]:
     """Places `[*B, 2]` of "disc", "block" and "goal" in pictures `[*B, size, size, 3]`, on the table; nan if unseen.
 
     Each is the centroid of the light of its own colour. A goal half under the block is displaced; the others are

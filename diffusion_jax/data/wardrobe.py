@@ -13,14 +13,15 @@ of four, and do not bend with the body.
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from numpy.typing import ArrayLike
 from scipy import ndimage
 
-from diffusion_jax.data.sources import check_split
+from diffusion_jax.data.sources import Indices, check_split
 from diffusion_jax.errors import invalid
 
 SIZE = 32
@@ -102,16 +103,16 @@ class TryOn:
     def __len__(self) -> int:
         return self.length
 
-    def draw(self, indices: Any) -> tuple[Persons, Outfits]:
+    def draw(self, indices: Indices) -> tuple[Persons, Outfits]:
         """Who the examples at `indices` show, and what they wear."""
         return draw_persons(self._uniform(indices, 0, 17)), draw_outfits(self._uniform(indices, 1, 16))
 
     def __getitem__(self, index: int) -> dict:
         return jax.tree.map(lambda leaf: leaf[0], self.take([index]))
 
-    def take(self, indices: Any) -> dict:
+    def take(self, indices: Indices) -> dict:
         """The examples at `indices`, stacked."""
-        return example(*self.draw(indices))
+        return dressed_example(*self.draw(indices))
 
     def _uniform(self, indices, purpose, count):
         which = ("train", "test").index(self.split)
@@ -133,20 +134,20 @@ def try_on(split: str = "train", length: int = 20_000, seed: int = 0) -> TryOn:
     return TryOn(split, length, seed)
 
 
-def example(persons: Persons, outfits: Outfits) -> dict:
+def dressed_example(persons: Persons, outfits: Outfits) -> dict:
     """`{"x0", "cond"}` of persons who wear outfits; see `try_on`."""
     image, _ = render(persons, outfits)
     hidden = mask(persons)
     seen = np.where(hidden[..., None], _signed(pose_map(persons)), image)
     concat = np.concatenate([hidden[..., None], seen], axis=-1).astype(np.float32)
-    items, present = slots(outfits)
+    items, present = worn_slots(outfits)
     rows = np.arange(len(items))[:, None]
     flat = flat_lay(items, *(getattr(outfits, name)[rows, items] for name in ("cut", "colour", "texture")))
     flat = np.where(present[..., None, None, None], flat, 0).astype(np.float32)
     return {"x0": image, "cond": {"concat": concat, "references": flat, "items": items, "present": present}}
 
 
-def slots(outfits: Outfits) -> tuple[Int[np.ndarray, "N 3"], Bool[np.ndarray, "N 3"]]:
+def worn_slots(outfits: Outfits) -> tuple[Int[np.ndarray, "N 3"], Bool[np.ndarray, "N 3"]]:
     """The worn categories in rising order, filled up with 0, and which of the places are filled."""
     order = np.argsort(~outfits.worn, axis=1, kind="stable")[:, :CAPACITY].astype(np.int32)
     present = np.take_along_axis(outfits.worn, order, axis=1)
@@ -263,7 +264,7 @@ def mask(persons: Persons) -> Bool[np.ndarray, "N 32 32"]:
     """
     cuts = (np.full((len(persons.joints), len(CATEGORIES)), cut) for cut in range(CUTS))
     every = np.any([worn_regions(persons, cut).any(axis=1) for cut in cuts], axis=0)
-    grown = ndimage.binary_dilation(every, np.ones((1, 3, 3), bool))
+    grown = np.asarray(ndimage.binary_dilation(every, np.ones((1, 3, 3), bool)), bool)
     return grown & ~_capsule(persons.joints[:, _HEAD], persons.joints[:, _HEAD], 3.1)
 
 
@@ -320,7 +321,7 @@ class Reading(NamedTuple):
     residual: Float[np.ndarray, "N 5"]
 
 
-def read(images: Any, parsing: Int[np.ndarray, "N 32 32"]) -> Reading:
+def read(images: ArrayLike, parsing: Int[np.ndarray, "N 32 32"]) -> Reading:
     """Reads images `[N, 32, 32, 3]` in [-1, 1]: for each category the look that is nearest where `parsing` has it."""
     light = (np.clip(np.asarray(images, np.float64), -1, 1) + 1) / 2
     if light.shape[1:] != (SIZE, SIZE, 3) or parsing.shape != light.shape[:3]:

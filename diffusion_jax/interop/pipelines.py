@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from diffusion_jax import randomness
 from diffusion_jax.adapters import attached, combined, merged
@@ -40,7 +41,7 @@ from diffusion_jax.models.conditions import Label, Sizes
 from diffusion_jax.models.layers.conditioning import find_stream
 from diffusion_jax.sampling import sample
 from diffusion_jax.solvers import inpainted
-from diffusion_jax.typing import Denoiser
+from diffusion_jax.typing import Denoiser, Keys
 
 
 class Pipeline(NamedTuple):
@@ -69,7 +70,7 @@ class Pipeline(NamedTuple):
     network: Pretrained
 
 
-class Kind(NamedTuple):
+class PipelineKind(NamedTuple):
     """How a class of pipelines is put together.
 
     network: the folder of the denoising network. num_steps, scale: the family's defaults.
@@ -110,15 +111,15 @@ def _t5(max_length):
 
 
 KINDS = {
-    "DiTPipeline": Kind("transformer", _labels, 50, 4.0),
-    "PixArtAlphaPipeline": Kind("transformer", _t5(120), 20, 4.5),
-    "PixArtSigmaPipeline": Kind("transformer", _t5(300), 20, 4.5),
-    "StableDiffusionPipeline": Kind("unet", _clip, 50, 7.5),
-    "StableDiffusionImg2ImgPipeline": Kind("unet", _clip, 50, 7.5),
-    "StableDiffusionInpaintPipeline": Kind("unet", _clip, 50, 7.5),
-    "StableDiffusionXLPipeline": Kind("unet", _double_clip, 50, 5.0),
-    "StableDiffusionXLImg2ImgPipeline": Kind("unet", _double_clip, 50, 5.0),
-    "StableDiffusionXLInpaintPipeline": Kind("unet", _double_clip, 50, 7.5),
+    "DiTPipeline": PipelineKind("transformer", _labels, 50, 4.0),
+    "PixArtAlphaPipeline": PipelineKind("transformer", _t5(120), 20, 4.5),
+    "PixArtSigmaPipeline": PipelineKind("transformer", _t5(300), 20, 4.5),
+    "StableDiffusionPipeline": PipelineKind("unet", _clip, 50, 7.5),
+    "StableDiffusionImg2ImgPipeline": PipelineKind("unet", _clip, 50, 7.5),
+    "StableDiffusionInpaintPipeline": PipelineKind("unet", _clip, 50, 7.5),
+    "StableDiffusionXLPipeline": PipelineKind("unet", _double_clip, 50, 5.0),
+    "StableDiffusionXLImg2ImgPipeline": PipelineKind("unet", _double_clip, 50, 5.0),
+    "StableDiffusionXLInpaintPipeline": PipelineKind("unet", _double_clip, 50, 7.5),
 }
 """By the class that model_index.json names."""
 
@@ -129,7 +130,7 @@ def load_pipeline(
     mesh: Mesh | None = None,
     rules: Rules | None = None,
     variant: str | None = None,
-    param_dtype: Any = jnp.float32,
+    param_dtype: DTypeLike = jnp.float32,
     loras: Sequence[tuple[str | os.PathLike, int | float]] = (),
     **overrides: Any,
 ) -> Pipeline:
@@ -203,7 +204,7 @@ def _variant(folder: Path, variant: str | None) -> str | None:
 
 def generate(
     pipeline: Pipeline,
-    key: Any,
+    key: Keys,
     prompts: Sequence[Any],
     *,
     negative: Sequence[str] | str | None = None,
@@ -271,7 +272,7 @@ def generate(
         if mask is None or strength < 1:
             process = pipeline.scheduler.process
             start = process.alpha(grid[0]) * latents + process.sigma(grid[0]) * noise
-    if mask is not None:
+    if image is not None and mask is not None:
         small = mask.reshape(len(prompts), shape[1], factor, shape[2], factor)[:, :, 0, :, 0]
         if not pipeline.inpaints:
             known, keep = latents, jnp.broadcast_to(~small[..., None], shape)
@@ -288,7 +289,7 @@ def generate(
     return _programs(pipeline.autoencoder.network)[1](pipeline.autoencoder.params, latents)
 
 
-def _checked_pictures(pipeline, image, mask, size, count):
+def _checked_pictures(pipeline, image, mask, size, count) -> tuple[Any, Any, tuple[int, int]]:
     if image is not None:
         image = jnp.asarray(image, jnp.float32)
         image = jnp.broadcast_to(image, (count, *image.shape[-3:]))

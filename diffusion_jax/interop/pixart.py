@@ -18,7 +18,7 @@ from diffusion_jax.interop.dit import (
     stored_conditions,
 )
 from diffusion_jax.interop.family import Family, take
-from diffusion_jax.interop.tables import Table, dense, vector
+from diffusion_jax.interop.tables import TensorTable, dense, vector
 from diffusion_jax.models import context, dit, sizes
 from diffusion_jax.models.conditions import Context, Sizes
 
@@ -48,7 +48,7 @@ def _fields(config, files):
     }
 
 
-def _embedder(ours: str, theirs: str) -> Table:
+def _embedder(ours: str, theirs: str) -> TensorTable:
     table = dense(f"condition/{ours}/up", f"adaln_single.emb.{theirs}.linear_1")
     return table | dense(f"condition/{ours}/down", f"adaln_single.emb.{theirs}.linear_2")
 
@@ -61,7 +61,7 @@ def _conditions(module: Any) -> list[Any]:
     return [told, sized]
 
 
-def _table(module) -> Table:
+def _table(module) -> TensorTable:
     check_stored(module, NAME, **PLAIN, positions="sincos", modulation="single")
     told, sized = _conditions(module)
     table = patch_embedding(module, "pos_embed.proj") | _embedder("time", "timestep_embedder")

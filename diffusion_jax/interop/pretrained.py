@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from diffusion_jax.distributed import Rules, shardings
 from diffusion_jax.errors import InvalidInput, nearest
@@ -45,7 +46,7 @@ def load_pretrained(
     variant: str | None = None,
     mesh: Mesh | None = None,
     rules: Rules | None = None,
-    param_dtype: Any = jnp.float32,
+    param_dtype: DTypeLike = jnp.float32,
     **overrides: Any,
 ) -> Pretrained:
     """The network of a folder (config.json and safetensors, in one file or in shards), and its parameters.
@@ -110,7 +111,12 @@ def check_copies(files: TensorFiles, places: Mapping[str, Slot]) -> None:
 
 
 def read_params(
-    files: TensorFiles, places: Mapping[str, Slot], shapes: Any, mesh: Mesh | None, rules: Rules | None, dtype: Any
+    files: TensorFiles,
+    places: Mapping[str, Slot],
+    shapes: Any,
+    mesh: Mesh | None,
+    rules: Rules | None,
+    dtype: DTypeLike,
 ) -> Any:
     """The parameters, each tensor put where `rules` place it on the mesh before the next is read."""
     if mesh is None:
@@ -133,7 +139,11 @@ def read_params(
 
 
 def save_pretrained(
-    folder: str | os.PathLike, pretrained: Pretrained, *, dtype: Any = np.float32, max_shard_bytes: int | float = 5e9
+    folder: str | os.PathLike,
+    pretrained: Pretrained,
+    *,
+    dtype: DTypeLike = np.float32,
+    max_shard_bytes: int | float = 5e9,
 ) -> Path:
     """Writes config.json and safetensors in the peer's layout, so that the peer loads them; returns the folder.
 

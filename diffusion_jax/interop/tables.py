@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import einops
 import jax
 import numpy as np
+from jax.typing import DTypeLike
 
 from diffusion_jax.errors import InvalidInput
 
@@ -22,7 +23,7 @@ ALIGNMENT = 64
 """Bytes."""
 
 
-class Source(NamedTuple):
+class StoredTensor(NamedTuple):
     """Where one of our tensors comes from.
 
     name: their tensor. "{}" stands for the number of a layer: ours has those layers on its first axis.
@@ -43,32 +44,32 @@ class Source(NamedTuple):
     swapped: bool = False
 
 
-Table = dict[str, Source]
+TensorTable = dict[str, StoredTensor]
 
 
-def vector(ours: str, theirs: str, **source: Any) -> Table:
+def vector(ours: str, theirs: str, **source: Any) -> TensorTable:
     """A tensor that is laid out alike on both sides: a vector, an embedding, a table."""
-    return {ours: Source(theirs, **source)}
+    return {ours: StoredTensor(theirs, **source)}
 
 
-def _layer(layout: str, ours: str, theirs: str, bias: bool, source: dict) -> Table:
-    table = {f"{ours}/kernel": Source(f"{theirs}.weight", layout, **source)}
+def _layer(layout: str, ours: str, theirs: str, bias: bool, source: dict) -> TensorTable:
+    table = {f"{ours}/kernel": StoredTensor(f"{theirs}.weight", layout, **source)}
     if bias:
-        table[f"{ours}/bias"] = Source(f"{theirs}.bias", **{**source, "sizes": ()})
+        table[f"{ours}/bias"] = StoredTensor(f"{theirs}.bias", **{**source, "sizes": ()})
     return table
 
 
-def dense(ours: str, theirs: str, bias: bool = True, **source: Any) -> Table:
+def dense(ours: str, theirs: str, bias: bool = True, **source: Any) -> TensorTable:
     """A linear layer: `theirs.weight [O, I]` and `theirs.bias`."""
     return _layer(DENSE, ours, theirs, bias, source)
 
 
-def conv(ours: str, theirs: str, bias: bool = True, **source: Any) -> Table:
+def conv(ours: str, theirs: str, bias: bool = True, **source: Any) -> TensorTable:
     """A convolution: `theirs.weight [O, I, p, q]` and `theirs.bias`."""
     return _layer(CONV, ours, theirs, bias, source)
 
 
-def norm(ours: str, theirs: str, bias: bool = True, **source: Any) -> Table:
+def norm(ours: str, theirs: str, bias: bool = True, **source: Any) -> TensorTable:
     """A norm's `theirs.weight` and `theirs.bias`, here `scale` and `bias`."""
     table = vector(f"{ours}/scale", f"{theirs}.weight", **source)
     return {**table, **vector(f"{ours}/bias", f"{theirs}.bias", **source)} if bias else table
@@ -78,7 +79,7 @@ class Slot(NamedTuple):
     """One of our tensors as a place to be filled: its `Source` and shape, and where its part starts in their tensor."""
 
     path: str
-    source: Source
+    source: StoredTensor
     shape: tuple[int, ...]
     start: int
 
@@ -112,7 +113,7 @@ class Slot(NamedTuple):
         part = _inverse(self.source)(layer)
         return _swap(part) if self.source.swapped else part
 
-    def fill(self, read: Callable[[str, tuple], np.ndarray], index: tuple[slice, ...], dtype: Any) -> np.ndarray:
+    def fill(self, read: Callable[[str, tuple], np.ndarray], index: tuple[slice, ...], dtype: DTypeLike) -> np.ndarray:
         """The entries of ours at `index`, read through `read(name, index)`; no more is read than the layout forces."""
         index = tuple(slice(*entry.indices(size)[:2]) for entry, size in zip(index, self.shape, strict=True))
         out = aligned_empty([entry.stop - entry.start for entry in index], dtype)
@@ -123,7 +124,7 @@ class Slot(NamedTuple):
             out[row] = self._layer(read, name, index[1:])
         return out
 
-    def whole(self, read: Callable[[str, tuple], np.ndarray], dtype: Any) -> np.ndarray:
+    def whole(self, read: Callable[[str, tuple], np.ndarray], dtype: DTypeLike) -> np.ndarray:
         """All of ours."""
         return self.fill(read, (slice(None),) * len(self.shape), dtype)
 
@@ -145,7 +146,7 @@ def _swap(part: np.ndarray) -> np.ndarray:
     return np.roll(part, len(part) // 2, axis=0)
 
 
-def aligned_empty(shape: Sequence[int], dtype: Any) -> np.ndarray:
+def aligned_empty(shape: Sequence[int], dtype: DTypeLike) -> np.ndarray:
     """An array at an address that JAX's CPU backend can use as it is, without another copy."""
     dtype = np.dtype(dtype)
     size = math.prod(shape) * dtype.itemsize
@@ -164,19 +165,19 @@ def _permutation(layout: str, ndim: int) -> list[int] | None:
     return [left.index(name) for name in right]
 
 
-def _inverse(source: Source) -> Callable[[Any], Any]:
+def _inverse(source: StoredTensor) -> Callable[[Any], Any]:
     if not source.layout:
         return lambda layer: layer
     left, right = source.layout.split("->")
     return lambda layer: einops.rearrange(layer, f"{right.strip()} -> {left.strip()}", **dict(source.sizes))
 
 
-def _their_shape(source: Source, shape: tuple[int, ...]) -> tuple[int, ...]:
+def _their_shape(source: StoredTensor, shape: tuple[int, ...]) -> tuple[int, ...]:
     struct = jax.ShapeDtypeStruct(shape, np.float32)
     return tuple(jax.eval_shape(_inverse(source), struct).shape)
 
 
-def slots(table: Table, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Slot]:
+def slots(table: TensorTable, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Slot]:
     """The table with the shapes of our tensors, by our path. Raises InvalidInput where the two do not match.
 
     shapes: our tensors by path, `models.by_path(tree of ShapeDtypeStruct)`.

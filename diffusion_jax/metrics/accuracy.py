@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from diffusion_jax.errors import invalid
 
@@ -15,7 +16,7 @@ class ClassAccuracy(NamedTuple):
     per_class: np.ndarray
 
 
-def class_accuracy(logits: Callable[[Any], Any] | Any, images: Any, labels: Any) -> ClassAccuracy:
+def class_accuracy(logits: Callable[[Any], Any] | Any, images: ArrayLike | None, labels: ArrayLike) -> ClassAccuracy:
     """Accuracy of `labels [N]` under a classifier.
 
     logits: a function of the images (such as `FeatureNetwork.logits`), or the logits `[N, K]` themselves.

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from numpy.typing import ArrayLike
 
 from diffusion_jax import data
 from diffusion_jax.cache import cache_folder
@@ -52,11 +53,11 @@ class FeatureNetwork:
     params: Any
     accuracy: float
 
-    def features(self, images: Any) -> np.ndarray:
+    def features(self, images: ArrayLike) -> np.ndarray:
         """Penultimate features `[N, features]` of images `[N, size, size, C]` in [-1, 1]."""
         return self._run(images)[0]
 
-    def logits(self, images: Any) -> np.ndarray:
+    def logits(self, images: ArrayLike) -> np.ndarray:
         """Digits: class logits `[N, 10]`. Shapes: logits `[N, 24]` of the presence of each (colour, shape)."""
         return self._run(images)[1]
 

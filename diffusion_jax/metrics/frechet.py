@@ -4,10 +4,11 @@ Everything is float64 on the host: covariances of thousands of features lose too
 come from is the business of `features` and `inception`.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+from numpy.typing import ArrayLike
 
 from diffusion_jax.errors import InvalidInput, invalid
 
@@ -27,7 +28,7 @@ class Moments(NamedTuple):
         return self.scatter / (self.count - 1)
 
 
-def moments(features: Any) -> Moments:
+def moments(features: ArrayLike) -> Moments:
     """Moments of a batch of features `[N, D]`. Raises InvalidInput when one is not finite."""
     features = np.asarray(features, np.float64)
     if features.ndim != 2 or not len(features):
@@ -72,13 +73,12 @@ def _root(covariance):
     return vectors * np.sqrt(np.clip(values, 0.0, None))
 
 
-def frechet_distance(a: Any, b: Any) -> float:
+def frechet_distance(a: ArrayLike | Moments, b: ArrayLike | Moments) -> float:
     """Fréchet distance between two sets of features `[N, D]`, or their `Moments` (Heusel et al. 2017).
 
     It is biased upwards by about D^2 / N for small sets: compare only at equal sizes.
     """
-    a = a if isinstance(a, Moments) else moments(a)
-    b = b if isinstance(b, Moments) else moments(b)
-    if a.mean.shape != b.mean.shape:
-        raise invalid("features", b.mean.shape[0], f"the other set has {a.mean.shape[0]} features")
-    return gaussian_frechet_distance(a.mean, a.covariance, b.mean, b.covariance)
+    first, second = (features if isinstance(features, Moments) else moments(features) for features in (a, b))
+    if first.mean.shape != second.mean.shape:
+        raise invalid("features", second.mean.shape[0], f"the other set has {first.mean.shape[0]} features")
+    return gaussian_frechet_distance(first.mean, first.covariance, second.mean, second.covariance)

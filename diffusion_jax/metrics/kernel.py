@@ -1,8 +1,9 @@
 """Kernel distances between samples: the KID of feature space, and the exact MMD for low-dimensional data."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from diffusion_jax.errors import invalid, unknown
 
@@ -43,7 +44,9 @@ def _polynomial(x, y):
     return (x @ y.T / x.shape[1] + 1.0) ** 3
 
 
-def kernel_distance(x: Any, y: Any, subsets: int = 50, subset_size: int = 1000, seed: int = 0) -> KernelDistance:
+def kernel_distance(
+    x: ArrayLike, y: ArrayLike, subsets: int = 50, subset_size: int = 1000, seed: int = 0
+) -> KernelDistance:
     """Kernel inception distance of features `[N, D]`, `[M, D]`: unbiased `MMD^2` with the kernel `(x.y / D + 1)^3`.
 
     Averaged over random subsets (Binkowski et al. 2018, section 4); a subset is never larger than the smaller set.
@@ -63,7 +66,9 @@ def kernel_distance(x: Any, y: Any, subsets: int = 50, subset_size: int = 1000, 
     return KernelDistance(float(np.mean(values)), float(spread))
 
 
-def mmd2(x: Any, y: Any, kernel: str = "gaussian", bandwidth: float | None = None, unbiased: bool = True) -> float:
+def mmd2(
+    x: ArrayLike, y: ArrayLike, kernel: str = "gaussian", bandwidth: float | None = None, unbiased: bool = True
+) -> float:
     """Squared maximum mean discrepancy between all of `x [N, D]` and `y [M, D]` (Gretton et al. 2012, lemma 6).
 
     kernel: "gaussian" `exp(-d^2 / 2 h^2)`, "laplace" `exp(-d / h)`, or "polynomial" `(x.y / D + 1)^3`.

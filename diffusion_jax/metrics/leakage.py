@@ -11,17 +11,17 @@ from diffusion_jax import randomness
 from diffusion_jax.clock import single_step
 from diffusion_jax.errors import invalid, unknown
 from diffusion_jax.time_axes import batch_size
-from diffusion_jax.typing import Denoiser
+from diffusion_jax.typing import Condition, Denoiser, Params
 
 
 def leakage(
     key: Key[Array, ""],
     denoiser: Denoiser,
-    params: Any,
+    params: Params,
     x0: Mapping[str, Any],
     t: Any,
     ignored: Sequence[str],
-    cond: Any = None,
+    cond: Condition = None,
     redraws: int = 16,
 ) -> dict[str, float]:
     """`mean Var_e[eps_m(x_t, e)] / mean eps_m(x_t, e)^2` for each modality m that is not ignored, e ~ N(0, I).

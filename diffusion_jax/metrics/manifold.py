@@ -1,8 +1,9 @@
 """Fidelity and diversity by nearest neighbours in a feature space: precision, recall, density, coverage."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from diffusion_jax.errors import invalid
 from diffusion_jax.metrics.kernel import squared_distances
@@ -22,19 +23,19 @@ class Manifold(NamedTuple):
     coverage: float
 
 
-def manifold(real: Any, samples: Any, k: int = 5) -> Manifold:
+def manifold(real: ArrayLike, samples: ArrayLike, k: int = 5) -> Manifold:
     """The four numbers from features `real [N, D]` and `samples [M, D]`; float64, memory of order N M."""
-    real, samples = np.asarray(real, np.float64), np.asarray(samples, np.float64)
-    if real.ndim != 2 or samples.ndim != 2 or real.shape[1] != samples.shape[1]:
-        raise invalid("shapes of the two sets", (real.shape, samples.shape), "expected [N, D] and [M, D]")
-    if not 1 <= k < min(len(real), len(samples)):
-        raise invalid("k", k, f"it must be at least 1 and less than the smaller set, {min(len(real), len(samples))}")
+    a, b = np.asarray(real, np.float64), np.asarray(samples, np.float64)
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
+        raise invalid("shapes of the two sets", (a.shape, b.shape), "expected [N, D] and [M, D]")
+    if not 1 <= k < min(len(a), len(b)):
+        raise invalid("k", k, f"it must be at least 1 and less than the smaller set, {min(len(a), len(b))}")
     # Around a common centre the expansion of the squared distance loses fewer digits.
-    centre = real.mean(axis=0)
-    real, samples = real - centre, samples - centre
-    across = squared_distances(real, samples)
-    inside_real = across <= _reach(real, k)[:, None]
-    inside_samples = across <= _reach(samples, k)
+    centre = a.mean(axis=0)
+    a, b = a - centre, b - centre
+    across = squared_distances(a, b)
+    inside_real = across <= _reach(a, k)[:, None]
+    inside_samples = across <= _reach(b, k)
     return Manifold(
         precision=float(inside_real.any(axis=0).mean()),
         recall=float(inside_samples.any(axis=1).mean()),

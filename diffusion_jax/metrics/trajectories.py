@@ -4,14 +4,13 @@ Two runs from the same noise are compared sample by sample, which tells more tha
 Everything is float64 on the host.
 """
 
-from typing import Any
-
 import numpy as np
+from numpy.typing import ArrayLike
 
 from diffusion_jax.errors import invalid
 
 
-def endpoint_error(x: Any, reference: Any, *, relative: bool = False) -> float:
+def endpoint_error(x: ArrayLike, reference: ArrayLike, *, relative: bool = False) -> float:
     """`sqrt(mean (x - reference)^2)` over all entries of two arrays of one shape: the root mean square error.
 
     relative: `||x - reference|| / ||reference||` instead, 0 for equal samples and 1 for x = 0.
@@ -27,7 +26,7 @@ def endpoint_error(x: Any, reference: Any, *, relative: bool = False) -> float:
     return float(error / size)
 
 
-def trajectory_similarity(trace_a: Any, trace_b: Any) -> np.ndarray:
+def trajectory_similarity(trace_a: ArrayLike, trace_b: ArrayLike) -> np.ndarray:
     """Cosine similarity `<a, b> / (||a|| ||b||)` of two runs at each saved step, the mean over samples: `[S]`.
 
     trace_a, trace_b: `[S, B, ...]`, e.g. `Samples.trace` of two runs from the same noise.
@@ -43,7 +42,7 @@ def trajectory_similarity(trace_a: Any, trace_b: Any) -> np.ndarray:
     return ((a * b).sum(axis=-1) / sizes).mean(axis=1)
 
 
-def effective_modes(modes: Any) -> float:
+def effective_modes(modes: ArrayLike) -> float:
     """`exp(-sum_k p_k log p_k)`, p the frequencies of modes: K when K modes are equally frequent, 1 when all agree.
 
     modes: the mode of each sample, integers `[N]`, or the probability of each, `[N, K]`, whose mean over samples is p.
@@ -63,7 +62,7 @@ def effective_modes(modes: Any) -> float:
     return float(np.exp(-(frequencies * np.log(frequencies)).sum()))
 
 
-def pairwise_distance(features: Any, labels: Any = None) -> float:
+def pairwise_distance(features: ArrayLike, labels: ArrayLike | None = None) -> float:
     """`E ||f_i - f_j||` over pairs of different samples, how varied they are; `features [N, ...]`, flattened.
 
     labels: `[N]`; only pairs under the same condition count then, and each condition counts the same.

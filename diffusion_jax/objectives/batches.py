@@ -15,6 +15,7 @@ from diffusion_jax.denoisers import null_condition
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.randomness import fold, sample_keys, uniform
 from diffusion_jax.time_axes import where
+from diffusion_jax.typing import Condition, Time
 
 
 def batch_size(batch: Mapping[str, Any]) -> int:
@@ -108,7 +109,7 @@ def _drawn(draw, state, batch, key, axes):
     return {**batch, "t": t, "t_weight": weight}
 
 
-def own(draw: Mapping[str, Any]) -> dict[str, Any]:
+def distinct_draws(draw: Mapping[str, Any]) -> dict[str, Any]:
     """The draws of modalities that have one; the others have the name of one of these in its place.
 
     Raises InvalidInput for a name that has no draw.
@@ -126,19 +127,19 @@ def _prefix(leaf: Any, axes: int) -> tuple[int, ...]:
     return leaf.shape[:axes]
 
 
-def updated(draw: Any, state: Any, t: Any, losses: Any) -> Any:
+def updated(draw: Any, state: Any, t: Time, losses: Any) -> Any:
     """The draws' states after they have seen the losses `[B]` (a dict of losses for a dict of draws)."""
     losses = jax.lax.stop_gradient(losses)
     if isinstance(draw, Mapping):
         # Times that the batch brought along may be one array for all modalities.
         return {
             name: one.update(state[name], t[name] if isinstance(t, Mapping) else t, losses[name])
-            for name, one in own(draw).items()
+            for name, one in distinct_draws(draw).items()
         }
     return draw.update(state, t, losses)
 
 
-def drop_condition(keys: Key[Array, " B"], cond: Any, null: Mapping[str, Any] | None, rate: float) -> Any:
+def drop_condition(keys: Key[Array, " B"], cond: Condition, null: Mapping[str, Any] | None, rate: float) -> Any:
     """Replaces the condition of a share `rate` of the examples, whole examples at a time, by `null`.
 
     Entries that `null` lacks are kept. Raises InvalidInput if `null` has an entry that the condition lacks.

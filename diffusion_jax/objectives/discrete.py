@@ -5,12 +5,12 @@ from typing import Any
 
 from diffusion_jax.objectives.denoising import objective
 from diffusion_jax.objectives.entries import tokens
-from diffusion_jax.typing import Network, Objective, TimestepDraw
+from diffusion_jax.typing import Network, Objective, Process, TimestepDraw
 
 
 def masked(
     network: Network,
-    process: Any,
+    process: Process,
     draw: TimestepDraw | None = None,
     weighting: str = "nelbo",
     *,

@@ -25,7 +25,7 @@ from diffusion_jax.objectives.denoising import denoising
 from diffusion_jax.objectives.entries import per_example
 from diffusion_jax.randomness import fold, split
 from diffusion_jax.time_axes import expand
-from diffusion_jax.typing import Aux, Denoiser, Network, Objective, TimestepDraw
+from diffusion_jax.typing import Aux, Denoiser, Network, Objective, Params, TimestepDraw
 
 PARTS = ("fake", "student")
 
@@ -41,7 +41,7 @@ class Matching(NamedTuple):
 def distribution_matching(
     generate: Callable[..., Any],
     teacher: Denoiser,
-    teacher_params: Any,
+    teacher_params: Params,
     fake: Network,
     draw: TimestepDraw | None = None,
     every: int = 5,

@@ -28,7 +28,7 @@ from diffusion_jax.objectives.batches import drawn, example_keys, updated
 from diffusion_jax.objectives.entries import per_example
 from diffusion_jax.randomness import split
 from diffusion_jax.time_axes import each, expand, fill
-from diffusion_jax.typing import Aux, Denoiser, Network, Objective, TimestepDraw
+from diffusion_jax.typing import Aux, Denoiser, Network, Objective, Params, Process, TimestepDraw
 
 
 class Imitated(NamedTuple):
@@ -40,9 +40,9 @@ class Imitated(NamedTuple):
 
 def imitation(
     network: Network,
-    process: Any,
+    process: Process,
     teacher: Denoiser,
-    teacher_params: Any,
+    teacher_params: Params,
     draw: TimestepDraw | None = None,
     weight: Callable[[Any, Any], Any] | None = None,
 ) -> Objective:
@@ -78,7 +78,7 @@ def imitation(
         square = each(lambda output, target: jnp.square(output - target), output, target)
         scale = batch["t_weight"] if weight is None else batch["t_weight"] * weight(process, t)
         plain = sum(per_example(leaf) for leaf in jax.tree.leaves(square))
-        losses = sum(per_example(expand(scale, leaf) * leaf) for leaf in jax.tree.leaves(square))
+        losses = sum((per_example(expand(scale, leaf) * leaf) for leaf in jax.tree.leaves(square)), jnp.zeros(()))
         draws = updated(draw, state.draw, batch["t"], losses)
         return losses, Aux(Imitated(state.params, draws), {"mse": jnp.mean(plain)}, {"loss": losses, "t": batch["t"]})
 

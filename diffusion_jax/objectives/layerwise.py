@@ -18,12 +18,12 @@ import jax.numpy as jnp
 from diffusion_jax.errors import invalid
 from diffusion_jax.objectives.denoising import objective
 from diffusion_jax.objectives.entries import EntryLoss, per_example
-from diffusion_jax.typing import Network, Objective, TimestepDraw
+from diffusion_jax.typing import Network, Objective, Process, Time, TimestepDraw
 
 
 def layerwise(
     network: Network,
-    process: Any,
+    process: Process,
     draw: TimestepDraw | None = None,
     *,
     uncertainty: float | int = 1.0,
@@ -62,7 +62,7 @@ def exit_losses(uncertainty: float | int = 1.0, layers: float | int = 1.0) -> En
     return entry
 
 
-def uncertainty_target(process: Any, outputs: Any, target: Any, x_t: Any, t: Any) -> Any:
+def uncertainty_target(process: Process, outputs: Any, target: Any, x_t: Any, t: Time) -> Any:
     """`tanh |e'|` of outputs `[L, B, ...]`: in [0, 1), 0 where the output is the target; without gradient."""
 
     def eps(output):

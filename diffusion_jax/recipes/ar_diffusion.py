@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from diffusion_jax import data, denoisers, models, pictures, processes, solvers, timesteps
 from diffusion_jax.config import ConfigDict, build
@@ -29,6 +30,7 @@ from diffusion_jax.recipes.parts.latents import encoded, principal_space
 from diffusion_jax.recipes.report import Claim, Results, claim
 from diffusion_jax.sampling import Samples, sample
 from diffusion_jax.streaming import sample_autoregressive, sample_chained, sample_windowed
+from diffusion_jax.typing import Grid, Keys, Params
 
 INDEPENDENT = (
     "FVD-16 1.5 to 6 times lower (Taichi-HD 66 against 202)",
@@ -72,7 +74,8 @@ def staircase_bias(steps: int, widths: tuple[int, ...], frames: int = 6) -> dict
         plan = timesteps.staircase(timesteps.linspace(steps), frames, width)
         return np.pad(plan, [(0, steps * frames + 1 - len(plan)), (0, 0), (0, 0)], mode="edge")
 
-    return {width: tuple(float(error(padded(width), causal)) for causal in (False, True)) for width in widths}
+    plans = {width: padded(width) for width in widths}
+    return {width: (float(error(plan, False)), float(error(plan, True))) for width, plan in plans.items()}
 
 
 class Ways(NamedTuple):
@@ -89,7 +92,7 @@ class Ways(NamedTuple):
     autoregressive: Callable[..., Samples]
 
 
-def ways(experiment: Experiment, grid: Any, clips: int) -> Ways:
+def ways(experiment: Experiment, grid: Grid, clips: int) -> Ways:
     """How the network of `experiment` samples so many clips along `grid [S + 1]`."""
     process, solver = experiment.process, solvers.ddim()
     denoiser = denoisers.denoiser(experiment.network, process)
@@ -122,13 +125,13 @@ def ways(experiment: Experiment, grid: Any, clips: int) -> Ways:
     return Ways(staircase, continued, autoregressive)
 
 
-def measured(clips: Any, real: Any) -> dict[str, float]:
+def clip_distances(clips: Array | np.ndarray, real: Array | np.ndarray) -> dict[str, float]:
     """Distances to `real`, and by which share size and speed have changed at the end of a long clip."""
     changed = data.moving.drift(data.moving.read(clips))
     return moving_clips.distances(clips, real) | {name: float(values[-1]) for name, values in changed.items()}
 
 
-def run(config: Any, workdir: Path) -> Results:
+def run(config: ConfigDict, workdir: Path) -> Results:
     """Three draws of times for one causal network, over seeds of training, along staircases of all widths."""
     steps, width, long = config.steps, config.width, config.frames
     source = build(config.arms.anchored.data)
@@ -144,7 +147,7 @@ def run(config: Any, workdir: Path) -> Results:
 
     def keep(name, latents):
         made = np.asarray(space.decode(latents[:, :long]))
-        found.setdefault(name, []).append(measured(made, real[made.shape[1]]))
+        found.setdefault(name, []).append(clip_distances(made, real[made.shape[1]]))
         if made.shape[1] == long:
             strips.setdefault(name, made[:2])
 
@@ -189,7 +192,7 @@ def run(config: Any, workdir: Path) -> Results:
     return Results(claims, [strips_path, curve_path])
 
 
-def kept_claims(way: Ways, params: Any, key: Any, frames: int, steps: int) -> list[Claim]:
+def kept_claims(way: Ways, params: Params, key: Keys, frames: int, steps: int) -> list[Claim]:
     """What decoding from kept keys makes and saves, against the staircase of full width."""
     last, kept = way.staircase(params, key, frames, steps), way.autoregressive(params, key, frames)
     return [
@@ -219,7 +222,7 @@ def mean(found: dict, name: str, metric: str) -> float:
     return float(np.mean([row[metric] for row in found[name]]))
 
 
-def quality_claims(config: Any, found: dict) -> list[Claim]:
+def quality_claims(config: ConfigDict, found: dict) -> list[Claim]:
     """The claims about trained models, one value a seed of training."""
     s, steps = config.width, config.steps
     best, chunks, long = f"anchored {s}", "synchronous, in chunks", "anchored, staircase"

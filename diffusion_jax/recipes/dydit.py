@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from diffusion_jax import pictures
 from diffusion_jax.acceleration import dynamic
@@ -22,6 +23,7 @@ from diffusion_jax.recipes import Claim, Results, claim, seeds
 from diffusion_jax.recipes.frame import trained
 from diffusion_jax.recipes.parts import dynamic_widths as parts
 from diffusion_jax.recipes.parts.dynamic_widths import Execution
+from diffusion_jax.typing import Params
 
 NOTES = (
     "Learning rates, biases of the routers and the warm-up of the budget were chosen on seed 100; the rate of LoRA "
@@ -34,7 +36,7 @@ NOTES = (
 )
 
 
-def run(config: Any, workdir: Path) -> Results:
+def run(config: ConfigDict, workdir: Path) -> Results:
     base = prepare(config.base)
     params = trained(base, "digits-transformer")
     tune, numbers = prepare(config.arms.dynamic), list(seeds(config))
@@ -64,7 +66,7 @@ def run(config: Any, workdir: Path) -> Results:
 
     times = (np.arange(config.losses.times, dtype=np.float32) + 0.5) / config.losses.times
     tables = [dynamic.tabulated(routed.fill, tree, tune.process, times) for tree in learned["dynamic"]]
-    costs = parts.width_costs(tune, routed, learned["dynamic"][0])
+    costs = parts.routed_costs(tune, routed, learned["dynamic"][0])
     shares = [parts.shares(table, costs) for table in tables]
     under = parts.under_table(routed.opened, tune.process.network_time(jnp.asarray(times)))
     by_table = parts.held_out_loss(tune, under, config.losses.repeats)
@@ -78,12 +80,15 @@ def run(config: Any, workdir: Path) -> Results:
     timed = config.timing.repeats > 0
     executed = parts.execution(tune, routed, learned["dynamic"][0], config.sampling, config.timing) if timed else None
     claims = [
-        *exact(beginning, executed),
-        *quality(config.target, shares, loss, distance, swapped),
-        *(speed(executed) if executed else ()),
+        *exactness_claims(beginning, executed),
+        *judged_claims(config.target, shares, loss, distance, swapped),
+        *(speed_claims(executed) if executed else ()),
         *mixtures(config, tune, params, given),
     ]
-    curves = {name: np.mean([parts.kept(table)[name] for table in tables], axis=0) for name in parts.kept(tables[0])}
+    curves = {
+        name: np.mean([parts.kept_shares(table)[name] for table in tables], axis=0)
+        for name in parts.kept_shares(tables[0])
+    }
     curves["executed share"] = np.mean(shares, axis=0)
     files = [workdir / "kept.png", workdir / "loss.png"]
     lines = {name: (times.tolist(), values.tolist()) for name, values in curves.items()}
@@ -95,7 +100,7 @@ def run(config: Any, workdir: Path) -> Results:
     return Results(claims, files, NOTES)
 
 
-def unchanged(tune: Experiment, config: Any, params: Any) -> float:
+def unchanged(tune: Experiment, config: ConfigDict, params: Params) -> float:
     """The largest change of outputs by routers, of tokens too, with the published biases 15 and 35."""
     routed = build(config.published, network=tune.network)
     batch = tune.example(8)
@@ -106,7 +111,7 @@ def unchanged(tune: Experiment, config: Any, params: Any) -> float:
     return float(jnp.abs(ours - jax.jit(tune.network.apply)(params, *inputs)[0]).max())
 
 
-def exact(beginning: float | None, executed: Execution | None) -> list[Claim]:
+def exactness_claims(beginning: float | None, executed: Execution | None) -> list[Claim]:
     """Of what was looked at."""
     largest, rows = "largest difference of outputs", []
     if beginning is not None:
@@ -117,7 +122,7 @@ def exact(beginning: float | None, executed: Execution | None) -> list[Claim]:
     return rows
 
 
-def quality(
+def judged_claims(
     target: float,
     shares: Sequence[np.ndarray],
     loss: Mapping[str, list[float]],
@@ -199,7 +204,7 @@ def quality(
     return [row for row in rows if row]
 
 
-def speed(executed: Execution) -> list[Claim]:
+def speed_claims(executed: Execution) -> list[Claim]:
     (wide, most), (narrow, least) = executed.wide, executed.narrow
     return [
         claim(
@@ -224,7 +229,7 @@ def speed(executed: Execution) -> list[Claim]:
     ]
 
 
-def mixtures(config: Any, tune: Experiment, params: Any, given: Any) -> list[Claim]:
+def mixtures(config: ConfigDict, tune: Experiment, params: Params, given: Any) -> list[Claim]:
     """Factors mixed by time against plain ones, beside a frozen network whose routers learn; none without seeds."""
     arms = {"mixed": (config.lora.rank, config.lora.experts), "plain": (config.lora.rank, 0)}
     arms["equal"] = (config.lora.equal_rank, 0)
@@ -250,7 +255,14 @@ def mixtures(config: Any, tune: Experiment, params: Any, given: Any) -> list[Cla
 
 
 def thresholds(
-    config: Any, tune: Experiment, routed: Timed, learned: Any, losses: Any, costs: Any, times: Any, params: Any
+    config: ConfigDict,
+    tune: Experiment,
+    routed: Timed,
+    learned: Any,
+    losses: Any,
+    costs: Any,
+    times: Any,
+    params: Params,
 ) -> dict[str, tuple]:
     """Loss against the executed share, where thresholds are moved after training: first seed."""
     tree, points = learned["dynamic"][0], []

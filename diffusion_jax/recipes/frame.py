@@ -10,6 +10,7 @@ from typing import Any
 from unittest import mock
 
 import jax
+from ml_collections import ConfigDict
 
 from diffusion_jax.cache import cache_folder
 from diffusion_jax.distributed import init_sharded
@@ -60,7 +61,7 @@ def trained_arms(experiments: Mapping[str, Experiment], name: str, *, given: Any
     return {arm: params for arm, (_, params) in zip(experiments, made, strict=True)}
 
 
-def seeds(config: Any) -> range:
+def seeds(config: ConfigDict) -> range:
     """The seeds of a run: `config.seeds` many, from `config.seed` on."""
     return range(config.seed, config.seed + config.seeds)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from diffusion_jax import pictures
 from diffusion_jax.data import push_t, tabletop
@@ -21,7 +22,7 @@ from diffusion_jax.recipes import Claim, Results, claim, seeds
 from diffusion_jax.recipes.parts.acting import decisions, planner, replanned, rollouts, streamed
 
 
-def run(config: Any, workdir: Path) -> Results:
+def run(config: ConfigDict, workdir: Path) -> Results:
     chunk, numbers = config.chunk, list(seeds(config))
     mixed, constant = (planner(config.policies[name], f"sdp-{name}", numbers) for name in ("mixed", "constant"))
     chunks = mixed.entries // chunk
@@ -197,7 +198,7 @@ def jump_claims(calm: dict[int, Outcome], after: dict[int, Outcome], jump: Any, 
     ]
 
 
-def on_push_t(config: Any, seed: int) -> list[Claim]:
+def on_push_t(config: ConfigDict, seed: int) -> list[Claim]:
     """Full re-denoising and a stream with one model on the same episodes of Push-T."""
     model, history = planner(config.policy, "sdp-push-t", [seed]), config.policy.data.history
     found = {}

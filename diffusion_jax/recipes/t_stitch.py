@@ -9,22 +9,22 @@ Measured on a ring of Gaussians, whose denoisers are exact, and on digits with t
 """
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from diffusion_jax import metrics, pictures
 from diffusion_jax.recipes.frame import seeds
-from diffusion_jax.recipes.parts.stitched_digits import Digits, on_digits
+from diffusion_jax.recipes.parts.stitched_digits import Digits, stitch_digits
 from diffusion_jax.recipes.parts.stitched_ring import on_ring, ring_claims
 from diffusion_jax.recipes.parts.stitching import gap_times
 from diffusion_jax.recipes.report import Claim, Results, claim
 
 
-def run(config: Any, workdir: Path) -> Results:
+def run(config: ConfigDict, workdir: Path) -> Results:
     numbers = list(seeds(config))
     ring = on_ring(config.ring, numbers) if config.ring else None
-    digits = on_digits(config, numbers)
+    digits = stitch_digits(config, numbers)
     files = [workdir / f"{name}.png" for name in ("quality", "gap", "samples")]
     label, shares = "share of steps of the small model", config.shares
     stitched_at = {share: np.mean(digits.distance["stitched", share]) for share in shares}
@@ -50,7 +50,7 @@ def run(config: Any, workdir: Path) -> Results:
     return Results(claims, files, notes(digits, config))
 
 
-def digit_claims(digits: Digits, config: Any) -> list[Claim]:
+def digit_claims(digits: Digits, config: ConfigDict) -> list[Claim]:
     distance, cost, noise, steps = digits.distance, digits.cost, digits.noise, config.steps
     alone, at_40, at_60 = (distance["stitched", share] for share in (0.0, 0.4, 0.6))
     at_end = distance["stitched", 1.0]
@@ -159,7 +159,7 @@ def digit_claims(digits: Digits, config: Any) -> list[Claim]:
     ]
 
 
-def three_claims(digits: Digits, config: Any, measured: str) -> list[Claim]:
+def three_claims(digits: Digits, config: ConfigDict, measured: str) -> list[Claim]:
     """None where three models were not stitched."""
     if not config.three:
         return []
@@ -178,7 +178,7 @@ def three_claims(digits: Digits, config: Any, measured: str) -> list[Claim]:
     ]
 
 
-def notes(digits: Digits, config: Any) -> str:
+def notes(digits: Digits, config: ConfigDict) -> str:
     errors = {
         arm: metrics.endpoint_error(digits.images[arm, 0.4], digits.images["stitched", 0.0])
         for arm in ("stitched", "fewer")

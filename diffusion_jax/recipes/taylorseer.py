@@ -13,16 +13,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from diffusion_jax import acceleration, denoisers, pictures, processes, solvers, timesteps
 from diffusion_jax.acceleration import every, hermite, newton, reuse, taylor
 from diffusion_jax.costs import count_bytes
-from diffusion_jax.experiment import prepare
+from diffusion_jax.experiment import Experiment, prepare
 from diffusion_jax.metrics import endpoint_error, sampling_cost
 from diffusion_jax.recipes import Claim, Results, claim, seeds, trained
 from diffusion_jax.recipes.parts.digits import CLASSES, NULL, judged
 from diffusion_jax.sampling import sample
-from diffusion_jax.typing import Denoiser
+from diffusion_jax.typing import Denoiser, Params
 
 RULES = {
     "reuse": reuse(),
@@ -61,7 +62,7 @@ def asked(steps: int, interval: int, warmup: int) -> int:
     return warmup + (steps - warmup) // interval
 
 
-def run(config: Any, workdir: Path) -> Results:
+def run(config: ConfigDict, workdir: Path) -> Results:
     experiment = prepare(config.base)
     params = trained(experiment, "digits-transformer")
     exact, digits = exact_draws(config.mixture), digit_draws(config, experiment)
@@ -84,7 +85,7 @@ class Draws(NamedTuple):
     cached: Callable[[str], Callable[..., Any]]
 
 
-def exact_draws(config: Any) -> Draws:
+def exact_draws(config: ConfigDict) -> Draws:
     """The exact denoiser of a mixture, and its noise forecast."""
     exact = denoisers.analytic(processes.vp_linear())
 
@@ -99,7 +100,7 @@ def exact_draws(config: Any) -> Draws:
 
 
 def exact_errors(
-    config: Any, draws: Draws, numbers: list[int], rules: Sequence[str], intervals: Sequence[int]
+    config: ConfigDict, draws: Draws, numbers: list[int], rules: Sequence[str], intervals: Sequence[int]
 ) -> dict[str, tuple[list[int], list[list[np.ndarray]]]]:
     """By rule, and for DDIM on fewer steps: evaluations, and by interval and seed the error of each sample, `[B]`.
 
@@ -128,7 +129,7 @@ def rms(values: Any, axis: int | None = None) -> Any:
     return np.sqrt(np.mean(np.square(values), axis=axis))
 
 
-def exact_claims(config: Any, draws: Draws, numbers: list[int]) -> list[Claim]:
+def exact_claims(config: ConfigDict, draws: Draws, numbers: list[int]) -> list[Claim]:
     intervals, steps = config.mixture.intervals, config.mixture.steps
     rules = ["reuse", *(f"Taylor {PROTOTYPE[interval][0]}" for interval in intervals)]
     errors = {name: values for name, (_, values) in exact_errors(config, draws, numbers, rules, intervals).items()}
@@ -188,7 +189,7 @@ def exact_claims(config: Any, draws: Draws, numbers: list[int]) -> list[Claim]:
     return claims
 
 
-def forecasting(experiment: Any, rule: Any, warmup: int, scale: float = 1.0) -> Make:
+def forecasting(experiment: Experiment, rule: Any, warmup: int, scale: float = 1.0) -> Make:
     """The transformer with its features forecast by `rule`, guided by `scale`."""
 
     def make(interval):
@@ -198,13 +199,13 @@ def forecasting(experiment: Any, rule: Any, warmup: int, scale: float = 1.0) -> 
     return make
 
 
-def computing(experiment: Any, scale: float = 1.0) -> Make:
+def computing(experiment: Experiment, scale: float = 1.0) -> Make:
     """The transformer, always computed."""
     plain = denoisers.denoiser(experiment.network, experiment.process)
     return lambda interval: denoisers.guided(plain, scale, NULL)
 
 
-def digit_draws(config: Any, experiment: Any, scale: float = 1.0) -> Draws:
+def digit_draws(config: ConfigDict, experiment: Experiment, scale: float = 1.0) -> Draws:
     """The transformer, always computed or with its features forecast, guided by `scale`."""
     return Draws(
         cache(lambda steps: drawer(computing(experiment, scale), steps)),
@@ -212,13 +213,15 @@ def digit_draws(config: Any, experiment: Any, scale: float = 1.0) -> Draws:
     )
 
 
-def labels(count: int) -> dict[str, Any]:
+def labels_in_turn(count: int) -> dict[str, Any]:
     return {"label": np.arange(count) % CLASSES}
 
 
-def trained_errors(config: Any, experiment: Any, params: Any, draws: Draws) -> dict[str, tuple[list[int], list[float]]]:
+def trained_errors(
+    config: ConfigDict, experiment: Experiment, params: Params, draws: Draws
+) -> dict[str, tuple[list[int], list[float]]]:
     """By rule: evaluations, and the relative L2 distance of samples to those of the full run; of the first seed."""
-    key, cond = jax.random.key(config.seed), labels(config.curve_samples)
+    key, cond = jax.random.key(config.seed), labels_in_turn(config.curve_samples)
     shape = (config.curve_samples, *experiment.shape)
     reference = draws.plain(config.steps)(key, params, shape, cond).x
     costs = [asked(config.steps, interval, config.warmup) for interval in config.intervals]
@@ -232,10 +235,12 @@ def trained_errors(config: Any, experiment: Any, params: Any, draws: Draws) -> d
     return curves
 
 
-def trained_claims(config: Any, experiment: Any, params: Any, unguided: Draws) -> tuple[dict[str, Any], list[Claim]]:
+def trained_claims(
+    config: ConfigDict, experiment: Experiment, params: Params, unguided: Draws
+) -> tuple[dict[str, Any], list[Claim]]:
     """What runs at the chosen interval lose and save, and the same samples by each of them, by name, at the last of
     `config.scales`."""
-    shape, cond = (config.samples, *experiment.shape), labels(config.samples)
+    shape, cond = (config.samples, *experiment.shape), labels_in_turn(config.samples)
     cost, ours = asked(config.steps, config.interval, config.warmup), f"Taylor {config.order}"
     claims, strips = [], {}
     for scale in config.scales:
@@ -256,13 +261,13 @@ def trained_claims(config: Any, experiment: Any, params: Any, unguided: Draws) -
                 counted[name].append(float(result.cost.evaluations))
             if seed == config.seed:
                 strips = {f"{name}, {int(counted[name][0])}": result.x[:20] for name, result in runs.items()}
-        claims += compared(config, how, ours, error, quality)
+        claims += guided_claims(config, how, ours, error, quality)
         if scale == 1.0:
             claims += exactly(config, experiment, params, draws, counted[ours])
     return strips, claims
 
 
-def compared(config: Any, how: str, ours: str, error: Any, quality: Any) -> list[Claim]:
+def guided_claims(config: ConfigDict, how: str, ours: str, error: Any, quality: Any) -> list[Claim]:
     """Errors, accuracy and distance of the runs at equal evaluations; `how` they are guided."""
     metric = f"relative L2 to the full run, {how}, N = {config.interval}"
     accuracy, distance = (
@@ -328,10 +333,12 @@ def compared(config: Any, how: str, ours: str, error: Any, quality: Any) -> list
     ]
 
 
-def exactly(config: Any, experiment: Any, params: Any, draws: Any, counted: list[float]) -> list[Claim]:
+def exactly(
+    config: ConfigDict, experiment: Experiment, params: Params, draws: Any, counted: list[float]
+) -> list[Claim]:
     """What the cached runs ask, hold and take; `counted` evaluations."""
     ours = f"Taylor {config.order}"
-    shape, cond = (config.curve_samples, *experiment.shape), labels(config.curve_samples)
+    shape, cond = (config.curve_samples, *experiment.shape), labels_in_turn(config.curve_samples)
     key = jax.random.key(config.seed)
     full, same = (draws[name](key, params, shape, cond, 1).x for name in ("full", ours))
     kept = jax.eval_shape(

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 from jax.scipy.special import ndtri
 
 from diffusion_jax.errors import InvalidInput, invalid, unknown
+from diffusion_jax.processes import GaussianProcess
 from diffusion_jax.processes.schedules import Number, check_positive
 from diffusion_jax.time_axes import expand
 from diffusion_jax.timesteps.mapping import bucket, time_at_noise_ratio
-from diffusion_jax.typing import TimestepDraw
+from diffusion_jax.typing import Grid, TimestepDraw
 
 
 def _independent(key, shape):
@@ -55,7 +56,7 @@ SPREADS: dict[str, Callable[..., Any]] = {
 """
 
 
-def stateless(draw: Callable[..., Any]) -> TimestepDraw:
+def fixed_draw(draw: Callable[..., Any]) -> TimestepDraw:
     """`draw(key, shape) -> t`, weight 1, nothing learned."""
 
     def drawn(state, key, shape):
@@ -84,7 +85,7 @@ def _quantile(function: Callable[..., Any], spread: str) -> TimestepDraw:
         # Quantiles are infinite at 0 and 1.
         return function(jnp.clip(numbers(key, shape), 2.0**-24, 1.0 - 2.0**-24))
 
-    return stateless(draw)
+    return fixed_draw(draw)
 
 
 def uniform(low: Number = 0.0, high: Number = 1.0, spread: str = "independent") -> TimestepDraw:
@@ -118,7 +119,9 @@ def mode(scale: Number = 1.29, spread: str = "independent") -> TimestepDraw:
     return _quantile(lambda u: jnp.clip(1.0 - u - scale * (jnp.cos(0.5 * jnp.pi * u) ** 2 - 1.0 + u), 0.0, 1.0), spread)
 
 
-def log_normal(process: Any, mean: Number = -1.2, std: Number = 1.2, spread: str = "independent") -> TimestepDraw:
+def log_normal(
+    process: GaussianProcess, mean: Number = -1.2, std: Number = 1.2, spread: str = "independent"
+) -> TimestepDraw:
     """`log(sigma / alpha) ~ N(mean, std^2)` (Karras et al. 2022); levels beyond the last are t = 1."""
     check_positive(std=std)
     return _quantile(lambda u: time_at_noise_ratio(process, jnp.exp(mean + std * ndtri(u))), spread)
@@ -127,7 +130,7 @@ def log_normal(process: Any, mean: Number = -1.2, std: Number = 1.2, spread: str
 def beta(alpha: Number = 1.0, beta: Number = 1.0) -> TimestepDraw:
     """`t ~ Beta(alpha, beta)`, mean `alpha / (alpha + beta)`."""
     check_positive(alpha=alpha, beta=beta)
-    return stateless(lambda key, shape: jax.random.beta(key, alpha, beta, tuple(shape)))
+    return fixed_draw(lambda key, shape: jax.random.beta(key, alpha, beta, tuple(shape)))
 
 
 class LossHistory(NamedTuple):
@@ -192,7 +195,7 @@ def importance(
     return TimestepDraw(init, draw, update)
 
 
-def on_grid(grid: Any, spread: str = "independent", last: bool = False) -> TimestepDraw:
+def on_grid(grid: Grid, spread: str = "independent", last: bool = False) -> TimestepDraw:
     """Uniform over the entries of a grid `[S + 1]`, without its end at 0 unless `last` (UniDiffuser asks at 0 too).
 
     The indices of a shifted grid of 1000 steps are the times of flow models trained on such a grid (Liu et al. 2025,

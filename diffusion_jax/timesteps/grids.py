@@ -13,11 +13,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 from scipy import stats
 
 from diffusion_jax.errors import InvalidInput, invalid, unknown
+from diffusion_jax.processes import GaussianProcess
 from diffusion_jax.processes.schedules import Number, check_positive
 from diffusion_jax.timesteps.mapping import noise_ratio, time_at_noise_ratio
+from diffusion_jax.typing import Grid
 
 
 def _check_steps(steps: int, num_train_steps: int | None = None) -> None:
@@ -27,7 +30,7 @@ def _check_steps(steps: int, num_train_steps: int | None = None) -> None:
         raise invalid("steps", steps, f"a process with {num_train_steps} steps has no more than that")
 
 
-def from_indices(indices: Any, num_train_steps: int = 1000, end: Number = 0.0) -> Any:
+def from_indices(indices: Any, num_train_steps: int = 1000, end: Number = 0.0) -> Float[Array, "..."]:
     """The grid through `t = (k + 1) / T` of falling indices k `[S]`, whole or not, then `end`."""
     indices = np.asarray(indices)
     if indices.ndim != 1 or indices.size < 1:
@@ -39,7 +42,7 @@ def from_indices(indices: Any, num_train_steps: int = 1000, end: Number = 0.0) -
     return from_array(np.append((indices + 1) / num_train_steps, end))
 
 
-def from_array(values: Any) -> Any:
+def from_array(values: Any) -> Float[Array, "..."]:
     """Any falling values in [0, 1] as a grid, `[S + 1, *t_shape]`."""
     values = np.asarray(values, np.float64)
     if values.ndim < 1 or values.shape[0] < 2:
@@ -63,7 +66,7 @@ SPACINGS: dict[str, Callable[[int, int, int], np.ndarray]] = {
 """
 
 
-def linspace(steps: int = 50, num_train_steps: int | None = None) -> Any:
+def linspace(steps: int = 50, num_train_steps: int | None = None) -> Float[Array, "..."]:
     """Equal steps from 1 to 0; with T = `num_train_steps`, S indices rounded from `linspace(T - 1, 0, S)`, then 0.
 
     The discrete form is the `linspace` of Lin et al. 2024, table 2.
@@ -74,7 +77,7 @@ def linspace(steps: int = 50, num_train_steps: int | None = None) -> Any:
     return from_indices(SPACINGS["linspace"](steps, num_train_steps, 0).round(), num_train_steps)
 
 
-def leading(steps: int = 50, num_train_steps: int = 1000, steps_offset: int = 0) -> Any:
+def leading(steps: int = 50, num_train_steps: int = 1000, steps_offset: int = 0) -> Float[Array, "..."]:
     """Indices `i (T // S) + steps_offset`, largest first, then 0 (DDIM; Stable Diffusion has offset 1).
 
     The first time is below 1: the start is not quite noise (Lin et al. 2024, table 2).
@@ -86,7 +89,7 @@ def leading(steps: int = 50, num_train_steps: int = 1000, steps_offset: int = 0)
     return from_indices(indices, num_train_steps)
 
 
-def trailing(steps: int = 50, num_train_steps: int | None = None) -> Any:
+def trailing(steps: int = 50, num_train_steps: int | None = None) -> Float[Array, "..."]:
     """Indices `round(T - i T / S) - 1`, the first is T - 1, then 0 (Lin et al. 2024, table 2); `linspace` without T."""
     _check_steps(steps, num_train_steps)
     if num_train_steps is None:
@@ -94,14 +97,14 @@ def trailing(steps: int = 50, num_train_steps: int | None = None) -> Any:
     return from_indices(SPACINGS["trailing"](steps, num_train_steps, 0), num_train_steps)
 
 
-def quadratic(steps: int = 50, power: Number = 2.0) -> Any:
+def quadratic(steps: int = 50, power: Number = 2.0) -> Float[Array, "..."]:
     """`t = linspace(1, 0)^power`: shorter steps near the data (Song et al. 2021, DDIM, appendix D.2)."""
     _check_steps(steps)
     check_positive(power=power)
     return from_array(np.linspace(1.0, 0.0, steps + 1) ** power)
 
 
-def beta_grid(steps: int = 50, alpha: Number = 0.6, beta: Number = 0.6) -> Any:
+def beta_grid(steps: int = 50, alpha: Number = 0.6, beta: Number = 0.6) -> Float[Array, "..."]:
     """Quantiles of Beta(alpha, beta) at equal steps: denser at both ends for values below 1 (Lee et al. 2024)."""
     _check_steps(steps)
     check_positive(alpha=alpha, beta=beta)
@@ -146,7 +149,7 @@ NOISE_RATIOS: dict[str, Callable[..., np.ndarray]] = {"karras": _karras, "expone
 """
 
 
-def from_noise_ratios(process: Any, ratios: Any, end: Number = 0.0) -> Any:
+def from_noise_ratios(process: GaussianProcess, ratios: Any, end: Number = 0.0) -> Float[Array, "..."]:
     """The grid through the times at which sigma / alpha is each of the falling `ratios [S]`, then the time `end`."""
     # A grid is found once: in double precision, so that a node of a table is exactly itself.
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
@@ -160,12 +163,12 @@ def _begun(grid, from_one):
 
 
 def karras(
-    process: Any,
+    process: GaussianProcess,
     steps: int = 18,
     rho: Number = 7.0,
     sigma_min: Number | None = None,
     sigma_max: Number | None = None,
-) -> Any:
+) -> Float[Array, "..."]:
     """`(sigma / alpha)^(1 / rho)` in equal steps from sigma_max to sigma_min, then 0 (Karras et al. 2022, equation 5).
 
     sigma_min: 0.002, or that of the first index of a discrete process if larger.
@@ -177,7 +180,9 @@ def karras(
     return _begun(from_noise_ratios(process, _karras(steps, sigma_min, sigma_max, rho)), from_one)
 
 
-def exponential(process: Any, steps: int = 18, sigma_min: Number | None = None, sigma_max: Number | None = None) -> Any:
+def exponential(
+    process: GaussianProcess, steps: int = 18, sigma_min: Number | None = None, sigma_max: Number | None = None
+) -> Float[Array, "..."]:
     """`log(sigma / alpha)` in equal steps, then 0; ends as for `karras`."""
     _check_steps(steps)
     sigma_min, sigma_max, from_one = _sigma_ends(process, sigma_min, sigma_max)
@@ -185,8 +190,8 @@ def exponential(process: Any, steps: int = 18, sigma_min: Number | None = None, 
 
 
 def uniform_log_snr(
-    process: Any, steps: int = 20, log_snr_min: Number | None = None, log_snr_max: Number | None = None
-) -> Any:
+    process: GaussianProcess, steps: int = 20, log_snr_min: Number | None = None, log_snr_max: Number | None = None
+) -> Float[Array, "..."]:
     """Equal steps of the log-SNR, then 0 (Lu et al. 2022, DPM-Solver): `exponential` with its ends as log-SNRs."""
     return exponential(
         process,
@@ -196,7 +201,7 @@ def uniform_log_snr(
     )
 
 
-def shift(grid: Any, shift: Number = 3.0) -> Any:
+def shift(grid: Grid, shift: Number = 3.0) -> Float[Array, "..."]:
     """`t -> s t / (1 + (s - 1) t)` with s = `shift`: more steps at high noise for s > 1 (Esser et al. 2024, SD3).
 
     For `rectified_flow` it moves the log-SNR by `-2 log s`.
@@ -210,14 +215,14 @@ RESOLUTION_RULES = ("flux", "sqrt")
 
 
 def resolution_shift(
-    grid: Any,
+    grid: Grid,
     tokens: int = 4096,
     base_tokens: int = 256,
     max_tokens: int = 4096,
     base_shift: Number = 0.5,
     max_shift: Number = 1.15,
     rule: str = "flux",
-) -> Any:
+) -> Float[Array, "..."]:
     """`shift` by an amount that grows with the number of tokens (latent patches) of the sample.
 
     rule `flux`: `s = exp(mu)`, mu linear in the tokens through (base_tokens, base_shift) and (max_tokens, max_shift).

@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from diffusion_jax.errors import InvalidInput, invalid
-from diffusion_jax.processes import is_joint
+from diffusion_jax.processes import GaussianProcess, is_joint
 from diffusion_jax.processes.schedules import Number, as_time
 
 
@@ -51,13 +51,13 @@ def bucket_center(index: Any, num_buckets: int) -> Any:
     return (jnp.asarray(index) + 0.5) / num_buckets
 
 
-def noise_ratio(process: Any, t: Any) -> Any:
+def noise_ratio(process: GaussianProcess, t: Any) -> Any:
     """`sigma / alpha = exp(-log_snr / 2)`: the noise level of Karras et al. 2022, any shape."""
     _check_log_snr(process)
     return jnp.exp(-0.5 * process.log_snr(t))
 
 
-def time_at_noise_ratio(process: Any, ratio: Any) -> Any:
+def time_at_noise_ratio(process: GaussianProcess, ratio: Any) -> Any:
     """The t at which `sigma / alpha` is `ratio`, at most 1, any shape."""
     _check_log_snr(process)
     return jnp.clip(process.inverse_log_snr(-2.0 * jnp.log(as_time(ratio))), 0.0, 1.0)
@@ -69,14 +69,14 @@ def in_window(t: Any, low: Any, high: Any) -> Any:
     return (t >= low) & (t <= high)
 
 
-def log_snr_window(process: Any, low: Number, high: Number) -> tuple[Any, Any]:
+def log_snr_window(process: GaussianProcess, low: Number, high: Number) -> tuple[Any, Any]:
     """The window of t, `(t_low, t_high)`, in which the log-SNR lies between `low` and `high`."""
     if low > high:
         raise invalid("low", low, f"it must be at most high = {high}")
     return process.inverse_log_snr(high), process.inverse_log_snr(low)
 
 
-def matching_time(process: Any, other: Any, t: Any) -> Any:
+def matching_time(process: GaussianProcess, other: GaussianProcess, t: Any) -> Any:
     """The t' at which `other` has the log-SNR that `process` has at t, any shape; 1 where `other` has no such noise."""
     _check_log_snr(process)
     _check_log_snr(other)

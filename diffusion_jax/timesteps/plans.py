@@ -18,22 +18,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from diffusion_jax import randomness
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.time_axes import batch_size, each, where
+from diffusion_jax.typing import Grid, Keys, Plan, Process
 
 ROLES: dict[str, float | None] = {"generate": None, "given": 0.0, "ignored": 1.0}
 """The time at which a modality stands in each role; None runs along the grid."""
 
 
-def synchronous(grid: Any, frames: int) -> Any:
+def synchronous(grid: Grid, frames: int) -> Any:
     """All frames run along `grid [S + 1]` together, `[S + 1, 1, frames]`: the run of the scalar time, bit for bit."""
     _positive("frames", frames)
     return multiplied(grid, np.ones(frames))
 
 
-def multiplied(grid: Any, multipliers: Any) -> Any:
+def multiplied(grid: Grid, multipliers: Any) -> Any:
     """`t_i = m_i t` with the `multipliers [N]` in [0, 1], `[S + 1, 1, N]` (Liu et al. 2025, Pusa).
 
     1 generates, 0 is a clean condition, in between a soft one: it begins at the level `m_i t_1`, to which
@@ -50,7 +52,7 @@ def multiplied(grid: Any, multipliers: Any) -> Any:
     return grid[:, None, None] * multipliers.reshape(-1, shape[-1])
 
 
-def frames(grid: Any, frames: int, given: Sequence[int] = (0,)) -> Any:
+def frames(grid: Grid, frames: int, given: Sequence[int] = (0,)) -> Any:
     """The frames with the indices `given` stand at 0, the others run along `grid`, `[S + 1, 1, frames]`.
 
     `given=(0,)` is image to video, `(0, -1)` interpolates between two frames, `range(m)` goes on after m frames, `()`
@@ -65,7 +67,7 @@ def frames(grid: Any, frames: int, given: Sequence[int] = (0,)) -> Any:
     return multiplied(grid, multipliers)
 
 
-def roles(grid: Any, roles: Mapping[str, Any]) -> dict[str, Any]:
+def roles(grid: Grid, roles: Mapping[str, Any]) -> dict[str, Any]:
     """A grid for each modality from its role in the run: the query table of UniDiffuser (Bao et al. 2023) and UWM.
 
     roles: for each modality a key of `ROLES`: "generate" runs along `grid [S + 1]`, "given" stands at 0 (its clean
@@ -113,7 +115,7 @@ def staircase_levels(steps: int, frames: int, width: int, chunk: int = 1) -> np.
     return np.clip(np.arange(steps + delay[-1] + 1)[:, None] - delay, 0, steps)
 
 
-def staircase(grid: Any, frames: int, width: int, chunk: int = 1) -> Any:
+def staircase(grid: Grid, frames: int, width: int, chunk: int = 1) -> Any:
     """Frames that follow each other `width` steps behind, `[R + 1, 1, frames]` along `grid [S + 1]`; equation (2).
 
     width 0 is `synchronous`, width S is autoregressive; R = S + (frames - 1) width evaluations. chunk: so many
@@ -122,7 +124,7 @@ def staircase(grid: Any, frames: int, width: int, chunk: int = 1) -> Any:
     grid = _scalar_grid(grid)
     levels = staircase_levels(grid.shape[0] - 1, frames, width, chunk)
     # Picked on the host where it is known: each width has a shape of its own, which would be compiled.
-    return jnp.asarray((grid if isinstance(grid, jax.core.Tracer) else np.asarray(grid))[levels][:, None])
+    return jnp.asarray((grid if isinstance(grid, Tracer) else np.asarray(grid))[levels][:, None])
 
 
 def chunk_levels(steps: int, entries: int, chunk: int, past: int = 0, given_past: bool = False) -> np.ndarray:
@@ -150,7 +152,7 @@ def chunk_levels(steps: int, entries: int, chunk: int, past: int = 0, given_past
     return np.maximum(before - np.arange((before - after).max() + 1)[:, None], after)
 
 
-def chunk_staircase(grid: Any, entries: int, chunk: int, past: int = 0, given_past: bool = False) -> Any:
+def chunk_staircase(grid: Grid, entries: int, chunk: int, past: int = 0, given_past: bool = False) -> Any:
     """The times of a rolling buffer during one call, `[M + 1, 1, entries]` along `grid [S + 1]`; see `chunk_levels`.
 
     The first row holds the stationary levels, at which the buffer rests between calls. Without a past, and where h
@@ -161,14 +163,14 @@ def chunk_staircase(grid: Any, entries: int, chunk: int, past: int = 0, given_pa
     return grid[steps - chunk_levels(steps, entries, chunk, past, given_past)][:, None]
 
 
-def windows(plan: Any, window: int) -> np.ndarray:
+def windows(plan: Plan, window: int) -> np.ndarray:
     """The first frame that a window of so many frames shows at each step of a plan `[K + 1, 1, N]`, int32 `[K]`.
 
     The window begins with the first frames and advances when a frame beyond its end begins to move. Frames that it has
     left are done, frames that it has not reached are noise. Raises InvalidInput where a frame still moves after the
     window has left it: every frame of a `staircase` finishes in the window if and only if S <= window * width.
     """
-    if isinstance(plan, jax.core.Tracer):
+    if isinstance(plan, Tracer):
         raise InvalidInput(
             "plan is traced, but windows needs its values; find the starts outside of jit and hand them in."
         )
@@ -191,7 +193,7 @@ def windows(plan: Any, window: int) -> np.ndarray:
     return starts.astype(np.int32)
 
 
-def noised_start(key: Any, process: Any, plan: Any, known: Any, index: Any = None) -> Any:
+def noised_start(key: Keys, process: Process, plan: Plan, known: Any, index: Any = None) -> Any:
     """The x with which a plan begins, `x_init` of `sample`: `known` noised to the first row, entry by entry.
 
     Entries at 0 are `known` bit for bit. Entries at 1 are the process's prior, whatever `known` holds there: the one
@@ -222,7 +224,7 @@ def _positive(field, value):
 
 
 def _within(field, values):
-    if isinstance(values, jax.core.Tracer):
+    if isinstance(values, Tracer):
         return
     values = np.asarray(values)
     if not np.issubdtype(values.dtype, np.number) or not np.all((values >= 0) & (values <= 1)):

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.typing import Params
 
 
 class Ema(NamedTuple):
@@ -75,12 +76,12 @@ def gamma(sigma_rel: float) -> float:
     return max(float(np.roots([1.0, 7.0, 16.0 - inverse, 12.0 - inverse]).real.max()), 0.0)
 
 
-def init(tracks: Mapping[str, Ema], params: Any) -> dict[str, Any]:
+def init(tracks: Mapping[str, Ema], params: Params) -> dict[str, Any]:
     """Every track starts at the initial parameters, in copies of their own (the buffers are donated)."""
     return {name: jax.tree.map(jnp.copy, params) for name in sorted(tracks)}
 
 
-def update(tracks: Mapping[str, Ema], averages: Mapping[str, Any], params: Any, count: Any) -> dict[str, Any]:
+def update(tracks: Mapping[str, Ema], averages: Mapping[str, Any], params: Params, count: Any) -> dict[str, Any]:
     """Equation (1) for all tracks; `count` is n, the number of applied steps including this one."""
     n = jnp.asarray(count, jnp.float32)
     betas = {name: tracks[name].beta(n) for name in averages}

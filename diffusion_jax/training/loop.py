@@ -6,6 +6,7 @@ together, and the step's randomness is a function of (seed, step, example). SIGT
 
 import contextlib
 import itertools
+import math
 import signal
 import threading
 import time
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import optax
 from jax.sharding import Mesh
 from tqdm.auto import tqdm
 
@@ -21,6 +23,7 @@ from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.training import ema as averages
 from diffusion_jax.training.checkpoint import Checkpointer
 from diffusion_jax.training.logging import Several, Writer, default_writer
+from diffusion_jax.training.optimizers import Optimizer
 from diffusion_jax.training.state import TrainState, make_init
 from diffusion_jax.training.step import make_train_step
 from diffusion_jax.training.weights import write_config
@@ -46,7 +49,7 @@ class Diverged(RuntimeError):
 
 def train(
     objective: Objective,
-    optimizer: Any,
+    optimizer: optax.GradientTransformation | Optimizer,
     data: Iterable,
     *,
     init_params: Callable[[Any], Any],
@@ -167,7 +170,7 @@ def train(
 
 def _start(data: Iterable, must_resume: bool) -> tuple[Any, Any]:
     """An iterator at the beginning, and its first batch."""
-    iterator = iter(data)
+    iterator: Any = iter(data)
     if hasattr(iterator, "get_state") and hasattr(iterator, "set_state"):
         beginning = iterator.get_state()
         first = _next(iterator, 0, 1)
@@ -214,11 +217,10 @@ class _Clock:
     """Steps per second since the last report; compilation and callbacks are left out."""
 
     def __init__(self):
-        self._begun: float | None = None
-        self._steps = 0
+        self._begun, self._steps = math.inf, 0
 
     def tick(self, value: Any) -> None:
-        if self._begun is None:
+        if self._begun == math.inf:
             # The step just made may have compiled: time counts from its end.
             jax.block_until_ready(value)
             self.restart()

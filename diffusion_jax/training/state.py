@@ -5,12 +5,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from diffusion_jax.distributed import Rules, init_sharded, shardings
 from diffusion_jax.training import ema as averages
-from diffusion_jax.typing import Objective
+from diffusion_jax.training.optimizers import Optimizer
+from diffusion_jax.typing import Batch, Objective
 
 
 class TrainState(NamedTuple):
@@ -34,9 +36,9 @@ class TrainState(NamedTuple):
 
 def make_init(
     objective: Objective,
-    optimizer: Any,
+    optimizer: optax.GradientTransformation | Optimizer,
     init_params: Callable[..., Any],
-    batch: Any,
+    batch: Batch,
     *,
     ema: Mapping[str, averages.Ema] | None = None,
     seed: int = 0,
@@ -67,9 +69,9 @@ def make_init(
 
 def init_state(
     objective: Objective,
-    optimizer: Any,
+    optimizer: optax.GradientTransformation | Optimizer,
     init_params: Callable[..., Any],
-    batch: Any,
+    batch: Batch,
     *,
     ema: Mapping[str, averages.Ema] | None = None,
     mesh: Mesh | None = None,

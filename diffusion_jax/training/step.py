@@ -15,13 +15,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from diffusion_jax.distributed import BATCH_AXES, Rules, automatic, check_batch, constrain
 from diffusion_jax.errors import invalid
 from diffusion_jax.training import ema as averages
+from diffusion_jax.training.optimizers import Optimizer
 from diffusion_jax.training.state import TrainState
 from diffusion_jax.typing import Objective
 
 
 def make_train_step(
     objective: Objective,
-    optimizer: Any,
+    optimizer: optax.GradientTransformation | Optimizer,
     mesh: Mesh | None = None,
     rules: Rules | None = None,
     *,
@@ -118,7 +119,7 @@ def make_train_step(
             "skipped": new_state.skipped,
             "skipped_in_a_row": new_state.skipped_in_a_row,
         }
-        if hasattr(optimizer, "learning_rate"):
+        if isinstance(optimizer, Optimizer):
             metrics["learning_rate"] = jnp.asarray(optimizer.learning_rate(applied), jnp.float32)
         return constrain(new_state, mesh, rules), metrics
 

@@ -25,6 +25,7 @@ from diffusion_jax.training.storage import (
     readable,
     writable,
 )
+from diffusion_jax.typing import Params
 
 
 def write_config(workdir: str | os.PathLike, config: Any) -> None:
@@ -95,7 +96,7 @@ def export_params(
     save_params(destination, params, read_config(workdir) if has_config else None)
 
 
-def save_params(destination: str | os.PathLike, params: Any, config: Any = None, step: int = 0) -> None:
+def save_params(destination: str | os.PathLike, params: Params, config: Any = None, step: int = 0) -> None:
     """Writes parameters alone (and the configuration) in the layout that `load_params` reads."""
     root = made_folder(destination)
     stored = plain(params)

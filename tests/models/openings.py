@@ -17,7 +17,7 @@ import numpy as np
 
 from diffusion_jax import adapters, interop, models
 from diffusion_jax.acceleration import cached_features, every, taylor
-from diffusion_jax.denoisers.base import some_step
+from diffusion_jax.clock import some_step
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.models.layers.branches import Side, Stack, transformer_branches
 from diffusion_jax.models.layers.embeddings import TimeEmbedding
@@ -86,7 +86,7 @@ def dit(**fields):
 
 
 def labelled():
-    return dit(num_classes=3)
+    return dit(conditions=(models.label(3),))
 
 
 def unets():
@@ -94,7 +94,7 @@ def unets():
 
 
 def loaded():
-    network = dit(num_classes=3, in_channels=1, base_size=2)
+    network = dit(conditions=(models.label(3),), in_channels=1, base_size=2)
     shapes = interop.FAMILIES["dit_original"].shapes(network)
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     with tempfile.TemporaryDirectory() as folder:
@@ -151,8 +151,8 @@ def at_once(network, x, cond):
 
 TRANSFORMERS: dict[str, Callable[[], Case]] = {
     "dit": lambda: Case(labelled(), X, LABEL),
-    "dit, text": lambda: Case(dit(text_vocab_size=9, text_depth=1), X, {"tokens": np.ones((2, 3), np.int32)}),
-    "dit, per block": lambda: Case(dit(num_classes=3, embeddings="per_block"), X, LABEL),
+    "dit, text": lambda: Case(dit(conditions=(models.text(9, depth=1),)), X, {"tokens": np.ones((2, 3), np.int32)}),
+    "dit, per block": lambda: Case(dit(conditions=(models.label(3),), embeddings="per_block"), X, LABEL),
     "pixart": lambda: Case(models.pixart("S/2", **SIZES), X, {"context": array(2, 3, 6)}),
     "joint": lambda: Case(models.joint_transformer({"a": (2, 2), "b": (1,)}, **SIZES), {"a": X, "b": array(2, 3, 2)}),
     "joint, skips": lambda: Case(models.joint_transformer((1,), **SIZES, skips=True), array(2, 3, 2)),
@@ -162,7 +162,7 @@ TRANSFORMERS: dict[str, Callable[[], Case]] = {
 }
 OTHERS: dict[str, Callable[[], Case]] = {
     "text": lambda: Case(models.text_transformer(9, 16, 2, 2), np.ones((2, 4), np.int32)),
-    "mlp": lambda: Case(models.mlp(16, 2, num_classes=3), array(2, 5), LABEL, weights=("up", "down")),
+    "mlp": lambda: Case(models.mlp(16, 2, conditions=(models.label(3),)), array(2, 5), LABEL, weights=("up", "down")),
     "unet": lambda: Case(unets()[0], X),
     "controlnet": lambda: Case(unets()[1], X, PICTURE),
     "clip text": lambda: Case(
@@ -181,9 +181,12 @@ OTHERS: dict[str, Callable[[], Case]] = {
 }
 WRAPPED: dict[str, Callable[[], Case]] = {
     "lora(dit)": lambda: Case(adapters.lora(labelled(), 2).network, X, LABEL, weights=("up", "down")),
-    "observing(dit)": lambda: Case(models.observing(dit(pooled=True)), X, SEEN),
+    "observing(dit)": lambda: Case(models.observing(dit(conditions=(models.pooled(),))), X, SEEN),
     "watching(lora(dit))": lambda: Case(
-        models.watching(adapters.lora(dit(pooled=True), 2).network, 4, 4, 8), X, FRAMES, weights=("up", "down")
+        models.watching(adapters.lora(dit(conditions=(models.pooled(),)), 2).network, 4, 4, 8),
+        X,
+        FRAMES,
+        weights=("up", "down"),
     ),
     "concatenating(dit)": lambda: Case(models.concatenating(dit()), X, {"concat": array(2, 4, 4, 2)}),
     "referenced(dit).cached": lambda: referenced("cached"),
@@ -199,6 +202,8 @@ CASES = {**TRANSFORMERS, **OTHERS, **WRAPPED}
 
 class Plain(NamedTuple):
     """A process in which the prediction is the network's output, whatever that is."""
+
+    kind = "gaussian"
 
     def network_input(self, x, t):
         return x

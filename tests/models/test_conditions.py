@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax import models
-from diffusion_jax.config import load, override
+from diffusion_jax.config import apply_overrides, load
 from diffusion_jax.denoisers.conditions import null_condition
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.experiment import prepare
@@ -209,7 +209,7 @@ def test_labels_are_looked_at_where_they_are_known():
     with pytest.raises(InvalidInput, match="0 to 2"):
         network.apply(params, x, T, labels(0, 5))
     # Data to train on, before anything is compiled.
-    config = override(load("configs/digits_dit.py"), ["model.conditions.0.num_classes=7"])
+    config = apply_overrides(load("configs/digits_dit.py"), ["model.conditions.0.num_classes=7"])
     with pytest.raises(InvalidInput, match="0 to 6"):
         prepare(config)
 

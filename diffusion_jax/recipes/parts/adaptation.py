@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from diffusion_jax import adapters, objectives
 from diffusion_jax.models import by_path
 from diffusion_jax.models.anatomy import required
 from diffusion_jax.models.paths import at_path, replaced_at
-from diffusion_jax.typing import Network, Objective
+from diffusion_jax.typing import Network, Objective, Params
 
 
 class Adaptation(NamedTuple):
@@ -32,7 +33,7 @@ class Adaptation(NamedTuple):
 
 def adaptation(
     network: Network,
-    base: Any,
+    base: Params,
     lora: Callable[[Network], adapters.Lora],
     objective: Callable[[Network], Objective],
     batch: Mapping[str, Any],
@@ -48,13 +49,13 @@ def adaptation(
     return Adaptation(adapted.network, learned, lambda key: adapted.init(key, base, x, t, cond))
 
 
-def at_scale(base: Any, factors: Any, scale: float = 1.0) -> dict:
+def at_scale(base: Params, factors: Any, scale: float = 1.0) -> dict:
     """The parameters of an adapted network at a runtime scale of the adapter; 0 is the base."""
     rank = jax.tree.leaves(factors)[0].shape[-1]
     return {"params": base, "lora": adapters.combined([(factors, scale)], rank)}
 
 
-def with_channels(network: Network, params: Any, extra: int) -> Any:
+def with_channels(network: Network, params: Params, extra: int) -> Any:
     """The parameters with which the entrance reads `extra` more channels, which count for nothing at first."""
     entrance = f"{required(network, 'entrance', 'with_channels')}/kernel"
     kernel = at_path(params, entrance)
@@ -62,13 +63,13 @@ def with_channels(network: Network, params: Any, extra: int) -> Any:
     return replaced_at(params, entrance, wider.reshape(-1, kernel.shape[-1]))
 
 
-def shown(clips: Any, given: Any) -> np.ndarray:
+def shown(clips: Array | np.ndarray, given: Any) -> np.ndarray:
     """The channels of mask-and-concat: the `given [B, F]` frames, zeros in place of the others, and the mask."""
     mask = np.broadcast_to(np.asarray(given, np.float32)[..., None, None, None], (*clips.shape[:4], 1))
     return np.concatenate([clips * mask, mask], axis=-1)
 
 
-def change(base: Any, factors: Any) -> dict[str, float]:
+def change(base: Params, factors: Any) -> dict[str, float]:
     """The mean relative change `|W' - W| / |W|` of the weights of each kind of module."""
     before, after = by_path(base), by_path(adapters.merged(base, factors))
     kinds: dict[str, list[float]] = {}

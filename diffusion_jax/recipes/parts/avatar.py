@@ -29,6 +29,7 @@ from diffusion_jax.pipelined import (
 )
 from diffusion_jax.randomness import split
 from diffusion_jax.recipes.parts.latents import LatentSpace
+from diffusion_jax.typing import Params
 
 
 class Avatar(NamedTuple):
@@ -109,7 +110,7 @@ def streaming(avatar: Avatar, schedule: Callable[..., Any] | None = None) -> Cal
     return jax.jit(stream)
 
 
-def in_flight(config: ConfigDict, params: Any, space: LatentSpace, picture: Any, audio: Any) -> dict[str, float]:
+def in_flight(config: ConfigDict, params: Params, space: LatentSpace, picture: Any, audio: Any) -> dict[str, float]:
     """The adaptive stream on T + 1 devices, of which the last decodes, and one block after another: their difference,
     and what was counted: ticks until the first block is out, until the other blocks are, and together; ticks from block
     to block; evaluations of a block at a device."""

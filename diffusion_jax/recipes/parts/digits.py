@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from diffusion_jax.config import call
@@ -52,7 +53,7 @@ class Judged(NamedTuple):
     distance: float
 
 
-def judged(images: Any, labels: Any) -> Judged:
+def judged(images: Array | np.ndarray, labels: Any) -> Judged:
     """What a classifier that was trained on real digits alone says of `images [N, 8, 8, 1]` and their `labels [N]`."""
     judge, images = feature_network("digits"), np.asarray(images)
     accuracy = class_accuracy(judge.logits, images, np.asarray(labels)).mean

@@ -7,18 +7,21 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from diffusion_jax import denoisers, metrics, objectives, sampling
 from diffusion_jax.acceleration.early_exit import at_depth, depth_table, early_exit
 from diffusion_jax.clock import network_inputs
 from diffusion_jax.config import build
+from diffusion_jax.data.sources import BatchSource
 from diffusion_jax.experiment import Experiment, prepare
 from diffusion_jax.models import EarlyExit
 from diffusion_jax.recipes.frame import trained
 from diffusion_jax.recipes.parts.digits import judged
+from diffusion_jax.typing import Params, Process
 
 
-def trained_exits(config: Any, exits: EarlyExit, base: Any, seed: int, name: str, frozen: bool) -> Any:
+def trained_exits(config: ConfigDict, exits: EarlyExit, base: Params, seed: int, name: str, frozen: bool) -> Any:
     """`{"params", "exits"}` as trained with `seed` from the network's parameters `base`.
 
     config: an experiment on the network whose objective is `objectives.layerwise`. frozen: the network does not learn.
@@ -49,7 +52,9 @@ class Errors(NamedTuple):
     square: np.ndarray
 
 
-def errors_of(exits: EarlyExit, process: Any, source: Any, count: int, times: Any) -> Callable[[Any], Errors]:
+def errors_of(
+    exits: EarlyExit, process: Process, source: BatchSource, count: int, times: Any
+) -> Callable[[Any], Errors]:
     """`params -> Errors` of `count` examples that were not trained on, with the same noise at each of `times`."""
     part = source.take(range(count))
     x0, cond = jnp.asarray(part["x0"]), jax.tree.map(jnp.asarray, part["cond"])
@@ -92,7 +97,7 @@ class Runs(NamedTuple):
     uncertainty: Callable[..., np.ndarray]
 
 
-def runs(exits: EarlyExit, experiment: Experiment, config: Any, count: int) -> Runs:
+def runs(exits: EarlyExit, experiment: Experiment, config: ConfigDict, count: int) -> Runs:
     """The runs of `count` samples; `config` has the solver and the grid."""
     process, solver, grid = experiment.process, build(config.solver), jnp.asarray(build(config.grid))
     labels = {"label": jnp.arange(count) % 10}
@@ -138,7 +143,7 @@ def runs(exits: EarlyExit, experiment: Experiment, config: Any, count: int) -> R
     )
 
 
-def threshold_for(uncertainty: np.ndarray, depth: float) -> float:
+def threshold_at_depth(uncertainty: np.ndarray, depth: float) -> float:
     """The threshold at which estimates `[S, L, B]` of whole runs mean `depth` blocks on average, by bisection."""
     low, high = 0.0, 1.0
     for _ in range(30):
@@ -153,7 +158,7 @@ def exit_depths(uncertainty: np.ndarray, threshold: float) -> np.ndarray:
     return np.where(sure.any(axis=1), sure.argmax(axis=1) + 1, uncertainty.shape[1])
 
 
-def quality(ran: Any, whole: Any) -> dict[str, float]:
+def run_quality(ran: Any, whole: Any) -> dict[str, float]:
     """Depth and cost of a run, what the judge says, and how far its samples are from those of all blocks."""
     judge = judged(ran.x, np.arange(len(ran.x)) % 10)
     endpoint = float(np.sqrt(np.mean((ran.x - whole.x) ** 2)))
@@ -171,8 +176,8 @@ def equal_depths(depth: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     return {way: np.broadcast_to(one, (steps, count)) for way, one in rows.items()}
 
 
-def clocked(
-    config: Any, experiment: Experiment, exits: EarlyExit, params: Any, threshold: float, depth: np.ndarray
+def run_times(
+    config: ConfigDict, experiment: Experiment, exits: EarlyExit, params: Params, threshold: float, depth: np.ndarray
 ) -> dict[str, tuple[float, float]]:
     """Share of blocks counted, and seconds a run: all blocks, a table for the batch, and each sample by itself."""
     process, count, cond = experiment.process, config.samples, {"label": np.arange(config.samples) % 10}

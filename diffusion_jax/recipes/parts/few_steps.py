@@ -21,10 +21,10 @@ from diffusion_jax.objectives.batches import example_keys
 from diffusion_jax.randomness import split
 from diffusion_jax.recipes.frame import trained
 from diffusion_jax.sampling import sample
-from diffusion_jax.typing import Denoiser, Solver
+from diffusion_jax.typing import Denoiser, Grid, Params, Solver
 
 
-def answers(denoiser: Denoiser, grid: Any, first: float = 0.5) -> Callable[..., Any]:
+def answers(denoiser: Denoiser, grid: Grid, first: float = 0.5) -> Callable[..., Any]:
     """`generate` of `objectives.distribution_matching`: what the student answers at one random step of its grid.
 
     It sees data that are noised to the time of that step, and pure noise in the first one, where runs begin. The step
@@ -46,7 +46,7 @@ def answers(denoiser: Denoiser, grid: Any, first: float = 0.5) -> Callable[..., 
     return generate
 
 
-def distilled(config: ConfigDict, base: Experiment, params: Any, name: str) -> Any:
+def distilled(config: ConfigDict, base: Experiment, params: Params, name: str) -> Any:
     """The student's parameters: the base's, trained to answer with a sample at each time of `config.grid`.
 
     config: `base` and `student` (experiments), `grid`, `compared` (the draw of times at which scores are compared),

@@ -18,12 +18,13 @@ from diffusion_jax.clock import network_inputs
 from diffusion_jax.costs import count_bytes
 from diffusion_jax.denoisers import recorded
 from diffusion_jax.models import Staged
+from diffusion_jax.processes import GaussianProcess
 from diffusion_jax.sampling import sample
 from diffusion_jax.time_axes import expand
-from diffusion_jax.typing import Denoiser
+from diffusion_jax.typing import Condition, Denoiser, Grid, Params, Solver
 
 
-def mixture_stages(process: Any) -> Staged:
+def mixture_stages(process: GaussianProcess) -> Staged:
     """The exact denoiser of a `GaussianMixture` with diagonal covariances, its parameters, in stages.
 
     process: predicts epsilon and feeds its network t itself (`time="t"`). Head: log p(component | x_t) but for a
@@ -62,7 +63,7 @@ class Found(NamedTuple):
     steps: Any
 
 
-class Settings(NamedTuple):
+class GateSettings(NamedTuple):
     """What both arms share. probe_order: of the head's forecast. order: of the last block's. warmup: full steps."""
 
     probe_order: int = 3
@@ -70,7 +71,9 @@ class Settings(NamedTuple):
     warmup: int = 3
 
 
-def last_block(network: Any, process: Any, settings: Settings, head: int = 1) -> Callable[[Any, Any], Denoiser]:
+def last_block(
+    network: Any, process: GaussianProcess, settings: GateSettings, head: int = 1
+) -> Callable[[Any, Any], Denoiser]:
     """`(threshold, interval) -> denoiser`: the last block is forecast below the threshold and between intervals.
 
     The gate alone has an interval longer than the run, the clock alone an infinite threshold; both begin with the same
@@ -93,7 +96,7 @@ def last_block(network: Any, process: Any, settings: Settings, head: int = 1) ->
 
 
 def run_of(
-    make: Callable[..., Denoiser], solver: Any, grid: Any, shape: tuple[int, ...], around: Any = None
+    make: Callable[..., Denoiser], solver: Solver, grid: Grid, shape: tuple[int, ...], around: Any = None
 ) -> Callable[..., Found]:
     """The compiled `(key, params, *settings, cond=None) -> Found` of the denoiser `make(*settings)`.
 
@@ -132,7 +135,13 @@ def matched(run: Callable[[Any], Found], count: float, low: float = 1e-4, high: 
 
 
 def true_errors(
-    stages: Staged, process: Any, params: Any, found: Found, grid: Any, settings: Settings, cond: Any = None
+    stages: Staged,
+    process: GaussianProcess,
+    params: Params,
+    found: Found,
+    grid: Grid,
+    settings: GateSettings,
+    cond: Condition = None,
 ) -> tuple[Any, Any]:
     """Relative errors `[S]` of both forecasts along a gated run, the true features computed at every step.
 
@@ -163,7 +172,7 @@ def true_errors(
     return jax.lax.scan(body, tables, (steps, xs, jnp.asarray(grid)[:-1], full))[1]
 
 
-def cache_bytes(denoiser: Denoiser, params: Any, shape: tuple[int, ...], cond: Any) -> float:
+def cache_bytes(denoiser: Denoiser, params: Params, shape: tuple[int, ...], cond: Condition) -> float:
     """Bytes of what a denoiser carries from step to step."""
     return float(count_bytes(jax.eval_shape(denoiser.init, params, jax.ShapeDtypeStruct(shape, jnp.float32), cond)))
 
@@ -171,14 +180,14 @@ def cache_bytes(denoiser: Denoiser, params: Any, shape: tuple[int, ...], cond: A
 def correlation(errors: tuple[Any, Any], full: Any) -> float:
     """Spearman's, between the errors of both forecasts at the steps that were skipped."""
     probe, last = (np.asarray(one)[~np.asarray(full)] for one in errors)
-    found = spearmanr(probe, last).statistic if probe.size > 2 else 0.0
-    return float(np.nan_to_num(found))
+    return float(np.nan_to_num(np.asarray(spearmanr(probe, last))[0])) if probe.size > 2 else 0.0
 
 
 def error_at(curve: Curve, name: str, value: float) -> float:
     """The error of an arm where its `name` is `value`: the logarithm lies on the line between two settings."""
     points = sorted((one[name], np.log(max(one["error"], 1e-12))) for one in curve)
-    return float(np.exp(np.interp(value, *zip(*points, strict=True))))
+    settings, errors = zip(*points, strict=True)
+    return float(np.exp(np.interp(value, settings, errors)))
 
 
 def median_error(x: Any, reference: Any) -> float:

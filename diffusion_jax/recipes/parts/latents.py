@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion_jax import data
+from diffusion_jax.data.sources import BatchSource, Source
 from diffusion_jax.errors import invalid
 from diffusion_jax.experiment import prepare
 from diffusion_jax.recipes.frame import trained
@@ -90,17 +91,17 @@ def _picture(mean, axes, shape, z):
     return jnp.clip(flat.reshape(*flat.shape[:-1], *mean.shape) + mean, -1.0, 1.0)
 
 
-def encoded(space: LatentSpace, source: Any) -> data.ArraySource:
+def encoded(space: LatentSpace, source: Source) -> data.ArraySource:
     """All examples of `source` in the latent space, with their conditions."""
-    parts = [take(source, range(i, min(i + _CHUNK, len(source)))) for i in range(0, len(source), _CHUNK)]
+    parts = [stacked_examples(source, range(i, min(i + _CHUNK, len(source)))) for i in range(0, len(source), _CHUNK)]
     x0 = np.concatenate([np.asarray(space.encode(part["x0"])) for part in parts])
     names = parts[0].get("cond", {})
     cond = {name: np.concatenate([part["cond"][name] for part in parts]) for name in names}
     return data.ArraySource(x0, cond, name=f"latents of {getattr(source, 'name', 'a source')}")
 
 
-def take(source: Any, indices: Any) -> dict:
+def stacked_examples(source: Source, indices: Any) -> dict:
     """The examples of `source` at `indices`, stacked."""
-    if hasattr(source, "take"):
+    if isinstance(source, BatchSource):
         return source.take(np.asarray(indices))
     return jax.tree.map(lambda *leaves: np.stack(leaves), *(source[int(i)] for i in indices))

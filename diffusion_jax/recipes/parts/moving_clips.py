@@ -6,9 +6,8 @@ convolutional autoencoder to 4 x 4 x 4 was measured as well: at 0.6 s of one cor
 reconstructs no object within a minute of training.
 """
 
-from typing import Any
-
 import numpy as np
+from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from diffusion_jax import data
@@ -18,7 +17,7 @@ from diffusion_jax.metrics import frechet_distance
 from diffusion_jax.recipes.parts.latents import LatentSpace, encoded, principal_space
 
 
-def experiment(
+def clip_experiment(
     steps: int,
     draw: ConfigDict | None = None,
     *,
@@ -44,7 +43,7 @@ def experiment(
     rate = call("training.optimizers.cosine", peak=4e-3, total_steps=steps, warmup_steps=min(50, steps // 2))
     config.optimizer = call("training.optimizers.adamw", learning_rate=rate, weight_decay=0.01)
     config.ema = {"average": call("training.ema.power", sigma_rel=0.1)}
-    config.sampling.update(solver=call("solvers.ddim"), grid=grid(), ema="average")
+    config.sampling.update(solver=call("solvers.ddim"), sampling_grid=sampling_grid(), ema="average")
     return config
 
 
@@ -62,7 +61,7 @@ def noisy_times() -> ConfigDict:
     return call("timesteps.logit_normal", mean=0.8, std=1.2)
 
 
-def grid(steps: int = 16) -> ConfigDict:
+def sampling_grid(steps: int = 16) -> ConfigDict:
     """Times to sample at, close to each other where there is much noise, for the same reason."""
     return call("timesteps.shift", grid=call("timesteps.linspace", steps=steps), shift=3.0)
 
@@ -72,7 +71,7 @@ def truth(count: int, frames: int = 8, split: str = "test") -> np.ndarray:
     return data.moving_shapes(split, length=max(count, 1), frames=frames, classes=()).take(range(count))["x0"]
 
 
-def distances(clips: Any, real: Any) -> dict[str, float]:
+def distances(clips: Array | np.ndarray, real: Array | np.ndarray) -> dict[str, float]:
     """Fréchet distances to the clips `real` of as many frames: of single "frames" and of their changes, "motion"."""
     return {
         "frames": frechet_distance(data.moving.frame_features(clips), data.moving.frame_features(real)),
@@ -80,19 +79,23 @@ def distances(clips: Any, real: Any) -> dict[str, float]:
     }
 
 
-def identity(clips: Any, real: Any, frames: slice | list[int] = slice(1, None)) -> float:
+def identity_share(
+    clips: Array | np.ndarray, real: Array | np.ndarray, frames: slice | list[int] = slice(1, None)
+) -> float:
     """The share of `frames` in which a clip shows shape and colour of the first frame of the clip in `real`."""
     reading, reference = data.moving.read(clips), data.moving.read(real)
     return float(data.moving.identity(reading, reference)[:, frames].mean())
 
 
-def colour(clips: Any, real: Any, frames: slice | list[int] = slice(1, None)) -> float:
+def colour(clips: Array | np.ndarray, real: Array | np.ndarray, frames: slice | list[int] = slice(1, None)) -> float:
     """The share of `frames` in which a clip shows the colour of the first frame of the clip in `real`."""
     reading, reference = data.moving.read(clips), data.moving.read(real)
     return float((reading.colour == reference.colour[:, :1])[:, frames].mean())
 
 
-def position_error(clips: Any, real: Any, frames: slice | list[int] = slice(1, None)) -> float:
+def mean_position_error(
+    clips: Array | np.ndarray, real: Array | np.ndarray, frames: slice | list[int] = slice(1, None)
+) -> float:
     """Mean distance in pixels from the object's true place, over `frames`."""
     reading, reference = data.moving.read(clips), data.moving.read(real)
     return float(data.moving.position_error(reading, reference)[:, frames].mean())

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from diffusion_jax import adapters, denoisers, objectives
@@ -18,19 +19,20 @@ from diffusion_jax.experiment import Experiment, prepare
 from diffusion_jax.recipes.frame import trained
 from diffusion_jax.recipes.parts.adaptation import adaptation
 from diffusion_jax.recipes.report import Claim, claim
+from diffusion_jax.typing import Condition, Params
 
 
-def stroke_area(images: Any) -> np.ndarray:
+def stroke_area(images: Array | np.ndarray) -> np.ndarray:
     """The share of pixels brighter than half, `[N]` of images `[N, H, W, C]` in [-1, 1]."""
     return (np.asarray(images) > 0).reshape(len(images), -1).mean(axis=1)
 
 
-def ink(prediction: Any, t: Any, cond: Any) -> Any:
+def ink(prediction: Any, t: Any, cond: Condition) -> Any:
     """Minus the mean brightness of what is predicted: an energy whose descent adds ink."""
     return -jnp.mean((prediction.x0 + 1) / 2, axis=(1, 2, 3))
 
 
-def trained_slider(config: ConfigDict, experiment: Experiment, params: Any, name: str, given: Any) -> Any:
+def trained_slider(config: ConfigDict, experiment: Experiment, params: Params, name: str, given: Any) -> Any:
     """The factors of a slider of the network of `experiment` at `params`, scaled so that 1 is the trained strength.
 
     config: an experiment of its own with `lora`, `strength` (of the ink's gradient) and `draw` besides. given: what the
@@ -49,7 +51,7 @@ def trained_slider(config: ConfigDict, experiment: Experiment, params: Any, name
     return adapters.transplanted(factors, params, config.lora.alpha / config.lora.rank)
 
 
-def beside(params: Any, factors: Any, strength: float) -> Any:
+def beside(params: Params, factors: Any, strength: float) -> Any:
     """The parameters with a slider at `strength`, whoever it was trained on; 0 is `params`, below 0 the other way."""
     return adapters.merged(params, adapters.transplanted(factors, params, strength))
 

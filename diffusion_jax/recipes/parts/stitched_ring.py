@@ -6,10 +6,11 @@ model at high noise, where nothing else of the data is left, and err at low nois
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from diffusion_jax import denoisers, metrics, processes, solvers, timesteps
 from diffusion_jax.recipes.parts.stitching import (
@@ -18,10 +19,11 @@ from diffusion_jax.recipes.parts.stitching import (
     backwards,
     epsilon_gap,
     relative_cost,
+    stitch_table,
     stitched,
-    table,
 )
 from diffusion_jax.recipes.report import Claim, claim
+from diffusion_jax.typing import Process
 
 RADIUS, STD, MODES = 1.5, 0.15, 8
 TENTHS = [number / 10 for number in range(11)]
@@ -42,7 +44,7 @@ class Ring(NamedTuple):
     chosen: dict[int, tuple[float, list[float]]]
 
 
-def ring_models(process: Any, costs: Sequence[float]) -> list[Model]:
+def ring_models(process: Process, costs: Sequence[float]) -> list[Model]:
     """Exact denoisers of the ring seen as 1, 4 and 8 Gaussians, at the given costs of an evaluation."""
     angles = 2 * np.pi * np.arange(MODES) / MODES
     modes = RADIUS * np.stack([np.cos(angles), np.sin(angles)], axis=-1)
@@ -57,7 +59,7 @@ def ring_models(process: Any, costs: Sequence[float]) -> list[Model]:
     return models
 
 
-def on_ring(config: Any, numbers: Sequence[int]) -> Ring:
+def on_ring(config: ConfigDict, numbers: Sequence[int]) -> Ring:
     """Everything that is claimed about the ring: `config.size` points a run, on the seeds `numbers`.
 
     config: steps, size, costs; noise, the tolerance of the choice; choice_seed, which is none of `numbers`.
@@ -67,24 +69,24 @@ def on_ring(config: Any, numbers: Sequence[int]) -> Ring:
     sampler, grid = stitched(models, solvers.ddim(), (2,)), timesteps.linspace(steps)
 
     def distance(seed, which):
-        data, _ = denoisers.draw(jax.random.key(1000 + seed), models[-1].params, size)
-        return metrics.energy_distance(sampler(jax.random.key(seed), which, grid, size=size).x, data)
+        data, _ = denoisers.sample_mixture(jax.random.key(1000 + seed), models[-1].params, size)
+        return metrics.energy_distance(sampler(jax.random.key(seed), which, grid, size=size).x, np.asarray(data))
 
     def over_seeds(which):
         return [distance(seed, which) for seed in numbers]
 
-    first = {share: over_seeds(table(steps, share, 0.0)) for share in TENTHS}
+    first = {share: over_seeds(stitch_table(steps, share, 0.0)) for share in TENTHS}
     last = {share: over_seeds(backwards(steps, share, large=2)) for share in (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)}
     settings = []
     for shares in [(small, middle) for small in TENTHS for middle in TENTHS if small + middle < 1.01]:
-        which = table(steps, *shares)
+        which = stitch_table(steps, *shares)
         settings.append((shares, relative_cost(which, models), distance(config.choice_seed, which)))
     chosen = {}
     for count, open_to in ((2, [one for one in settings if one[0][1] == 0]), (3, settings)):
         _, costs, distances = zip(*open_to, strict=True)
         shares, cost, _ = open_to[metrics.cheapest_within(costs, distances, config.noise)]
-        chosen[count] = cost, over_seeds(table(steps, *shares))
-    x0, _ = denoisers.draw(jax.random.key(0), models[-1].params, 4000)
+        chosen[count] = cost, over_seeds(stitch_table(steps, *shares))
+    x0, _ = denoisers.sample_mixture(jax.random.key(0), models[-1].params, 4000)
     return Ring(first, last, epsilon_gap(jax.random.key(1), models[0], models[-1], x0), settings, chosen)
 
 

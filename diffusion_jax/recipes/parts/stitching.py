@@ -11,7 +11,7 @@ import numpy as np
 from diffusion_jax import denoisers, randomness
 from diffusion_jax.clock import single_step
 from diffusion_jax.sampling import Samples, sample
-from diffusion_jax.typing import Denoiser, Solver
+from diffusion_jax.typing import Condition, Denoiser, Keys, Solver
 
 INDICES = [30, 60, *range(100, 1000, 100), 999]
 """Where the gap between two models is measured: training index k is at t = (k + 1) / 1000."""
@@ -45,7 +45,7 @@ def stitched(models: Sequence[Model], solver: Solver, shape: tuple[int, ...]) ->
     return sampler
 
 
-def table(steps: int, *shares: float) -> np.ndarray:
+def stitch_table(steps: int, *shares: float) -> np.ndarray:
     """The first of `shares[0]` of the steps, then the next; the last model has the rest: int32 `[S]`."""
     return np.asarray(_table(steps, shares))
 
@@ -57,7 +57,7 @@ def _table(steps, shares):
 
 def backwards(steps: int, share: float, large: int) -> np.ndarray:
     """The wrong way round: model 0 has the last `share` of the steps, model `large` all before."""
-    return np.where(table(steps, 1.0 - share) == 0, large, 0).astype(np.int32)
+    return np.where(stitch_table(steps, 1.0 - share) == 0, large, 0).astype(np.int32)
 
 
 def relative_cost(table: np.ndarray, models: Sequence[Model]) -> float:
@@ -74,7 +74,7 @@ def padded(which: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
     return np.pad(which, rest), np.pad(np.linspace(1.0, 0.0, len(which) + 1), rest)
 
 
-def epsilon_gap(key: Any, first: Model, second: Model, x0: Any, cond: Any = None) -> list[float]:
+def epsilon_gap(key: Keys, first: Model, second: Model, x0: Any, cond: Condition = None) -> list[float]:
     """Mean squared difference of what two models predict as the noise of `x0 [B, ...]`, at each of `gap_times()`."""
     keys = randomness.sample_keys(key, jnp.arange(len(x0)))
 

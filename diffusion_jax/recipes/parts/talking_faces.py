@@ -7,10 +7,11 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import data
 from diffusion_jax.data import portrait
+from diffusion_jax.data.sources import Source
 from diffusion_jax.recipes.parts.latents import LatentSpace, encoded
 
 
-def latent_clips(space: LatentSpace, source: Any, frames: int) -> data.ArraySource:
+def latent_clips(space: LatentSpace, source: Source, frames: int) -> data.ArraySource:
     """Clips of the space, two of each example: its first frames with the portrait of who speaks, and its last ones with
     a frame of long before, as streams will have it."""
     whole = encoded(space, source)
@@ -40,7 +41,7 @@ def crowd(config: ConfigDict, space: LatentSpace, seed: int) -> Crowd:
     return Crowd(portraits, voices, space.encode(portraits), portrait.log_mel(voices), opening)
 
 
-def measured(config: ConfigDict, space: LatentSpace, latents: Any, people: Crowd) -> dict[str, np.ndarray]:
+def stream_measures(config: ConfigDict, space: LatentSpace, latents: Any, people: Crowd) -> dict[str, np.ndarray]:
     """Sync, identity error (colour, shape), flicker, residual in `config.windows` windows, equally spaced, `[W]`."""
     frames, (count, size) = latents.shape[1], (config.windows, config.window)
     starts = np.linspace(0, frames - size, count).astype(int)
