@@ -12,7 +12,7 @@ from diffusion_jax.typing import Anatomy, Network
 def transformer_anatomy(module: nn.Module, **fields: Any) -> Anatomy:
     """What networks with a `condition` encoder and a stack of `blocks` behind it have in common, and other fields."""
     stack = {"stack": "blocks", "depth": module.depth, "last": ("final_modulation", "final")}
-    return Anatomy(**{"width": module.width, "condition": "condition", "time": "condition/time", **stack, **fields})
+    return Anatomy(**{"width": module.width, "condition": ("condition",), "time": "condition/time", **stack, **fields})
 
 
 def prefixed(anatomy: Anatomy, prefix: str) -> Anatomy:
@@ -23,8 +23,8 @@ def prefixed(anatomy: Anatomy, prefix: str) -> Anatomy:
 
     causal = anatomy.causal and anatomy.causal._replace(attend=moved(anatomy.causal.attend))
     return anatomy._replace(
-        **{name: moved(getattr(anatomy, name)) for name in ("entrance", "stack", "tail", "condition", "time")},
-        **{name: tuple(map(moved, getattr(anatomy, name))) for name in ("cuts", "last")},
+        **{name: moved(getattr(anatomy, name)) for name in ("entrance", "stack", "tail", "time")},
+        **{name: tuple(map(moved, getattr(anatomy, name))) for name in ("cuts", "last", "condition")},
         enters={key: moved(path) for key, path in anatomy.enters.items()},
         causal=causal,
     )

@@ -220,7 +220,7 @@ class UNetEncoder(nn.Module):
 def encoder_anatomy(module: UNetEncoder, **fields: Any) -> Anatomy:
     """What a U-Net and a ControlNet for it have in common, and further fields."""
     fields = {"width": module.width or 4 * module.channels, "concat": module.concat, **fields}
-    return Anatomy(axes=4, entrance="conv_in", condition="condition", time="condition/time", **fields)
+    return Anatomy(axes=4, entrance="conv_in", condition=("condition",), time="condition/time", **fields)
 
 
 def check_encoder(module: UNetEncoder) -> None:
