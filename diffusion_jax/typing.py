@@ -178,7 +178,7 @@ class Anatomy(NamedTuple):
     cuts: tuple[str, ...] = ()
     tail: str = ""
     last: tuple[str, ...] = ()
-    condition: str = ""
+    condition: tuple[str, ...] = ()
     time: str = ""
     frequency_shift: float = 0.0
     enters: Mapping[str, str] = {}

@@ -27,7 +27,7 @@ def encoder_fields(module: nn.Module, entrance: str) -> dict[str, Any]:
         for key in stream.keys
     }
     concat = joined.channels if joined else 0
-    return {"condition": "condition", "time": "condition/time", "concat": concat, "enters": enters}
+    return {"condition": ("condition",), "time": "condition/time", "concat": concat, "enters": enters}
 
 
 def prefixed(anatomy: Anatomy, prefix: str) -> Anatomy:
@@ -38,8 +38,8 @@ def prefixed(anatomy: Anatomy, prefix: str) -> Anatomy:
 
     causal = anatomy.causal and anatomy.causal._replace(attend=moved(anatomy.causal.attend))
     return anatomy._replace(
-        **{name: moved(getattr(anatomy, name)) for name in ("entrance", "stack", "tail", "condition", "time")},
-        **{name: tuple(map(moved, getattr(anatomy, name))) for name in ("cuts", "last")},
+        **{name: moved(getattr(anatomy, name)) for name in ("entrance", "stack", "tail", "time")},
+        **{name: tuple(map(moved, getattr(anatomy, name))) for name in ("cuts", "last", "condition")},
         enters={key: moved(path) for key, path in anatomy.enters.items()},
         causal=causal,
     )

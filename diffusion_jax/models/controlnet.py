@@ -145,11 +145,16 @@ def controlled(unet: Network, control: Network | Sequence[Network], scale: Any =
     result = wrapped(unet, around, init, ("unet",))
     if not all(each.inside and each.inside.bare for each in (unet, *controls)):
         return result
-    modules = tuple(each.module for each in controls)
+    # Copies, since linen takes the same object twice for one with shared parameters.
+    modules = tuple(each.module.clone() for each in controls)
     module = Controlled(unet.module, modules[0] if single else modules, scales)
-    enters = {"control": names[0] if single else "control_*"}
-    anatomy = prefixed(unet.anatomy or Anatomy(), "unet")
-    whole = network(module, anatomy._replace(enters={**anatomy.enters, **enters}))
+    anatomy, *others = (
+        prefixed(each.anatomy or Anatomy(), name)
+        for each, name in zip((unet, *controls), ("unet", *names), strict=True)
+    )
+    condition = sum((each.condition for each in others), anatomy.condition)
+    enters = {**anatomy.enters, "control": names[0] if single else "control_*"}
+    whole = network(module, anatomy._replace(condition=condition, enters=enters))
     return whole._replace(init=init, apply=result.apply)
 
 

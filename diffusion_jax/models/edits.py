@@ -34,7 +34,8 @@ def inner_modules(module: nn.Module, anatomy: Anatomy | None) -> bool:
 
 def of_condition(module: nn.Module, anatomy: Anatomy | None) -> bool:
     """Whether a module belongs to what reads the condition and no x."""
-    return bool(anatomy and anatomy.condition) and "/".join(module.path).startswith(f"{anatomy.condition}/")
+    path = "/".join(module.path)
+    return anatomy is not None and any(path.startswith(f"{one}/") for one in anatomy.condition)
 
 
 def edit(

@@ -131,6 +131,11 @@ def test_two_controls_of_a_half_are_one_and_a_traced_scale_does_not_compile_anew
     params = {"unet": params, "control_0": both["control"], "control_1": both["control"]}
     told = {**SIZES, "control": (PICTURE["control"],) * 2}
     np.testing.assert_allclose(compiled(twice.apply)(params, X, T, told)[0], y, atol=1e-5)
+    # Opened, each still has its own parameters, equal modules though they are.
+    params["control_1"] = jax.tree.map(lambda leaf: 0 * leaf, params["control_1"])
+    seen, extras, _ = compiled(intercepted(twice, taps("zero_mid")).apply)(params, {}, X, T, told)
+    np.testing.assert_allclose(seen, half, atol=1e-5)
+    assert {path.split("/")[0] for path in by_path(extras["taps"])} == {"control_0", "control_1"}
 
 
 def test_the_whole_can_be_intercepted_and_edited_parts_can_be_controlled():
