@@ -24,9 +24,9 @@ from diffusion_jax.acceleration import (
     cached_outputs,
     calibrate,
     cg_taylor,
-    early_exit,
     ertacache,
     every,
+    exit_by_uncertainty,
     first_block_cached,
     guided_with_reuse,
     record_outputs,
@@ -159,7 +159,7 @@ def arms(plan: Plan) -> list[Arm]:
 
     variant = ":smoke" if plan.smoke else ""
     exits, left = exiting(load(f"configs/recipes/deediff.py{variant}"), network, params)
-    add("early exit", {f"threshold {d:g}": early_exit(exits, process, d) for d in (0.03, 0.06, 0.1)}, left)
+    add("early exit", {f"threshold {d:g}": exit_by_uncertainty(exits, process, d) for d in (0.03, 0.06, 0.1)}, left)
     narrow, cut = narrowed(load(f"configs/recipes/dydit.py{variant}"), params, grid)
     add("DyDiT", {"half of the compute": narrow}, cut)
     add("DyDiT + output forecast", {"N = 2, m = 1": cached_outputs(narrow, every(2, 2), taylor(1))}, cut)

@@ -19,12 +19,12 @@ import jax.numpy as jnp
 from diffusion_jax import randomness
 from diffusion_jax.clock import as_grid, clock, network_inputs, num_steps, to_prediction
 from diffusion_jax.errors import invalid
-from diffusion_jax.models.incremental import Cache, Incremental
+from diffusion_jax.models.incremental import Incremental, KVCache
 from diffusion_jax.sampling import Loop, Run, begun, one_step
 from diffusion_jax.typing import Denoiser, Solver
 
 
-class Block(NamedTuple):
+class BlockRun(NamedTuple):
     """What passes from level to level: the run so far, and the keys of its samples `[B]`.
 
     With `caching_stage` the run's carry is empty, for it stays at the level.
@@ -47,7 +47,7 @@ def noise_blocks(
     index: Any = None,
     first: Any = 0,
     cached: bool = True,
-) -> Block:
+) -> BlockRun:
     """The blocks `first` .. `first + blocks - 1` of a stream as they enter, leaves `[M, ...]`.
 
     Block i begins as `sample(fold_in(key, i), ..., shape=shape, index=index)` does. shape: of one block, batch
@@ -60,7 +60,7 @@ def noise_blocks(
         number, own = entry
         keys = randomness.sample_keys(jax.random.fold_in(key, number), index)
         run = Run(denoiser.process.prior(randomness.prior_key(keys), shape), carry=() if cached else None)
-        return Block(begun(Loop(denoiser, params, solver, ticks, own), run), keys)
+        return BlockRun(begun(Loop(denoiser, params, solver, ticks, own), run), keys)
 
     return jax.lax.map(begin, (first + jnp.arange(blocks), cond))
 
@@ -81,7 +81,7 @@ def denoising_stage(denoiser: Denoiser, solver: Solver, grid: Any) -> Callable:
 def caching_stage(denoiser: Denoiser, solver: Solver, grid: Any) -> Callable:
     """Step `level` of `grid [T + 1, *t_shape]`; what the denoiser carries stays at the level, from block to block.
 
-    For denoisers such as `cached`. A solver should evaluate once a step: each evaluation is one block to the cache.
+    For denoisers such as `kv_cached`. A solver should evaluate once a step: each evaluation is one block to the cache.
     """
     make = _step(denoiser, solver, grid)
 
@@ -95,7 +95,7 @@ def caching_stage(denoiser: Denoiser, solver: Solver, grid: Any) -> Callable:
 def decoding_stage(stage: Callable, levels: int, decode: Callable[[Any], Any]) -> Callable:
     """`stage` with one level more, `levels`, whose device decodes what the others have finished.
 
-    Blocks are pairs `(Block, shown)`: `shown`, of the shape of `decode(x)` and of any content before, becomes that.
+    Blocks are pairs `(BlockRun, shown)`: `shown`, of the shape of `decode(x)` and of any content before, becomes that.
     """
 
     def whole(params, carry, x, level, cond, index):
@@ -110,7 +110,7 @@ def decoding_stage(stage: Callable, levels: int, decode: Callable[[Any], Any]) -
     return whole
 
 
-def cached(step: Incremental, process: Any, sink_at: Any = None) -> Denoiser:
+def kv_cached(step: Incremental, process: Any, sink_at: Any = None) -> Denoiser:
     """A causal video network, block by block, as a denoiser: its carry is the cache, to which it adds what it is shown.
 
     A cache belongs to one noise level: a block at t sees the past blocks as they were at t, and reference frames
@@ -124,7 +124,7 @@ def cached(step: Incremental, process: Any, sink_at: Any = None) -> Denoiser:
         output, extras, kept = step.apply(params, carry, *network_inputs(process, x, at.t), cond, sink_at)
         return to_prediction(process, output, x, at.t, extras), step.push(carry, kept)
 
-    return Denoiser(init, apply, process, lambda carry: Cache(1, 1, None))
+    return Denoiser(init, apply, process, lambda carry: KVCache(1, 1, None))
 
 
 def rollout(denoiser: Denoiser, solver: Solver, grid: Any, history: float | None = None) -> Callable:
@@ -203,7 +203,7 @@ def _step(denoiser, solver, grid):
 
     def make(params, block, level, cond):
         loop = Loop(denoiser, params, solver, ticks.with_keys(block.keys), cond)
-        return Block(one_step(loop, block.run, loop.clock.step(level)), block.keys)
+        return BlockRun(one_step(loop, block.run, loop.clock.step(level)), block.keys)
 
     return make
 

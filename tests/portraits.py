@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax import models, processes, solvers
-from diffusion_jax.pipelined import at_each_level, cached, noise_blocks
+from diffusion_jax.pipelined import at_each_level, kv_cached, noise_blocks
 from diffusion_jax.timesteps import linspace
 from tests.models.shared import drawn_params
 
@@ -27,7 +27,7 @@ NETWORK = models.video_dit(
     temporal_positions="rotary",
     conditions=(models.reference(), models.audio()),
 )
-DENOISER = cached(models.incremental(NETWORK), FLOW, sink_at=3.0)
+DENOISER = kv_cached(models.incremental(NETWORK), FLOW, sink_at=3.0)
 
 
 @functools.cache

@@ -27,13 +27,11 @@ SAME_IDEA = {
     "the uniform distribution, of numbers, of times and of tokens that are noise": {"uniform"},
     "the curve of that shape, of noise levels and of learning rates": {"cosine"},
     "noise and sampler of Karras et al. 2022": {"edm"},
+    "that with something around it, which is one again: a network, a solver": {"wrapped"},
     "a convolution: the layer, and the rows of a checkpoint's table for it": {"conv"},
 }
 
-LEFT = {
-    *("Block", "Cache", "Encoder", "History", "Number", "Schedule", "by_time", "cached", "combined", "constrain"),
-    *("early_exit", "per_sample", "push", "run_blocks", "share"),
-}
+LEFT = {"History", "Number", "Schedule", "by_time", "per_sample"}
 """Names that still have several meanings: none may be added, and one that has been mended is taken out."""
 
 VAGUE = {"found", "kept", "made", "one", "own", "told"}

@@ -7,7 +7,7 @@ import pytest
 from diffusion_jax import models, solvers
 from diffusion_jax.distributed import sequential
 from diffusion_jax.errors import InvalidInput
-from diffusion_jax.pipelined import cached, caching_stage, rollout
+from diffusion_jax.pipelined import caching_stage, kv_cached, rollout
 from diffusion_jax.timesteps import linspace
 from tests.portraits import DENOISER, FLOW, LEVELS, NETWORK, REFERENCE, cut, portrait
 
@@ -59,7 +59,7 @@ def test_gradients_reach_one_evaluation_of_each_block_and_not_the_history(histor
 
 def test_one_level_with_a_clean_history_is_plain_autoregression():
     params, empty, noise, cond = portrait()
-    run = rollout(cached(models.incremental(NETWORK), FLOW), SOLVER, linspace(1), 0.0)
+    run = rollout(kv_cached(models.incremental(NETWORK), FLOW), SOLVER, linspace(1), 0.0)
     # Three blocks, of which the last sees both others: the window is not felt.
     x0, x = jax.device_get(
         jax.jit(

@@ -17,7 +17,7 @@ from diffusion_jax.acceleration.calibration import (
     save_calibration,
 )
 from diffusion_jax.acceleration.dynamic import StaticWidths, static_widths, tabulated
-from diffusion_jax.acceleration.early_exit import at_depth, depth_table, early_exit
+from diffusion_jax.acceleration.early_exit import at_depth, depth_table, exit_by_uncertainty
 from diffusion_jax.acceleration.features import cached_features
 from diffusion_jax.acceleration.forecasting import Forecaster, Table, hermite, newton, reuse, taylor
 from diffusion_jax.acceleration.gated import cg_taylor, first_block_cached, gated
@@ -46,10 +46,10 @@ __all__ = [
     "calibrate",
     "cg_taylor",
     "depth_table",
-    "early_exit",
     "either",
     "ertacache",
     "every",
+    "exit_by_uncertainty",
     "first_and_last",
     "first_block_cached",
     "gated",

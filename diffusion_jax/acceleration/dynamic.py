@@ -87,8 +87,8 @@ def static_widths(network: Network, process: Any, times: Any, gates: Any, costs:
     ranges = partition(on, costs, buckets)
     unions = [_any(on, first, last) for first, last in ranges]
     bucket = np.concatenate([np.full(last - first, i, np.int32) for i, (first, last) in enumerate(ranges)])
-    ratio = np.array([share(unions[i], costs) for i in bucket], np.float32)
-    needed = np.array([share(_any(on, i, i + 1), costs) for i in range(len(bucket))], np.float32)
+    ratio = np.array([executed_share(unions[i], costs) for i in bucket], np.float32)
+    needed = np.array([executed_share(_any(on, i, i + 1), costs) for i in range(len(bucket))], np.float32)
     cut = models.sliced(network, unions)
     tables = {"gates": gates, "bucket": jnp.asarray(bucket), "compute": jnp.asarray(ratio)}
 
@@ -104,7 +104,7 @@ def _any(on, first, last):
     return jax.tree.map(lambda leaf: leaf[first:last].any(axis=0), on)
 
 
-def share(on: Any, costs: Costs) -> float:
+def executed_share(on: Any, costs: Costs) -> float:
     """The executed share of the routed modules for masks `[L, K]` a leaf: `sum F mean(mask) / sum F`."""
     masks = by_path(on)
     return float(sum((flops * masks[path].mean(axis=-1)).sum() for path, flops in costs.executed.items()) / costs.whole)

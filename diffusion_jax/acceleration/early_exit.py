@@ -1,8 +1,8 @@
 """Leaving the network early: as soon as what it says is sure enough, or behind a number of blocks known in advance.
 
-How deep a sample goes is a function of t and of the sample (`early_exit`: Tang et al. 2023, DeeDiff). Its average over
-samples, recorded once, is a table by step (`depth_table`) which needs no estimates and has no deepest sample to wait
-for (`at_depth`). A batch takes the time of its deepest sample: that is what the cost counts.
+How deep a sample goes is a function of t and of the sample (`exit_by_uncertainty`: Tang et al. 2023, DeeDiff). Its
+average over samples, recorded once, is a table by step (`depth_table`) which needs no estimates and has no deepest
+sample to wait for (`at_depth`). A batch takes the time of its deepest sample: that is what the cost counts.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ from diffusion_jax.models import EarlyExit
 from diffusion_jax.typing import Cost, Denoiser
 
 
-def early_exit(exits: EarlyExit, process: Any, threshold: Scale, gather: bool = False) -> Denoiser:
+def exit_by_uncertainty(exits: EarlyExit, process: Any, threshold: Scale, gather: bool = False) -> Denoiser:
     """Each sample leaves behind the first block whose mean estimated uncertainty is at most `threshold`.
 
     threshold: in [0, 1]: at 0 no sample leaves, at 1 all do behind the first block; a number, an array by step or a

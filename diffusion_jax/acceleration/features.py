@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from diffusion_jax.acceleration import forecasting
 from diffusion_jax.acceleration.forecasting import Forecaster, Table
 from diffusion_jax.acceleration.outputs import check_along
-from diffusion_jax.acceleration.refresh import History, Refresh, after, begun, coordinate, due
+from diffusion_jax.acceleration.refresh import History, Refresh, after, coordinate, due, never_refreshed
 from diffusion_jax.clock import network_inputs, some_step, to_prediction
 from diffusion_jax.costs import count_flops
 from diffusion_jax.models import depth_axes, inner_modules, intercepted, replaced, taps
@@ -69,7 +69,9 @@ def cached_features(
     def init(params, x, cond):
         inputs = network_inputs(process, x, some_step(x).t)
         features = jax.eval_shape(computed, params, *inputs, cond)[1]
-        return Features(forecasting.init(forecaster, features, depth_axes(features, network.anatomy)), begun())
+        return Features(
+            forecasting.init(forecaster, features, depth_axes(features, network.anatomy)), never_refreshed()
+        )
 
     def apply(params, carry, x, step, cond):
         inputs, at = (*network_inputs(process, x, step.t), cond), coordinate(along, step, process)
@@ -89,7 +91,7 @@ def cached_features(
 
         now = due(refresh, step, carry.history)
         (output, extras), table = jax.lax.cond(now, full, skip, carry.table)
-        rest = share(forecast, computed, (params, carry.table.values, weights, *inputs), (params, *inputs))
+        rest = flops_share(forecast, computed, (params, carry.table.values, weights, *inputs), (params, *inputs))
         prediction = to_prediction(process, output, x, step.t, extras, cost_of(now, rest))
         return prediction, Features(table, after(carry.history, now))
 
@@ -107,7 +109,7 @@ def traced_once(function: Callable[..., Any]) -> Callable[..., Any]:
     return jax.jit(function, inline=True)
 
 
-def share(part: Callable[..., Any], whole: Callable[..., Any], part_inputs: tuple, whole_inputs: tuple) -> float:
+def flops_share(part: Callable[..., Any], whole: Callable[..., Any], part_inputs: tuple, whole_inputs: tuple) -> float:
     """Operations of `part` as a share of those of `whole`, by their shapes."""
     return count_flops(part, *part_inputs) / max(count_flops(whole, *whole_inputs), 1.0)
 

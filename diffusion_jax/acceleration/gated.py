@@ -17,9 +17,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from diffusion_jax.acceleration import forecasting
-from diffusion_jax.acceleration.features import cost_of, share, traced_once
+from diffusion_jax.acceleration.features import cost_of, flops_share, traced_once
 from diffusion_jax.acceleration.forecasting import Forecaster, Table, reuse, taylor
-from diffusion_jax.acceleration.refresh import History, Refresh, after, begun, coordinate, due, first_and_last
+from diffusion_jax.acceleration.refresh import History, Refresh, after, coordinate, due, first_and_last, never_refreshed
 from diffusion_jax.clock import network_inputs, some_step, to_prediction
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.models import Staged, staged
@@ -106,7 +106,7 @@ def gated(
 
     def empty(seen, kept):
         tables = forecasting.init(probe, seen), forecasting.init(last, kept)
-        return Gated(*tables, begun(), jnp.float32(jnp.inf))
+        return Gated(*tables, never_refreshed(), jnp.float32(jnp.inf))
 
     def init(params, x, cond):
         inputs = (*network_inputs(process, x, some_step(x).t), cond)
@@ -165,7 +165,7 @@ def _rest(stages, network, params, z, inputs):
         z = stages.body(params, stages.head(params, *inputs), *inputs)
         return stages.tail(params, z, *inputs)[0]
 
-    return share(ends, whole, (params, z, *inputs), (params, *inputs))
+    return flops_share(ends, whole, (params, z, *inputs), (params, *inputs))
 
 
 def relative_error(

@@ -28,7 +28,7 @@ Refresh = Callable[[Step, History], Any]
 """See the module."""
 
 
-def begun() -> History:
+def never_refreshed() -> History:
     """The history of a cache that nobody has asked yet."""
     return History(jnp.int32(0), jnp.int32(0))
 

@@ -50,7 +50,7 @@ def lora(
         factors = adapted.init(key, params, x, t, cond)
         jax.grad(lambda factors: loss(adapted.network.apply({"params": params, "lora": factors}, x, t, cond)))
 
-    Factors of other ranks are swapped without compiling anew once `combined` has brought them to one rank.
+    Factors of other ranks are swapped without compiling anew once `combined_adapters` has brought them to one rank.
     Raises InvalidInput for a rank or alpha that is not positive, and where `select` finds anything but Dense layers
     and convolutions.
     """
@@ -131,7 +131,7 @@ def attached(network: Network, like: Any) -> Network:
     return lora(network, rank, select=adapted_modules(like)).network
 
 
-def combined(weighted: Sequence[tuple[Any, Any]], rank: int, like: Any = None) -> Any:
+def combined_adapters(weighted: Sequence[tuple[Any, Any]], rank: int, like: Any = None) -> Any:
     """One tree of factors for several adapters at once: `sum_i weight_i A_i B_i`, at exactly `rank`.
 
     weighted: `(factors, weight)` pairs, of any ranks; their factors stand side by side, and zeros fill the rank up. So

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from diffusion_jax import randomness
-from diffusion_jax.adapters import attached, combined, merged
+from diffusion_jax.adapters import attached, combined_adapters, merged
 from diffusion_jax.denoisers import denoiser as lifted
 from diffusion_jax.denoisers.branches import in_one_batch, steered
 from diffusion_jax.denoisers.guidance import linear_rule
@@ -187,11 +187,13 @@ def with_lora(pipeline: Pipeline, weighted: Sequence[tuple[Any, int | float]], r
     """The pipeline with factors of `load_lora` attached to its network, `(factors, weight)` each.
 
     rank: the room for factors; what they need together, unless given. Later ones of that room swap in without
-    compiling anew: `pipeline._replace(params={**pipeline.params, "lora": adapters.combined(others, rank, like)})`.
+    compiling anew:
+
+        pipeline._replace(params={**pipeline.params, "lora": adapters.combined_adapters(others, rank, like)})
     """
     if rank is None:
         rank = sum(jax.tree.leaves(factors)[0].shape[-1] for factors, _ in weighted)
-    factors = combined(weighted, rank)
+    factors = combined_adapters(weighted, rank)
     network = attached(pipeline.network.network, factors)
     params = {"params": pipeline.network.params, "lora": factors}
     return pipeline._replace(denoiser=lifted(network, pipeline.scheduler.process), params=params)

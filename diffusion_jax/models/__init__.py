@@ -14,7 +14,7 @@ from diffusion_jax.models.early_exit import EarlyExit, Layers, early_exit
 from diffusion_jax.models.edits import cached, edit, exits, gates, inner_modules, override, replaced, reweighted, taps
 from diffusion_jax.models.encoders import Encoded, Encoder, as_network
 from diffusion_jax.models.framewise import framewise
-from diffusion_jax.models.incremental import Cache, Incremental, incremental
+from diffusion_jax.models.incremental import Incremental, KVCache, incremental
 from diffusion_jax.models.interception import intercepted, wrapped
 from diffusion_jax.models.joint_transformer import JointTransformer, joint_transformer
 from diffusion_jax.models.layers.conditioning import (
@@ -54,7 +54,6 @@ __all__ = [
     "Attended",
     "Autoencoder",
     "CLIPText",
-    "Cache",
     "CaptionDecoder",
     "Captioner",
     "CondKey",
@@ -70,6 +69,7 @@ __all__ = [
     "GaussianPosterior",
     "Incremental",
     "JointTransformer",
+    "KVCache",
     "Layers",
     "Mlp",
     "Place",

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.errors import invalid, unknown
-from diffusion_jax.models.encoders import run_blocks
+from diffusion_jax.models.encoders import prenorm_stack
 from diffusion_jax.models.layers.branches import REMAT, Side
 from diffusion_jax.models.layers.dense import projection
 from diffusion_jax.models.layers.mlp import ACTIVATIONS
@@ -48,7 +48,7 @@ class CaptionDecoder(nn.Module):
         embedded = nn.Embed(self.vocab_size + 1, self.width, embedding_init=init, name="embed")(before)
         h = jnp.concatenate([projection(self.width, name="prefix")(latents), embedded], axis=1)
         h = h + self.param("positions", init, h.shape[1:])
-        last, _ = run_blocks(self, h, Side(), {"causal": True}, {})
+        last, _ = prenorm_stack(self, h, Side(), {"causal": True}, {})
         return projection(self.vocab_size, name="head")(affine_norm("layer", self.eps)(last[:, -self.length :]))
 
 

@@ -88,7 +88,7 @@ def as_network(encoder: Encoder) -> Network:
     return network(_Called(encoder.module), Anatomy(enters={"mask": "blocks"}))
 
 
-def run_blocks(
+def prenorm_stack(
     module: Any, h: Any, side: Side, attention: Mapping[str, Any], mlp: Mapping[str, Any]
 ) -> tuple[Any, Any]:
     """The stream after the blocks of the calling `module`, and before the first and after each, `[L + 1, B, N, D]`.

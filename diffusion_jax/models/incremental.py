@@ -19,7 +19,7 @@ from diffusion_jax.models.layers.temporal import moved
 from diffusion_jax.typing import Network
 
 
-class Cache(NamedTuple):
+class KVCache(NamedTuple):
     """What is kept of the past, of constant size: a pytree.
 
     blocks: a ring of the last w blocks, in the tree of the network's attention modules: `keys` and `values`
@@ -36,17 +36,17 @@ class Cache(NamedTuple):
 class Incremental(NamedTuple):
     """A causal network block by block, as pure functions.
 
-    init: (params, x, cond) -> Cache                   empty, for blocks like `x [B, block, H, W, C]`; with
+    init: (params, x, cond) -> KVCache                 empty, for blocks like `x [B, block, H, W, C]`; with
                                                        `cond["reference"]` its keys and values, computed once at time 0
     apply: (params, cache, x, t, cond, sink_at=None) -> (output, extras, kept)
                                                        one block, which sees itself, the blocks in the cache and the
                                                        sink; `kept` holds its own keys and values
-    push: (cache, kept, keep=True) -> Cache            the cache one block later, the oldest gone; `keep` may be traced
+    push: (cache, kept, keep=True) -> KVCache          the cache one block later, the oldest gone; `keep` may be traced
     """
 
-    init: Callable[..., Cache]
+    init: Callable[..., KVCache]
     apply: Callable[..., tuple[Any, dict, Any]]
-    push: Callable[..., Cache]
+    push: Callable[..., KVCache]
 
 
 def incremental(network: Network, window: int | None = None) -> Incremental:
@@ -109,7 +109,7 @@ def incremental(network: Network, window: int | None = None) -> Incremental:
             {name: value for name, value in cond.items() if name != "reference"},
         )["kept"]
         blocks = jax.tree.map(lambda leaf: jnp.zeros((*leaf.shape[:2], window, *leaf.shape[2:]), leaf.dtype), shapes)
-        return Cache(blocks, None if reference is None else sink(x, cond), jnp.int32(0))
+        return KVCache(blocks, None if reference is None else sink(x, cond), jnp.int32(0))
 
     def apply(params, cache, x, t, cond=None, sink_at=None):
         _check(x)
@@ -149,10 +149,10 @@ def incremental(network: Network, window: int | None = None) -> Incremental:
     def _patches(x):
         return (x.shape[2] // causal.patch) * (x.shape[3] // causal.patch)
 
-    return Incremental(init, apply, push)
+    return Incremental(init, apply, _push)
 
 
-def push(cache: Cache, kept: Any, keep: Bool[Array, ""] | bool = True) -> Cache:
+def _push(cache: KVCache, kept: Any, keep: Bool[Array, ""] | bool = True) -> KVCache:
     """The cache with one block more, in the place of the oldest; where `keep` is False, as it was."""
     window = jax.tree.leaves(cache.blocks)[0].shape[2]
     slot = cache.count % window

@@ -34,7 +34,7 @@ int `[B, K]`, the kind of each; bool `[B, K]`, whether it is there at all: what 
 _KEPT = "reference_kv"
 
 
-class Cache(NamedTuple):
+class ReferenceCache(NamedTuple):
     """Keys and values of K references: a pytree whose every axis of the batch is the first, so it goes into `cond`.
 
     layers: in the tree of the network's attention modules, `keys` and `values` `[B, depth, K, N, H, D]`.
@@ -48,8 +48,8 @@ class Cache(NamedTuple):
 class Referenced(NamedTuple):
     """A network with references. Parameters are `{"network": ..., "references": ...}` for all of these.
 
-    encode: (params, references, items, present, cond=None) -> Cache      K passes of the network, once
-    cached: the network whose `cond["cache"]` is a `Cache`                no pass for references
+    encode: (params, references, items, present, cond=None) -> ReferenceCache   K passes of the network, once
+    cached: the network whose `cond["cache"]` is a `ReferenceCache`       no pass for references
     encoding: the network whose `cond` has `REFERENCES`                   the same with K passes in each call
     joint: the same function as `encoding` as one pass over x and references: the masked forward. It reports its
         references' keys and values as `extras["cache"]`.
@@ -59,7 +59,7 @@ class Referenced(NamedTuple):
     the opened network.
     """
 
-    encode: Callable[..., Cache]
+    encode: Callable[..., ReferenceCache]
     cached: Network
     encoding: Network
     joint: Network
@@ -118,7 +118,7 @@ def referenced(network: Network, items: int) -> Referenced:
 
         edits = _references_pass(enter, know, attend)
         kept = _asked(network, edits, params, rows, jnp.zeros(len(rows)), own)[1][_KEPT]
-        return Cache(jax.tree.map(lambda leaf: _opened(leaf, count), kept), present)
+        return ReferenceCache(jax.tree.map(lambda leaf: _opened(leaf, count), kept), present)
 
     def read(inner, params, x, t, cond, train, key):
         cond = dict(cond or {})
@@ -176,7 +176,7 @@ def referenced(network: Network, items: int) -> Referenced:
         output, extras = _asked(network, edits, params, rows, times, own, train, key)
         kept = extras.pop(_KEPT)
         extras = jax.tree.map(lambda leaf: leaf.reshape(batch, groups, *leaf.shape[1:])[:, 0], extras)
-        cache = Cache(jax.tree.map(lambda leaf: _opened(leaf, count), kept), present)
+        cache = ReferenceCache(jax.tree.map(lambda leaf: _opened(leaf, count), kept), present)
         return output.reshape(batch, groups, *output.shape[1:])[:, 0], {**extras, "cache": cache}
 
     def init(key, x, t, cond=None):

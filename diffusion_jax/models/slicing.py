@@ -17,7 +17,7 @@ from diffusion_jax.errors import InvalidInput
 from diffusion_jax.models.anatomy import collects, module_params, required
 from diffusion_jax.models.interception import Edit, wrapped
 from diffusion_jax.models.layers.attention import Attention
-from diffusion_jax.models.layers.branches import CARRIED, Block, constrain
+from diffusion_jax.models.layers.branches import CARRIED, Block, constrain_activations
 from diffusion_jax.models.layers.mlp import FeedForward
 from diffusion_jax.models.paths import at_path, by_path
 from diffusion_jax.models.stages import for_blocks, main_stack, of_blocks
@@ -81,7 +81,7 @@ def sliced(network: Network, masks: Sequence[Any]) -> Sliced:
 
                 return function
 
-            return jax.lax.switch(bucket, [through(number) for number in range(len(masks))], constrain(h))
+            return jax.lax.switch(bucket, [through(number) for number in range(len(masks))], constrain_activations(h))
 
         edits = Edit(main_stack, run), Edit(lambda m: isinstance(m, Attention | FeedForward), _as_wide_as_weights)
         return inner(params if joined else params["params"], x, t, cond, train, key, edits)

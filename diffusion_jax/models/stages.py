@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from diffusion_jax.errors import invalid
 from diffusion_jax.models.anatomy import required
 from diffusion_jax.models.interception import Edit, Site, intercepted, located
-from diffusion_jax.models.layers.branches import CARRIED, Block, Stack, constrain
+from diffusion_jax.models.layers.branches import CARRIED, Block, Stack, constrain_activations
 from diffusion_jax.models.paths import at_path, replaced_at
 from diffusion_jax.typing import Anatomy, Network
 
@@ -57,7 +57,7 @@ def for_blocks(network: Network, tree: Any) -> dict[str, Any]:
     return replaced_at({}, f"{network.anatomy.stack}/block", tree)
 
 
-def run_blocks(stack: Stack, first: Any, last: Any, h: Any, c: Any, side: Any) -> Any:
+def run_block_range(stack: Stack, first: Any, last: Any, h: Any, c: Any, side: Any) -> Any:
     """The residual stream behind the blocks `first` .. `last - 1` of a bound `stack`, one scan without copies.
 
     Other edits of what lies within the blocks stay in force, and read their collections; they write nothing.
@@ -139,7 +139,7 @@ def _staged_by_modules(network, first, last):
 
 
 def _between(site, first, last, h, c, side):
-    return run_blocks(site.module, first, last, constrain(h), c, side)
+    return run_block_range(site.module, first, last, constrain_activations(h), c, side)
 
 
 def _reporting(select, function, read=lambda output, *args: output):

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from diffusion_jax.errors import invalid
-from diffusion_jax.models.encoders import Encoded, Encoder, check_mask, make_encoder, run_blocks
+from diffusion_jax.models.encoders import Encoded, Encoder, check_mask, make_encoder, prenorm_stack
 from diffusion_jax.models.layers.branches import Side
 from diffusion_jax.models.layers.dense import projection
 from diffusion_jax.models.layers.prenorm import RelativeBias, affine_norm
@@ -58,7 +58,7 @@ class CLIPText(nn.Module):
         embed = nn.Embed(self.vocab_size, self.width, embedding_init=init, name="embed")
         positions = self.param("positions", init, (self.positions, self.width))
         h = embed(tokens) + positions[: tokens.shape[1]]
-        last, states = run_blocks(self, h, Side(mask=mask), {"causal": True}, {})
+        last, states = prenorm_stack(self, h, Side(mask=mask), {"causal": True}, {})
         hidden = affine_norm("layer", self.eps)(last)
         end = jnp.argmax(tokens if self.eos == HIGHEST_ID else tokens == self.eos, axis=-1)
         pooled = jnp.take_along_axis(hidden, end[:, None, None], axis=1)[:, 0]
@@ -125,7 +125,7 @@ class T5(nn.Module):
         if not self.shared_bias:
             attention |= {"buckets": self.buckets, "max_distance": self.max_distance}
         mlp = {"norm": "rms", "bias": False, "gated": self.gated}
-        last, states = run_blocks(self, h, Side(mask=mask, bias=bias), attention, mlp)
+        last, states = prenorm_stack(self, h, Side(mask=mask, bias=bias), attention, mlp)
         return Encoded(affine_norm("rms", self.eps)(last), None, states)
 
 

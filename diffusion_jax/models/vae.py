@@ -72,7 +72,7 @@ class Coder(nn.Module):
         return conv(self.out_channels, dtype=self.dtype, name="conv_out")(h)
 
 
-class Encoder(Coder):
+class VAEEncoder(Coder):
     """`[B, H, W, C]` to `[B, H/f, W/f, out_channels]`. stage: "levels" or "end" is the part before or after them."""
 
     @nn.compact
@@ -87,7 +87,7 @@ class Encoder(Coder):
         return h if stage == "levels" else self.finish(self.middle(h))
 
 
-class Decoder(Coder):
+class VAEDecoder(Coder):
     """`[B, h, w, Z]` to `[B, f h, f w, out_channels]`. stage: "start" ends before the levels, "levels" is the rest."""
 
     @nn.compact
@@ -151,8 +151,8 @@ class KLVAE(nn.Module):
             "remat": self.remat,
             "dtype": dtype,
         }
-        self.encoder = Encoder(2 * self.latent_channels, **fields)
-        self.decoder = Decoder(self.data_channels, **fields)
+        self.encoder = VAEEncoder(2 * self.latent_channels, **fields)
+        self.decoder = VAEDecoder(self.data_channels, **fields)
         if self.quant_conv:
             self.to_moments = conv(2 * self.latent_channels, 1, dtype=dtype)
             self.from_latents = conv(self.latent_channels, 1, dtype=dtype)

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from diffusion_jax.errors import invalid
-from diffusion_jax.models.encoders import Encoded, Encoder, check_mask, make_encoder, run_blocks
+from diffusion_jax.models.encoders import Encoded, Encoder, check_mask, make_encoder, prenorm_stack
 from diffusion_jax.models.layers.branches import Side
 from diffusion_jax.models.layers.dense import projection
 from diffusion_jax.models.layers.embeddings import bicubic_matrix
@@ -62,7 +62,9 @@ class VisionTransformer(nn.Module):
         if self.pre_norm:
             h = affine_norm("layer", self.eps, name="norm_in")(h)
         scale = {"layer_scale": self.layer_scale}
-        last, states = run_blocks(self, h, Side(), {"qkv_bias": self.qkv_bias, **scale}, {"gated": self.gated, **scale})
+        last, states = prenorm_stack(
+            self, h, Side(), {"qkv_bias": self.qkv_bias, **scale}, {"gated": self.gated, **scale}
+        )
         norm = affine_norm("layer", self.eps)
         hidden = norm(last) if self.norm_tokens else last
         pooled = hidden[:, 0] if self.norm_tokens else norm(hidden[:, 0])

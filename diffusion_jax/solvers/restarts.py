@@ -25,7 +25,7 @@ from diffusion_jax.time_axes import batch_first, expand, where
 from diffusion_jax.typing import Solver
 
 
-class Block(NamedTuple):
+class RestartState(NamedTuple):
     """Where the block of an entry began, the outputs before the current one, and how many steps the entry has made.
 
     x0, eps: like x. t, count: prefix-shaped.
@@ -63,7 +63,7 @@ def restarting(
 
     def empty(x, t):
         history = empty_history(x, t, max(order - 1, 1))
-        return Block(jnp.zeros_like(x), jnp.zeros_like(x), t, history, jnp.zeros(jnp.shape(t), jnp.int32))
+        return RestartState(jnp.zeros_like(x), jnp.zeros_like(x), t, history, jnp.zeros(jnp.shape(t), jnp.int32))
 
     def step(process, denoise, carry, state, x, step, key):
         answer, carry = denoise(carry, x, step)
@@ -98,7 +98,7 @@ def restarting(
             else:
                 moved = hub_step(process, *pair, t_next)
             moves = t != t_next
-            began = Block(
+            began = RestartState(
                 where(moves, pair[0], block.x0),
                 where(moves, pair[1], block.eps),
                 jnp.where(moves, start, block.t),

@@ -80,7 +80,8 @@ def test_a_table_is_what_the_routers_report():
     ledger = jax.jit(lambda t: timed.network.apply(tree, jnp.zeros((6, *SHAPE)), t, {"label": LABELS["label"][:6]})[1])
     reported = models.executed_ratio(ledger(process.network_time(GRID[:-1]))["ledger"])
     shares = [
-        dynamic.share(on, costs) for on in (jax.tree.map(lambda leaf, i=i: leaf[i, :, 0], gates) for i in range(STEPS))
+        dynamic.executed_share(on, costs)
+        for on in (jax.tree.map(lambda leaf, i=i: leaf[i, :, 0], gates) for i in range(STEPS))
     ]
     np.testing.assert_allclose(reported, shares, rtol=1e-5)
 
@@ -93,7 +94,7 @@ def test_buckets_are_the_cheapest_ranges():
 
     def cost(ranges):
         unions = [jax.tree.map(lambda m, a=a, b=b: m[a:b].any(0), on) for a, b in ranges]
-        return sum((b - a) * dynamic.share(union, costs) for union, (a, b) in zip(unions, ranges, strict=True))
+        return sum((b - a) * dynamic.executed_share(union, costs) for union, (a, b) in zip(unions, ranges, strict=True))
 
     every = [[(0, i), (i, j), (j, 5)] for i in range(1, 4) for j in range(i + 1, 5)]
     found = dynamic.partition(on, costs, 3)

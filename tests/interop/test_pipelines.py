@@ -91,7 +91,7 @@ def test_adapters_are_attached_and_swapped_without_compiling(sd, pipeline, image
 
     program = pipelines._sampler(adapted.denoiser, adapted.scheduler.solver, adapted.scheduler.transform, 0.0)
     before = program._cache_size()
-    none = adapters.combined([], rank=2, like=adapted.params["lora"])
+    none = adapters.combined_adapters([], rank=2, like=adapted.params["lora"])
     swapped = adapted._replace(params={**adapted.params, "lora": none})
     np.testing.assert_allclose(interop.generate(swapped, KEY, PROMPTS, **GUIDED), images, atol=1e-4)
     assert program._cache_size() == before

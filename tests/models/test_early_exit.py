@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax import denoisers, models, objectives, processes, sampling, solvers, timesteps
-from diffusion_jax.acceleration.early_exit import at_depth, depth_table, early_exit
+from diffusion_jax.acceleration.early_exit import at_depth, depth_table, exit_by_uncertainty
 from diffusion_jax.distributed import make_mesh
 from diffusion_jax.errors import InvalidInput
 from tests.denoisers import tiny
@@ -187,9 +187,9 @@ def run(denoiser, solver, params, mesh=None):
 def test_runs_leave_alike_under_other_solvers_in_a_scan_on_a_mesh():
     exits, params, *_ = case()
     solver, threshold = solvers.dpm_solver(order=2), 0.45
-    early = early_exit(exits, PROCESS, threshold)
+    early = exit_by_uncertainty(exits, PROCESS, threshold)
     alone = run(early, solver, params)
-    reference = run(early_exit(exits, PROCESS, threshold, gather=True), solver, params)
+    reference = run(exit_by_uncertainty(exits, PROCESS, threshold, gather=True), solver, params)
     np.testing.assert_allclose(alone.x, reference.x, atol=1e-5)
     assert 0.25 <= float(alone.cost.compute) / 5 < float(reference.cost.compute) / 5 == 1.0
     spread = run(early, solver, params, make_mesh(data=8))
@@ -200,8 +200,8 @@ def test_runs_leave_alike_under_other_solvers_in_a_scan_on_a_mesh():
 
 def test_guidance_asks_for_both_answers_early():
     exits, params, x, _, cond = case()
-    early = denoisers.guided(early_exit(exits, PROCESS, 0.45), 2.0, null={"label": 3})
-    whole = denoisers.guided(early_exit(exits, PROCESS, 0.45, gather=True), 2.0, null={"label": 3})
+    early = denoisers.guided(exit_by_uncertainty(exits, PROCESS, 0.45), 2.0, null={"label": 3})
+    whole = denoisers.guided(exit_by_uncertainty(exits, PROCESS, 0.45, gather=True), 2.0, null={"label": 3})
 
     @compiled
     def ask(params, x, cond):
@@ -216,7 +216,7 @@ def test_guidance_asks_for_both_answers_early():
 
 def test_a_table_of_depths_is_the_mean_of_recorded_ones_and_runs():
     exits, params, x, _, cond = case()
-    early = early_exit(exits, PROCESS, 0.45)
+    early = exit_by_uncertainty(exits, PROCESS, 0.45)
     seen = denoisers.recorded(early, 5, lambda prediction, x, step: prediction.extras["exit_depth"])
     key, grid = jax.random.key(0), timesteps.linspace(5)
     recorded = sampling.sample(key, seen, params, solvers.ddim(), grid, shape=x.shape, cond=cond)

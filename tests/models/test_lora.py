@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.adapters import adapted_modules, combined, lora, merged, transplanted
+from diffusion_jax.adapters import adapted_modules, combined_adapters, lora, merged, transplanted
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.models import by_path, unet
 from tests.models.drawn import drawn
@@ -72,7 +72,7 @@ def test_adapters_side_by_side_are_their_sum_and_swap_without_compiling():
     subject = lora(network, rank=3, select=("q", "feed_forward/down"))
     first = scramble(style.init(jax.random.key(1), params, x, t, cond), seed=1)
     second = scramble(subject.init(jax.random.key(2), params, x, t, cond), seed=2)
-    both = combined([(first, 0.5), (second, -2.0)], rank=6)
+    both = combined_adapters([(first, 0.5), (second, -2.0)], rank=6)
     assert {leaf.shape[-1] for path, leaf in by_path(both).items() if path.endswith("/a")} == {6}
     adapted = lora(network, rank=6, select=adapted_modules(both))
 
@@ -85,9 +85,9 @@ def test_adapters_side_by_side_are_their_sum_and_swap_without_compiling():
 
     weights = merged(merged(params, first, 0.5), second, -2.0)
     np.testing.assert_allclose(apply(both), jax.jit(network.apply)(weights, x, t, cond)[0], atol=2e-4)
-    alone = combined([(first, 1.0)], rank=6, like=both)
+    alone = combined_adapters([(first, 1.0)], rank=6, like=both)
     np.testing.assert_allclose(apply(alone), jax.jit(network.apply)(merged(params, first), x, t, cond)[0], atol=2e-4)
-    np.testing.assert_allclose(apply(combined([], rank=6, like=both)), output, atol=1e-5)
+    np.testing.assert_allclose(apply(combined_adapters([], rank=6, like=both)), output, atol=1e-5)
     assert len(traces) == 1
 
 
@@ -96,9 +96,9 @@ def test_adapters_that_do_not_fit():
     style = lora(network, rank=2, select=("q", "v")).init(jax.random.key(1), params, x, t, cond)
     other = lora(network, rank=2, select=("k",)).init(jax.random.key(1), params, x, t, cond)
     with pytest.raises(InvalidInput, match="rank is 3, but the adapters of blocks/block/attention/attention/q have 4"):
-        combined([(style, 1.0), (style, 1.0)], rank=3)
+        combined_adapters([(style, 1.0), (style, 1.0)], rank=3)
     with pytest.raises(InvalidInput, match="attention/k, which `like` lacks"):
-        combined([(other, 1.0)], rank=2, like=style)
+        combined_adapters([(other, 1.0)], rank=2, like=style)
 
 
 def test_mistakes_are_told():

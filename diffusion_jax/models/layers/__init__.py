@@ -19,7 +19,7 @@ from diffusion_jax.models.layers.branches import (
     Side,
     SkipBranch,
     Stack,
-    constrain,
+    constrain_activations,
 )
 from diffusion_jax.models.layers.conditioning import Conditioned, ConditionEncoder
 from diffusion_jax.models.layers.dense import projection
@@ -58,7 +58,7 @@ __all__ = [
     "TableModulation",
     "TimeEmbedding",
     "attention_probabilities",
-    "constrain",
+    "constrain_activations",
     "dot_product_attention",
     "expand_vector",
     "grid_positions",

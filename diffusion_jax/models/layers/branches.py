@@ -218,7 +218,7 @@ class Block(nn.Module):
         return h
 
 
-def constrain(h):
+def constrain_activations(h):
     """Lays the residual stream out by the logical names (batch, tokens, ..., embed); the identity without
     `flax.linen.logical_axis_rules`."""
     names = ("batch", "tokens", *(None,) * (h.ndim - 3), "embed") if h.ndim > 2 else ("batch", "embed")
@@ -267,6 +267,6 @@ class Stack(nn.Module):
             # Nothing is broadcast out of the loop, so the check would only trace every block a second time.
             check_constancy_invariants=False,
         )
-        h = constrain(h)
+        h = constrain_activations(h)
         h, every = scanned(Block(self.branches, name="block"), h, c, side)
         return (h, every) if self.keep else h

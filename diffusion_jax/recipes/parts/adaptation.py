@@ -52,7 +52,7 @@ def adaptation(
 def at_scale(base: Params, factors: Any, scale: float = 1.0) -> dict:
     """The parameters of an adapted network at a runtime scale of the adapter; 0 is the base."""
     rank = jax.tree.leaves(factors)[0].shape[-1]
-    return {"params": base, "lora": adapters.combined([(factors, scale)], rank)}
+    return {"params": base, "lora": adapters.combined_adapters([(factors, scale)], rank)}
 
 
 def with_channels(network: Network, params: Params, extra: int) -> Any:

@@ -20,10 +20,10 @@ from diffusion_jax.distributed import NOTHING, make_mesh, sequential, timestep_p
 from diffusion_jax.pipelined import (
     at_each_level,
     blocks_of,
-    cached,
     caching_stage,
     clip_of,
     decoding_stage,
+    kv_cached,
     noise_blocks,
     rollout,
 )
@@ -52,7 +52,7 @@ class Avatar(NamedTuple):
         return len(self.grid) - 1
 
     def denoiser(self) -> Any:
-        return cached(models.incremental(self.network), self.process, self.sink_at)
+        return kv_cached(models.incremental(self.network), self.process, self.sink_at)
 
     def begun(self, params, x, picture, sound) -> Any:
         """What is remembered before the first block: the picture, by each level or in the one cache."""

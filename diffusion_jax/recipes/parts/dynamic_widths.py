@@ -247,7 +247,7 @@ def shares(table: Any, costs: models.Costs) -> np.ndarray:
     """The executed share at each time of a table, `[S]`."""
     on = jax.tree.map(lambda leaf: np.asarray(leaf)[:, :, 0] > 0, table)
     count = len(jax.tree.leaves(on)[0])
-    return np.array([dynamic.share(jax.tree.map(lambda leaf, i=i: leaf[i], on), costs) for i in range(count)])
+    return np.array([dynamic.executed_share(jax.tree.map(lambda leaf, i=i: leaf[i], on), costs) for i in range(count)])
 
 
 def kept_shares(table: Any) -> Mapping[str, np.ndarray]:

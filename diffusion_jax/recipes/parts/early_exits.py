@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion_jax import denoisers, metrics, objectives, sampling
-from diffusion_jax.acceleration.early_exit import at_depth, depth_table, early_exit
+from diffusion_jax.acceleration.early_exit import at_depth, depth_table, exit_by_uncertainty
 from diffusion_jax.clock import network_inputs
 from diffusion_jax.config import build
 from diffusion_jax.data.sources import BatchSource
@@ -117,7 +117,7 @@ def runs(exits: EarlyExit, experiment: Experiment, config: ConfigDict, count: in
 
     @partial(jax.jit, static_argnames="gather")
     def early(params, key, threshold, gather):
-        return ran(params, key, early_exit(exits, process, threshold, gather=gather), depth)
+        return ran(params, key, exit_by_uncertainty(exits, process, threshold, gather=gather), depth)
 
     @jax.jit
     def at(params, key, depths):
@@ -185,7 +185,7 @@ def run_times(
     arms = {
         "whole": at_depth(exits, process, jnp.full(1, exits.depth)),
         "table": at_depth(exits, process, table),
-        "adaptive": early_exit(exits, process, threshold),
+        "adaptive": exit_by_uncertainty(exits, process, threshold),
     }
     seconds = {}
     for name, denoiser in arms.items():
