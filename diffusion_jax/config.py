@@ -130,8 +130,8 @@ def _of_type(field: str, value: Any, parameter: inspect.Parameter | None) -> Any
     if parameter is None or parameter.annotation is parameter.empty or not isinstance(value, PLAIN):
         return value
     hint = parameter.annotation
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if is_bearable(value, hint) or (whole and is_bearable(float(value), hint)):
+    as_float = float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if is_bearable(value, hint) or is_bearable(as_float, hint):
         return value
     if isinstance(value, list) and is_bearable(tuple(value), hint):
         return tuple(value)

@@ -64,8 +64,8 @@ class Cost(NamedTuple):
     compute: the work done in units of one full forward pass; less than `evaluations` when parts were skipped.
     """
 
-    evaluations: Float[Array, ""] | float = 0.0
-    compute: Float[Array, ""] | float = 0.0
+    evaluations: Float[Array, ""] | np.floating | float = 0.0
+    compute: Float[Array, ""] | np.floating | float = 0.0
 
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(self.evaluations + other.evaluations, self.compute + other.compute)

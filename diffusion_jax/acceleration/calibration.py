@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
 from diffusion_jax.acceleration import forecasting
@@ -166,7 +167,7 @@ def adjusted_grid(grid: Any, fraction: Any, process: Any = None) -> Any:
         raise InvalidInput("adjusted_grid moves one grid; for joint data give each modality's its own fractions.")
     grid = jnp.asarray(grid, jnp.result_type(float))
     time = grid if process is None else noise_ratio(process, grid)
-    if not isinstance(time, jax.core.Tracer) and not np.all(np.isfinite(time)):
+    if not isinstance(time, Tracer) and not np.all(np.isfinite(time)):
         raise InvalidInput(
             "The grid begins where sigma / alpha is infinite, which cannot be shared out; "
             "begin it below t = 1, or predict a velocity, whose time is t."

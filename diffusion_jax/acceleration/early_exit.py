@@ -7,9 +7,9 @@ sample to wait for (`at_depth`). A batch takes the time of its deepest sample: t
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Int
 
 from diffusion_jax.clock import network_inputs, to_prediction
@@ -46,7 +46,7 @@ def at_depth(exits: EarlyExit, process: Any, depths: Any) -> Denoiser:
     depths = jnp.asarray(depths)
     if depths.ndim not in (1, 2) or not jnp.issubdtype(depths.dtype, jnp.integer):
         raise invalid("depths", f"{depths.dtype}{list(depths.shape)}", "ints by step, [S] or [S, B], were expected")
-    if not isinstance(depths, jax.core.Tracer):
+    if not isinstance(depths, Tracer):
         known = np.asarray(depths)
         if known.min() < 1 or known.max() > exits.depth:
             raise invalid("depths", f"{known.min()} .. {known.max()}", f"they must lie in 1 .. {exits.depth}")

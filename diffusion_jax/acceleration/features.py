@@ -69,9 +69,8 @@ def cached_features(
     def init(params, x, cond):
         inputs = network_inputs(process, x, some_step(x).t)
         features = jax.eval_shape(computed, params, *inputs, cond)[1]
-        return Features(
-            forecasting.init(forecaster, features, depth_axes(features, network.anatomy)), never_refreshed()
-        )
+        table = forecasting.init(forecaster, features, depth_axes(features, network.anatomy))
+        return Features(table, never_refreshed())
 
     def apply(params, carry, x, step, cond):
         inputs, at = (*network_inputs(process, x, step.t), cond), coordinate(along, step, process)
@@ -96,7 +95,7 @@ def cached_features(
         return prediction, Features(table, after(carry.history, now))
 
     def axes(carry):
-        return Features(forecasting.table_axes(depth_axes(carry.table.values)), None)
+        return Features._make((forecasting.table_axes(depth_axes(carry.table.values)), None))
 
     return Denoiser(init, apply, process, axes)
 

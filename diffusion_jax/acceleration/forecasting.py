@@ -41,7 +41,7 @@ def table_axes(places: Any = 0) -> Table:
 
     places: the `axes` of `init`, where each leaf has its places.
     """
-    return Table(jax.tree.map(lambda axis: axis + 1, places), None, None, None)
+    return Table._make((jax.tree.map(lambda axis: axis + 1, places), None, None, None))
 
 
 class Forecaster(NamedTuple):

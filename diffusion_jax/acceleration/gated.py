@@ -10,6 +10,7 @@ decision that each sample takes for itself (`scope="sample"`) cannot leave out w
 a sample independent of its batch.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -84,21 +85,24 @@ def gated(
         raise invalid("relative_to", relative_to, "'value' or 'expected' was expected")
     if scope not in SCOPES:
         raise unknown("scope", scope, SCOPES)
-    given = isinstance(network, Staged)
-    if given and residual:
-        raise InvalidInput("gated: residual=True needs the network itself, not its stages.")
+    if isinstance(network, Staged):
+        if residual:
+            raise InvalidInput("gated: residual=True needs the network itself, not its stages.")
+        stages, entrance = network, None
+    else:
+        stages, entrance = staged(network, head), staged(network, 0) if residual else None
     refresh = first_and_last() if refresh is None else refresh
-    stages = network if given else staged(network, head)
     stages = stages._replace(**{name: traced_once(getattr(stages, name)) for name in ("head", "body", "tail")})
-    entrance = staged(network, 0) if residual else None
     by_sample = scope == "sample"
-    # Tables, decisions and errors of one sample, or of the whole batch as if it were one.
-    lifted = jax.vmap if by_sample else lambda function, in_axes=0: function
+
+    def lifted(function, in_axes: Any = 0) -> Callable[..., Any]:
+        """Tables, decisions and errors of one sample, or of the whole batch as if it were one."""
+        return jax.vmap(function, in_axes) if by_sample else function
 
     def watched(params, x, t, cond):
         """What the head says, and what of it is watched."""
         h = stages.head(params, x, t, cond)
-        return h, h - entrance.head(params, x, t, cond) if residual else h
+        return h, h - entrance.head(params, x, t, cond) if entrance else h
 
     def finished(params, h, x, t, cond):
         z = stages.body(params, h, x, t, cond)
@@ -145,10 +149,10 @@ def gated(
         cost = cost_of(now.any(), _rest(stages, network, params, z, inputs))
         extras = {**extras, "gate_error": error, "gate_full": now}
         prediction = to_prediction(process, output, x, step.t, extras, cost)
-        return prediction, Gated(*tables, lifted(after)(carry.history, now), error)
+        return prediction, Gated(tables[0], tables[1], lifted(after)(carry.history, now), error)
 
     def axes(carry):
-        return 0 if by_sample else Gated(forecasting.table_axes(), forecasting.table_axes(), None, None)
+        return 0 if by_sample else Gated._make((forecasting.table_axes(), forecasting.table_axes(), None, None))
 
     return Denoiser(init, apply, process, axes)
 

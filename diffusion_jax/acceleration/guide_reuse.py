@@ -102,7 +102,7 @@ def reused_guide(
         return fresh._replace(inner=branches.renew(params, carry.inner, x, cond))
 
     def axes(carry):
-        return Guide(branches.axes(carry.inner), forecasting.table_axes(), None, None)
+        return Guide._make((branches.axes(carry.inner), forecasting.table_axes(), None, None))
 
     return Branches(branches.alone, init, both, main, renew, axes)
 

@@ -114,7 +114,7 @@ def cached_outputs(
         return Prediction(x0, eps, {}, cost), Outputs(within, table, after(carry.history, now))
 
     def axes(carry):
-        return Outputs(batch_axes(inner, carry.inner), forecasting.table_axes(), None)
+        return Outputs._make((batch_axes(inner, carry.inner), forecasting.table_axes(), None))
 
     return Denoiser(init, apply, inner.process, axes)
 

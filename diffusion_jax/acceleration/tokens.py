@@ -104,7 +104,7 @@ def cached_tokens(
         prediction = to_prediction(process, output, x, step.t, extras, cost_of(now, rest))
         return prediction, Tokens(kept, after(carry.history, now))
 
-    return Denoiser(init, apply, process, lambda carry: Tokens(depth_axes(carry.kept), None))
+    return Denoiser(init, apply, process, lambda carry: Tokens._make((depth_axes(carry.kept), None)))
 
 
 def _renewed(site, kept, ratio, attention, staleness, *args):

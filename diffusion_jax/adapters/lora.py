@@ -7,7 +7,7 @@ others keep theirs is in `interop.lora_files`.
 
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -68,7 +68,7 @@ def lora(
                 f"lora adapts Dense layers and convolutions, but {'/'.join(module.path)} is {kind}: narrow select."
             )
         y = site.run(x)
-        window = tuple(module.kernel_size) if isinstance(module, nn.Conv) else ()
+        window = tuple(cast(Sequence[int], module.kernel_size)) if isinstance(module, nn.Conv) else ()
         fan_in = x.shape[-1]
         for size in window:
             fan_in *= size

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.errors import InvalidInput
-from diffusion_jax.models.anatomy import module_params, required
+from diffusion_jax.models.anatomy import anatomy_of, module_params, required
 from diffusion_jax.models.interception import intercepted, wrapped
 from diffusion_jax.models.layers.embeddings import TimeEmbedding
 from diffusion_jax.models.paths import at_path
@@ -64,7 +64,7 @@ def embedded_time(network: Network, params: Any, t: Any) -> Any:
     if isinstance(t, Mapping) or jnp.ndim(t) != 1:
         raise InvalidInput("Routers read one time a sample, [B]: make it of this network's times with clock=.")
     features, width = entry["up"]["kernel"].shape
-    embedding = TimeEmbedding(width, features, network.anatomy.frequency_shift)
+    embedding = TimeEmbedding(width, features, anatomy_of(network).frequency_shift)
     return embedding.apply({"params": entry}, t)
 
 
@@ -95,6 +95,7 @@ def routed_logits(routers: Any, embedding: Any) -> Any:
 def routed(
     network: Network,
     groups: int,
+    *,
     tokens: bool = False,
     capacity: float | int | None = None,
     tau: float | int = 5.0,

@@ -45,11 +45,16 @@ def prefixed(anatomy: Anatomy, prefix: str) -> Anatomy:
     )
 
 
+def anatomy_of(network: Network) -> Anatomy:
+    """What is known of the network: nothing, as fields say it, where it carries no anatomy."""
+    return network.anatomy or Anatomy()
+
+
 def required(network: Network, field: str, caller: str) -> Any:
     """A field of the network's anatomy; raises InvalidInput where it is not known."""
     if network.module is None:
         raise InvalidInput(f"{caller} needs a network made from a module: network.module is missing.")
-    value = getattr(network.anatomy, field, None)
+    value = getattr(anatomy_of(network), field)
     if not value:
         raise InvalidInput(
             f"{caller} needs anatomy.{field}, which this network lacks: where there is one, it is given by "
@@ -60,14 +65,18 @@ def required(network: Network, field: str, caller: str) -> Any:
 
 def collects(network: Network) -> bool:
     """Whether the parameters are `{"params": ..., **collections}`, so that further collections may join them."""
-    return network.inside.weights[:1] == ("params",)
+    return _weights(network)[:1] == ("params",)
 
 
 def module_params(network: Network, params: Any) -> Any:
     """The parameters of the module within the network."""
-    return at_path(params, network.inside.weights)
+    return at_path(params, _weights(network))
 
 
 def with_module_params(network: Network, params: Any, inner: Any) -> Any:
     """The network's parameters with `inner` in the place of those of its module."""
-    return replaced_at(params, network.inside.weights, inner)
+    return replaced_at(params, _weights(network), inner)
+
+
+def _weights(network):
+    return network.inside.weights if network.inside else ()

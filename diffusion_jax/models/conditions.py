@@ -23,6 +23,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.models.layers.branches import AttentionBranch, MlpBranch, Side, Stack
@@ -50,7 +51,7 @@ class Label(ConditionStream):
 
     def check(self, cond, sizes):
         super().check(cond, sizes)
-        if not isinstance(cond["label"], jax.core.Tracer):
+        if not isinstance(cond["label"], Tracer):
             values = np.asarray(cond["label"])
             if (wrong := values[(values < 0) | (values > self.num_classes)]).size:
                 classes = f"the network knows the classes 0 to {self.num_classes - 1}, and {self.num_classes} for none"

@@ -13,14 +13,14 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.errors import InvalidInput, invalid
-from diffusion_jax.models.anatomy import prefixed
+from diffusion_jax.models.anatomy import anatomy_of, prefixed
 from diffusion_jax.models.interception import wrapped
 from diffusion_jax.models.layers.conditioning import ConditionStream, CondKey
 from diffusion_jax.models.layers.convolution import conv
 from diffusion_jax.models.network import chosen, make_module, network
 from diffusion_jax.models.unet import PRESETS
 from diffusion_jax.models.unet_encoder import UNetEncoder, check_encoder, encoder_anatomy
-from diffusion_jax.typing import Anatomy, Network
+from diffusion_jax.typing import Network
 
 
 @dataclass(frozen=True)
@@ -149,8 +149,7 @@ def controlled(unet: Network, control: Network | Sequence[Network], scale: Any =
     modules = tuple(each.module.clone() for each in controls)
     module = Controlled(unet.module, modules[0] if single else modules, scales)
     anatomy, *others = (
-        prefixed(each.anatomy or Anatomy(), name)
-        for each, name in zip((unet, *controls), ("unet", *names), strict=True)
+        prefixed(anatomy_of(each), name) for each, name in zip((unet, *controls), ("unet", *names), strict=True)
     )
     condition = sum((each.condition for each in others), anatomy.condition)
     enters = {**anatomy.enters, "control": names[0] if single else "control_*"}

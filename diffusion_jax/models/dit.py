@@ -151,7 +151,7 @@ class DiT(nn.Module):
             lambda encoder, t, cond: encoder(t, cond, shape),
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=None,
+            in_axes=None,  # pyright: ignore[reportArgumentType]: flax shows its default
             axis_size=self.depth,
         )
         return each(encoder, t, cond)

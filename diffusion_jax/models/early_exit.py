@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffusion_jax.errors import InvalidInput, unknown
-from diffusion_jax.models.anatomy import module_params, required, with_module_params
+from diffusion_jax.models.anatomy import anatomy_of, module_params, required, with_module_params
 from diffusion_jax.models.edits import exits, taps
 from diffusion_jax.models.interception import Edit, intercepted, located
 from diffusion_jax.models.layers.branches import CARRIED
@@ -47,7 +47,7 @@ class EarlyExit(NamedTuple):
     init: (key, params, x, t, cond) -> exits     estimators (and heads), stacked over depth, beside the network
     network: a `Network` that runs all blocks and answers `Layers`: what is trained, and calibrated
     leave: (params, x, t, cond, threshold) -> (output, extras)    rule (1), each sample by itself
-    stop: (params, x, t, cond, depth) -> (output, extras)         behind `depth` blocks, one int or `[B]`, no estimates
+    stop: (params, x, t, cond, blocks) -> (output, extras)        behind so many blocks, one int or `[B]`, no estimates
     gather: as `leave`, by running everything: what `leave` must equal
     depth: L
 
@@ -73,9 +73,9 @@ def early_exit(network: Network, heads: str = "shared") -> EarlyExit:
     """
     if heads not in HEADS:
         raise unknown("heads", heads, HEADS)
-    if network.anatomy and network.anatomy.cuts:
+    if anatomy_of(network).cuts:
         raise InvalidInput("early_exit needs one stack of blocks: no tail of a U-Net reads the features of its levels.")
-    _, depth, last = (required(network, field, "early_exit") for field in ("stack", "depth", "last"))
+    stack, depth, last = (required(network, field, "early_exit") for field in ("stack", "depth", "last"))
     stages = staged(network)
 
     def with_head(params, head):
@@ -124,7 +124,7 @@ def early_exit(network: Network, heads: str = "shared") -> EarlyExit:
         output, extras, _ = intercepted(network, *edits).apply(base, collection, x, t, cond)
         flow = of_blocks(network, extras[CARRIED])
         if copies:
-            h, which = at_path(extras[_REPORT], network.anatomy.stack)["output"], flow["executed"] - 1
+            h, which = at_path(extras[_REPORT], stack)["output"], flow["executed"] - 1
 
             def tail(which, h, x, t, cond):
                 head = jax.tree.map(lambda leaf: leaf[which], own["heads"])
@@ -142,9 +142,9 @@ def early_exit(network: Network, heads: str = "shared") -> EarlyExit:
         edit = exits(decide, _starts(x), main_block, _UNCERTAINTY)
         return left(params, edit, {_UNCERTAINTY: params["exits"][_UNCERTAINTY]}, x, t, cond)
 
-    def stop(params, x, t, cond, depth):
-        depth = jnp.asarray(depth)
-        behind = jnp.arange(1, stages.depth + 1).reshape(-1, *(1,) * depth.ndim) >= depth
+    def stop(params, x, t, cond, blocks):
+        blocks = jnp.asarray(blocks)
+        behind = jnp.arange(1, depth + 1).reshape(-1, *(1,) * blocks.ndim) >= blocks
         collection = {_STOP: for_blocks(network, {"stop": behind})}
         return left(params, exits(select=main_block, policy=_STOP), collection, x, t, cond)
 

@@ -56,7 +56,7 @@ def encoder(module: nn.Module) -> Encoder:
     def init(key, inputs):
         return jax.jit(lambda *given: module.init(*given, None)["params"])(key, jnp.asarray(inputs))
 
-    def apply(params, inputs, mask=None):
+    def apply(params, inputs, mask=None) -> Any:
         return module.apply({"params": params}, jnp.asarray(inputs), None if mask is None else jnp.asarray(mask) != 0)
 
     def final_norm(params, h):

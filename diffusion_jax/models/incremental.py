@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.models.anatomy import anatomy_of
 from diffusion_jax.models.interception import Edit, intercepted, located
 from diffusion_jax.models.layers.temporal import moved
 from diffusion_jax.typing import Network
@@ -64,7 +65,7 @@ def incremental(network: Network, window: int | None = None) -> Incremental:
     Raises InvalidInput for a network without blocks, one with sinusoidal temporal positions, and where no window is
     known; its functions do for clips that are not one block.
     """
-    causal = network.anatomy and network.anatomy.causal
+    causal = anatomy_of(network).causal
     if not causal or not causal.block:
         raise InvalidInput(
             "incremental needs a video_dit with blocks, block= at least 1, or another with anatomy.causal."
@@ -74,7 +75,7 @@ def incremental(network: Network, window: int | None = None) -> Incremental:
     window = causal.window if window is None else window
     if window < 1:
         raise invalid("window", window, "a cache of a known number of past blocks is needed")
-    select = located(lambda anatomy: anatomy.causal.attend)
+    select = located(lambda _: causal.attend)
 
     def turned(keys, by):
         return moved(keys, by, causal.axes) if causal.positions == "rotary" else keys
@@ -94,7 +95,7 @@ def incremental(network: Network, window: int | None = None) -> Incremental:
         reference = cond.get("reference")
         t = jnp.zeros(x.shape[:2])
 
-        def sink(x, cond):
+        def sink(reference):
             references = 1 if reference.ndim == 4 else reference.shape[1]
             tokens = references * (_patches(x) if causal.patch else 1)
 
@@ -109,7 +110,7 @@ def incremental(network: Network, window: int | None = None) -> Incremental:
             {name: value for name, value in cond.items() if name != "reference"},
         )["kept"]
         blocks = jax.tree.map(lambda leaf: jnp.zeros((*leaf.shape[:2], window, *leaf.shape[2:]), leaf.dtype), shapes)
-        return KVCache(blocks, None if reference is None else sink(x, cond), jnp.int32(0))
+        return KVCache(blocks, None if reference is None else sink(reference), jnp.int32(0))
 
     def apply(params, cache, x, t, cond=None, sink_at=None):
         _check(x)

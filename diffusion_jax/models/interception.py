@@ -196,7 +196,7 @@ def wrapped(
     inside = network.inside
 
     def apply(params, x, t, cond=None, train=False, key=None):
-        def inner(params, x, t, cond=None, train=False, key=None, edits=(), collections=None):
+        def inner(params, x, t, cond=None, train=False, key=None, *, edits=(), collections=None):
             if edits:
                 opened = intercepted(network, *edits)
                 return opened.apply(params, collections or {}, x, t, cond, train, key)[:2]
@@ -204,8 +204,12 @@ def wrapped(
 
         return around(inner, params, x, t, cond, train, key)
 
+    way = Network(init or network.init, apply, network.module, anatomy or network.anatomy)
+    if inside is None:
+        return way
+
     def run(call, params, x, t, cond, train, key):
-        def inner(params, x, t, cond=None, train=False, key=None, edits=(), collections=None):
+        def inner(params, x, t, cond=None, train=False, key=None, *, edits=(), collections=None):
             ours = _resolved(edits, network.anatomy)
 
             def passed(variables, theirs, *inputs):
@@ -215,8 +219,7 @@ def wrapped(
 
         return around(inner, params, x, t, cond, train, key)
 
-    way = inside and Inside(run, (*at, *inside.weights), (*collections, *inside.collections))
-    return Network(init or network.init, apply, network.module, anatomy or network.anatomy, way)
+    return way._replace(inside=Inside(run, (*at, *inside.weights), (*collections, *inside.collections)))
 
 
 def intercepted(network: Network, *edits: Edit) -> Intercepted:

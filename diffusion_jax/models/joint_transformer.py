@@ -53,28 +53,26 @@ Patch = tuple[int, ...] | int
 
 
 class Part(NamedTuple):
-    """A modality within the sequence. sizes: of its axes between batch and channels. features: of the output."""
+    """A modality within the sequence. sizes: of its axes between batch and channels. features: of the output.
+
+    vocab_size: of what consists of tokens, whose patch is `(1,)`; else 0.
+    """
 
     name: str
-    patch: Patch
+    patch: tuple[int, ...]
     sizes: tuple[int, ...]
     features: int
+    vocab_size: int = 0
 
     @property
     def tokens(self) -> int:
         """How many tokens it has."""
-        return self.sizes[0] if self.discrete else math.prod(self.grid)
-
-    @property
-    def discrete(self) -> bool:
-        """Whether it consists of tokens of a vocabulary, whose size then is the patch."""
-        return isinstance(self.patch, int)
+        return math.prod(self.grid)
 
     @property
     def grid(self) -> tuple[int, ...]:
         """How many patches there are along each axis."""
-        patch = (1,) if self.discrete else self.patch
-        return tuple(size // p for size, p in zip(self.sizes, patch, strict=True))
+        return tuple(size // p for size, p in zip(self.sizes, self.patch, strict=True))
 
     @property
     def entry(self) -> str:
@@ -143,7 +141,7 @@ class JointTransformer(nn.Module):
             zero = nn.initializers.zeros
             head = projection(part.features, dtype=dtype, kernel_init=zero, name=f"head_{part.entry}")
             y = head(h[:, first : first + part.tokens]).astype(jnp.float32)
-            output[part.name] = y if part.discrete else from_patches(y, part.patch, part.sizes)
+            output[part.name] = y if part.vocab_size else from_patches(y, part.patch, part.sizes)
             first += part.tokens
         return (output[""] if self._single else output), {}
 
@@ -167,9 +165,10 @@ class JointTransformer(nn.Module):
 
     def _embedded(self, part, x, dtype):
         """The tokens of a part, `[B, N, width]`, with their positions."""
-        if part.discrete:
+        if part.vocab_size:
             init = nn.initializers.normal(0.02)
-            h = nn.Embed(part.patch + 1, self.width, embedding_init=init, name=f"embed_{part.entry}")(x).astype(dtype)
+            embed = nn.Embed(part.vocab_size + 1, self.width, embedding_init=init, name=f"embed_{part.entry}")
+            h = embed(x).astype(dtype)
         else:
             init = nn.initializers.xavier_uniform()
             embed = projection(self.width, dtype=dtype, kernel_init=init, name=f"embed_{part.entry}")
@@ -197,7 +196,7 @@ class JointTransformer(nn.Module):
             if self.times not in ("adaln", "joined") and own.ndim > 1:
                 field = f"t[{part.name!r}].shape" if part.name else "t.shape"
                 raise invalid(field, own.shape, f"times={self.times!r} takes one time per sample, [B]; use 'adaln'")
-            own = times_of_patches(own, (1,) if part.discrete else part.patch, part.sizes)
+            own = times_of_patches(own, part.patch, part.sizes)
             if self.times == "joined" and own.ndim == 1:
                 own = jnp.broadcast_to(own[:, None], (own.shape[0], part.tokens))
             times.append(own.reshape(own.shape[0], -1))
@@ -250,7 +249,7 @@ def _part(name, patch, x):
     if isinstance(patch, int):
         if x.ndim != 2 or not jnp.issubdtype(x.dtype, jnp.integer):
             raise invalid(field, f"{x.dtype}{list(x.shape)}", "integer tokens [B, N] are needed")
-        return Part(name, patch, tuple(x.shape[1:]), patch)
+        return Part(name, (1,), tuple(x.shape[1:]), patch, patch)
     if x.ndim != len(patch) + 2:
         raise invalid(
             f"{field}.shape", x.shape, f"its patch {patch} means {len(patch) + 2} axes, batch and channels too"

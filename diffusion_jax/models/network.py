@@ -32,7 +32,7 @@ def network(module: nn.Module, anatomy: Anatomy | None = None) -> Network:
     def init(key, x, t, cond=None):
         return jax.jit(lambda *inputs: module.init(*inputs, False)["params"])(key, x, t, cond)
 
-    def apply(params, x, t, cond=None, train=False, key=None):
+    def apply(params, x, t, cond=None, train=False, key=None) -> Any:
         return module.apply({"params": params}, x, t, cond, train, rngs=dropout_rngs(key))
 
     def run(call, params, *inputs):

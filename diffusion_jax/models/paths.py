@@ -18,8 +18,8 @@ def at_path(tree: Any, path: str | Sequence[str]) -> Any:
 
 def replaced_at(tree: Any, path: str | Sequence[str], value: Any) -> Any:
     """A copy of the tree with `value` under the path, which need not be there."""
-    first, *rest = path.split("/") if isinstance(path, str) else path or [None]
-    return value if first is None else {**tree, first: replaced_at(tree.get(first, {}), rest, value)}
+    parts = path.split("/") if isinstance(path, str) else path
+    return {**tree, parts[0]: replaced_at(tree.get(parts[0], {}), parts[1:], value)} if parts else value
 
 
 def by_path(collection: Mapping[str, Any]) -> dict[str, Any]:

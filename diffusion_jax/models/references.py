@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from diffusion_jax.errors import InvalidInput, invalid
-from diffusion_jax.models.anatomy import module_params
+from diffusion_jax.models.anatomy import anatomy_of, module_params
 from diffusion_jax.models.edits import of_condition
 from diffusion_jax.models.interception import ByAnatomy, Edit, intercepted, located, wrapped
 from diffusion_jax.models.layers.attention import Attend, key_mask
@@ -77,7 +77,7 @@ def referenced(network: Network, items: int) -> Referenced:
 
     Raises InvalidInput for other networks and fewer than one kind; its functions do for references that do not fit.
     """
-    anatomy = network.anatomy or Anatomy()
+    anatomy = anatomy_of(network)
     if anatomy.axes != 4 or not (anatomy.entrance and anatomy.time and anatomy.width):
         raise InvalidInput(
             "referenced needs a unet or a dit, or a network of images whose anatomy has axes=4, entrance, time, width."
@@ -250,9 +250,9 @@ def _references_pass(enter, know, attend):
     return Edit(entrance, enter), Edit(time, know), Edit(_sees_itself, attend, (), (_KEPT,))
 
 
-def _asked(network, edits, params, x, t, cond, train=False, key=None):
+def _asked(network, edits, params, x, t, cond, *training):
     """`(output, extras)` of the network within, with these edits."""
-    return intercepted(network, *edits).apply(params["network"], {}, x, t, cond or None, train, key)[:2]
+    return intercepted(network, *edits).apply(params["network"], {}, x, t, cond or None, *training)[:2]
 
 
 def _report(site, k, v):

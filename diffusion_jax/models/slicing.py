@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.errors import InvalidInput
-from diffusion_jax.models.anatomy import collects, module_params, required
+from diffusion_jax.models.anatomy import anatomy_of, collects, module_params, required
 from diffusion_jax.models.interception import Edit, wrapped
 from diffusion_jax.models.layers.attention import Attention
 from diffusion_jax.models.layers.branches import CARRIED, Block, constrain_activations
@@ -93,7 +93,7 @@ def sliced(network: Network, masks: Sequence[Any]) -> Sliced:
         return {**whole, "slices": cut(params), "bucket": jnp.int32(0), "gates": ones}
 
     # Slices run the blocks in their own way, so nothing else may run them one by one.
-    anatomy = network.anatomy._replace(stack="")
+    anatomy = anatomy_of(network)._replace(stack="")
     return Sliced(cut, wrapped(network, around, init, () if joined else ("params",), anatomy))
 
 

@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.errors import invalid
-from diffusion_jax.models.anatomy import required
+from diffusion_jax.models.anatomy import anatomy_of, required
 from diffusion_jax.models.interception import Edit, Site, intercepted, located
 from diffusion_jax.models.layers.branches import CARRIED, Block, Stack, constrain_activations
 from diffusion_jax.models.paths import at_path, replaced_at
-from diffusion_jax.typing import Anatomy, Network
+from diffusion_jax.typing import Network
 
 _REPORT = "stage"
 
@@ -49,12 +49,12 @@ main_block = located(lambda anatomy: f"{anatomy.stack}/block")
 
 def of_blocks(network: Network, tree: Any) -> Any:
     """What a tree with the paths of the network's module holds of the blocks of its stack."""
-    return at_path(tree, f"{network.anatomy.stack}/block")
+    return at_path(tree, f"{anatomy_of(network).stack}/block")
 
 
 def for_blocks(network: Network, tree: Any) -> dict[str, Any]:
     """A tree with the paths of the network's module that holds `tree` of the blocks of its stack, and nothing else."""
-    return replaced_at({}, f"{network.anatomy.stack}/block", tree)
+    return replaced_at({}, f"{anatomy_of(network).stack}/block", tree)
 
 
 def run_block_range(stack: Stack, first: Any, last: Any, h: Any, c: Any, side: Any) -> Any:
@@ -93,7 +93,7 @@ def staged(network: Network, head: int = 1) -> Staged:
     With head=0 the head is what enters the first block. Raises InvalidInput where the anatomy has neither one stack of
     blocks nor places to cut, and where there are fewer than `head`.
     """
-    anatomy = network.anatomy or Anatomy()
+    anatomy = anatomy_of(network)
     if anatomy.cuts and anatomy.tail:
         if not 0 <= head < len(anatomy.cuts):
             raise invalid("head", head, "the head of a U-Net is its first residual block, 1, or nothing, 0")

@@ -57,6 +57,7 @@ class TextTransformer(nn.Module):
 
 def text_transformer(
     vocab_size: int = 256,
+    *,
     width: int = 256,
     depth: int = 6,
     heads: int = 4,

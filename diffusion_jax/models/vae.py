@@ -253,7 +253,7 @@ def autoencoder(
     def init(key, x):
         return jax.jit(lambda *inputs: module.init(*inputs)["params"])(key, x)
 
-    def call(params, method, value, stage=None):
+    def call(params, method, value, stage=None) -> Any:
         return module.apply({"params": params}, value, stage, method=method)
 
     def posterior(params, x):

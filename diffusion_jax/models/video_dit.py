@@ -17,7 +17,7 @@ from diffusion_jax.errors import invalid, unknown
 from diffusion_jax.models.anatomy import transformer_anatomy
 from diffusion_jax.models.conditions import Reference
 from diffusion_jax.models.dit import parse_preset, patch_times, patchify, unpatchify
-from diffusion_jax.models.layers.branches import CrossAttentionBranch, MlpBranch, Stack, modulated_output
+from diffusion_jax.models.layers.branches import CrossAttentionBranch, MlpBranch, NamedBranch, Stack, modulated_output
 from diffusion_jax.models.layers.conditioning import ConditionEncoder, ConditionStream, find_stream
 from diffusion_jax.models.layers.dense import projection
 from diffusion_jax.models.layers.embeddings import grid_positions, image_positions, rotary_angles, sincos_positions
@@ -96,7 +96,7 @@ class VideoDiT(nn.Module):
         encoder = ConditionEncoder(self.width, self.conditions, self.stack_depth, dtype, name="condition")
         conditioned = encoder(t, cond, x.shape)
         vector, x = conditioned.vector, conditioned.join_channels(x)
-        if references:
+        if before is not None:
             before = jnp.pad(before, [(0, 0)] * 4 + [(0, x.shape[-1] - channels)])
             x = jnp.concatenate([before.astype(x.dtype), x], axis=1)
 
@@ -120,7 +120,9 @@ class VideoDiT(nn.Module):
         attend = {"heads": self.heads, "qk_norm": self.qk_norm, "dtype": dtype}
         mlp = partial(MlpBranch, self.mlp_ratio, self.swiglu, dtype)
         factorised = self.attention == "factorised"
-        branches = [("attention", partial(SpatialAttentionBranch if factorised else JointAttentionBranch, **attend))]
+        branches: list[NamedBranch] = [
+            ("attention", partial(SpatialAttentionBranch if factorised else JointAttentionBranch, **attend))
+        ]
         if crossed:
             branches.append(("cross_attention", partial(CrossAttentionBranch, **attend)))
         if hearing:

@@ -93,7 +93,7 @@ def run(config: ConfigDict, workdir: Path) -> Results:
     files = [workdir / "kept.png", workdir / "loss.png"]
     lines = {name: (times.tolist(), values.tolist()) for name, values in curves.items()}
     pictures.save_curves(files[0], lines, x_label="t: 0 is clean, 1 is noise", y_label="kept share", log=False)
-    points = thresholds(config, tune, routed, learned, losses, costs, times, params)
+    points = thresholds(config, tune, routed, params, learned=learned, losses=losses, costs=costs, times=times)
     pictures.save_curves(
         files[1], points, x_label="executed share of the routed FLOPs", y_label="held-out loss", log=False
     )
@@ -258,11 +258,12 @@ def thresholds(
     config: ConfigDict,
     tune: Experiment,
     routed: Timed,
+    params: Params,
+    *,
     learned: Any,
     losses: Any,
     costs: Any,
     times: Any,
-    params: Params,
 ) -> dict[str, tuple]:
     """Loss against the executed share, where thresholds are moved after training: first seed."""
     tree, points = learned["dynamic"][0], []

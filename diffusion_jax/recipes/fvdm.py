@@ -179,7 +179,8 @@ def run(config: ConfigDict, workdir: Path) -> Results:
         rows.append(measure_clips(networks, key, made, grid, space, true, config.chunks))
         if seed == config.seed:
             equal = exactness(networks["mixed"], key, made, grid, space.encode(true), config.scalar)
-            draw_tasks(workdir / "tasks.png", networks, key, made, grid, space, true[: config.shown], config.chunks)
+            shown = true[: config.shown]
+            draw_tasks(workdir / "tasks.png", networks, key, made, grid, space=space, true=shown, chunks=config.chunks)
     found = {name: [row[name] for row in rows] for name in rows[0]}
     return Results(claims(found, equal), [workdir / "tasks.png"], NOTES)
 
@@ -243,7 +244,7 @@ def claims(found: Mapping[str, list[float]], equal: Mapping[str, float]) -> list
 
 
 def draw_tasks(
-    path: Path, networks: Any, key: Keys, made: ClipSampler, grid: Grid, space: LatentSpace, true: Any, chunks: int
+    path: Path, networks: Any, key: Keys, made: ClipSampler, grid: Grid, *, space: LatentSpace, true: Any, chunks: int
 ) -> None:
     """A strip of each task, and what is compared with it; the given frames are those of the first strip."""
     ours, other, known = networks["mixed"], networks["synchronous"], space.encode(true)

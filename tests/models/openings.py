@@ -161,7 +161,7 @@ TRANSFORMERS: dict[str, Callable[[], Case]] = {
     ),
 }
 OTHERS: dict[str, Callable[[], Case]] = {
-    "text": lambda: Case(models.text_transformer(9, 16, 2, 2), np.ones((2, 4), np.int32)),
+    "text": lambda: Case(models.text_transformer(9, width=16, depth=2, heads=2), np.ones((2, 4), np.int32)),
     "mlp": lambda: Case(models.mlp(16, 2, conditions=(models.label(3),)), array(2, 5), LABEL, weights=("up", "down")),
     "unet": lambda: Case(unets()[0], X),
     "controlnet": lambda: Case(unets()[1], X, PICTURE),

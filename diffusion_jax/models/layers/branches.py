@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.spmd import with_logical_constraint
 
 from diffusion_jax.errors import unknown
 from diffusion_jax.models.layers.attention import ATTENDED, Attention, key_mask
@@ -39,6 +40,10 @@ those of dense layers and what attention makes of them (not its maps)."""
 
 CARRIED = "flow"
 """The collection that passes from block to block; every other collection is stacked over depth."""
+
+
+NamedBranch = tuple[str, Callable[..., nn.Module]]
+"""`(name, make)`: `make(name=name)` is the branch."""
 
 
 class Side(NamedTuple):
@@ -176,8 +181,8 @@ def transformer_branches(
     eps=1e-6,
     mlp_eps=1e-6,
     single=False,
-    modulation=Modulation,
-):
+    modulation: Callable[..., nn.Module] = Modulation,
+) -> tuple[NamedBranch, ...]:
     """The branches of a transformer block: `attention`, `cross_attention` if there is a context, `mlp`.
 
     qkv_bias: whether queries, keys and values have biases. eps, mlp_eps: of the norms of `attention` and `mlp`.
@@ -187,7 +192,7 @@ def transformer_branches(
     """
     first, second = (partial(TableModulation, first=i) if single else modulation for i in (0, 3))
     attention = partial(AttentionBranch, heads, qk_norm, dtype, qkv_bias=qkv_bias, eps=eps, modulation=first)
-    branches = [("attention", attention)]
+    branches: list[NamedBranch] = [("attention", attention)]
     if crossed:
         cross = partial(
             CrossAttentionBranch, heads, qk_norm, dtype, plain=single, qkv_bias=qkv_bias, modulation=modulation
@@ -196,7 +201,7 @@ def transformer_branches(
     return (*branches, ("mlp", partial(MlpBranch, ratio, swiglu, dtype, eps=mlp_eps, modulation=second)))
 
 
-def modulated_output(h, c, features, dtype, modulation=Modulation):
+def modulated_output(h, c, features, dtype, modulation: Callable[..., nn.Module] = Modulation):
     """The last layer of a transformer, `final(modulate(norm(h)))`, which starts at zero; of the calling module."""
     shift, scale = modulation(h.shape[-1], 2, dtype, name="final_modulation")(c)
     y = modulate(layer_norm(h), shift, scale)
@@ -206,10 +211,10 @@ def modulated_output(h, c, features, dtype, modulation=Modulation):
 class Block(nn.Module):
     """Residual branches one after the other: `h = h + branch(h, c, side)`.
 
-    branches: `(name, make)` pairs; `make(name=name)` is the branch. A new kind of branch is a new entry.
+    branches: in their order. A new kind of branch is a new entry.
     """
 
-    branches: tuple[tuple[str, Callable[..., nn.Module]], ...]
+    branches: tuple[NamedBranch, ...]
 
     @nn.compact
     def __call__(self, h, c, side):
@@ -222,7 +227,7 @@ def constrain_activations(h):
     """Lays the residual stream out by the logical names (batch, tokens, ..., embed); the identity without
     `flax.linen.logical_axis_rules`."""
     names = ("batch", "tokens", *(None,) * (h.ndim - 3), "embed") if h.ndim > 2 else ("batch", "embed")
-    return nn.with_logical_constraint(h, names)
+    return with_logical_constraint(h, names)
 
 
 class Stack(nn.Module):
@@ -235,7 +240,7 @@ class Stack(nn.Module):
         nothing where it is not used.
     """
 
-    branches: tuple[tuple[str, Callable[..., nn.Module]], ...]
+    branches: tuple[NamedBranch, ...]
     depth: int
     remat: str = "none"
     scan: bool = True
@@ -243,7 +248,7 @@ class Stack(nn.Module):
     keep: bool = False
 
     @nn.compact
-    def __call__(self, h, c, side):
+    def __call__(self, h, c, side) -> Any:
         if self.remat not in REMAT:
             raise unknown("remat", self.remat, REMAT)
 
@@ -261,7 +266,7 @@ class Stack(nn.Module):
             variable_axes={nn.DenyList(CARRIED): 0},
             variable_carry=CARRIED,
             split_rngs={True: True},
-            in_axes=(0 if self.stacked else nn.broadcast, sides),
+            in_axes=(0 if self.stacked else nn.broadcast, sides),  # pyright: ignore[reportArgumentType]: flax shows its default
             length=self.depth,
             unroll=1 if self.scan else self.depth,
             # Nothing is broadcast out of the loop, so the check would only trace every block a second time.

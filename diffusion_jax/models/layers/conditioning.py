@@ -25,7 +25,7 @@ Each network says which of these it `takes`, and may take others, which only it 
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -86,13 +86,8 @@ class ConditionStream:
     keys: what it reads of `cond`. enters: where it enters.
     """
 
-    @property
-    def keys(self) -> tuple[CondKey, ...]:
-        return ()
-
-    @property
-    def enters(self) -> tuple[str, ...]:
-        return ("vector",)
+    keys: ClassVar[tuple[CondKey, ...]] = ()
+    enters: ClassVar[tuple[str, ...]] = ("vector",)
 
     def embed(self, cond: Mapping[str, Any], place: Place) -> Mapping[str, Any]:
         """What it gives to each entry. Linen modules made here, with names, are submodules of the encoder."""
@@ -292,7 +287,7 @@ class ConditionEncoder(nn.Module):
         if channels is not None:
             channels = jnp.concatenate(channels, axis=-1)
         if layers is not None:
-            layers = sum(expand_vector(entry, max(layers, key=jnp.ndim)) for entry in layers).astype(self.dtype)
+            layers = jnp.asarray(sum(expand_vector(entry, max(layers, key=jnp.ndim)) for entry in layers), self.dtype)
         own = {entry: values[0] for entry, values in given.items()}
         return Conditioned(vector, context, context_mask, tokens, tokens_mask, channels, layers, own)
 

@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 from diffusion_jax import adapters, objectives
 from diffusion_jax.models import by_path
-from diffusion_jax.models.anatomy import required
+from diffusion_jax.models.anatomy import anatomy_of, required
 from diffusion_jax.models.paths import at_path, replaced_at
 from diffusion_jax.typing import Network, Objective, Params
 
@@ -59,7 +59,7 @@ def with_channels(network: Network, params: Params, extra: int) -> Any:
     """The parameters with which the entrance reads `extra` more channels, which count for nothing at first."""
     entrance = f"{required(network, 'entrance', 'with_channels')}/kernel"
     kernel = at_path(params, entrance)
-    wider = jnp.pad(kernel.reshape(network.anatomy.patch**2, -1, kernel.shape[-1]), [(0, 0), (0, extra), (0, 0)])
+    wider = jnp.pad(kernel.reshape(anatomy_of(network).patch ** 2, -1, kernel.shape[-1]), [(0, 0), (0, extra), (0, 0)])
     return replaced_at(params, entrance, wider.reshape(-1, kernel.shape[-1]))
 
 

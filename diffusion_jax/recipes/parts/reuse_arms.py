@@ -47,7 +47,7 @@ class Bench(NamedTuple):
     """What is sampled and how. record: (key, params, cond, size) -> Trajectories.
 
     full: (key, params, cond, size) -> samples of the denoiser itself, without a cache around it.
-    run: (key, params, computed, correction, grid, cond, size, residual) -> (samples, evaluations).
+    run: (key, params, (computed, correction), grid, cond, size, residual) -> (samples, evaluations).
     """
 
     process: Any
@@ -66,18 +66,19 @@ def bench(denoiser: Denoiser, solver: Solver, grid: Grid, shape: tuple) -> Bench
     def full(key, params, cond, size):
         return sample(key, denoiser, params, solver, grid, shape=(size, *shape), cond=cond).x
 
-    def run(key, params, computed, correction, grid, cond, size, residual):
+    def run(key, params, reused, grid, cond, size, residual):
+        computed, correction = reused
         kept = integrated(denoiser.process)
         schedule = on_schedule(computed)
         cheap = cached_outputs(denoiser, schedule, prediction=kept, residual=residual, correction=correction)
         found = sample(key, cheap, params, solver, grid, shape=(size, *shape), cond=cond)
         return found.x, found.cost.evaluations
 
-    compiled = jax.jit(run, static_argnums=(6, 7))
+    compiled = jax.jit(run, static_argnums=(5, 6))
 
-    def run_from_host(key, params, computed, correction, grid, *rest):
+    def run_from_host(key, params, reused, grid, *rest):
         """Whatever was calibrated from parameters on a mesh lies there; another place would be another program."""
-        return compiled(key, params, *jax.device_get((computed, correction, grid)), *rest)
+        return compiled(key, params, *jax.device_get((reused, grid)), *rest)
 
     return Bench(
         denoiser.process,
@@ -110,7 +111,7 @@ def fewer_steps(bench: Bench, steps: int, key: Keys, params: Params, cond: Condi
     places = jnp.minimum(jnp.arange(length + 1) / steps, 1.0) * length
     grid = jnp.interp(places, jnp.arange(length + 1), bench.grid)
     none = Correction(jnp.zeros(length), jnp.zeros(length))
-    return bench.run(key, params, jnp.arange(length) < steps, none, grid, cond, size, True)
+    return bench.run(key, params, (jnp.arange(length) < steps, none), grid, cond, size, True)
 
 
 def samples(
@@ -125,7 +126,7 @@ def samples(
     correction = calibration.correction if arm in ("linear", "all") else none
     grid = calibrated_grid(bench, calibration) if arm in ("time", "all") else bench.grid
     residual = calibration.valid_for["residual"]
-    return bench.run(key, params, computed, correction, grid, cond, size, residual)
+    return bench.run(key, params, (computed, correction), grid, cond, size, residual)
 
 
 def errors(
