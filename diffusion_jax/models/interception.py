@@ -321,7 +321,7 @@ def intercepted(network: Network, *edits: Edit) -> Intercepted:
 
     def around(inner, params, x, t, cond, train, key):
         own, collections = parted(params)
-        return inner(own, x, t, cond, train, key, edits, collections)
+        return inner(own, x, t, cond, train, key, edits=edits, collections=collections)
 
     opened = wrapped(network, around, network_init, () if joined else ("params",), collections=state)
     return Intercepted(init, apply, opened._replace(apply=network_apply))

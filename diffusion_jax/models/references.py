@@ -135,7 +135,7 @@ def referenced(network: Network, items: int) -> Referenced:
 
         layers = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), cache.layers)
         edits = (Edit(_sees_itself, attend, (_KEPT,)),)
-        return inner(params["network"], x, t, own or None, train, key, edits, {_KEPT: layers})
+        return inner(params["network"], x, t, own or None, train, key, edits=edits, collections={_KEPT: layers})
 
     def read_anew(inner, params, x, t, cond, train, key):
         references, items, present = _given(cond)

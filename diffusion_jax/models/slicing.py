@@ -84,7 +84,7 @@ def sliced(network: Network, masks: Sequence[Any]) -> Sliced:
             return jax.lax.switch(bucket, [through(number) for number in range(len(masks))], constrain_activations(h))
 
         edits = Edit(main_stack, run), Edit(lambda m: isinstance(m, Attention | FeedForward), _as_wide_as_weights)
-        return inner(params if joined else params["params"], x, t, cond, train, key, edits)
+        return inner(params if joined else params["params"], x, t, cond, train, key, edits=edits)
 
     def init(key, x, t, cond=None):
         params = network.init(key, x, t, cond)
