@@ -188,7 +188,7 @@ def wrapped(
 
         wrapped(network, around, init=lambda key, x, t, cond=None: {"network": ..., ...}, at=("network",))
 
-    inner: `network.apply`, or the same with edits entered in its module; it takes further `edits` and `collections`
+    inner: `network.apply`, or the same with edits entered in its module; it takes further `edits=`, and `collections=`
         that those read, and what it says in `extras` has to be handed on. It is to be called once.
     init: `(key, x, t, cond) -> params`; the network's own when absent. at: the keys under which the network's
         parameters lie in these. anatomy: where it is another than the network's. collections: of `edits` given to it.
