@@ -27,7 +27,6 @@ SAME_IDEA = {
     "the uniform distribution, of numbers, of times and of tokens that are noise": {"uniform"},
     "the curve of that shape, of noise levels and of learning rates": {"cosine"},
     "noise and sampler of Karras et al. 2022": {"edm"},
-    "that with something around it, which is one again: a network, a solver": {"wrapped"},
     "a convolution: the layer, and the rows of a checkpoint's table for it": {"conv"},
 }
 

@@ -28,7 +28,7 @@ Refresh = Callable[[Step, History], Any]
 """See the module."""
 
 
-def never_refreshed() -> History:
+def nothing_computed() -> History:
     """The history of a cache that nobody has asked yet."""
     return History(jnp.int32(0), jnp.int32(0))
 

@@ -141,7 +141,7 @@ class MovingShapes:
         movings = [self.moving(int(index)) for index in indices]
         cond = {}
         if self.classes:
-            cond["label"] = np.array([class_label(moving, self.classes) for moving in movings], np.int32)
+            cond["label"] = np.array([class_of(moving, self.classes) for moving in movings], np.int32)
         if self.captions:
             cond["tokens"] = np.array([self.tokenizer.encode(describe(moving)) for moving in movings], np.int32)
         x0 = render(movings, self.size, self.frames)
@@ -182,7 +182,7 @@ def draw_moving(rng: np.random.Generator, size: int = 16, speeds: tuple[float, f
     return Moving(shape, colour, size_name, (float(x), float(y)), velocity)
 
 
-def class_label(moving: Moving, classes: tuple[str, ...] = ("shape", "colour")) -> int:
+def class_of(moving: Moving, classes: tuple[str, ...] = ("shape", "colour")) -> int:
     """The class of an object: its attributes counted in the order of `classes`, the last one fastest."""
     number = 0
     for name in classes:

@@ -101,7 +101,7 @@ def test_captions_and_labels_are_true(source, reading):
         thing, example = source.moving(i), source[i]
         words = source.tokenizer.decode(example["cond"]["tokens"]).split()
         assert words[:4] == [thing.size, thing.colour, thing.shape, "moving"]
-        assert example["cond"]["label"] == moving.labels(reading)[i, 0] == moving.class_label(thing)
+        assert example["cond"]["label"] == moving.labels(reading)[i, 0] == moving.class_of(thing)
         agree += words[4] == moving.DIRECTIONS[directions[i]]
     # A wall may turn the very first step, and near the diagonal a reading may tip over.
     assert agree > 340
