@@ -5,7 +5,7 @@ which is seen in what it predicts of x0 through time. So the base makes that ste
 student's cost. The student still knows the base's concepts: low-rank sliders move from one to the other as they are.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
