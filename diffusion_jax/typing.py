@@ -8,7 +8,7 @@ Shapes: `B` batch, `*prefix` the shape of a time, which is always a prefix of th
 then a dict with the same keys.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -32,6 +32,9 @@ Grid = Float[Array | np.ndarray, "..."]
 
 Plan = Grid | Mapping[str, Grid]
 """A grid, or one for each modality of joint data."""
+
+Numbers = Array | np.ndarray | Sequence[Any]
+"""What NumPy makes an array of."""
 
 Shape = tuple[int, ...] | Mapping[str, tuple[int, ...]]
 """The shape of data, a dict of shapes for joint data."""
