@@ -1,7 +1,7 @@
 # make quickstart   train on real digits, sample, measure: out/quickstart/
 # make test         the whole test suite
 # make test-newest  the laws of the core on the newest Python that is found
-# make lint         ruff, the layers of the packages, and what the last make test cost
+# make lint         ruff, the layers of the packages, the types, and what the last make test cost
 # make test-peers   parity with torch, diffusers and transformers
 # make bench        side-by-side timings against the same peers
 # make report       docs/systems.md from the recipes' reports
@@ -68,6 +68,7 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/basedpyright --pythonpath $(BIN)/python --warnings
 	$(BIN)/python -m tests.budget
 
 test-peers: $(VENV)/.installed-peers

@@ -14,6 +14,7 @@ TEST = [
     "sentencepiece",
     "ruff",
     "import-linter",
+    "basedpyright==1.40.2",
 ]
 NOTEBOOKS = ["jupyterlab", "nbclient", "nbformat", "ipykernel"]
 

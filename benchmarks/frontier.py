@@ -204,7 +204,7 @@ def narrowed(config: Any, base: Any, grid: Any) -> tuple[Denoiser, Any]:
     given = [config.to_dict()[name] for name in ("base", "routed", "budget")]
     tree = dynamic_widths.fine_tuned(config.arms.dynamic, experiment, arm, "dydit-dynamic", config.seed, given)
     gates = tabulated(routed.fill, tree, experiment.process, grid[:-1])
-    costs = dynamic_widths.width_costs(experiment, routed, tree)
+    costs = dynamic_widths.routed_costs(experiment, routed, tree)
     cut = static_widths(experiment.network, experiment.process, grid[:-1], gates, costs, config.sampling.buckets)
     return cut.denoiser, cut.prepare({"params": tree["params"]})
 

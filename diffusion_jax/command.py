@@ -11,7 +11,7 @@ import jax
 from ml_collections import ConfigDict
 
 from diffusion_jax.cache import cache_folder
-from diffusion_jax.config import load, override
+from diffusion_jax.config import apply_overrides, load
 from diffusion_jax.errors import InvalidInput
 
 
@@ -64,4 +64,4 @@ def parse_config(
         path = str(file)
     if path is None:
         raise InvalidInput("--config is missing; e.g. --config=configs/digits_dit.py")
-    return arguments, override(load(path), [text.removeprefix("--config.") for text in overrides])
+    return arguments, apply_overrides(load(path), [text.removeprefix("--config.") for text in overrides])

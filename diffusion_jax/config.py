@@ -126,8 +126,9 @@ def _check_type(field: str, value: Any, parameter: inspect.Parameter | None) -> 
     if parameter is None or parameter.annotation is parameter.empty or not isinstance(value, PLAIN):
         return
     hint = parameter.annotation
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if is_bearable(value, hint) or (whole and is_bearable(float(value), hint)):
+    if is_bearable(value, hint) or (
+        isinstance(value, int) and not isinstance(value, bool) and is_bearable(float(value), hint)
+    ):
         return
     if isinstance(value, list) and is_bearable(tuple(value), hint):
         return
@@ -161,7 +162,7 @@ def load(path: str) -> ConfigDict:
     return module.get_config(variant) if variant else module.get_config()
 
 
-def override(config: ConfigDict, assignments: Sequence[str]) -> ConfigDict:
+def apply_overrides(config: ConfigDict, assignments: Sequence[str]) -> ConfigDict:
     """Applies `path.to.field=value` assignments; a field must exist and keep its type.
 
     Values are Python literals; what is not one is taken as a string. Raises InvalidInput naming the nearest field.

@@ -48,7 +48,7 @@ def read_image(path: Path, size: tuple[int, int] | None) -> np.ndarray:
     with Image.open(path) as image:
         image = image.convert("RGB")
         if size is not None:
-            image = image.resize(size[::-1], Image.Resampling.LANCZOS)
+            image = image.resize((size[1], size[0]), Image.Resampling.LANCZOS)
         return np.asarray(image, np.float32) / 127.5 - 1.0
 
 
@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     image = read_image(arguments.image, size) if arguments.image else None
     mask = None
     if arguments.mask:
-        mask = read_image(arguments.mask, image.shape[:2]).mean(-1) > 0
+        mask = read_image(arguments.mask, size if image is None else image.shape[:2]).mean(-1) > 0
     begun = time.perf_counter()
     images = interop.generate(
         pipeline,

@@ -40,7 +40,7 @@ def write_shard(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(f".{os.getpid()}.partial")
     with draft.open("wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]: no array is named allow_pickle
     draft.replace(path)
 
 
@@ -59,11 +59,10 @@ def read_samples(folder: Path) -> dict[str, np.ndarray]:
     if not paths:
         raise InvalidInput(f"{folder} holds no samples; draw them with `python -m diffusion_jax.sample` first.")
     total = int(paths[0].stem.rpartition("-")[2])
-    shards = [read_shard(path) for path in paths]
-    damaged = [path.name for path, shard in zip(paths, shards) if shard is None]
-    if damaged or len(paths) != total:
+    shards = [shard for path in paths if (shard := read_shard(path)) is not None]
+    if len(shards) != total:
         raise InvalidInput(
-            f"{folder} holds {len(paths) - len(damaged)} readable shards of {total}; run the same sample command again."
+            f"{folder} holds {len(shards)} readable shards of {total}; run the same sample command again."
         )
     return {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
 
@@ -81,7 +80,7 @@ def examples(samples: Mapping[str, np.ndarray]) -> Iterator[dict[str, Any]]:
         yield {"x0": samples["x"][i], "cond": cond}
 
 
-class Sampler:
+class BatchSampler:
     """Draws any range of sample indices in batches of one size, each a call of one compiled program."""
 
     def __init__(self, experiment: Experiment, sampling: Sampling, params: Any, seed: int):
@@ -191,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         experiment = experiment._replace(mesh=distributed.make_mesh(devices=jax.local_devices()))
     sampling = prepare_sampling(experiment)
     params = training.load_params(arguments.workdir, config.sampling.ema, arguments.step, experiment.mesh)
-    sampler = Sampler(experiment, sampling, params, arguments.seed)
+    sampler = BatchSampler(experiment, sampling, params, arguments.seed)
     folder = arguments.output or arguments.workdir / "samples"
 
     shards = shard_paths(folder, arguments.num_samples, arguments.shard_size)
@@ -226,7 +225,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     if arguments.format == "arrayrecord":
         data.write_array_record(folder / "samples.array_record", examples(read_samples(folder)))
-    picture = show(experiment, read_shard(shards[0][0]), arguments.workdir)
+    first_shard = read_shard(shards[0][0])
+    picture = first_shard and show(experiment, first_shard, arguments.workdir)
     if picture:
         print(f"Wrote {picture}")
     wanted = {"denoising": arguments.save_trajectory, "predictions": arguments.save_predictions}

@@ -85,21 +85,27 @@ class Process(Protocol):
 
     def corrupt(self, key: Keys, x0: Data, t: Time) -> tuple[Data, Data]:
         """Draws `x_t` and returns it with the noise that was used."""
+        ...
 
     def prior(self, key: Keys, shape: Any) -> Data:
         """Draws from the distribution at t = 1; `shape` includes the batch (a dict of shapes for joint data)."""
+        ...
 
     def network_input(self, x_t: Data, t: Time) -> Data:
         """What the network is fed for `x_t`."""
+        ...
 
     def network_time(self, t: Time) -> Time:
         """What the network is fed for `t`."""
+        ...
 
     def predict(self, network_output: Any, x_t: Data, t: Time) -> Prediction:
         """Turns the network's output into the hub pair."""
+        ...
 
     def target(self, x0: Data, noise: Data, t: Time) -> Data:
         """What the network's output is regressed to."""
+        ...
 
 
 class Network(NamedTuple):

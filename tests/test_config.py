@@ -3,7 +3,7 @@
 import pytest
 
 from diffusion_jax import config as configs
-from diffusion_jax.config import ConfigDict, build, call, override
+from diffusion_jax.config import ConfigDict, apply_overrides, build, call
 from diffusion_jax.errors import InvalidInput
 
 
@@ -17,7 +17,7 @@ def test_call_then_build_is_the_constructor():
 
 def test_defaults_appear_so_that_they_can_be_overridden():
     config = ConfigDict({"solver": call("solvers.ddim")})
-    assert override(config, ["solver.eta=0.25"]).solver.eta == 0.25
+    assert apply_overrides(config, ["solver.eta=0.25"]).solver.eta == 0.25
     assert config.solver.eta == 0.0, "the original is left alone"
 
 
@@ -30,9 +30,9 @@ def test_build_makes_nested_entries_and_fills_in_context():
 
 def test_an_int_will_do_for_a_float_but_not_the_reverse():
     config = ConfigDict({"solver": call("solvers.ddim"), "steps": 10})
-    assert override(config, ["solver.eta=1"]).solver.eta == 1.0
+    assert apply_overrides(config, ["solver.eta=1"]).solver.eta == 1.0
     with pytest.raises(InvalidInput, match="expected int"):
-        override(config, ["steps=1.5"])
+        apply_overrides(config, ["steps=1.5"])
 
 
 def test_json_round_trip(tmp_path):
@@ -46,7 +46,7 @@ def test_json_round_trip(tmp_path):
 
 def test_replacing_a_call_brings_the_new_defaults():
     config = ConfigDict({"process": call("processes.rectified_flow")})
-    changed = override(config, ["process.call=processes.edm", "process.sigma_data=0.3"])
+    changed = apply_overrides(config, ["process.call=processes.edm", "process.sigma_data=0.3"])
     assert changed.process.sigma_data == 0.3
 
 
@@ -57,10 +57,10 @@ def test_replacing_a_call_brings_the_new_defaults():
         (lambda: call("solver.ddim"), "did you mean 'solvers'"),
         (lambda: call("solvers.ddim", eat=1.0), "did you mean 'eta'"),
         (lambda: build(ConfigDict({"call": "solvers.ddim", "eta": "high"})), "solvers.ddim.eta is 'high'"),
-        (lambda: override(ConfigDict({"steps": 3}), ["stpes=4"]), "did you mean 'steps'"),
-        (lambda: override(ConfigDict({"steps": 3}), ["steps.more=4"]), "no fields of its own"),
-        (lambda: override(ConfigDict({"steps": 3}), ["steps"]), "--config.field=value"),
-        (lambda: override(ConfigDict({"model": {"width": 3}}), ["model=4"]), "it is a group"),
+        (lambda: apply_overrides(ConfigDict({"steps": 3}), ["stpes=4"]), "did you mean 'steps'"),
+        (lambda: apply_overrides(ConfigDict({"steps": 3}), ["steps.more=4"]), "no fields of its own"),
+        (lambda: apply_overrides(ConfigDict({"steps": 3}), ["steps"]), "--config.field=value"),
+        (lambda: apply_overrides(ConfigDict({"model": {"width": 3}}), ["model=4"]), "it is a group"),
         (lambda: configs.load("configs/nowhere.py"), "does not exist"),
         (lambda: configs.load("nowhere/nothing.py"), "expected an existing Python file"),
     ],

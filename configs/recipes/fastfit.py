@@ -15,8 +15,8 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant == "paper":
         return paper()
     config = ConfigDict({"seed": 0, "seeds": 3})
-    config.fastfit = trying_on.experiment("encoding", 550)
-    config.coupled = trying_on.experiment("coupled", 550)
+    config.fastfit = trying_on.try_on_experiment("encoding", 550)
+    config.coupled = trying_on.try_on_experiment("coupled", 550)
     config.people = 32
     config.solver = call("solvers.ddim")
     config.grid = call("timesteps.linspace", steps=50)
@@ -31,7 +31,7 @@ def get_config(variant: str = "") -> ConfigDict:
 def smoke(config: ConfigDict) -> ConfigDict:
     """FastFit without its twin."""
     config.seeds, config.people, config.columns, config.stride = 1, 4, 2, 4
-    config.fastfit = trying_on.experiment("encoding", 2, width=32, depth=1, heads=2, remat="none", qk_norm=False)
+    config.fastfit = trying_on.try_on_experiment("encoding", 2, width=32, depth=1, heads=2, remat="none", qk_norm=False)
     config.fastfit.ema = {}
     del config.coupled
     config.grid.steps = 3

@@ -28,7 +28,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
     # One network, trained once, stands for all.
     size: dict[str, Any] = {"width": 16, "depth": 1, "heads": 2, "scan": False, "clips": 4, "components": 8}
     arm = fvdm.arm(SHARES["mixed"], steps=2, batch_size=4, **size)
-    arm.sampling.grid = moving_clips.grid(2)
+    arm.sampling.grid = moving_clips.sampling_grid(2)
     config.arms = dict.fromkeys(SHARES, arm)
     return config
 

@@ -28,7 +28,7 @@ def base(steps: int, length: int = 30_000, **model) -> ConfigDict:
     rate = call("training.optimizers.cosine", peak=0.015, total_steps=steps, warmup_steps=min(50, steps // 2))
     config.optimizer = call("training.optimizers.muon", learning_rate=rate, weight_decay=0.01)
     config.ema = {"average": call("training.ema.power", sigma_rel=0.1)}
-    config.sampling.update(solver=call("solvers.flow_euler"), grid=moving_clips.grid())
+    config.sampling.update(solver=call("solvers.flow_euler"), grid=moving_clips.sampling_grid())
     return config
 
 
@@ -98,7 +98,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.own_samples = 64 if smoke else 1920
     config.clips = 8 if smoke else 96
     config.guidance, config.null = 1.5, NULL
-    config.grid, config.solver = moving_clips.grid(2 if smoke else 10), call("solvers.flow_euler")
+    config.grid, config.solver = moving_clips.sampling_grid(2 if smoke else 10), call("solvers.flow_euler")
     config.scale, config.scales = 1.0, (1.0, 2.0) if smoke else (0.5, 1.0, 1.5, 2.0)
     if smoke:
         # One adaptation, of a base as it begins.

@@ -29,7 +29,7 @@ from diffusion_jax.data.scenes import shapes
 from diffusion_jax.data.sources import ArraySource, Source, check_finite, unconditional
 from diffusion_jax.data.tfds import tfds
 from diffusion_jax.data.tokenizers import Tokenizer, bpe_tokenizer, byte_tokenizer, word_tokenizer
-from diffusion_jax.data.toys2d import TOYS, Mixture, gaussian_mixture, toys2d
+from diffusion_jax.data.toys2d import TOYS, Mixture, gaussian_blobs, toys2d
 from diffusion_jax.data.transforms import flip, normalise, random_crop, resize
 from diffusion_jax.data.wardrobe import try_on
 
@@ -55,7 +55,7 @@ __all__ = [
     "digits",
     "faces",
     "flip",
-    "gaussian_mixture",
+    "gaussian_blobs",
     "image_folder",
     "latents",
     "moving",

@@ -102,7 +102,7 @@ def values(texts: Sequence[str]) -> Int[np.ndarray, " B"]:
     return np.array([numbers.get(text, -1) for text in texts], np.int64)
 
 
-def score(images: Any, embeddings: Any, logits: Callable[[Any], Any] | Any, label: Any = None) -> dict[str, float]:
+def verify(images: Any, embeddings: Any, logits: Callable[[Any], Any] | Any, label: Any = None) -> dict[str, float]:
     """What pairs of images `[B, 8, 8, 1]` and text embeddings `[B, text_length, embedding_dim]` keep, each in [0, 1].
 
     logits: a classifier of digits, or its logits `[B, 10]` of the images.

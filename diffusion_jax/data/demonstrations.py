@@ -124,6 +124,7 @@ class Demonstrations:
         return dataclasses.replace(self, latents=latents)
 
     def _pictures(self, observations):
+        assert self.picture is not None
         flat = self.picture(observations.reshape(-1, observations.shape[-1]))
         return np.asarray(flat).reshape(*observations.shape[:2], *flat.shape[1:])
 
@@ -148,6 +149,7 @@ class Pictures:
     def take(self, indices: Any) -> dict:
         """The pictures at `indices`, stacked."""
         source = self.demonstrations
+        assert source.picture is not None
         return {"x0": np.asarray(source.picture(source.observations[source.episode[indices], source.start[indices]]))}
 
 

@@ -34,9 +34,9 @@ def digits(split: str = "train", size: int = 8, padding: int = 0) -> ArraySource
 def _halves():
     from sklearn.datasets import load_digits
 
-    data = load_digits()
-    images = (data.images / 8.0 - 1.0).astype(np.float32)[..., None]
-    labels = data.target.astype(np.int32)
+    data, target = load_digits(return_X_y=True)
+    images = (data.reshape(-1, 8, 8, 1) / 8.0 - 1.0).astype(np.float32)
+    labels = target.astype(np.int32)
     held_out = np.zeros(len(labels), bool)
     rng = np.random.default_rng(0)
     for label in range(10):

@@ -150,7 +150,7 @@ def latents(folder: str, *, scale: float = 1.0, shift: float = 0.0, num_classes:
     return Shards(files, starts, shapes.pop(), float(scale), float(shift), num_classes, str(folder))
 
 
-def write_latents(folder: str, name: str, x0: np.ndarray, cond: Mapping[str, np.ndarray] | None = None) -> None:
+def write_latents(folder: str | Path, name: str, x0: np.ndarray, cond: Mapping[str, np.ndarray] | None = None) -> None:
     """Writes one shard, `x0 [N, ...]` and its conditions `[N, ...]`, for `latents` to read."""
     folder = Path(folder).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
@@ -266,12 +266,12 @@ def image_folder(folder: str, *, size: int = 64, channels: int = 3) -> ImageFold
     files = sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
         raise InvalidInput(f"The folder {str(root)!r} holds no image ({', '.join(IMAGE_SUFFIXES)}).")
-    parents = [path.relative_to(root).parts[0] if path.parent != root else None for path in files]
-    if all(parent is None for parent in parents):
+    loose = [path.name for path in files if path.parent == root]
+    if len(loose) == len(files):
         return ImageFolder(tuple(files), None, None, size, channels, str(root))
-    if None in parents:
-        loose = files[parents.index(None)].name
-        raise InvalidInput(f"{str(root)!r} mixes class subfolders with loose images such as {loose!r}: move those.")
+    if loose:
+        raise InvalidInput(f"{str(root)!r} mixes class subfolders with loose images such as {loose[0]!r}: move those.")
+    parents = [path.relative_to(root).parts[0] for path in files]
     names = tuple(sorted(set(parents)))
     labels = tuple(names.index(parent) for parent in parents)
     return ImageFolder(tuple(files), labels, names, size, channels, str(root))

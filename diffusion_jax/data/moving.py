@@ -165,7 +165,7 @@ def moving_shapes(
     captions: adds `cond["tokens"]` int32 [5], the words of "small red circle moving left".
     `source.moving(i)` is the truth of clip i.
     """
-    return MovingShapes(split, length, size, frames, tuple(speeds), tuple(classes), captions, seed)
+    return MovingShapes(split, length, size, frames, (speeds[0], speeds[1]), tuple(classes), captions, seed)
 
 
 def draw_moving(rng: np.random.Generator, size: int = 16, speeds: tuple[float, float] = (0.03, 0.1)) -> Moving:
@@ -289,7 +289,7 @@ def _read_frames(frames, min_overlap):
     size = frames.shape[1]
     light = np.clip((frames + 1) / 2, 0, 1)
     # Means over 3 x 3 pixels tell a shape from noise; two pixels around them still belong to its edge.
-    bright = ndimage.uniform_filter(light.max(-1), size=(1, 3, 3), mode="constant") > 0.33
+    bright = ndimage.uniform_filter(light.max(-1), 3, mode="constant", axes=(1, 2)) > 0.33
     bright = ndimage.maximum_filter(bright.view(np.uint8), size=(1, 5, 5))
     light = light * bright[..., None]
     palette = (np.array(list(COLOURS.values()), np.float32) + 1) / 2
@@ -394,7 +394,7 @@ def drift(reading: Reading, window: int = 7) -> dict[str, np.ndarray]:
     }
 
 
-def score(clips: Any, label: Any = None, classes: tuple[str, ...] = ("shape", "colour")) -> dict[str, float]:
+def verify(clips: Any, label: Any = None, classes: tuple[str, ...] = ("shape", "colour")) -> dict[str, float]:
     """Means over clips: recognised, identity (frames after the first), next_position_error, motion_energy, and
     adherence, the share of frames that show the class `label [N]`, when it is given."""
     reading = read(clips)

@@ -99,7 +99,7 @@ class _Stream:
         # Positions stay below 2^31 in any run that ends; beyond, they wrap rather than overflow.
         return {**out, "index": (positions & 0x7FFFFFFF).astype(np.int32)}
 
-    def _examples(self, indices, positions):
+    def _examples(self, indices, positions) -> dict:
         if not self.transforms and hasattr(self.source, "take"):
             return self.source.take(indices)
         examples = []
@@ -119,7 +119,7 @@ def _permutation(seed, epoch, length):
     return np.random.default_rng((seed, epoch, length)).permutation(length).astype(dtype)
 
 
-def _stack(examples):
+def _stack(examples) -> Any:
     first = examples[0]
     if isinstance(first, dict):
         return {name: _stack([example[name] for example in examples]) for name in first}

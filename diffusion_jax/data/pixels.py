@@ -22,7 +22,9 @@ def resize(image: Float[np.ndarray, "H W C"], size: int | tuple[int, int]) -> Fl
         return image
     channels = [
         np.asarray(
-            Image.fromarray(np.ascontiguousarray(image[..., c], np.float32)).resize((width, height), Image.BICUBIC)
+            Image.fromarray(np.ascontiguousarray(image[..., c], np.float32)).resize(
+                (width, height), Image.Resampling.BICUBIC
+            )
         )
         for c in range(image.shape[-1])
     ]

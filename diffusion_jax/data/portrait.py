@@ -135,8 +135,8 @@ def talking_faces(
 def draw_face(rng: np.random.Generator) -> Face:
     """A person: any hue, heads from tall to broad, a slow bob of at most 0.05 image sides."""
     u = rng.random(8)
-    bob = tuple((0.05 * u[i], 0.3 + 0.5 * u[i + 1], 2 * np.pi * u[i + 2]) for i in (2, 5))
-    return Face(u[0], 0.75 + 0.5 * u[1], bob)
+    across, along = ((0.05 * u[i], 0.3 + 0.5 * u[i + 1], 2 * np.pi * u[i + 2]) for i in (2, 5))
+    return Face(u[0], 0.75 + 0.5 * u[1], (across, along))
 
 
 def draw_speech(rng: np.random.Generator, frames: int) -> Speech:
@@ -182,7 +182,8 @@ def log_mel(waveform: Float[np.ndarray, "*B samples"]) -> Float[np.ndarray, "*B 
 
 def _mel_filters():
     """Triangles `[BANDS, HOP + 1]`, equally spaced on the mel scale from 60 Hz to half the sample rate."""
-    mel = np.linspace(*(2595 * np.log10(1 + np.array([60, SAMPLE_RATE / 2]) / 700)), BANDS + 2)
+    low, high = 2595 * np.log10(1 + np.array([60, SAMPLE_RATE / 2]) / 700)
+    mel = np.linspace(low, high, BANDS + 2)
     edges = 700 * (10 ** (mel / 2595) - 1)
     frequency = np.arange(HOP + 1) * SAMPLE_RATE / (2 * HOP)
     up = (frequency - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
@@ -330,10 +331,10 @@ def sync(reading: Reading, opening: Float[np.ndarray, "N F"], window: int | None
     0 where the mouth stands still, nan where the voice is silent throughout.
     """
     frames = opening.shape[1]
-    window = frames if window is None else window
-    count = _windows(frames, window)
+    length = frames if window is None else window
+    count = _windows(frames, length)
     a, b = (
-        np.asarray(x, np.float64)[:, : count * window].reshape(len(x), count, window)
+        np.asarray(x, np.float64)[:, : count * length].reshape(len(x), count, length)
         for x in (reading.opening, opening)
     )
     a, b = a - a.mean(-1, keepdims=True), b - b.mean(-1, keepdims=True)
@@ -381,7 +382,7 @@ def _flat(values, size):
     return (outwards[0] <= 0) | ((outwards[1] >= 1) & ~mouth & ~eyes)
 
 
-def score(clips: Any, opening: Float[np.ndarray, "N F"], reference: Any) -> dict[str, float]:
+def verify(clips: Any, opening: Float[np.ndarray, "N F"], reference: Any) -> dict[str, float]:
     """Means over clips and frames: sync, colour and shape (`identity_error`), flicker, residual."""
     reading = read(clips)
     errors = identity_error(reading, reference)

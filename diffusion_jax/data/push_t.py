@@ -43,7 +43,7 @@ class Outcome(NamedTuple):
 def simulator() -> Any:
     """One Push-T environment. Raises InvalidInput when the extra is not installed."""
     try:
-        from gym_pusht.envs.pusht import PushTEnv
+        from gym_pusht.envs.pusht import PushTEnv  # pyright: ignore[reportMissingImports]: an extra
     except ImportError as error:
         raise InvalidInput(
             f"Push-T needs gymnasium and gym-pusht ({error}): pip install 'diffusion_jax[control]'."
@@ -150,8 +150,8 @@ class Expert:
                 # The disc lags two steps behind its target: wait for it.
                 self.queue = [disc + d * direction for d in ramp] + [disc + depth * direction] * 3
                 return
-        self.push = self._choose(state)
-        self.queue = self._walk(state, self.push.start)
+        self.push = push = self._choose(state)
+        self.queue = self._walk(state, push.start)
 
     def _choose(self, state):
         pose = state[2:]

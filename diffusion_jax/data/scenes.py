@@ -56,7 +56,7 @@ class Object(NamedTuple):
 Scene = tuple[Object, ...]
 
 
-class Claim(NamedTuple):
+class CaptionClaim(NamedTuple):
     """What a caption says: how many of each kind there are, nothing else, and how the first stands to the second."""
 
     groups: tuple[tuple[int, Kind], ...]
@@ -240,13 +240,13 @@ def _phrase(count, kind):
     return f"{NUMBERS[count - 1]} {kind.size} {kind.colour} {kind.shape}{plural}"
 
 
-def parse(caption: str) -> Claim:
+def parse(caption: str) -> CaptionClaim:
     """What a caption claims. Raises InvalidInput for text that is no caption of this world."""
     for name in RELATIONS:
         head, middle, tail = caption.partition(f" {name} ")
         if middle:
-            return Claim((_parse_phrase(head, caption), _parse_phrase(tail, caption)), name)
-    return Claim(tuple(_parse_phrase(part, caption) for part in caption.split(" and ")))
+            return CaptionClaim((_parse_phrase(head, caption), _parse_phrase(tail, caption)), name)
+    return CaptionClaim(tuple(_parse_phrase(part, caption) for part in caption.split(" and ")))
 
 
 def _parse_phrase(phrase, caption):
@@ -304,7 +304,7 @@ def read(image: Any, min_overlap: float = 0.6) -> Reading:
     side = int(np.sqrt(masks.shape[1]))
     scene, unrecognised = [], 0
     for number, colour in enumerate(COLOURS, start=1):
-        blobs, _ = ndimage.label(nearest == number)
+        blobs, _ = ndimage.label(nearest == number)  # pyright: ignore[reportGeneralTypeIssues]: a count with output= alone
         for label, box in enumerate(ndimage.find_objects(blobs), start=1):
             blob = blobs[box] == label
             if 3 * blob.sum() < areas.min():
@@ -328,7 +328,7 @@ def read(image: Any, min_overlap: float = 0.6) -> Reading:
     return Reading(tuple(sorted(scene)), unrecognised)
 
 
-def score(image: Any, caption: str) -> dict[str, float]:
+def verify(image: Any, caption: str) -> dict[str, float]:
     """How much of a caption an image keeps, each in [0, 1].
 
     count: the number of objects is right. attributes: the share of claimed objects that are there, with size, colour

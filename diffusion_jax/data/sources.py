@@ -20,9 +20,11 @@ class Source(Protocol):
 
     def __len__(self) -> int:
         """Number of examples."""
+        ...
 
     def __getitem__(self, index: int) -> dict:
         """Example `index`, the same at every call."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

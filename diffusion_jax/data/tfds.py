@@ -53,7 +53,7 @@ def tfds(
     Raises InvalidInput when tensorflow-datasets is not installed or lacks a feature that is asked for.
     """
     try:
-        import tensorflow_datasets
+        import tensorflow_datasets  # pyright: ignore[reportMissingImports]: an extra
     except ImportError:
         raise InvalidInput(
             "data.tfds needs tensorflow-datasets, which is not installed: pip install 'diffusion_jax[tfds]'."

@@ -51,7 +51,7 @@ class Mixture:
         return top[:, 0] + np.log(np.exp(logs - top).sum(axis=1))
 
 
-def gaussian_mixture(
+def gaussian_blobs(
     weights: tuple[float, ...] = (0.5, 0.3, 0.2),
     means: tuple[tuple[float, ...], ...] = ((-1.5, 0.0), (1.5, 1.0), (0.5, -1.5)),
     stds: tuple[float, ...] | float = 0.3,
@@ -63,16 +63,16 @@ def gaussian_mixture(
 
     stds: standard deviation of each component, or one for all.
     """
-    weights, means = np.asarray(weights, np.float64), np.asarray(means, np.float64)
-    if means.ndim != 2 or weights.shape != means.shape[:1]:
-        raise invalid("means.shape", means.shape, f"it must be (components, dimensions) with {len(weights)} components")
-    if (weights <= 0).any() or abs(weights.sum() - 1) > 1e-6:
-        raise invalid("weights", weights.tolist(), "they must be positive and sum to 1")
-    stds = np.broadcast_to(np.asarray(stds, np.float64), weights.shape)
-    if not (stds > 0).all():
-        raise invalid("stds", stds.tolist(), "they must be positive")
-    density = Mixture(weights / weights.sum(), means, stds[:, None, None] ** 2 * np.eye(means.shape[1]))
-    return _drawn("gaussian_mixture", split, num_examples, seed, density.sample, len(weights), density)
+    share, mean = np.asarray(weights, np.float64), np.asarray(means, np.float64)
+    if mean.ndim != 2 or share.shape != mean.shape[:1]:
+        raise invalid("means.shape", mean.shape, f"it must be (components, dimensions) with {len(share)} components")
+    if (share <= 0).any() or abs(share.sum() - 1) > 1e-6:
+        raise invalid("weights", weights, "they must be positive and sum to 1")
+    std = np.broadcast_to(np.asarray(stds, np.float64), share.shape)
+    if not (std > 0).all():
+        raise invalid("stds", stds, "they must be positive")
+    density = Mixture(share / share.sum(), mean, std[:, None, None] ** 2 * np.eye(mean.shape[1]))
+    return _drawn("gaussian_mixture", split, num_examples, seed, density.sample, len(share), density)
 
 
 def toys2d(

@@ -4,14 +4,11 @@ Randomness comes from the generator alone, which belongs to the example's positi
 for guidance is part of the objective and is not here.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 
 from diffusion_jax.data import pixels
+from diffusion_jax.data.pipeline import Transform
 from diffusion_jax.errors import invalid
-
-Transform = Callable[[dict, np.random.Generator], dict]
 
 
 def flip(probability: float = 0.5) -> Transform:
@@ -28,10 +25,10 @@ def flip(probability: float = 0.5) -> Transform:
 
 def normalise(mean: float | tuple[float, ...] = 0.0, std: float | tuple[float, ...] = 1.0) -> Transform:
     """`x0 <- (x0 - mean) / std`, per channel when tuples are given; for latents, whose scale is not that of images."""
-    mean, std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
-    if not (std > 0).all():
-        raise invalid("std", std.tolist(), "it must be positive")
-    return lambda example, rng: {**example, "x0": ((example["x0"] - mean) / std).astype(np.float32)}
+    shift, scale = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+    if not (scale > 0).all():
+        raise invalid("std", std, "it must be positive")
+    return lambda example, rng: {**example, "x0": ((example["x0"] - shift) / scale).astype(np.float32)}
 
 
 def resize(size: int = 32) -> Transform:

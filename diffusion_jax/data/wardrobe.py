@@ -111,7 +111,7 @@ class TryOn:
 
     def take(self, indices: Any) -> dict:
         """The examples at `indices`, stacked."""
-        return example(*self.draw(indices))
+        return dressed_example(*self.draw(indices))
 
     def _uniform(self, indices, purpose, count):
         which = ("train", "test").index(self.split)
@@ -133,20 +133,20 @@ def try_on(split: str = "train", length: int = 20_000, seed: int = 0) -> TryOn:
     return TryOn(split, length, seed)
 
 
-def example(persons: Persons, outfits: Outfits) -> dict:
+def dressed_example(persons: Persons, outfits: Outfits) -> dict:
     """`{"x0", "cond"}` of persons who wear outfits; see `try_on`."""
     image, _ = render(persons, outfits)
     hidden = mask(persons)
     seen = np.where(hidden[..., None], _signed(pose_map(persons)), image)
     concat = np.concatenate([hidden[..., None], seen], axis=-1).astype(np.float32)
-    items, present = slots(outfits)
+    items, present = worn_slots(outfits)
     rows = np.arange(len(items))[:, None]
     flat = flat_lay(items, *(getattr(outfits, name)[rows, items] for name in ("cut", "colour", "texture")))
     flat = np.where(present[..., None, None, None], flat, 0).astype(np.float32)
     return {"x0": image, "cond": {"concat": concat, "references": flat, "items": items, "present": present}}
 
 
-def slots(outfits: Outfits) -> tuple[Int[np.ndarray, "N 3"], Bool[np.ndarray, "N 3"]]:
+def worn_slots(outfits: Outfits) -> tuple[Int[np.ndarray, "N 3"], Bool[np.ndarray, "N 3"]]:
     """The worn categories in rising order, filled up with 0, and which of the places are filled."""
     order = np.argsort(~outfits.worn, axis=1, kind="stable")[:, :CAPACITY].astype(np.int32)
     present = np.take_along_axis(outfits.worn, order, axis=1)
@@ -263,7 +263,7 @@ def mask(persons: Persons) -> Bool[np.ndarray, "N 32 32"]:
     """
     cuts = (np.full((len(persons.joints), len(CATEGORIES)), cut) for cut in range(CUTS))
     every = np.any([worn_regions(persons, cut).any(axis=1) for cut in cuts], axis=0)
-    grown = ndimage.binary_dilation(every, np.ones((1, 3, 3), bool))
+    grown = np.asarray(ndimage.binary_dilation(every, np.ones((1, 3, 3), bool)), bool)
     return grown & ~_capsule(persons.joints[:, _HEAD], persons.joints[:, _HEAD], 3.1)
 
 

@@ -5,11 +5,11 @@ from diffusion_jax.denoisers.analytic import (
     GaussianMixture,
     Posterior,
     analytic,
-    draw,
     gaussian_clip,
     gaussian_mixture,
     log_density,
     posterior,
+    sample_mixture,
     score,
 )
 from diffusion_jax.denoisers.base import denoiser, map_prediction
@@ -53,7 +53,6 @@ __all__ = [
     "contrasted",
     "cosine_scale",
     "denoiser",
-    "draw",
     "dropped_condition",
     "energy_guided",
     "from_two_networks",
@@ -74,6 +73,7 @@ __all__ = [
     "predicted_x0",
     "projected_guided",
     "recorded",
+    "sample_mixture",
     "sample_scale",
     "scheduled_condition",
     "score",

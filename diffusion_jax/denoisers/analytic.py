@@ -269,7 +269,7 @@ def log_density(mixture: GaussianMixture, process, x, t):
     return posterior(mixture, process, x, t).log_density
 
 
-def draw(key, mixture: GaussianMixture, num: int):
+def sample_mixture(key, mixture: GaussianMixture, num: int):
     """`num` exact samples of x0, and the component of each: `(x0 [num, *data], component [num])`."""
     key_component, key_noise = jax.random.split(key)
     component = jax.random.categorical(key_component, mixture.log_weights, shape=(num,))

@@ -33,7 +33,7 @@ def make_mesh(
     or if there are fewer devices than were asked for.
     """
     devices = _devices(devices)
-    sizes = dict(zip(AXES, (data, fsdp, tensor, sequence, pipe), strict=True))
+    sizes: dict[str, int] = dict(zip(AXES, (data, fsdp, tensor, sequence, pipe), strict=True))
     for axis, size in sizes.items():
         if isinstance(size, bool) or not isinstance(size, int) or (size < 1 and size != -1):
             raise invalid(f"mesh.{axis}", size, "a mesh axis must be a positive whole number, or -1 for what is left")
@@ -111,13 +111,13 @@ def initialize(coordinator: str | None = None, num_processes: int | None = None,
 
 
 def _number(field: str, value: int | None, variable: str) -> int | None:
-    value = os.environ.get(variable) if value is None else value
-    if value is None:
-        return None
+    text = os.environ.get(variable)
+    if value is not None or text is None:
+        return value
     try:
-        return int(value)
+        return int(text)
     except ValueError:
-        raise invalid(f"{field} ({variable})", value, "it must be a whole number") from None
+        raise invalid(f"{field} ({variable})", text, "it must be a whole number") from None
 
 
 def _cluster_has_several_processes() -> bool:

@@ -169,7 +169,8 @@ def timestep_pipeline(
         count = _count(x)
         flight = init(carry, *jax.tree.map(lambda leaf: leaf[0], (x, cond)))
         index = jnp.concatenate([start + jnp.arange(count), jnp.full((levels - 1,), NOTHING)])
-        flight, x, _ = advance(params, flight, *jax.tree.map(lengthened, (x, cond)), index)
+        x, cond = jax.tree.map(lengthened, (x, cond))
+        flight, x, _ = advance(params, flight, x, cond, index)
         return jax.tree.map(lambda leaf: leaf[levels - 1 :], x), flight.carry
 
     return TimestepPipeline(init, advance, run, lambda blocks: blocks + levels - 1)

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import eval_jaxpr
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from diffusion_jax.distributed.mesh import AXES, automatic
@@ -119,7 +120,7 @@ def init_sharded(function: Callable[..., Any], *args: Any, mesh: Mesh | None, ru
     closed, made = jax.make_jaxpr(function, return_shape=True)(*args)
 
     def run(held, *args):
-        leaves = jax.core.eval_jaxpr(closed.jaxpr, [jax.numpy.copy(value) for value in held], *jax.tree.leaves(args))
+        leaves = eval_jaxpr(closed.jaxpr, [jax.numpy.copy(value) for value in held], *jax.tree.leaves(args))
         return jax.tree.unflatten(jax.tree.structure(made), leaves)
 
     if mesh is None:

@@ -8,7 +8,7 @@ from diffusion_jax.interop.lora_files import load_lora, save_lora
 from diffusion_jax.interop.pipelines import Pipeline, generate, load_pipeline, with_lora
 from diffusion_jax.interop.pretrained import Pretrained, load_pretrained, save_pretrained
 from diffusion_jax.interop.schedulers import Scheduler, read_scheduler, write_scheduler_config
-from diffusion_jax.interop.tables import Source, Table
+from diffusion_jax.interop.tables import StoredTensor, TensorTable
 from diffusion_jax.interop.tokenizers import Tokenizer, load_tokenizer
 
 __all__ = [
@@ -18,8 +18,8 @@ __all__ = [
     "Preprocessor",
     "Pretrained",
     "Scheduler",
-    "Source",
-    "Table",
+    "StoredTensor",
+    "TensorTable",
     "Tokenizer",
     "generate",
     "load_lora",

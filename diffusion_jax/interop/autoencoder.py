@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.interop.family import Family, take
 from diffusion_jax.interop.files import TensorFiles
-from diffusion_jax.interop.tables import Table, conv, dense, norm
+from diffusion_jax.interop.tables import TensorTable, conv, dense, norm
 from diffusion_jax.interop.unet import multipliers
 from diffusion_jax.models import Autoencoder, kl_vae
 
@@ -48,7 +48,7 @@ def fields(config: dict[str, Any], files: TensorFiles | None) -> dict[str, Any]:
     }
 
 
-def table(module: Any) -> Table:
+def table(module: Any) -> TensorTable:
     count = len(module.features)
     rows = conv("encoder/conv_in", "encoder.conv_in") | conv("decoder/conv_in", "decoder.conv_in")
     before = module.features[0]
@@ -81,7 +81,7 @@ def table(module: Any) -> Table:
     return rows
 
 
-def residual(ours: str, theirs: str, shortcut: bool) -> Table:
+def residual(ours: str, theirs: str, shortcut: bool) -> TensorTable:
     """A residual block without modulation."""
     rows = norm(f"{ours}/residual/norm_in", f"{theirs}.norm1") | conv(f"{ours}/residual/conv_in", f"{theirs}.conv1")
     rows |= norm(f"{ours}/residual/norm_out", f"{theirs}.norm2") | conv(f"{ours}/residual/conv_out", f"{theirs}.conv2")

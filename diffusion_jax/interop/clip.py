@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from diffusion_jax.errors import invalid
 from diffusion_jax.interop.dit import PATCHES
 from diffusion_jax.interop.family import Family, take
-from diffusion_jax.interop.tables import Source, Table, dense, norm, vector
+from diffusion_jax.interop.tables import StoredTensor, TensorTable, dense, norm, vector
 from diffusion_jax.models import Encoder, clip_text, clip_vision
 
 BLOCK = "blocks/block"
@@ -38,10 +38,10 @@ def their_activation(ours: str) -> str:
     return next(theirs for theirs, name in ACTIVATIONS.items() if name == ours)
 
 
-def patch_embedding(module: Any, theirs: str) -> Table:
+def patch_embedding(module: Any, theirs: str) -> TensorTable:
     """`patch_embed` of a `VisionTransformer` from a convolution whose stride is its size."""
     sizes = (("p", module.patch), ("q", module.patch))
-    table = {"patch_embed/kernel": Source(f"{theirs}.weight", PATCHES, sizes=sizes)}
+    table = {"patch_embed/kernel": StoredTensor(f"{theirs}.weight", PATCHES, sizes=sizes)}
     return table | (vector("patch_embed/bias", f"{theirs}.bias") if module.patch_bias else {})
 
 
@@ -66,7 +66,7 @@ def square(config: dict[str, Any], name: str, default: int) -> int:
     return sides.pop()
 
 
-def _block(prefix: str) -> Table:
+def _block(prefix: str) -> TensorTable:
     """Blocks of either half; `prefix` is where they stand."""
     theirs = f"{prefix}.encoder.layers.{{}}"
     table = norm(f"{BLOCK}/attention/norm", f"{theirs}.layer_norm1") | norm(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from diffusion_jax.errors import invalid
 from diffusion_jax.interop.family import Family, take
 from diffusion_jax.interop.files import TensorFiles
-from diffusion_jax.interop.tables import Table, conv
+from diffusion_jax.interop.tables import TensorTable, conv
 from diffusion_jax.interop.unet import encoder_config, encoder_fields, encoder_table, example
 from diffusion_jax.models import controlnet, param_shapes
 from diffusion_jax.typing import Network
@@ -23,7 +23,7 @@ def fields(config: dict[str, Any], files: TensorFiles | None) -> dict[str, Any]:
     }
 
 
-def table(module: Any) -> Table:
+def table(module: Any) -> TensorTable:
     embedding = "controlnet_cond_embedding"
     rows = encoder_table(module)
     rows |= conv("control_in", f"{embedding}.conv_in") | conv("control_out", f"{embedding}.conv_out")

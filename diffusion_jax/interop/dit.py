@@ -14,7 +14,7 @@ import numpy as np
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.interop.family import Family, take
 from diffusion_jax.interop.files import TensorFiles
-from diffusion_jax.interop.tables import Source, Table, dense, vector
+from diffusion_jax.interop.tables import StoredTensor, TensorTable, dense, vector
 from diffusion_jax.models import dit, param_shapes
 from diffusion_jax.models.dit import SIZES
 from diffusion_jax.models.layers import image_positions, sincos_positions
@@ -38,23 +38,23 @@ def check_stored(module: Any, family: str, **expected: Any) -> None:
             raise invalid(name, getattr(module, name), f"a {family} has {name}={value!r}")
 
 
-def patch_embedding(module: Any, theirs: str) -> Table:
+def patch_embedding(module: Any, theirs: str) -> TensorTable:
     """`patch_embed` from a convolution whose stride is its size."""
     sizes = (("p", module.patch), ("q", module.patch))
     return {
-        "patch_embed/kernel": Source(f"{theirs}.weight", PATCHES, sizes=sizes),
-        "patch_embed/bias": Source(f"{theirs}.bias"),
+        "patch_embed/kernel": StoredTensor(f"{theirs}.weight", PATCHES, sizes=sizes),
+        "patch_embed/bias": StoredTensor(f"{theirs}.bias"),
     }
 
 
-def block_layers(module: Any) -> Table:
+def block_layers(module: Any) -> TensorTable:
     """Self-attention and feed-forward layer of a transformer block of diffusers."""
     table = attention_layer(module, "attention", "attn1")
     table |= dense(f"{BLOCK}/mlp/feed_forward/up", "transformer_blocks.{}.ff.net.0.proj")
     return table | dense(f"{BLOCK}/mlp/feed_forward/down", "transformer_blocks.{}.ff.net.2")
 
 
-def attention_layer(module: Any, branch: str, theirs: str) -> Table:
+def attention_layer(module: Any, branch: str, theirs: str) -> TensorTable:
     """An attention layer of a transformer block of diffusers."""
     ours, theirs = f"{BLOCK}/{branch}/attention", f"transformer_blocks.{{}}.{theirs}"
     table = dense(f"{ours}/out", f"{theirs}.to_out.0")
@@ -161,7 +161,7 @@ def _copies(files: TensorFiles, depth: int) -> bool:
     return True
 
 
-def _table(module) -> Table:
+def _table(module) -> TensorTable:
     check_stored(module, "DiTTransformer2DModel", **PLAIN, positions="sincos", modulation="block", context=False)
     copies = {"copies": module.depth} if module.embeddings == "shared" else {}
     table = patch_embedding(module, "pos_embed.proj") | block_layers(module)
@@ -239,7 +239,7 @@ def _positions(files, width):
     return ("sincos" if same else "learned"), size
 
 
-def _original_table(module) -> Table:
+def _original_table(module) -> TensorTable:
     check_stored(
         module, "dit_original", **PLAIN, modulation="block", context=False, embeddings="shared", frequency_shift=0.0
     )
@@ -247,7 +247,7 @@ def _original_table(module) -> Table:
     table |= dense("condition/time/up", "t_embedder.mlp.0") | dense("condition/time/down", "t_embedder.mlp.2")
     table |= vector("condition/label/embedding", "y_embedder.embedding_table.weight")
     if module.positions == "learned":
-        table["positions"] = Source("pos_embed", "1 n d -> n d")
+        table["positions"] = StoredTensor("pos_embed", "1 n d -> n d")
     for part, name in enumerate("qkv"):
         ours = f"{BLOCK}/attention/attention/{name}"
         table |= dense(ours, "blocks.{}.attn.qkv", module.qkv_bias, part=part, parts=3)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from diffusion_jax.errors import InvalidInput
-from diffusion_jax.interop.tables import Table
+from diffusion_jax.interop.tables import TensorTable
 
 
 class Family(NamedTuple):
@@ -25,7 +25,7 @@ class Family(NamedTuple):
     library: str
     make: Callable[..., Any]
     fields: Callable[[dict, Any], dict[str, Any]]
-    table: Callable[[Any], Table]
+    table: Callable[[Any], TensorTable]
     config: Callable[[Any], dict[str, Any]]
     shapes: Callable[[Any], Any]
     ignored: tuple[str, ...] = ()

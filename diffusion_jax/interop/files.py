@@ -220,6 +220,6 @@ class TensorWriter:
             write_json(self.folder / f"{self.stem}.safetensors.index.json", index)
 
 
-def count_bytes(files: TensorFiles) -> int:
+def weight_bytes(files: TensorFiles) -> int:
     """The size of all weights of the files."""
     return sum(math.prod(files.shape(name)) * FLOATS.get(files.dtype(name), 8) for name in files.names)

@@ -126,7 +126,7 @@ def _component(name: str) -> str | None:
         component: max((len(prefix) for prefix in prefixes[1:] if flat.startswith(f"{prefix}_")), default=0)
         for component, prefixes in PREFIXES.items()
     }
-    component = max(lengths, key=lengths.get)
+    component = max(lengths, key=lengths.__getitem__)
     return component if lengths[component] else None
 
 

@@ -35,7 +35,7 @@ class Levels(NamedTuple):
     grid: Callable[..., Any]
 
 
-class Kind(NamedTuple):
+class SchedulerClass(NamedTuple):
     """How one class of schedulers reads the options of noise that it shares with others.
 
     spacing, beta_schedule, beta_start, beta_end: its defaults.
@@ -80,7 +80,7 @@ def final_alpha(default: bool) -> Callable[[dict, int], float]:
     return lambda config, steps: 0.0 if option(config, "set_alpha_to_one", default) else 1 / steps
 
 
-def betas_of(config: dict[str, Any], kind: Kind) -> tuple[float, ...]:
+def betas_of(config: dict[str, Any], kind: SchedulerClass) -> tuple[float, ...]:
     """The table of betas of a config."""
     steps = option(config, "num_train_timesteps", 1000)
     ends = option(config, "beta_start", kind.beta_start), option(config, "beta_end", kind.beta_end)
@@ -106,7 +106,7 @@ def prediction_of(config: dict[str, Any], allowed: tuple = ("epsilon", "sample",
     return PREDICTIONS[option(config, "prediction_type", "epsilon", allowed)]
 
 
-def chosen_ratios(config: dict[str, Any], kind: Kind) -> str | None:
+def chosen_ratios(config: dict[str, Any], kind: SchedulerClass) -> str | None:
     """Which of the `use_..._sigmas` is on: 'karras', 'exponential', 'beta', 'lu', or None."""
     names = {name: f"use_{name}_sigmas" for name in ("karras", "exponential", "beta")} | {"lu": "use_lu_lambdas"}
     chosen = [name for name, field in names.items() if config.get(field)]
@@ -126,11 +126,13 @@ def _clipped_steps(config, schedule):
     return int(np.sum(lam >= float(option(config, "lambda_min_clipped", -np.inf))))
 
 
-def _check_steps(steps, num_train_steps):
+def checked_steps(steps: int | None, num_train_steps: int) -> int:
+    """`steps`; InvalidInput unless it is a number of steps that a table of `num_train_steps` has."""
     if steps is None:
         raise InvalidInput("num_steps is None, but without timesteps= or sigmas= it must be a number of steps.")
     if not 1 <= steps <= num_train_steps:
         raise invalid("num_steps", steps, f"it must lie in 1 .. {num_train_steps}")
+    return steps
 
 
 def refuse(config: dict[str, Any], **given: Any) -> None:
@@ -140,7 +142,9 @@ def refuse(config: dict[str, Any], **given: Any) -> None:
             raise InvalidInput(f"{name} is given, but {config['_class_name']} as it is configured takes no {name}.")
 
 
-def discrete_levels(config: dict[str, Any], kind: Kind, allowed: tuple = ("epsilon", "sample", "v_prediction")):
+def discrete_levels(
+    config: dict[str, Any], kind: SchedulerClass, allowed: tuple = ("epsilon", "sample", "v_prediction")
+):
     """Levels of a table of betas: spaced indices, or noise ratios found in the table."""
     name = chosen_ratios(config, kind)
     between = kind.between or ("log_sigma" if name else "variance" if kind.rounded else "sigma")
@@ -162,7 +166,7 @@ def discrete_levels(config: dict[str, Any], kind: Kind, allowed: tuple = ("epsil
             spaced = SPACINGS[spacing](steps, last, offset)
         return np.round(spaced) if kind.rounded else spaced
 
-    def ratios(steps):
+    def ratios(name, steps):
         span = np.interp(indices(steps), np.arange(total), levels) if kind.spaced_ends else levels[::-1]
         least, most = config.get("sigma_min"), config.get("sigma_max")
         shape = NOISE_RATIOS["exponential" if name == "lu" else name]
@@ -170,14 +174,15 @@ def discrete_levels(config: dict[str, Any], kind: Kind, allowed: tuple = ("epsil
 
     def grid(num_steps=None, seq_len=None, timesteps=None, sigmas=None):
         refuse(config, sigmas=sigmas, timesteps=timesteps if name else None)
-        if timesteps is not None:
-            found = np.asarray(timesteps, np.float64)
+        if name:
+            found = ratios(name, checked_steps(num_steps, total))
         else:
-            _check_steps(num_steps, total)
-            found = None if name else indices(num_steps)
-        if between != "log_sigma":
-            return from_indices(found, total, end)
-        found = ratios(num_steps) if name else np.interp(found, np.arange(total), levels)
+            spaced = (
+                indices(checked_steps(num_steps, total)) if timesteps is None else np.asarray(timesteps, np.float64)
+            )
+            if between != "log_sigma" and end is not None:
+                return from_indices(spaced, total, end)
+            found = np.interp(spaced, np.arange(total), levels)
         if found[0] > levels[-1] * (1 + 1e-6):
             raise invalid("sigma_max", float(found[0]), f"the table of betas ends at {float(levels[-1]):g}")
         times = from_noise_ratios(process, found)
@@ -194,7 +199,7 @@ def repeated_end(config: dict, steps: int) -> float | None:
     return None if chosen else 1 / steps
 
 
-def continuous_levels(config: dict[str, Any], kind: Kind) -> Levels:
+def continuous_levels(config: dict[str, Any], kind: SchedulerClass) -> Levels:
     """Euler's `timestep_type='continuous'`: the network is fed log(sigma / alpha) / 4 (stable video diffusion).
 
     The levels may lie outside of the table of betas, so the process is a cosine, which has them all.
@@ -218,20 +223,21 @@ def continuous_levels(config: dict[str, Any], kind: Kind) -> Levels:
     return Levels(process, grid)
 
 
-def consistency_levels(config: dict[str, Any], kind: Kind) -> Levels:
+def consistency_levels(config: dict[str, Any], kind: SchedulerClass) -> Levels:
     """LCM's and TCD's: every so many of the `original_inference_steps` steps that the student was trained on."""
     schedule = DiscreteVP(betas_of(config, kind))
     process = GaussianProcess(schedule, prediction_of(config), "index")
     total, original = schedule.num_steps, option(config, "original_inference_steps", 50)
     trained = np.arange(original, 0, -1) * (total // original) - 1
+    end = kind.end(config, total) or 0.0
 
     def grid(num_steps=None, seq_len=None, timesteps=None, sigmas=None):
         refuse(config, sigmas=sigmas)
         if timesteps is not None:
-            return from_indices(timesteps, total, kind.end(config, total))
-        _check_steps(num_steps, original)
-        chosen = np.floor(np.linspace(0, original, num_steps, endpoint=False)).astype(int)
-        return from_indices(trained[chosen], total, kind.end(config, total))
+            return from_indices(timesteps, total, end)
+        steps = checked_steps(num_steps, original)
+        chosen = np.floor(np.linspace(0, original, steps, endpoint=False)).astype(int)
+        return from_indices(trained[chosen], total, end)
 
     return Levels(process, grid)
 
@@ -246,8 +252,8 @@ def edm_levels(config: dict[str, Any]) -> Levels:
 
     def grid(num_steps=None, seq_len=None, timesteps=None, sigmas=None):
         refuse(config, sigmas=sigmas, timesteps=timesteps)
-        _check_steps(num_steps, 10**9)
-        found = from_noise_ratios(process, NOISE_RATIOS[name](num_steps, low, high, **shape), 0.0)
+        ratios = NOISE_RATIOS[name](checked_steps(num_steps, 10**9), low, high, **shape)
+        found = from_noise_ratios(process, ratios, 0.0)
         return found.at[-1].set(found[-2] if final_sigma(config, 1) else 0.0)
 
     return Levels(process, grid)
@@ -293,7 +299,7 @@ def flow_levels(config: dict[str, Any]) -> Levels:
     """
     option(config, "invert_sigmas", False, (False,))
     process = _flow_process(config, "1000t")
-    name = chosen_ratios(config, Kind(ratios=dict.fromkeys(("karras", "exponential", "beta"), "1000t")))
+    name = chosen_ratios(config, SchedulerClass(ratios=dict.fromkeys(("karras", "exponential", "beta"), "1000t")))
     static = 1.0 if option(config, "use_dynamic_shifting", False) else option(config, "shift", 1.0)
 
     def grid(num_steps=None, seq_len=None, timesteps=None, sigmas=None):
@@ -302,8 +308,8 @@ def flow_levels(config: dict[str, Any]) -> Levels:
         if timesteps is not None:
             sigmas = np.asarray(timesteps, np.float64) / 1000
         elif sigmas is None:
-            _check_steps(num_steps, 10**9)
-            sigmas = np.linspace(1.0, static * 1e-3 / (1 + (static - 1) * 1e-3), num_steps)
+            last = static * 1e-3 / (1 + (static - 1) * 1e-3)
+            sigmas = np.linspace(1.0, last, checked_steps(num_steps, 10**9))
         found = _shifted(config, "shift", np.asarray(sigmas, np.float64), seq_len)
         if name:
             found = NOISE_RATIOS[name](
@@ -316,7 +322,7 @@ def flow_levels(config: dict[str, Any]) -> Levels:
     return Levels(process, grid)
 
 
-def flow_sigma_levels(config: dict[str, Any], kind: Kind, below_one: bool) -> Levels:
+def flow_sigma_levels(config: dict[str, Any], kind: SchedulerClass, below_one: bool) -> Levels:
     """`use_flow_sigmas` of the multistep schedulers, whose networks are fed whole numbers.
 
     below_one: the grid begins at 1 - 1 / 1000 before it is shifted (DPM-Solver, DEIS); else at 1 - 1e-6 (UniPC).
@@ -333,13 +339,11 @@ def flow_sigma_levels(config: dict[str, Any], kind: Kind, below_one: bool) -> Le
     def grid(num_steps=None, seq_len=None, timesteps=None, sigmas=None):
         refuse(config, timesteps=timesteps, sigmas=sigmas if below_one or name else None)
         if sigmas is None:
-            _check_steps(num_steps, 10**9)
-        if name:
-            return from_noise_ratios(process, NOISE_RATIOS[name](num_steps, levels[0], levels[-1]))
-        if sigmas is None and below_one:
-            sigmas = (1.0 - np.linspace(1, 1e-3, num_steps + 1))[::-1][:-1]
-        elif sigmas is None:
-            sigmas = np.linspace(1, 1e-3, num_steps + 1)[:-1]
+            steps = checked_steps(num_steps, 10**9)
+            if name:
+                return from_noise_ratios(process, NOISE_RATIOS[name](steps, levels[0], levels[-1]))
+            spaced = np.linspace(1, 1e-3, steps + 1)
+            sigmas = (1.0 - spaced)[::-1][:-1] if below_one else spaced[:-1]
         found = _shifted(config, "flow_shift", np.asarray(sigmas, np.float64), seq_len)
         if not below_one:
             found = np.append(found[0] - 1e-6 * (abs(found[0] - 1) < 1e-6), found[1:])

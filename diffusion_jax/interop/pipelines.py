@@ -67,7 +67,7 @@ class Pipeline(NamedTuple):
     network: Pretrained
 
 
-class Kind(NamedTuple):
+class PipelineKind(NamedTuple):
     """How a class of pipelines is put together.
 
     network: the folder of the denoising network. num_steps, scale: the family's defaults.
@@ -108,15 +108,15 @@ def _t5(max_length):
 
 
 KINDS = {
-    "DiTPipeline": Kind("transformer", _labels, 50, 4.0),
-    "PixArtAlphaPipeline": Kind("transformer", _t5(120), 20, 4.5),
-    "PixArtSigmaPipeline": Kind("transformer", _t5(300), 20, 4.5),
-    "StableDiffusionPipeline": Kind("unet", _clip, 50, 7.5),
-    "StableDiffusionImg2ImgPipeline": Kind("unet", _clip, 50, 7.5),
-    "StableDiffusionInpaintPipeline": Kind("unet", _clip, 50, 7.5),
-    "StableDiffusionXLPipeline": Kind("unet", _double_clip, 50, 5.0),
-    "StableDiffusionXLImg2ImgPipeline": Kind("unet", _double_clip, 50, 5.0),
-    "StableDiffusionXLInpaintPipeline": Kind("unet", _double_clip, 50, 7.5),
+    "DiTPipeline": PipelineKind("transformer", _labels, 50, 4.0),
+    "PixArtAlphaPipeline": PipelineKind("transformer", _t5(120), 20, 4.5),
+    "PixArtSigmaPipeline": PipelineKind("transformer", _t5(300), 20, 4.5),
+    "StableDiffusionPipeline": PipelineKind("unet", _clip, 50, 7.5),
+    "StableDiffusionImg2ImgPipeline": PipelineKind("unet", _clip, 50, 7.5),
+    "StableDiffusionInpaintPipeline": PipelineKind("unet", _clip, 50, 7.5),
+    "StableDiffusionXLPipeline": PipelineKind("unet", _double_clip, 50, 5.0),
+    "StableDiffusionXLImg2ImgPipeline": PipelineKind("unet", _double_clip, 50, 5.0),
+    "StableDiffusionXLInpaintPipeline": PipelineKind("unet", _double_clip, 50, 7.5),
 }
 """By the class that model_index.json names."""
 
@@ -269,7 +269,7 @@ def generate(
         if mask is None or strength < 1:
             process = pipeline.scheduler.process
             start = process.alpha(grid[0]) * latents + process.sigma(grid[0]) * noise
-    if mask is not None:
+    if image is not None and mask is not None:
         small = mask.reshape(len(prompts), shape[1], factor, shape[2], factor)[:, :, 0, :, 0]
         if not pipeline.inpaints:
             known, keep = latents, jnp.broadcast_to(~small[..., None], shape)
@@ -286,7 +286,7 @@ def generate(
     return _programs(pipeline.autoencoder.network)[1](pipeline.autoencoder.params, latents)
 
 
-def _checked_pictures(pipeline, image, mask, size, count):
+def _checked_pictures(pipeline, image, mask, size, count) -> tuple[Any, Any, tuple[int, int]]:
     if image is not None:
         image = jnp.asarray(image, jnp.float32)
         image = jnp.broadcast_to(image, (count, *image.shape[-3:]))

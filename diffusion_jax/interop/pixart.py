@@ -15,7 +15,7 @@ from diffusion_jax.interop.dit import (
     shapes,
 )
 from diffusion_jax.interop.family import Family, take
-from diffusion_jax.interop.tables import Table, dense, vector
+from diffusion_jax.interop.tables import TensorTable, dense, vector
 from diffusion_jax.models import dit
 
 NAME = "PixArtTransformer2DModel"
@@ -46,12 +46,12 @@ def _fields(config, files):
     }
 
 
-def _embedder(ours: str, theirs: str) -> Table:
+def _embedder(ours: str, theirs: str) -> TensorTable:
     table = dense(f"condition/{ours}/up", f"adaln_single.emb.{theirs}.linear_1")
     return table | dense(f"condition/{ours}/down", f"adaln_single.emb.{theirs}.linear_2")
 
 
-def _table(module) -> Table:
+def _table(module) -> TensorTable:
     check_stored(module, NAME, **PLAIN, positions="sincos", modulation="single", context=True, num_classes=0)
     if module.context_projection == "linear":
         raise invalid("context_projection", "linear", f"a {NAME} has 'mlp' or 'none'")

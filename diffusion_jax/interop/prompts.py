@@ -11,7 +11,7 @@ import numpy as np
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.interop.pretrained import Pretrained
 
-Condition = dict[str, Any]
+PromptCondition = dict[str, Any]
 
 
 class Prompter(NamedTuple):
@@ -21,18 +21,18 @@ class Prompter(NamedTuple):
     null: (prompts, size) -> cond, from one negative prompt a row or None, for the other side of guidance.
     """
 
-    main: Callable[[Sequence[Any], tuple[int, int]], Condition]
-    null: Callable[[Sequence[Any], tuple[int, int]], Condition]
+    main: Callable[[Sequence[Any], tuple[int, int]], PromptCondition]
+    null: Callable[[Sequence[Any], tuple[int, int]], PromptCondition]
 
 
-class TextEncoder(NamedTuple):
+class PromptEncoder(NamedTuple):
     """A text encoder with its tokenizer: `encode(prompts) -> (Encoded, mask [B, M])`."""
 
     pretrained: Pretrained
     encode: Callable[[Sequence[str]], tuple[Any, Any]]
 
 
-def text_encoder(pretrained: Pretrained, tokenizer: Any, max_length: int, masked: bool) -> TextEncoder:
+def text_encoder(pretrained: Pretrained, tokenizer: Any, max_length: int, masked: bool) -> PromptEncoder:
     """masked: whether the encoder is told which tokens are padding (T5 is, CLIP in Stable Diffusion is not)."""
     apply = jax.jit(pretrained.network.apply)
 
@@ -41,7 +41,7 @@ def text_encoder(pretrained: Pretrained, tokenizer: Any, max_length: int, masked
         tokens, mask = jnp.asarray(tokens), jnp.asarray(mask, bool)
         return apply(pretrained.params, tokens, mask if masked else None), mask
 
-    return TextEncoder(pretrained, encode)
+    return PromptEncoder(pretrained, encode)
 
 
 def class_labels(num_classes: int, names: Mapping[str, str] | None = None) -> Prompter:
@@ -70,7 +70,7 @@ def class_labels(num_classes: int, names: Mapping[str, str] | None = None) -> Pr
     return Prompter(main, null)
 
 
-def clip_prompts(encoder: TextEncoder, clip_skip: int = 0) -> Prompter:
+def clip_prompts(encoder: PromptEncoder, clip_skip: int = 0) -> Prompter:
     """Stable Diffusion 1 and 2: the last hidden states of CLIP, unmasked. clip_skip: layers left out at the end."""
 
     def main(prompts, size):
@@ -87,7 +87,7 @@ def clip_prompts(encoder: TextEncoder, clip_skip: int = 0) -> Prompter:
 
 
 def double_clip_prompts(
-    encoders: Sequence[TextEncoder], zero_empty: bool, aesthetic_scores: tuple[float, float] | None = None
+    encoders: Sequence[PromptEncoder], zero_empty: bool, aesthetic_scores: tuple[float, float] | None = None
 ) -> Prompter:
     """SDXL: the penultimate hidden states of its encoders side by side, the last one's pooled text, and sizes.
 
@@ -117,7 +117,7 @@ def double_clip_prompts(
     return Prompter(lambda prompts, size: encode(prompts, size, scores[0]), null)
 
 
-def t5_prompts(encoder: TextEncoder, sized: bool) -> Prompter:
+def t5_prompts(encoder: PromptEncoder, sized: bool) -> Prompter:
     """PixArt: masked hidden states of T5 of the prompt in lower case. sized: whether sizes are conditions too."""
 
     def main(prompts, size):

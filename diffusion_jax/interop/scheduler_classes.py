@@ -14,8 +14,9 @@ from diffusion_jax.denoisers.base import map_prediction
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.interop.noise_levels import (
     SMALLEST_ALPHA_BAR,
-    Kind,
     Levels,
+    SchedulerClass,
+    checked_steps,
     consistency_levels,
     continuous_levels,
     discrete_levels,
@@ -95,18 +96,20 @@ def _scaled(config: dict, levels: Levels, solver: Solver, transform=_unchanged, 
     )
 
 
-FRACTIONAL = dict.fromkeys(("karras", "exponential", "beta"), "index")
+FRACTIONAL: dict[str, str] = dict.fromkeys(("karras", "exponential", "beta"), "index")
 WHOLE = {"karras": "nearest_index", "exponential": "floor_index", "beta": "floor_index"}
-EULER = Kind(terminal=SMALLEST_ALPHA_BAR, ratios=FRACTIONAL, end=final_sigma)
-LMS = Kind(ratios=FRACTIONAL)
-HEUN = Kind(ratios=FRACTIONAL, beta_start=0.00085, beta_end=0.012)
+EULER = SchedulerClass(terminal=SMALLEST_ALPHA_BAR, ratios=FRACTIONAL, end=final_sigma)
+LMS = SchedulerClass(ratios=FRACTIONAL)
+HEUN = SchedulerClass(ratios=FRACTIONAL, beta_start=0.00085, beta_end=0.012)
 KDPM2 = HEUN._replace(between="log_sigma")
-DDIM = Kind("leading", rounded=True, terminal=0.0, end=final_alpha(True))
-DDPM = Kind("leading", rounded=True, terminal=0.0)
-PNDM = Kind("leading", rounded=True, end=final_alpha(False))
-MULTISTEP = Kind(following=True, rounded=True, spaced_ends=False, ratios=WHOLE)
+DDIM = SchedulerClass("leading", rounded=True, terminal=0.0, end=final_alpha(True))
+DDPM = SchedulerClass("leading", rounded=True, terminal=0.0)
+PNDM = SchedulerClass("leading", rounded=True, end=final_alpha(False))
+MULTISTEP = SchedulerClass(following=True, rounded=True, spaced_ends=False, ratios=WHOLE)
 DPM = MULTISTEP._replace(terminal=SMALLEST_ALPHA_BAR, end=final_sigma, ratios={**WHOLE, "lu": "nearest_index"})
-CONSISTENCY = Kind("leading", "scaled_linear", 0.00085, 0.012, rounded=True, terminal=0.0, end=final_alpha(True))
+CONSISTENCY = SchedulerClass(
+    "leading", "scaled_linear", 0.00085, 0.012, rounded=True, terminal=0.0, end=final_alpha(True)
+)
 
 
 def _euler(config):
@@ -162,6 +165,7 @@ def _pndm(config):
     def grid(num_steps=None, seq_len=None, timesteps=None, sigmas=None):
         refuse(config, timesteps=timesteps, sigmas=sigmas)
         found = levels.grid(num_steps)
+        num_steps = checked_steps(num_steps, total)
         if option(config, "timestep_spacing", "leading") == "trailing" and total % num_steps:
             raise InvalidInput(
                 f"num_steps is {num_steps}, but PNDMScheduler with trailing indices needs a divisor of {total}."
@@ -194,7 +198,7 @@ def _dpm_options(config):
         raise InvalidInput(
             f"{config['_class_name']} says algorithm_type='dpmsolver', which needs final_sigmas_type='sigma_min'."
         )
-    options = {"solver_type": kind, "third_order": "diffusers"}
+    options: dict[str, Any] = {"solver_type": kind, "third_order": "diffusers"}
     if algorithm == "dpmsolver":
         return solvers.dpm_solver, options
     return solvers.dpm_solver_pp, {**options, "equation": "sde" if algorithm == "sde-dpmsolver++" else "ode"}

@@ -5,7 +5,7 @@ from functools import partial
 from diffusion_jax.errors import invalid
 from diffusion_jax.interop.clip import BLOCK, text_shapes
 from diffusion_jax.interop.family import Family, take
-from diffusion_jax.interop.tables import Source, dense, norm, vector
+from diffusion_jax.interop.tables import StoredTensor, dense, norm, vector
 from diffusion_jax.models import t5_encoder
 
 FEED_FORWARD = {
@@ -32,8 +32,8 @@ def _table(module):
         table |= dense(f"{BLOCK}/mlp/feed_forward/{ours}", f"{theirs}.1.DenseReluDense.{name}", bias=False)
     relative = f"{theirs}.0.SelfAttention.relative_attention_bias.weight"
     if module.shared_bias:
-        return table | {"relative_bias/embedding": Source(relative.replace("{}", "0"))}
-    return table | {f"{BLOCK}/attention/relative_bias/embedding": Source(relative)}
+        return table | {"relative_bias/embedding": StoredTensor(relative.replace("{}", "0"))}
+    return table | {f"{BLOCK}/attention/relative_bias/embedding": StoredTensor(relative)}
 
 
 def _fields(config, files, feed_forward, shared_bias):

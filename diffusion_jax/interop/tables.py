@@ -25,7 +25,7 @@ ALIGNMENT = 64
 """Bytes."""
 
 
-class Source(NamedTuple):
+class StoredTensor(NamedTuple):
     """Where one of our tensors comes from.
 
     name: their tensor. "{}" stands for the number of a layer: ours has those layers on its first axis.
@@ -46,37 +46,37 @@ class Source(NamedTuple):
     swapped: bool = False
 
 
-Table = dict[str, Source]
+TensorTable = dict[str, StoredTensor]
 
 
-def vector(ours: str, theirs: str, **source: Any) -> Table:
+def vector(ours: str, theirs: str, **source: Any) -> TensorTable:
     """A tensor that is laid out alike on both sides: a vector, an embedding, a table."""
-    return {ours: Source(theirs, **source)}
+    return {ours: StoredTensor(theirs, **source)}
 
 
-def _layer(layout: str, ours: str, theirs: str, bias: bool, source: dict) -> Table:
-    table = {f"{ours}/kernel": Source(f"{theirs}.weight", layout, **source)}
+def _layer(layout: str, ours: str, theirs: str, bias: bool, source: dict) -> TensorTable:
+    table = {f"{ours}/kernel": StoredTensor(f"{theirs}.weight", layout, **source)}
     if bias:
-        table[f"{ours}/bias"] = Source(f"{theirs}.bias", **{**source, "sizes": ()})
+        table[f"{ours}/bias"] = StoredTensor(f"{theirs}.bias", **{**source, "sizes": ()})
     return table
 
 
-def dense(ours: str, theirs: str, bias: bool = True, **source: Any) -> Table:
+def dense(ours: str, theirs: str, bias: bool = True, **source: Any) -> TensorTable:
     """A linear layer: `theirs.weight [O, I]` and `theirs.bias`."""
     return _layer(DENSE, ours, theirs, bias, source)
 
 
-def conv(ours: str, theirs: str, bias: bool = True, **source: Any) -> Table:
+def conv(ours: str, theirs: str, bias: bool = True, **source: Any) -> TensorTable:
     """A convolution: `theirs.weight [O, I, p, q]` and `theirs.bias`."""
     return _layer(CONV, ours, theirs, bias, source)
 
 
-def pointwise(ours: str, theirs: str, bias: bool = True, **source: Any) -> Table:
+def pointwise(ours: str, theirs: str, bias: bool = True, **source: Any) -> TensorTable:
     """A 1 x 1 convolution here, a linear layer there."""
     return _layer(POINTWISE, ours, theirs, bias, source)
 
 
-def norm(ours: str, theirs: str, bias: bool = True, **source: Any) -> Table:
+def norm(ours: str, theirs: str, bias: bool = True, **source: Any) -> TensorTable:
     """A norm's `theirs.weight` and `theirs.bias`, here `scale` and `bias`."""
     table = vector(f"{ours}/scale", f"{theirs}.weight", **source)
     return {**table, **vector(f"{ours}/bias", f"{theirs}.bias", **source)} if bias else table
@@ -86,7 +86,7 @@ class Slot(NamedTuple):
     """One of our tensors as a place to be filled: its `Source` and shape, and where its part starts in their tensor."""
 
     path: str
-    source: Source
+    source: StoredTensor
     shape: tuple[int, ...]
     start: int
 
@@ -187,19 +187,19 @@ def _permutation(layout: str, ndim: int) -> list[int] | None:
     return [left.index(name) for name in right]
 
 
-def _inverse(source: Source) -> Callable[[Any], Any]:
+def _inverse(source: StoredTensor) -> Callable[[Any], Any]:
     if not source.layout:
         return lambda layer: layer
     left, right = source.layout.split("->")
     return lambda layer: einops.rearrange(layer, f"{right.strip()} -> {left.strip()}", **dict(source.sizes))
 
 
-def _their_shape(source: Source, shape: tuple[int, ...]) -> tuple[int, ...]:
+def _their_shape(source: StoredTensor, shape: tuple[int, ...]) -> tuple[int, ...]:
     struct = jax.ShapeDtypeStruct(shape, np.float32)
     return tuple(jax.eval_shape(_inverse(source), struct).shape)
 
 
-def slots(table: Table, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Slot]:
+def slots(table: TensorTable, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Slot]:
     """The table with the shapes of our tensors, by our path. Raises InvalidInput where the two do not match.
 
     shapes: our tensors by path, `models.by_path(tree of ShapeDtypeStruct)`.

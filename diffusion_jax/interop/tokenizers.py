@@ -43,7 +43,7 @@ NO_LIMIT = 10**6
 """A `model_max_length` beyond this is how their configs say that there is none."""
 
 
-class Tokens(NamedTuple):
+class TokenBatch(NamedTuple):
     """Prompts as arrays: tokens, padded on the right, and the mask, True where a token is not padding."""
 
     tokens: Int[np.ndarray, "B M"]
@@ -71,7 +71,7 @@ class Tokenizer:
         """The ids of one prompt with its start and end tokens, neither cut nor padded."""
         return self.backend.encode(prompt).ids
 
-    def __call__(self, prompts: Sequence[Any], max_length: int | None = None) -> Tokens:
+    def __call__(self, prompts: Sequence[Any], max_length: int | None = None) -> TokenBatch:
         """The prompts as `int32 [B, M]` and their mask, M = `max_length` or the checkpoint's.
 
         Raises InvalidInput unless prompts is a list of strings and there is a length with room for a token.
@@ -92,7 +92,7 @@ class Tokenizer:
                 ids = [*ids[: length - 1], self.end if ids[-1] == self.end else ids[length - 1]]
             tokens[row, : len(ids)] = ids
             mask[row, : len(ids)] = True
-        return Tokens(tokens, mask)
+        return TokenBatch(tokens, mask)
 
 
 def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
@@ -131,8 +131,8 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
     if ids.get("pad_token") is None:
         raise InvalidInput(f"{path} names no padding token: tokenizer_config.json must give pad_token.")
     length = config.get("model_max_length")
-    known = isinstance(length, int | float) and 0 < length < NO_LIMIT
-    return Tokenizer(backend, ids["pad_token"], ids.get("eos_token"), int(length) if known else None)
+    known = int(length) if isinstance(length, int | float) and 0 < length < NO_LIMIT else None
+    return Tokenizer(backend, ids["pad_token"], ids.get("eos_token"), known)
 
 
 def _built(file: Path, build: Any) -> Any:
@@ -179,10 +179,12 @@ def _clip(vocab_file: Path, merges_file: Path, named: dict[str, AddedToken]) -> 
                 f"{vocab_file.name} are needed."
             )
         merges.append(tuple(parts))
-    ends = {name: (named[name].content, vocab.get(named[name].content)) for name in ("eos_token", "bos_token")}
-    for name, (token, number) in ends.items():
-        if number is None:
+    ends = {}
+    for name in ("eos_token", "bos_token"):
+        token = named[name].content
+        if token not in vocab:
             raise InvalidInput(f"{vocab_file} lacks the {name} {token!r}.")
+        ends[name] = token, vocab[token]
     backend = tokenizers.Tokenizer(
         models.BPE(
             vocab,

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.interop.family import Family, take
 from diffusion_jax.interop.files import TensorFiles
-from diffusion_jax.interop.tables import Table, conv, dense, norm, vector
+from diffusion_jax.interop.tables import TensorTable, conv, dense, norm, vector
 from diffusion_jax.models import param_shapes, unet
 from diffusion_jax.models.unet_encoder import UNetEncoder
 from diffusion_jax.typing import Network
@@ -151,7 +151,7 @@ def unet_fields(config: dict[str, Any], files: TensorFiles | None) -> dict[str, 
     return fields | {"in_channels": out, "concat": going_in - out}
 
 
-def encoder_table(module: UNetEncoder) -> Table:
+def encoder_table(module: UNetEncoder) -> TensorTable:
     """Conditions, the way down and the middle."""
     table = conv("conv_in", "conv_in")
     table |= dense("condition/time/up", "time_embedding.linear_1")
@@ -181,7 +181,7 @@ def encoder_table(module: UNetEncoder) -> Table:
     return table
 
 
-def residual(module: UNetEncoder, ours: str, theirs: str, shortcut: bool) -> Table:
+def residual(module: UNetEncoder, ours: str, theirs: str, shortcut: bool) -> TensorTable:
     """A residual block."""
     inner = f"{ours}/residual"
     table = norm(f"{inner}/norm_in", f"{theirs}.norm1") | conv(f"{inner}/conv_in", f"{theirs}.conv1")
@@ -192,7 +192,7 @@ def residual(module: UNetEncoder, ours: str, theirs: str, shortcut: bool) -> Tab
     return table | conv(f"{ours}/shortcut", f"{theirs}.conv_shortcut") if shortcut else table
 
 
-def transformer(module: UNetEncoder, ours: str, theirs: str) -> Table:
+def transformer(module: UNetEncoder, ours: str, theirs: str) -> TensorTable:
     """A spatial transformer."""
     layer = dense if module.linear_projection else conv
     table = norm(f"{ours}/norm", f"{theirs}.norm")
@@ -210,7 +210,7 @@ def transformer(module: UNetEncoder, ours: str, theirs: str) -> Table:
     return table | dense(f"{ours}/mlp/down", f"{theirs}.ff.net.2")
 
 
-def unet_table(module: Any) -> Table:
+def unet_table(module: Any) -> TensorTable:
     """The whole U-Net."""
     table = encoder_table(module)
     count = len(module.features)

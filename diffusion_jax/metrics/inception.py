@@ -38,8 +38,16 @@ def _square(features, size, stride=1, padding=0, *, name):
     return _Conv(features, (size, size), stride, (padding, padding), name=name)
 
 
+def _row(features, size, *, name):
+    return _Conv(features, (1, size), padding=(0, size // 2), name=name)
+
+
+def _column(features, size, *, name):
+    return _Conv(features, (size, 1), padding=(size // 2, 0), name=name)
+
+
 def _average(x):
-    return nn.avg_pool(x, (3, 3), padding=((1, 1), (1, 1)), count_include_pad=False)
+    return nn.avg_pool(x, (3, 3), padding="SAME", count_include_pad=False)
 
 
 def _join(*branches):
@@ -75,15 +83,14 @@ class _C(nn.Module):
     @nn.compact
     def __call__(self, x):
         c = self.middle
-        row, column = {"kernel": (1, 7), "padding": (0, 3)}, {"kernel": (7, 1), "padding": (3, 0)}
         seven = _Conv(c, name="branch7x7_1")(x)
-        seven = _Conv(c, **row, name="branch7x7_2")(seven)
-        seven = _Conv(192, **column, name="branch7x7_3")(seven)
+        seven = _row(c, 7, name="branch7x7_2")(seven)
+        seven = _column(192, 7, name="branch7x7_3")(seven)
         double = _Conv(c, name="branch7x7dbl_1")(x)
-        double = _Conv(c, **column, name="branch7x7dbl_2")(double)
-        double = _Conv(c, **row, name="branch7x7dbl_3")(double)
-        double = _Conv(c, **column, name="branch7x7dbl_4")(double)
-        double = _Conv(192, **row, name="branch7x7dbl_5")(double)
+        double = _column(c, 7, name="branch7x7dbl_2")(double)
+        double = _row(c, 7, name="branch7x7dbl_3")(double)
+        double = _column(c, 7, name="branch7x7dbl_4")(double)
+        double = _row(192, 7, name="branch7x7dbl_5")(double)
         pooled = _Conv(192, name="branch_pool")(_average(x))
         return _join(_Conv(192, name="branch1x1")(x), seven, double, pooled)
 
@@ -94,8 +101,8 @@ class _D(nn.Module):
         three = _Conv(192, name="branch3x3_1")(x)
         three = _square(320, 3, 2, name="branch3x3_2")(three)
         seven = _Conv(192, name="branch7x7x3_1")(x)
-        seven = _Conv(192, (1, 7), padding=(0, 3), name="branch7x7x3_2")(seven)
-        seven = _Conv(192, (7, 1), padding=(3, 0), name="branch7x7x3_3")(seven)
+        seven = _row(192, 7, name="branch7x7x3_2")(seven)
+        seven = _column(192, 7, name="branch7x7x3_3")(seven)
         seven = _square(192, 3, 2, name="branch7x7x3_4")(seven)
         return _join(three, seven, nn.max_pool(x, (3, 3), (2, 2)))
 
@@ -105,20 +112,17 @@ class _E(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        row, column = {"kernel": (1, 3), "padding": (0, 1)}, {"kernel": (3, 1), "padding": (1, 0)}
         three = _Conv(384, name="branch3x3_1")(x)
-        three = _join(_Conv(384, **row, name="branch3x3_2a")(three), _Conv(384, **column, name="branch3x3_2b")(three))
+        three = _join(_row(384, 3, name="branch3x3_2a")(three), _column(384, 3, name="branch3x3_2b")(three))
         double = _Conv(448, name="branch3x3dbl_1")(x)
         double = _square(384, 3, padding=1, name="branch3x3dbl_2")(double)
-        double = _join(
-            _Conv(384, **row, name="branch3x3dbl_3a")(double), _Conv(384, **column, name="branch3x3dbl_3b")(double)
-        )
+        double = _join(_row(384, 3, name="branch3x3dbl_3a")(double), _column(384, 3, name="branch3x3dbl_3b")(double))
         pooled = _Conv(192, name="branch_pool")(self.pool(x))
         return _join(_Conv(320, name="branch1x1")(x), three, double, pooled)
 
 
 def _maximum(x):
-    return nn.max_pool(x, (3, 3), padding=((1, 1), (1, 1)))
+    return nn.max_pool(x, (3, 3), padding="SAME")
 
 
 class InceptionV3(nn.Module):

@@ -80,7 +80,7 @@ def scene_set(max_images: int = 1000) -> SetMetric:
     its scores, and of the same on held-out scenes (what the verifier itself can reach)."""
 
     def mean(images, captions):
-        scores = [scenes.score(image, caption) for image, caption in zip(images, captions)]
+        scores = [scenes.verify(image, caption) for image, caption in zip(images, captions)]
         return {name: float(np.mean([score[name] for score in scores])) for name in scores[0]}
 
     def measure(samples, real, held_out):

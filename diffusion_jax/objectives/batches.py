@@ -108,7 +108,7 @@ def _drawn(draw, state, batch, key, axes):
     return {**batch, "t": t, "t_weight": weight}
 
 
-def own(draw: Mapping[str, Any]) -> dict[str, Any]:
+def distinct_draws(draw: Mapping[str, Any]) -> dict[str, Any]:
     """The draws of modalities that have one; the others have the name of one of these in its place.
 
     Raises InvalidInput for a name that has no draw.
@@ -133,7 +133,7 @@ def updated(draw: Any, state: Any, t: Any, losses: Any) -> Any:
         # Times that the batch brought along may be one array for all modalities.
         return {
             name: one.update(state[name], t[name] if isinstance(t, Mapping) else t, losses[name])
-            for name, one in own(draw).items()
+            for name, one in distinct_draws(draw).items()
         }
     return draw.update(state, t, losses)
 

@@ -7,6 +7,7 @@ Draw t stratified, or the mean is noisy. The ratio is what the network reports o
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -71,10 +72,9 @@ def budgeted(
             batch = dynamic.prepare(state.inner, batch, key)
         losses, aux = dynamic.loss(params, state.inner, batch, key)
         if complete is not None:
+            complete_losses = partial(complete.loss, params, state.inner, batch, key)
             losses = losses + jax.lax.cond(
-                state.count < complete_steps,
-                lambda: complete.loss(params, state.inner, batch, key)[0],
-                lambda: jnp.zeros_like(losses),
+                state.count < complete_steps, lambda: complete_losses()[0], lambda: jnp.zeros_like(losses)
             )
         limit = budget_at(state.count, target, full_steps, warmup_steps)
         mean = jnp.mean(ratio(aux.extras))
@@ -82,10 +82,8 @@ def budgeted(
         aux = aux._replace(state=Budgeted(aux.state, state.count + 1), metrics=metrics)
         return losses + weight * jnp.square(mean - limit), aux
 
-    def prepare(state, batch, key):
-        return dynamic.prepare(state.inner, batch, key)
-
-    return Objective(init, loss, prepare if dynamic.prepare else None)
+    prepare = dynamic.prepare
+    return Objective(init, loss, prepare and (lambda state, batch, key: prepare(state.inner, batch, key)))
 
 
 def budget_at(count: Any, target: float, full_steps: int = 100, warmup_steps: int = 1000) -> Any:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from diffusion_jax import timesteps
 from diffusion_jax.errors import InvalidInput, invalid, unknown
-from diffusion_jax.objectives.batches import drawn, drop_condition, example_keys, own, updated
+from diffusion_jax.objectives.batches import distinct_draws, drawn, drop_condition, example_keys, updated
 from diffusion_jax.objectives.entries import EntryLoss, per_example, regression, tokens
 from diffusion_jax.randomness import split
 from diffusion_jax.time_axes import each, expand, fill
@@ -96,7 +96,9 @@ def objective(
         raise InvalidInput("cond_dropout needs null=, what replaces each entry of the condition: none was given.")
 
     def init(key, params, batch):
-        return {name: d.init() for name, d in own(draw).items()} if isinstance(draw, Mapping) else draw.init()
+        return (
+            {name: d.init() for name, d in distinct_draws(draw).items()} if isinstance(draw, Mapping) else draw.init()
+        )
 
     def prepare(state, batch, key):
         return drawn(draw, state, batch, key, axes, missing_weight)
@@ -124,7 +126,7 @@ def objective(
         present = {name: 1.0 - jnp.asarray(missing[name]) if name in missing else 1.0 for name in x0} if joint else 1.0
         results = each(losses, x0, processes, output, noise, x_t, t, batch["t_weight"], weights, present)
         entries = results if joint else {"": results}
-        total = sum(value[0] for value in entries.values())
+        total = sum((value[0] for value in entries.values()), start=jnp.zeros(()))
         recorded = {name: value[1] for name, value in entries.items()}
         # Draws ignore what is not finite: they learn nothing from what was not there.
         learned = {name: jnp.where(missing[name], jnp.nan, recorded[name]) for name in missing}
@@ -160,11 +162,15 @@ def _check_known(process, missing, missing_weight):
             )
 
 
-def _axes(t_shape, draw):
+def _axes(t_shape, draw) -> int | dict[str, int]:
     if isinstance(t_shape, Mapping):
         if not isinstance(draw, Mapping) or set(t_shape) != set(draw):
             raise invalid("t_shape", dict(t_shape), "a dict needs a dict of draws for the same modalities")
-        return {name: _axes(one, None) for name, one in t_shape.items()}
+        return {name: _leading_axes(axes) for name, axes in t_shape.items()}
+    return _leading_axes(t_shape)
+
+
+def _leading_axes(t_shape) -> int:
     if t_shape == "batch":
         return 1
     if isinstance(t_shape, bool) or not isinstance(t_shape, int) or t_shape < 1:

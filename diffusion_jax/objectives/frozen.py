@@ -39,7 +39,5 @@ def with_frozen(objective: Objective, params: Mapping[str, Any], trained: str) -
         losses, aux = objective.loss(whole(learned, state.params), state.inner, batch, key)
         return losses, aux._replace(state=Frozen(state.params, aux.state))
 
-    def prepare(state, batch, key):
-        return objective.prepare(state.inner, batch, key)
-
-    return Objective(init, loss, prepare if objective.prepare else None)
+    prepare = objective.prepare
+    return Objective(init, loss, prepare and (lambda state, batch, key: prepare(state.inner, batch, key)))

@@ -80,7 +80,7 @@ def imitation(
         square = each(lambda output, target: jnp.square(output - target), output, target)
         scale = batch["t_weight"] if weight is None else batch["t_weight"] * weight(process, t)
         plain = sum(per_example(leaf) for leaf in jax.tree.leaves(square))
-        losses = sum(per_example(expand(scale, leaf) * leaf) for leaf in jax.tree.leaves(square))
+        losses = sum((per_example(expand(scale, leaf) * leaf) for leaf in jax.tree.leaves(square)), jnp.zeros(()))
         draws = updated(draw, state.draw, batch["t"], losses)
         return losses, Aux(Imitated(state.params, draws), {"mse": jnp.mean(plain)}, {"loss": losses, "t": batch["t"]})
 

@@ -72,7 +72,8 @@ def staircase_bias(steps: int, widths: tuple[int, ...], frames: int = 6) -> dict
         plan = timesteps.staircase(timesteps.linspace(steps), frames, width)
         return np.pad(plan, [(0, steps * frames + 1 - len(plan)), (0, 0), (0, 0)], mode="edge")
 
-    return {width: tuple(float(error(padded(width), causal)) for causal in (False, True)) for width in widths}
+    plans = {width: padded(width) for width in widths}
+    return {width: (float(error(plan, False)), float(error(plan, True))) for width, plan in plans.items()}
 
 
 class Ways(NamedTuple):
@@ -122,7 +123,7 @@ def ways(experiment: Experiment, grid: Any, clips: int) -> Ways:
     return Ways(staircase, continued, autoregressive)
 
 
-def measured(clips: Any, real: Any) -> dict[str, float]:
+def clip_distances(clips: Any, real: Any) -> dict[str, float]:
     """Distances to `real`, and by which share size and speed have changed at the end of a long clip."""
     changed = data.moving.drift(data.moving.read(clips))
     return moving_clips.distances(clips, real) | {name: float(values[-1]) for name, values in changed.items()}
@@ -144,7 +145,7 @@ def run(config: Any, workdir: Path) -> Results:
 
     def keep(name, latents):
         made = np.asarray(space.decode(latents[:, :long]))
-        found.setdefault(name, []).append(measured(made, real[made.shape[1]]))
+        found.setdefault(name, []).append(clip_distances(made, real[made.shape[1]]))
         if made.shape[1] == long:
             strips.setdefault(name, made[:2])
 

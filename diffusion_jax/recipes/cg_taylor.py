@@ -24,7 +24,7 @@ from diffusion_jax.recipes import Claim, Results, claim, seeds
 from diffusion_jax.recipes.frame import trained
 from diffusion_jax.recipes.parts.digits import CLASSES, NULL, judged
 from diffusion_jax.recipes.parts.gating import (
-    Settings,
+    GateSettings,
     cache_bytes,
     correlation,
     error_at,
@@ -53,7 +53,7 @@ REASONS = {
 
 def run(config: Any, workdir: Path) -> Results:
     exact, shown = on_mixture(config.mixture, list(seeds(config)))
-    digits, curves, decisions = on_digits(config.digits, prepare(config.base), list(seeds(config)))
+    digits, curves, decisions = gate_digits(config.digits, prepare(config.base), list(seeds(config)))
     files = [workdir / f"{name}.png" for name in ("frontier", "gate", "decisions")]
     pictures.save_curves(
         files[0],
@@ -70,7 +70,7 @@ def run(config: Any, workdir: Path) -> Results:
 
 def on_mixture(config: Any, numbers: list[int]) -> tuple[list[Claim], dict]:
     """The exact denoiser: gate and clock at matched full evaluations, and what the gate knows of the last block."""
-    process, grid, settings = build(config.process), build(config.grid), Settings(**config.settings)
+    process, grid, settings = build(config.process), build(config.grid), GateSettings(**config.settings)
     stages, length = mixture_stages(process), len(grid) - 1
     sampled = run_of(
         last_block(stages, process, settings), build(config.solver), grid, (config.samples, config.dimensions)
@@ -91,7 +91,7 @@ def on_mixture(config: Any, numbers: list[int]) -> tuple[list[Claim], dict]:
             known[interval].append(correlation(errors, gated.steps[0]))
             if seed == numbers[0] and interval == config.shown:
                 times = np.asarray(grid)[settings.warmup : -1]
-                probe, last = (np.asarray(one)[settings.warmup :] for one in errors)
+                probe, last = (np.asarray(error)[settings.warmup :] for error in errors)
                 shown = {"first block": (times, probe), "last block": (times, last)}
     rows = []
     for interval in config.intervals:
@@ -100,9 +100,9 @@ def on_mixture(config: Any, numbers: list[int]) -> tuple[list[Claim], dict]:
         for index, measure in enumerate(MEASURES):
             title = f"Mixture: the gate knows better than fixed intervals of {interval} when to compute, {measure}"
             published = "prototype of the card: a third of the error at 19 evaluations"
-            values = ([one[index] for one in arm[interval]] for arm in (clock, gate))
+            fixed, gated = ([errors[index] for errors in arm[interval]] for arm in (clock, gate))
             reason = REASONS.get(f"mixture {measure}", UNTESTED)
-            rows.append(claim(title, f"endpoint error at {at}", *values, "lower", published, reason=reason))
+            rows.append(claim(title, f"endpoint error at {at}", fixed, gated, "lower", published, reason=reason))
     title = f"Mixture: the gate's error ranks the last block's, interval {config.shown}"
     text, published = "Spearman's correlation over skipped steps", "prototype of the card: 0.2 to 0.35"
     reason = REASONS.get("mixture rank", UNTESTED)
@@ -110,10 +110,10 @@ def on_mixture(config: Any, numbers: list[int]) -> tuple[list[Claim], dict]:
     return rows, shown
 
 
-def on_digits(config: Any, experiment: Any, numbers: list[int]) -> tuple[list[Claim], dict, dict]:
+def gate_digits(config: Any, experiment: Any, numbers: list[int]) -> tuple[list[Claim], dict, dict]:
     """The trained transformer: gate, clock and TaylorSeer; claims, curves by arm, decisions along t."""
     params, network, process = trained(experiment, "digits-transformer"), experiment.network, experiment.process
-    grid, solver, settings = build(config.grid), build(config.solver), Settings(**config.settings)
+    grid, solver, settings = build(config.grid), build(config.solver), GateSettings(**config.settings)
     shape, length = (config.samples, 8, 8, 1), len(grid) - 1
     cond = {"label": np.arange(config.samples) % CLASSES}
     guided = None if config.guidance == 1.0 else partial(denoisers.guided, scale=config.guidance, null=NULL)

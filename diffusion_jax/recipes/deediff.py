@@ -17,12 +17,12 @@ from diffusion_jax.config import build
 from diffusion_jax.experiment import prepare
 from diffusion_jax.recipes.frame import seeds, trained
 from diffusion_jax.recipes.parts.early_exits import (
-    clocked,
     equal_depths,
     errors_of,
-    quality,
+    run_quality,
+    run_times,
     runs,
-    threshold_for,
+    threshold_at_depth,
     trained_exits,
 )
 from diffusion_jax.recipes.report import Claim, Results, claim
@@ -79,9 +79,9 @@ def run(config: Any, workdir: Path) -> Results:
             every = small[name].uncertainty(params, elsewhere)
             depth = np.full((every.shape[0], config.samples), exits[name].depth)
             whole = made[name].at(params, key, depth)
-            found.setdefault((name, "whole", 0.0), []).append(quality(whole, whole))
+            found.setdefault((name, "whole", 0.0), []).append(run_quality(whole, whole))
             for share in config.reductions:
-                threshold = threshold_for(every, exits[name].depth * (1 - share))
+                threshold = threshold_at_depth(every, exits[name].depth * (1 - share))
                 arms = {"adaptive": made[name].early(params, key, threshold)}
                 depths.setdefault((name, share), []).append(arms["adaptive"].depth)
                 thresholds.setdefault((name, share), []).append(threshold)
@@ -89,7 +89,7 @@ def run(config: Any, workdir: Path) -> Results:
                     others = equal_depths(arms["adaptive"].depth, seed)
                     arms |= {way: made[name].at(params, key, one) for way, one in others.items()}
                 for way, one in arms.items():
-                    found.setdefault((name, way, share), []).append(quality(one, whole))
+                    found.setdefault((name, way, share), []).append(run_quality(one, whole))
             if name == "tuned":
                 last = params, threshold, arms["adaptive"].depth, key
     params, threshold, recorded, key = last
@@ -98,7 +98,7 @@ def run(config: Any, workdir: Path) -> Results:
         gathered = made["tuned"].gathered(params, key, threshold)
         off = float(np.abs(gathered.x - made["tuned"].early(params, key, threshold).x).max())
     if config.clock:
-        seconds = clocked(config, experiment, shared, params, threshold, recorded)
+        seconds = run_times(config, experiment, shared, params, threshold, recorded)
 
     files = [workdir / "depth.png", workdir / "quality.png"]
     grid = np.asarray(build(config.grid))[:-1]
@@ -112,7 +112,10 @@ def run(config: Any, workdir: Path) -> Results:
         return np.mean([one[figure] for one in found["tuned", way, share]])
 
     frontier = {
-        way: tuple([mean(way, share, figure) for share in config.reductions] for figure in ("depth", "endpoint"))
+        way: (
+            [mean(way, share, "depth") for share in config.reductions],
+            [mean(way, share, "endpoint") for share in config.reductions],
+        )
         for way in WAYS
     }
     label = "distance to the samples of all blocks"

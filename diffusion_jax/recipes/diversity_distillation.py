@@ -88,12 +88,12 @@ class World(NamedTuple):
         return [int(np.argmin(np.abs(np.asarray(self.long)[:-1] - t))) for t in np.asarray(self.grid)[:-1]]
 
 
-def labels(each: int) -> dict[str, Any]:
+def labels_by_class(each: int) -> dict[str, Any]:
     """`each` conditions of every class, one class after the other."""
     return {"label": jnp.repeat(jnp.arange(CLASSES), each)}
 
 
-def measured(drawn: Drawn, cond: Any) -> Measured:
+def variety_of(drawn: Drawn, cond: Any) -> Measured:
     features, label = feature_network("digits").features(drawn.x), np.asarray(cond["label"])
     judgement = judged(drawn.x, label)
     return Measured(pairwise_distance(features, label), *judgement, undecided(drawn))
@@ -157,9 +157,9 @@ def run(config: ConfigDict, workdir: Path) -> Results:
     apart = handed_over(pair, both, base.shape)
     world = World((params, student), few, many, apart, *(build(config[name]) for name in ("grid", "long", "own")))
 
-    cond = labels(config.each)
+    cond = labels_by_class(config.each)
     drawn = [world.arms(jax.random.key(seed), cond) for seed in numbers]
-    found = [{name: measured(arm, cond) for name, arm in arms.items()} for arms in drawn]
+    found = [{name: variety_of(arm, cond) for name, arm in arms.items()} for arms in drawn]
     config.slider.seed = config.seed
     slider = partial(trained_slider, config.slider, base)
     before = [config[name].to_dict() for name in ("base", "student", "grid", "compared")] + [config.first]
@@ -167,7 +167,7 @@ def run(config: ConfigDict, workdir: Path) -> Results:
         "base": slider(params=params, name="slider-base", given=before[:1]),
         "student": slider(params=student, name="slider-student", given=before),
     }
-    few_labels, ones = labels(config.sliding.each), np.ones(len(world.grid) - 1, np.int32)
+    few_labels, ones = labels_by_class(config.sliding.each), np.ones(len(world.grid) - 1, np.int32)
     models = {
         "base": (params, lambda key, p: world.base(key, p, few_labels).x),
         "student": (student, lambda key, p: world.handed(key, ones, world.grid, few_labels, (p, p)).x),
@@ -179,10 +179,12 @@ def run(config: ConfigDict, workdir: Path) -> Results:
         *of_sliders(slid, config.sliding.strengths),
     ]
     distances = {name: float(np.mean([one[arm].distance for one in found])) for name, arm in ARMS.items()}
-    return Results(claims, draw(world, drawn[0], found, slid, config, workdir), NOTES.format(**distances))
+    return Results(claims, draw_pictures(world, drawn[0], found, slid, config, workdir), NOTES.format(**distances))
 
 
-def draw(world: World, drawn: dict, found: Sequence[dict], slid: dict, config: ConfigDict, workdir: Path) -> list[Path]:
+def draw_pictures(
+    world: World, drawn: dict, found: Sequence[dict], slid: dict, config: ConfigDict, workdir: Path
+) -> list[Path]:
     """The pictures: x0 through time, when it is decided, how varied runs are, and what sliders do."""
     files = [workdir / f"{name}.png" for name in ("predictions", "decided", "diversity", "sliders")]
     some = config.each * config.shown + np.arange(4)

@@ -64,7 +64,7 @@ def run(config: Any, workdir: Path) -> Results:
 
     times = (np.arange(config.losses.times, dtype=np.float32) + 0.5) / config.losses.times
     tables = [dynamic.tabulated(routed.fill, tree, tune.process, times) for tree in learned["dynamic"]]
-    costs = parts.width_costs(tune, routed, learned["dynamic"][0])
+    costs = parts.routed_costs(tune, routed, learned["dynamic"][0])
     shares = [parts.shares(table, costs) for table in tables]
     under = parts.under_table(routed.opened, tune.process.network_time(jnp.asarray(times)))
     by_table = parts.held_out_loss(tune, under, config.losses.repeats)
@@ -78,12 +78,15 @@ def run(config: Any, workdir: Path) -> Results:
     timed = config.timing.repeats > 0
     executed = parts.execution(tune, routed, learned["dynamic"][0], config.sampling, config.timing) if timed else None
     claims = [
-        *exact(beginning, executed),
-        *quality(config.target, shares, loss, distance, swapped),
-        *(speed(executed) if executed else ()),
+        *exactness_claims(beginning, executed),
+        *judged_claims(config.target, shares, loss, distance, swapped),
+        *(speed_claims(executed) if executed else ()),
         *mixtures(config, tune, params, given),
     ]
-    curves = {name: np.mean([parts.kept(table)[name] for table in tables], axis=0) for name in parts.kept(tables[0])}
+    curves = {
+        name: np.mean([parts.kept_shares(table)[name] for table in tables], axis=0)
+        for name in parts.kept_shares(tables[0])
+    }
     curves["executed share"] = np.mean(shares, axis=0)
     files = [workdir / "kept.png", workdir / "loss.png"]
     lines = {name: (times.tolist(), values.tolist()) for name, values in curves.items()}
@@ -106,7 +109,7 @@ def unchanged(tune: Experiment, config: Any, params: Any) -> float:
     return float(jnp.abs(ours - jax.jit(tune.network.apply)(params, *inputs)[0]).max())
 
 
-def exact(beginning: float | None, executed: Execution | None) -> list[Claim]:
+def exactness_claims(beginning: float | None, executed: Execution | None) -> list[Claim]:
     """Of what was looked at."""
     largest, rows = "largest difference of outputs", []
     if beginning is not None:
@@ -117,7 +120,7 @@ def exact(beginning: float | None, executed: Execution | None) -> list[Claim]:
     return rows
 
 
-def quality(
+def judged_claims(
     target: float,
     shares: Sequence[np.ndarray],
     loss: Mapping[str, list[float]],
@@ -199,7 +202,7 @@ def quality(
     return [row for row in rows if row]
 
 
-def speed(executed: Execution) -> list[Claim]:
+def speed_claims(executed: Execution) -> list[Claim]:
     (wide, most), (narrow, least) = executed.wide, executed.narrow
     return [
         claim(

@@ -30,9 +30,9 @@ from diffusion_jax.recipes.parts.reuse_arms import (
     errors,
     evaluations,
     gathered,
-    overlap,
+    jaccard,
     samples,
-    threshold_for,
+    threshold_at_count,
 )
 
 ROUNDING = (
@@ -47,7 +47,7 @@ REASONS = {
 def run(config: Any, workdir: Path) -> Results:
     numbers = list(seeds(config))
     claims, files = [], []
-    for world in (mixture, digits):
+    for world in (mixture_claims, network_claims):
         if world.__name__ not in config:
             continue
         found, written = world(config[world.__name__], numbers, workdir)
@@ -57,7 +57,7 @@ def run(config: Any, workdir: Path) -> Results:
     return Results(claims, files, notes)
 
 
-def mixture(config: Any, numbers: Sequence[int], workdir: Path) -> tuple[list[Claim], list[Path]]:
+def mixture_claims(config: Any, numbers: Sequence[int], workdir: Path) -> tuple[list[Claim], list[Path]]:
     """The exact velocity of a mixture, whose means each seed draws anew."""
     flow, steps = processes.rectified_flow(), config.steps
     world = bench(denoisers.analytic(flow), solvers.flow_euler(), timesteps.linspace(steps), (config.dims,))
@@ -128,7 +128,7 @@ def mixture(config: Any, numbers: Sequence[int], workdir: Path) -> tuple[list[Cl
     return claims, files
 
 
-def digits(config: Any, numbers: Sequence[int], workdir: Path) -> tuple[list[Claim], list[Path]]:
+def network_claims(config: Any, numbers: Sequence[int], workdir: Path) -> tuple[list[Claim], list[Path]]:
     """A trained network under guidance: calibrated on some classes, valid for the others."""
     experiment = prepare(config.base)
     params = trained(experiment, "digits-transformer")
@@ -145,14 +145,14 @@ def digits(config: Any, numbers: Sequence[int], workdir: Path) -> tuple[list[Cla
         ]
         both = Trajectories(*(jnp.concatenate(parts, axis=1) for parts in zip(*runs)))
         fit = partial(calibrate, grid=world.grid, process=experiment.process)
-        thresholds = {count: threshold_for(both, True, count) for count in config.computed}
-        overlaps.append([overlap(*(fit(half, threshold=at) for half in runs)) for at in thresholds.values()])
+        thresholds = {count: threshold_at_count(both, True, count) for count in config.computed}
+        overlaps.append([jaccard(*(fit(half, threshold=at) for half in runs)) for at in thresholds.values()])
         cond = {"label": labels}
         full = world.full(fresh, params, cond, config.samples)
         fits = {count: fit(both, threshold=at) for count, at in thresholds.items()}
         tables.append({count: errors(world, fits[count], fresh, params, full, cond) for count in fits})
         if config.outputs:
-            other = fit(both, threshold=threshold_for(both, False, config.shown), residual=False)
+            other = fit(both, threshold=threshold_at_count(both, False, config.shown), residual=False)
             outputs.append(errors(world, other, fresh, params, full, cond, arms=["all"])["all"])
         shown = fits[config.shown]
         cheap, _ = samples(world, "all", shown, fresh, params, cond, config.samples)

@@ -55,14 +55,14 @@ def run(config: Any, workdir: Path) -> Results:
     found: dict[str, list[dict]] = {name: [] for name in arms}
     lossless, kept, shown = [], [], {}
     for seed in seeds(config):
-        todo = trying_on.tasks(source, seed, config.people)
+        todo = trying_on.try_on_tasks(source, seed, config.people)
         noise = jax.random.normal(jax.random.key(seed), todo["paired"].before.shape)
         for name, (weights, task) in arms.items():
             cond = todo[task].example["cond"]
             cond = trying_on.without(cond) if name == "nothing" else cond
             images = np.asarray(paint[name if "coupled" in name else "cached"](params[weights], noise, cond))
             shown[name] = images
-            values = trying_on.measured(images, todo[task])
+            values = trying_on.try_on_measures(images, todo[task])
             compared = (x[:, :: config.stride, :: config.stride] for x in (images, todo[task].example["x0"]))
             distance = metrics.frechet_distance(*(_features(space, x) for x in compared))
             found[name].append({**values, "distance": float(distance)})
@@ -73,7 +73,7 @@ def run(config: Any, workdir: Path) -> Results:
         kept.append(float(np.abs((shown["unpaired"] - todo["paired"].before) * outside).max()))
     times = timed(config, params, paint, source)
     (workdir / "measured.json").write_text(json.dumps([found, lossless, kept, {str(k): v for k, v in times.items()}]))
-    paths = save(config, workdir, todo, shown, times)
+    paths = save_pictures(config, workdir, todo, shown, times)
     return Results(claims(config, found, lossless, kept, times), paths, NOTES)
 
 
@@ -149,7 +149,7 @@ def claims(config: Any, found: dict, lossless: list[float], kept: list[float], t
             continue
         values = of(baseline, figure), of(ours, figure)
         metric = f"{FIGURES[figure]}, {baseline} against {ours}"
-        given = {"reason": reason} if reason else {}
+        given: dict[str, Any] = {"reason": reason} if reason else {}
         rows.append(claim(title, metric, *values, direction, published, margin=margin, **given))
     for title, way in (("the twin", "coupled"), ("the same network, encoding in every step", "encoding")):
         if (way, usual) not in times:
@@ -169,7 +169,7 @@ def claims(config: Any, found: dict, lossless: list[float], kept: list[float], t
     return rows
 
 
-def save(config: Any, workdir: Path, todo: dict, shown: dict, times: dict) -> list[Path]:
+def save_pictures(config: Any, workdir: Path, todo: dict, shown: dict, times: dict) -> list[Path]:
     """Persons, what they are given and what comes out, for both tasks of the last seed, and time against references."""
     paths = []
     results = {

@@ -51,10 +51,10 @@ def arm(share: float, steps: int, **sizes: Any) -> ConfigDict:
     one = call("timesteps.logit_normal", mean=0.5, std=1.2)
     first, second = call("timesteps.independent", draw=one), call("timesteps.shared", draw=one)
     draw = call("timesteps.mixture", first=first, second=second, probability=share)
-    return moving_clips.experiment(steps, draw, **sizes)
+    return moving_clips.clip_experiment(steps, draw, **sizes)
 
 
-class Sampler(NamedTuple):
+class ClipSampler(NamedTuple):
     """How latent clips are made. draw: `(params, key, plan, known) -> clips`, one program for all tasks and networks.
 
     replaced: `(params, key, known, given) -> clips`, all frames are made, those `given` replaced at each step.
@@ -74,7 +74,7 @@ def plan(grid: Any, task: str) -> Any:
     return timesteps.frames(grid, 8, TASKS[task])
 
 
-def sampler(experiment: Experiment) -> Sampler:
+def clip_sampler(experiment: Experiment) -> ClipSampler:
     """How clips are drawn from networks like that of `experiment`, along its grid."""
     grid, solver = build(experiment.config.sampling.grid), build(experiment.config.sampling.solver)
     denoiser, traces = denoisers.denoiser(experiment.network, experiment.process), []
@@ -103,11 +103,11 @@ def sampler(experiment: Experiment) -> Sampler:
             key, denoiser, params, solver, grid, shape=known.shape, chunks=chunks, overlap=4, context=known[:, :4]
         ).x
 
-    return Sampler(draw, replaced, jax.jit(chained, static_argnums=3), traces)
+    return ClipSampler(draw, replaced, jax.jit(chained, static_argnums=3), traces)
 
 
-def measure(
-    networks: Mapping[str, Any], key: Any, made: Sampler, grid: Any, space: LatentSpace, true: Any, chunks: int
+def measure_clips(
+    networks: Mapping[str, Any], key: Any, made: ClipSampler, grid: Any, space: LatentSpace, true: Any, chunks: int
 ) -> dict:
     """Everything that is measured of the networks with the noise of one key, on the `true` clips.
 
@@ -122,7 +122,7 @@ def measure(
 
     def conditioned(name, clips):
         found[f"colour: {name}"] = moving_clips.colour(clips, true)
-        found[f"identity: {name}"] = moving_clips.identity(clips, true)
+        found[f"identity: {name}"] = moving_clips.identity_share(clips, true)
         found[f"motion: {name}"] = float(data.moving.next_position_error(data.moving.read(clips)).mean())
 
     for name, params in networks.items():
@@ -147,7 +147,7 @@ def blended(clips: Any) -> np.ndarray:
     return (1 - share) * clips[:, :1] + share * clips[:, -1:]
 
 
-def exact(params: Any, key: Any, made: Sampler, grid: Any, known: Any, scalar: bool = True) -> dict[str, float]:
+def exactness(params: Any, key: Any, made: ClipSampler, grid: Any, known: Any, scalar: bool = True) -> dict[str, float]:
     """The largest deviation of given frames from what was given, and of equal times from one time for all (scalar)."""
     known = np.asarray(known)
     moved = [
@@ -164,7 +164,7 @@ def exact(params: Any, key: Any, made: Sampler, grid: Any, known: Any, scalar: b
 
 def run(config: ConfigDict, workdir: Path) -> Results:
     mixed, space = moving_clips.prepared(config.arms.mixed)
-    made, grid = sampler(mixed), jnp.asarray(build(config.arms.mixed.sampling.grid))
+    made, grid = clip_sampler(mixed), jnp.asarray(build(config.arms.mixed.sampling.grid))
     true, rows = moving_clips.truth(config.count), []
     for seed in seeds(config):
         entries = {name: ConfigDict({**entry.to_dict(), "seed": seed}) for name, entry in config.arms.items()}
@@ -172,9 +172,9 @@ def run(config: ConfigDict, workdir: Path) -> Results:
             name: prepare(entry)._replace(source=mixed.source, shape=mixed.shape) for name, entry in entries.items()
         }
         key, networks = jax.random.key(seed), trained_arms(arms, "fvdm-{arm}")
-        rows.append(measure(networks, key, made, grid, space, true, config.chunks))
+        rows.append(measure_clips(networks, key, made, grid, space, true, config.chunks))
         if seed == config.seed:
-            equal = exact(networks["mixed"], key, made, grid, space.encode(true), config.scalar)
+            equal = exactness(networks["mixed"], key, made, grid, space.encode(true), config.scalar)
             draw_tasks(workdir / "tasks.png", networks, key, made, grid, space, true[: config.shown], config.chunks)
     found = {name: [row[name] for row in rows] for name in rows[0]}
     return Results(claims(found, equal), [workdir / "tasks.png"], NOTES)
@@ -239,7 +239,7 @@ def claims(found: Mapping[str, list[float]], equal: Mapping[str, float]) -> list
 
 
 def draw_tasks(
-    path: Path, networks: Any, key: Any, made: Sampler, grid: Any, space: LatentSpace, true: Any, chunks: int
+    path: Path, networks: Any, key: Any, made: ClipSampler, grid: Any, space: LatentSpace, true: Any, chunks: int
 ) -> None:
     """A strip of each task, and what is compared with it; the given frames are those of the first strip."""
     ours, other, known = networks["mixed"], networks["synchronous"], space.encode(true)

@@ -21,8 +21,8 @@ from diffusion_jax.data import portrait
 from diffusion_jax.experiment import prepare
 from diffusion_jax.recipes.frame import on_devices, seeds, trained
 from diffusion_jax.recipes.parts.avatar import avatar_of, in_flight, self_rollout, streaming
-from diffusion_jax.recipes.parts.latents import LatentSpace, principal_space, take
-from diffusion_jax.recipes.parts.talking_faces import crowd, latent_clips, measured
+from diffusion_jax.recipes.parts.latents import LatentSpace, principal_space, stacked_examples
+from diffusion_jax.recipes.parts.talking_faces import crowd, latent_clips, stream_measures
 from diffusion_jax.recipes.report import Claim, Results, claim
 from diffusion_jax.sampling import sample
 
@@ -74,7 +74,7 @@ class Trained(NamedTuple):
     refreshed: Any
 
 
-def train(config: ConfigDict, clips: data.ArraySource) -> Trained:
+def train_stages(config: ConfigDict, clips: data.ArraySource) -> Trained:
     """Teacher, stage 1 (diffusion forcing), stage 2 (distribution matching of rollouts), each from the one before."""
     before = [config.clips.to_dict(), config.components, config.known, config.frames]
 
@@ -100,7 +100,7 @@ def train(config: ConfigDict, clips: data.ArraySource) -> Trained:
     return Trained(teacher, forced, distilled("student", avatar), refreshed)
 
 
-def seconds(function: Callable[[], Any]) -> float:
+def best_seconds(function: Callable[[], Any]) -> float:
     """How long a call takes, compilation left out: the best of three."""
     times = []
     for _ in range(4):
@@ -110,7 +110,7 @@ def seconds(function: Callable[[], Any]) -> float:
     return min(times)
 
 
-def compared(results: dict[str, list], length: int) -> list[Claim]:
+def stream_claims(results: dict[str, list], length: int) -> list[Claim]:
     """What the paper says of long streams, against `results[arm][seed]`, measures as functions of time.
 
     The seeds are of people, voices and noise; each network was trained once.
@@ -183,7 +183,7 @@ def called(config: ConfigDict) -> Claim:
                  factor=0.25)  # fmt: skip
 
 
-def clocked(rate: float, first: float, chunk: float) -> list[Claim]:
+def time_claims(rate: float, first: float, chunk: float) -> list[Claim]:
     """What the paper says of time: frames a second, and seconds to the first block and to the teacher's chunk."""
     return [
         claim("real time", "frames a second of one stream on this machine, decoded; baseline: those of the world",
@@ -195,9 +195,9 @@ def clocked(rate: float, first: float, chunk: float) -> list[Claim]:
 
 def run(config: ConfigDict, workdir: Any) -> Results:
     source = build(config.clips)
-    known = take(source, range(config.known))["x0"][:, ::3]
+    known = stacked_examples(source, range(config.known))["x0"][:, ::3]
     space = principal_space(known.reshape(-1, *known.shape[2:]), config.components)
-    params, avatar = train(config, latent_clips(space, source, config.frames)), avatar_of(config)
+    params, avatar = train_stages(config, latent_clips(space, source, config.frames)), avatar_of(config)
     teacher = chunked(config)
     streams = {
         OURS: (streaming(avatar), params.student),
@@ -215,7 +215,7 @@ def run(config: ConfigDict, workdir: Any) -> Results:
         people = crowd(config, space, seed)
         for name, (stream, weights) in streams.items():
             latents = stream(weights, jax.random.key(seed), people.pictures, people.audio)
-            results[name].append(measured(config, space, latents, people))
+            results[name].append(stream_measures(config, space, latents, people))
             if seed == config.seed and name in SHOWN:
                 strips[name] = space.decode(latents[:1, np.geomspace(1, frames, 16).astype(int) - 1])
     pictures.save_strips(workdir / "streams.png", strips, zoom=2)
@@ -226,7 +226,7 @@ def run(config: ConfigDict, workdir: Any) -> Results:
     }
     pictures.save_curves(workdir / "identity.png", curves, x_label="seconds", y_label="error of the head's colour")
 
-    claims = [*compared(results, config.length), called(config)]
+    claims = [*stream_claims(results, config.length), called(config)]
     if config.on_devices:
         inputs = jax.device_get((params.student, people.pictures[:2], people.audio[:2, : config.flight * avatar.block]))
         claims += counted(config, on_devices(avatar.levels + 1, in_flight, config, inputs[0], space, *inputs[1:]))
@@ -234,7 +234,7 @@ def run(config: ConfigDict, workdir: Any) -> Results:
         talk = talking(streams[OURS][0], space)
         voice = people.voices[0][: config.spoken * portrait.HOP]
         first = people.pictures[:1], people.audio[:1, : config.frames]
-        spoken = seconds(lambda: talk(params.student, jax.random.key(0), people.portraits[0], voice))
-        chunk = seconds(lambda: space.decode(teacher(params.teacher, jax.random.key(0), *first)))
-        claims += clocked(config.spoken / spoken, spoken * avatar.block / config.spoken, chunk)
+        spoken = best_seconds(lambda: talk(params.student, jax.random.key(0), people.portraits[0], voice))
+        chunk = best_seconds(lambda: space.decode(teacher(params.teacher, jax.random.key(0), *first)))
+        claims += time_claims(config.spoken / spoken, spoken * avatar.block / config.spoken, chunk)
     return Results(claims, [workdir / "streams.png", workdir / "identity.png"], NOTES)

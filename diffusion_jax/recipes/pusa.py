@@ -25,7 +25,7 @@ from diffusion_jax.experiment import Experiment, prepare
 from diffusion_jax.recipes.frame import seeds, trained
 from diffusion_jax.recipes.parts import moving_clips
 from diffusion_jax.recipes.parts.adaptation import adaptation, at_scale, change, shown, with_channels
-from diffusion_jax.recipes.parts.latents import LatentSpace, encoded, principal_space, take
+from diffusion_jax.recipes.parts.latents import LatentSpace, encoded, principal_space, stacked_examples
 from diffusion_jax.recipes.report import Claim, Results, claim
 from diffusion_jax.typing import Network
 
@@ -52,7 +52,7 @@ REASONS = {
 NOTES = "two claims (which fail) were added and two margins tightened after the measurements of these seeds."
 
 
-class Task(NamedTuple):
+class ClipTask(NamedTuple):
     """multipliers `[B, F]` and label `[B]`: what is asked for. clips: latents with the given frames. real: pixels."""
 
     multipliers: np.ndarray
@@ -61,7 +61,7 @@ class Task(NamedTuple):
     real: np.ndarray
 
 
-def tasks(space: LatentSpace, source: Any, null: int, seed: int, count: int) -> dict[str, Task]:
+def clip_tasks(space: LatentSpace, source: Any, null: int, seed: int, count: int) -> dict[str, ClipTask]:
     """For `count` held-out clips, which frames are given, and which label goes with them.
 
     first, last, middle: that one frame, and no label. agreeing, conflicting: the first frame, with its own label or
@@ -76,16 +76,16 @@ def tasks(space: LatentSpace, source: Any, null: int, seed: int, count: int) -> 
         return np.where(np.arange(frames) == np.reshape(index, (-1, 1)), 0.0, np.ones((count, frames)))
 
     return {
-        "label": Task(np.ones((count, frames)), clips, label, real),
-        "first": Task(given(0), clips, none, real),
-        "last": Task(given(frames - 1), clips, none, real),
-        "middle": Task(given(1 + np.arange(count) % (frames - 2)), clips, none, real),
-        "agreeing": Task(given(0), clips, label, real),
-        "conflicting": Task(given(0), clips, other, real),
+        "label": ClipTask(np.ones((count, frames)), clips, label, real),
+        "first": ClipTask(given(0), clips, none, real),
+        "last": ClipTask(given(frames - 1), clips, none, real),
+        "middle": ClipTask(given(1 + np.arange(count) % (frames - 2)), clips, none, real),
+        "agreeing": ClipTask(given(0), clips, label, real),
+        "conflicting": ClipTask(given(0), clips, other, real),
     }
 
 
-def measured(clips: Any, task: Task) -> dict[str, float]:
+def clip_measures(clips: Any, task: ClipTask) -> dict[str, float]:
     """What the frames that were not given show: whose object it is, how it moves, the distance from real clips."""
     reading, truth, free = data.moving.read(clips), data.moving.read(task.real), task.multipliers > 0
     coloured = reading.colour == truth.colour[:, :1]
@@ -99,7 +99,7 @@ def measured(clips: Any, task: Task) -> dict[str, float]:
     }
 
 
-def sampler(network: Network, process: Any, config: Any, shape: tuple[int, ...]) -> Callable[..., np.ndarray]:
+def task_sampler(network: Network, process: Any, config: Any, shape: tuple[int, ...]) -> Callable[..., np.ndarray]:
     """`(key, params, task, cond) -> clips`: every task is an array for one compiled program."""
     guided = denoisers.guided(denoisers.denoiser(network, process), config.guidance, null=dict(config.null))
     compiled, grid = sampling.make_sampler(guided, build(config.solver), shape=shape), build(config.grid)
@@ -118,22 +118,22 @@ def own_samples(generate: Callable[..., Any], base: Experiment, params: Any, con
     for start in range(0, config.own_samples, size):
         label = ((start + np.arange(size)) % config.null.label).astype(np.int32)
         nothing = np.zeros((size, *base.shape), np.float32)
-        task = Task(np.ones(nothing.shape[:2]), nothing, label, nothing)
+        task = ClipTask(np.ones(nothing.shape[:2]), nothing, label, nothing)
         parts.append(generate(jax.random.key(10_000 + start), params, task, {"label": label}))
         labels.append(label)
     return data.ArraySource(np.concatenate(parts), {"label": np.concatenate(labels)}, name="samples of the base")
 
 
-class Arm(NamedTuple):
+class AdaptedBase(NamedTuple):
     """A way to adapt: how it is trained, the base beside its factors, and `(key, params, task) -> clips`."""
 
     experiment: Experiment
     init: Callable[[Any], Any]
     base: Any
-    generate: Callable[[Any, Any, Task], np.ndarray]
+    generate: Callable[[Any, Any, ClipTask], np.ndarray]
 
 
-def arm(entry: Any, config: Any, base: Experiment, params: Any, own: data.ArraySource) -> Arm:
+def adapted_base(entry: Any, config: Any, base: Experiment, params: Any, own: data.ArraySource) -> AdaptedBase:
     """The adaptation `entry`, an experiment's config with `lora`, of the base on its `own` samples."""
     made, concat = prepare(entry), entry.model.concat
     if concat:
@@ -147,7 +147,7 @@ def arm(entry: Any, config: Any, base: Experiment, params: Any, own: data.ArrayS
         lambda network: build(entry.objective, network=network, process=base.process),
         own.take(np.arange(2)),
     )
-    run = sampler(adapted.network, base.process, config, base.shape)
+    run = task_sampler(adapted.network, base.process, config, base.shape)
 
     def generate(key, params, task):
         cond = {"label": task.label}
@@ -158,10 +158,10 @@ def arm(entry: Any, config: Any, base: Experiment, params: Any, own: data.ArrayS
         return run(key, params, task, cond)
 
     experiment = made._replace(network=adapted.network, objective=adapted.objective, source=own)
-    return Arm(experiment, adapted.init, params, generate)
+    return AdaptedBase(experiment, adapted.init, params, generate)
 
 
-def factors_of(name: str, one: Arm, seed: int, given: Any) -> Any:
+def factors_of(name: str, one: AdaptedBase, seed: int, given: Any) -> Any:
     """The factors of an arm, trained with this seed."""
     config = one.experiment.config.copy_and_resolve_references()
     config.seed = seed
@@ -171,15 +171,15 @@ def factors_of(name: str, one: Arm, seed: int, given: Any) -> Any:
 def run(config: Any, workdir: Path) -> Results:
     config.base.seed = config.seed
     base = prepare(config.base)
-    frames = take(base.source, range(config.coded))["x0"]
+    frames = stacked_examples(base.source, range(config.coded))["x0"]
     space = principal_space(frames.reshape(-1, *frames.shape[2:]), config.components)
-    clips = encoded(space, base.source)
-    base = base._replace(source=clips, shape=clips.shape)
+    source = encoded(space, base.source)
+    base = base._replace(source=source, shape=source.shape)
     given = [config.to_dict()[name] for name in ("coded", "components", "base", "own_samples", "grid", "guidance")]
     params = trained(base, "pusa_base", given=given[:2])
-    plain = sampler(base.network, base.process, config, base.shape)
+    plain = task_sampler(base.network, base.process, config, base.shape)
     own = own_samples(plain, base, params, config)
-    arms = {name: arm(entry, config, base, params, own) for name, entry in config.arms.items()}
+    arms = {name: adapted_base(entry, config, base, params, own) for name, entry in config.arms.items()}
     wanted = {("vta", scale): ("first", "agreeing", "conflicting") for scale in config.scales}
     compared = [("vta", 0.0), *((name, config.scale) for name in arms)]
     wanted |= dict.fromkeys(compared, ("label", "first", "last", "middle", "agreeing", "conflicting"))
@@ -187,20 +187,21 @@ def run(config: Any, workdir: Path) -> Results:
     found: dict[Any, list[dict]] = {key: [] for key in wanted}
     changes = []
     for seed in seeds(config):
-        todo, key, clips = tasks(space, base.held_out, config.null.label, seed, config.clips), jax.random.key(seed), {}
+        todo, key = clip_tasks(space, base.held_out, config.null.label, seed, config.clips), jax.random.key(seed)
         seen: dict[Any, dict] = {}
+        clips: dict[Any, dict] = {}
         factors = {name: factors_of(name, one, seed, given) for name, one in arms.items()}
         for (name, scale), names in wanted.items():
             at = at_scale(arms[name].base, factors[name], scale)
             clips[name, scale] = {task: arms[name].generate(key, at, todo[task]) for task in names}
             seen[name, scale] = {task: np.asarray(space.decode(x)) for task, x in clips[name, scale].items()}
-            found[name, scale].append({task: measured(x, todo[task]) for task, x in seen[name, scale].items()})
+            found[name, scale].append({task: clip_measures(x, todo[task]) for task, x in seen[name, scale].items()})
         changes.append(change(params, factors["vta"]))
     free, middle = todo["label"], todo["middle"]
     off = np.abs(clips["vta", 0.0]["label"] - plain(key, params, free, {"label": free.label})).max()
     moved = np.abs(clips["vta", config.scale]["middle"] - middle.clips)[middle.multipliers == 0].max()
     (workdir / "measured.json").write_text(json.dumps([[*key, rows] for key, rows in found.items()], indent=1))
-    paths = [save_strips(workdir, seen, todo, config.scale), save_sweep(workdir, found)]
+    paths = [save_task_strips(workdir, seen, todo, config.scale), save_sweep(workdir, found)]
     return Results(claims(config, found, changes, float(off), float(moved)), paths, NOTES)
 
 
@@ -236,7 +237,7 @@ def claims(config: Any, found: Mapping[Any, list[dict]], changes: list[dict], of
     def deviation(values):
         return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
-    def reason(title):
+    def reason(title) -> dict[str, Any]:
         return {"reason": REASONS[title]} if title in REASONS else {}
 
     rows = [
@@ -297,7 +298,9 @@ def claims(config: Any, found: Mapping[Any, list[dict]], changes: list[dict], of
     return rows
 
 
-def save_strips(workdir: Path, clips: Mapping[Any, Mapping[str, Any]], todo: Mapping[str, Task], scale: float) -> Path:
+def save_task_strips(
+    workdir: Path, clips: Mapping[Any, Mapping[str, Any]], todo: Mapping[str, ClipTask], scale: float
+) -> Path:
     """A clip of each task, before and after; in the clip that holds the given frame, the other frames are grey."""
     path, rows = workdir / "strips.png", {}
     arms = {"base": ("vta", 0.0), "VTA": ("vta", scale), "mask-and-concat": ("concat", scale)}

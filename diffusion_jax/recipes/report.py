@@ -106,7 +106,7 @@ class Report:
         return path
 
 
-def read(path: Path) -> Report:
+def read_report(path: Path) -> Report:
     """Reads a `report.json`."""
     fields = json.loads(path.read_text(encoding="utf-8"))
     claims = tuple(Claim(**claim) for claim in fields["claims"])
@@ -115,7 +115,7 @@ def read(path: Path) -> Report:
 
 def read_all(folder: Path) -> dict[str, Report]:
     """The committed reports `<folder>/<slug>.json`."""
-    return {path.stem: read(path) for path in sorted(folder.glob("*.json"))}
+    return {path.stem: read_report(path) for path in sorted(folder.glob("*.json"))}
 
 
 def summary(report: Report) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 
 from diffusion_jax import metrics, pictures
 from diffusion_jax.recipes.frame import seeds
-from diffusion_jax.recipes.parts.stitched_digits import Digits, on_digits
+from diffusion_jax.recipes.parts.stitched_digits import Digits, stitch_digits
 from diffusion_jax.recipes.parts.stitched_ring import on_ring, ring_claims
 from diffusion_jax.recipes.parts.stitching import gap_times
 from diffusion_jax.recipes.report import Claim, Results, claim
@@ -24,7 +24,7 @@ from diffusion_jax.recipes.report import Claim, Results, claim
 def run(config: Any, workdir: Path) -> Results:
     numbers = list(seeds(config))
     ring = on_ring(config.ring, numbers) if config.ring else None
-    digits = on_digits(config, numbers)
+    digits = stitch_digits(config, numbers)
     files = [workdir / f"{name}.png" for name in ("quality", "gap", "samples")]
     label, shares = "share of steps of the small model", config.shares
     stitched_at = {share: np.mean(digits.distance["stitched", share]) for share in shares}

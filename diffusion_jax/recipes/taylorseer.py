@@ -212,13 +212,13 @@ def digit_draws(config: Any, experiment: Any, scale: float = 1.0) -> Draws:
     )
 
 
-def labels(count: int) -> dict[str, Any]:
+def labels_in_turn(count: int) -> dict[str, Any]:
     return {"label": np.arange(count) % CLASSES}
 
 
 def trained_errors(config: Any, experiment: Any, params: Any, draws: Draws) -> dict[str, tuple[list[int], list[float]]]:
     """By rule: evaluations, and the relative L2 distance of samples to those of the full run; of the first seed."""
-    key, cond = jax.random.key(config.seed), labels(config.curve_samples)
+    key, cond = jax.random.key(config.seed), labels_in_turn(config.curve_samples)
     shape = (config.curve_samples, *experiment.shape)
     reference = draws.plain(config.steps)(key, params, shape, cond).x
     costs = [asked(config.steps, interval, config.warmup) for interval in config.intervals]
@@ -235,7 +235,7 @@ def trained_errors(config: Any, experiment: Any, params: Any, draws: Draws) -> d
 def trained_claims(config: Any, experiment: Any, params: Any, unguided: Draws) -> tuple[dict[str, Any], list[Claim]]:
     """What runs at the chosen interval lose and save, and the same samples by each of them, by name, at the last of
     `config.scales`."""
-    shape, cond = (config.samples, *experiment.shape), labels(config.samples)
+    shape, cond = (config.samples, *experiment.shape), labels_in_turn(config.samples)
     cost, ours = asked(config.steps, config.interval, config.warmup), f"Taylor {config.order}"
     claims, strips = [], {}
     for scale in config.scales:
@@ -256,13 +256,13 @@ def trained_claims(config: Any, experiment: Any, params: Any, unguided: Draws) -
                 counted[name].append(float(result.cost.evaluations))
             if seed == config.seed:
                 strips = {f"{name}, {int(counted[name][0])}": result.x[:20] for name, result in runs.items()}
-        claims += compared(config, how, ours, error, quality)
+        claims += guided_claims(config, how, ours, error, quality)
         if scale == 1.0:
             claims += exactly(config, experiment, params, draws, counted[ours])
     return strips, claims
 
 
-def compared(config: Any, how: str, ours: str, error: Any, quality: Any) -> list[Claim]:
+def guided_claims(config: Any, how: str, ours: str, error: Any, quality: Any) -> list[Claim]:
     """Errors, accuracy and distance of the runs at equal evaluations; `how` they are guided."""
     metric = f"relative L2 to the full run, {how}, N = {config.interval}"
     accuracy, distance = (
@@ -331,7 +331,7 @@ def compared(config: Any, how: str, ours: str, error: Any, quality: Any) -> list
 def exactly(config: Any, experiment: Any, params: Any, draws: Any, counted: list[float]) -> list[Claim]:
     """What the cached runs ask, hold and take; `counted` evaluations."""
     ours = f"Taylor {config.order}"
-    shape, cond = (config.curve_samples, *experiment.shape), labels(config.curve_samples)
+    shape, cond = (config.curve_samples, *experiment.shape), labels_in_turn(config.curve_samples)
     key = jax.random.key(config.seed)
     full, same = (draws[name](key, params, shape, cond, 1).x for name in ("full", ours))
     kept = jax.eval_shape(

@@ -19,7 +19,7 @@ from diffusion_jax.data import captioned_digits
 from diffusion_jax.experiment import Experiment, prepare
 from diffusion_jax.recipes.frame import seeds, trained_arms
 from diffusion_jax.recipes.parts.paired_latents import through_latents
-from diffusion_jax.recipes.parts.paired_samples import CONDITIONALS, TASKS, Sampler, sampler, save
+from diffusion_jax.recipes.parts.paired_samples import CONDITIONALS, TASKS, PairSampler, pair_sampler, save_pairs
 from diffusion_jax.recipes.report import Claim, Results, claim
 
 ONE = "one training seed, several of sampling"
@@ -58,11 +58,11 @@ def losses(experiment: Experiment, networks: Mapping[str, Any], key: Any) -> dic
     }
 
 
-def measure(
+def measure_seed(
     config: ConfigDict,
     experiments: Mapping[str, Experiment],
     networks: Mapping[str, Any],
-    made: Sampler,
+    made: PairSampler,
     logits: Callable[[Any], Any],
     seed: int,
 ) -> dict[str, float]:
@@ -82,7 +82,7 @@ def measure(
         if wanted == "image":
             drawn |= {f"w = {w}": made.draw(ours, key, TASKS[task], known, w) for w in config.scales}
         for arm, pairs in drawn.items():
-            score = captioned_digits.score(pairs["image"], pairs["text"], logits, label[given])
+            score = captioned_digits.verify(pairs["image"], pairs["text"], logits, label[given])
             found[f"{task}: {arm}"] = score[wanted]
         if wanted == "image":
             for arm, pairs in drawn.items():
@@ -95,7 +95,7 @@ def measure(
     rows = enumerate(mixed)
     found["mixed"] = max(float(np.abs(batch[n][i] - alone[task][n][i]).max()) for i, task in rows for n in batch)
     for name, pairs in (("together", alone["image, text"]), ("apart", apart)):
-        found[f"agreement: {name}"] = captioned_digits.score(pairs["image"], pairs["text"], logits)["agreement"]
+        found[f"agreement: {name}"] = captioned_digits.verify(pairs["image"], pairs["text"], logits)["agreement"]
     if not config.compared:
         return found
     denoiser = denoisers.denoiser(experiments["unidiffuser"].network, experiments["unidiffuser"].process)
@@ -107,7 +107,7 @@ def measure(
     return found
 
 
-def compared(found: Mapping[str, Any], scales: Any) -> list[Claim]:
+def sample_claims(found: Mapping[str, Any], scales: Any) -> list[Claim]:
     """The claims about what is drawn."""
     claims = []
     for task, wanted, given in CONDITIONALS:
@@ -189,17 +189,19 @@ def run(config: ConfigDict, workdir: Path) -> Results:
         entry.seed = config.seed
     experiments = {name: prepare(entry) for name, entry in config.networks.items()}
     networks = trained_arms(experiments, "unidiffuser")
-    made = sampler(experiments["unidiffuser"], config.steps, guided=bool(config.scales))
+    made = pair_sampler(experiments["unidiffuser"], config.steps, guided=bool(config.scales))
     logits = build(config.judge).logits
-    measured = [measure(config, experiments, networks, made, logits, seed) for seed in seeds(config)]
+    measured = [measure_seed(config, experiments, networks, made, logits, seed) for seed in seeds(config)]
     found = {name: [one[name] for one in measured] for name in measured[0]}
-    claims = [*compared(found, config.scales), *learned(found, len(made.traces))]
+    claims = [*sample_claims(found, config.scales), *learned(found, len(made.traces))]
 
     def shown(pairs):
         return pairs["image"], captioned_digits.decode(pairs["text"])
 
     known, _ = questions(experiments["unidiffuser"].held_out, config.count)
-    tasks = save(workdir / "tasks.png", made, networks["unidiffuser"], known, shown, min(config.scales, default=1.0))
+    tasks = save_pairs(
+        workdir / "tasks.png", made, networks["unidiffuser"], known, shown, min(config.scales, default=1.0)
+    )
     if not config.latent:
         return Results(claims, [tasks])
     claims += through_latents(config, found, logits, workdir / "latents.png")

@@ -48,7 +48,7 @@ NOTES = (
 )
 
 
-class Arm(NamedTuple):
+class TrainedModel(NamedTuple):
     """ask: `(params, plan, x, cond) -> x` at the end of the run. success: `(params, plan, key) -> share of starts`.
 
     plan: of a policy.
@@ -112,9 +112,10 @@ def latent_tokens(config: ConfigDict) -> LatentSpace:
     return principal_space(source.take(chosen)["x0"], config.latents.components, config.latents.tokens)
 
 
-def prepared_arms(config: ConfigDict, space: LatentSpace, plan: Any) -> dict[str, Arm]:
+def prepared_arms(config: ConfigDict, space: LatentSpace, plan: Any) -> dict[str, TrainedModel]:
     """The arms, trained, futures in the latent space. Arms on the same data share it, those of one kind programs."""
-    sources, programs, arms = {}, {}, {}
+    sources, arms = {}, {}
+    programs: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {}
     for name, entry in config.arms.items():
         entry = ConfigDict({**entry.to_dict(), "seed": config.seed})
         experiment, windows, model = prepare(entry), to_json(entry.data), to_json(entry.model)
@@ -125,7 +126,7 @@ def prepared_arms(config: ConfigDict, space: LatentSpace, plan: Any) -> dict[str
             ask = asker(experiment)
             programs[model] = ask, driver(config, experiment, ask)
         params = trained(experiment, "uwm", given=config.latents.to_dict())
-        arms[name] = Arm(experiment, params, *programs[model], plan if entry.data.future else plan["action"])
+        arms[name] = TrainedModel(experiment, params, *programs[model], plan if entry.data.future else plan["action"])
     return arms
 
 
@@ -178,7 +179,7 @@ def held_out_windows(config: ConfigDict, space: LatentSpace) -> dict[str, Window
     return found
 
 
-def modes(arm: Arm, plans: Mapping[str, Any], windows: Windows, key: Any) -> dict[str, Any]:
+def modes(arm: TrainedModel, plans: Mapping[str, Any], windows: Windows, key: Any) -> dict[str, Any]:
     """What the network says in each mode, each from noise of its own."""
     process, cond = arm.experiment.process, {"frames": windows.frames}
     keys = dict(zip(plans, jax.random.split(key, len(plans)), strict=True))
@@ -221,7 +222,7 @@ def mistakes(answers: Mapping[str, Any], windows: Windows, space: LatentSpace) -
     }
 
 
-def latency(arm: Arm, frames: Any) -> float:
+def latency(arm: TrainedModel, frames: Any) -> float:
     """Seconds that a decision takes for as many environments as there are frames."""
     x = noise(arm.experiment, jax.random.split(jax.random.key(0), len(frames)))
     cost = metrics.sampling_cost(lambda: arm.ask(arm.params, arm.plan, x, {"frames": frames}), len(frames))

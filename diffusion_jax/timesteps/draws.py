@@ -55,7 +55,7 @@ SPREADS: dict[str, Callable[..., Any]] = {
 """
 
 
-def stateless(draw: Callable[..., Any]) -> TimestepDraw:
+def fixed_draw(draw: Callable[..., Any]) -> TimestepDraw:
     """`draw(key, shape) -> t`, weight 1, nothing learned."""
 
     def drawn(state, key, shape):
@@ -84,7 +84,7 @@ def _quantile(function: Callable[..., Any], spread: str) -> TimestepDraw:
         # Quantiles are infinite at 0 and 1.
         return function(jnp.clip(numbers(key, shape), 2.0**-24, 1.0 - 2.0**-24))
 
-    return stateless(draw)
+    return fixed_draw(draw)
 
 
 def uniform(low: Number = 0.0, high: Number = 1.0, spread: str = "independent") -> TimestepDraw:
@@ -127,7 +127,7 @@ def log_normal(process: Any, mean: Number = -1.2, std: Number = 1.2, spread: str
 def beta(alpha: Number = 1.0, beta: Number = 1.0) -> TimestepDraw:
     """`t ~ Beta(alpha, beta)`, mean `alpha / (alpha + beta)`."""
     check_positive(alpha=alpha, beta=beta)
-    return stateless(lambda key, shape: jax.random.beta(key, alpha, beta, tuple(shape)))
+    return fixed_draw(lambda key, shape: jax.random.beta(key, alpha, beta, tuple(shape)))
 
 
 class LossHistory(NamedTuple):

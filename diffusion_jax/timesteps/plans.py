@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from diffusion_jax import randomness
 from diffusion_jax.errors import InvalidInput, invalid, unknown
@@ -122,7 +123,7 @@ def staircase(grid: Any, frames: int, width: int, chunk: int = 1) -> Any:
     grid = _scalar_grid(grid)
     levels = staircase_levels(grid.shape[0] - 1, frames, width, chunk)
     # Picked on the host where it is known: each width has a shape of its own, which would be compiled.
-    return jnp.asarray((grid if isinstance(grid, jax.core.Tracer) else np.asarray(grid))[levels][:, None])
+    return jnp.asarray((grid if isinstance(grid, Tracer) else np.asarray(grid))[levels][:, None])
 
 
 def chunk_levels(steps: int, entries: int, chunk: int, past: int = 0, given_past: bool = False) -> np.ndarray:
@@ -168,7 +169,7 @@ def windows(plan: Any, window: int) -> np.ndarray:
     left are done, frames that it has not reached are noise. Raises InvalidInput where a frame still moves after the
     window has left it: every frame of a `staircase` finishes in the window if and only if S <= window * width.
     """
-    if isinstance(plan, jax.core.Tracer):
+    if isinstance(plan, Tracer):
         raise InvalidInput(
             "plan is traced, but windows needs its values; find the starts outside of jit and hand them in."
         )
@@ -223,7 +224,7 @@ def _positive(field, value):
 
 
 def _within(field, values):
-    if isinstance(values, jax.core.Tracer):
+    if isinstance(values, Tracer):
         return
     values = np.asarray(values)
     if not np.issubdtype(values.dtype, np.number) or not np.all((values >= 0) & (values <= 1)):

@@ -14,7 +14,7 @@ import numpy as np
 from diffusion_jax.errors import invalid
 from diffusion_jax.processes.schedules import Number
 from diffusion_jax.time_axes import expand
-from diffusion_jax.timesteps.draws import stateless
+from diffusion_jax.timesteps.draws import fixed_draw
 from diffusion_jax.timesteps.mapping import index_to_time
 from diffusion_jax.typing import TimestepDraw
 
@@ -92,8 +92,8 @@ def blockwise(draw: TimestepDraw, block: int = 2) -> TimestepDraw:
         batch, count, *rest = shape
         if count % block:
             raise invalid("block", block, f"it must divide the {count} frames")
-        pair = draw.draw(state, key, (batch, count // block, *rest))
-        return tuple(jnp.repeat(value, block, axis=1) for value in pair)
+        t, weight = draw.draw(state, key, (batch, count // block, *rest))
+        return jnp.repeat(t, block, axis=1), jnp.repeat(weight, block, axis=1)
 
     return TimestepDraw(draw.init, drawn, draw.update)
 
@@ -104,7 +104,8 @@ def shared(draw: TimestepDraw) -> TimestepDraw:
     def drawn(state, key, shape):
         _axis1(shape)
         like = jax.ShapeDtypeStruct(tuple(shape), jnp.float32)
-        return tuple(jnp.broadcast_to(expand(x, like), shape) for x in draw.draw(state, key, tuple(shape)[:1]))
+        t, weight = draw.draw(state, key, tuple(shape)[:1])
+        return jnp.broadcast_to(expand(t, like), shape), jnp.broadcast_to(expand(weight, like), shape)
 
     return TimestepDraw(draw.init, drawn, draw.update)
 
@@ -124,8 +125,10 @@ def mixture(first: TimestepDraw, second: TimestepDraw, probability: Number = 0.5
     def drawn(state, key, shape):
         first_key, second_key, choice_key = jax.random.split(key, 3)
         chosen = jax.random.uniform(choice_key, tuple(shape)[:1]) < probability
-        pairs = zip(first.draw(state[0], first_key, shape), second.draw(state[1], second_key, shape), strict=True)
-        return tuple(jnp.where(expand(chosen, a), a, b) for a, b in pairs)
+        t_a, weight_a = first.draw(state[0], first_key, shape)
+        t_b, weight_b = second.draw(state[1], second_key, shape)
+        chosen = expand(chosen, t_a)
+        return jnp.where(chosen, t_a, t_b), jnp.where(chosen, weight_a, weight_b)
 
     def update(state, t, loss):
         return first.update(state[0], t, loss), second.update(state[1], t, loss)
@@ -172,8 +175,8 @@ def anchored(num_steps: int | None = None) -> TimestepDraw:
         # All that is earlier is smaller, so one sort orders both sides.
         return jnp.sort(jnp.where(frame == anchor, t, jnp.where(frame < anchor, t * u, t + (1.0 - t) * u)), axis=1)
 
-    def discrete(key, rows, count):
-        def one(key):
+    def discrete(key, rows, count, num_steps):
+        def sequence(key):
             frame_key, level_key, before_key, after_key = jax.random.split(key, 4)
             frame = jax.random.randint(frame_key, (), 0, count)
             level = jax.random.randint(level_key, (), 0, num_steps)
@@ -182,15 +185,16 @@ def anchored(num_steps: int | None = None) -> TimestepDraw:
             levels = jnp.concatenate([before, level[None], jnp.where(after < _NONE, level + after, _NONE)])
             return jnp.sort(levels)[:count]
 
-        return index_to_time(jax.vmap(one)(jax.random.split(key, rows)), num_steps).astype(jnp.float32)
+        return index_to_time(jax.vmap(sequence)(jax.random.split(key, rows)), num_steps).astype(jnp.float32)
 
     def draw(key, shape):
         _axis1(shape)
         batch, count, *rest = shape
-        times = (discrete if num_steps else continuous)(key, batch * int(np.prod(rest, dtype=int)), count)
+        rows = batch * int(np.prod(rest, dtype=int))
+        times = continuous(key, rows, count) if num_steps is None else discrete(key, rows, count, num_steps)
         return jnp.moveaxis(times.reshape(batch, *rest, count), -1, 1)
 
-    return stateless(draw)
+    return fixed_draw(draw)
 
 
 _NONE = 2**30

@@ -29,7 +29,7 @@ from diffusion_jax.training.storage import (
     placed,
     plain,
     read_meta,
-    state_of,
+    state_from_items,
     writable,
 )
 
@@ -78,9 +78,8 @@ class Checkpointer:
         items = one_copy(items_of(state))
         meta = {"format": FORMAT, "items": {name: described(item) for name, item in items.items()}}
         args = {name: ocp.args.StandardSave(item) for name, item in items.items()}
-        args["meta"] = ocp.args.JsonSave(meta)
-        args["data"] = DataPosition(data)
-        self._manager.save(step, args=ocp.args.Composite(**args))
+        composite = ocp.args.Composite(**args, meta=ocp.args.JsonSave(meta), data=DataPosition(data))
+        self._manager.save(step, args=composite)
         if wait:
             self.wait()
 
@@ -95,17 +94,18 @@ class Checkpointer:
             return
         items = one_copy({f"ema_{name}": plain(ema[name]) for name in widths})
         args = {name: ocp.args.StandardSave(item) for name, item in items.items()}
-        meta = {name: described(item) for name, item in items.items()}
-        args["meta"] = ocp.args.JsonSave({"format": FORMAT, "items": meta, "sigma_rel": widths})
-        self._snapshots.save(step, args=ocp.args.Composite(**args))
+        shapes = {name: described(item) for name, item in items.items()}
+        meta = ocp.args.JsonSave({"format": FORMAT, "items": shapes, "sigma_rel": widths})
+        self._snapshots.save(step, args=ocp.args.Composite(**args, meta=meta))
 
     def drop_snapshots_after(self, step: int) -> None:
         """Forgets snapshots of a later step than the one the run resumes from: it will make them again."""
         if (self._root / "snapshots").exists() and self._snapshots is None:
             self._snapshots = writable(self._root / "snapshots", None)
-        for later in self._snapshots.all_steps() if self._snapshots else ():
-            if later > step:
-                self._snapshots.delete(later)
+        if self._snapshots is not None:
+            for later in self._snapshots.all_steps():
+                if later > step:
+                    self._snapshots.delete(later)
 
     def restore(self, abstract: TrainState, mesh: Mesh | None = None, rules: Rules | None = None) -> Restored | None:
         """The newest undamaged checkpoint, laid out on `mesh`; None if there is none at all.
@@ -148,7 +148,7 @@ class Checkpointer:
         items = {name: found[name] for name in wanted}
         for name, item in items.items():
             check_fingerprints(name, item, meta)
-        return Restored(state_of(items, abstract), found["data"], step)
+        return Restored(state_from_items(items, abstract), found["data"], step)
 
     def wait(self) -> None:
         """Returns when everything has been written."""

@@ -16,7 +16,7 @@ from etils import epath
 from diffusion_jax.errors import InvalidInput, invalid
 
 
-def encode(value: Any) -> Any:
+def as_json(value: Any) -> Any:
     """A JSON value for a tree of None, bool, int, float, str, bytes, list, tuple, dict and arrays.
 
     Raises InvalidInput for anything else.
@@ -29,15 +29,15 @@ def encode(value: Any) -> Any:
         array = np.asarray(value)
         return {"array": base64.b64encode(array.tobytes()).decode(), "dtype": str(array.dtype), "shape": array.shape}
     if isinstance(value, tuple):
-        return {"tuple": [encode(entry) for entry in value]}
+        return {"tuple": [as_json(entry) for entry in value]}
     if isinstance(value, list):
-        return {"list": [encode(entry) for entry in value]}
+        return {"list": [as_json(entry) for entry in value]}
     if isinstance(value, dict):
-        return {"dict": [[encode(name), encode(entry)] for name, entry in value.items()]}
+        return {"dict": [[as_json(name), as_json(entry)] for name, entry in value.items()]}
     raise invalid("the data's state", type(value).__name__, "plain values, bytes, arrays and their trees can be saved")
 
 
-def decode(value: Any) -> Any:
+def from_json(value: Any) -> Any:
     """The inverse of `encode`."""
     if not isinstance(value, dict):
         return value
@@ -47,10 +47,10 @@ def decode(value: Any) -> Any:
         data = np.frombuffer(base64.b64decode(value["array"]), value["dtype"])
         return data.reshape(value["shape"]).copy()
     if "tuple" in value:
-        return tuple(decode(entry) for entry in value["tuple"])
+        return tuple(from_json(entry) for entry in value["tuple"])
     if "list" in value:
-        return [decode(entry) for entry in value["list"]]
-    return {decode(name): decode(entry) for name, entry in value["dict"]}
+        return [from_json(entry) for entry in value["list"]]
+    return {from_json(name): from_json(entry) for name, entry in value["dict"]}
 
 
 class PositionHandler(ocp.CheckpointHandler):
@@ -58,7 +58,7 @@ class PositionHandler(ocp.CheckpointHandler):
 
     def save(self, directory: Any, args: "DataPosition") -> None:
         path = epath.Path(directory) / f"{jax.process_index()}_of_{jax.process_count()}.json"
-        path.write_text(json.dumps(encode(args.state)))
+        path.write_text(json.dumps(as_json(args.state)))
 
     def restore(self, directory: Any, args: "DataPosition") -> Any:
         path = epath.Path(directory) / f"{jax.process_index()}_of_{jax.process_count()}.json"
@@ -71,7 +71,7 @@ class PositionHandler(ocp.CheckpointHandler):
                 f"the checkpoint has the data positions of {was} processes, but this run has {jax.process_count()}: "
                 f"each reads its own part, so resume with {was}."
             )
-        return decode(json.loads(path.read_text()))
+        return from_json(json.loads(path.read_text()))
 
 
 @ocp.args.register_with_handler(PositionHandler, for_save=True, for_restore=True)

@@ -38,7 +38,7 @@ class JsonLines:
     def __init__(self, path: str | os.PathLike, resume_step: int = 0):
         self._path = epath.Path(path)
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in self._lines() if _step(line) is not None and _step(line) <= resume_step]
+        kept = [line for line in self._lines() if (step := _step(line)) is not None and step <= resume_step]
         draft = self._path.parent / (self._path.name + ".tmp")
         draft.write_text("".join(line + "\n" for line in kept))
         draft.replace(self._path)
@@ -96,7 +96,7 @@ class TensorBoard:
         self._writer.close()
 
 
-class Pictures:
+class PictureFolder:
     """PNG files `<directory>/<name>_<step>.png`."""
 
     def __init__(self, directory: str | os.PathLike):
@@ -145,6 +145,6 @@ def default_writer(workdir: str | os.PathLike | None, resume_step: int = 0) -> S
         (
             JsonLines(os.path.join(root, "metrics.jsonl"), resume_step),
             TensorBoard(os.path.join(root, "tensorboard"), resume_step),
-            Pictures(os.path.join(root, "pictures")),
+            PictureFolder(os.path.join(root, "pictures")),
         )
     )

@@ -6,6 +6,7 @@ together, and the step's randomness is a function of (seed, step, example). SIGT
 
 import contextlib
 import itertools
+import math
 import signal
 import threading
 import time
@@ -167,7 +168,7 @@ def train(
 
 def _start(data: Iterable, must_resume: bool) -> tuple[Any, Any]:
     """An iterator at the beginning, and its first batch."""
-    iterator = iter(data)
+    iterator: Any = iter(data)
     if hasattr(iterator, "get_state") and hasattr(iterator, "set_state"):
         beginning = iterator.get_state()
         first = _next(iterator, 0, 1)
@@ -214,11 +215,10 @@ class _Clock:
     """Steps per second since the last report; compilation and callbacks are left out."""
 
     def __init__(self):
-        self._begun: float | None = None
-        self._steps = 0
+        self._begun, self._steps = math.inf, 0
 
     def tick(self, value: Any) -> None:
-        if self._begun is None:
+        if self._begun == math.inf:
             # The step just made may have compiled: time counts from its end.
             jax.block_until_ready(value)
             self.restart()

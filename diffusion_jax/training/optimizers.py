@@ -16,7 +16,7 @@ import optax
 from diffusion_jax.distributed import path_name
 from diffusion_jax.errors import invalid, unknown
 
-Schedule = Callable[[Any], Any]
+RateSchedule = Callable[[Any], Any]
 
 
 class Optimizer(NamedTuple):
@@ -24,17 +24,17 @@ class Optimizer(NamedTuple):
 
     init: Callable[[Any], Any]
     update: Callable[..., tuple[Any, Any]]
-    learning_rate: Schedule
+    learning_rate: RateSchedule
 
 
-def constant(value: float = 1e-4, warmup_steps: int = 0) -> Schedule:
+def constant(value: float = 1e-4, warmup_steps: int = 0) -> RateSchedule:
     """`value`, after a linear rise from 0 over `warmup_steps`."""
     _positive("value", value)
     _steps("warmup_steps", warmup_steps)
     return lambda count: value * _rise(count, warmup_steps)
 
 
-def cosine(peak: float = 1e-4, total_steps: int = 10_000, warmup_steps: int = 0, end: float = 0.0) -> Schedule:
+def cosine(peak: float = 1e-4, total_steps: int = 10_000, warmup_steps: int = 0, end: float = 0.0) -> RateSchedule:
     """A linear rise to `peak`, then half a cosine down to `end` at `total_steps` (Loshchilov & Hutter 2017)."""
     _span(peak, total_steps, warmup_steps, end)
 
@@ -49,7 +49,7 @@ def cosine(peak: float = 1e-4, total_steps: int = 10_000, warmup_steps: int = 0,
     return schedule
 
 
-def linear(peak: float = 1e-4, total_steps: int = 10_000, warmup_steps: int = 0, end: float = 0.0) -> Schedule:
+def linear(peak: float = 1e-4, total_steps: int = 10_000, warmup_steps: int = 0, end: float = 0.0) -> RateSchedule:
     """A linear rise to `peak`, then a line down to `end` at `total_steps`."""
     _span(peak, total_steps, warmup_steps, end)
 
@@ -60,7 +60,7 @@ def linear(peak: float = 1e-4, total_steps: int = 10_000, warmup_steps: int = 0,
     return schedule
 
 
-def inverse_sqrt(peak: float = 1e-4, flat_steps: int = 10_000, warmup_steps: int = 0) -> Schedule:
+def inverse_sqrt(peak: float = 1e-4, flat_steps: int = 10_000, warmup_steps: int = 0) -> RateSchedule:
     """A linear rise, `peak` until `flat_steps`, then `peak / sqrt(count / flat_steps)` (Karras et al. 2024, eq. 67)."""
     _positive("peak", peak)
     _steps("warmup_steps", warmup_steps)
@@ -75,7 +75,7 @@ def _rise(count, warmup_steps):
 
 
 def adamw(
-    learning_rate: float | Schedule = 1e-4,
+    learning_rate: float | RateSchedule = 1e-4,
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
@@ -90,7 +90,7 @@ def adamw(
 
 
 def adafactor(
-    learning_rate: float | Schedule = 1e-4,
+    learning_rate: float | RateSchedule = 1e-4,
     min_dim_size_to_factor: int = 128,
     decay_rate: float = 0.8,
     clipping_threshold: float | None = 1.0,
@@ -116,10 +116,10 @@ def adafactor(
 
 
 def muon(
-    learning_rate: float | Schedule = 2e-3,
+    learning_rate: float | RateSchedule = 2e-3,
     beta: float = 0.95,
     weight_decay: float = 0.0,
-    adam_learning_rate: float | Schedule | None = None,
+    adam_learning_rate: float | RateSchedule | None = None,
     matrices: str = r"kernel$",
     excluded: str = r"(embed|final|head|patch)",
     consistent_rms: float | None = 0.2,
@@ -154,7 +154,7 @@ def muon(
     return _named(transformation, rate)
 
 
-def sgd(learning_rate: float | Schedule = 1e-2, momentum: float | None = None, nesterov: bool = False) -> Optimizer:
+def sgd(learning_rate: float | RateSchedule = 1e-2, momentum: float | None = None, nesterov: bool = False) -> Optimizer:
     """Stochastic gradient descent, with momentum if given."""
     rate = _rate(learning_rate)
     return _named(optax.sgd(rate, momentum, nesterov), rate)
@@ -175,7 +175,7 @@ def alternating(parts: Mapping[str, Any], every: Mapping[str, int] | None = None
             raise invalid(f"every[{name!r}]", k, "it must be at least 1")
 
     def at_pace(k, part):
-        return optax.conditionally_mask(part, lambda count: count % k == 0)
+        return optax.conditionally_mask(part, lambda step, **_: step % k == 0)
 
     paced = {name: at_pace(every.get(name, 1), part) for name, part in parts.items()}
 
@@ -184,9 +184,9 @@ def alternating(parts: Mapping[str, Any], every: Mapping[str, int] | None = None
             raise invalid("parts", sorted(paced), f"one optimiser for each of {', '.join(sorted(params))} is needed")
         return {name: part.init(params[name]) for name, part in paced.items()}
 
-    def update(grads, state, params=None):
+    def update(updates, state, params=None):
         both = {
-            name: part.update(grads[name], state[name], None if params is None else params[name])
+            name: part.update(updates[name], state[name], None if params is None else params[name])
             for name, part in paced.items()
         }
         return {name: pair[0] for name, pair in both.items()}, {name: pair[1] for name, pair in both.items()}
@@ -202,9 +202,9 @@ def below_norm(optimizer: Any, norm: float | int = 15.0) -> Any:
     """
     _positive("norm", norm)
 
-    def update(grads, state, params=None):
-        small = optax.tree.norm(grads) <= norm
-        updates, new = optimizer.update(grads, state, params)
+    def update(updates, state, params=None):
+        small = optax.tree.norm(updates) <= norm
+        updates, new = optimizer.update(updates, state, params)
         return jax.tree.map(lambda leaf: jnp.where(small, leaf, jnp.zeros_like(leaf)), updates), jax.tree.map(
             lambda after, before: jnp.where(small, after, before), new, state
         )
@@ -214,11 +214,11 @@ def below_norm(optimizer: Any, norm: float | int = 15.0) -> Any:
     return optax.GradientTransformation(optimizer.init, update)
 
 
-def _named(transformation: optax.GradientTransformation, rate: Schedule) -> Optimizer:
+def _named(transformation: optax.GradientTransformation, rate: RateSchedule) -> Optimizer:
     return Optimizer(transformation.init, transformation.update, rate)
 
 
-def _rate(learning_rate: float | Schedule) -> Schedule:
+def _rate(learning_rate: float | RateSchedule) -> RateSchedule:
     if callable(learning_rate):
         return learning_rate
     if isinstance(learning_rate, bool) or not isinstance(learning_rate, (int, float)):

@@ -101,7 +101,7 @@ def _storable(leaf: Any) -> Any:
     return leaf
 
 
-def state_of(items: Mapping[str, Any], abstract: TrainState) -> TrainState:
+def state_from_items(items: Mapping[str, Any], abstract: TrainState) -> TrainState:
     def typed(leaf, like):
         if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
             return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(jnp.zeros(like.shape, like.dtype)))

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from diffusion_jax import data
-from diffusion_jax.config import load, override
+from diffusion_jax.config import apply_overrides, load
 from diffusion_jax.distributed import make_mesh
 from diffusion_jax.experiment import compiled_sampler, prepare, prepare_sampling
 from diffusion_jax.train import run
@@ -30,12 +30,12 @@ SHORT = ["train.steps=1", "train.batch_size=8", "train.validation_examples=4"]
 
 
 def shrunk(name: str, folder: Path):
-    config = override(load(f"configs/{name}.py"), [*SHORT, *(IMAGES | POINTS_AND_TEXT)[name]])
+    config = apply_overrides(load(f"configs/{name}.py"), [*SHORT, *(IMAGES | POINTS_AND_TEXT)[name]])
     if name == "imagenet_dit":
         rng = np.random.default_rng(0)
         latents = rng.normal(size=(16, 8, 8, 4)).astype(np.float32)
         data.write_latents(str(folder), "shard", latents, {"label": np.full(16, 3, np.int32)})
-        config = override(config, [f"data.folder={folder}", f"held_out.folder={folder}"])
+        config = apply_overrides(config, [f"data.folder={folder}", f"held_out.folder={folder}"])
     return config
 
 

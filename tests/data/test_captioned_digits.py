@@ -57,14 +57,14 @@ def test_texts_that_are_no_names_are_told():
 def test_pairs_are_true_and_the_verifier_catches_untrue_ones(source):
     judge = metrics.feature_network("digits").logits
     x0, label = source.x0, source.cond["label"]
-    true = captioned.score(x0["image"], x0["text"], judge, label)
+    true = captioned.verify(x0["image"], x0["text"], judge, label)
     assert true["spelled"] == true["text"] == 1.0 and true["agreement"] == true["image"] > 0.97
     shuffled = np.random.default_rng(0).permutation(len(label))
-    wrong = captioned.score(x0["image"], x0["text"][shuffled], judge, label)
+    wrong = captioned.verify(x0["image"], x0["text"][shuffled], judge, label)
     assert wrong["spelled"] == 1.0 and wrong["agreement"] < 0.2 and wrong["text"] < 0.2
     assert wrong["image"] == true["image"]
     logits = judge(x0["image"])
-    assert captioned.score(x0["image"], x0["text"], logits)["agreement"] == true["agreement"]
+    assert captioned.verify(x0["image"], x0["text"], logits)["agreement"] == true["agreement"]
 
 
 def test_splits_share_no_image_and_texts_belong_to_the_labels(source):

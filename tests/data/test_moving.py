@@ -109,26 +109,26 @@ def test_captions_and_labels_are_true(source, reading):
 
 def test_broken_clips_are_told_apart(clips, reading):
     rng = np.random.default_rng(0)
-    true = moving.score(clips)
+    true = moving.verify(clips)
     assert true["recognised"] == true["identity"] == 1.0 and true["motion_energy"] > 0.02
     swapped = np.concatenate([clips[:, :8], clips[rng.permutation(400), 8:]], axis=1)
     later = moving.identity(moving.read(swapped))
     assert later[:, :8].all() and later[:, 8:].mean() < 0.12
     still = np.repeat(clips[:, :1], FRAMES, axis=1)
-    assert moving.score(still)["motion_energy"] == 0.0 and moving.score(still)["identity"] == 1.0
+    assert moving.verify(still)["motion_energy"] == 0.0 and moving.verify(still)["identity"] == 1.0
     shuffled = clips[:, rng.permutation(FRAMES)]
-    assert moving.score(shuffled)["next_position_error"] > 10 * true["next_position_error"]
-    assert moving.score(np.full_like(clips[:4], -1.0))["recognised"] == 0.0
+    assert moving.verify(shuffled)["next_position_error"] > 10 * true["next_position_error"]
+    assert moving.verify(np.full_like(clips[:4], -1.0))["recognised"] == 0.0
     white = np.repeat(clips[:50].max(-1, keepdims=True), 3, axis=-1)
-    assert moving.score(white)["recognised"] == 0.0
+    assert moving.verify(white)["recognised"] == 0.0
     both = np.maximum(clips[:100], clips[100:200])
-    assert moving.score(both)["recognised"] < 0.3
+    assert moving.verify(both)["recognised"] < 0.3
     assert moving.position_error(reading, reading).max() == 0.0
 
 
 def test_reading_survives_soft_and_noisy_clips(source, clips):
     noisy = 0.9 * clips + 0.15 * np.random.default_rng(0).standard_normal(clips.shape)
-    result = moving.score(noisy, source.take(range(400))["cond"]["label"])
+    result = moving.verify(noisy, source.take(range(400))["cond"]["label"])
     assert result["adherence"] > 0.98 and result["next_position_error"] < 0.4
 
 

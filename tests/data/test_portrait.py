@@ -52,14 +52,14 @@ def test_small_portraits_are_read_back_too():
 
 
 def test_true_clips_score_perfectly(batch, opening):
-    score = portrait.score(batch["x0"], opening, batch["cond"]["reference"])
+    score = portrait.verify(batch["x0"], opening, batch["cond"]["reference"])
     assert score["sync"] > 0.999
     assert max(score[name] for name in ("colour", "shape", "flicker", "residual")) < 1e-4
 
 
 def test_each_fault_moves_its_own_measure(batch, opening):
     x, still = batch["x0"], batch["cond"]["reference"]
-    measure = lambda clips: portrait.score(clips, opening, still)  # noqa: E731
+    measure = lambda clips: portrait.verify(clips, opening, still)  # noqa: E731
     true = measure(x)
     shifted = measure(x[:, ::-1])
     assert shifted["sync"] < 0.5 and shifted["colour"] < 1e-4
@@ -78,7 +78,7 @@ def test_each_fault_moves_its_own_measure(batch, opening):
 
 def test_measures_survive_noise(batch, opening):
     noisy = batch["x0"] + 0.15 * np.random.default_rng(0).standard_normal(batch["x0"].shape)
-    score = portrait.score(noisy, opening, batch["cond"]["reference"])
+    score = portrait.verify(noisy, opening, batch["cond"]["reference"])
     assert score["sync"] > 0.99 and score["colour"] < 0.05 and score["shape"] < 0.01 and score["residual"] < 0.1
 
 

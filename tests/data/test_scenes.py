@@ -30,7 +30,7 @@ def test_every_caption_is_true_of_its_scene_and_is_tokenised_without_loss(source
     related = 0
     for i in range(len(source)):
         caption = source.caption(i)
-        result = scenes.score(source[i]["x0"], caption)
+        result = scenes.verify(source[i]["x0"], caption)
         related += not np.isnan(result["relation"])
         assert result["all"] == result["count"] == result["attributes"] == 1.0
         assert result["relation"] != 0.0
@@ -54,18 +54,18 @@ def test_reading_survives_a_soft_and_noisy_image(source):
 def test_untrue_captions_are_caught():
     red, blue = Kind("small", "red", "circle"), Kind("large", "blue", "square")
     image = scenes.render((Object(red, 6, 8), Object(blue, 22, 9)))
-    assert scenes.score(image, "a small red circle left of a large blue square")["all"] == 1
-    reversed_ = scenes.score(image, "a small red circle right of a large blue square")
+    assert scenes.verify(image, "a small red circle left of a large blue square")["all"] == 1
+    reversed_ = scenes.verify(image, "a small red circle right of a large blue square")
     assert reversed_["relation"] == 0 and reversed_["all"] == 0 and reversed_["attributes"] == 1
-    colour = scenes.score(image, "a small green circle and a large blue square")
+    colour = scenes.verify(image, "a small green circle and a large blue square")
     assert colour["attributes"] == 0.5 and colour["count"] == 1 and colour["all"] == 0
-    number = scenes.score(image, "two small red circles and a large blue square")
+    number = scenes.verify(image, "two small red circles and a large blue square")
     assert number["count"] == 0 and number["all"] == 0
-    size = scenes.score(image, "a large red circle and a large blue square")
+    size = scenes.verify(image, "a large red circle and a large blue square")
     assert size["attributes"] == 0.5 and size["all"] == 0
-    missing = scenes.score(image, "a small red circle")
+    missing = scenes.verify(image, "a small red circle")
     assert missing["attributes"] == 1 and missing["all"] == 0
-    assert scenes.score(np.full((32, 32, 3), -1.0), "a small red circle")["attributes"] == 0
+    assert scenes.verify(np.full((32, 32, 3), -1.0), "a small red circle")["attributes"] == 0
 
 
 def test_a_blob_that_is_no_shape_is_not_read_as_one():

@@ -37,7 +37,7 @@ def test_every_item_is_seen_and_lies_under_the_mask():
 
 def test_the_input_of_an_editor_does_not_depend_on_the_clothes():
     other = wardrobe.Outfits(*(np.roll(field, 1, axis=0) for field in OUTFITS))
-    own, swapped = (wardrobe.example(PERSONS, outfits) for outfits in (OUTFITS, other))
+    own, swapped = (wardrobe.dressed_example(PERSONS, outfits) for outfits in (OUTFITS, other))
     np.testing.assert_array_equal(own["cond"]["concat"], swapped["cond"]["concat"])
     assert np.abs(own["x0"] - swapped["x0"]).max() > 0.5
     outside = own["cond"]["concat"][..., :1] == 0
@@ -45,7 +45,7 @@ def test_the_input_of_an_editor_does_not_depend_on_the_clothes():
 
 
 def test_references_are_the_worn_items_in_their_cloth():
-    cond = wardrobe.example(PERSONS, OUTFITS)["cond"]
+    cond = wardrobe.dressed_example(PERSONS, OUTFITS)["cond"]
     rows = np.arange(len(PARSING))
     for place in range(wardrobe.CAPACITY):
         item, present = cond["items"][:, place], cond["present"][:, place]

@@ -99,7 +99,7 @@ def test_toys_have_unit_scale_labels_and_independent_splits(name):
 
 
 def test_the_density_of_a_mixture_integrates_to_one_and_matches_its_samples():
-    source = data.gaussian_mixture(stds=(0.3, 0.5, 0.4), num_examples=50_000)
+    source = data.gaussian_blobs(stds=(0.3, 0.5, 0.4), num_examples=50_000)
     density = source.density
     axis = np.linspace(-6, 6, 401)
     grid = np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
@@ -126,8 +126,8 @@ def test_the_density_of_a_mixture_integrates_to_one_and_matches_its_samples():
         (lambda: data.prose(length=0), "length"),
         (lambda: data.toys2d("two_moon"), "did you mean 'two_moons'"),
         (lambda: data.toys2d(noise=-1.0), "noise"),
-        (lambda: data.gaussian_mixture(weights=(0.5, 0.6), means=((0.0,), (1.0,))), "sum to 1"),
-        (lambda: data.gaussian_mixture(means=((0.0, 1.0),)), "means.shape"),
+        (lambda: data.gaussian_blobs(weights=(0.5, 0.6), means=((0.0,), (1.0,))), "sum to 1"),
+        (lambda: data.gaussian_blobs(means=((0.0, 1.0),)), "means.shape"),
         (lambda: data.shapes(max_objects=9), "max_objects"),
         (lambda: data.shapes(size=8), "size"),
         (lambda: data.bpe_tokenizer(("a",), 10), "vocab_size"),

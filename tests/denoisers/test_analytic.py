@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax import processes
-from diffusion_jax.denoisers.analytic import analytic, draw, gaussian_mixture, log_density, posterior, score
+from diffusion_jax.denoisers.analytic import analytic, gaussian_mixture, log_density, posterior, sample_mixture, score
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.time_axes import expand
 from diffusion_jax.typing import Step
@@ -41,7 +41,7 @@ def test_posterior_mean_by_importance_sampling():
     """E[x0 | x_t] from 200 000 draws of x0 weighted by the likelihood of x_t, per-coordinate times included."""
     process, mixture = PROCESSES["vp"], gaussian_mixture(MEANS, STDS)
     t = jnp.array([[0.5, 0.7, 0.9]])
-    x0, _ = draw(jax.random.key(1), mixture, 200_000)
+    x0, _ = sample_mixture(jax.random.key(1), mixture, 200_000)
     residual = (X[:1] - process.alpha(t) * x0) / process.sigma(t)
     weights = jax.nn.softmax(-0.5 * (residual**2).sum(-1))
     np.testing.assert_allclose(weights @ x0, posterior(mixture, process, X[:1], t).x0[0], atol=0.02)

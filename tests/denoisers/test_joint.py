@@ -12,13 +12,13 @@ from diffusion_jax.denoisers import (
     analytic,
     combined,
     denoiser,
-    draw,
     gaussian_clip,
     gaussian_mixture,
     guided,
     jointly_guided,
     marginal_guided,
     posterior,
+    sample_mixture,
 )
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.sampling import make_sampler, sample
@@ -106,7 +106,7 @@ def test_the_joint_oracle_is_the_oracle_of_the_flattened_data():
         np.testing.assert_allclose(found.x0[name], whole.x0[:, part], atol=1e-5)
         np.testing.assert_allclose(found.eps[name], whole.eps[:, part], atol=1e-5)
     np.testing.assert_allclose(found.log_density, whole.log_density, rtol=1e-5)
-    drawn, _ = jax.jit(draw, static_argnums=2)(KEY, WORLD, 40_000)
+    drawn, _ = jax.jit(sample_mixture, static_argnums=2)(KEY, WORLD, 40_000)
     seen = np.cov(np.concatenate([drawn["x"], drawn["y"]], axis=1).T)
     np.testing.assert_allclose(seen, COVARIANCE, atol=0.03)
 

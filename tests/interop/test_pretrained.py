@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from diffusion_jax import distributed, interop, models
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.interop.files import TensorFiles
-from diffusion_jax.interop.tables import CONV, POINTWISE, Source, slots, their_shapes
+from diffusion_jax.interop.tables import CONV, POINTWISE, StoredTensor, slots, their_shapes
 from diffusion_jax.models import by_path
 from tests.interop.foreign import FIELDS, FOREIGN
 
@@ -113,7 +113,7 @@ def test_fields_may_be_overridden(folder):
     ],
 )
 def test_a_layout_is_read_in_both_directions(layout, ours, theirs, sizes):
-    place = slots({"w": Source("w", layout, sizes=sizes)}, {"w": ours})["w"]
+    place = slots({"w": StoredTensor("w", layout, sizes=sizes)}, {"w": ours})["w"]
     assert their_shapes({"w": place}) == {"w": theirs}
     value = np.arange(np.prod(theirs)).reshape(theirs)
     np.testing.assert_array_equal(place.theirs(place.ours(value)), value)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax import processes
-from diffusion_jax.denoisers import analytic, draw, gaussian_mixture
+from diffusion_jax.denoisers import analytic, gaussian_mixture, sample_mixture
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.metrics import leakage
 
@@ -15,7 +15,7 @@ WORLD = gaussian_mixture({"x": np.zeros((1, 2)), "y": np.zeros((1, 2))}, covaria
 
 def leak(process, world=WORLD, **options):
     joint = processes.JointProcess({"x": process, "y": process})
-    x0, _ = draw(KEY, world, 64)
+    x0, _ = sample_mixture(KEY, world, 64)
     return leakage(KEY, analytic(joint), world, x0, options.pop("t", 0.7), **{"ignored": ["y"], **options})
 
 

@@ -9,7 +9,7 @@ from diffusion_jax import denoisers, processes, solvers, timesteps
 from diffusion_jax.config import build, load
 from diffusion_jax.models import count_params
 from diffusion_jax.recipes.parts.gating import (
-    Settings,
+    GateSettings,
     error_at,
     last_block,
     matched,
@@ -37,7 +37,7 @@ def test_the_mixture_in_stages_is_the_exact_denoiser():
 
 
 def test_the_gate_is_matched_from_below_and_its_errors_are_the_replayed_ones():
-    stages, settings = mixture_stages(PROCESS), Settings(1, 1, 2)
+    stages, settings = mixture_stages(PROCESS), GateSettings(1, 1, 2)
     run = run_of(last_block(stages, PROCESS, settings), solvers.ddim(), GRID, (8, 4))
     key = jax.random.key(0)
     clock = run(key, MIXTURE, jnp.inf, 2)
@@ -67,7 +67,7 @@ def test_the_released_settings_are_of_the_true_network():
     x, cond = jnp.zeros((1, 32, 32, 4)), {"label": jnp.zeros(1, jnp.int32)}
     params = jax.eval_shape(network.init, jax.random.key(0), x, jnp.zeros(1), cond)
     assert count_params(params) == pytest.approx(675e6, rel=0.01) and len(grid) == 51
-    settings = Settings(**config.digits.settings)
+    settings = GateSettings(**config.digits.settings)
     denoiser = last_block(network, build(config.base.process), settings)(*config.digits.thresholds, 51)
     carry = jax.eval_shape(denoiser.init, params, x, cond)
     assert carry.probe.values.shape == (4, 1, 256, 1152) and carry.last.values.shape == (2, 1, 256, 1152)

@@ -7,7 +7,7 @@ import pytest
 from diffusion_jax import models
 from diffusion_jax.config import load
 from diffusion_jax.experiment import prepare
-from diffusion_jax.recipes.parts.early_exits import equal_depths, exit_depths, threshold_for
+from diffusion_jax.recipes.parts.early_exits import equal_depths, exit_depths, threshold_at_depth
 
 UNCERTAINTY = np.sort(np.random.default_rng(0).uniform(size=(6, 8, 16)), axis=1)[:, ::-1]
 
@@ -25,7 +25,7 @@ def test_all_ways_run_as_many_blocks_and_the_reversed_table_turns_time_around():
 
 @pytest.mark.parametrize("depth", [3.0, 5.5])
 def test_a_threshold_is_found_for_a_number_of_blocks(depth):
-    threshold = threshold_for(UNCERTAINTY, depth)
+    threshold = threshold_at_depth(UNCERTAINTY, depth)
     assert exit_depths(UNCERTAINTY, threshold).mean() == pytest.approx(depth, abs=0.05)
     assert exit_depths(UNCERTAINTY, 0.0).min() == 8 and exit_depths(UNCERTAINTY, 1.0).max() == 1
 

@@ -8,7 +8,7 @@ import pytest
 from diffusion_jax import adapters, models, processes, solvers, timesteps
 from diffusion_jax.config import build, load
 from diffusion_jax.denoisers import analytic, denoiser, gaussian_mixture, switched
-from diffusion_jax.denoisers.analytic import draw
+from diffusion_jax.denoisers.analytic import sample_mixture
 from diffusion_jax.models import by_path
 from diffusion_jax.recipes.parts.few_steps import answers, flow_map, handed_over, relay, undecided
 from diffusion_jax.recipes.parts.sliders import beside, stroke_area
@@ -122,7 +122,7 @@ def test_a_flow_map_ends_where_the_flow_does():
 def test_regression_loses_variance_and_its_loss_grows_with_the_noise():
     # Var(E[x0 | x_t]) <= Var(x0), and an error of eps shows in x0 times A_t = sigma / alpha.
     mixture = gaussian_mixture(jax.random.normal(KEY, (4, 8)), 0.3)
-    x0, _ = jax.jit(draw, static_argnums=2)(jax.random.key(4), mixture, 4000)
+    x0, _ = jax.jit(sample_mixture, static_argnums=2)(jax.random.key(4), mixture, 4000)
     times = jnp.linspace(0.02, 1.0, 12)
 
     def spread(t):

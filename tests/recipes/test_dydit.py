@@ -57,7 +57,7 @@ def test_the_uniform_arm_is_the_network_without_the_heads_and_groups_that_are_no
 
 def test_cut_weights_are_masked_weights_at_every_step(small):
     config, experiment, routed, params = small
-    made = jax.eval_shape(lambda key: routed.init(key, params, *parts.example(experiment)), jax.random.key(1))
+    made = jax.eval_shape(lambda key: routed.init(key, params, *parts.example_inputs(experiment)), jax.random.key(1))
     draws = np.random.default_rng(0)
     routers = jax.tree.map(lambda leaf: jnp.asarray(draws.normal(0, 1, leaf.shape), jnp.float32), made["routers"])
     config.sampling.steps, config.timing.repeats, config.timing.batch = 3, 1, 8
@@ -75,7 +75,7 @@ def test_routers_of_tokens_too_with_the_published_biases_change_nothing_at_first
 
 def test_a_table_of_what_routers_say_is_the_routed_network(small):
     _, experiment, routed, params = small
-    made = routed.init(jax.random.key(1), params, *parts.example(experiment))
+    made = routed.init(jax.random.key(1), params, *parts.example_inputs(experiment))
     tree = {"params": params, "routers": scramble(jax.tree.map(jnp.zeros_like, made["routers"]), 2, 1.0)}
     times = jnp.array([10.0, 400.0, 800.0])
     table = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0)[:, :, None], jax.jit(routed.fill)(tree, times)["gates"])

@@ -11,7 +11,7 @@ from diffusion_jax import denoisers, processes, solvers, timesteps
 from diffusion_jax.acceleration import calibrate
 from diffusion_jax.config import build, load
 from diffusion_jax.recipes import ertacache
-from diffusion_jax.recipes.parts.reuse_arms import ARMS, bench, errors, overlap, samples, spread
+from diffusion_jax.recipes.parts.reuse_arms import ARMS, bench, errors, jaccard, samples, spread_schedule
 from diffusion_jax.sampling import sample
 
 
@@ -44,21 +44,21 @@ def test_the_mixture_is_measured_at_a_few_steps(tmp_path):
     """The smoke run has the digits alone."""
     config = load("configs/recipes/ertacache.py").mixture
     config.update({"dims": 4, "steps": 6, "calibration": 8, "samples": 8})
-    claims, files = ertacache.mixture(config, [0], tmp_path)
+    claims, files = ertacache.mixture_claims(config, [0], tmp_path)
     assert len({one.name for one in claims}) == len(claims) == 22
     assert all(math.isfinite(one.baseline) and math.isfinite(one.ours) for one in claims)
     assert all(file.stat().st_size > 0 for file in files)
 
 
 def test_schedules_are_spread_evenly_and_overlap_as_sets():
-    np.testing.assert_array_equal(np.flatnonzero(spread(9, 5)), [0, 2, 4, 6, 8])
+    np.testing.assert_array_equal(np.flatnonzero(spread_schedule(9, 5)), [0, 2, 4, 6, 8])
     process = processes.rectified_flow()
     runs = bench(denoisers.analytic(process), solvers.flow_euler(), timesteps.linspace(6), (2,)).record(
         jax.random.key(0), denoisers.gaussian_mixture(jnp.ones((1, 2)), 0.3), None, 4
     )
     one = calibrate(runs, timesteps.linspace(6), process, 0.0)
     sets = [one._replace(computed=jnp.array(kept, bool)) for kept in ([1, 0, 0, 0, 1, 1], [1, 1, 0, 0, 0, 1])]
-    assert overlap(*sets) == 0.5 and overlap(one, one) == 1.0 and overlap(sets[0], one) == 0.0
+    assert jaccard(*sets) == 0.5 and jaccard(one, one) == 1.0 and jaccard(sets[0], one) == 0.0
 
 
 def test_the_released_settings_are_of_the_published_size():

@@ -16,7 +16,7 @@ def test_what_is_not_hidden_stays_and_caching_changes_nothing():
     config = load("configs/recipes/fastfit.py:smoke")
     config.guidance = 2.5
     editor = trying_on.editor(config.fastfit)
-    task = trying_on.tasks(editor.experiment.held_out, 0, 2)["unpaired"]
+    task = trying_on.try_on_tasks(editor.experiment.held_out, 0, 2)["unpaired"]
     cond, noise = task.example["cond"], jax.random.normal(jax.random.key(0), task.before.shape)
     params = jax.jit(editor.experiment.network.init)(jax.random.key(0), noise, jnp.zeros(2), cond)
     params = jax.tree.map(lambda leaf: np.asarray(leaf) + np.float32(0.05), params)
@@ -31,8 +31,8 @@ def test_what_is_not_hidden_stays_and_caching_changes_nothing():
 def test_the_twin_with_the_references_of_its_first_step_is_the_twin_in_a_run_of_one_step():
     config = load("configs/recipes/fastfit.py:smoke")
     config.grid.steps = 1
-    editor = trying_on.editor(trying_on.experiment("coupled", 2, width=32, depth=1, heads=2))
-    task = trying_on.tasks(editor.experiment.held_out, 0, 2)["paired"]
+    editor = trying_on.editor(trying_on.try_on_experiment("coupled", 2, width=32, depth=1, heads=2))
+    task = trying_on.try_on_tasks(editor.experiment.held_out, 0, 2)["paired"]
     cond, noise = task.example["cond"], jax.random.normal(jax.random.key(0), task.before.shape)
     params = jax.jit(editor.experiment.network.init)(jax.random.key(0), noise, jnp.zeros(2), cond)
     draws = np.random.default_rng(0)
@@ -44,11 +44,11 @@ def test_the_twin_with_the_references_of_its_first_step_is_the_twin_in_a_run_of_
 
 
 def test_the_truth_measures_best():
-    task = trying_on.tasks(try_on("test", length=60), 1, 20)["unpaired"]
+    task = trying_on.try_on_tasks(try_on("test", length=60), 1, 20)["unpaired"]
     truth = task.example["x0"]
-    blurred = trying_on.measured(0.9 * truth, task)
+    blurred = trying_on.try_on_measures(0.9 * truth, task)
     assert blurred["item"]["all"] == 1 and 15 < blurred["psnr"] < 40 and 0.5 < blurred["ssim"] < 1
-    own = trying_on.measured(task.before, task)
+    own = trying_on.try_on_measures(task.before, task)
     assert own["item"]["all"] < 0.3 and own["psnr"] < blurred["psnr"]
 
 

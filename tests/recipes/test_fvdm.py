@@ -73,8 +73,8 @@ def test_frames_are_a_set_without_temporal_positions():
 @pytest.mark.parametrize("moved", [0.0, 0.25])
 def test_a_given_frame_that_moves_is_found(moved):
     real = moving_clips.truth(2)
-    made = fvdm.Sampler(lambda params, key, times, known: known + moved, None, None, [()])
-    found = fvdm.exact(None, None, made, timesteps.linspace(2), real)
+    made = fvdm.ClipSampler(lambda params, key, times, known: known + moved, None, None, [()])
+    found = fvdm.exactness(None, None, made, timesteps.linspace(2), real)
     assert found["given"] == pytest.approx(moved, abs=1e-6)
     assert found["scalar"] == 0
 
@@ -84,9 +84,9 @@ def test_clips_go_on_and_equal_times_are_one_time():
     entry = load(f"{FILE}:smoke").arms.mixed
     experiment = prepare(entry)._replace(shape=(8, 1, 1, 8))
     params = drawn(param_shapes(experiment.network, (1, *experiment.shape)))
-    made, grid = fvdm.sampler(experiment), jnp.asarray(build(entry.sampling.grid))
+    made, grid = fvdm.clip_sampler(experiment), jnp.asarray(build(entry.sampling.grid))
     known = np.random.default_rng(0).standard_normal((2, 8, 1, 1, 8), np.float32)
-    found = fvdm.exact(params, jax.random.key(0), made, grid, known)
+    found = fvdm.exactness(params, jax.random.key(0), made, grid, known)
     assert found["given"] == 0 and found["programs"] == 1 and found["scalar"] < 1e-5
     long = made.chained(params, jax.random.key(0), known, 3)
     assert long.shape == (2, 4 + 3 * 4, 1, 1, 8)

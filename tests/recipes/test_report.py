@@ -8,7 +8,7 @@ from diffusion_jax.command import run_command
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.recipes import SYSTEMS, Claim, Report
 from diffusion_jax.recipes.__main__ import main
-from diffusion_jax.recipes.report import claim, page, read, summary
+from diffusion_jax.recipes.report import claim, page, read_report, summary
 
 CLAIM = Claim(
     "faster", "seconds", 2.0, 1.0, "lower", "5x", holds=False, seeds=3, spread=0.1, reason="too small a model"
@@ -20,7 +20,7 @@ def report():
 
 
 def test_round_trip(tmp_path):
-    assert read(report().write(tmp_path)) == report()
+    assert read_report(report().write(tmp_path)) == report()
 
 
 def test_the_table_has_all_fifty_six_systems_and_shows_failures():

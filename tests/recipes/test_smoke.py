@@ -11,7 +11,7 @@ from diffusion_jax.metrics import features
 from diffusion_jax.recipes import SYSTEMS
 from diffusion_jax.recipes.__main__ import built, run
 from diffusion_jax.recipes.parts import digits
-from diffusion_jax.recipes.report import read
+from diffusion_jax.recipes.report import read_report
 
 SLUGS = [system.slug for system in SYSTEMS if built(system.slug)]
 for _slug in SLUGS:
@@ -40,4 +40,4 @@ def test_runs_at_a_few_steps(slug, tmp_path, monkeypatch):
         assert math.isfinite(claim.ours), claim.name
     for name in report.pictures:
         assert (tmp_path / "out" / name).stat().st_size > 0
-    assert read(tmp_path / "out" / "report.json") == report
+    assert read_report(tmp_path / "out" / "report.json") == report

@@ -10,7 +10,15 @@ from diffusion_jax.config import build, load
 from diffusion_jax.denoisers import by_share, on_process, switched
 from diffusion_jax.distributed import make_mesh
 from diffusion_jax.recipes.parts.stitched_ring import on_ring, ring_claims, ring_models
-from diffusion_jax.recipes.parts.stitching import Model, backwards, epsilon_gap, padded, relative_cost, stitched, table
+from diffusion_jax.recipes.parts.stitching import (
+    Model,
+    backwards,
+    epsilon_gap,
+    padded,
+    relative_cost,
+    stitch_table,
+    stitched,
+)
 from tests import shipped
 
 STEPS = 10
@@ -50,7 +58,7 @@ def run(pair):
 
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_share_of_one_or_none_is_the_sampler_of_one_model_bit_for_bit(pair, run, number):
-    (both, params), which = pair, table(STEPS, 1.0 - number)
+    (both, params), which = pair, stitch_table(STEPS, 1.0 - number)
     assert which.tolist() == [number] * STEPS
     alone = jax.jit(lambda p: generate(both[number], p, shape=SHAPE).x)
     np.testing.assert_array_equal(run(which), alone(params[number]))
@@ -67,7 +75,9 @@ def test_equal_models_are_the_same_at_every_share_and_in_any_order(pair):
         return generate(d, (params[0], params[0]), solvers.dpm_solver_pp(2), shape=SHAPE).x
 
     one = sample(jnp.zeros(STEPS, jnp.int32))
-    tables = [table(STEPS, share) for share in (0.2, 0.4, 1.0)] + [np.random.default_rng(0).integers(0, 2, STEPS)]
+    tables = [stitch_table(STEPS, share) for share in (0.2, 0.4, 1.0)] + [
+        np.random.default_rng(0).integers(0, 2, STEPS)
+    ]
     for which in tables:
         np.testing.assert_array_equal(sample(jnp.asarray(which, jnp.int32)), one)
 
@@ -85,7 +95,7 @@ def test_one_denoiser_in_other_parameterisations_and_schedules_gives_one_traject
         return result.trace
 
     one = sample(jnp.zeros(STEPS, jnp.int32))
-    tables = [np.where(table(STEPS, share) == 0, other, 0) for share in (0.4, 0.8) for other in range(1, 5)]
+    tables = [np.where(stitch_table(STEPS, share) == 0, other, 0) for share in (0.4, 0.8) for other in range(1, 5)]
     for which in [*tables, np.arange(STEPS) % 5]:
         np.testing.assert_allclose(sample(jnp.asarray(which, jnp.int32)), one, rtol=1e-5, atol=1e-5)
 
@@ -119,7 +129,7 @@ def test_a_mesh_splits_the_batch_and_every_device_switches(pair, run):
     mesh = make_mesh(data=8)
     sampler = sampling.make_sampler(switched(both, by_share(0.4)), solvers.ddim(), shape=(4, 4, 1), mesh=mesh)
     split = sampler(KEY, params, GRID, COND, jnp.arange(8))
-    whole = run(table(STEPS, 0.4))
+    whole = run(stitch_table(STEPS, 0.4))
     # Random weights drive x far out, and rounding with it.
     np.testing.assert_allclose(split.x, whole, atol=1e-6 * float(jnp.abs(whole).max()))
     assert float(split.cost.evaluations) == STEPS
@@ -128,9 +138,9 @@ def test_a_mesh_splits_the_batch_and_every_device_switches(pair, run):
 def test_three_models_and_fewer_steps_are_values_of_one_program():
     models_ = ring_models(VP, (0.1, 0.3, 1.0))
     sampler = stitched(models_, solvers.ddim(), (2,))
-    mixed = sampler(KEY, table(STEPS, 0.5, 0.2), GRID, size=8)
+    mixed = sampler(KEY, stitch_table(STEPS, 0.5, 0.2), GRID, size=8)
     np.testing.assert_allclose(float(mixed.cost.compute) / STEPS, 0.5 * 0.1 + 0.2 * 0.3 + 0.3, rtol=1e-5)
-    assert relative_cost(table(STEPS, 0.5, 0.2), models_) == pytest.approx(0.41)
+    assert relative_cost(stitch_table(STEPS, 0.5, 0.2), models_) == pytest.approx(0.41)
     assert backwards(STEPS, 0.3, large=2).tolist() == [2] * 7 + [0] * 3
     np.testing.assert_array_equal(mixed.run.carry.values[-1].shape, (8, 2))
     fewer = np.full(6, 2)
@@ -149,7 +159,7 @@ def test_coarser_rings_have_the_moments_of_the_ring_and_differ_only_where_noise_
         covariance = jnp.einsum("k,kij->ij", weights, mixture.covariances) + second - jnp.outer(mean, mean)
         np.testing.assert_allclose(mean, 0.0, atol=1e-6)
         np.testing.assert_allclose(covariance, np.eye(2) * (1.5**2 / 2 + 0.15**2), atol=1e-5)
-    x0, _ = denoisers.draw(KEY, large.params, 1000)
+    x0, _ = denoisers.sample_mixture(KEY, large.params, 1000)
     coarse, finer = (epsilon_gap(KEY, model, large, x0) for model in (small, middle))
     assert coarse[-1] < 1e-6 < 0.1 < coarse[0]
     assert all(a > b for a, b in zip(coarse[:8], finer[:8], strict=True))

@@ -9,7 +9,7 @@ from diffusion_jax.config import build, load
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.experiment import prepare
 from diffusion_jax.recipes import unidiffuser
-from diffusion_jax.recipes.parts.paired_samples import TASKS, sampler
+from diffusion_jax.recipes.parts.paired_samples import TASKS, pair_sampler
 from tests.models.drawn import drawn
 
 FILE = "configs/recipes/unidiffuser.py"
@@ -57,7 +57,7 @@ def test_replacement_keeps_what_is_given_and_losses_are_of_what_is_generated():
     experiment = prepare(config.networks.unidiffuser)
     params = drawn(models.param_shapes(experiment.network, {n: (1, *shape) for n, shape in experiment.shape.items()}))
     known, _ = unidiffuser.questions(experiment.held_out, 4)
-    made = sampler(experiment, config.steps).replaced(params, jax.random.key(0), known, "text")
+    made = pair_sampler(experiment, config.steps).replaced(params, jax.random.key(0), known, "text")
     np.testing.assert_allclose(made["text"], known["text"], atol=1e-5)
     assert np.isfinite(made["image"]).all() and np.abs(made["image"] - known["image"]).max() > 0.1
     # Without the head of the texts only the loss of a text changes.
@@ -74,11 +74,11 @@ def test_guidance_is_a_number_of_the_one_program():
     experiment = prepare(config.networks.unidiffuser)
     params = drawn(models.param_shapes(experiment.network, {n: (1, *shape) for n, shape in experiment.shape.items()}))
     known, _ = unidiffuser.questions(experiment.held_out, 4)
-    made, key = sampler(experiment, config.steps), jax.random.key(0)
+    made, key = pair_sampler(experiment, config.steps), jax.random.key(0)
     plain, guided = (made.draw(params, key, TASKS["image | text"], known, scale) for scale in (1.0, 3.0))
     assert len(made.traces) == 1 and np.abs(plain["image"] - guided["image"]).max() > 1e-3
     np.testing.assert_array_equal(guided["text"], known["text"])
-    alone = sampler(experiment, config.steps, guided=False).draw(params, key, TASKS["image | text"], known)
+    alone = pair_sampler(experiment, config.steps, guided=False).draw(params, key, TASKS["image | text"], known)
     np.testing.assert_allclose(alone["image"], plain["image"], atol=1e-4)
 
 

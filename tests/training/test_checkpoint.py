@@ -11,7 +11,7 @@ import pytest
 from diffusion_jax import distributed, training
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.training import ema, optimizers, storage
-from diffusion_jax.training.data_position import decode, encode
+from diffusion_jax.training.data_position import as_json, from_json
 from diffusion_jax.typing import Objective
 
 from .problems import equal, init_params
@@ -113,12 +113,12 @@ def test_everything_comes_back_on_any_mesh(saved):
 
 
 def test_the_position_survives_json():
-    value = json.loads(json.dumps(encode(POSITION)))
-    found = decode(value)
+    value = json.loads(json.dumps(as_json(POSITION)))
+    found = from_json(value)
     np.testing.assert_array_equal(found.pop("array"), np.arange(3))
     assert found == {name: entry for name, entry in POSITION.items() if name != "array"}
     with pytest.raises(InvalidInput, match="object"):
-        encode({"bad": object()})
+        as_json({"bad": object()})
 
 
 def _flip(path):

@@ -18,7 +18,7 @@ from diffusion_jax.experiment import prepare
 from diffusion_jax.recipes.frame import trained
 from diffusion_jax.sampling import sample
 from diffusion_jax.streaming import rolling
-from diffusion_jax.typing import Cost, Denoiser
+from diffusion_jax.typing import Cost, Denoiser, Params
 
 
 class Planner(NamedTuple):
@@ -30,7 +30,7 @@ class Planner(NamedTuple):
     denoiser: Denoiser
     grid: Any
     entries: int
-    params: Sequence[Any]
+    params: tuple[Params, ...]
 
     @property
     def steps(self) -> int:
@@ -38,7 +38,7 @@ class Planner(NamedTuple):
         return len(self.grid) - 1
 
 
-class Arm(NamedTuple):
+class ActingArm(NamedTuple):
     """A way to act. policy: params -> `tabletop.Policy`. cost: the policy's carry -> what it has spent so far."""
 
     planner: Planner
@@ -65,7 +65,7 @@ def planner(config: ConfigDict, name: str, seeds: Sequence[int]) -> Planner:
     return Planner(denoiser, build(config.grid), experiment.shape[0], tuple(params))
 
 
-def replanned(planner: Planner, chunk: int, steps: int | None = None) -> Arm:
+def replanned(planner: Planner, chunk: int, steps: int | None = None) -> ActingArm:
     """Diffusion Policy (Chi et al. 2023): each decision denoises a new plan by DDIM and executes its first chunk.
 
     steps: of the grid's N, all when None; they must divide N.
@@ -85,7 +85,7 @@ def replanned(planner: Planner, chunk: int, steps: int | None = None) -> Arm:
 
         return tabletop.Policy(init, act)
 
-    return Arm(planner, policy, lambda cost: cost)
+    return ActingArm(planner, policy, lambda cost: cost)
 
 
 def whole_plan(planner: Planner, params: Any, observation: Any, keys: Any, grid: Any) -> Any:
@@ -94,7 +94,7 @@ def whole_plan(planner: Planner, params: Any, observation: Any, keys: Any, grid:
     return sample(keys[0], planner.denoiser, params, solvers.ddim(), grid, shape=shape, cond=observation)
 
 
-def streamed(planner: Planner, chunk: int, primer: str = "zero") -> Arm:
+def streamed(planner: Planner, chunk: int, primer: str = "zero") -> ActingArm:
     """SDP (Høeg et al. 2024): each decision advances a buffer until its first chunk is clean, and executes that.
 
     primer: what the buffer is begun with, noised to its levels: "zero", or "denoise", a whole plan.
@@ -115,10 +115,12 @@ def streamed(planner: Planner, chunk: int, primer: str = "zero") -> Arm:
 
         return tabletop.Policy(init, act)
 
-    return Arm(planner, policy, lambda stream: stream.run.cost)
+    return ActingArm(planner, policy, lambda stream: stream.run.cost)
 
 
-def rollouts(arm: Arm, world: tabletop.Tabletop, seeds: Sequence[int], episodes: int, **options) -> tabletop.Outcome:
+def rollouts(
+    arm: ActingArm, world: tabletop.Tabletop, seeds: Sequence[int], episodes: int, **options
+) -> tabletop.Outcome:
     """`tabletop.rollout` with the parameters of each seed, `[seeds, E, ...]`; all arms meet the same episodes.
 
     A planner that was trained once acts for all seeds.
@@ -129,7 +131,7 @@ def rollouts(arm: Arm, world: tabletop.Tabletop, seeds: Sequence[int], episodes:
     return jax.tree.map(lambda *leaves: np.stack(leaves), *outcomes)
 
 
-def decisions(arms: Mapping[str, Arm], repeats: int, environments: int = 1) -> dict[str, Decision]:
+def decisions(arms: Mapping[str, ActingArm], repeats: int, environments: int = 1) -> dict[str, Decision]:
     """The median time of a decision in so many environments at once, while the arms take turns, and its cost."""
     keys = jax.random.split(jax.random.key(0), environments)
     observation = {"observation": jnp.zeros((environments, 1, 8))}

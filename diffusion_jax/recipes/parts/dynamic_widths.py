@@ -20,7 +20,7 @@ from diffusion_jax.sampling import make_sampler
 from diffusion_jax.typing import Network, Objective, Step
 
 
-class Arm(NamedTuple):
+class FineTuning(NamedTuple):
     """A way to fine-tune. network: of whole parameters. objective: of those that learn.
 
     init: key -> what learns. whole: what learns -> the parameters of `network`.
@@ -32,7 +32,7 @@ class Arm(NamedTuple):
     whole: Callable[[Any], Any]
 
 
-def fine_tuned(config: Any, experiment: Experiment, arm: Arm, name: str, seed: int, given: Any) -> Any:
+def fine_tuned(config: Any, experiment: Experiment, arm: FineTuning, name: str, seed: int, given: Any) -> Any:
     """The parameters of an arm after fine-tuning by `config` with this seed."""
     config = config.copy_and_resolve_references()
     config.seed = seed
@@ -45,13 +45,13 @@ def loss(experiment: Experiment, network: Network) -> Objective:
     return build(experiment.config.objective, network=network, process=experiment.process)
 
 
-def example(experiment: Experiment) -> tuple:
+def example_inputs(experiment: Experiment) -> tuple:
     """`(x, t, cond)` of one example, for shapes."""
     batch = experiment.example()
     return batch["x0"], jnp.zeros(1), batch["cond"]
 
 
-def dynamic_arm(budget: Any, experiment: Experiment, routed: Timed, params: Any) -> Arm:
+def dynamic_arm(budget: Any, experiment: Experiment, routed: Timed, params: Any) -> FineTuning:
     """The network with its routers, under a budget."""
     network = experiment.network
 
@@ -65,22 +65,22 @@ def dynamic_arm(budget: Any, experiment: Experiment, routed: Timed, params: Any)
     objective = build(budget, dynamic=inner, complete=loss(experiment, Network(network.init, apply)))
 
     def init(key):
-        return {"params": params, **routed.init(key, params, *example(experiment))}
+        return {"params": params, **routed.init(key, params, *example_inputs(experiment))}
 
-    return Arm(routed.network, objective, init, lambda tree: tree)
+    return FineTuning(routed.network, objective, init, lambda tree: tree)
 
 
-def uniform_arm(experiment: Experiment, routed: Timed, params: Any, kept: int) -> Arm:
+def uniform_arm(experiment: Experiment, routed: Timed, params: Any, kept: int) -> FineTuning:
     """The network with the same `kept` heads and groups at all t, those of the largest weights behind them."""
     gates = largest(routed, params, experiment, kept)
     objective = objectives.with_frozen(loss(experiment, routed.opened), {"gates": gates}, "params")
-    return Arm(routed.opened, objective, lambda key: params, lambda learned: {"params": learned, "gates": gates})
+    return FineTuning(routed.opened, objective, lambda key: params, lambda learned: {"params": learned, "gates": gates})
 
 
 def largest(routed: Timed, params: Any, experiment: Experiment, kept: int) -> Any:
     """Gates `[L, 1, K]` of the `kept` heads and groups whose rows of the output matrix have the largest norm."""
     blocks = models.by_path(params)
-    given = example(experiment)
+    given = example_inputs(experiment)
 
     def gates():
         return routed.fill({"params": params, **routed.init(jax.random.key(0), params, *given)}, jnp.zeros(1))["gates"]
@@ -97,7 +97,7 @@ def largest(routed: Timed, params: Any, experiment: Experiment, kept: int) -> An
     return jax.tree_util.tree_map_with_path(one, jax.eval_shape(gates))
 
 
-def lora_arm(config: Any, experiment: Experiment, groups: Any, params: Any, rank: int, experts: int) -> Arm:
+def lora_arm(config: Any, experiment: Experiment, groups: Any, params: Any, rank: int, experts: int) -> FineTuning:
     """Factors and routers learn, the network does not; experts: 0 for factors without a mixture."""
     network, select = experiment.network, tuple(config.select)
     if experts:
@@ -108,7 +108,7 @@ def lora_arm(config: Any, experiment: Experiment, groups: Any, params: Any, rank
         opened, fills = adapted.network, ()
     routed = build(groups, network=opened)
     run = adapters.at_time(routed.opened, *fills, routed.fill)
-    given = example(experiment)
+    given = example_inputs(experiment)
 
     def init(key):
         first, second = jax.random.split(key)
@@ -126,7 +126,7 @@ def lora_arm(config: Any, experiment: Experiment, groups: Any, params: Any, rank
     network = Network(run.init, apply)
     budgeted = build(config.budget, dynamic=loss(experiment, network))
     objective = objectives.with_frozen(budgeted, {"params": params}, "learned")
-    return Arm(network, objective, init, lambda learned: {"params": params, "learned": learned})
+    return FineTuning(network, objective, init, lambda learned: {"params": params, "learned": learned})
 
 
 def held_out_loss(experiment: Experiment, network: Network, repeats: int) -> Callable[[Any], float]:
@@ -190,7 +190,7 @@ def execution(experiment: Experiment, routed: Timed, tree: Any, sampling: Any, t
     process, network = experiment.process, experiment.network
     grid = timesteps.linspace(sampling.steps)
     gates = dynamic.tabulated(routed.fill, tree, process, grid[:-1])
-    costs = width_costs(experiment, routed, tree)
+    costs = routed_costs(experiment, routed, tree)
     static = dynamic.static_widths(network, process, grid[:-1], gates, costs, sampling.buckets)
     masked = dynamic.by_time(denoisers.denoiser(routed.opened, process), grid[:-1])
     plain = {"params": tree["params"]}
@@ -236,9 +236,9 @@ def median(function: Callable[[], Any], repeats: int) -> float:
     return float(np.median(seconds))
 
 
-def width_costs(experiment: Experiment, routed: Timed, tree: Any) -> models.Costs:
+def routed_costs(experiment: Experiment, routed: Timed, tree: Any) -> models.Costs:
     """What the routed modules cost."""
-    x, t, cond = example(experiment)
+    x, t, cond = example_inputs(experiment)
     return models.width_costs(routed.opened, routed.fill(tree, t), x, t, cond)
 
 
@@ -249,7 +249,7 @@ def shares(table: Any, costs: models.Costs) -> np.ndarray:
     return np.array([dynamic.share(jax.tree.map(lambda leaf, i=i: leaf[i], on), costs) for i in range(count)])
 
 
-def kept(table: Any) -> Mapping[str, np.ndarray]:
+def kept_shares(table: Any) -> Mapping[str, np.ndarray]:
     """The mean share of heads and of groups that are on, `[S]`, over blocks."""
     leaves = models.by_path(table)
     names = {"attend": "heads", "up": "hidden groups"}

@@ -137,7 +137,7 @@ def runs(exits: EarlyExit, experiment: Experiment, config: Any, count: int) -> R
     )
 
 
-def threshold_for(uncertainty: np.ndarray, depth: float) -> float:
+def threshold_at_depth(uncertainty: np.ndarray, depth: float) -> float:
     """The threshold at which estimates `[S, L, B]` of whole runs mean `depth` blocks on average, by bisection."""
     low, high = 0.0, 1.0
     for _ in range(30):
@@ -152,7 +152,7 @@ def exit_depths(uncertainty: np.ndarray, threshold: float) -> np.ndarray:
     return np.where(sure.any(axis=1), sure.argmax(axis=1) + 1, uncertainty.shape[1])
 
 
-def quality(ran: Any, whole: Any) -> dict[str, float]:
+def run_quality(ran: Any, whole: Any) -> dict[str, float]:
     """Depth and cost of a run, what the judge says, and how far its samples are from those of all blocks."""
     judge = judged(ran.x, np.arange(len(ran.x)) % 10)
     endpoint = float(np.sqrt(np.mean((ran.x - whole.x) ** 2)))
@@ -170,7 +170,7 @@ def equal_depths(depth: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     return {way: np.broadcast_to(one, (steps, count)) for way, one in rows.items()}
 
 
-def clocked(
+def run_times(
     config: Any, experiment: Experiment, exits: EarlyExit, params: Any, threshold: float, depth: np.ndarray
 ) -> dict[str, tuple[float, float]]:
     """Share of blocks counted, and seconds a run: all blocks, a table for the batch, and each sample by itself."""

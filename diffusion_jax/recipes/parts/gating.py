@@ -61,7 +61,7 @@ class Found(NamedTuple):
     steps: Any
 
 
-class Settings(NamedTuple):
+class GateSettings(NamedTuple):
     """What both arms share. probe_order: of the head's forecast. order: of the last block's. warmup: full steps."""
 
     probe_order: int = 3
@@ -69,7 +69,7 @@ class Settings(NamedTuple):
     warmup: int = 3
 
 
-def last_block(network: Any, process: Any, settings: Settings, head: int = 1) -> Callable[[Any, Any], Denoiser]:
+def last_block(network: Any, process: Any, settings: GateSettings, head: int = 1) -> Callable[[Any, Any], Denoiser]:
     """`(threshold, interval) -> denoiser`: the last block is forecast below the threshold and between intervals.
 
     The gate alone has an interval longer than the run, the clock alone an infinite threshold; both begin with the same
@@ -131,7 +131,7 @@ def matched(run: Callable[[Any], Found], count: float, low: float = 1e-4, high: 
 
 
 def true_errors(
-    stages: Staged, process: Any, params: Any, found: Found, grid: Any, settings: Settings, cond: Any = None
+    stages: Staged, process: Any, params: Any, found: Found, grid: Any, settings: GateSettings, cond: Any = None
 ) -> tuple[Any, Any]:
     """Relative errors `[S]` of both forecasts along a gated run, the true features computed at every step.
 
@@ -170,14 +170,14 @@ def cache_bytes(denoiser: Denoiser, params: Any, shape: tuple[int, ...], cond: A
 def correlation(errors: tuple[Any, Any], full: Any) -> float:
     """Spearman's, between the errors of both forecasts at the steps that were skipped."""
     probe, last = (np.asarray(one)[~np.asarray(full)] for one in errors)
-    found = spearmanr(probe, last).statistic if probe.size > 2 else 0.0
-    return float(np.nan_to_num(found))
+    return float(np.nan_to_num(np.asarray(spearmanr(probe, last))[0])) if probe.size > 2 else 0.0
 
 
 def error_at(curve: Curve, name: str, value: float) -> float:
     """The error of an arm where its `name` is `value`: the logarithm lies on the line between two settings."""
     points = sorted((one[name], np.log(max(one["error"], 1e-12))) for one in curve)
-    return float(np.exp(np.interp(value, *zip(*points, strict=True))))
+    settings, errors = zip(*points, strict=True)
+    return float(np.exp(np.interp(value, settings, errors)))
 
 
 def median_error(x: Any, reference: Any) -> float:

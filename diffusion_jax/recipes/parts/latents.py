@@ -92,14 +92,14 @@ def _picture(mean, axes, shape, z):
 
 def encoded(space: LatentSpace, source: Any) -> data.ArraySource:
     """All examples of `source` in the latent space, with their conditions."""
-    parts = [take(source, range(i, min(i + _CHUNK, len(source)))) for i in range(0, len(source), _CHUNK)]
+    parts = [stacked_examples(source, range(i, min(i + _CHUNK, len(source)))) for i in range(0, len(source), _CHUNK)]
     x0 = np.concatenate([np.asarray(space.encode(part["x0"])) for part in parts])
     names = parts[0].get("cond", {})
     cond = {name: np.concatenate([part["cond"][name] for part in parts]) for name in names}
     return data.ArraySource(x0, cond, name=f"latents of {getattr(source, 'name', 'a source')}")
 
 
-def take(source: Any, indices: Any) -> dict:
+def stacked_examples(source: Any, indices: Any) -> dict:
     """The examples of `source` at `indices`, stacked."""
     if hasattr(source, "take"):
         return source.take(np.asarray(indices))

@@ -18,7 +18,7 @@ from diffusion_jax.metrics import frechet_distance
 from diffusion_jax.recipes.parts.latents import LatentSpace, encoded, principal_space
 
 
-def experiment(
+def clip_experiment(
     steps: int,
     draw: ConfigDict | None = None,
     *,
@@ -44,7 +44,7 @@ def experiment(
     rate = call("training.optimizers.cosine", peak=4e-3, total_steps=steps, warmup_steps=min(50, steps // 2))
     config.optimizer = call("training.optimizers.adamw", learning_rate=rate, weight_decay=0.01)
     config.ema = {"average": call("training.ema.power", sigma_rel=0.1)}
-    config.sampling.update(solver=call("solvers.ddim"), grid=grid(), ema="average")
+    config.sampling.update(solver=call("solvers.ddim"), sampling_grid=sampling_grid(), ema="average")
     return config
 
 
@@ -62,7 +62,7 @@ def noisy_times() -> ConfigDict:
     return call("timesteps.logit_normal", mean=0.8, std=1.2)
 
 
-def grid(steps: int = 16) -> ConfigDict:
+def sampling_grid(steps: int = 16) -> ConfigDict:
     """Times to sample at, close to each other where there is much noise, for the same reason."""
     return call("timesteps.shift", grid=call("timesteps.linspace", steps=steps), shift=3.0)
 
@@ -80,7 +80,7 @@ def distances(clips: Any, real: Any) -> dict[str, float]:
     }
 
 
-def identity(clips: Any, real: Any, frames: slice | list[int] = slice(1, None)) -> float:
+def identity_share(clips: Any, real: Any, frames: slice | list[int] = slice(1, None)) -> float:
     """The share of `frames` in which a clip shows shape and colour of the first frame of the clip in `real`."""
     reading, reference = data.moving.read(clips), data.moving.read(real)
     return float(data.moving.identity(reading, reference)[:, frames].mean())
@@ -92,7 +92,7 @@ def colour(clips: Any, real: Any, frames: slice | list[int] = slice(1, None)) ->
     return float((reading.colour == reference.colour[:, :1])[:, frames].mean())
 
 
-def position_error(clips: Any, real: Any, frames: slice | list[int] = slice(1, None)) -> float:
+def mean_position_error(clips: Any, real: Any, frames: slice | list[int] = slice(1, None)) -> float:
     """Mean distance in pixels from the object's true place, over `frames`."""
     reading, reference = data.moving.read(clips), data.moving.read(real)
     return float(data.moving.position_error(reading, reference)[:, frames].mean())

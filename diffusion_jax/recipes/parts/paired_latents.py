@@ -19,7 +19,7 @@ from diffusion_jax.data import captioned_digits
 from diffusion_jax.experiment import prepare
 from diffusion_jax.recipes.frame import seeds, trained
 from diffusion_jax.recipes.parts.latents import latent_space
-from diffusion_jax.recipes.parts.paired_samples import CONDITIONALS, TASKS, sampler, save
+from diffusion_jax.recipes.parts.paired_samples import CONDITIONALS, TASKS, pair_sampler, save_pairs
 from diffusion_jax.recipes.report import Claim, claim
 
 
@@ -86,7 +86,7 @@ def through_latents(
     latent, pairs = paired_latents(config.latent), prepare(config.latent.joint)
     experiment = pairs._replace(source=latent.source, held_out=latent.held_out, shape=latent.source.shape)
     stages = {name: config.latent[name].to_dict() for name in ("image", "pairs", "captions")}
-    params, made = trained(experiment, "unidiffuser-latent", given=stages), sampler(experiment, config.steps)
+    params, made = trained(experiment, "unidiffuser-latent", given=stages), pair_sampler(experiment, config.steps)
 
     held_out, length = pairs.held_out.x0["image"], latent.source.shape["text"][0]
     asked, number = np.arange(config.count) % len(held_out), np.arange(config.count) % 10
@@ -102,7 +102,7 @@ def through_latents(
         drawn = [made.draw(params, jax.random.key(seed), TASKS[task], known) for task, _, _ in CONDITIONALS]
         images.append((logits(shown(drawn[0])[0]).argmax(axis=1) == number).mean())
         texts.append((captioned_digits.values(shown(drawn[1])[1]) == label[asked]).mean())
-    save(path, made, params, known, shown)
+    save_pairs(path, made, params, known, shown)
     before, after = (
         (logits(x).argmax(axis=1) == label).mean()
         for x in (held_out, np.asarray(latent.image(latent.held_out.x0["image"])))

@@ -25,7 +25,7 @@ CONDITIONALS = (("image | text", "image", "text"), ("text | image", "text", "ima
 """Task, what is generated, what is given."""
 
 
-class Sampler(NamedTuple):
+class PairSampler(NamedTuple):
     """draw: `(params, key, roles, known, scale=1) -> pairs`: one program for all tasks, networks and guidance scales.
 
     roles: for each modality its role, or a list with one an example; what has none is a part of the image, with its
@@ -39,7 +39,7 @@ class Sampler(NamedTuple):
     traces: list
 
 
-def sampler(experiment: Experiment, steps: int, guided: bool = True) -> Sampler:
+def pair_sampler(experiment: Experiment, steps: int, guided: bool = True) -> PairSampler:
     """How pairs are drawn from networks like that of `experiment`; without guidance only at a scale of 1."""
     process, grid, solver = experiment.process, timesteps.linspace(steps), solvers.dpm_solver_pp(order=2)
     plain, traces = denoisers.denoiser(experiment.network, process), []
@@ -66,10 +66,12 @@ def sampler(experiment: Experiment, steps: int, guided: bool = True) -> Sampler:
         mask = {name: np.full(len(value), name == given) for name, value in known.items()}
         return jax.device_get(inpainted(params, key, known, mask))
 
-    return Sampler(draw, replaced, traces)
+    return PairSampler(draw, replaced, traces)
 
 
-def save(path: Path, made: Sampler, params: Any, known: Any, shown: Callable[[Any], Any], scale: float = 1.0) -> Path:
+def save_pairs(
+    path: Path, made: PairSampler, params: Any, known: Any, shown: Callable[[Any], Any], scale: float = 1.0
+) -> Path:
     """All tasks of one network as a picture, and a chain: an image, its text, an image of that text."""
     drawn = {task: made.draw(params, jax.random.key(0), roles, known, scale) for task, roles in TASKS.items()}
     again = made.draw(params, jax.random.key(1), TASKS["image | text"], drawn["text | image"], scale)

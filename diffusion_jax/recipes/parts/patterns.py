@@ -50,7 +50,7 @@ def collapsed(
         nearest = np.argmin(((x[:, None] - means) ** 2).sum(axis=-1), axis=1)
         return Variety(effective_modes(nearest), pairwise_distance(x) / dimensions**0.5)
 
-    found = {"many": variety("DDIM", np.zeros(base_steps, np.int32), long)}
+    found: dict[Any, Variety] = {"many": variety("DDIM", np.zeros(base_steps, np.int32), long)}
     for name in solvers:
         for order, k in ORDERS.items():
             which = timesteps.spliced(short, short, 1 if k is None else k).which

@@ -39,7 +39,7 @@ ARMS = {
 """The arms by name, as pictures call them: the plain solver, then reuse, then one part after the other."""
 
 
-Table = Mapping[float | int, Mapping[str, Sequence[float]]]
+ErrorTable = Mapping[float | int, Mapping[str, Sequence[float]]]
 """By threshold and arm: one endpoint error a seed; the evaluations under "evaluations"."""
 
 
@@ -88,13 +88,13 @@ def bench(denoiser: Denoiser, solver: Solver, grid: Any, shape: tuple) -> Bench:
     )
 
 
-def moved(bench: Bench, calibration: Calibration) -> Any:
+def calibrated_grid(bench: Bench, calibration: Calibration) -> Any:
     """The grid with the times that the calibration adjusts."""
     in_t = calibration.valid_for["prediction"] == "velocity"
     return adjusted_grid(bench.grid, calibration.fraction, None if in_t else bench.process)
 
 
-def spread(steps: int, count: int) -> np.ndarray:
+def spread_schedule(steps: int, count: int) -> np.ndarray:
     """A schedule `[S]` of `count` computed steps at equal distances, the first and the last among them."""
     schedule = np.zeros(steps, bool)
     schedule[np.round(np.linspace(0, steps - 1, count)).astype(int)] = True
@@ -121,9 +121,9 @@ def samples(
     if arm == "fewer":
         return fewer_steps(bench, count, key, params, cond, size)
     none = jax.tree.map(jnp.zeros_like, calibration.correction)
-    computed = jnp.asarray(spread(steps, count)) if arm == "uniform" else calibration.computed
+    computed = jnp.asarray(spread_schedule(steps, count)) if arm == "uniform" else calibration.computed
     correction = calibration.correction if arm in ("linear", "all") else none
-    grid = moved(bench, calibration) if arm in ("time", "all") else bench.grid
+    grid = calibrated_grid(bench, calibration) if arm in ("time", "all") else bench.grid
     residual = calibration.valid_for["residual"]
     return bench.run(key, params, computed, correction, grid, cond, size, residual)
 
@@ -139,7 +139,7 @@ def errors(
     return {**found, "evaluations": float(evaluations)}
 
 
-def threshold_for(runs: Trajectories, residual: bool, count: int) -> float:
+def threshold_at_count(runs: Trajectories, residual: bool, count: int) -> float:
     """The smallest of 200 thresholds at which recorded runs ask for at most `count` steps, or the largest of them."""
     kept = runs.output - runs.x if residual else runs.output
     thresholds = np.geomspace(1e-3, 2.0, 200)
@@ -147,17 +147,17 @@ def threshold_for(runs: Trajectories, residual: bool, count: int) -> float:
     return float(thresholds[int(np.argmax(np.append(np.asarray(counts)[:-1] <= count, True)))])
 
 
-def gathered(tables: Sequence[Mapping[float | int, Mapping[str, float]]]) -> Table:
+def gathered(tables: Sequence[Mapping[float | int, Mapping[str, float]]]) -> ErrorTable:
     """One table with the values of every seed."""
     return {at: {arm: [one[at][arm] for one in tables] for arm in row} for at, row in tables[0].items()}
 
 
-def evaluations(table: Table, at: float | int) -> str:
+def evaluations(table: ErrorTable, at: float | int) -> str:
     """The evaluations of a run, over the seeds, in words."""
     return "/".join(sorted({f"{value:g}" for value in table[at]["evaluations"]}, key=float))
 
 
-def added(table: Table, world: str, unit: str, reasons: Mapping[str, str] | None = None) -> list[Claim]:
+def added(table: ErrorTable, world: str, unit: str, reasons: Mapping[str, str] | None = None) -> list[Claim]:
     """What the corrections add to the schedule, and what all of it is worth against two simpler ways, by threshold.
 
     reasons: by baseline, why ours is not better, should it not be.
@@ -184,13 +184,13 @@ def added(table: Table, world: str, unit: str, reasons: Mapping[str, str] | None
     return claims
 
 
-def overlap(first: Calibration, second: Calibration) -> float:
+def jaccard(first: Calibration, second: Calibration) -> float:
     """The Jaccard index of the steps that two calibrations reuse; 1 where neither reuses any."""
     a, b = (~np.asarray(one.computed) for one in (first, second))
     return float((a & b).sum() / max((a | b).sum(), 1)) if (a | b).any() else 1.0
 
 
-def draw_errors(path: Path, table: Table, label: str) -> None:
+def draw_errors(path: Path, table: ErrorTable, label: str) -> None:
     """Endpoint error against evaluations, means over seeds."""
     counts = [float(np.mean(row["evaluations"])) for row in table.values()]
     curves = {name: (counts, [float(np.mean(row[arm])) for row in table.values()]) for arm, name in ARMS.items()}

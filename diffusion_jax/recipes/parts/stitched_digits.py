@@ -20,8 +20,8 @@ from diffusion_jax.recipes.parts.stitching import (
     epsilon_gap,
     padded,
     relative_cost,
+    stitch_table,
     stitched,
-    table,
 )
 
 
@@ -57,18 +57,18 @@ def digit_models(configs: Any) -> list[Model]:
     return [model._replace(cost=model.cost / models[-1].cost) for model in models]
 
 
-def on_digits(config: Any, numbers: Sequence[int]) -> Digits:
+def stitch_digits(config: Any, numbers: Sequence[int]) -> Digits:
     models, steps, size = digit_models(config.models), config.steps, config.size
     sampler = stitched(models, solvers.ddim(), (8, 8, 1))
     label = np.arange(size) % CLASSES
     # Those between the small and the large model have no steps of their own.
     between = (0.0,) * (len(models) - 2)
-    arms = {("stitched", share): table(steps, share, *between) for share in config.shares}
+    arms = {("stitched", share): stitch_table(steps, share, *between) for share in config.shares}
     arms |= {("fewer", share): equal_cost(arms["stitched", share], models) for share in config.fewer}
     arms |= {"reversed": backwards(steps, 0.4, large=len(models) - 1)}
     if config.three:
-        arms["three"] = table(steps, *config.three)
-    arms |= {("few", share): table(config.few_steps, share, *between) for share in (0.0, 0.4)}
+        arms["three"] = stitch_table(steps, *config.three)
+    arms |= {("few", share): stitch_table(config.few_steps, share, *between) for share in (0.0, 0.4)}
     arms["few", "fewer"] = equal_cost(arms["few", 0.4], models)
 
     def made(seed, which):
@@ -90,7 +90,7 @@ def on_digits(config: Any, numbers: Sequence[int]) -> Digits:
     gap = epsilon_gap(jax.random.key(0), models[0], models[-1], held_out.x0, dict(held_out.cond))
     cost = {arm: relative_cost(which, models) * len(which) / steps for arm, which in arms.items()}
     first = {arm: rows[0] for arm, rows in images.items()}
-    return Digits(distance, accuracy, float(noise), cost, first, alike, gap, seconds(sampler, config, between))
+    return Digits(distance, accuracy, float(noise), cost, first, alike, gap, median_seconds(sampler, config, between))
 
 
 def equal_cost(which: np.ndarray, models: Sequence[Model]) -> np.ndarray:
@@ -98,13 +98,13 @@ def equal_cost(which: np.ndarray, models: Sequence[Model]) -> np.ndarray:
     return np.full(max(round(relative_cost(which, models) * len(which)), 1), len(models) - 1)
 
 
-def seconds(sampler: Callable, config: Any, between: Sequence[float]) -> dict[float, float]:
+def median_seconds(sampler: Callable, config: Any, between: Sequence[float]) -> dict[float, float]:
     """Medians of the seconds of a whole run by share of the small model, the shares measured in turns."""
     timing, found = config.timing, {share: [] for share in config.shares}
     cond, grid = {"label": np.arange(timing.size) % CLASSES}, timesteps.linspace(timing.steps)
     for turn in range(timing.repeats + 1):
         for share, taken in found.items():
-            which, begun = table(timing.steps, share, *between), time.perf_counter()
+            which, begun = stitch_table(timing.steps, share, *between), time.perf_counter()
             jax.block_until_ready(sampler(jax.random.key(turn), which, grid, cond, size=timing.size).x)
             # The first turn compiles.
             if turn:

@@ -18,8 +18,8 @@ from diffusion_jax.recipes.parts.stitching import (
     backwards,
     epsilon_gap,
     relative_cost,
+    stitch_table,
     stitched,
-    table,
 )
 from diffusion_jax.recipes.report import Claim, claim
 
@@ -67,24 +67,24 @@ def on_ring(config: Any, numbers: Sequence[int]) -> Ring:
     sampler, grid = stitched(models, solvers.ddim(), (2,)), timesteps.linspace(steps)
 
     def distance(seed, which):
-        data, _ = denoisers.draw(jax.random.key(1000 + seed), models[-1].params, size)
+        data, _ = denoisers.sample_mixture(jax.random.key(1000 + seed), models[-1].params, size)
         return metrics.energy_distance(sampler(jax.random.key(seed), which, grid, size=size).x, data)
 
     def over_seeds(which):
         return [distance(seed, which) for seed in numbers]
 
-    first = {share: over_seeds(table(steps, share, 0.0)) for share in TENTHS}
+    first = {share: over_seeds(stitch_table(steps, share, 0.0)) for share in TENTHS}
     last = {share: over_seeds(backwards(steps, share, large=2)) for share in (0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)}
     settings = []
     for shares in [(small, middle) for small in TENTHS for middle in TENTHS if small + middle < 1.01]:
-        which = table(steps, *shares)
+        which = stitch_table(steps, *shares)
         settings.append((shares, relative_cost(which, models), distance(config.choice_seed, which)))
     chosen = {}
     for count, open_to in ((2, [one for one in settings if one[0][1] == 0]), (3, settings)):
         _, costs, distances = zip(*open_to, strict=True)
         shares, cost, _ = open_to[metrics.cheapest_within(costs, distances, config.noise)]
-        chosen[count] = cost, over_seeds(table(steps, *shares))
-    x0, _ = denoisers.draw(jax.random.key(0), models[-1].params, 4000)
+        chosen[count] = cost, over_seeds(stitch_table(steps, *shares))
+    x0, _ = denoisers.sample_mixture(jax.random.key(0), models[-1].params, 4000)
     return Ring(first, last, epsilon_gap(jax.random.key(1), models[0], models[-1], x0), settings, chosen)
 
 

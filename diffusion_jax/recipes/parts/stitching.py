@@ -44,7 +44,7 @@ def stitched(models: Sequence[Model], solver: Solver, shape: tuple[int, ...]) ->
     return sampler
 
 
-def table(steps: int, *shares: float) -> np.ndarray:
+def stitch_table(steps: int, *shares: float) -> np.ndarray:
     """The first of `shares[0]` of the steps, then the next; the last model has the rest: int32 `[S]`."""
     return np.asarray(_table(steps, shares))
 
@@ -56,7 +56,7 @@ def _table(steps, shares):
 
 def backwards(steps: int, share: float, large: int) -> np.ndarray:
     """The wrong way round: model 0 has the last `share` of the steps, model `large` all before."""
-    return np.where(table(steps, 1.0 - share) == 0, large, 0).astype(np.int32)
+    return np.where(stitch_table(steps, 1.0 - share) == 0, large, 0).astype(np.int32)
 
 
 def relative_cost(table: np.ndarray, models: Sequence[Model]) -> float:

@@ -40,7 +40,7 @@ def crowd(config: ConfigDict, space: LatentSpace, seed: int) -> Crowd:
     return Crowd(portraits, voices, space.encode(portraits), portrait.log_mel(voices), opening)
 
 
-def measured(config: ConfigDict, space: LatentSpace, latents: Any, people: Crowd) -> dict[str, np.ndarray]:
+def stream_measures(config: ConfigDict, space: LatentSpace, latents: Any, people: Crowd) -> dict[str, np.ndarray]:
     """Sync, identity error (colour, shape), flicker, residual in `config.windows` windows, equally spaced, `[W]`."""
     frames, (count, size) = latents.shape[1], (config.windows, config.window)
     starts = np.linspace(0, frames - size, count).astype(int)
