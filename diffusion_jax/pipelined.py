@@ -20,7 +20,7 @@ from diffusion_jax import randomness
 from diffusion_jax.clock import as_grid, clock, network_inputs, num_steps, to_prediction
 from diffusion_jax.errors import invalid
 from diffusion_jax.models.incremental import Cache, Incremental
-from diffusion_jax.sampling import Loop, Run, begun, one_step
+from diffusion_jax.sampling import Loop, Run, initialised, one_step
 from diffusion_jax.typing import Denoiser, Solver
 
 
@@ -60,7 +60,7 @@ def noise_blocks(
         number, own = entry
         keys = randomness.sample_keys(jax.random.fold_in(key, number), index)
         run = Run(denoiser.process.prior(randomness.prior_key(keys), shape), carry=() if cached else None)
-        return Block(begun(Loop(denoiser, params, solver, ticks, own), run), keys)
+        return Block(initialised(Loop(denoiser, params, solver, ticks, own), run), keys)
 
     return jax.lax.map(begin, (first + jnp.arange(blocks), cond))
 

@@ -61,7 +61,7 @@ def read_shard(path: Path) -> dict[str, np.ndarray] | None:
         return None
 
 
-def identity(experiment: Experiment, params: Any, seed: int) -> dict[str, Any]:
+def provenance(experiment: Experiment, params: Any, seed: int) -> dict[str, Any]:
     """What decides the samples, as plain values: seed, parameters, and how they are drawn."""
     leaves = described(params)
     digest = hashlib.sha256(json.dumps(leaves, sort_keys=True).encode()).hexdigest()[:16]
@@ -72,7 +72,7 @@ def identity(experiment: Experiment, params: Any, seed: int) -> dict[str, Any]:
     }
 
 
-def check_identity(path: Path, shard: Mapping[str, np.ndarray], wanted: Mapping[str, Any]) -> None:
+def check_provenance(path: Path, shard: Mapping[str, np.ndarray], wanted: Mapping[str, Any]) -> None:
     """Raises InvalidInput where a shard was drawn by other parameters, with another seed or in another way."""
     stored = json.loads(str(shard["identity"])) if "identity" in shard else {}
     if changed := differences(stored, wanted):
@@ -94,7 +94,7 @@ def read_samples(folder: Path) -> dict[str, np.ndarray]:
             f"{folder} holds {len(shards)} readable shards of {total}; run the same sample command again."
         )
     for path, shard in zip(paths, shards):
-        check_identity(path, shard, json.loads(str(shards[0].get("identity", "{}"))))
+        check_provenance(path, shard, json.loads(str(shards[0].get("identity", "{}"))))
     names = [name for name in shards[0] if name != "identity"]
     return {name: np.concatenate([shard[name] for shard in shards]) for name in names}
 
@@ -232,14 +232,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     if stale:
         raise InvalidInput(f"{folder} holds another set of samples ({stale[0].name}); empty it or give --output.")
     mine = shards[jax.process_index() :: jax.process_count()]
-    who = identity(experiment, params, arguments.seed)
+    who = provenance(experiment, params, arguments.seed)
     todo = []
     for entry in mine:
         stored = read_shard(entry[0])
         if stored is None:
             todo.append(entry)
         else:
-            check_identity(entry[0], stored, who)
+            check_provenance(entry[0], stored, who)
     if todo:
         first = time.perf_counter()
         warm, _ = sampler.batch(todo[0][1])

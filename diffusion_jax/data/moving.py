@@ -141,7 +141,7 @@ class MovingShapes:
         movings = [self.moving(int(index)) for index in indices]
         cond = {}
         if self.classes:
-            cond["label"] = np.array([label(moving, self.classes) for moving in movings], np.int32)
+            cond["label"] = np.array([class_of(moving, self.classes) for moving in movings], np.int32)
         if self.captions:
             cond["tokens"] = np.array([self.tokenizer.encode(describe(moving)) for moving in movings], np.int32)
         x0 = render(movings, self.size, self.frames)
@@ -182,7 +182,7 @@ def draw_moving(rng: np.random.Generator, size: int = 16, speeds: tuple[float, f
     return Moving(shape, colour, size_name, (float(x), float(y)), velocity)
 
 
-def label(moving: Moving, classes: tuple[str, ...] = ("shape", "colour")) -> int:
+def class_of(moving: Moving, classes: tuple[str, ...] = ("shape", "colour")) -> int:
     """The class of an object: its attributes counted in the order of `classes`, the last one fastest."""
     number = 0
     for name in classes:
@@ -331,7 +331,7 @@ def direction(reading: Reading) -> Int[np.ndarray, " N"]:
     return _direction(reading.position[:, 1] - reading.position[:, 0])
 
 
-def identity(reading: Reading, reference: Reading | None = None) -> Bool[np.ndarray, "N F"]:
+def keeps_identity(reading: Reading, reference: Reading | None = None) -> Bool[np.ndarray, "N F"]:
     """Whether each frame shows the shape and colour of the first frame, of `reference` if given.
 
     A frame in which nothing is recognised does not; where the first frame is not recognised, none does.
@@ -401,7 +401,7 @@ def verify(clips: Numbers, label: Any = None, classes: tuple[str, ...] = ("shape
     reading = read(clips)
     result = {
         "recognised": float(reading.recognised.mean()),
-        "identity": float(identity(reading)[:, 1:].mean()),
+        "identity": float(keeps_identity(reading)[:, 1:].mean()),
         "next_position_error": float(next_position_error(reading).mean()),
         "motion_energy": float(motion_energy(clips).mean()),
     }

@@ -111,7 +111,7 @@ class TalkingFaces:
         speeches = [self.speech(int(index)) for index in indices]
         clips = render(faces, np.stack([speech.opening for speech in speeches]), self.size)
         audio = log_mel(np.stack([speech.waveform for speech in speeches]))
-        return {"x0": clips, "cond": {"audio": audio, "reference": reference(faces, self.size)}}
+        return {"x0": clips, "cond": {"audio": audio, "reference": reference_pictures(faces, self.size)}}
 
     def _rng(self, index, purpose):
         if not 0 <= index < self.length:
@@ -221,7 +221,7 @@ def render(
     return 2 * cover * colours(faces)[:, None, None, None].astype(np.float32) - 1
 
 
-def reference(faces: list[Face], size: int = 24) -> Float[np.ndarray, "N size size 3"]:
+def reference_pictures(faces: list[Face], size: int = 24) -> Float[np.ndarray, "N size size 3"]:
     """Everybody in the middle with the mouth shut."""
     still = [face._replace(bob=((0.0, 0.0, 0.0), (0.0, 0.0, 0.0))) for face in faces]
     return render(still, np.zeros((len(faces), 1), np.float32), size)[:, 0]

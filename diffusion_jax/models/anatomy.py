@@ -14,11 +14,11 @@ from diffusion_jax.typing import Anatomy, Network
 def transformer_anatomy(module: nn.Module, **fields: Any) -> Anatomy:
     """What networks with a `condition` encoder and a stack of `blocks` behind it have in common, and other fields."""
     stack = {"stack": "blocks", "depth": module.depth, "last": ("final_modulation", "final")}
-    told = encoder_fields(module, fields.get("entrance", ""))
+    told = condition_fields(module, fields.get("entrance", ""))
     return Anatomy(**{"width": module.width, **told, **stack, **fields})
 
 
-def encoder_fields(module: nn.Module, entrance: str) -> dict[str, Any]:
+def condition_fields(module: nn.Module, entrance: str) -> dict[str, Any]:
     """What networks with a `condition` encoder have in common. entrance: where the channels of conditions enter."""
     joined = find_stream(module.conditions, Concat)
     enters = {

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from diffusion_jax.errors import InvalidInput, invalid, unknown
-from diffusion_jax.models.anatomy import encoder_fields
+from diffusion_jax.models.anatomy import condition_fields
 from diffusion_jax.models.layers.branches import REMAT
 from diffusion_jax.models.layers.conditioning import ConditionEncoder, ConditionStream
 from diffusion_jax.models.layers.convolution import (
@@ -174,7 +174,7 @@ class UNetEncoder(nn.Module):
 def encoder_anatomy(module: UNetEncoder, **fields: Any) -> Anatomy:
     """What a U-Net and a ControlNet for it have in common, and further fields."""
     fields = {"width": module.width or 4 * module.channels, "entrance": "conv_in", **fields}
-    return Anatomy(axes=4, **encoder_fields(module, fields["entrance"]), **fields)
+    return Anatomy(axes=4, **condition_fields(module, fields["entrance"]), **fields)
 
 
 def check_encoder(module: UNetEncoder) -> None:

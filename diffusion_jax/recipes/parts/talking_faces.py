@@ -35,7 +35,7 @@ def crowd(config: ConfigDict, space: LatentSpace, seed: int) -> Crowd:
     first, frames = seed * config.streams, config.length * config.frames
     source = data.talking_faces("test", length=first + config.streams, size=config.clips.size, frames=frames)
     people = range(first, first + config.streams)
-    portraits = portrait.reference([source.face(i) for i in people], config.clips.size)
+    portraits = portrait.reference_pictures([source.face(i) for i in people], config.clips.size)
     speeches = [source.speech(i) for i in people]
     voices, opening = (np.stack(values) for values in zip(*speeches, strict=True))
     return Crowd(portraits, voices, space.encode(portraits), portrait.log_mel(voices), opening)
