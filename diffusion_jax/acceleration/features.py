@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from diffusion_jax.acceleration import forecasting
 from diffusion_jax.acceleration.forecasting import Forecaster, Table
 from diffusion_jax.acceleration.outputs import check_along
-from diffusion_jax.acceleration.refresh import History, Refresh, after, coordinate, due, empty_history
+from diffusion_jax.acceleration.refresh import History, Refresh, after, coordinate, due, nothing_computed
 from diffusion_jax.clock import network_inputs, some_step, to_prediction
 from diffusion_jax.costs import count_flops
 from diffusion_jax.models import depth_axes, inner_modules, intercepted, replaced, taps
@@ -69,7 +69,9 @@ def cached_features(
     def init(params, x, cond):
         inputs = network_inputs(process, x, some_step(x).t)
         features = jax.eval_shape(computed, params, *inputs, cond)[1]
-        return Features(forecasting.init(forecaster, features, depth_axes(features, network.anatomy)), empty_history())
+        return Features(
+            forecasting.init(forecaster, features, depth_axes(features, network.anatomy)), nothing_computed()
+        )
 
     def apply(params, carry, x, step, cond):
         inputs, at = (*network_inputs(process, x, step.t), cond), coordinate(along, step, process)

@@ -19,7 +19,15 @@ from jaxtyping import Array, Float, Int
 from diffusion_jax.acceleration import forecasting
 from diffusion_jax.acceleration.features import cost_of, share, traced_once
 from diffusion_jax.acceleration.forecasting import Forecaster, Table, reuse, taylor
-from diffusion_jax.acceleration.refresh import History, Refresh, after, coordinate, due, empty_history, first_and_last
+from diffusion_jax.acceleration.refresh import (
+    History,
+    Refresh,
+    after,
+    coordinate,
+    due,
+    first_and_last,
+    nothing_computed,
+)
 from diffusion_jax.clock import network_inputs, some_step, to_prediction
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.models import Staged, staged
@@ -106,7 +114,7 @@ def gated(
 
     def empty(seen, kept):
         tables = forecasting.init(probe, seen), forecasting.init(last, kept)
-        return Gated(*tables, empty_history(), jnp.float32(jnp.inf))
+        return Gated(*tables, nothing_computed(), jnp.float32(jnp.inf))
 
     def init(params, x, cond):
         inputs = (*network_inputs(process, x, some_step(x).t), cond)

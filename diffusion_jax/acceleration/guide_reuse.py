@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from diffusion_jax.acceleration import forecasting
 from diffusion_jax.acceleration.forecasting import Forecaster, Table, reuse
 from diffusion_jax.acceleration.outputs import check_along, output_of, pair_of, parameterized
-from diffusion_jax.acceleration.refresh import History, Refresh, after, coordinate, due, empty_history
+from diffusion_jax.acceleration.refresh import History, Refresh, after, coordinate, due, nothing_computed
 from diffusion_jax.denoisers import Branches, in_one_batch, linear_rule, steered
 from diffusion_jax.denoisers.base import cost_like
 from diffusion_jax.denoisers.conditions import check_null
@@ -66,7 +66,7 @@ def reused_guide(
     def init(params, x, cond):
         inner = branches.init(params, x, cond)
         stale = jnp.bool_(False) if jax.tree.leaves(inner) else ()
-        return Guide(inner, forecasting.init(forecaster, x), empty_history(), stale)
+        return Guide(inner, forecasting.init(forecaster, x), nothing_computed(), stale)
 
     def both(params, carry, x, step, cond):
         at = coordinate(along, step, process)

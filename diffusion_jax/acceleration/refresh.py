@@ -28,7 +28,7 @@ Refresh = Callable[[Step, History], Any]
 """See the module."""
 
 
-def empty_history() -> History:
+def nothing_computed() -> History:
     """The history of a cache that nobody has asked yet."""
     return History(jnp.int32(0), jnp.int32(0))
 
@@ -66,8 +66,8 @@ def first_and_last(warmup: int | Int[Array, ""] = 1, last: bool = True) -> Refre
     """The first `warmup` calls and, with `last`, the last step of the run."""
 
     def refresh(step, history):
-        empty_history = history.computed < warmup
-        return empty_history | (step.index >= step.num_steps - 1) if last else empty_history
+        nothing_computed = history.computed < warmup
+        return nothing_computed | (step.index >= step.num_steps - 1) if last else nothing_computed
 
     return refresh
 
