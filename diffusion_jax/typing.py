@@ -104,10 +104,9 @@ class Prediction(NamedTuple):
 class Process(Protocol):
     """How data becomes noise, and what the network predicts about it. See `processes/`.
 
-    kind: a key of `processes.KINDS`, which says what else a process of that kind has.
+    Its attribute `kind`, a key of `processes.KINDS`, says what else a process of that kind has. It is asked for by
+    `processes.kind_of`, which tells what is missing in one sentence, and so is no part of what is checked here.
     """
-
-    kind: str
 
     def corrupt(self, key: Keys, x0: Data, t: Time) -> tuple[Data, Data]:
         """Draws `x_t` and returns it with the noise that was used."""
