@@ -37,7 +37,6 @@ setup(
         "grain>=0.2.12",
         "ml_collections>=1.0",
         "absl-py",
-        "chex>=0.1.90",
         "etils",
         "jaxtyping>=0.3",
         "beartype",

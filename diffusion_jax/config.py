@@ -234,3 +234,23 @@ def _literal(text: str) -> Any:
 def to_json(config: ConfigDict) -> str:
     """The config as JSON, which `load` reads back."""
     return json.dumps(config.to_dict(), indent=2, sort_keys=True)
+
+
+def differences(stored: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """The fields in which two configs, as dicts that JSON can hold, differ: "model.width (was 64, is 32)"."""
+    was, now = (_fields(json.loads(json.dumps(tree))) for tree in (stored, given))
+    return [
+        f"{name} (was {was.get(name, 'absent')!r}, is {now.get(name, 'absent')!r})"
+        for name in sorted(was.keys() | now.keys())
+        if was.get(name, "absent") != now.get(name, "absent")
+    ]
+
+
+def _fields(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, Mapping) or not tree:
+        return {prefix: tree}
+    return {
+        name: value
+        for key, entry in tree.items()
+        for name, value in _fields(entry, f"{prefix}.{key}" if prefix else str(key)).items()
+    }

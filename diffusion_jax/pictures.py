@@ -10,18 +10,18 @@ import matplotlib
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from numpy.typing import ArrayLike
 
 from diffusion_jax.errors import invalid
+from diffusion_jax.typing import Numbers
 
 
-def to_uint8(images: ArrayLike) -> np.ndarray:
+def to_uint8(images: Numbers) -> np.ndarray:
     """Images in [-1, 1], `[..., H, W, C]`, as bytes; values outside are clipped."""
     images = np.clip(np.asarray(images, np.float32), -1, 1)
     return np.round((images + 1) * 127.5).astype(np.uint8)
 
 
-def grid(images: ArrayLike, columns: int, *, pad: int = 1, zoom: int = 1) -> np.ndarray:
+def grid(images: Numbers, columns: int, *, pad: int = 1, zoom: int = 1) -> np.ndarray:
     """Tiles `[B, H, W, C]` images in [-1, 1] row by row into one uint8 picture `[rows (H + pad), ..., 3]`."""
     images = to_uint8(images)
     if images.ndim != 4 or images.shape[-1] not in (1, 3):
@@ -38,7 +38,7 @@ def grid(images: ArrayLike, columns: int, *, pad: int = 1, zoom: int = 1) -> np.
     return sheet
 
 
-def save_grid(path: Path | str, images: ArrayLike, columns: int, *, zoom: int = 1) -> None:
+def save_grid(path: Path | str, images: Numbers, columns: int, *, zoom: int = 1) -> None:
     """Writes `grid(images, columns)` as a PNG."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     imageio.imwrite(path, grid(images, columns, zoom=zoom))

@@ -6,6 +6,7 @@ checkpoint instead (`generate`).
 """
 
 import argparse
+import hashlib
 import json
 import os
 import sys
@@ -21,11 +22,16 @@ import numpy as np
 
 from diffusion_jax import data, denoisers, distributed, generate, pictures, training
 from diffusion_jax.command import cache_compilations, parse_config, run_command
+from diffusion_jax.config import differences, to_json
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.experiment import Experiment, Sampling, compiled_sampler, prepare, prepare_sampling
 from diffusion_jax.models import check_values
 from diffusion_jax.sampling import sample
+from diffusion_jax.training.storage import described
 from diffusion_jax.typing import Params
+
+SHOWN = ("batch_size", "picture_columns", "picture_zoom")
+"""Fields of `config.sampling` that do not change the samples."""
 
 
 def shard_paths(folder: Path, num_samples: int, shard_size: int) -> list[tuple[Path, int, int]]:
@@ -55,6 +61,27 @@ def read_shard(path: Path) -> dict[str, np.ndarray] | None:
         return None
 
 
+def provenance(experiment: Experiment, params: Any, seed: int) -> dict[str, Any]:
+    """What decides the samples, as plain values: seed, parameters, and how they are drawn."""
+    leaves = described(params)
+    digest = hashlib.sha256(json.dumps(leaves, sort_keys=True).encode()).hexdigest()[:16]
+    config = json.loads(to_json(experiment.config))
+    drawn = {name: value for name, value in config["sampling"].items() if name not in SHOWN}
+    return {"seed": seed, "parameters": digest, "sampling": drawn} | {
+        name: config[name] for name in ("model", "process")
+    }
+
+
+def check_provenance(path: Path, shard: Mapping[str, np.ndarray], wanted: Mapping[str, Any]) -> None:
+    """Raises InvalidInput where a shard was drawn by other parameters, with another seed or in another way."""
+    stored = json.loads(str(shard["identity"])) if "identity" in shard else {}
+    if changed := differences(stored, wanted):
+        raise InvalidInput(
+            f"{path} holds other samples than those asked for: {', '.join(changed[:5])}; "
+            "empty the folder or give --output."
+        )
+
+
 def read_samples(folder: Path) -> dict[str, np.ndarray]:
     """All samples of a finished set, in the order of their index. Raises InvalidInput when shards are missing."""
     paths = sorted(folder.glob("samples-*-of-*.npz"))
@@ -66,7 +93,10 @@ def read_samples(folder: Path) -> dict[str, np.ndarray]:
         raise InvalidInput(
             f"{folder} holds {len(shards)} readable shards of {total}; run the same sample command again."
         )
-    return {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
+    for path, shard in zip(paths, shards):
+        check_provenance(path, shard, json.loads(str(shards[0].get("identity", "{}"))))
+    names = [name for name in shards[0] if name != "identity"]
+    return {name: np.concatenate([shard[name] for shard in shards]) for name in names}
 
 
 def flat(x: Any, cond: Mapping[str, Any] | None) -> dict[str, np.ndarray]:
@@ -202,14 +232,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     if stale:
         raise InvalidInput(f"{folder} holds another set of samples ({stale[0].name}); empty it or give --output.")
     mine = shards[jax.process_index() :: jax.process_count()]
-    todo = [shard for shard in mine if read_shard(shard[0]) is None]
+    who = provenance(experiment, params, arguments.seed)
+    todo = []
+    for entry in mine:
+        stored = read_shard(entry[0])
+        if stored is None:
+            todo.append(entry)
+        else:
+            check_provenance(entry[0], stored, who)
     if todo:
         first = time.perf_counter()
         warm, _ = sampler.batch(todo[0][1])
         jax.block_until_ready(warm.x)
         begun = time.perf_counter()
         for path, start, size in todo:
-            write_shard(path, sampler.shard(start, size))
+            write_shard(path, sampler.shard(start, size) | {"identity": np.asarray(json.dumps(who))})
         seconds = time.perf_counter() - begun
         drawn = sum(-(-size // sampler.batch_size) * sampler.batch_size for _, _, size in todo)
         cost = {

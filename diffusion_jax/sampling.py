@@ -249,7 +249,7 @@ def _batch_of(grid, cond, index, x_init, shared):
     return size
 
 
-def begun(loop: Loop, run: Run) -> Run:
+def initialised(loop: Loop, run: Run) -> Run:
     """The run with what is None in it initialised: the solver's state, the denoiser's carry."""
     denoiser, params, solver, ticks, cond = loop
     state = solver.init(denoiser.process, run.x, ticks.grid) if run.state is None else run.state
@@ -291,7 +291,7 @@ def _run(loop, run, steps, save_every, progress=False):
 
     if progress:
         body = _with_progress_bar(body, len(steps))
-    run, steps = begun(loop, run), jnp.arange(steps.start, steps.stop)
+    run, steps = initialised(loop, run), jnp.arange(steps.start, steps.stop)
     if save_every is None:
         run, _ = jax.lax.scan(body, run, steps)
         return Samples(run.x, None, run)

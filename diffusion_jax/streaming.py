@@ -18,7 +18,7 @@ from diffusion_jax import randomness
 from diffusion_jax.clock import as_grid, clock, network_inputs, num_steps, remaining, to_prediction
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.models.incremental import Incremental
-from diffusion_jax.sampling import Loop, Run, Samples, begun, one_step, sample
+from diffusion_jax.sampling import Loop, Run, Samples, initialised, one_step, sample
 from diffusion_jax.solvers import inpainted
 from diffusion_jax.time_axes import batch_axes, batch_size, map_axes, where
 from diffusion_jax.timesteps import plans
@@ -99,7 +99,7 @@ def rolling(
     def advance(params, stream, cond=None):
         keys = randomness.sample_keys(randomness.fold(stream.key, stream.calls), stream.index)
         loop = Loop(denoiser, params, solver, call_clock.with_keys(keys), cond)
-        run = begun(loop, stream.run._replace(carry=None))
+        run = initialised(loop, stream.run._replace(carry=None))
         run, _ = jax.lax.scan(lambda run, row: (one_step(loop, run, loop.clock.step(row)), None), run, calls)
         out = jax.tree.map(lambda leaf: leaf[:, past : past + chunk], run.x)
         keys = randomness.sample_keys(randomness.fold(stream.key, stream.calls + 1), stream.index)

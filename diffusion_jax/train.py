@@ -93,6 +93,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         done = int(state.step)
         if done < config.train.steps:
             print(f"Stopped after step {done} of {config.train.steps}; the same command goes on from there.")
+        elif done > config.train.steps:
+            print(f"Nothing to do: the run is at step {done}, and {config.train.steps} were asked for.")
         else:
             print(f"Trained {done} steps. Samples: python -m diffusion_jax.sample --workdir={arguments.workdir}")
 

@@ -8,7 +8,7 @@ Shapes: `B` batch, `*prefix` the shape of a time, which is always a prefix of th
 then a dict with the same keys.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -32,6 +32,9 @@ Grid = Float[Array | np.ndarray, "..."]
 
 Plan = Grid | Mapping[str, Grid]
 """A grid, or one for each modality of joint data."""
+
+Numbers = Array | np.ndarray | Sequence[Any]
+"""What NumPy makes an array of."""
 
 Shape = tuple[int, ...] | Mapping[str, tuple[int, ...]]
 """The shape of data, a dict of shapes for joint data."""
@@ -101,10 +104,9 @@ class Prediction(NamedTuple):
 class Process(Protocol):
     """How data becomes noise, and what the network predicts about it. See `processes/`.
 
-    kind: a key of `processes.KINDS`, which says what else a process of that kind has.
+    Its attribute `kind`, a key of `processes.KINDS`, says what else a process of that kind has. It is asked for by
+    `processes.kind_of`, which tells what is missing in one sentence, and so is no part of what is checked here.
     """
-
-    kind: str
 
     def corrupt(self, key: Keys, x0: Data, t: Time) -> tuple[Data, Data]:
         """Draws `x_t` and returns it with the noise that was used."""

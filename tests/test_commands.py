@@ -42,6 +42,13 @@ def draw(workdir, output, *more):
     return sample.read_samples(output)
 
 
+@pytest.fixture(scope="module")
+def drawn(workdir, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("drawn")
+    draw(workdir, folder)
+    return folder
+
+
 def test_training_leaves_what_it_promises(workdir):
     assert {"checkpoints", "config.json", "loss.png", "metrics.jsonl", "pictures"} <= {
         p.name for p in workdir.iterdir()
@@ -87,6 +94,53 @@ def test_another_set_is_not_mixed_in(workdir, tmp_path, capsys):
     argv = [f"--workdir={workdir}", f"--output={tmp_path / 'a'}", "--num-samples=16", "--shard-size=16"]
     assert run_command(sample.main, argv) == 2
     assert "holds another set of samples" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--seed=1"], "seed (was 0, is 1)"),
+        (["--config.sampling.grid.steps=3"], "sampling.grid.steps (was 4, is 3)"),
+        (["--config.sampling.ema=None"], "parameters (was "),
+    ],
+    ids=str,
+)
+def test_samples_of_another_seed_checkpoint_or_sampling_are_not_taken_for_these(workdir, drawn, capsys, more, words):
+    argv = [f"--workdir={workdir}", f"--output={drawn}", "--num-samples=40", "--shard-size=24", *more]
+    before = {path.name: path.read_bytes() for path in drawn.iterdir()}
+    assert run_command(sample.main, argv) == 2
+    told = capsys.readouterr().err
+    assert "holds other samples than those asked for" in told and words in told
+    assert {path.name: path.read_bytes() for path in drawn.iterdir()} == before
+
+
+def test_a_mixture_of_samples_is_not_evaluated(workdir, drawn, tmp_path, capsys):
+    first, second = sorted(drawn.glob("*.npz"))
+    (tmp_path / first.name).write_bytes(first.read_bytes())
+    shard = sample.read_shard(second)
+    other = json.loads(str(shard["identity"])) | {"seed": 1}
+    sample.write_shard(tmp_path / second.name, shard | {"identity": np.asarray(json.dumps(other))})
+    assert run_command(evaluate.main, [f"--workdir={workdir}", f"--samples={tmp_path}"]) == 2
+    assert "seed (was 1, is 0)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("field", "words"),
+    [
+        ("model.width=32", "model.width (was 16, is 32)"),
+        ("seed=1", "seed (was 0, is 1)"),
+    ],
+)
+def test_a_refused_resume_leaves_the_run_as_it_was_and_names_the_fields(workdir, capsys, field, words):
+    stored = (workdir / "config.json").read_text()
+    assert run_command(train.main, [*TRAIN, f"--workdir={workdir}", f"--config.{field}"]) == 2
+    assert words in capsys.readouterr().err
+    assert (workdir / "config.json").read_text() == stored
+
+
+def test_fewer_steps_than_a_run_has_made_are_told(workdir, capsys):
+    train.main([*TRAIN, f"--workdir={workdir}", "--config.train.steps=2"])
+    assert "Nothing to do: the run is at step 4, and 2 were asked for." in capsys.readouterr().out
 
 
 def test_array_record_holds_the_same_samples(workdir, tmp_path):

@@ -66,8 +66,8 @@ def first_and_last(warmup: int | Int[Array, ""] = 1, last: bool = True) -> Refre
     """The first `warmup` calls and, with `last`, the last step of the run."""
 
     def refresh(step, history):
-        begun = history.computed < warmup
-        return begun | (step.index >= step.num_steps - 1) if last else begun
+        warming_up = history.computed < warmup
+        return warming_up | (step.index >= step.num_steps - 1) if last else warming_up
 
     return refresh
 

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import scipy.linalg
 from jaxtyping import Float, Int
-from numpy.typing import ArrayLike
 
 from diffusion_jax.data.digits import digits
 from diffusion_jax.data.sources import ArraySource
 from diffusion_jax.data.tokenizers import Tokenizer
 from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.typing import Numbers
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 CHARACTERS = "_" + "".join(sorted(set("".join(NAMES))))
@@ -82,14 +82,14 @@ def embed(tokens: Any, embedding_dim: int = 8) -> Float[np.ndarray, "*B text_len
     return embedding_table(embedding_dim)[np.asarray(tokens)]
 
 
-def nearest_characters(embeddings: ArrayLike) -> Int[np.ndarray, "*B text_length"]:
+def nearest_characters(embeddings: Numbers) -> Int[np.ndarray, "*B text_length"]:
     """The ids of the characters whose vectors lie nearest to `[*B, text_length, embedding_dim]`."""
     embeddings = np.asarray(embeddings, np.float32)
     # All vectors have one length, so the nearest is the one of largest inner product.
     return (embeddings @ embedding_table(embeddings.shape[-1]).T).argmax(-1).astype(np.int32)
 
 
-def decode(embeddings: ArrayLike) -> list[str]:
+def decode(embeddings: Numbers) -> list[str]:
     """The texts `[B]` of embeddings `[B, text_length, embedding_dim]`, without what fills them up at the end.
 
     A filling character inside a text stays visible as "_": such a text is no name.
@@ -104,7 +104,7 @@ def values(texts: Sequence[str]) -> Int[np.ndarray, " B"]:
 
 
 def verify(
-    images: ArrayLike, embeddings: ArrayLike, logits: Callable[[Any], Any] | Any, label: Any = None
+    images: Numbers, embeddings: Numbers, logits: Callable[[Any], Any] | Any, label: Any = None
 ) -> dict[str, float]:
     """What pairs of images `[B, 8, 8, 1]` and text embeddings `[B, text_length, embedding_dim]` keep, each in [0, 1].
 

@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from numpy.typing import ArrayLike
 from scipy import ndimage
 
 from diffusion_jax.data.scenes import COLOURS, SHAPES
 from diffusion_jax.data.sources import Indices, check_split
 from diffusion_jax.data.tokenizers import Tokenizer, word_tokenizer
 from diffusion_jax.errors import invalid, unknown
+from diffusion_jax.typing import Numbers
 
 SIZES = {"small": 0.13, "large": 0.19}
 """Radius, as a fraction of the image's side, of the circle that has the shape's area: shapes of a size are equal."""
@@ -270,7 +270,7 @@ def _strip(offset, half):
     return np.clip(np.minimum(offset + 0.5, half) - np.maximum(offset - 0.5, -half), 0, 1)
 
 
-def read(clips: ArrayLike, min_overlap: float = 0.6) -> Reading:
+def read(clips: Numbers, min_overlap: float = 0.6) -> Reading:
     """Reads clips `[N, F, S, S, 3]` in [-1, 1].
 
     The colour is the nearest of the palette to the light of all bright places and their surroundings; the light along
@@ -331,7 +331,7 @@ def direction(reading: Reading) -> Int[np.ndarray, " N"]:
     return _direction(reading.position[:, 1] - reading.position[:, 0])
 
 
-def identity(reading: Reading, reference: Reading | None = None) -> Bool[np.ndarray, "N F"]:
+def keeps_identity(reading: Reading, reference: Reading | None = None) -> Bool[np.ndarray, "N F"]:
     """Whether each frame shows the shape and colour of the first frame, of `reference` if given.
 
     A frame in which nothing is recognised does not; where the first frame is not recognised, none does.
@@ -365,7 +365,7 @@ def position_error(reading: Reading, reference: Reading) -> Float[np.ndarray, "N
     return np.linalg.norm(reading.position - reference.position, axis=-1)
 
 
-def motion_energy(clips: ArrayLike) -> Float[np.ndarray, "N steps"]:
+def motion_energy(clips: Numbers) -> Float[np.ndarray, "N steps"]:
     """Mean square of the difference between successive frames; 0 for a still picture."""
     return (np.diff(np.asarray(clips, np.float32), axis=1) ** 2).mean(axis=(2, 3, 4))
 
@@ -395,13 +395,13 @@ def drift(reading: Reading, window: int = 7) -> dict[str, np.ndarray]:
     }
 
 
-def verify(clips: ArrayLike, label: Any = None, classes: tuple[str, ...] = ("shape", "colour")) -> dict[str, float]:
+def verify(clips: Numbers, label: Any = None, classes: tuple[str, ...] = ("shape", "colour")) -> dict[str, float]:
     """Means over clips: recognised, identity (frames after the first), next_position_error, motion_energy, and
     adherence, the share of frames that show the class `label [N]`, when it is given."""
     reading = read(clips)
     result = {
         "recognised": float(reading.recognised.mean()),
-        "identity": float(identity(reading)[:, 1:].mean()),
+        "identity": float(keeps_identity(reading)[:, 1:].mean()),
         "next_position_error": float(next_position_error(reading).mean()),
         "motion_energy": float(motion_energy(clips).mean()),
     }
@@ -410,13 +410,13 @@ def verify(clips: ArrayLike, label: Any = None, classes: tuple[str, ...] = ("sha
     return result
 
 
-def frame_features(clips: ArrayLike) -> Float[np.ndarray, "rows 60"]:
+def frame_features(clips: Numbers) -> Float[np.ndarray, "rows 60"]:
     """Features of every frame, for a Fréchet distance: where light is (4 x 4 cells by colour), edges, and softness."""
     clips = np.asarray(clips, np.float32)
     return _features((clips.reshape(-1, *clips.shape[2:]) + 1) / 2)
 
 
-def difference_features(clips: ArrayLike) -> Float[np.ndarray, "rows 60"]:
+def difference_features(clips: Numbers) -> Float[np.ndarray, "rows 60"]:
     """The same features of the differences between successive frames: they see how things move."""
     steps = np.diff(np.asarray(clips, np.float32), axis=1)
     return _features(steps.reshape(-1, *steps.shape[2:]) / 2)

@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from numpy.typing import ArrayLike
 
 from diffusion_jax.data.sources import Indices, check_split
 from diffusion_jax.errors import invalid
+from diffusion_jax.typing import Numbers
 
 FRAME_RATE, SAMPLE_RATE = 25, 1600
 HOP = SAMPLE_RATE // FRAME_RATE
@@ -262,7 +262,7 @@ def _ellipse(u, v, a, b):
     return jnp.clip(0.5 - distance, 0, 1)
 
 
-def read(clips: ArrayLike) -> Reading:
+def read(clips: Numbers) -> Reading:
     """Reads clips `[N, F, S, S, 3]` in [-1, 1]: the values with which the renderer comes closest to each frame.
 
     Damped Gauss-Newton steps from the moments of the light, the colour being the best for the current drawing.
@@ -344,7 +344,7 @@ def sync(reading: Reading, opening: Float[np.ndarray, "N F"], window: int | None
     return np.where(size_b < 1e-3, np.nan, correlation)
 
 
-def identity_error(reading: Reading, reference: ArrayLike) -> dict[str, np.ndarray]:
+def identity_error(reading: Reading, reference: Numbers) -> dict[str, np.ndarray]:
     """How far each frame is from the person in the reference pictures `[N, S, S, 3]`, each `[N, F]`.
 
     colour: distance of the heads' light. shape: absolute difference of the logarithms of their aspects.
@@ -356,7 +356,7 @@ def identity_error(reading: Reading, reference: ArrayLike) -> dict[str, np.ndarr
     }
 
 
-def flicker(clips: ArrayLike, reading: Reading) -> Float[np.ndarray, "N steps"]:
+def flicker(clips: Numbers, reading: Reading) -> Float[np.ndarray, "N steps"]:
     """Mean absolute change, in light, from frame to frame where nothing should change: `[N, F - 1]`.
 
     These are pixels that lie, in both frames, inside the head and off eyes and mouth, or off the head. A head that bobs
@@ -383,7 +383,7 @@ def _flat(values, size):
     return (outwards[0] <= 0) | ((outwards[1] >= 1) & ~mouth & ~eyes)
 
 
-def verify(clips: ArrayLike, opening: Float[np.ndarray, "N F"], reference: ArrayLike) -> dict[str, float]:
+def verify(clips: Numbers, opening: Float[np.ndarray, "N F"], reference: Numbers) -> dict[str, float]:
     """Means over clips and frames: sync, colour and shape (`identity_error`), flicker, residual."""
     reading = read(clips)
     errors = identity_error(reading, reference)

@@ -14,12 +14,12 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from numpy.typing import ArrayLike
 from scipy import ndimage
 
 from diffusion_jax.data.sources import check_split
 from diffusion_jax.data.tokenizers import Tokenizer, word_tokenizer
 from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.typing import Numbers
 
 COLOURS = {
     "red": (1, -1, -1),
@@ -287,7 +287,7 @@ def _templates(size):
     return names, np.stack(masks).reshape(len(masks), -1).astype(np.float32)
 
 
-def read(image: ArrayLike, min_overlap: float = 0.6) -> Reading:
+def read(image: Numbers, min_overlap: float = 0.6) -> Reading:
     """Reads an image `[size, size, 3]` in [-1, 1] back into a scene.
 
     Each pixel takes the nearest colour of the palette; connected blobs of one colour are compared with every shape and
@@ -329,7 +329,7 @@ def read(image: ArrayLike, min_overlap: float = 0.6) -> Reading:
     return Reading(tuple(sorted(scene)), unrecognised)
 
 
-def verify(image: ArrayLike, caption: str) -> dict[str, float]:
+def verify(image: Numbers, caption: str) -> dict[str, float]:
     """How much of a caption an image keeps, each in [0, 1].
 
     count: the number of objects is right. attributes: the share of claimed objects that are there, with size, colour

@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
-from numpy.typing import ArrayLike
 
 from diffusion_jax import randomness
 from diffusion_jax.errors import invalid, unknown
+from diffusion_jax.typing import Numbers
 
 TASKS = ("push", "reach")
 SIDES = ("left", "right")
@@ -340,7 +340,7 @@ def render(state: State, size: int = 24, block: bool = True) -> Float[Array, "*B
     return 2 * image - 1
 
 
-def read(images: ArrayLike) -> dict[str, np.ndarray]:
+def read(images: Numbers) -> dict[str, np.ndarray]:
     """Places `[*B, 2]` of "disc", "block" and "goal" in pictures `[*B, size, size, 3]`, on the table; nan if unseen.
 
     Each is the centroid of the light of its own colour. A goal half under the block is displaced; the others are

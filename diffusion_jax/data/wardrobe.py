@@ -18,11 +18,11 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from numpy.typing import ArrayLike
 from scipy import ndimage
 
 from diffusion_jax.data.sources import Indices, check_split
 from diffusion_jax.errors import invalid
+from diffusion_jax.typing import Numbers
 
 SIZE = 32
 CATEGORIES = ("upper", "lower", "overall", "shoe", "bag")
@@ -321,7 +321,7 @@ class Reading(NamedTuple):
     residual: Float[np.ndarray, "N 5"]
 
 
-def read(images: ArrayLike, parsing: Int[np.ndarray, "N 32 32"]) -> Reading:
+def read(images: Numbers, parsing: Int[np.ndarray, "N 32 32"]) -> Reading:
     """Reads images `[N, 32, 32, 3]` in [-1, 1]: for each category the look that is nearest where `parsing` has it."""
     light = (np.clip(np.asarray(images, np.float64), -1, 1) + 1) / 2
     if light.shape[1:] != (SIZE, SIZE, 3) or parsing.shape != light.shape[:3]:

@@ -8,6 +8,7 @@ All are told apart tensor by tensor and looked up among the modules that the net
 """
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -322,12 +323,9 @@ def _place(leaves, target, down, up, rank, location):
             f"{list(down.shape)} there, but a weight {list(target.shape)} here."
         )
     for slot in target.slots:
-        rows = slice(slot.start, slot.start + slot.their_part[0])
-        # Ours are channels-last: [in, rank], or [height, width, in, rank].
-        a = down.reshape(own, -1).T
-        if len(slot.item) == 4:
-            a = down.reshape(own, slot.item[2], *slot.item[:2]).transpose(2, 3, 1, 0)
-        b = up.reshape(outputs, own)[rows].T
+        inputs, outputs = slot.factors()
+        a = np.moveaxis(down.reshape(own, -1)[:, inputs], 0, -1)
+        b = up.reshape(target.shape[0], own)[slot.start + outputs].T
         stack = slot.shape[:1] if slot.stacked else ()
         first = leaves.setdefault(f"{_module(slot)}/a", np.zeros((*stack, *a.shape[:-1], rank), np.float32))
         second = leaves.setdefault(f"{_module(slot)}/b", np.zeros((*stack, rank, b.shape[-1]), np.float32))
@@ -345,9 +343,11 @@ def _joined(leaves, target):
         a, b = (np.asarray(leaves[f"{_module(slot)}/{name}"], np.float32) for name in "ab")
         if target.layer is not None:
             a, b = a[target.layer], b[target.layer]
-        down = np.moveaxis(a, (-1, -2), (0, 1)).reshape(a.shape[-1], *target.shape[1:])
+        inputs, outputs = slot.factors()
+        down = np.zeros((a.shape[-1], math.prod(target.shape[1:])), np.float32)
+        down[:, inputs] = np.moveaxis(a, -1, 0)
         up = np.zeros((target.shape[0], len(b)), np.float32)
-        up[slot.start : slot.start + b.shape[1]] = b.T
+        up[slot.start + outputs] = b.T
         if downs and np.array_equal(downs[-1], down):
             ups[-1] = ups[-1] + up
         else:
@@ -355,7 +355,7 @@ def _joined(leaves, target):
             ups.append(up)
     if not downs:
         return None
-    down, up = np.concatenate(downs), np.concatenate(ups, axis=1)
+    down, up = np.concatenate(downs).reshape(-1, *target.shape[1:]), np.concatenate(ups, axis=1)
     return down, up.reshape(*up.shape, *(1,) * (down.ndim - 2))
 
 

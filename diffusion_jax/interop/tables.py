@@ -113,6 +113,21 @@ class Slot(NamedTuple):
         part = _inverse(self.source)(layer)
         return _swap(part) if self.source.swapped else part
 
+    def factors(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where the two factors of a change of their part stand in ours: `(inputs, outputs)`.
+
+        Their weight is `[O, *I]`, a change of it `B A` with A `[rank, *I]` and B `[O, rank]`; ours is
+        `a = A.reshape(rank, -1)[:, inputs]`, `[rank, ...]` in the shape of our kernel without its last axis, and
+        `b = B[outputs]`.
+        """
+        outputs, *inputs = self.their_part
+        row = np.arange(outputs, dtype=np.int32).reshape(-1, *(1,) * len(inputs))
+        column = np.arange(math.prod(inputs), dtype=np.int32).reshape(1, *inputs)
+        return (
+            self.ours(np.broadcast_to(column, self.their_part))[..., 0],
+            self.ours(np.broadcast_to(row, self.their_part))[(0,) * (len(self.item) - 1)],
+        )
+
     def fill(self, read: Callable[[str, tuple], np.ndarray], index: tuple[slice, ...], dtype: DTypeLike) -> np.ndarray:
         """The entries of ours at `index`, read through `read(name, index)`; no more is read than the layout forces."""
         index = tuple(slice(*entry.indices(size)[:2]) for entry, size in zip(index, self.shape, strict=True))

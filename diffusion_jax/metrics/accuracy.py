@@ -4,9 +4,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from diffusion_jax.errors import invalid
+from diffusion_jax.typing import Numbers
 
 
 class ClassAccuracy(NamedTuple):
@@ -16,7 +16,7 @@ class ClassAccuracy(NamedTuple):
     per_class: np.ndarray
 
 
-def class_accuracy(logits: Callable[[Any], Any] | Any, images: ArrayLike | None, labels: ArrayLike) -> ClassAccuracy:
+def class_accuracy(logits: Callable[[Any], Any] | Any, images: Numbers | None, labels: Numbers) -> ClassAccuracy:
     """Accuracy of `labels [N]` under a classifier.
 
     logits: a function of the images (such as `FeatureNetwork.logits`), or the logits `[N, K]` themselves.

@@ -4,9 +4,9 @@ Kernel discrepancies are in `kernel`. Everything is float64 on the host.
 """
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from diffusion_jax.errors import invalid
+from diffusion_jax.typing import Numbers
 
 
 def _pair(x, y):
@@ -32,7 +32,7 @@ def wasserstein_1d(x: np.ndarray, y: np.ndarray, p: float = 2.0) -> np.ndarray:
     return (np.abs(x[at_x] - y[at_y]) ** p * widths[:, None]).sum(axis=0)
 
 
-def sliced_wasserstein(x: ArrayLike, y: ArrayLike, projections: int = 256, p: float = 2.0, seed: int = 0) -> float:
+def sliced_wasserstein(x: Numbers, y: Numbers, projections: int = 256, p: float = 2.0, seed: int = 0) -> float:
     """`(E_theta W_p^p(theta.x, theta.y))^(1/p)` over random directions of the unit sphere (Bonneel et al. 2015)."""
     x, y = _pair(x, y)
     if projections < 1 or p < 1:
@@ -42,7 +42,7 @@ def sliced_wasserstein(x: ArrayLike, y: ArrayLike, projections: int = 256, p: fl
     return float(wasserstein_1d(x @ directions, y @ directions, p).mean() ** (1 / p))
 
 
-def wasserstein(x: ArrayLike, y: ArrayLike, p: float = 2.0) -> float:
+def wasserstein(x: Numbers, y: Numbers, p: float = 2.0) -> float:
     """`W_p` between two sets of equal size by the exact optimal assignment; O(N^3), for some thousand points."""
     from scipy.optimize import linear_sum_assignment
     from scipy.spatial.distance import cdist
@@ -55,7 +55,7 @@ def wasserstein(x: ArrayLike, y: ArrayLike, p: float = 2.0) -> float:
     return float(cost[rows, columns].mean() ** (1 / p))
 
 
-def energy_distance(x: ArrayLike, y: ArrayLike) -> float:
+def energy_distance(x: Numbers, y: Numbers) -> float:
     """`2 E|X - Y| - E|X - X'| - E|Y - Y'|` with all pairs counted (Székely and Rizzo 2013); zero iff x and y agree."""
     from scipy.spatial.distance import cdist
 

@@ -18,11 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from numpy.typing import ArrayLike
 
 from diffusion_jax import data
 from diffusion_jax.cache import cache_folder
 from diffusion_jax.errors import InvalidInput, invalid, unknown
+from diffusion_jax.typing import Numbers
 
 STEPS = {"digits": 600, "shapes": 1500}
 """The worlds that have a judge, and how long it is trained."""
@@ -53,11 +53,11 @@ class FeatureNetwork:
     params: Any
     accuracy: float
 
-    def features(self, images: ArrayLike) -> np.ndarray:
+    def features(self, images: Numbers) -> np.ndarray:
         """Penultimate features `[N, features]` of images `[N, size, size, C]` in [-1, 1]."""
         return self._run(images)[0]
 
-    def logits(self, images: ArrayLike) -> np.ndarray:
+    def logits(self, images: Numbers) -> np.ndarray:
         """Digits: class logits `[N, 10]`. Shapes: logits `[N, 24]` of the presence of each (colour, shape)."""
         return self._run(images)[1]
 

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from numpy.typing import ArrayLike
 
 from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.typing import Numbers
 
 
 class Moments(NamedTuple):
@@ -28,7 +28,7 @@ class Moments(NamedTuple):
         return self.scatter / (self.count - 1)
 
 
-def moments(features: ArrayLike) -> Moments:
+def moments(features: Numbers) -> Moments:
     """Moments of a batch of features `[N, D]`. Raises InvalidInput when one is not finite."""
     features = np.asarray(features, np.float64)
     if features.ndim != 2 or not len(features):
@@ -73,7 +73,7 @@ def _root(covariance):
     return vectors * np.sqrt(np.clip(values, 0.0, None))
 
 
-def frechet_distance(a: ArrayLike | Moments, b: ArrayLike | Moments) -> float:
+def frechet_distance(a: Numbers | Moments, b: Numbers | Moments) -> float:
     """Fréchet distance between two sets of features `[N, D]`, or their `Moments` (Heusel et al. 2017).
 
     It is biased upwards by about D^2 / N for small sets: compare only at equal sizes.

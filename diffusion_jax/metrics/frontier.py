@@ -4,12 +4,12 @@ Costs and errors are one number a setting, both better when lower; give the nega
 """
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from diffusion_jax.errors import invalid
+from diffusion_jax.typing import Numbers
 
 
-def pareto_front(costs: ArrayLike, errors: ArrayLike) -> list[int]:
+def pareto_front(costs: Numbers, errors: Numbers) -> list[int]:
     """Indices of the settings to which none is better in one and at least as good in the other, by rising cost.
 
     Of settings that agree in both the first stays. Raises InvalidInput for lengths that differ, NaN, and no settings.
@@ -22,7 +22,7 @@ def pareto_front(costs: ArrayLike, errors: ArrayLike) -> list[int]:
     return front
 
 
-def cheapest_within(costs: ArrayLike, errors: ArrayLike, tolerance: float, reference: int | None = None) -> int:
+def cheapest_within(costs: Numbers, errors: Numbers, tolerance: float, reference: int | None = None) -> int:
     """Index of the cheapest setting with `error <= errors[reference] + tolerance`: how a budget is chosen.
 
     reference: the setting that is to be matched; the dearest when None (of several, the best). Of settings that cost

@@ -3,9 +3,9 @@
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from diffusion_jax.errors import invalid, unknown
+from diffusion_jax.typing import Numbers
 
 KERNELS = ("gaussian", "laplace", "polynomial")
 
@@ -45,7 +45,7 @@ def _polynomial(x, y):
 
 
 def kernel_distance(
-    x: ArrayLike, y: ArrayLike, subsets: int = 50, subset_size: int = 1000, seed: int = 0
+    x: Numbers, y: Numbers, subsets: int = 50, subset_size: int = 1000, seed: int = 0
 ) -> KernelDistance:
     """Kernel inception distance of features `[N, D]`, `[M, D]`: unbiased `MMD^2` with the kernel `(x.y / D + 1)^3`.
 
@@ -67,7 +67,7 @@ def kernel_distance(
 
 
 def mmd2(
-    x: ArrayLike, y: ArrayLike, kernel: str = "gaussian", bandwidth: float | None = None, unbiased: bool = True
+    x: Numbers, y: Numbers, kernel: str = "gaussian", bandwidth: float | None = None, unbiased: bool = True
 ) -> float:
     """Squared maximum mean discrepancy between all of `x [N, D]` and `y [M, D]` (Gretton et al. 2012, lemma 6).
 

@@ -3,10 +3,10 @@
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from diffusion_jax.errors import invalid
 from diffusion_jax.metrics.kernel import squared_distances
+from diffusion_jax.typing import Numbers
 
 
 class Manifold(NamedTuple):
@@ -23,7 +23,7 @@ class Manifold(NamedTuple):
     coverage: float
 
 
-def manifold(real: ArrayLike, samples: ArrayLike, k: int = 5) -> Manifold:
+def manifold(real: Numbers, samples: Numbers, k: int = 5) -> Manifold:
     """The four numbers from features `real [N, D]` and `samples [M, D]`; float64, memory of order N M."""
     a, b = np.asarray(real, np.float64), np.asarray(samples, np.float64)
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:

@@ -5,12 +5,12 @@ Everything is float64 on the host.
 """
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from diffusion_jax.errors import invalid
+from diffusion_jax.typing import Numbers
 
 
-def endpoint_error(x: ArrayLike, reference: ArrayLike, *, relative: bool = False) -> float:
+def endpoint_error(x: Numbers, reference: Numbers, *, relative: bool = False) -> float:
     """`sqrt(mean (x - reference)^2)` over all entries of two arrays of one shape: the root mean square error.
 
     relative: `||x - reference|| / ||reference||` instead, 0 for equal samples and 1 for x = 0.
@@ -26,7 +26,7 @@ def endpoint_error(x: ArrayLike, reference: ArrayLike, *, relative: bool = False
     return float(error / size)
 
 
-def trajectory_similarity(trace_a: ArrayLike, trace_b: ArrayLike) -> np.ndarray:
+def trajectory_similarity(trace_a: Numbers, trace_b: Numbers) -> np.ndarray:
     """Cosine similarity `<a, b> / (||a|| ||b||)` of two runs at each saved step, the mean over samples: `[S]`.
 
     trace_a, trace_b: `[S, B, ...]`, e.g. `Samples.trace` of two runs from the same noise.
@@ -42,7 +42,7 @@ def trajectory_similarity(trace_a: ArrayLike, trace_b: ArrayLike) -> np.ndarray:
     return ((a * b).sum(axis=-1) / sizes).mean(axis=1)
 
 
-def effective_modes(modes: ArrayLike) -> float:
+def effective_modes(modes: Numbers) -> float:
     """`exp(-sum_k p_k log p_k)`, p the frequencies of modes: K when K modes are equally frequent, 1 when all agree.
 
     modes: the mode of each sample, integers `[N]`, or the probability of each, `[N, K]`, whose mean over samples is p.
@@ -62,7 +62,7 @@ def effective_modes(modes: ArrayLike) -> float:
     return float(np.exp(-(frequencies * np.log(frequencies)).sum()))
 
 
-def pairwise_distance(features: ArrayLike, labels: ArrayLike | None = None) -> float:
+def pairwise_distance(features: Numbers, labels: Numbers | None = None) -> float:
     """`E ||f_i - f_j||` over pairs of different samples, how varied they are; `features [N, ...]`, flattened.
 
     labels: `[N]`; only pairs under the same condition count then, and each condition counts the same.

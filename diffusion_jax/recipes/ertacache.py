@@ -47,10 +47,10 @@ REASONS = {
 def run(config: ConfigDict, workdir: Path) -> Results:
     numbers = list(seeds(config))
     claims, files = [], []
-    for world in (mixture_claims, network_claims):
-        if world.__name__ not in config:
+    for name, world in {"mixture": mixture_claims, "digits": network_claims}.items():
+        if name not in config:
             continue
-        found, written = world(config[world.__name__], numbers, workdir)
+        found, written = world(config[name], numbers, workdir)
         claims += found
         files += written
     notes = "The reasons of claims that do not hold were written after the run, with a look at recordings of seed 100."

@@ -97,7 +97,7 @@ def clip_measures(clips: Array | np.ndarray, task: ClipTask) -> dict[str, float]
     coloured = reading.colour == truth.colour[:, :1]
     return {
         "same": float(coloured[free].mean()),
-        "identity": float(data.moving.identity(reading, truth)[free].mean()),
+        "identity": float(data.moving.keeps_identity(reading, truth)[free].mean()),
         "adherence": float((data.moving.labels(reading) == task.label[:, None])[free].mean()),
         "position": float(data.moving.position_error(reading, truth)[:, 1].mean()),
         "motion": float(data.moving.motion_energy(clips).mean()),

@@ -13,11 +13,10 @@ import jax.numpy as jnp
 from jax.scipy.special import ndtri
 
 from diffusion_jax.errors import InvalidInput, invalid, unknown
-from diffusion_jax.processes import GaussianProcess
 from diffusion_jax.processes.schedules import Number, check_positive
 from diffusion_jax.time_axes import expand
 from diffusion_jax.timesteps.mapping import bucket, time_at_noise_ratio
-from diffusion_jax.typing import Grid, TimestepDraw
+from diffusion_jax.typing import Grid, Process, TimestepDraw
 
 
 def _independent(key, shape):
@@ -119,9 +118,7 @@ def mode(scale: Number = 1.29, spread: str = "independent") -> TimestepDraw:
     return _quantile(lambda u: jnp.clip(1.0 - u - scale * (jnp.cos(0.5 * jnp.pi * u) ** 2 - 1.0 + u), 0.0, 1.0), spread)
 
 
-def log_normal(
-    process: GaussianProcess, mean: Number = -1.2, std: Number = 1.2, spread: str = "independent"
-) -> TimestepDraw:
+def log_normal(process: Process, mean: Number = -1.2, std: Number = 1.2, spread: str = "independent") -> TimestepDraw:
     """`log(sigma / alpha) ~ N(mean, std^2)` (Karras et al. 2022); levels beyond the last are t = 1."""
     check_positive(std=std)
     return _quantile(lambda u: time_at_noise_ratio(process, jnp.exp(mean + std * ndtri(u))), spread)

@@ -17,10 +17,9 @@ from jaxtyping import Array, Float
 from scipy import stats
 
 from diffusion_jax.errors import InvalidInput, invalid, unknown
-from diffusion_jax.processes import GaussianProcess
 from diffusion_jax.processes.schedules import Number, check_positive
 from diffusion_jax.timesteps.mapping import noise_ratio, time_at_noise_ratio
-from diffusion_jax.typing import Grid
+from diffusion_jax.typing import Grid, Process
 
 
 def _check_steps(steps: int, num_train_steps: int | None = None) -> None:
@@ -149,7 +148,7 @@ NOISE_RATIOS: dict[str, Callable[..., np.ndarray]] = {"karras": _karras, "expone
 """
 
 
-def from_noise_ratios(process: GaussianProcess, ratios: Any, end: Number = 0.0) -> Float[Array, "..."]:
+def from_noise_ratios(process: Process, ratios: Any, end: Number = 0.0) -> Float[Array, "..."]:
     """The grid through the times at which sigma / alpha is each of the falling `ratios [S]`, then the time `end`."""
     # A grid is found once: in double precision, so that a node of a table is exactly itself.
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
@@ -163,7 +162,7 @@ def _begun(grid, from_one):
 
 
 def karras(
-    process: GaussianProcess,
+    process: Process,
     steps: int = 18,
     rho: Number = 7.0,
     sigma_min: Number | None = None,
@@ -181,7 +180,10 @@ def karras(
 
 
 def exponential(
-    process: GaussianProcess, steps: int = 18, sigma_min: Number | None = None, sigma_max: Number | None = None
+    process: Process,
+    steps: int = 18,
+    sigma_min: Number | None = None,
+    sigma_max: Number | None = None,
 ) -> Float[Array, "..."]:
     """`log(sigma / alpha)` in equal steps, then 0; ends as for `karras`."""
     _check_steps(steps)
@@ -190,7 +192,10 @@ def exponential(
 
 
 def uniform_log_snr(
-    process: GaussianProcess, steps: int = 20, log_snr_min: Number | None = None, log_snr_max: Number | None = None
+    process: Process,
+    steps: int = 20,
+    log_snr_min: Number | None = None,
+    log_snr_max: Number | None = None,
 ) -> Float[Array, "..."]:
     """Equal steps of the log-SNR, then 0 (Lu et al. 2022, DPM-Solver): `exponential` with its ends as log-SNRs."""
     return exponential(

@@ -3,13 +3,13 @@
 log-SNRs are the process's own (`process.log_snr`, `process.inverse_log_snr`); here are the derived units.
 """
 
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 
 from diffusion_jax.errors import InvalidInput, invalid
-from diffusion_jax.processes import GaussianProcess, is_joint
 from diffusion_jax.processes.schedules import Number, as_time
+from diffusion_jax.typing import Process
 
 
 def _check_count(field: str, value: int) -> None:
@@ -17,9 +17,16 @@ def _check_count(field: str, value: int) -> None:
         raise invalid(field, value, "it must be at least 1")
 
 
-def _check_log_snr(process: Any) -> None:
-    if is_joint(process):
+@runtime_checkable
+class _LogSnr(Protocol):
+    def log_snr(self, t: Any) -> Any: ...
+    def inverse_log_snr(self, log_snr: Any) -> Any: ...
+
+
+def _with_log_snr(process: Process) -> _LogSnr:
+    if not isinstance(process, _LogSnr):
         raise InvalidInput("process has no log-SNR of its own; for joint data give the process of one entry instead.")
+    return process
 
 
 def index_to_time(index: Any, num_steps: int) -> Any:
@@ -51,16 +58,14 @@ def bucket_center(index: Any, num_buckets: int) -> Any:
     return (jnp.asarray(index) + 0.5) / num_buckets
 
 
-def noise_ratio(process: GaussianProcess, t: Any) -> Any:
+def noise_ratio(process: Process, t: Any) -> Any:
     """`sigma / alpha = exp(-log_snr / 2)`: the noise level of Karras et al. 2022, any shape."""
-    _check_log_snr(process)
-    return jnp.exp(-0.5 * process.log_snr(t))
+    return jnp.exp(-0.5 * _with_log_snr(process).log_snr(t))
 
 
-def time_at_noise_ratio(process: GaussianProcess, ratio: Any) -> Any:
+def time_at_noise_ratio(process: Process, ratio: Any) -> Any:
     """The t at which `sigma / alpha` is `ratio`, at most 1, any shape."""
-    _check_log_snr(process)
-    return jnp.clip(process.inverse_log_snr(-2.0 * jnp.log(as_time(ratio))), 0.0, 1.0)
+    return jnp.clip(_with_log_snr(process).inverse_log_snr(-2.0 * jnp.log(as_time(ratio))), 0.0, 1.0)
 
 
 def in_window(t: Any, low: Any, high: Any) -> Any:
@@ -69,16 +74,16 @@ def in_window(t: Any, low: Any, high: Any) -> Any:
     return (t >= low) & (t <= high)
 
 
-def log_snr_window(process: GaussianProcess, low: Number, high: Number) -> tuple[Any, Any]:
+def log_snr_window(process: Process, low: Number, high: Number) -> tuple[Any, Any]:
     """The window of t, `(t_low, t_high)`, in which the log-SNR lies between `low` and `high`."""
     if low > high:
         raise invalid("low", low, f"it must be at most high = {high}")
-    return process.inverse_log_snr(high), process.inverse_log_snr(low)
+    levels = _with_log_snr(process)
+    return levels.inverse_log_snr(high), levels.inverse_log_snr(low)
 
 
-def matching_time(process: GaussianProcess, other: GaussianProcess, t: Any) -> Any:
+def matching_time(process: Process, other: Process, t: Any) -> Any:
     """The t' at which `other` has the log-SNR that `process` has at t, any shape; 1 where `other` has no such noise."""
-    _check_log_snr(process)
-    _check_log_snr(other)
-    log_snr = jnp.maximum(process.log_snr(t), other.log_snr(1.0))
-    return jnp.clip(other.inverse_log_snr(log_snr), 0.0, 1.0)
+    levels, other_levels = _with_log_snr(process), _with_log_snr(other)
+    log_snr = jnp.maximum(levels.log_snr(t), other_levels.log_snr(1.0))
+    return jnp.clip(other_levels.inverse_log_snr(log_snr), 0.0, 1.0)

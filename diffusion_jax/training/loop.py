@@ -18,6 +18,7 @@ import optax
 from jax.sharding import Mesh
 from tqdm.auto import tqdm
 
+from diffusion_jax.config import differences
 from diffusion_jax.distributed import Rules, init_sharded, make_mesh, shard_batch, shardings
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.training import ema as averages
@@ -26,7 +27,7 @@ from diffusion_jax.training.logging import Several, Writer, default_writer
 from diffusion_jax.training.optimizers import Optimizer
 from diffusion_jax.training.state import TrainState, make_init
 from diffusion_jax.training.step import make_train_step
-from diffusion_jax.training.weights import write_config
+from diffusion_jax.training.weights import read_config, write_config
 from diffusion_jax.typing import Objective
 
 
@@ -113,14 +114,19 @@ def train(
         checkpointer, restored = None, None
         if workdir is not None:
             checkpointer = stack.enter_context(Checkpointer(workdir, keep=keep))
+            try:
+                restored = checkpointer.restore(abstract, mesh, rules)
+                if restored is not None:
+                    iterator.set_state(restored.data)
+            except InvalidInput as problem:
+                raise InvalidInput(f"{problem}{_changes(workdir, config)}") from None
+            # Only a run that goes on may replace what is stored of it.
             if config is not None:
                 write_config(workdir, config)
-            restored = checkpointer.restore(abstract, mesh, rules)
         if restored is None:
             state, at = init_sharded(initial, mesh=mesh, rules=rules), 0
         else:
             state, at = restored.state, restored.step
-            iterator.set_state(restored.data)
         if checkpointer is not None:
             checkpointer.drop_snapshots_after(at)
         writers = Several((default_writer(workdir, at), *((writer,) if writer else ())))
@@ -166,6 +172,15 @@ def train(
             if leaving:
                 break
     return state
+
+
+def _changes(workdir: Any, config: Any) -> str:
+    """In which fields `config` differs from that of the run in `workdir`, as a sentence."""
+    try:
+        fields = [] if config is None else differences(read_config(workdir), config)
+    except InvalidInput:
+        return ""
+    return f" The config differs from the one stored there in {', '.join(fields)}." if fields else ""
 
 
 def _start(data: Iterable, must_resume: bool) -> tuple[Any, Any]:

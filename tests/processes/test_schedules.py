@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax import enable_x64
 
 from diffusion_jax import processes
 from diffusion_jax.errors import InvalidInput
@@ -220,3 +222,47 @@ def test_wrong_values_are_named(make, words):
         warnings.simplefilter("error")
         with pytest.raises(InvalidInput, match=words):
             make()
+
+
+def test_schedules_have_finite_derivatives_and_inside_they_are_differences():
+    """Also where alpha or sigma is 0 and the log-SNR infinite; of the rates too, which flow solvers differentiate."""
+    # Between the nodes of all tables.
+    inside, size = np.array([0.0637, 0.3143, 0.5591, 0.8137]), 1e-6
+
+    def weighted(schedule, t):
+        process = GaussianProcess(schedule)
+        told = process.alpha(t), process.sigma(t), process.log_snr(t), *process.rates(t)
+        return sum(weight * value for weight, value in zip((1.0, -2.0, 0.3, 0.7, 0.2), told, strict=True))
+
+    @jax.jit
+    def program(t):
+        pulled = [jax.vjp(partial(weighted, schedule), t) for schedule in SCHEDULES.values()]
+        return [(value, pull(jnp.ones_like(t))[0]) for value, pull in pulled]
+
+    with enable_x64(True):
+        rows = [np.concatenate([t, [0.0, 1.0]]) for t in (inside, inside + size, inside - size)]
+        found = jax.device_get([program(row) for row in rows])
+    for name, (_, slope), (there, _), (back, _) in zip(SCHEDULES, *found, strict=True):
+        assert np.isfinite(slope).all(), name
+        expected = (there[:-2] - back[:-2]) / (2 * size)
+        np.testing.assert_allclose(slope[:-2], expected, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def test_predictions_have_finite_derivatives_at_the_ends():
+    """What every parameterisation makes of a network's output, and the other way round, where it is singular too."""
+    x = np.array([0.3, -0.5])
+
+    @jax.jit
+    def slopes(t):
+        def told(process, t):
+            pair = process.predict(0.7 * process.network_input(x, t), x, t)
+            others = (getattr(process, name)(pair, t) for name in ("output", "velocity", "score", "v"))
+            return jnp.sum(pair.x0 + 0.5 * pair.eps + 0.1 * sum(others))
+
+        return [
+            jax.grad(partial(told, GaussianProcess(SCHEDULES[name], prediction)))(t)
+            for name in ("zero_terminal", "linear")
+            for prediction in processes.PARAMETERIZATIONS
+        ]
+
+    assert all(np.isfinite(slope).all() for slope in slopes(np.array([0.0, 1.0])))

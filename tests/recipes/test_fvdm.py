@@ -74,7 +74,7 @@ def test_frames_are_a_set_without_temporal_positions():
 def test_a_given_frame_that_moves_is_found(moved):
     real = moving_clips.truth(2)
     made = fvdm.ClipSampler(lambda params, key, times, known: known + moved, None, None, [()])
-    found = fvdm.exactness(None, None, made, timesteps.linspace(2), real)
+    found = fvdm.exactness(None, jax.random.key(0), made, timesteps.linspace(2), real)
     assert found["given"] == pytest.approx(moved, abs=1e-6)
     assert found["scalar"] == 0
 

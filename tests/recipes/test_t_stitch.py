@@ -52,7 +52,7 @@ def run(pair):
     """One compiled program for every table."""
     both, params = pair
 
-    compiled = jax.jit(lambda params, which: generate(switched(both, which), params, shape=SHAPE).x)
+    compiled = shipped.jit(lambda params, which: generate(switched(both, which), params, shape=SHAPE).x)
     return lambda which: np.asarray(compiled(params, jnp.asarray(which, jnp.int32)))
 
 
@@ -60,7 +60,7 @@ def run(pair):
 def test_a_share_of_one_or_none_is_the_sampler_of_one_model_bit_for_bit(pair, run, number):
     (both, params), which = pair, stitch_table(STEPS, 1.0 - number)
     assert which.tolist() == [number] * STEPS
-    alone = jax.jit(lambda p: generate(both[number], p, shape=SHAPE).x)
+    alone = shipped.jit(lambda p: generate(both[number], p, shape=SHAPE).x)
     np.testing.assert_array_equal(run(which), alone(params[number]))
     assert np.abs(run(which) - run(1 - which)).max() > 0.1
 

@@ -84,7 +84,7 @@ def identity_share(
 ) -> float:
     """The share of `frames` in which a clip shows shape and colour of the first frame of the clip in `real`."""
     reading, reference = data.moving.read(clips), data.moving.read(real)
-    return float(data.moving.identity(reading, reference)[:, frames].mean())
+    return float(data.moving.keeps_identity(reading, reference)[:, frames].mean())
 
 
 def colour(clips: Array | np.ndarray, real: Array | np.ndarray, frames: slice | list[int] = slice(1, None)) -> float:
