@@ -14,6 +14,9 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+Number = int | float
+"""A plain number, on which a program is specialised; what may be traced is an array."""
+
 Data = Array | Mapping[str, Array]
 """Images `[B, H, W, C]`, video `[B, F, H, W, C]`, vectors `[B, D]`, tokens `int32 [B, N]`, or a dict of those."""
 

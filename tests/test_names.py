@@ -31,8 +31,7 @@ SAME_IDEA = {
 }
 
 LEFT = {
-    *("Block", "Cache", "Encoder", "History", "Number", "Schedule", "by_time", "cached", "combined", "constrain"),
-    *("early_exit", "per_sample", "push", "run_blocks", "share"),
+    *("Block", "Cache", "Encoder", "cached", "combined", "constrain", "early_exit", "push", "run_blocks", "share"),
 }
 """Names that still have several meanings: none may be added, and one that has been mended is taken out."""
 

@@ -19,10 +19,10 @@ import numpy as np
 
 from diffusion_jax.denoisers.base import cost_like
 from diffusion_jax.denoisers.conditions import null_condition
-from diffusion_jax.denoisers.scales import Number, Scale, check_interval, check_scale, inside, is_static, value_at
+from diffusion_jax.denoisers.scales import Scale, check_interval, check_scale, inside, is_static, value_at
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.time_axes import batch_axes, batch_size, each, expand, map_axes
-from diffusion_jax.typing import BatchAxes, Cost, Denoiser, Prediction
+from diffusion_jax.typing import BatchAxes, Cost, Denoiser, Number, Prediction
 
 
 class Branches(NamedTuple):

@@ -19,12 +19,12 @@ import jax.numpy as jnp
 from diffusion_jax.denoisers.base import with_pair
 from diffusion_jax.denoisers.branches import Rule, from_two_networks, in_one_batch, steered
 from diffusion_jax.denoisers.conditions import check_null
-from diffusion_jax.denoisers.scales import Number, Scale, is_static
+from diffusion_jax.denoisers.scales import Scale, is_static
 from diffusion_jax.errors import invalid
 from diffusion_jax.processes import by_modality, is_gaussian, is_joint, members, need_gaussian
 from diffusion_jax.processes.discrete import LOG_ZERO
 from diffusion_jax.time_axes import each, expand
-from diffusion_jax.typing import Denoiser, Prediction
+from diffusion_jax.typing import Denoiser, Number, Prediction
 
 
 def guided(

@@ -209,7 +209,7 @@ class Uniform(_Discrete):
 
     def prior(self, key: Keys, shape):
         """Uniform tokens, int32."""
-        return randomness.per_sample(jax.random.randint, key, shape, 0, self.vocab_size)
+        return randomness.draw_per_sample(jax.random.randint, key, shape, 0, self.vocab_size)
 
     def predict(self, network_output, x_t, t) -> Prediction:
         """`x0`: float32 log-probabilities `[..., V]` from logits `[..., V]`."""

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.errors import InvalidInput, invalid, unknown
-from diffusion_jax.processes.schedules import Number, as_time, safe_log, safe_sqrt
+from diffusion_jax.processes.schedules import as_time, safe_log, safe_sqrt
+from diffusion_jax.typing import Number
 
 
 def _check_steps(num_steps):

@@ -25,9 +25,9 @@ import jax.numpy as jnp
 
 from diffusion_jax import randomness
 from diffusion_jax.errors import invalid, unknown
-from diffusion_jax.processes.schedules import Number, as_time, check_positive, safe_inverse
+from diffusion_jax.processes.schedules import as_time, check_positive, safe_inverse
 from diffusion_jax.time_axes import expand
-from diffusion_jax.typing import Keys, Prediction
+from diffusion_jax.typing import Keys, Number, Prediction
 
 
 class Schedule(Protocol):

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.errors import invalid
-from diffusion_jax.processes.schedules import Number, as_time, check_positive, safe_log
+from diffusion_jax.processes.schedules import as_time, check_positive, safe_log
+from diffusion_jax.typing import Number
 
 
 class _Keep:

@@ -18,8 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.errors import invalid
-
-Number = int | float
+from diffusion_jax.typing import Number
 
 
 def as_time(t: Any) -> jax.Array:

@@ -14,10 +14,10 @@ from jax.scipy.special import ndtri
 
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.processes import GaussianProcess
-from diffusion_jax.processes.schedules import Number, check_positive
+from diffusion_jax.processes.schedules import check_positive
 from diffusion_jax.time_axes import expand
 from diffusion_jax.timesteps.mapping import bucket, time_at_noise_ratio
-from diffusion_jax.typing import Grid, TimestepDraw
+from diffusion_jax.typing import Grid, Number, TimestepDraw
 
 
 def _independent(key, shape):

@@ -18,9 +18,9 @@ from scipy import stats
 
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.processes import GaussianProcess
-from diffusion_jax.processes.schedules import Number, check_positive
+from diffusion_jax.processes.schedules import check_positive
 from diffusion_jax.timesteps.mapping import noise_ratio, time_at_noise_ratio
-from diffusion_jax.typing import Grid
+from diffusion_jax.typing import Grid, Number
 
 
 def _check_steps(steps: int, num_train_steps: int | None = None) -> None:

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.processes import GaussianProcess, is_joint
-from diffusion_jax.processes.schedules import Number, as_time
+from diffusion_jax.processes.schedules import as_time
+from diffusion_jax.typing import Number
 
 
 def _check_count(field: str, value: int) -> None:
