@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from diffusion_jax import randomness
 from diffusion_jax.errors import InvalidInput, invalid
@@ -30,7 +31,7 @@ def as_grid(grid: Any) -> Any:
     for name, values in grid.items() if isinstance(grid, Mapping) else [("grid", grid)]:
         if values.ndim < 1 or values.shape[0] < 2:
             raise invalid(f"{name}.shape", values.shape, "a grid needs at least two times along its first axis")
-        if isinstance(values, jax.core.Tracer):
+        if isinstance(values, Tracer):
             continue
         # NumPy, for a known grid may be inspected while something else is being traced.
         values = np.asarray(values)

@@ -196,11 +196,11 @@ def make_sampler(
             P(),
             P() if param_specs is None else param_specs,
             jax.tree.map(lambda g: second if g.ndim > 1 and g.shape[1] > 1 else P(), grid),
-            jax.tree_util.tree_map_with_path(lambda *leaf: first if _rows(*leaf, shared) > 1 else P(), cond),
+            jax.tree_util.tree_map_with_path(lambda *leaf: first if _rows(leaf[0], leaf[1], shared) > 1 else P(), cond),
             first,
             jax.tree.map(lambda leaf: first, x_init),
         )
-        out = Samples(first, second, Run(first, P(), P(), P()))
+        out = Samples(first, second, Run(first, P(), P())._replace(cost=P()))
         # Costs are counted from what each device ran, which the replication checker cannot follow.
         mapped = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)
         return mapped(key, params, grid, cond, index, x_init)
@@ -283,7 +283,7 @@ def _started(x_init):
     return Run(jax.tree.map(widened, x_init))
 
 
-def _run(loop, run, steps, save_every, progress=False):
+def _run(loop: Loop, run: Run, steps: range, save_every: int | None, progress: bool = False) -> Samples:
     expand(jax.tree.map(lambda g: g[steps.start], loop.clock.grid), run.x)
 
     def body(run, index):
@@ -291,18 +291,18 @@ def _run(loop, run, steps, save_every, progress=False):
 
     if progress:
         body = _with_progress_bar(body, len(steps))
-    run, steps = begun(loop, run), jnp.arange(steps.start, steps.stop)
+    run, indices = begun(loop, run), jnp.arange(steps.start, steps.stop)
     if save_every is None:
-        run, _ = jax.lax.scan(body, run, steps)
+        run, _ = jax.lax.scan(body, run, indices)
         return Samples(run.x, None, run)
 
-    def saved(run, steps):
-        run, _ = jax.lax.scan(body, run, steps)
+    def saved(run, indices):
+        run, _ = jax.lax.scan(body, run, indices)
         return run, run.x
 
     whole = len(steps) // save_every * save_every
-    run, trace = jax.lax.scan(saved, run, steps[:whole].reshape(-1, save_every))
-    run, _ = jax.lax.scan(body, run, steps[whole:])
+    run, trace = jax.lax.scan(saved, run, indices[:whole].reshape(-1, save_every))
+    run, _ = jax.lax.scan(body, run, indices[whole:])
     return Samples(run.x, trace, run)
 
 

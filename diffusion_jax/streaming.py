@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from diffusion_jax import randomness
 from diffusion_jax.clock import as_grid, clock, network_inputs, num_steps, remaining, to_prediction
@@ -73,7 +74,7 @@ def rolling(
     Raises InvalidInput for a grid that does not end at 0, and for entries that hold no chunk.
     """
     grid = as_grid(grid)
-    if not isinstance(grid, jax.core.Tracer) and grid[-1] != 0:
+    if not isinstance(grid, Tracer) and grid[-1] != 0:
         raise InvalidInput(
             f"grid ends at {float(grid[-1]):g}, but what leaves the buffer must be clean: it must end at 0."
         )

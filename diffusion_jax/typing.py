@@ -261,8 +261,8 @@ class Solver(NamedTuple):
     axes: (state) -> where the batch stands in it, see `BatchAxes`; a state without leaves needs none
     """
 
-    init: Callable[..., Any]
-    step: Callable[..., tuple[Any, Any, Carry]]
+    init: Callable[[Any, Any, Any], Any]
+    step: Callable[[Any, Denoise, Carry, Any, Any, Step, Any], tuple[Any, Any, Carry]]
     order: int = 1
     axes: BatchAxes | None = None
 

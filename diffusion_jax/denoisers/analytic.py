@@ -17,6 +17,7 @@ frame sees no later ones. Only Gaussian processes (and dicts of them) have this 
 """
 
 import math
+from functools import reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -141,9 +142,11 @@ def _levels(process, x, t, dense):
     """alpha and sigma `[R, 1, *data]`; R is B, or 1 where one factor of a dense covariance serves all samples."""
     t = jnp.asarray(t)
     rows = 1 if dense and (t.ndim == 0 or t.shape[0] == 1) else x.shape[0]
-    return tuple(
-        jnp.broadcast_to(expand(f(t), x), (rows, *x.shape[1:]))[:, None] for f in (process.alpha, process.sigma)
-    )
+
+    def level(value):
+        return jnp.broadcast_to(expand(value, x), (rows, *x.shape[1:]))[:, None]
+
+    return level(process.alpha(t)), level(process.sigma(t))
 
 
 def _components(alpha, sigma, mean, variance, covariance, x, causal):
@@ -206,24 +209,23 @@ def posterior(mixture: GaussianMixture, process, x, t, label=None, causal: bool 
         if causal:
             raise InvalidInput("causal is about the frames of one array, but x is a dict of modalities.")
         times = {name: t[name] if isinstance(t, dict) else t for name in x}
-        whole = mixture.covariances is not None and not isinstance(mixture.covariances, dict)
-        dense = dict.fromkeys(x, True) if whole else {name: mixture.covariances[name] is not None for name in x}
+        separate = mixture.covariances if isinstance(mixture.covariances, dict) else None
+        dense = {name: separate is None or separate[name] is not None for name in x}
         levels = {name: _levels(process.processes[name], x[name], times[name], dense[name]) for name in x}
-        if whole:
+        if separate is None:
             alpha, sigma = (_together({name: level[i] for name, level in levels.items()}, x) for i in (0, 1))
-            found = _components(
+            whole = _components(
                 alpha, sigma, _together(mixture.means, x), None, mixture.covariances, _together(x, x), causal
             )
-            parts = dict.fromkeys(x, ())
-            for values in found:
-                parts = {name: (*parts[name], piece) for name, piece in _apart(values, x).items()}
+            pieces = [_apart(values, x) for values in whole]
+            parts = {name: tuple(piece[name] for piece in pieces) for name in x}
         else:
             parts = {
                 name: _components(
                     *levels[name],
                     mixture.means[name],
                     mixture.variances[name],
-                    mixture.covariances[name],
+                    separate[name],
                     x[name],
                     causal,
                 )
@@ -238,7 +240,7 @@ def posterior(mixture: GaussianMixture, process, x, t, label=None, causal: bool 
             return log_density.reshape(*log_density.shape[:3], -1).sum(-1).cumsum(-1)
         return log_density.reshape(*log_density.shape[:2], -1).sum(-1)
 
-    logits = sum(gathered(part[0]) for part in parts.values())
+    logits = reduce(jnp.add, [gathered(part[0]) for part in parts.values()])
     trailing = (1,) * (logits.ndim - 2)
     logits = logits + mixture.log_weights.reshape(-1, *trailing)
     if label is not None and mixture.labels is not None:
@@ -284,7 +286,7 @@ def sample_mixture(key, mixture: GaussianMixture, num: int):
 
     if not isinstance(mixture.means, dict):
         return one(key_noise, mixture.means, mixture.variances, mixture.covariances), component
-    if mixture.covariances is not None and not isinstance(mixture.covariances, dict):
+    if not isinstance(mixture.covariances, dict):
         whole = one(key_noise, _together(mixture.means, mixture.means), None, mixture.covariances)
         return _apart(whole, mixture.means), component
     keys = jax.random.split(key_noise, len(mixture.means))

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from diffusion_jax.clock import single_step
 from diffusion_jax.denoisers.scales import Scale, check_scale, is_static, value_at
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.time_axes import expand
@@ -75,9 +76,7 @@ def scheduled_condition(denoiser: Denoiser, schedule: ConditionSchedule) -> Deno
     """Asks `denoiser` with `schedule(cond, step)`. Its shapes must not depend on the step."""
 
     def init(params, x, cond):
-        return denoiser.init(
-            params, x, schedule(cond, Step(jnp.int32(0), jnp.float32(1), jnp.float32(1), jnp.int32(1)))
-        )
+        return denoiser.init(params, x, schedule(cond, single_step(jnp.float32(1))))
 
     def apply(params, carry, x, step, cond):
         return denoiser.apply(params, carry, x, step, schedule(cond, step))

@@ -112,7 +112,7 @@ class Absorbing(_Discrete):
         has it) is then never predicted. `num_states` counts the mask.
     """
 
-    mask_id: int | None = None
+    mask_id: int = None  # pyright: ignore[reportAssignmentType]  (an int from __post_init__ on)
     kind = "absorbing"
 
     def __post_init__(self):
@@ -245,7 +245,7 @@ def absorbing(vocab_size: int, schedule: Any = "linear", mask_id: int | None = N
 
     schedule: `linear`, `cosine`, `geometric` or an object such as `KeepPolynomial(eps=1e-3)`.
     """
-    return Absorbing(vocab_size, schedule, time, mask_id)
+    return Absorbing(vocab_size, schedule, time, vocab_size if mask_id is None else mask_id)
 
 
 def uniform(vocab_size: int, schedule: Any = "linear", time: str = "1000t") -> Uniform:

@@ -231,7 +231,7 @@ class DiscreteVP:
 
     def _ratio_fraction(self, node, log_snr):
         ratio = jnp.exp(-0.5 * log_snr)
-        (table,), (slope,) = self._lines
+        table, slope = (lines[0] for lines in self._lines)
         if self.interpolation == "sigma":
             return (ratio - jnp.asarray(table, log_snr.dtype)[node]) / jnp.asarray(slope, log_snr.dtype)[node]
         # The slope of the first segment is 0, and not used.

@@ -4,8 +4,10 @@
 exactly. `log_snr = log(alpha / sigma)`. Gaussian schedules live in `schedules`.
 """
 
+import abc
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,13 @@ from diffusion_jax.processes.schedules import as_time, check_positive, safe_log
 from diffusion_jax.typing import Number
 
 
-class _Keep:
+class _Keep(abc.ABC):
+    @abc.abstractmethod
+    def alpha(self, t: Any) -> jax.Array: ...
+
+    @abc.abstractmethod
+    def sigma(self, t: Any) -> jax.Array: ...
+
     def log_snr(self, t):
         """log(alpha / (1 - alpha)), infinite at t = 0."""
         return safe_log(self.alpha(t)) - safe_log(self.sigma(t))

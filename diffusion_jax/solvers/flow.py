@@ -55,14 +55,11 @@ def flow_heun() -> Solver:
         )
         second, carry = evaluate_if(needed, denoise, carry, guess, step._replace(t=step.t_next), answer)
 
-        def average(process, x, guess, x0, eps, second_x0, second_eps, needed, t, t_next):
-            change = velocity(process, second_x0, second_eps, t_next) - velocity(process, x0, eps, t)
-            return where(needed, guess + expand(0.5 * (t_next - t), x) * change, guess)
+        def average(process, guess, answer, second, needed, t, t_next):
+            change = process.velocity(second, t_next) - process.velocity(answer, t)
+            return where(needed, guess + expand(0.5 * (t_next - t), guess) * change, guess)
 
-        x = per_modality(
-            average, process, x, guess, answer.x0, answer.eps, second.x0, second.eps, needed, step.t, step.t_next
-        )
-        return x, state, carry
+        return per_modality(average, process, guess, answer, second, needed, step.t, step.t_next), state, carry
 
     return Solver(stateless("flow_heun"), step, order=2)
 

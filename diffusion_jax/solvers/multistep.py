@@ -159,6 +159,7 @@ def exponential_frame(
     t_next: Any,
     count: int,
     prediction: str,
+    *,
     tau: Any = 0.0,
     bh: str | None = "b2",
     third_order: str = "exact",

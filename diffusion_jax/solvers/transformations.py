@@ -1,6 +1,6 @@
 """Solver -> solver: what happens before and after each step. Inpainting, constraints and latent optimisation.
 
-All are `with_hooks` of small functions of x; none knows which solver it wraps.
+All are made by `with_hooks` from small functions of x; none knows which solver it wraps.
 """
 
 from collections.abc import Callable

@@ -90,9 +90,7 @@ SOLVERS = {
     "repainted": lambda: solvers.repainted(solvers.ddim(), np.zeros(X.shape), np.zeros((3, 4), bool), repeats=2),
     "strided": lambda: solvers.strided(solvers.ddim()),
     "tcd": solvers.tcd,
-    "with_hooks": lambda: solvers.with_hooks(
-        solvers.ddim(), after=lambda process, x, step, key: x * (1 + step.t[..., None])
-    ),
+    "with_hooks": lambda: solvers.with_hooks(solvers.ddim(), after=lambda p, x, step, key: x * (1 + step.t[..., None])),
 }
 
 
