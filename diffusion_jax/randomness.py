@@ -9,13 +9,14 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from jaxtyping import Array, Int, Key
 
 from diffusion_jax.errors import invalid
 from diffusion_jax.typing import Keys
 
 
-def sample_keys(key: Key[Array, ""], index: Int[Array, " B"]) -> Key[Array, " B"]:
+def sample_keys(key: Key[Array, ""], index: Int[Array | np.ndarray, " B"]) -> Key[Array, " B"]:
     """One key per sample from its global index."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)
 

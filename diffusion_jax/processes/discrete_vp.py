@@ -11,6 +11,8 @@ from functools import cached_property
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
 
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.processes.schedules import as_time, safe_log, safe_sqrt
@@ -190,23 +192,23 @@ class DiscreteVP:
         first = jnp.asarray(self.noise_ratios[1], position.dtype)
         return jnp.where(position < 1, position * first, jnp.exp(self._interpolate(0, t)))
 
-    def alpha(self, t):
+    def alpha(self, t: ArrayLike) -> Array:
         if self.interpolation == "variance":
             return safe_sqrt(self._interpolate(0, t))
         return jax.lax.rsqrt(1.0 + jnp.square(self._noise_ratio(t)))
 
-    def sigma(self, t):
+    def sigma(self, t: ArrayLike) -> Array:
         if self.interpolation == "variance":
             return safe_sqrt(self._interpolate(1, t))
         ratio = self._noise_ratio(t)
         return ratio * jax.lax.rsqrt(1.0 + jnp.square(ratio))
 
-    def log_snr(self, t):
+    def log_snr(self, t: ArrayLike) -> Array:
         if self.interpolation == "variance":
             return safe_log(self._interpolate(0, t)) - safe_log(self._interpolate(1, t))
         return -2.0 * safe_log(self._noise_ratio(t))
 
-    def inverse_log_snr(self, log_snr):
+    def inverse_log_snr(self, log_snr: ArrayLike) -> Array:
         """Exact inverse of the interpolation; values below `log_snr(1)` give 1."""
         log_snr = as_time(log_snr)
         with np.errstate(divide="ignore"):
