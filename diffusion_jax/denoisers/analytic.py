@@ -23,11 +23,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.processes import is_gaussian, members
 from diffusion_jax.time_axes import expand
-from diffusion_jax.typing import ONE_EVALUATION, Denoiser, Prediction
+from diffusion_jax.typing import ONE_EVALUATION, Data, Denoiser, Prediction
 
 
 class GaussianMixture(NamedTuple):
@@ -198,7 +200,9 @@ def _apart(whole, like):
     return {name: piece.reshape(*piece.shape[:-1], *like[name].shape[1:]) for name, piece in zip(sorted(like), pieces)}
 
 
-def posterior(mixture: GaussianMixture, process, x, t, label=None, causal: bool = False) -> Posterior:
+def posterior(
+    mixture: GaussianMixture, process: Any, x: Any, t: Any, label: ArrayLike | None = None, causal: bool = False
+) -> Posterior:
     """Equations (1) to (3) at `x` `[B, *data]` and `t`, any prefix of its shape up to one time per coordinate.
 
     label: `[B]`, restricts each sample to the components of its class; a label that no component has (the null class
@@ -262,17 +266,17 @@ def posterior(mixture: GaussianMixture, process, x, t, label=None, causal: bool 
     return Posterior(x0, eps, log_density[..., -1] if causal else log_density, responsibilities)
 
 
-def score(mixture: GaussianMixture, process, x, t):
+def score(mixture: GaussianMixture, process: Any, x: Any, t: Any) -> Data:
     """grad log p_t(x), finite wherever p_t has a density (also at sigma = 0, where `-eps / sigma` is not)."""
     return jax.grad(lambda x: posterior(mixture, process, x, t).log_density.sum())(x)
 
 
-def log_density(mixture: GaussianMixture, process, x, t):
+def log_density(mixture: GaussianMixture, process: Any, x: Any, t: Any) -> Float[Array, " B"]:
     """log p_t(x), `[B]`, in nats."""
     return posterior(mixture, process, x, t).log_density
 
 
-def sample_mixture(key, mixture: GaussianMixture, num: int):
+def sample_mixture(key: Key[Array, ""], mixture: GaussianMixture, num: int) -> tuple[Data, Int[Array, " num"]]:
     """`num` exact samples of x0, and the component of each: `(x0 [num, *data], component [num])`."""
     key_component, key_noise = jax.random.split(key)
     component = jax.random.categorical(key_component, mixture.log_weights, shape=(num,))
@@ -297,7 +301,7 @@ def sample_mixture(key, mixture: GaussianMixture, num: int):
     return x0, component
 
 
-def analytic(process, causal: bool = False) -> Denoiser:
+def analytic(process: Any, causal: bool = False) -> Denoiser:
     """The exact denoiser of a Gaussian mixture on `process`; its parameters are the `GaussianMixture`.
 
     Counts as one network evaluation a call. `extras` holds `log_density` `[B]` and `responsibilities` `[B, K]`.

@@ -15,7 +15,7 @@ from diffusion_jax.time_axes import each, expand
 from diffusion_jax.typing import Cost, Denoiser, Network, Prediction
 
 
-def denoiser(network: Network, process) -> Denoiser:
+def denoiser(network: Network, process: Any) -> Denoiser:
     """Lifts a network to a denoiser of `process`: one evaluation a call, no state.
 
     The prediction is float32 whatever the network computes in; `extras` are the network's own. Raises InvalidInput for
