@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from diffusion_jax import randomness
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.time_axes import fill
-from diffusion_jax.typing import ONE_EVALUATION, Cost, Prediction, Step
+from diffusion_jax.typing import ONE_EVALUATION, Cost, Plan, Prediction, Step
 
 
 def as_grid(grid: Any) -> Any:
@@ -30,7 +31,7 @@ def as_grid(grid: Any) -> Any:
     for name, values in grid.items() if isinstance(grid, Mapping) else [("grid", grid)]:
         if values.ndim < 1 or values.shape[0] < 2:
             raise invalid(f"{name}.shape", values.shape, "a grid needs at least two times along its first axis")
-        if isinstance(values, jax.core.Tracer):
+        if isinstance(values, Tracer):
             continue
         # NumPy, for a known grid may be inspected while something else is being traced.
         values = np.asarray(values)
@@ -44,7 +45,7 @@ def as_grid(grid: Any) -> Any:
     return grid
 
 
-def num_steps(grid: Any) -> int:
+def num_steps(grid: Plan) -> int:
     """S. Raises InvalidInput where the grids of joint data have different ones."""
     lengths = {jnp.shape(leaf)[0] for leaf in jax.tree.leaves(grid)}
     if len(lengths) != 1:
@@ -52,7 +53,7 @@ def num_steps(grid: Any) -> int:
     return lengths.pop() - 1
 
 
-def remaining(grid: Any) -> Any:
+def remaining(grid: Plan) -> Any:
     """How many steps of non-zero length are left, `[S, *t_shape]`, counted at each step and for each entry."""
     return jax.tree.map(lambda g: jnp.cumsum((g[1:] != g[:-1])[::-1], axis=0, dtype=jnp.int32)[::-1], grid)
 
@@ -81,7 +82,7 @@ class Clock(NamedTuple):
         return randomness.fold(self.solver_keys, index)
 
 
-def clock(grid: Any) -> Clock:
+def clock(grid: Plan) -> Clock:
     """The clock of a grid, or of a dict of grids, whose runs have no keys yet."""
     return Clock(grid, remaining(grid))
 

@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Key
 
 from diffusion_jax import randomness
 from diffusion_jax.clock import as_grid, clock, network_inputs, num_steps, to_prediction
 from diffusion_jax.errors import invalid
 from diffusion_jax.models.incremental import Incremental, KVCache
 from diffusion_jax.sampling import Loop, Run, initialised, one_step
-from diffusion_jax.typing import Denoiser, Solver
+from diffusion_jax.typing import Denoiser, Grid, Params, Solver
 
 
 class BlockRun(NamedTuple):
@@ -35,13 +36,13 @@ class BlockRun(NamedTuple):
 
 
 def noise_blocks(
-    key: Any,
+    key: Key[Array, ""],
     denoiser: Denoiser,
-    params: Any,
+    params: Params,
     solver: Solver,
-    grid: Any,
+    grid: Grid,
     *,
-    shape: Any,
+    shape: tuple[int, ...],
     blocks: int,
     cond: Any = None,
     index: Any = None,
@@ -65,7 +66,7 @@ def noise_blocks(
     return jax.lax.map(begin, (first + jnp.arange(blocks), cond))
 
 
-def denoising_stage(denoiser: Denoiser, solver: Solver, grid: Any) -> Callable:
+def denoising_stage(denoiser: Denoiser, solver: Solver, grid: Grid) -> Callable:
     """Step `level` of `grid [T + 1, *t_shape]`; all that is remembered passes on with the block, levels keep nothing.
 
     Block i leaves as `sample(fold_in(key, i), denoiser, params, solver, grid, ...)` ends, whatever the solver.
@@ -78,7 +79,7 @@ def denoising_stage(denoiser: Denoiser, solver: Solver, grid: Any) -> Callable:
     return stage
 
 
-def caching_stage(denoiser: Denoiser, solver: Solver, grid: Any) -> Callable:
+def caching_stage(denoiser: Denoiser, solver: Solver, grid: Grid) -> Callable:
     """Step `level` of `grid [T + 1, *t_shape]`; what the denoiser carries stays at the level, from block to block.
 
     For denoisers such as `kv_cached`. A solver should evaluate once a step: each evaluation is one block to the cache.
@@ -127,7 +128,7 @@ def kv_cached(step: Incremental, process: Any, sink_at: Any = None) -> Denoiser:
     return Denoiser(init, apply, process, lambda carry: KVCache(1, 1, None))
 
 
-def rollout(denoiser: Denoiser, solver: Solver, grid: Any, history: float | None = None) -> Callable:
+def rollout(denoiser: Denoiser, solver: Solver, grid: Grid, history: float | None = None) -> Callable:
     """Blocks one after the other, as a stream makes them, differentiable: what a causal student is trained on.
 
         run(params, carry, blocks [M, ...], cond [M, ...]=None, exit=T - 1) -> (x0 [M, ...], carry)

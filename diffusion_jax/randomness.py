@@ -9,13 +9,14 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from jaxtyping import Array, Int, Key
 
 from diffusion_jax.errors import invalid
 from diffusion_jax.typing import Keys
 
 
-def sample_keys(key: Key[Array, ""], index: Int[Array, " B"]) -> Key[Array, " B"]:
+def sample_keys(key: Key[Array, ""], index: Int[Array | np.ndarray, " B"]) -> Key[Array, " B"]:
     """One key per sample from its global index."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)
 
@@ -52,14 +53,14 @@ def split(key: Keys, num: int) -> tuple[Keys, ...]:
     return tuple(fold(key, i) for i in range(num))
 
 
-def per_sample(draw: Callable[..., Any], key: Keys, shape: Any, *args: Any) -> Any:
+def draw_per_sample(draw: Callable[..., Any], key: Keys, shape: Any, *args: Any) -> Any:
     """`draw(key, shape, *args)`, sample by sample when there is one key per sample.
 
     `shape` includes the batch, and may be a dict of shapes (then each entry gets a key of its own).
     """
     if isinstance(shape, dict):
         keys = split(key, len(shape))
-        return {name: per_sample(draw, k, shape[name], *args) for k, name in zip(keys, sorted(shape), strict=True)}
+        return {name: draw_per_sample(draw, k, shape[name], *args) for k, name in zip(keys, sorted(shape), strict=True)}
     shape = tuple(shape)
     if key.ndim == 0:
         return draw(key, shape, *args)
@@ -70,12 +71,12 @@ def per_sample(draw: Callable[..., Any], key: Keys, shape: Any, *args: Any) -> A
 
 def normal(key: Keys, shape: Any) -> Any:
     """Standard normal noise of `shape`."""
-    return per_sample(jax.random.normal, key, shape)
+    return draw_per_sample(jax.random.normal, key, shape)
 
 
 def uniform(key: Keys, shape: Any) -> Any:
     """Uniform noise in [0, 1) of `shape`."""
-    return per_sample(jax.random.uniform, key, shape)
+    return draw_per_sample(jax.random.uniform, key, shape)
 
 
 def normal_like(key: Keys, x: Any) -> Any:

@@ -5,11 +5,12 @@ just another array. Where a step does not move (t_next == t) the sample is retur
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int, Key
@@ -19,7 +20,7 @@ from diffusion_jax.clock import Clock, as_grid, clock, num_steps
 from diffusion_jax.distributed import automatic
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.time_axes import batch_size, expand, where
-from diffusion_jax.typing import NO_COST, Cost, Counted, Denoiser, Solver, Step
+from diffusion_jax.typing import NO_COST, Condition, Cost, Counted, Data, Denoiser, Params, Plan, Shape, Solver, Step
 
 
 class Run(NamedTuple):
@@ -54,23 +55,23 @@ class Loop(NamedTuple):
     """What stays the same from step to step of a run."""
 
     denoiser: Denoiser
-    params: Any
+    params: Params
     solver: Solver
     clock: Clock
-    cond: Any = None
+    cond: Condition = None
 
 
 def sample(
     key: Key[Array, ""],
     denoiser: Denoiser,
-    params: Any,
+    params: Params,
     solver: Solver,
-    grid: Any,
+    grid: Plan,
     *,
-    shape: Any = None,
-    x_init: Any = None,
-    cond: Any = None,
-    index: Int[Array, " B"] | None = None,
+    shape: Shape | None = None,
+    x_init: Data | np.ndarray | None = None,
+    cond: Condition = None,
+    index: Int[Array | np.ndarray, " B"] | None = None,
     resume: Run | None = None,
     start: int = 0,
     stop: int | None = None,
@@ -102,15 +103,14 @@ def sample(
         raise invalid("start, stop", (start, last), f"they must be a range within 0 .. {num_steps(grid)}")
     if save_every is not None and save_every < 1:
         raise invalid("save_every", save_every, "it must be at least 1")
-    if resume is None and x_init is None and shape is None:
-        raise InvalidInput("sample needs shape=, x_init= or resume=: none was given.")
-
     if resume is None and x_init is not None:
         resume = _started(x_init)
     if resume is not None:
         size = batch_size(resume.x)
+    elif shape is None:
+        raise InvalidInput("sample needs shape=, x_init= or resume=: none was given.")
     else:
-        size = (next(iter(shape.values())) if isinstance(shape, dict) else shape)[0]
+        size = (next(iter(shape.values())) if isinstance(shape, Mapping) else shape)[0]
     keys = randomness.sample_keys(key, jnp.arange(size) if index is None else index)
     if resume is None:
         resume = Run(denoiser.process.prior(randomness.prior_key(keys), shape))
@@ -121,13 +121,13 @@ def sample(
 def invert(
     key: Key[Array, ""],
     denoiser: Denoiser,
-    params: Any,
+    params: Params,
     solver: Solver,
-    grid: Any,
+    grid: Plan,
     *,
-    x_init: Any,
-    cond: Any = None,
-    index: Int[Array, " B"] | None = None,
+    x_init: Data | np.ndarray,
+    cond: Condition = None,
+    index: Int[Array | np.ndarray, " B"] | None = None,
     save_every: int | None = None,
 ) -> Samples:
     """Runs the same grid backwards, from data to noise: `sample` of the result returns to `x_init`.
@@ -145,13 +145,13 @@ def make_sampler(
     denoiser: Denoiser,
     solver: Solver,
     *,
-    shape: Any,
+    shape: Shape,
     mesh: Mesh | None = None,
     axis: str | tuple[str, ...] = "data",
     param_specs: Any = None,
     save_every: int | None = None,
     shared: Sequence[str] = (),
-):
+) -> Callable[..., Samples]:
     """The compiled program `sampler(key, params, grid, cond=None, index=None, x_init=None) -> Samples`.
 
     shape: shape of one sample, batch not included (a dict for joint data).
@@ -178,7 +178,7 @@ def make_sampler(
 
     def local(key, params, grid, cond, index, x_init):
         size = index.shape[0]
-        whole = {n: (size, *s) for n, s in shape.items()} if isinstance(shape, dict) else (size, *shape)
+        whole = {n: (size, *s) for n, s in shape.items()} if isinstance(shape, Mapping) else (size, *shape)
         result = sample(
             key, denoiser, params, solver, grid,
             shape=whole, x_init=x_init, cond=cond, index=index, save_every=save_every,
@@ -196,11 +196,11 @@ def make_sampler(
             P(),
             P() if param_specs is None else param_specs,
             jax.tree.map(lambda g: second if g.ndim > 1 and g.shape[1] > 1 else P(), grid),
-            jax.tree_util.tree_map_with_path(lambda *leaf: first if _rows(*leaf, shared) > 1 else P(), cond),
+            jax.tree_util.tree_map_with_path(lambda *leaf: first if _rows(leaf[0], leaf[1], shared) > 1 else P(), cond),
             first,
             jax.tree.map(lambda leaf: first, x_init),
         )
-        out = Samples(first, second, Run(first, P(), P(), P()))
+        out = Samples(first, second, Run(first, P(), P())._replace(cost=P()))
         # Costs are counted from what each device ran, which the replication checker cannot follow.
         mapped = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=out, check_vma=False)
         return mapped(key, params, grid, cond, index, x_init)
@@ -283,7 +283,7 @@ def _started(x_init):
     return Run(jax.tree.map(widened, x_init))
 
 
-def _run(loop, run, steps, save_every, progress=False):
+def _run(loop: Loop, run: Run, steps: range, save_every: int | None, progress: bool = False) -> Samples:
     expand(jax.tree.map(lambda g: g[steps.start], loop.clock.grid), run.x)
 
     def body(run, index):
@@ -291,18 +291,18 @@ def _run(loop, run, steps, save_every, progress=False):
 
     if progress:
         body = _with_progress_bar(body, len(steps))
-    run, steps = initialised(loop, run), jnp.arange(steps.start, steps.stop)
+    run, indices = initialised(loop, run), jnp.arange(steps.start, steps.stop)
     if save_every is None:
-        run, _ = jax.lax.scan(body, run, steps)
+        run, _ = jax.lax.scan(body, run, indices)
         return Samples(run.x, None, run)
 
-    def saved(run, steps):
-        run, _ = jax.lax.scan(body, run, steps)
+    def saved(run, indices):
+        run, _ = jax.lax.scan(body, run, indices)
         return run, run.x
 
     whole = len(steps) // save_every * save_every
-    run, trace = jax.lax.scan(saved, run, steps[:whole].reshape(-1, save_every))
-    run, _ = jax.lax.scan(body, run, steps[whole:])
+    run, trace = jax.lax.scan(saved, run, indices[:whole].reshape(-1, save_every))
+    run, _ = jax.lax.scan(body, run, indices[whole:])
     return Samples(run.x, trace, run)
 
 

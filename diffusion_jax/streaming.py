@@ -7,12 +7,15 @@ after block and keep the keys of what is clean. All are pure functions with an e
 and process; what runs when is a plan (`timesteps.plans`), which is data.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
+from jax.typing import ArrayLike
+from jaxtyping import Array, Int, Key
 
 from diffusion_jax import randomness
 from diffusion_jax.clock import as_grid, clock, network_inputs, num_steps, remaining, to_prediction
@@ -22,7 +25,7 @@ from diffusion_jax.sampling import Loop, Run, Samples, initialised, one_step, sa
 from diffusion_jax.solvers import inpainted
 from diffusion_jax.time_axes import batch_axes, batch_size, map_axes, where
 from diffusion_jax.timesteps import plans
-from diffusion_jax.typing import NO_COST, Denoiser, Solver
+from diffusion_jax.typing import NO_COST, Condition, Data, Denoiser, Grid, Params, Process, Solver
 
 
 class Stream(NamedTuple):
@@ -52,7 +55,7 @@ class Rolling(NamedTuple):
 
 
 def rolling(
-    denoiser: Denoiser, solver: Solver, grid: Any, *, entries: int, chunk: int, past: int = 0, given_past: bool = False
+    denoiser: Denoiser, solver: Solver, grid: Grid, *, entries: int, chunk: int, past: int = 0, given_past: bool = False
 ) -> Rolling:
     """A buffer of `entries` that gives a clean chunk a call for S / h evaluations, not S (Høeg et al. 2024, SDP).
 
@@ -73,7 +76,7 @@ def rolling(
     Raises InvalidInput for a grid that does not end at 0, and for entries that hold no chunk.
     """
     grid = as_grid(grid)
-    if not isinstance(grid, jax.core.Tracer) and grid[-1] != 0:
+    if not isinstance(grid, Tracer) and grid[-1] != 0:
         raise InvalidInput(
             f"grid ends at {float(grid[-1]):g}, but what leaves the buffer must be clean: it must end at 0."
         )
@@ -165,17 +168,17 @@ def _by_entry(solver, entries, function, *states):
 
 
 def sample_windowed(
-    key: Any,
+    key: Key[Array, ""],
     denoiser: Denoiser,
-    params: Any,
+    params: Params,
     solver: Solver,
-    plan: Any,
+    plan: Grid,
     window: int,
     *,
-    x_init: Any,
-    starts: Any = None,
-    cond: Any = None,
-    index: Any = None,
+    x_init: Data | np.ndarray,
+    starts: ArrayLike | Sequence[int] | None = None,
+    cond: Condition | Callable[[Array], Condition] = None,
+    index: Int[Array | np.ndarray, " B"] | None = None,
 ) -> Samples:
     """`sample` of a clip that is longer than what the network sees: at each step a window of frames (Sun et al. 2025).
 
@@ -235,20 +238,20 @@ def sample_windowed(
 
 
 def sample_chained(
-    key: Any,
+    key: Key[Array, ""],
     denoiser: Denoiser,
-    params: Any,
+    params: Params,
     solver: Solver,
-    grid: Any,
+    grid: Grid,
     *,
-    shape: Any,
+    shape: tuple[int, ...],
     chunks: int,
     overlap: int,
     level: float = 0.0,
     replaced: bool = False,
-    context: Any = None,
-    cond: Any = None,
-    index: Any = None,
+    context: Array | np.ndarray | None = None,
+    cond: Condition = None,
+    index: Int[Array | np.ndarray, " B"] | None = None,
 ) -> Samples:
     """A long clip chunk by chunk: each begins with the last `overlap` frames of the one before (Liu et al. 2024, FVDM).
 
@@ -294,17 +297,17 @@ def sample_chained(
 
 
 def sample_autoregressive(
-    key: Any,
+    key: Key[Array, ""],
     step: Incremental,
-    process: Any,
-    params: Any,
+    process: Process,
+    params: Params,
     solver: Solver,
-    grid: Any,
+    grid: Grid,
     *,
-    x_init: Any,
+    x_init: Array | np.ndarray,
     block: int = 1,
-    cond: Any = None,
-    index: Any = None,
+    cond: Condition = None,
+    index: Int[Array | np.ndarray, " B"] | None = None,
 ) -> Samples:
     """Block after block along `grid [S + 1]`, each of which sees the keys and values of the clean ones before it.
 

@@ -14,6 +14,9 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+Number = int | float
+"""A plain number, on which a program is specialised; what may be traced is an array."""
+
 Data = Array | Mapping[str, Array]
 """Images `[B, H, W, C]`, video `[B, F, H, W, C]`, vectors `[B, D]`, tokens `int32 [B, N]`, or a dict of those."""
 
@@ -260,8 +263,8 @@ class Solver(NamedTuple):
     axes: (state) -> where the batch stands in it, see `BatchAxes`; a state without leaves needs none
     """
 
-    init: Callable[..., Any]
-    step: Callable[..., tuple[Any, Any, Carry]]
+    init: Callable[[Any, Any, Any], Any]
+    step: Callable[[Any, Denoise, Carry, Any, Any, Step, Any], tuple[Any, Any, Carry]]
     order: int = 1
     axes: BatchAxes | None = None
 

@@ -24,7 +24,7 @@ from diffusion_jax.acceleration.gated import cg_taylor, first_block_cached, gate
 from diffusion_jax.acceleration.guide_reuse import guided_with_reuse, reused_guide
 from diffusion_jax.acceleration.outputs import Correction, cached_outputs
 from diffusion_jax.acceleration.presets import PRESETS, accelerated
-from diffusion_jax.acceleration.refresh import History, Refresh, either, every, first_and_last, on_schedule
+from diffusion_jax.acceleration.refresh import Refresh, RefreshHistory, either, every, first_and_last, on_schedule
 from diffusion_jax.acceleration.tokens import cached_tokens
 
 __all__ = [
@@ -32,8 +32,8 @@ __all__ = [
     "Calibration",
     "Correction",
     "Forecaster",
-    "History",
     "Refresh",
+    "RefreshHistory",
     "StaticWidths",
     "Table",
     "Trajectories",

@@ -1,9 +1,9 @@
 """Networks whose width is a function of the timestep, in a run: gates are tables by step, weights are cut beforehand.
 
 Routers that read the timestep alone (`adapters.routed`) are evaluated on a grid once (`tabulated`). With the tables as
-data a run is the gated network, which saves nothing (`by_time`); with the steps in a few buckets, in each of which
-every block has the weights that some step uses, it costs its share (`static_widths`), still as one scan. Both are
-denoisers, so whatever nests around denoisers nests around them.
+data a run is the gated network, which saves nothing (`tables_by_time`); with the steps in a few buckets, in each of
+which every block has the weights that some step uses, it costs its share (`static_widths`), still as one scan. Both
+are denoisers, so whatever nests around denoisers nests around them.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ def tabulated(fill: Fill, params: Any, process: Any, times: Any, collection: str
     return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0)[:, :, None], filled)
 
 
-def by_time(inner: Denoiser, times: Any) -> Denoiser:
+def tables_by_time(inner: Denoiser, times: Any) -> Denoiser:
     """`inner` with parameters that depend on the step: `{**params, **tables at the time that is nearest}`.
 
     times: `[S]`, those of the tables. The parameters are those of `inner` but for what the tables hold, and in "tables"
@@ -80,8 +80,8 @@ def static_widths(network: Network, process: Any, times: Any, gates: Any, costs:
 
     network: the one that was routed, with a `token_router` of a capacity if tokens are routed.
     gates: concrete tables of `tabulated`. costs: `models.width_costs` of the network with width gates.
-    Equal to `by_time` of the gated network to rounding. Solvers that ask between the times get the nearest table.
-    Raises InvalidInput for fewer than one bucket.
+    Equal to `tables_by_time` of the gated network to rounding. Solvers that ask between the times get the nearest
+    table. Raises InvalidInput for fewer than one bucket.
     """
     on = jax.tree.map(lambda leaf: np.asarray(leaf)[:, :, 0] > 0, gates)
     ranges = partition(on, costs, buckets)
@@ -96,7 +96,7 @@ def static_widths(network: Network, process: Any, times: Any, gates: Any, costs:
         inner = params if set(params) - {"params"} else params["params"]
         return {**params, "slices": cut.cut(inner), "tables": tables}
 
-    return StaticWidths(by_time(denoiser(cut.network, process), times), prepare, ratio, needed, bucket)
+    return StaticWidths(tables_by_time(denoiser(cut.network, process), times), prepare, ratio, needed, bucket)
 
 
 def _any(on, first, last):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from diffusion_jax.acceleration import forecasting
 from diffusion_jax.acceleration.forecasting import Forecaster, Table
 from diffusion_jax.acceleration.outputs import check_along
-from diffusion_jax.acceleration.refresh import History, Refresh, after, coordinate, due, nothing_computed
+from diffusion_jax.acceleration.refresh import Refresh, RefreshHistory, after, coordinate, due, no_history
 from diffusion_jax.clock import network_inputs, some_step, to_prediction
 from diffusion_jax.costs import count_flops
 from diffusion_jax.models import depth_axes, inner_modules, intercepted, replaced, taps
@@ -26,7 +26,7 @@ class Features(NamedTuple):
     """The carry. table: what is known of each feature. history: when they were computed."""
 
     table: Table
-    history: History
+    history: RefreshHistory
 
 
 def cached_features(
@@ -70,7 +70,7 @@ def cached_features(
         inputs = network_inputs(process, x, some_step(x).t)
         features = jax.eval_shape(computed, params, *inputs, cond)[1]
         table = forecasting.init(forecaster, features, depth_axes(features, network.anatomy))
-        return Features(table, nothing_computed())
+        return Features(table, no_history())
 
     def apply(params, carry, x, step, cond):
         inputs, at = (*network_inputs(process, x, step.t), cond), coordinate(along, step, process)

@@ -21,21 +21,20 @@ from diffusion_jax.acceleration import forecasting
 from diffusion_jax.acceleration.features import cost_of, flops_share, traced_once
 from diffusion_jax.acceleration.forecasting import Forecaster, Table, reuse, taylor
 from diffusion_jax.acceleration.refresh import (
-    History,
     Refresh,
+    RefreshHistory,
     after,
     coordinate,
     due,
     first_and_last,
-    nothing_computed,
+    no_history,
 )
 from diffusion_jax.clock import network_inputs, some_step, to_prediction
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.models import Staged, staged
 from diffusion_jax.time_axes import expand
-from diffusion_jax.typing import Denoiser, Network
+from diffusion_jax.typing import Denoiser, Network, Number
 
-Number = float | int | Float[Array, ""]
 SCOPES = ("batch", "sample")
 """Who decides: all samples together, as published, or each for itself."""
 
@@ -48,14 +47,14 @@ class Gated(NamedTuple):
 
     probe: Table
     last: Table
-    history: History
+    history: RefreshHistory
     error: Float[Array, " *scope"]
 
 
 def gated(
     network: Network | Staged,
     process: Any,
-    threshold: Number,
+    threshold: Number | Float[Array, ""],
     *,
     probe: Forecaster,
     last: Forecaster,
@@ -118,7 +117,7 @@ def gated(
 
     def empty(seen, kept):
         tables = forecasting.init(probe, seen), forecasting.init(last, kept)
-        return Gated(*tables, nothing_computed(), jnp.float32(jnp.inf))
+        return Gated(*tables, no_history(), jnp.float32(jnp.inf))
 
     def init(params, x, cond):
         inputs = (*network_inputs(process, x, some_step(x).t), cond)
@@ -193,7 +192,7 @@ def relative_error(
 def cg_taylor(
     network: Network | Staged,
     process: Any,
-    threshold: Number = 0.008,
+    threshold: Number | Float[Array, ""] = 0.008,
     *,
     probe_order: int = 3,
     order: int = 1,
@@ -209,7 +208,9 @@ def cg_taylor(
     return gated(network, process, threshold, probe=taylor(probe_order), last=taylor(order), refresh=refresh, **options)
 
 
-def first_block_cached(network: Network, process: Any, threshold: Number = 0.1, **options: Any) -> Denoiser:
+def first_block_cached(
+    network: Network, process: Any, threshold: Number | Float[Array, ""] = 0.1, **options: Any
+) -> Denoiser:
     """First-block cache: what the other blocks add is reused while what the first one adds changes less than that.
 
     The change is relative to the last computed step. options: `refresh`, `head`, `scope`, `axis` of `gated`. Nothing

@@ -18,13 +18,13 @@ import jax.numpy as jnp
 from diffusion_jax.acceleration import forecasting
 from diffusion_jax.acceleration.forecasting import Forecaster, Table, reuse
 from diffusion_jax.acceleration.outputs import check_along, output_of, pair_of, parameterized
-from diffusion_jax.acceleration.refresh import History, Refresh, after, coordinate, due, nothing_computed
+from diffusion_jax.acceleration.refresh import Refresh, RefreshHistory, after, coordinate, due, no_history
 from diffusion_jax.denoisers import Branches, in_one_batch, linear_rule, steered
 from diffusion_jax.denoisers.base import cost_like
 from diffusion_jax.denoisers.conditions import check_null
-from diffusion_jax.denoisers.scales import Number, Scale
+from diffusion_jax.denoisers.scales import Scale
 from diffusion_jax.processes import need_gaussian
-from diffusion_jax.typing import Cost, Denoiser, Prediction
+from diffusion_jax.typing import Cost, Denoiser, Number, Prediction
 
 
 class Guide(NamedTuple):
@@ -35,7 +35,7 @@ class Guide(NamedTuple):
 
     inner: Any
     table: Table
-    history: History
+    history: RefreshHistory
     stale: Any
 
 
@@ -66,7 +66,7 @@ def reused_guide(
     def init(params, x, cond):
         inner = branches.init(params, x, cond)
         stale = jnp.bool_(False) if jax.tree.leaves(inner) else ()
-        return Guide(inner, forecasting.init(forecaster, x), nothing_computed(), stale)
+        return Guide(inner, forecasting.init(forecaster, x), no_history(), stale)
 
     def both(params, carry, x, step, cond):
         at = coordinate(along, step, process)

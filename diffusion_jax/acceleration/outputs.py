@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from diffusion_jax.acceleration import forecasting
 from diffusion_jax.acceleration.forecasting import Forecaster, Table, reuse
-from diffusion_jax.acceleration.refresh import COORDINATES, History, Refresh, after, coordinate, due, nothing_computed
+from diffusion_jax.acceleration.refresh import COORDINATES, Refresh, RefreshHistory, after, coordinate, due, no_history
 from diffusion_jax.denoisers.base import cost_like, with_pair
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.processes import is_joint, members, need_gaussian
@@ -34,7 +34,7 @@ class Outputs(NamedTuple):
 
     inner: Any
     table: Table
-    history: History
+    history: RefreshHistory
 
 
 class Correction(NamedTuple):
@@ -95,7 +95,7 @@ def cached_outputs(
         return pair_of(kept_as, each(output, kept, x, kept_as, correction, step.t), x, step.t)
 
     def init(params, x, cond):
-        return Outputs(inner.init(params, x, cond), forecasting.init(forecaster, x), nothing_computed())
+        return Outputs(inner.init(params, x, cond), forecasting.init(forecaster, x), no_history())
 
     def apply(params, carry, x, step, cond):
         at = coordinate(along, step, inner.process)

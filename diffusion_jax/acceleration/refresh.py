@@ -17,26 +17,26 @@ from diffusion_jax.errors import invalid, unknown
 from diffusion_jax.typing import Step
 
 
-class History(NamedTuple):
+class RefreshHistory(NamedTuple):
     """What a cache has done since it was made. computed: how often it was filled. since: calls since the last time."""
 
     computed: Int[Array, ""]
     since: Int[Array, ""]
 
 
-Refresh = Callable[[Step, History], Any]
+Refresh = Callable[[Step, RefreshHistory], Any]
 """See the module."""
 
 
-def nothing_computed() -> History:
+def no_history() -> RefreshHistory:
     """The history of a cache that nobody has asked yet."""
-    return History(jnp.int32(0), jnp.int32(0))
+    return RefreshHistory(jnp.int32(0), jnp.int32(0))
 
 
-def after(history: History, computed: Any) -> History:
+def after(history: RefreshHistory, computed: Any) -> RefreshHistory:
     """The history after a call that computed anew, or did not."""
     computed = jnp.asarray(computed)
-    return History(history.computed + computed, jnp.where(computed, 0, history.since + 1))
+    return RefreshHistory(history.computed + computed, jnp.where(computed, 0, history.since + 1))
 
 
 def every(interval: int | Int[Array, ""], warmup: int | Int[Array, ""] = 1) -> Refresh:
@@ -77,7 +77,7 @@ def either(*policies: Refresh) -> Refresh:
     return lambda step, history: jnp.stack([jnp.asarray(policy(step, history)) for policy in policies]).any()
 
 
-def due(refresh: Refresh, step: Step, history: History) -> Bool[Array, ""]:
+def due(refresh: Refresh, step: Step, history: RefreshHistory) -> Bool[Array, ""]:
     """Whether to compute now: as `refresh` says, and always where the cache is empty."""
     return jnp.asarray(refresh(step, history)) | (history.computed == 0)
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from diffusion_jax.acceleration.features import cost_of, flops_share, traced_once
-from diffusion_jax.acceleration.refresh import History, Refresh, after, due, nothing_computed
+from diffusion_jax.acceleration.refresh import Refresh, RefreshHistory, after, due, no_history
 from diffusion_jax.clock import network_inputs, some_step, to_prediction
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.models import depth_axes, inner_modules, intercepted, taps
@@ -41,7 +41,7 @@ class Tokens(NamedTuple):
     """The carry. kept: a `Kept` for each module, stacked over depth. history: when all tokens were computed."""
 
     kept: Any
-    history: History
+    history: RefreshHistory
 
 
 def cached_tokens(
@@ -92,7 +92,7 @@ def cached_tokens(
 
     def init(params, x, cond):
         shapes = jax.eval_shape(computed, params, *network_inputs(process, x, some_step(x).t), cond)[1]
-        return Tokens(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes), nothing_computed())
+        return Tokens(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes), no_history())
 
     def apply(params, carry, x, step, cond):
         inputs = (*network_inputs(process, x, step.t), cond)

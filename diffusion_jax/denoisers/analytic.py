@@ -17,16 +17,19 @@ frame sees no later ones. Only Gaussian processes (and dicts of them) have this 
 """
 
 import math
+from functools import reduce
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.processes import is_gaussian, members
 from diffusion_jax.time_axes import expand
-from diffusion_jax.typing import ONE_EVALUATION, Denoiser, Prediction
+from diffusion_jax.typing import ONE_EVALUATION, Data, Denoiser, Prediction
 
 
 class GaussianMixture(NamedTuple):
@@ -141,9 +144,11 @@ def _levels(process, x, t, dense):
     """alpha and sigma `[R, 1, *data]`; R is B, or 1 where one factor of a dense covariance serves all samples."""
     t = jnp.asarray(t)
     rows = 1 if dense and (t.ndim == 0 or t.shape[0] == 1) else x.shape[0]
-    return tuple(
-        jnp.broadcast_to(expand(f(t), x), (rows, *x.shape[1:]))[:, None] for f in (process.alpha, process.sigma)
-    )
+
+    def level(value):
+        return jnp.broadcast_to(expand(value, x), (rows, *x.shape[1:]))[:, None]
+
+    return level(process.alpha(t)), level(process.sigma(t))
 
 
 def _components(alpha, sigma, mean, variance, covariance, x, causal):
@@ -195,7 +200,9 @@ def _apart(whole, like):
     return {name: piece.reshape(*piece.shape[:-1], *like[name].shape[1:]) for name, piece in zip(sorted(like), pieces)}
 
 
-def posterior(mixture: GaussianMixture, process, x, t, label=None, causal: bool = False) -> Posterior:
+def posterior(
+    mixture: GaussianMixture, process: Any, x: Any, t: Any, label: ArrayLike | None = None, causal: bool = False
+) -> Posterior:
     """Equations (1) to (3) at `x` `[B, *data]` and `t`, any prefix of its shape up to one time per coordinate.
 
     label: `[B]`, restricts each sample to the components of its class; a label that no component has (the null class
@@ -206,24 +213,23 @@ def posterior(mixture: GaussianMixture, process, x, t, label=None, causal: bool 
         if causal:
             raise InvalidInput("causal is about the frames of one array, but x is a dict of modalities.")
         times = {name: t[name] if isinstance(t, dict) else t for name in x}
-        whole = mixture.covariances is not None and not isinstance(mixture.covariances, dict)
-        dense = dict.fromkeys(x, True) if whole else {name: mixture.covariances[name] is not None for name in x}
+        separate = mixture.covariances if isinstance(mixture.covariances, dict) else None
+        dense = {name: separate is None or separate[name] is not None for name in x}
         levels = {name: _levels(process.processes[name], x[name], times[name], dense[name]) for name in x}
-        if whole:
+        if separate is None:
             alpha, sigma = (_together({name: level[i] for name, level in levels.items()}, x) for i in (0, 1))
-            found = _components(
+            whole = _components(
                 alpha, sigma, _together(mixture.means, x), None, mixture.covariances, _together(x, x), causal
             )
-            parts = dict.fromkeys(x, ())
-            for values in found:
-                parts = {name: (*parts[name], piece) for name, piece in _apart(values, x).items()}
+            pieces = [_apart(values, x) for values in whole]
+            parts = {name: tuple(piece[name] for piece in pieces) for name in x}
         else:
             parts = {
                 name: _components(
                     *levels[name],
                     mixture.means[name],
                     mixture.variances[name],
-                    mixture.covariances[name],
+                    separate[name],
                     x[name],
                     causal,
                 )
@@ -238,7 +244,7 @@ def posterior(mixture: GaussianMixture, process, x, t, label=None, causal: bool 
             return log_density.reshape(*log_density.shape[:3], -1).sum(-1).cumsum(-1)
         return log_density.reshape(*log_density.shape[:2], -1).sum(-1)
 
-    logits = sum(gathered(part[0]) for part in parts.values())
+    logits = reduce(jnp.add, [gathered(part[0]) for part in parts.values()])
     trailing = (1,) * (logits.ndim - 2)
     logits = logits + mixture.log_weights.reshape(-1, *trailing)
     if label is not None and mixture.labels is not None:
@@ -260,17 +266,17 @@ def posterior(mixture: GaussianMixture, process, x, t, label=None, causal: bool 
     return Posterior(x0, eps, log_density[..., -1] if causal else log_density, responsibilities)
 
 
-def score(mixture: GaussianMixture, process, x, t):
+def score(mixture: GaussianMixture, process: Any, x: Any, t: Any) -> Data:
     """grad log p_t(x), finite wherever p_t has a density (also at sigma = 0, where `-eps / sigma` is not)."""
     return jax.grad(lambda x: posterior(mixture, process, x, t).log_density.sum())(x)
 
 
-def log_density(mixture: GaussianMixture, process, x, t):
+def log_density(mixture: GaussianMixture, process: Any, x: Any, t: Any) -> Float[Array, " B"]:
     """log p_t(x), `[B]`, in nats."""
     return posterior(mixture, process, x, t).log_density
 
 
-def sample_mixture(key, mixture: GaussianMixture, num: int):
+def sample_mixture(key: Key[Array, ""], mixture: GaussianMixture, num: int) -> tuple[Data, Int[Array, " num"]]:
     """`num` exact samples of x0, and the component of each: `(x0 [num, *data], component [num])`."""
     key_component, key_noise = jax.random.split(key)
     component = jax.random.categorical(key_component, mixture.log_weights, shape=(num,))
@@ -284,7 +290,7 @@ def sample_mixture(key, mixture: GaussianMixture, num: int):
 
     if not isinstance(mixture.means, dict):
         return one(key_noise, mixture.means, mixture.variances, mixture.covariances), component
-    if mixture.covariances is not None and not isinstance(mixture.covariances, dict):
+    if not isinstance(mixture.covariances, dict):
         whole = one(key_noise, _together(mixture.means, mixture.means), None, mixture.covariances)
         return _apart(whole, mixture.means), component
     keys = jax.random.split(key_noise, len(mixture.means))
@@ -295,7 +301,7 @@ def sample_mixture(key, mixture: GaussianMixture, num: int):
     return x0, component
 
 
-def analytic(process, causal: bool = False) -> Denoiser:
+def analytic(process: Any, causal: bool = False) -> Denoiser:
     """The exact denoiser of a Gaussian mixture on `process`; its parameters are the `GaussianMixture`.
 
     Counts as one network evaluation a call. `extras` holds `log_density` `[B]` and `responsibilities` `[B, K]`.

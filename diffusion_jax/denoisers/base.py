@@ -7,7 +7,6 @@ their own.
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from diffusion_jax.clock import network_inputs, to_prediction
@@ -16,7 +15,7 @@ from diffusion_jax.time_axes import each, expand
 from diffusion_jax.typing import Cost, Denoiser, Network, Prediction
 
 
-def denoiser(network: Network, process) -> Denoiser:
+def denoiser(network: Network, process: Any) -> Denoiser:
     """Lifts a network to a denoiser of `process`: one evaluation a call, no state.
 
     The prediction is float32 whatever the network computes in; `extras` are the network's own. Raises InvalidInput for
@@ -84,8 +83,3 @@ def with_pair(prediction: Prediction, pair: Any) -> Prediction:
         x0, eps = ({name: value[half] for name, value in pair.items()} for half in (0, 1))
         return prediction._replace(x0=x0, eps=eps)
     return prediction._replace(x0=pair[0], eps=pair[1])
-
-
-def per_sample(values: Any) -> Any:
-    """Sums everything but the batch, over all modalities: `[B, ...]` to `[B]`."""
-    return sum(leaf.reshape(leaf.shape[0], -1).sum(-1) for leaf in jax.tree.leaves(values))

@@ -19,10 +19,10 @@ import numpy as np
 
 from diffusion_jax.denoisers.base import cost_like
 from diffusion_jax.denoisers.conditions import null_condition
-from diffusion_jax.denoisers.scales import Number, Scale, check_interval, check_scale, inside, is_static, value_at
+from diffusion_jax.denoisers.scales import Scale, check_interval, check_scale, inside, is_static, value_at
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.time_axes import batch_axes, batch_size, each, expand, map_axes
-from diffusion_jax.typing import BatchAxes, Cost, Denoiser, Prediction
+from diffusion_jax.typing import BatchAxes, Cost, Denoiser, Number, Prediction
 
 
 class Branches(NamedTuple):
@@ -69,9 +69,10 @@ def in_one_batch(denoiser: Denoiser, null: Any) -> Branches:
     """One network asked with the condition and with its null, as one batch of 2B rows.
 
     The carry is the denoiser's own for 2B rows, of which the main answer has the even ones, along the batch axis that
-    the denoiser names; leaves without one are shared by the branches. Extras, which nobody names, have the batch where
-    their shape is twice that of B rows. After an answer without the guide the carry starts afresh, for every row: a
-    cache is never read that was not written at the last call.
+    the denoiser names; leaves without one are shared by the branches. Leaves of the condition have the batch first;
+    those that `null` leaves alone and that are not B long there are one for all samples, and stay as they are. Extras,
+    which nobody names, have the batch where their shape is twice that of B rows. After an answer without the guide the
+    carry starts afresh, for every row: a cache is never read that was not written at the last call.
     """
 
     def question(x, cond):
@@ -105,9 +106,9 @@ def in_one_batch(denoiser: Denoiser, null: Any) -> Branches:
             main_extras, guide_extras = (
                 map_axes(lambda axis, leaf, row=row: _rows(leaf, axis, size, row), where, extras) for row in (0, 1)
             )
-        halves = [jax.tree.map(lambda leaf, row=row: leaf[row::2], (prediction.x0, prediction.eps)) for row in (0, 1)]
-        cost = cost_like(prediction.cost)
-        return Prediction(*halves[0], main_extras, cost), Prediction(*halves[1], guide_extras, cost), new
+        prediction = prediction._replace(extras={}, cost=cost_like(prediction.cost))
+        first, second = (_half(prediction, row) for row in (0, 1))
+        return first._replace(extras=main_extras), second._replace(extras=guide_extras), new
 
     def main(params, carry, x, step, cond):
         size = batch_size(x)
@@ -193,7 +194,7 @@ def steered(
 
     def apply(params, carry, x, step, cond):
         value = value_at(scale, step)
-        mask = None if interval is None else inside(step.t, *interval, interval_unit, process)
+        mask = None if interval is None else inside(step.t, interval[0], interval[1], interval_unit, process)
 
         def both(carry):
             inner, stale, state = carry
@@ -224,6 +225,11 @@ def steered(
     return Denoiser(init, apply, process, lambda carry: SteeredCarry(branches.axes(carry.inner), None, 0))
 
 
+def _half(prediction, row):
+    x0, eps = (jax.tree.map(lambda leaf: leaf[row::2], value) for value in (prediction.x0, prediction.eps))
+    return prediction._replace(x0=x0, eps=eps)
+
+
 def _choose(like, new, old, mask):
     return None if new is None else jnp.where(expand(mask, like), new, old)
 
@@ -248,6 +254,7 @@ def _per_sample_condition(cond, null, size):
 
 
 def _interleave(main, guide, size):
+    """The rows of both; a leaf that the null leaves alone and that is not B long is one for all samples, and stays."""
     if main is guide and np.shape(main)[:1] != (size,):
         return main
     if np.shape(main) != np.shape(guide):
@@ -257,6 +264,7 @@ def _interleave(main, guide, size):
 
 
 def _double_time(t, size):
+    """Times of the doubled batch; the first axis of a time is the batch, or 1, which broadcasts and stays."""
     return jax.tree.map(lambda leaf: jnp.repeat(leaf, 2, axis=0) if jnp.ndim(leaf) and len(leaf) == size else leaf, t)
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import jax.numpy as jnp
 
 from diffusion_jax.denoisers.base import map_prediction, replace_x0
-from diffusion_jax.denoisers.scales import Number, is_static
+from diffusion_jax.denoisers.scales import is_static
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.processes import by_modality, is_gaussian, members
 from diffusion_jax.time_axes import each
-from diffusion_jax.typing import Denoiser
+from diffusion_jax.typing import Denoiser, Number
 
 
 def clipped(denoiser: Denoiser, low: Any = -1.0, high: Any = 1.0, keep_noise: bool = False) -> Denoiser:

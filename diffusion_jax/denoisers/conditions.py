@@ -11,12 +11,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from diffusion_jax.clock import single_step
 from diffusion_jax.denoisers.scales import Scale, check_scale, is_static, value_at
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.time_axes import expand
 from diffusion_jax.typing import Denoiser, Step
 
-Schedule = Callable[[Any, Step], Any]
+ConditionSchedule = Callable[[Any, Step], Any]
 
 
 def null_condition(cond: Any, null: Any, size: int | None = None) -> Any:
@@ -71,13 +72,11 @@ def sample_time(t: Any) -> Any:
     return jnp.asarray(largest)
 
 
-def scheduled_condition(denoiser: Denoiser, schedule: Schedule) -> Denoiser:
+def scheduled_condition(denoiser: Denoiser, schedule: ConditionSchedule) -> Denoiser:
     """Asks `denoiser` with `schedule(cond, step)`. Its shapes must not depend on the step."""
 
     def init(params, x, cond):
-        return denoiser.init(
-            params, x, schedule(cond, Step(jnp.int32(0), jnp.float32(1), jnp.float32(1), jnp.int32(1)))
-        )
+        return denoiser.init(params, x, schedule(cond, single_step(jnp.float32(1))))
 
     def apply(params, carry, x, step, cond):
         return denoiser.apply(params, carry, x, step, schedule(cond, step))
@@ -85,7 +84,7 @@ def scheduled_condition(denoiser: Denoiser, schedule: Schedule) -> Denoiser:
     return denoiser._replace(init=init, apply=apply)
 
 
-def switched_condition(at: Any = 0.5) -> Schedule:
+def switched_condition(at: Any = 0.5) -> ConditionSchedule:
     """`cond["early"]` while t > at, `cond["late"]` from there on (prompt editing, Hertz et al. 2022, section 3).
 
     Where only one of the two has an entry, it is always there.
@@ -100,7 +99,7 @@ def switched_condition(at: Any = 0.5) -> Schedule:
     return schedule
 
 
-def blended_condition(weight: Scale) -> Schedule:
+def blended_condition(weight: Scale) -> ConditionSchedule:
     """`(1 - w) cond["early"] + w cond["late"]` for a weight w by step; for embeddings, not for labels or tokens."""
     check_scale("weight", weight)
 
@@ -121,7 +120,7 @@ def blended_condition(weight: Scale) -> Schedule:
     return schedule
 
 
-def condition_by_step() -> Schedule:
+def condition_by_step() -> ConditionSchedule:
     """A table: the leaves of `cond` are `[B, S, ...]` and step i is told entry i; the last one serves later steps."""
 
     def schedule(cond, step):
@@ -139,7 +138,7 @@ def condition_by_step() -> Schedule:
     return schedule
 
 
-def dropped_condition(null: Any = None, low: Any = 0.0, high: Any = 1.0) -> Schedule:
+def dropped_condition(null: Any = None, low: Any = 0.0, high: Any = 1.0) -> ConditionSchedule:
     """The null condition where `low <= t <= high`, the given one elsewhere.
 
     null: as in `guided`: the entries to replace, e.g. `{"label": 10}`.

@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.denoisers.base import cost_like, replace_x0, tilt
-from diffusion_jax.denoisers.scales import Number, Scale, check_scale, is_static, value_at
+from diffusion_jax.denoisers.scales import Scale, check_scale, is_static, value_at
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.processes import need_gaussian
 from diffusion_jax.time_axes import expand
-from diffusion_jax.typing import Cost, Denoiser
+from diffusion_jax.typing import Cost, Denoiser, Number
 
 
 def classifier_guided(denoiser: Denoiser, log_prob: Any, scale: Scale = 1.0, *, compute: Number = 0.0) -> Denoiser:

@@ -19,12 +19,12 @@ import jax.numpy as jnp
 from diffusion_jax.denoisers.base import with_pair
 from diffusion_jax.denoisers.branches import Rule, from_two_networks, in_one_batch, steered
 from diffusion_jax.denoisers.conditions import check_null
-from diffusion_jax.denoisers.scales import Number, Scale, is_static
+from diffusion_jax.denoisers.scales import Scale, is_static
 from diffusion_jax.errors import invalid
-from diffusion_jax.processes import by_modality, is_gaussian, is_joint, members, need_gaussian
+from diffusion_jax.processes import by_modality, is_gaussian, need_gaussian
 from diffusion_jax.processes.discrete import LOG_ZERO
 from diffusion_jax.time_axes import each, expand
-from diffusion_jax.typing import Denoiser, Prediction
+from diffusion_jax.typing import Denoiser, Number, Prediction
 
 
 def guided(
@@ -173,17 +173,15 @@ def linear_rule(process: Any, rescale: Number = 0.0) -> Rule:
     if rescale:
         need_gaussian("rescale", process)
     processes = by_modality(process)
-    gaussian = {name: is_gaussian(member) for name, member in members(process).items()}
-    gaussian = gaussian if is_joint(process) else gaussian[""]
 
     def combine(state, main, guide, scale, x, step):
-        def mix(x0, guide_x0, eps, guide_eps, is_pair, scale, process, t):
-            if not is_pair:
+        def mix(x0, guide_x0, eps, guide_eps, scale, process, t):
+            if not is_gaussian(process):
                 return _log_line(x0, guide_x0, scale), eps
             mixed = _line(x0, guide_x0, scale), _line(eps, guide_eps, scale)
             return _restore_deviation(*mixed, x0, eps, process, t, rescale) if rescale else mixed
 
-        pair = each(mix, main.x0, guide.x0, main.eps, guide.eps, gaussian, scale, processes, step.t)
+        pair = each(mix, main.x0, guide.x0, main.eps, guide.eps, scale, processes, step.t)
         return with_pair(main, pair), state
 
     return Rule(lambda x: (), combine)

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from diffusion_jax.denoisers.base import cost_like, with_pair
 from diffusion_jax.denoisers.scales import Scale, check_scale, is_static, value_at
@@ -225,7 +226,7 @@ def _override(override, parts):
             role = 1.0
         elif isinstance(role, Mapping) or not jnp.issubdtype(jnp.result_type(role), jnp.number):
             raise invalid("a role in a query", role, "'ignored' or a level was expected")
-        if not isinstance(role, jax.core.Tracer) and not np.all((np.asarray(role) >= 0) & (np.asarray(role) <= 1)):
+        if not isinstance(role, Tracer) and not np.all((np.asarray(role) >= 0) & (np.asarray(role) <= 1)):
             raise invalid("a role in a query", np.asarray(role).tolist(), "a level lies in [0, 1]")
         if not is_gaussian(parts[name]) and (np.ndim(role) or role != 1):
             raise InvalidInput(

@@ -16,9 +16,8 @@ from jaxtyping import Array
 
 from diffusion_jax.errors import invalid, unknown
 from diffusion_jax.processes import members
-from diffusion_jax.typing import Step
+from diffusion_jax.typing import Number, Step
 
-Number = float | int
 Scale = Number | Array | np.ndarray | Sequence[Any] | Mapping[str, Any] | Callable[[Step], Any]
 """A number, an array (or a list) by step `[S, *prefix]`, a dict of arrays, or a function of the step."""
 

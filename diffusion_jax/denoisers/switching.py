@@ -20,11 +20,11 @@ from jaxtyping import Array, Int
 from diffusion_jax.clock import clock, num_steps
 from diffusion_jax.denoisers.base import cost_like
 from diffusion_jax.denoisers.conditions import sample_time
-from diffusion_jax.denoisers.scales import Number, is_static
+from diffusion_jax.denoisers.scales import is_static
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.processes import is_joint, members
 from diffusion_jax.time_axes import batch_axes, each
-from diffusion_jax.typing import Cost, Denoiser, Step
+from diffusion_jax.typing import Cost, Denoiser, Number, Step
 
 
 class SwitchedCarry(NamedTuple):

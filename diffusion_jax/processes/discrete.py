@@ -10,6 +10,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
 
 from diffusion_jax import randomness
 from diffusion_jax.errors import invalid, unknown
@@ -61,19 +63,19 @@ class _Discrete:
                 raise unknown("schedule", self.schedule, KEEP_SCHEDULES)
             object.__setattr__(self, "schedule", KEEP_SCHEDULES[self.schedule]())
 
-    def alpha(self, t):
+    def alpha(self, t: ArrayLike) -> Array:
         """The probability that a token has been kept until t, any shape."""
         return self.schedule.alpha(as_time(t))
 
-    def sigma(self, t):
+    def sigma(self, t: ArrayLike) -> Array:
         """1 - alpha(t): the probability that it has been lost."""
         return self.schedule.sigma(as_time(t))
 
-    def log_snr(self, t):
+    def log_snr(self, t: ArrayLike) -> Array:
         """log(alpha / (1 - alpha))."""
         return self.schedule.log_snr(as_time(t))
 
-    def inverse_log_snr(self, log_snr):
+    def inverse_log_snr(self, log_snr: ArrayLike) -> Array:
         """The t at which `log_snr(t)` is the given one."""
         return self.schedule.inverse_log_snr(as_time(log_snr))
 
@@ -112,7 +114,7 @@ class Absorbing(_Discrete):
         has it) is then never predicted. `num_states` counts the mask.
     """
 
-    mask_id: int | None = None
+    mask_id: int = None  # pyright: ignore[reportAssignmentType]  (an int from __post_init__ on)
     kind = "absorbing"
 
     def __post_init__(self):
@@ -175,7 +177,7 @@ class Absorbing(_Discrete):
         masked = self.is_masked(x_t)[..., None]
         return jnp.where(masked, _log(unmasking), _log_one_hot(x_t, self.num_states))
 
-    def nelbo_weight(self, t):
+    def nelbo_weight(self, t: ArrayLike) -> Array:
         """`-alpha'(t) / (1 - alpha(t))`, any shape; 0 at t = 0.
 
         The negative ELBO of a sequence is the expectation over uniform t of this weight times the cross-entropy summed
@@ -209,7 +211,7 @@ class Uniform(_Discrete):
 
     def prior(self, key: Keys, shape):
         """Uniform tokens, int32."""
-        return randomness.per_sample(jax.random.randint, key, shape, 0, self.vocab_size)
+        return randomness.draw_per_sample(jax.random.randint, key, shape, 0, self.vocab_size)
 
     def predict(self, network_output, x_t, t) -> Prediction:
         """`x0`: float32 log-probabilities `[..., V]` from logits `[..., V]`."""
@@ -245,7 +247,7 @@ def absorbing(vocab_size: int, schedule: Any = "linear", mask_id: int | None = N
 
     schedule: `linear`, `cosine`, `geometric` or an object such as `KeepPolynomial(eps=1e-3)`.
     """
-    return Absorbing(vocab_size, schedule, time, mask_id)
+    return Absorbing(vocab_size, schedule, time, vocab_size if mask_id is None else mask_id)
 
 
 def uniform(vocab_size: int, schedule: Any = "linear", time: str = "1000t") -> Uniform:

@@ -11,9 +11,12 @@ from functools import cached_property
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
 
 from diffusion_jax.errors import InvalidInput, invalid, unknown
-from diffusion_jax.processes.schedules import Number, as_time, safe_log, safe_sqrt
+from diffusion_jax.processes.schedules import as_time, safe_log, safe_sqrt
+from diffusion_jax.typing import Number
 
 
 def _check_steps(num_steps):
@@ -189,23 +192,23 @@ class DiscreteVP:
         first = jnp.asarray(self.noise_ratios[1], position.dtype)
         return jnp.where(position < 1, position * first, jnp.exp(self._interpolate(0, t)))
 
-    def alpha(self, t):
+    def alpha(self, t: ArrayLike) -> Array:
         if self.interpolation == "variance":
             return safe_sqrt(self._interpolate(0, t))
         return jax.lax.rsqrt(1.0 + jnp.square(self._noise_ratio(t)))
 
-    def sigma(self, t):
+    def sigma(self, t: ArrayLike) -> Array:
         if self.interpolation == "variance":
             return safe_sqrt(self._interpolate(1, t))
         ratio = self._noise_ratio(t)
         return ratio * jax.lax.rsqrt(1.0 + jnp.square(ratio))
 
-    def log_snr(self, t):
+    def log_snr(self, t: ArrayLike) -> Array:
         if self.interpolation == "variance":
             return safe_log(self._interpolate(0, t)) - safe_log(self._interpolate(1, t))
         return -2.0 * safe_log(self._noise_ratio(t))
 
-    def inverse_log_snr(self, log_snr):
+    def inverse_log_snr(self, log_snr: ArrayLike) -> Array:
         """Exact inverse of the interpolation; values below `log_snr(1)` give 1."""
         log_snr = as_time(log_snr)
         with np.errstate(divide="ignore"):
@@ -230,7 +233,7 @@ class DiscreteVP:
 
     def _ratio_fraction(self, node, log_snr):
         ratio = jnp.exp(-0.5 * log_snr)
-        (table,), (slope,) = self._lines
+        table, slope = (lines[0] for lines in self._lines)
         if self.interpolation == "sigma":
             return (ratio - jnp.asarray(table, log_snr.dtype)[node]) / jnp.asarray(slope, log_snr.dtype)[node]
         # The slope of the first segment is 0, and not used.

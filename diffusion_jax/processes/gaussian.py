@@ -22,12 +22,14 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
 
 from diffusion_jax import randomness
 from diffusion_jax.errors import invalid, unknown
-from diffusion_jax.processes.schedules import Number, as_time, check_positive, safe_inverse
+from diffusion_jax.processes.schedules import as_time, check_positive, safe_inverse
 from diffusion_jax.time_axes import expand
-from diffusion_jax.typing import Keys, Prediction
+from diffusion_jax.typing import Keys, Number, Prediction
 
 
 class Schedule(Protocol):
@@ -37,13 +39,13 @@ class Schedule(Protocol):
     `schedules.safe_log` and `safe_sqrt`.
     """
 
-    def alpha(self, t): ...
+    def alpha(self, t: ArrayLike) -> Array: ...
 
-    def sigma(self, t): ...
+    def sigma(self, t: ArrayLike) -> Array: ...
 
-    def log_snr(self, t): ...
+    def log_snr(self, t: ArrayLike) -> Array: ...
 
-    def inverse_log_snr(self, log_snr): ...
+    def inverse_log_snr(self, log_snr: ArrayLike) -> Array: ...
 
 
 def _x0(process, t):
@@ -150,19 +152,19 @@ class GaussianProcess:
             if not callable(getattr(self.schedule, name, None)):
                 raise invalid("schedule", self.schedule, f"a schedule must have the method {name}")
 
-    def alpha(self, t):
+    def alpha(self, t: ArrayLike) -> Array:
         """alpha(t), any shape; exactly 1 at t = 0."""
         return self.schedule.alpha(as_time(t))
 
-    def sigma(self, t):
+    def sigma(self, t: ArrayLike) -> Array:
         """sigma(t), any shape; exactly 0 at t = 0."""
         return self.schedule.sigma(as_time(t))
 
-    def log_snr(self, t):
+    def log_snr(self, t: ArrayLike) -> Array:
         """log(alpha^2 / sigma^2), any shape; decreasing in t, infinite at t = 0."""
         return self.schedule.log_snr(as_time(t))
 
-    def inverse_log_snr(self, log_snr):
+    def inverse_log_snr(self, log_snr: ArrayLike) -> Array:
         """The t at which `log_snr(t)` is the given one."""
         return self.schedule.inverse_log_snr(as_time(log_snr))
 

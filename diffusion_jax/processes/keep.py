@@ -4,18 +4,28 @@
 exactly. `log_snr = log(alpha / sigma)`. Gaussian schedules live in `schedules`.
 """
 
+import abc
 import dataclasses
 import math
 
 import jax
 import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
 
 from diffusion_jax.errors import invalid
-from diffusion_jax.processes.schedules import Number, as_time, check_positive, safe_log
+from diffusion_jax.processes.schedules import as_time, check_positive, safe_log
+from diffusion_jax.typing import Number
 
 
-class _Keep:
-    def log_snr(self, t):
+class _Keep(abc.ABC):
+    @abc.abstractmethod
+    def alpha(self, t: ArrayLike) -> Array: ...
+
+    @abc.abstractmethod
+    def sigma(self, t: ArrayLike) -> Array: ...
+
+    def log_snr(self, t: ArrayLike) -> Array:
         """log(alpha / (1 - alpha)), infinite at t = 0."""
         return safe_log(self.alpha(t)) - safe_log(self.sigma(t))
 
@@ -39,13 +49,13 @@ class KeepPolynomial(_Keep):
         t = as_time(t)
         return t if self.power == 1 else t**self.power
 
-    def alpha(self, t):
+    def alpha(self, t: ArrayLike) -> Array:
         return 1.0 - (1.0 - self.eps) * self._powered(t)
 
-    def sigma(self, t):
+    def sigma(self, t: ArrayLike) -> Array:
         return (1.0 - self.eps) * self._powered(t)
 
-    def inverse_log_snr(self, log_snr):
+    def inverse_log_snr(self, log_snr: ArrayLike) -> Array:
         lost = jax.nn.sigmoid(-as_time(log_snr)) / (1.0 - self.eps)
         return jnp.minimum(lost, 1.0) ** (1.0 / self.power)
 
@@ -54,15 +64,15 @@ class KeepPolynomial(_Keep):
 class KeepCosine(_Keep):
     """`alpha = 1 - sin(pi t / 2)`: tokens are revealed slowly at first (Chang et al. 2022, Shi et al. 2024)."""
 
-    def alpha(self, t):
+    def alpha(self, t: ArrayLike) -> Array:
         t = as_time(t)
         # 1 - sin cancels near t = 1, the squared sine is inexact at t = 0.
         return jnp.where(t < 0.5, 1.0 - jnp.sin(0.5 * jnp.pi * t), 2.0 * jnp.sin(0.25 * jnp.pi * (1.0 - t)) ** 2)
 
-    def sigma(self, t):
+    def sigma(self, t: ArrayLike) -> Array:
         return jnp.sin(0.5 * jnp.pi * as_time(t))
 
-    def inverse_log_snr(self, log_snr):
+    def inverse_log_snr(self, log_snr: ArrayLike) -> Array:
         log_snr = as_time(log_snr)
         from_start = 2.0 / jnp.pi * jnp.arcsin(jax.nn.sigmoid(-log_snr))
         from_end = 1.0 - 4.0 / jnp.pi * jnp.arcsin(jnp.sqrt(0.5 * jax.nn.sigmoid(log_snr)))
@@ -84,13 +94,13 @@ class KeepGeometric(_Keep):
     def _total(self, t):
         return self.rate_min * jnp.expm1(math.log(self.rate_max / self.rate_min) * as_time(t))
 
-    def alpha(self, t):
+    def alpha(self, t: ArrayLike) -> Array:
         return jnp.exp(-self._total(t))
 
-    def sigma(self, t):
+    def sigma(self, t: ArrayLike) -> Array:
         return -jnp.expm1(-self._total(t))
 
-    def inverse_log_snr(self, log_snr):
+    def inverse_log_snr(self, log_snr: ArrayLike) -> Array:
         total = jax.nn.softplus(-as_time(log_snr))
         return jnp.log1p(total / self.rate_min) / math.log(self.rate_max / self.rate_min)
 

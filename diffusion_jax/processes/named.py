@@ -15,11 +15,11 @@ from diffusion_jax.processes.schedules import (
     Cosine,
     Linear,
     LinearVP,
-    Number,
     Shifted,
     VarianceExploding,
     check_positive,
 )
+from diffusion_jax.typing import Number
 
 
 def _process(schedule, prediction, time, log_snr_shift, **kwargs):

@@ -16,10 +16,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
 
 from diffusion_jax.errors import invalid
-
-Number = int | float
+from diffusion_jax.typing import Number
 
 
 def as_time(t: Any) -> jax.Array:
@@ -61,19 +62,19 @@ class Linear:
 
     family = "flow"
 
-    def alpha(self, t):
+    def alpha(self, t: ArrayLike) -> Array:
         return 1.0 - as_time(t)
 
-    def sigma(self, t):
+    def sigma(self, t: ArrayLike) -> Array:
         return as_time(t)
 
-    def log_snr(self, t):
+    def log_snr(self, t: ArrayLike) -> Array:
         t = as_time(t)
         end = t == 1
         log_alpha = jnp.where(end, -jnp.inf, jnp.log1p(-jnp.where(end, 0.0, t)))
         return 2.0 * (log_alpha - safe_log(t))
 
-    def inverse_log_snr(self, log_snr):
+    def inverse_log_snr(self, log_snr: ArrayLike) -> Array:
         return jax.nn.sigmoid(-0.5 * as_time(log_snr))
 
 
@@ -86,18 +87,18 @@ class Cosine:
 
     family = "vp"
 
-    def alpha(self, t):
+    def alpha(self, t: ArrayLike) -> Array:
         t = as_time(t)
         # cos near pi / 2 cancels; 1 - t is exact there.
         return jnp.where(t < 0.5, jnp.cos(0.5 * jnp.pi * t), jnp.sin(0.5 * jnp.pi * (1.0 - t)))
 
-    def sigma(self, t):
+    def sigma(self, t: ArrayLike) -> Array:
         return jnp.sin(0.5 * jnp.pi * as_time(t))
 
-    def log_snr(self, t):
+    def log_snr(self, t: ArrayLike) -> Array:
         return 2.0 * (safe_log(self.alpha(t)) - safe_log(self.sigma(t)))
 
-    def inverse_log_snr(self, log_snr):
+    def inverse_log_snr(self, log_snr: ArrayLike) -> Array:
         angle = jnp.arctan(jnp.exp(-0.5 * as_time(log_snr)))
         return jnp.minimum(2.0 / jnp.pi * angle, 1.0)
 
@@ -121,17 +122,17 @@ class LinearVP:
     def _integral(self, t):
         return t * (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * t)
 
-    def alpha(self, t):
+    def alpha(self, t: ArrayLike) -> Array:
         return jnp.exp(-0.5 * self._integral(as_time(t)))
 
-    def sigma(self, t):
+    def sigma(self, t: ArrayLike) -> Array:
         return safe_sqrt(-jnp.expm1(-self._integral(as_time(t))))
 
-    def log_snr(self, t):
+    def log_snr(self, t: ArrayLike) -> Array:
         integral = self._integral(as_time(t))
         return -integral - safe_log(-jnp.expm1(-integral))
 
-    def inverse_log_snr(self, log_snr):
+    def inverse_log_snr(self, log_snr: ArrayLike) -> Array:
         integral = jax.nn.softplus(-as_time(log_snr))
         root = jnp.sqrt(self.beta_min**2 + 2.0 * (self.beta_max - self.beta_min) * integral)
         return 2.0 * integral / (self.beta_min + root)
@@ -154,16 +155,16 @@ class VarianceExploding:
     def _rate(self):
         return 2.0 * math.log(self.sigma_max / self.sigma_min)
 
-    def alpha(self, t):
+    def alpha(self, t: ArrayLike) -> Array:
         return jnp.ones_like(as_time(t))
 
-    def sigma(self, t):
+    def sigma(self, t: ArrayLike) -> Array:
         return self.sigma_min * safe_sqrt(jnp.expm1(self._rate * as_time(t)))
 
-    def log_snr(self, t):
+    def log_snr(self, t: ArrayLike) -> Array:
         return -2.0 * safe_log(self.sigma(t))
 
-    def inverse_log_snr(self, log_snr):
+    def inverse_log_snr(self, log_snr: ArrayLike) -> Array:
         return jax.nn.softplus(-as_time(log_snr) - 2.0 * math.log(self.sigma_min)) / self._rate
 
 
@@ -177,16 +178,16 @@ class EDM:
     def __post_init__(self):
         check_positive(sigma_max=self.sigma_max)
 
-    def alpha(self, t):
+    def alpha(self, t: ArrayLike) -> Array:
         return jnp.ones_like(as_time(t))
 
-    def sigma(self, t):
+    def sigma(self, t: ArrayLike) -> Array:
         return self.sigma_max * as_time(t)
 
-    def log_snr(self, t):
+    def log_snr(self, t: ArrayLike) -> Array:
         return -2.0 * safe_log(self.sigma(t))
 
-    def inverse_log_snr(self, log_snr):
+    def inverse_log_snr(self, log_snr: ArrayLike) -> Array:
         return jnp.exp(-0.5 * as_time(log_snr)) / self.sigma_max
 
 
@@ -218,14 +219,14 @@ class Shifted:
         total = {"vp": jnp.hypot, "flow": jnp.add, "ve": lambda alpha, sigma: alpha}[self.family](alpha, sigma)
         return alpha / total, sigma / total
 
-    def alpha(self, t):
+    def alpha(self, t: ArrayLike) -> Array:
         return self._pair(t)[0]
 
-    def sigma(self, t):
+    def sigma(self, t: ArrayLike) -> Array:
         return self._pair(t)[1]
 
-    def log_snr(self, t):
+    def log_snr(self, t: ArrayLike) -> Array:
         return self.schedule.log_snr(t) + self.log_snr_shift
 
-    def inverse_log_snr(self, log_snr):
+    def inverse_log_snr(self, log_snr: ArrayLike) -> Array:
         return self.schedule.inverse_log_snr(as_time(log_snr) - self.log_snr_shift)

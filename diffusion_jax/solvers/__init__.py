@@ -22,7 +22,7 @@ from diffusion_jax.solvers.transformations import (
     optimised,
     repainted,
     strided,
-    wrapped,
+    with_hooks,
 )
 
 __all__ = [
@@ -62,5 +62,5 @@ __all__ = [
     "unipc",
     "unmask",
     "with_history",
-    "wrapped",
+    "with_hooks",
 ]

@@ -4,6 +4,8 @@ All integrate `d(x / alpha) = eps d(sigma / alpha)` with a polynomial for eps th
 coordinate of the polynomial. The ones in log(alpha / sigma) with published simplifications are in `dpm_solver`.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -94,12 +96,13 @@ COMBINED = ("eps", "output")
 STARTS = ("euler", "heun")
 
 
-def _transfer(process, x, x0, eps, estimate, t, t_next, combined):
+def _transfer(process, x, answer, estimate, step, combined):
     """PNDM's equation 11: the DDIM step with `estimate` for eps, written as a change of the step with the pair itself.
 
     At alpha = 0 the noise is all that is known of x0, and the pair is taken as it is. An estimate of the network's
     output makes a pair with x instead.
     """
+    x0, eps, t, t_next = answer.x0, answer.eps, step.t, step.t_next
     if combined == "output":
         pair = process.predict(estimate, x, t)
         return hub_step(process, pair.x0, pair.eps, t_next)
@@ -111,9 +114,21 @@ def _transfer(process, x, x0, eps, estimate, t, t_next, combined):
 
 def _adams_bashforth(eps, history, order):
     """The weighted eps of the order that each entry has the history for."""
+    if isinstance(eps, dict):
+        return {name: _adams_bashforth(eps[name], history[name], order) for name in eps}
     rows = jnp.asarray(ADAMS_BASHFORTH, eps.dtype)[jnp.minimum(order - 1, history.count)]
     values = (eps, *history.values)
     return sum(expand(rows[..., j], eps) * value for j, value in enumerate(values))
+
+
+def _advance(process, x, state, answer, value, estimate, step, *, combined):
+    """The step with `estimate`, and the history with `value` in front."""
+
+    def update(process, x, history, answer, value, estimate, step):
+        moved = _transfer(process, x, answer, estimate, step, combined)
+        return moved, push(history, value, step.t, step.t != step.t_next)
+
+    return per_modality(update, process, x, state, answer, value, estimate, step)
 
 
 def _combined_value(process, x, pair, t, combined):
@@ -149,7 +164,7 @@ def plms(order: int = 4, start: str = "euler", combined: str = "eps") -> Solver:
     def step(process, denoise, carry, state, x, step, key):
         answer, carry = denoise(carry, x, step)
         value = _combined_value(process, x, answer, step.t, combined)
-        second, needed = value, jax.tree.map(lambda t: jnp.zeros(jnp.shape(t), bool), step.t)
+        estimate = _adams_bashforth(value, state, order)
         if start == "heun":
 
             def starting(process, x, history, t, t_next):
@@ -159,16 +174,9 @@ def plms(order: int = 4, start: str = "euler", combined: str = "eps") -> Solver:
             guess = per_modality(hub_step, process, answer.x0, answer.eps, step.t_next)
             end, carry = evaluate_if(needed, denoise, carry, guess, step._replace(t=step.t_next), answer)
             second = _combined_value(process, x, end, step.t_next, combined)
+            estimate = where(needed, jax.tree.map(lambda a, b: 0.5 * (a + b), value, second), estimate)
 
-        def update(process, x, history, x0, eps, value, second, needed, t, t_next):
-            estimate = _adams_bashforth(value, history, order)
-            if start == "heun":
-                estimate = where(needed, 0.5 * (value + second), estimate)
-            return _transfer(process, x, x0, eps, estimate, t, t_next, combined), push(history, value, t, t != t_next)
-
-        x, state = per_modality(
-            update, process, x, state, answer.x0, answer.eps, value, second, needed, step.t, step.t_next
-        )
+        x, state = _advance(process, x, state, answer, value, estimate, step, combined=combined)
         return x, state, carry
 
     # One value of history tells the first step from the others, whatever the order.
@@ -195,10 +203,8 @@ def pndm(combined: str = "eps") -> Solver:
         needed = per_modality(starting, process, x, state, step.t, step.t_next)
 
         def advance(estimate, t_next):
-            def transfer(process, x, x0, eps, estimate, t, t_next):
-                return _transfer(process, x, x0, eps, estimate, t, t_next, combined)
-
-            return per_modality(transfer, process, x, answer.x0, answer.eps, estimate, step.t, t_next)
+            transfer = partial(_transfer, combined=combined)
+            return per_modality(transfer, process, x, answer, estimate, step._replace(t_next=t_next))
 
         def stage(carry, x, t):
             pair, carry = evaluate_if(needed, denoise, carry, x, step._replace(t=t), answer)
@@ -210,14 +216,9 @@ def pndm(combined: str = "eps") -> Solver:
         end = per_modality(lambda p, x, m, t: jnp.where(p.sigma(t) == 0, m, t), process, x, middle, step.t_next)
         fourth, carry = stage(carry, advance(third, end), end)
 
-        def update(process, x, history, x0, eps, value, second, third, fourth, needed, t, t_next):
-            runge_kutta = (value + 2 * second + 2 * third + fourth) / 6
-            estimate = where(needed, runge_kutta, _adams_bashforth(value, history, 4))
-            return _transfer(process, x, x0, eps, estimate, t, t_next, combined), push(history, value, t, t != t_next)
-
-        x, state = per_modality(
-            update, process, x, state, answer.x0, answer.eps, value, second, third, fourth, needed, step.t, step.t_next
-        )
+        runge_kutta = jax.tree.map(lambda a, b, c, d: (a + 2 * b + 2 * c + d) / 6, value, second, third, fourth)
+        estimate = where(needed, runge_kutta, _adams_bashforth(value, state, 4))
+        x, state = _advance(process, x, state, answer, value, estimate, step, combined=combined)
         return x, state, carry
 
     return Solver(empty_histories("pndm", 3), step, 2 if combined == "eps" else 1, batch_first)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.processes import by_modality, is_gaussian, members
 from diffusion_jax.time_axes import expand
-from diffusion_jax.typing import Prediction, Step
+from diffusion_jax.typing import Carry, Data, Denoise, Prediction, Step
 
 
 def per_modality(function: Callable[..., Any], process: Any, x: Any, *trees: Any) -> Any:
@@ -107,7 +107,9 @@ def any_entry(condition: Any) -> Any:
     return jnp.stack([jnp.any(leaf) for leaf in jax.tree.leaves(condition)]).any()
 
 
-def evaluate_if(needed: Any, denoise: Any, carry: Any, x: Any, step: Any, otherwise: Prediction) -> tuple[Any, Any]:
+def evaluate_if(
+    needed: Any, denoise: Denoise, carry: Carry, x: Data, step: Step, otherwise: Prediction
+) -> tuple[Prediction, Carry]:
     """`denoise(carry, x, step)` where `needed` holds anywhere, else `otherwise` at no cost; only the hub pair is kept.
 
     The decision is one for the batch (a real conditional): an evaluation that some entry needs is made for all.

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.processes import kind_of, members
-from diffusion_jax.randomness import fold, per_sample, split, uniform
+from diffusion_jax.randomness import draw_per_sample, fold, split, uniform
 from diffusion_jax.solvers.base import modality_of, per_modality
 from diffusion_jax.time_axes import batch_axes, expand
 from diffusion_jax.typing import Solver
@@ -19,7 +19,7 @@ CONFIDENCES = ("probability", "margin", "entropy", "random")
 
 
 def _gumbel(key, shape, dtype):
-    return per_sample(jax.random.gumbel, key, shape).astype(dtype)
+    return draw_per_sample(jax.random.gumbel, key, shape).astype(dtype)
 
 
 def _of_kind(name, needed, *kinds):

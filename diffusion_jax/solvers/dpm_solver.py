@@ -5,6 +5,8 @@ Lu et al. 2022a (DPM-Solver) and 2022b (DPM-Solver++). A step that starts at alp
 length in lam and is of first order (DDIM), where the singlestep forms evaluate once.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -43,6 +45,7 @@ SOLVER_TYPES = {"midpoint": "b2", "heun": None}
 def dpm_solver(
     order: int = 2,
     method: str = "multistep",
+    *,
     lower_order_final: bool | int = True,
     euler_at_final: bool = False,
     solver_type: str = "midpoint",
@@ -63,13 +66,15 @@ def dpm_solver(
     Raises InvalidInput for another order, method, solver_type or third_order.
     """
     ending = Ending(lower_order_final, euler_at_final, idle_steps)
-    return _dpm("dpm_solver", "eps", order, method, "ode", ending, solver_type, third_order)
+    form = {"solver_type": solver_type, "third_order": third_order}
+    return _dpm("dpm_solver", "eps", order, method, "ode", ending, **form)
 
 
 def dpm_solver_pp(
     order: int = 2,
     method: str = "multistep",
     equation: str = "ode",
+    *,
     lower_order_final: bool | int = True,
     euler_at_final: bool = False,
     solver_type: str = "midpoint",
@@ -84,10 +89,12 @@ def dpm_solver_pp(
     Raises InvalidInput for values outside of these, and for the singlestep SDE of order 3.
     """
     ending = Ending(lower_order_final, euler_at_final, idle_steps)
-    return _dpm("dpm_solver_pp", "x0", order, method, equation, ending, solver_type, third_order)
+    return _dpm(
+        "dpm_solver_pp", "x0", order, method, equation, ending, solver_type=solver_type, third_order=third_order
+    )
 
 
-def _dpm(name, prediction, order, method, equation, ending, solver_type, third_order):
+def _dpm(name, prediction, order, method, equation, ending, *, solver_type, third_order):
     check_order(order, (1, 2, 3))
     for field, value, choices in (
         ("method", method, METHODS),
@@ -107,7 +114,8 @@ def _dpm(name, prediction, order, method, equation, ending, solver_type, third_o
 
     def frame(process, t, t_next, count):
         tau = 1.0 if stochastic else 0.0
-        return exponential_frame(process, t, t_next, count, prediction, tau, SOLVER_TYPES[solver_type], third_order)
+        bh = SOLVER_TYPES[solver_type]
+        return exponential_frame(process, t, t_next, count, prediction, tau=tau, bh=bh, third_order=third_order)
 
     def doubled(process, t, t_next, count):
         # The square's weight in the released singlestep form is twice that of the multistep one.
@@ -128,14 +136,13 @@ def _intermediate(process, t, t_next, fraction):
     return jnp.where(usable, middle, t).astype(jnp.result_type(t)), usable
 
 
-def _refined(process, first, value, node_value, t, node, t_next, prediction, order, usable, tau=0.0, exact=False):
-    """`first` plus the correction by the linear interpolation through the output at `t` and the one at `node`."""
-    frame = exponential_frame(process, t, t_next, 1, prediction, tau=tau, bh=None if exact else "b2")
-    offset, distinct = difference(frame.coordinate(node), frame.coordinate(t))
+def _refined(process, first, answer, latest, step, node, usable, *, prediction, tau=0.0, exact=False):
+    """`first` plus the correction by the line through the outputs: `answer` at `step.t`, `latest` at `node`."""
+    frame = exponential_frame(process, step.t, step.t_next, 1, prediction, tau=tau, bh=None if exact else "b2")
+    offset, distinct = difference(frame.coordinate(node), frame.coordinate(step.t))
     usable = usable & frame.usable & distinct
-    terms = correction(
-        value, [Node(node_value, offset, usable)], frame.moments, jnp.where(usable, order, 1), frame.simple
-    )
+    value, other = (answer.x0, latest.x0) if prediction == "x0" else (answer.eps, latest.eps)
+    terms = correction(value, [Node(other, offset, usable)], frame.moments, jnp.where(usable, 2, 1), frame.simple)
     return first + expand(frame.scale, first) * terms
 
 
@@ -152,7 +159,8 @@ def _singlestep(name, prediction, order, stochastic):
                 return noisy_hub_step(process, x0, eps, noise, t, t_next, tau)
             return hub_step(process, x0, eps, t_next)
 
-        def finish(process, x, x0, eps, noise, middle_noise, t, middle, t_next):
+        def finish(process, x, answer, noise, middle_noise, step, middle):
+            (x0, eps), t, t_next = answer[:2], step.t, step.t_next
             # One Brownian path for the whole step: its part before `middle`, shrunk, plus its part after.
             if not stochastic:
                 return hub_step(process, x0, eps, t_next)
@@ -166,9 +174,6 @@ def _singlestep(name, prediction, order, stochastic):
             x = per_modality(start, process, x, answer.x0, answer.eps, noises[0], step.t, step.t_next)
             return x, state, carry
 
-        def choose(pair):
-            return pair.x0 if prediction == "x0" else pair.eps
-
         latest, times = answer, [step.t]
         for stage, fraction in enumerate(fractions):
             middle, usable = per_modality(
@@ -177,27 +182,17 @@ def _singlestep(name, prediction, order, stochastic):
             )  # fmt: skip
             guess = per_modality(start, process, x, answer.x0, answer.eps, noises[0], step.t, middle)
             if stage:
-                guess = per_modality(
-                    lambda process, guess, value, other, t, node, end, usable: _refined(
-                        process, guess, value, other, t, node, end, prediction, 2, usable, exact=True
-                    ),
-                    process, guess, choose(answer), choose(latest), step.t, times[-1], middle, usable,
-                )  # fmt: skip
+                refined = partial(_refined, prediction=prediction, exact=True)
+                shorter = step._replace(t_next=middle)
+                guess = per_modality(refined, process, guess, answer, latest, shorter, times[-1], usable)
             needed = jax.tree.map(
                 lambda u, a, b: u & (a != b), usable, _like(usable, step.t), _like(usable, step.t_next)
             )
             latest, carry = evaluate_if(needed, denoise, carry, guess, step._replace(t=middle), latest)
             times.append(middle)
-        first = per_modality(
-            finish, process, x, answer.x0, answer.eps, noises[1], noises[0], step.t, times[-1], step.t_next
-        )
-        x = per_modality(
-            lambda process, first, value, other, t, node, t_next, usable: _refined(
-                process, first, value, other, t, node, t_next, prediction, 2, usable, tau, exact=order == 3
-            ),
-            process, first, choose(answer), choose(latest), step.t, times[-1], step.t_next, usable,
-        )  # fmt: skip
-        return x, state, carry
+        first = per_modality(finish, process, x, answer, noises[1], noises[0], step, times[-1])
+        refined = partial(_refined, prediction=prediction, tau=tau, exact=order == 3)
+        return per_modality(refined, process, first, answer, latest, step, times[-1], usable), state, carry
 
     return Solver(stateless(name), step, order=order)
 

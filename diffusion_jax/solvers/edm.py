@@ -5,6 +5,7 @@ at sigma' = 0 take no second evaluation (algorithm 1, line 6), nor do steps from
 """
 
 import math
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
@@ -49,6 +50,17 @@ def heun() -> Solver:
     return Solver(stateless("heun"), step, order=2)
 
 
+class _Target(NamedTuple):
+    """Where the deterministic part of a step of `kdpm2` ends, prefix-shaped.
+
+    level: sigma / alpha there. gap: how far it is where there is a middle, else 0. added: deviation of the noise there.
+    """
+
+    level: Any
+    gap: Any
+    added: Any
+
+
 def kdpm2(ancestral: bool = False) -> Solver:
     """DPM-2 of k-diffusion: the midpoint method in sigma / alpha, its middle halfway in the logarithm.
 
@@ -63,38 +75,34 @@ def kdpm2(ancestral: bool = False) -> Solver:
         noise = normal_like(key, x) if ancestral else x
 
         def target(process, x, t, t_next):
-            """sigma / alpha where the deterministic part ends, and the deviation of the noise added there."""
             start = sigma_hat(process, t)
             # Where alpha' = 0 nothing moves: any finite number.
             end = jnp.where(process.alpha(t_next) == 0, 1.0, sigma_hat(process, t_next))
-            if not ancestral:
-                return end, jnp.zeros_like(end)
-            ratio = jnp.where(jnp.isfinite(start) & (start > 0), end / jnp.where(start > 0, start, 1.0), 0.0)
-            return end * jnp.minimum(ratio, 1.0), end * safe_sqrt(jnp.clip(1.0 - ratio**2, 0.0))
-
-        def middle(process, x, x0, eps, t, t_next, end):
-            start = sigma_hat(process, t)
+            added = jnp.zeros_like(end)
+            if ancestral:
+                ratio = jnp.where(jnp.isfinite(start) & (start > 0), end / jnp.where(start > 0, start, 1.0), 0.0)
+                end, added = end * jnp.minimum(ratio, 1.0), end * safe_sqrt(jnp.clip(1.0 - ratio**2, 0.0))
             usable = (t != t_next) & jnp.isfinite(start) & (end > 0) & (process.alpha(t_next) != 0)
+            return _Target(end, jnp.where(usable, end - start, 0.0), added), usable
+
+        def middle(process, x, answer, t, target, usable):
+            end = target.level
             level = jnp.where(usable, -half_log_snr(process, t) + jnp.log(jnp.where(usable, end, 1.0)), 0.0)
             time = jnp.where(usable, process.inverse_log_snr(-level), t).astype(jnp.result_type(t))
-            return hub_step(process, x0, eps, time), time, usable
+            return hub_step(process, answer.x0, answer.eps, time), time
 
-        def finish(process, x, x0, eps, second, noise, t, t_next, end, added, usable):
-            start = sigma_hat(process, t)
-            gap = jnp.where(usable, end - start, 0.0)
+        def finish(process, x, answer, second, noise, t_next, target):
+            (x0, eps), (end, gap, added) = answer[:2], target
             alpha = expand(process.alpha(t_next), x)
             # y = x0 + s eps: first order goes to `end` with the pair itself, second order with eps of the middle.
-            moved = alpha * (x0 + expand(end, x) * eps + expand(gap, x) * (second - eps))
+            moved = alpha * (x0 + expand(end, x) * eps + expand(gap, x) * (second.eps - eps))
             plain = hub_step(process, x0, eps, t_next)
             return where(process.alpha(t_next) != 0, moved + alpha * expand(added, x) * noise, plain)
 
-        end, added = per_modality(target, process, x, step.t, step.t_next)
-        guess, time, usable = per_modality(middle, process, x, answer.x0, answer.eps, step.t, step.t_next, end)
+        end, usable = per_modality(target, process, x, step.t, step.t_next)
+        guess, time = per_modality(middle, process, x, answer, step.t, end, usable)
         second, carry = evaluate_if(usable, denoise, carry, guess, step._replace(t=time), answer)
-        x = per_modality(
-            finish, process, x, answer.x0, answer.eps, second.eps, noise, step.t, step.t_next, end, added, usable
-        )
-        return x, state, carry
+        return per_modality(finish, process, x, answer, second, noise, step.t_next, end), state, carry
 
     return Solver(stateless("kdpm2"), step, order=1 if ancestral else 2)
 

@@ -4,15 +4,18 @@ The natural choice for flow matching, where the velocity is what the network pre
 process whose alpha and sigma have finite rates at the times of the grid.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from diffusion_jax.errors import invalid, unknown
 from diffusion_jax.processes.schedules import safe_sqrt
 from diffusion_jax.randomness import normal_like
 from diffusion_jax.solvers.base import evaluate_if, per_modality, stateless
 from diffusion_jax.time_axes import expand, where
-from diffusion_jax.typing import Prediction, Solver
+from diffusion_jax.typing import Number, Prediction, Solver
 
 DIFFUSIONS = {
     "sigma": lambda alpha, sigma: sigma,
@@ -22,7 +25,7 @@ DIFFUSIONS = {
 """w^2 / noise^2 of `flow_sde` as functions of alpha and sigma; `odds` is Flow-GRPO's t / (1 - t), 0 at alpha = 0."""
 
 
-def velocity(process, x0, eps, t):
+def velocity(process: Any, x0: Any, eps: Any, t: Array | float) -> Array:
     """`alpha' x0 + sigma' eps`, one modality."""
     return process.velocity(Prediction(x0, eps), t)
 
@@ -55,14 +58,11 @@ def flow_heun() -> Solver:
         )
         second, carry = evaluate_if(needed, denoise, carry, guess, step._replace(t=step.t_next), answer)
 
-        def average(process, x, guess, x0, eps, second_x0, second_eps, needed, t, t_next):
-            change = velocity(process, second_x0, second_eps, t_next) - velocity(process, x0, eps, t)
-            return where(needed, guess + expand(0.5 * (t_next - t), x) * change, guess)
+        def average(process, guess, answer, second, needed, t, t_next):
+            change = process.velocity(second, t_next) - process.velocity(answer, t)
+            return where(needed, guess + expand(0.5 * (t_next - t), guess) * change, guess)
 
-        x = per_modality(
-            average, process, x, guess, answer.x0, answer.eps, second.x0, second.eps, needed, step.t, step.t_next
-        )
-        return x, state, carry
+        return per_modality(average, process, guess, answer, second, needed, step.t, step.t_next), state, carry
 
     return Solver(stateless("flow_heun"), step, order=2)
 
@@ -114,7 +114,15 @@ def flow_sde(noise: float = 1.0, diffusion: str = "sigma") -> Solver:
     return Solver(stateless("flow_sde"), step, order=1)
 
 
-def flow_sde_moments(process, x, prediction, t, t_next, noise=1.0, diffusion="sigma"):
+def flow_sde_moments(
+    process: Any,
+    x: Array,
+    prediction: Prediction,
+    t: Array | float,
+    t_next: Array | float,
+    noise: Number = 1.0,
+    diffusion: str = "sigma",
+) -> tuple[Array, Array]:
     """Mean (like x) and standard deviation (like t) of a `flow_sde` step: what policy gradients need of it."""
     sigma = process.sigma(t)
     squared = noise**2 * DIFFUSIONS[diffusion](process.alpha(t), sigma)

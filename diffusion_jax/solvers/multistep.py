@@ -10,7 +10,7 @@ so that a lower order is (2) with fewer terms.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -159,6 +159,7 @@ def exponential_frame(
     t_next: Any,
     count: int,
     prediction: str,
+    *,
     tau: Any = 0.0,
     bh: str | None = "b2",
     third_order: str = "exact",
@@ -182,7 +183,7 @@ def exponential_frame(
     return Frame(coordinate, scale, moments, simple, usable)
 
 
-def lam_coordinate(process: Any, prediction: str):
+def lam_coordinate(process: Any, prediction: str) -> Callable[[Any], Any]:
     """lam for 'x0', -lam for 'eps': the coordinate in which the outputs are interpolated."""
     sign = 1.0 if prediction == "x0" else -1.0
     return lambda t: sign * half_log_snr(process, t)

@@ -66,7 +66,8 @@ def unipc(
     if prediction not in PREDICTIONS:
         raise unknown("prediction", prediction, PREDICTIONS)
     return _predictor_corrector(
-        "unipc", order, order, variant, Ending(lower_order_final), lambda t: jnp.zeros_like(t), False,
+        "unipc", order, order, variant, Ending(lower_order_final),
+        noise_at=lambda t: jnp.zeros_like(t), stochastic=False,
         prediction=prediction, disable_corrector=tuple(disable_corrector),
     )  # fmt: skip
 
@@ -105,13 +106,14 @@ def sa_solver(
 
     length = max(order - 1, corrector_order - 1, 1)
     solver = _predictor_corrector(
-        "sa_solver", order, length, variant, Ending(lower_order_final), noise_at, tau > 0, corrector_order
-    )
+        "sa_solver", order, length, variant, Ending(lower_order_final),
+        noise_at=noise_at, stochastic=tau > 0, corrector_order=corrector_order,
+    )  # fmt: skip
     return solver._replace(order=order if tau == 0 else 1)
 
 
 def _predictor_corrector(
-    name, order, length, variant, ending, noise_at, stochastic, corrector_order=None, prediction="x0",
+    name, order, length, variant, ending, *, noise_at, stochastic, corrector_order=None, prediction="x0",
     disable_corrector=(),
 ):  # fmt: skip
     """corrector_order: outputs in the corrector; None is one more than the predictor's (UniC-p), 0 is no corrector."""

@@ -1,6 +1,6 @@
 """Solver -> solver: what happens before and after each step. Inpainting, constraints and latent optimisation.
 
-All are `wrapped` with small functions of x; none knows which solver it wraps.
+All are made by `with_hooks` from small functions of x; none knows which solver it wraps.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from diffusion_jax.typing import Solver
 _BEFORE, _AFTER = 1_000_001, 1_000_002
 
 
-def wrapped(solver: Solver, before: Callable | None = None, after: Callable | None = None) -> Solver:
+def with_hooks(solver: Solver, before: Callable | None = None, after: Callable | None = None) -> Solver:
     """`solver` with `x = before(process, x, step, key)` before each step and `x = after(...)` after it.
 
     before sees x at `step.t`, after sees it at `step.t_next`. Each gets keys of its own, one per sample. The loop
@@ -88,7 +88,7 @@ def inpainted(solver: Solver, known: Any, mask: Any, *, noise: Any = None, befor
         keys = {name: fold(key, i) for i, name in enumerate(sorted(x))} if isinstance(x, dict) else key
         return per_modality(region, process, x, known, mask, noise, keys, t)
 
-    return wrapped(
+    return with_hooks(
         solver,
         before=(lambda process, x, step, key: renoise(process, x, key, step.t)) if before else None,
         after=lambda process, x, step, key: renoise(process, x, key, step.t_next),
@@ -135,7 +135,7 @@ def repainted(solver: Solver, known: Any, mask: Any, *, repeats: int = 5) -> Sol
 
 def constrained(solver: Solver, projection: Callable[[Any], Any]) -> Solver:
     """`x = projection(x)` after each step: any function of x like x (onto a set, a norm, a symmetry, ...)."""
-    return wrapped(solver, after=lambda process, x, step, key: projection(x))
+    return with_hooks(solver, after=lambda process, x, step, key: projection(x))
 
 
 def optimised(
@@ -170,4 +170,4 @@ def optimised(
 
         return jax.lax.fori_loop(0, iterations, descend, x)
 
-    return wrapped(solver, before=before)
+    return with_hooks(solver, before=before)

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from jax.scipy.special import ndtri
 
 from diffusion_jax.errors import InvalidInput, invalid, unknown
-from diffusion_jax.processes.schedules import Number, check_positive
+from diffusion_jax.processes.schedules import check_positive
 from diffusion_jax.time_axes import expand
 from diffusion_jax.timesteps.mapping import bucket, time_at_noise_ratio
-from diffusion_jax.typing import Grid, Process, TimestepDraw
+from diffusion_jax.typing import Grid, Number, Process, TimestepDraw
 
 
 def _independent(key, shape):

@@ -17,9 +17,9 @@ from jaxtyping import Array, Float
 from scipy import stats
 
 from diffusion_jax.errors import InvalidInput, invalid, unknown
-from diffusion_jax.processes.schedules import Number, check_positive
+from diffusion_jax.processes.schedules import check_positive
 from diffusion_jax.timesteps.mapping import noise_ratio, time_at_noise_ratio
-from diffusion_jax.typing import Grid, Process
+from diffusion_jax.typing import Grid, Number, Process
 
 
 def _check_steps(steps: int, num_train_steps: int | None = None) -> None:

@@ -6,10 +6,12 @@ log-SNRs are the process's own (`process.log_snr`, `process.inverse_log_snr`); h
 from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
 
 from diffusion_jax.errors import InvalidInput, invalid
-from diffusion_jax.processes.schedules import Number, as_time
-from diffusion_jax.typing import Process
+from diffusion_jax.processes.schedules import as_time
+from diffusion_jax.typing import Number, Process
 
 
 def _check_count(field: str, value: int) -> None:
@@ -29,30 +31,30 @@ def _with_log_snr(process: Process) -> _LogSnr:
     return process
 
 
-def index_to_time(index: Any, num_steps: int) -> Any:
+def index_to_time(index: ArrayLike, num_steps: int) -> Array:
     """`t = (k + 1) / T`, any shape."""
     _check_count("num_steps", num_steps)
     return (jnp.asarray(index) + 1) / num_steps
 
 
-def time_to_index(t: Any, num_steps: int) -> Any:
+def time_to_index(t: ArrayLike, num_steps: int) -> Array:
     """The index whose time is nearest: `round(T t) - 1` in 0 .. T - 1, int32, any shape."""
     _check_count("num_steps", num_steps)
     return jnp.clip(jnp.round(as_time(t) * num_steps).astype(jnp.int32) - 1, 0, num_steps - 1)
 
 
-def bucket(t: Any, num_buckets: int) -> Any:
+def bucket(t: ArrayLike, num_buckets: int) -> Array:
     """Which of n equal parts of [0, 1] holds t: `[i / n, (i + 1) / n)`, the last closed; int32, any shape."""
     _check_count("num_buckets", num_buckets)
     return jnp.clip(jnp.floor(as_time(t) * num_buckets).astype(jnp.int32), 0, num_buckets - 1)
 
 
-def bucket_of(value: Any, edges: Any) -> Any:
+def bucket_of(value: ArrayLike, edges: Any) -> Array:
     """Which interval of the rising inner `edges [n - 1]` holds `value` (a time, a log-SNR, ...): 0 .. n - 1, int32."""
     return jnp.searchsorted(jnp.asarray(edges), as_time(value), side="right").astype(jnp.int32)
 
 
-def bucket_center(index: Any, num_buckets: int) -> Any:
+def bucket_center(index: ArrayLike, num_buckets: int) -> Array:
     """The time in the middle of a bucket, any shape."""
     _check_count("num_buckets", num_buckets)
     return (jnp.asarray(index) + 0.5) / num_buckets
@@ -68,7 +70,7 @@ def time_at_noise_ratio(process: Process, ratio: Any) -> Any:
     return jnp.clip(_with_log_snr(process).inverse_log_snr(-2.0 * jnp.log(as_time(ratio))), 0.0, 1.0)
 
 
-def in_window(t: Any, low: Any, high: Any) -> Any:
+def in_window(t: ArrayLike, low: ArrayLike, high: ArrayLike) -> Array:
     """Whether `low <= t <= high`, any shape."""
     t = as_time(t)
     return (t >= low) & (t <= high)

@@ -11,11 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.errors import invalid
-from diffusion_jax.processes.schedules import Number
 from diffusion_jax.time_axes import expand
 from diffusion_jax.timesteps.draws import fixed_draw
 from diffusion_jax.timesteps.mapping import index_to_time
-from diffusion_jax.typing import Plan, TimestepDraw
+from diffusion_jax.typing import Number, Plan, TimestepDraw
 
 
 def pinned(

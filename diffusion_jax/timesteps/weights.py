@@ -23,7 +23,8 @@ import jax.numpy as jnp
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.processes import is_gaussian
 from diffusion_jax.processes.gaussian import PARAMETERIZATIONS
-from diffusion_jax.processes.schedules import Number, as_time, check_positive
+from diffusion_jax.processes.schedules import as_time, check_positive
+from diffusion_jax.typing import Number
 
 Weight = Callable[[Any, Any], Any]
 

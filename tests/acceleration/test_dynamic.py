@@ -61,7 +61,7 @@ def test_cut_weights_sample_what_routers_say_on_the_fly(name):
         return jax.jit(lambda params: draw(params=params))(params)
 
     on_the_fly = run(denoisers.denoiser(timed.network, process), tree)
-    by_table = dynamic.by_time(denoisers.denoiser(timed.opened, process), GRID[:-1])
+    by_table = dynamic.tables_by_time(denoisers.denoiser(timed.opened, process), GRID[:-1])
     masked = run(by_table, {"params": tree["params"], "tables": {"gates": gates}})
     np.testing.assert_allclose(masked.x, on_the_fly.x, atol=1e-6)
     static = dynamic.static_widths(network, process, GRID[:-1], gates, costs, 3)
@@ -127,7 +127,7 @@ def test_features_are_cached_under_gates():
 
     @jax.jit
     def run(params):
-        timed = (dynamic.by_time(inner, GRID[:-1]) for inner in (plain, computed, reused))
+        timed = (dynamic.tables_by_time(inner, GRID[:-1]) for inner in (plain, computed, reused))
         options = {"shape": (8, *SHAPE), "cond": LABELS}
         return [sample(jax.random.key(1), one, params, solvers.ddim(), GRID, **options) for one in timed]
 
@@ -142,7 +142,7 @@ def test_what_cannot_be_tabulated_is_told():
     gates, costs = tables("ddpm")
     with pytest.raises(InvalidInput, match="buckets is 0"):
         dynamic.static_widths(network, process, GRID[:-1], gates, costs, 0)
-    by_table = dynamic.by_time(denoisers.denoiser(timed.opened, process), GRID[:-1])
+    by_table = dynamic.tables_by_time(denoisers.denoiser(timed.opened, process), GRID[:-1])
     frames = jnp.broadcast_to(GRID[:, None, None], (STEPS + 1, 8, 4))
     with pytest.raises(InvalidInput, match="one time for the whole batch"):
         sample(

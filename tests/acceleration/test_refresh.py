@@ -19,7 +19,7 @@ def filled(policy, steps):
         now = refresh.due(policy, step, history)
         return refresh.after(history, now), now
 
-    return jax.lax.scan(body, refresh.nothing_computed(), jnp.arange(steps))[1]
+    return jax.lax.scan(body, refresh.no_history(), jnp.arange(steps))[1]
 
 
 def test_every_fills_the_first_ones_and_then_each_nth_in_one_program():

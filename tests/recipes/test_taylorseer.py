@@ -30,7 +30,7 @@ def computed(policy, steps):
         now = refresh.due(policy, Step(index, 1.0, 0.0, steps), history)
         return refresh.after(history, now), now
 
-    return int(jax.lax.scan(body, refresh.nothing_computed(), jnp.arange(steps))[1].sum())
+    return int(jax.lax.scan(body, refresh.no_history(), jnp.arange(steps))[1].sum())
 
 
 @pytest.mark.parametrize(("name", "times_fewer"), [("N3_m3", 2.77), ("N5_m3", 4.53)])
@@ -53,7 +53,7 @@ def skipped_share(denoiser, shapes, label):
     def compute():
         params, cond = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (shapes, label))
         x = jnp.zeros((1, *PAPER.shape))
-        carry = denoiser.init(params, x, cond)._replace(history=refresh.History(jnp.int32(5), jnp.int32(0)))
+        carry = denoiser.init(params, x, cond)._replace(history=refresh.RefreshHistory(jnp.int32(5), jnp.int32(0)))
         return denoiser.apply(params, carry, x, some_step(x), cond)[0].cost.compute
 
     return float(compute())

@@ -80,7 +80,8 @@ SOLVERS = {
     "optimised": lambda: solvers.optimised(solvers.ddim(), lambda x, step: jnp.sum(x**4)),
     "repainted": lambda: solvers.repainted(solvers.ddim(), np.zeros(X.shape), np.zeros((3, 4), bool), repeats=2),
     "strided": lambda: solvers.strided(solvers.ddim()),
-    "wrapped": lambda: solvers.wrapped(solvers.ddim(), after=lambda process, x, step, key: x * (1 + step.t[..., None])),
+    "tcd": solvers.tcd,
+    "with_hooks": lambda: solvers.with_hooks(solvers.ddim(), after=lambda p, x, step, key: x * (1 + step.t[..., None])),
 }
 
 

@@ -22,7 +22,7 @@ def run(solver, **options):
 
 @pytest.mark.parametrize("solver", [solvers.ddim(1.0), solvers.unipc()], ids=["ddim", "unipc"])
 def test_wrapping_with_identities_changes_nothing(solver):
-    same = solvers.wrapped(solver, before=lambda p, x, s, k: x, after=lambda p, x, s, k: x)
+    same = solvers.with_hooks(solver, before=lambda p, x, s, k: x, after=lambda p, x, s, k: x)
     np.testing.assert_array_equal(run(same).x, run(solver).x)
 
 

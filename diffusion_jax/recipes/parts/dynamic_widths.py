@@ -193,7 +193,7 @@ def execution(experiment: Experiment, routed: Timed, tree: Any, sampling: Any, t
     gates = dynamic.tabulated(routed.fill, tree, process, grid[:-1])
     costs = routed_costs(experiment, routed, tree)
     static = dynamic.static_widths(network, process, grid[:-1], gates, costs, sampling.buckets)
-    masked = dynamic.by_time(denoisers.denoiser(routed.opened, process), grid[:-1])
+    masked = dynamic.tables_by_time(denoisers.denoiser(routed.opened, process), grid[:-1])
     plain = {"params": tree["params"]}
     arms = {
         "dense": (denoisers.denoiser(network, process), tree["params"]),
