@@ -10,6 +10,7 @@ PEERS = ["torch==2.13.0", "diffusers>=0.35", "transformers>=4.50,<5.24", "accele
 TEST = [
     "pytest>=8",
     "pytest-xdist",
+    "chex",
     "hypothesis",
     "sentencepiece",
     "ruff",

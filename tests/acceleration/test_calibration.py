@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -235,7 +236,7 @@ def test_a_calibration_is_saved_and_tells_what_it_is_not_valid_for(tmp_path):
     save_calibration(tmp_path / "calibration.json", found)
     read = load_calibration(tmp_path / "calibration.json")
     assert read.valid_for == found.valid_for
-    jax.tree.map(np.testing.assert_array_equal, read[:4], found[:4])
+    chex.assert_trees_all_equal(read[:4], found[:4])
     told = {"solver": "euler", "guidance": 3.0}
     ertacache(EXACT, read, GRID, told)
     with pytest.raises(InvalidInput, match=r"guidance of the run is 5.0, but the calibration is valid for 3.0 only"):

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -285,7 +286,7 @@ def test_any_network_with_inner_modules_and_any_times(name):
     run, _ = compiled(cached, solver, x, cond, grid, *jit)
     plain = denoisers.denoiser(network, process)
     expected = compiled(lambda *_: plain, solver, x, cond, grid, *jit)[0](weights)
-    jax.tree.map(np.testing.assert_array_equal, run(weights).x, expected.x)
+    chex.assert_trees_all_equal(run(weights).x, expected.x)
     skipped = run(weights, 2, 3)
     assert float(skipped.cost.evaluations) == 5
     for one, other in zip(jax.tree.leaves(skipped.x), jax.tree.leaves(expected.x)):

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -69,7 +70,7 @@ def test_the_two_agree_for_orders_0_and_1():
 def test_reuse_is_the_last_value_bit_for_bit():
     curve = polynomial(2)
     table = known(reuse(), curve, [0.1, 0.37, 0.71])
-    jax.tree.map(np.testing.assert_array_equal, forecasting.predict(reuse(), table, 5.0), curve(jnp.float32(0.71)))
+    chex.assert_trees_all_equal(forecasting.predict(reuse(), table, 5.0), curve(jnp.float32(0.71)))
     assert [leaf.shape[0] for leaf in jax.tree.leaves(table.values)] == [1, 1]
 
 

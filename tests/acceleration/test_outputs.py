@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -117,7 +118,7 @@ def test_joint_data_with_a_time_each_keeps_an_output_each():
     kwargs = {"solver": solvers.ddim(), "grid": grid, "x": x, "params": params}
     expected = run(inner, **kwargs)
     found = run(cached_outputs(inner, every(1), residual=True, correction=correction, along="t"), **kwargs)
-    jax.tree.map(np.testing.assert_array_equal, found.x, expected.x)
+    chex.assert_trees_all_equal(found.x, expected.x)
     skipped = run(cached_outputs(inner, every(2), residual=True, correction=correction), **kwargs)
     assert float(skipped.cost.evaluations) == 3
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(skipped.x))

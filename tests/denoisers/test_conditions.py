@@ -1,5 +1,6 @@
 """Laws of condition schedules, bounds and switches: who is asked what at which step."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,7 +42,7 @@ def told(schedule, cond, step):
 
 
 def same(a, b):
-    jax.tree.map(np.testing.assert_array_equal, a, b)
+    chex.assert_trees_all_equal(a, b)
 
 
 def test_a_switch_asks_with_the_early_condition_above_its_time_and_with_the_late_one_from_there_on():

@@ -1,5 +1,6 @@
 """Laws of guidance by gradients: exact posteriors of Gaussians, the known bias of DPS, and what is paid."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -91,7 +92,7 @@ def test_energies_may_look_at_the_extras():
 @pytest.mark.parametrize("through", [True, False])
 def test_scale_zero_takes_no_gradient_and_changes_nothing(scale, through):
     found = ask(energy_guided(PLAIN, likelihood(lambda t: 1.0), scale, through=through), MIXTURE, X, STEP)
-    jax.tree.map(np.testing.assert_array_equal, found, ANSWER)
+    chex.assert_trees_all_equal(found, ANSWER)
 
 
 def test_the_backward_pass_is_counted():

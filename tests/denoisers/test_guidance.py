@@ -1,5 +1,6 @@
 """Laws of guidance: its limits, its linearity, what it costs, and that memories of the two branches never mix."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +31,7 @@ def pair(prediction):
 
 
 def same(a, b):
-    jax.tree.map(np.testing.assert_array_equal, a, b)
+    chex.assert_trees_all_equal(a, b)
 
 
 def close(a, b, tolerance=2e-6):

@@ -1,5 +1,6 @@
 """A recording changes nothing, holds what was said at each step, and shows when a sample is decided."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -102,7 +103,7 @@ def test_memories_are_kept_as_they_were():
     inner = tiny.remembering(PLAIN)
     plain = run(inner, PARAMS, solvers.ddim(), COND).run.carry
     kept = run(recorded(inner, STEPS), PARAMS, solvers.ddim(), COND).run.carry.inner
-    jax.tree.map(np.testing.assert_array_equal, kept, plain)
+    chex.assert_trees_all_equal(kept, plain)
 
 
 def test_wrong_input_is_told():

@@ -1,5 +1,6 @@
 """DiT and PixArt folders that are written here are read here; what a layout cannot hold is refused in one sentence."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,7 +43,7 @@ def test_what_is_saved_is_loaded(name, tmp_path):
     saved = pretrained(CASES[name], name.split(",")[0])
     loaded = interop.load_pretrained(interop.save_pretrained(tmp_path, saved))
     assert loaded.network.module == saved.network.module
-    jax.tree.map(np.testing.assert_array_equal, loaded.params, saved.params)
+    chex.assert_trees_all_equal(loaded.params, saved.params)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -219,6 +220,6 @@ def test_nulls_of_guidance_come_from_the_conditions():
     cond = {**labels(0, 2), "size": np.ones((2, 2)), "aspect": np.ones(2), "vector": np.ones((2, 5), np.float32)}
     null = functools.partial(models.empty_condition, conditions)
     expected = {"label": np.array([3, 3]), "size": cond["size"], "aspect": cond["aspect"], "vector": np.zeros((2, 5))}
-    jax.tree.map(np.testing.assert_array_equal, null(cond), expected)
+    chex.assert_trees_all_equal(null(cond), expected)
     assert null(None) is None
-    jax.tree.map(np.testing.assert_array_equal, null_condition(cond, null), expected)
+    chex.assert_trees_all_equal(null_condition(cond, null), expected)

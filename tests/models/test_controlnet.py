@@ -2,6 +2,7 @@
 
 from functools import cache
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -108,7 +109,7 @@ def test_control_of_zero_changes_nothing_bit_for_bit():
     shapes = jax.eval_shape(control.apply, both["control"], X, T, {**SIZES, **PICTURE})[0]
     residuals = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     h, skips = residuals[-1] + np.float32(0.3), [leaf - np.float32(0.7) for leaf in residuals[:-1]]
-    jax.tree.map(np.testing.assert_array_equal, compiled(add_residuals)(h, skips, residuals), (h, skips))
+    chex.assert_trees_all_equal(compiled(add_residuals)(h, skips, residuals), (h, skips))
 
 
 def test_a_new_controlnet_is_silent_and_begins_as_the_way_down():

@@ -1,5 +1,6 @@
 """Interception on a scanned, rematerialised DiT: nothing changes until asked, and what is skipped is not computed."""
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -113,7 +114,7 @@ def test_cache_refreshed_everywhere_is_the_plain_network_and_reuse_skips(select)
     reuse = {**filled, "policy": models.per_layer(filled["policy"], False)}
     again, _, kept = function(reuse, x)
     np.testing.assert_allclose(again, output, atol=2e-5)
-    jax.tree.map(np.testing.assert_array_equal, kept["cache"], filled["cache"])
+    chex.assert_trees_all_equal(kept["cache"], filled["cache"])
 
     elsewhere, _, kept = function(reuse, x + 1)
     poisoned = {**reuse, "cache": jax.tree.map(lambda a: a * jnp.nan, reuse["cache"])}

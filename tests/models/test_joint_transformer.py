@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,7 +80,7 @@ def test_parts_are_known_by_name_and_examples_do_not_see_each_other(kind):
     assert models.joint_transformer(turned, width=16, depth=3, heads=2, **KINDS[kind]).module == network.module
     output = apply(X, TIMES)
     again = apply(dict(reversed(X.items())), dict(reversed(TIMES.items())))
-    jax.tree.map(np.testing.assert_array_equal, output, again)
+    chex.assert_trees_all_equal(output, again)
     other = {name: changed(leaf, 1, np.asarray(leaf)[1] + 1.0) for name, leaf in X.items()}
     times = {name: changed(leaf, 1, 42.0) for name, leaf in TIMES.items()}
     for change in moved(apply(other, times), output).values():
@@ -114,7 +115,7 @@ def test_equal_entries_of_a_vector_time_are_the_scalar_time():
     expected = apply(X, TIMES)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=5e-5), apply(X, wide), expected)
     shared = apply(X, T)
-    jax.tree.map(np.testing.assert_array_equal, shared, apply(X, dict.fromkeys(X, T)))
+    chex.assert_trees_all_equal(shared, apply(X, dict.fromkeys(X, T)))
 
 
 def test_a_tokens_time_is_its_own():

@@ -2,6 +2,7 @@
 
 from functools import cache
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,7 +52,7 @@ def test_cache_returns_the_network_when_refreshed_and_the_last_branches_when_not
     np.testing.assert_allclose(again, y, atol=1e-5)
     twice = 2 * np.asarray(X)
     assert np.abs(np.asarray(run(stale, twice)[0]) - apply(params, twice, T, cond)).max() > 1e-2
-    jax.tree.map(np.testing.assert_array_equal, kept["cache"], filled["cache"])
+    chex.assert_trees_all_equal(kept["cache"], filled["cache"])
     assert " conditional(" in run.lower(stale, X).compile().as_text()
 
 

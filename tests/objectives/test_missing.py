@@ -1,5 +1,6 @@
 """Examples that lack a modality: what is missing is noise at t = 1, is never looked at, and has no loss."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,7 +37,7 @@ def test_nothing_depends_on_what_is_missing(draw):
     grads, (loss, aux) = gradient(made, {"x0": X0, "missing": flags})
     other = {**X0, "action": X0["action"].at[:4].set(jnp.nan)}
     again, _ = gradient(made, {"x0": other, "missing": flags})
-    jax.tree.map(np.testing.assert_array_equal, grads, again)
+    chex.assert_trees_all_equal(grads, again)
     t = aux.per_example["t"]
     assert (t["action"][:4] == 1).all() and (t["action"][4:] < 1).all() and (t["image"] < 1).all()
     # Examples that lack nothing are trained as before; the others have the loss of what they have.
@@ -57,7 +58,7 @@ def test_times_that_the_batch_brings_are_pinned_too_and_preparing_twice_is_prepa
     np.testing.assert_array_equal(once["t"]["image"], jnp.where(jnp.arange(6) % 2 == 0, 1.0, 0.5))
     np.testing.assert_array_equal(once["t_weight"]["image"], (jnp.arange(6) % 2 == 1).astype(jnp.float32))
     twice = made.prepare(state, once, KEY)
-    jax.tree.map(np.testing.assert_array_equal, once, twice)
+    chex.assert_trees_all_equal(once, twice)
 
 
 def test_modalities_may_have_times_over_different_axes():
@@ -106,7 +107,7 @@ def test_the_noise_of_what_is_missing_may_count():
     # What is told is about what there is, in both cases.
     assert (aux.per_example["loss/action"][:2] == 0).all() and (aux.per_example["loss/action"][2:] > 0).all()
     np.testing.assert_allclose(aux.metrics["mse/action"], (noise[2:] ** 2).mean(), rtol=1e-5)
-    jax.tree.map(np.testing.assert_array_equal, (aux.metrics, aux.per_example), (other.metrics, other.per_example))
+    chex.assert_trees_all_equal((aux.metrics, aux.per_example), (other.metrics, other.per_example))
     with pytest.raises(
         InvalidInput, match=r"missing_weight is 2\.0, but the network predicts other things of 'action'"
     ):
@@ -119,7 +120,7 @@ def test_modalities_count_as_much_as_they_are_told():
     np.testing.assert_allclose(plain[0], parts[0] + parts[1], rtol=1e-6)
     np.testing.assert_allclose(weighed[0], parts[0] + 3 * parts[1], rtol=1e-6)
     np.testing.assert_allclose(weighed[1].per_example["loss"], weighed[0], rtol=1e-6)
-    jax.tree.map(np.testing.assert_array_equal, plain[1].metrics, weighed[1].metrics)
+    chex.assert_trees_all_equal(plain[1].metrics, weighed[1].metrics)
     found = objectives.validation_loss(objectives.denoising(NET, PROCESS, modality_weights={"action": 0}), 2)(
         PARAMS, (), {"x0": X0, "missing": {"image": jnp.ones(6, bool)}}, KEY
     )

@@ -2,6 +2,7 @@
 
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -121,7 +122,7 @@ def test_old_names_of_attention_are_read(tmp_path):
     assert any("proj_attn" in name for name in stored)
     save_file(stored, file)
     new, again = (interop.load_pretrained(tmp_path / name).params for name in ("new", "old"))
-    jax.tree.map(np.testing.assert_array_equal, new, again)
+    chex.assert_trees_all_equal(new, again)
 
 
 # The config.json files of the published folders: stable-diffusion-v1-5 (vae), sdxl-vae, stable-diffusion-3 (vae).

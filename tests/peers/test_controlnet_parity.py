@@ -1,5 +1,6 @@
 """A U-Net with ControlNets equals diffusers' `ControlNetModel` in front of its U-Net."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,7 +98,7 @@ def test_a_controlnet_begins_as_the_way_down_of_its_unet(tmp_path):
     begun = control_from_unet(ours.params, zeros)
     for name, entry in begun.items():
         if not name.startswith(("control", "zero")):
-            jax.tree.map(np.testing.assert_array_equal, entry, theirs.params[name])
+            chex.assert_trees_all_equal(entry, theirs.params[name])
 
 
 def test_names_and_shapes_of_the_published_sizes():

@@ -3,6 +3,7 @@
 Needs the peers extra: `make test-peers`.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -196,7 +197,7 @@ def test_the_original_layout(learned, tmp_path):
     for name, value in tensors.items():
         np.testing.assert_allclose(stored[name], value, atol=1e-6, err_msg=name)
     again = interop.load_pretrained(saved)
-    jax.tree.map(np.testing.assert_array_equal, again.params, pretrained.params)
+    chex.assert_trees_all_equal(again.params, pretrained.params)
     assert again.network.module == module
 
 

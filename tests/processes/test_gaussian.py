@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -185,7 +186,7 @@ def test_equal_entries_of_a_vector_time_are_the_scalar_bit_for_bit(name):
     for t in (0.0, 0.37, 1.0):
         scalar, vector = jnp.float32(t), jnp.full((3, 4), t, jnp.float32)
         with jax.disable_jit():
-            jax.tree.map(np.testing.assert_array_equal, everything(x0, noise, scalar), everything(x0, noise, vector))
+            chex.assert_trees_all_equal(everything(x0, noise, scalar), everything(x0, noise, vector))
         jax.tree.map(near, compiled(x0, noise, scalar), compiled(x0, noise, vector))
 
 

@@ -1,5 +1,6 @@
 """A joint process is its entries side by side, Gaussian and discrete, with times of their own or one for all."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,7 +60,7 @@ def test_joint_equals_separate(t):
             "alpha": process.alpha(own),
         }
         for field, value in expected.items():
-            jax.tree.map(np.testing.assert_array_equal, results[field][name], value)
+            chex.assert_trees_all_equal(results[field][name], value)
 
 
 def test_velocity_and_score_of_the_gaussian_entries():

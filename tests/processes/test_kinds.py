@@ -1,8 +1,8 @@
 """Processes say of which kind they are: a user's own one is told apart by that alone."""
 
+import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from diffusion_jax import acceleration, denoisers, objectives, processes, solvers
@@ -66,7 +66,7 @@ def test_a_process_of_ones_own_with_a_kind_runs_and_trains_as_ours_bit_for_bit()
         return outcomes
 
     ours, own = everything(KEY)
-    jax.tree.map(np.testing.assert_array_equal, own, ours)
+    chex.assert_trees_all_equal(own, ours)
 
 
 @pytest.mark.parametrize(
