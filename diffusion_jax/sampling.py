@@ -20,7 +20,19 @@ from diffusion_jax.clock import Clock, as_grid, clock, num_steps
 from diffusion_jax.distributed import automatic
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.time_axes import batch_size, expand, where
-from diffusion_jax.typing import NO_COST, Condition, Cost, Counted, Data, Denoiser, Params, Plan, Shape, Solver, Step
+from diffusion_jax.typing import (
+    NO_COST,
+    Condition,
+    Cost,
+    Counted,
+    Denoiser,
+    HostData,
+    Params,
+    Plan,
+    Shape,
+    Solver,
+    Step,
+)
 
 
 class Run(NamedTuple):
@@ -69,7 +81,7 @@ def sample(
     grid: Plan,
     *,
     shape: Shape | None = None,
-    x_init: Data | np.ndarray | None = None,
+    x_init: HostData | None = None,
     cond: Condition = None,
     index: Int[Array | np.ndarray, " B"] | None = None,
     resume: Run | None = None,
@@ -125,7 +137,7 @@ def invert(
     solver: Solver,
     grid: Plan,
     *,
-    x_init: Data | np.ndarray,
+    x_init: HostData,
     cond: Condition = None,
     index: Int[Array | np.ndarray, " B"] | None = None,
     save_every: int | None = None,

@@ -25,7 +25,7 @@ from diffusion_jax.sampling import Loop, Run, Samples, initialised, one_step, sa
 from diffusion_jax.solvers import inpainted
 from diffusion_jax.time_axes import batch_axes, batch_size, map_axes, where
 from diffusion_jax.timesteps import plans
-from diffusion_jax.typing import NO_COST, Condition, Data, Denoiser, Grid, Params, Process, Solver
+from diffusion_jax.typing import NO_COST, Condition, Denoiser, Grid, HostData, Params, Process, Solver
 
 
 class Stream(NamedTuple):
@@ -175,7 +175,7 @@ def sample_windowed(
     plan: Grid,
     window: int,
     *,
-    x_init: Data | np.ndarray,
+    x_init: HostData,
     starts: ArrayLike | Sequence[int] | None = None,
     cond: Condition | Callable[[Array], Condition] = None,
     index: Int[Array | np.ndarray, " B"] | None = None,

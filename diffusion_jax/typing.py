@@ -20,6 +20,9 @@ Number = int | float
 Data = Array | Mapping[str, Array]
 """Images `[B, H, W, C]`, video `[B, F, H, W, C]`, vectors `[B, D]`, tokens `int32 [B, N]`, or a dict of those."""
 
+HostData = Data | np.ndarray | Mapping[str, Array | np.ndarray]
+"""Data on the device, or of NumPy on the host."""
+
 Time = Float[Array, "*prefix"] | Mapping[str, Float[Array, "..."]] | float
 """Diffusion time in [0, 1]: 0 is clean data, 1 is the prior."""
 
