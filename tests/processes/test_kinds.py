@@ -32,6 +32,11 @@ class Own:
         return getattr(self._process, name)
 
 
+for _name in ("corrupt", "prior", "network_input", "network_time", "predict", "target"):
+    # From Python 3.12 on, the methods of a protocol are looked for in the class.
+    setattr(Own, _name, property(lambda self, name=_name: getattr(self._process, name)))
+
+
 @pytest.mark.parametrize(
     ("process", "kind"),
     [

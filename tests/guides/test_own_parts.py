@@ -1,0 +1,37 @@
+"""The how-to of parts of one's own."""
+
+import numpy as np
+
+from diffusion_jax import denoisers, models, solvers
+from diffusion_jax.sampling import sample
+from tests.guides.running import run
+
+
+def test_own_parts():
+    # Gates begin at zero, so blocks would say nothing.
+    loud = "params = jax.tree.map(lambda leaf: leaf + 0.1, network.init(key, x, t))"
+    names = run(
+        "own_parts.md", {"width=32": "width=16", "int = 32": "int = 16", "params = network.init(key, x, t)": loud}
+    )
+    plain, grid = names["plain"].x, names["grid"]
+    assert float(names["faster"].cost.evaluations) == 4
+    assert float(np.abs(names["faster"].x - plain).max()) > 1e-4
+    np.testing.assert_array_equal(names["same"].x, names["faster"].x)
+    assert names["sooner"].x.shape == plain.shape
+    whole = names["network"].apply(names["params"], names["x"], names["t"])[0]
+    np.testing.assert_allclose(names["tuned"], whole, atol=1e-6)
+    assert names["narrower"].shape == whole.shape
+    assert names["answer"].shape == (2, 8, 8, 1)
+    null = models.empty_condition(names["told"].module.conditions, names["cond"])
+    assert (null["label"] == 10).all() and not null["wind"].any()
+
+    lifted = denoisers.denoiser(names["network"], names["process"])
+    arguments = names["key"], lifted, names["params"]
+    published = sample(*arguments, solvers.dpm_solver_pp(2), grid, **names["run"]).x
+    np.testing.assert_allclose(names["accurate"].x, published, atol=1e-5)
+    assert np.isfinite(names["calm"].x).all()
+    guided = denoisers.guided(names["smoothed"](lifted), 2.0, null={"label": 0})
+    told = sample(
+        names["key"], guided, names["params"], solvers.ddim(), grid, cond={"label": np.array([1, 2])}, **names["run"]
+    )
+    assert told.x.shape == plain.shape
