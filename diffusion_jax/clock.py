@@ -8,7 +8,6 @@ included (`[]`, `[B]`, `[B, N]`; axes of size 1 broadcast). Joint data has a dic
 """
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -27,7 +26,7 @@ def as_grid(grid: Any) -> Any:
 
     Raises InvalidInput unless it stays in [0, 1] and never rises; values of traced grids are not inspected.
     """
-    grid = jax.tree.map(partial(jnp.asarray, dtype=jnp.result_type(float)), grid)
+    grid = {name: _times(name, g) for name, g in grid.items()} if isinstance(grid, Mapping) else _times("grid", grid)
     for name, values in grid.items() if isinstance(grid, Mapping) else [("grid", grid)]:
         if values.ndim < 1 or values.shape[0] < 2:
             raise invalid(f"{name}.shape", values.shape, "a grid needs at least two times along its first axis")
@@ -43,6 +42,13 @@ def as_grid(grid: Any) -> Any:
             raise InvalidInput(f"{name} must decrease from 1 to 0; entry {entry + 1} is larger than entry {entry}.")
     num_steps(grid)
     return grid
+
+
+def _times(name: str, values: Any) -> Any:
+    try:
+        return jnp.asarray(values, jnp.result_type(float))
+    except (TypeError, ValueError):
+        raise invalid(name, values, "falling times from 1 to 0 were expected, an array [S + 1, ...]") from None
 
 
 def num_steps(grid: Plan) -> int:

@@ -78,7 +78,7 @@ def sample(
     denoiser: Denoiser,
     params: Params,
     solver: Solver,
-    grid: Plan,
+    grid: Plan | Sequence[float],
     *,
     shape: Shape | None = None,
     x_init: HostData | None = None,
@@ -135,7 +135,7 @@ def invert(
     denoiser: Denoiser,
     params: Params,
     solver: Solver,
-    grid: Plan,
+    grid: Plan | Sequence[float],
     *,
     x_init: HostData,
     cond: Condition = None,
@@ -201,6 +201,7 @@ def make_sampler(
         return Samples(result.x, result.trace, Run(result.x, cost=cost))
 
     def program(key, params, grid, cond, index, x_init):
+        cond = jax.tree_util.tree_map_with_path(lambda *leaf: _for_all(*leaf, index.shape[0], shared), cond)
         if mesh is None:
             return local(key, params, grid, cond, index, x_init)
         first, second = P(axes), P(None, axes)
@@ -233,6 +234,11 @@ def _rows(path, leaf, shared):
     """For how many samples a leaf of the condition is: 0 where it is one for all, for want of a batch axis."""
     one_for_all = jnp.ndim(leaf) == 0 or jax.tree_util.keystr(path[:1], simple=True) in shared
     return 0 if one_for_all else jnp.shape(leaf)[0]
+
+
+def _for_all(path, leaf, size, shared):
+    """A leaf of length 1 as one of B; others as they are."""
+    return jnp.repeat(leaf, size, axis=0) if _rows(path, leaf, shared) == 1 else leaf
 
 
 def _batch_of(grid, cond, index, x_init, shared):

@@ -26,6 +26,7 @@ from diffusion_jax import (
     train,
     training,
 )
+from diffusion_jax.clock import as_grid
 from diffusion_jax.command import run_command
 from diffusion_jax.config import call, load
 from diffusion_jax.errors import InvalidInput
@@ -114,6 +115,10 @@ def incomplete():
         (lambda: run(jnp.array([2.0, 0.0])), "[0, 1]"),
         (lambda: run(jnp.array([jnp.nan, 0.0])), "grid"),
         (lambda: run(jnp.array([1.0])), "at least two times"),
+        (lambda: run([1.0]), "at least two times"),
+        (lambda: run([0.0, 1.0]), "grid must decrease"),
+        (lambda: as_grid("linspace"), "grid is 'linspace', but falling times"),
+        (lambda: as_grid(None), "grid is None, but falling times"),
         (lambda: run(jnp.linspace(1, 0, 3), start=2, stop=9), "0 .. 2"),
         (lambda: run(jnp.linspace(1, 0, 3), save_every=0), "save_every is 0"),
         (lambda: run(jnp.linspace(1, 0, 3), shape=None), "none was given"),

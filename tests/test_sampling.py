@@ -105,6 +105,11 @@ def test_plans_and_dicts_of_them_run_on_any_mesh_and_the_batch_is_told_by_what_h
     np.testing.assert_allclose(eight(KEY, params, GRID, cond).x["b"], drawn, rtol=1e-5, atol=1e-5)
     assert one(KEY, params, {"a": each_its_own, "b": GRID}).x["b"].shape == (8, 3)
     assert one(KEY, params, GRID, {"label": jnp.array([3])}).x["b"].shape == (1, 3)
+    # A length of 1 is one for all.
+    same = one(KEY, params, GRID, {"label": jnp.full(8, 3)}).x["b"]
+    for run in (one, eight):
+        for_all = run(KEY, params, GRID, {"label": jnp.array([3])}, jnp.arange(8)).x["b"]
+        np.testing.assert_allclose(for_all, same, rtol=1e-5, atol=1e-5)
 
 
 def test_what_is_one_for_all_samples_is_named_and_never_guessed_from_its_length():
