@@ -4,8 +4,8 @@ XLA's CPU programs ask `malloc` for their buffers in each call and free them aft
 the kernel at once, which maps and zeroes them anew in the next call, 4 KiB at a time: in a training step of a DiT-S/2
 that is more than 100,000 page faults. Importing the package therefore tells glibc, once, in this process:
 
-- two arenas: the fewer there are, the more often a thread finds what another has freed; with only one, XLA's threads
-  wait for each other and search what tracing and compiling have left there, which small steps feel;
+- two arenas: the fewer there are, the more often a thread finds what another has freed; with only one, small
+  steps became slower, whose allocations then search what tracing and compiling have left in the same heap;
 - blocks of less than `OWN_MAPPING` come from that heap, and it is never trimmed. So the process keeps the memory of its
   peak, except for single blocks larger than that;
 - the heap lies in large pages, as far as `RESERVED` goes: address space, which costs no memory until it is touched.

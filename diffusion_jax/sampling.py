@@ -109,10 +109,10 @@ def sample(
 
     Raises InvalidInput for a grid that does not decrease, or a range outside of it.
     """
-    grid = as_grid(grid)
-    last = num_steps(grid) if stop is None else stop
-    if not 0 <= start <= last <= num_steps(grid):
-        raise invalid("start, stop", (start, last), f"they must be a range within 0 .. {num_steps(grid)}")
+    times = as_grid(grid)
+    last = num_steps(times) if stop is None else stop
+    if not 0 <= start <= last <= num_steps(times):
+        raise invalid("start, stop", (start, last), f"they must be a range within 0 .. {num_steps(times)}")
     if save_every is not None and save_every < 1:
         raise invalid("save_every", save_every, "it must be at least 1")
     if resume is None and x_init is not None:
@@ -126,7 +126,7 @@ def sample(
     keys = randomness.sample_keys(key, jnp.arange(size) if index is None else index)
     if resume is None:
         resume = Run(denoiser.process.prior(randomness.prior_key(keys), shape))
-    loop = Loop(denoiser, params, solver, clock(grid).with_keys(keys), cond)
+    loop = Loop(denoiser, params, solver, clock(times).with_keys(keys), cond)
     return _run(loop, resume, range(start, last), save_every, progress)
 
 
@@ -201,7 +201,7 @@ def make_sampler(
         return Samples(result.x, result.trace, Run(result.x, cost=cost))
 
     def program(key, params, grid, cond, index, x_init):
-        cond = jax.tree_util.tree_map_with_path(lambda *leaf: _for_all(*leaf, index.shape[0], shared), cond)
+        cond = jax.tree_util.tree_map_with_path(lambda path, leaf: _for_all(path, leaf, index.shape[0], shared), cond)
         if mesh is None:
             return local(key, params, grid, cond, index, x_init)
         first, second = P(axes), P(None, axes)
