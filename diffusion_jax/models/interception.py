@@ -238,9 +238,13 @@ def intercepted(network: Network, *edits: Edit) -> Intercepted:
 
     def through(call, params, *inputs):
         """`(output, extras, what is left in the collections)` of the network with `call` in place of its module."""
-        output, extras = inside.run(call, params, *inputs)
-        if _LEFT not in extras:
-            raise InvalidInput("What stands around the network does not hand its extras on, so it cannot be opened.")
+        answer = inside.run(call, params, *inputs)
+        if not (isinstance(answer, tuple) and len(answer) == 2 and _LEFT in answer[1]):
+            raise InvalidInput(
+                "What stands around the network does not return (output, extras), with the extras of what it calls, "
+                "so it cannot be opened."
+            )
+        output, extras = answer
         return output, {name: extras[name] for name in extras if name != _LEFT}, extras[_LEFT]
 
     def run(variables, inner, mutable, initialising, rngs, *inputs):

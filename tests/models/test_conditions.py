@@ -182,6 +182,12 @@ def test_networks_with_equal_conditions_are_equal():
     assert one != make(conditions=(models.label(4), Own("layers"))).module
 
 
+def test_a_condition_that_embeds_nothing_is_told():
+    network = models.mlp(16, 2, conditions=(models.ConditionStream(),))
+    with pytest.raises(InvalidInput, match="ConditionStream has no embed"):
+        network.init(jax.random.key(0), image((2, 4)), T)
+
+
 @pytest.mark.parametrize(
     ("stream", "cond", "told"),
     [

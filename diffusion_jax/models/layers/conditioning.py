@@ -91,7 +91,7 @@ class ConditionStream:
 
     def embed(self, cond: Mapping[str, Any], place: Place) -> Mapping[str, Any]:
         """What it gives to each entry. Linen modules made here, with names, are submodules of the encoder."""
-        raise NotImplementedError
+        raise InvalidInput(f"{type(self).__name__} has no embed(cond, place), which says what it gives to its entries.")
 
     def check(self, cond: Mapping[str, Any], sizes: Mapping[str, Any]) -> None:
         """Raises InvalidInput for values that do not fit. sizes: of the axes that are known, by name."""
