@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax import denoisers, processes, solvers
+from diffusion_jax import denoisers, models, processes, solvers
 from diffusion_jax.denoisers.analytic import analytic, gaussian_mixture
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.sampling import invert, make_sampler, sample
@@ -105,11 +105,16 @@ def test_plans_and_dicts_of_them_run_on_any_mesh_and_the_batch_is_told_by_what_h
     np.testing.assert_allclose(eight(KEY, params, GRID, cond).x["b"], drawn, rtol=1e-5, atol=1e-5)
     assert one(KEY, params, {"a": each_its_own, "b": GRID}).x["b"].shape == (8, 3)
     assert one(KEY, params, GRID, {"label": jnp.array([3])}).x["b"].shape == (1, 3)
-    # A length of 1 is one for all.
-    same = one(KEY, params, GRID, {"label": jnp.full(8, 3)}).x["b"]
-    for run in (one, eight):
-        for_all = run(KEY, params, GRID, {"label": jnp.array([3])}, jnp.arange(8)).x["b"]
-        np.testing.assert_allclose(for_all, same, rtol=1e-5, atol=1e-5)
+
+
+def test_a_condition_of_length_1_is_one_for_all_samples():
+    network = models.mlp(8, 1, conditions=(models.label(5),))
+    params = network.init(KEY, jnp.zeros((1, 3)), jnp.zeros(1), {"label": jnp.zeros(1, jnp.int32)})
+    params = jax.tree.map(lambda leaf: leaf + jnp.linspace(-0.1, 0.1, leaf.size).reshape(leaf.shape), params)
+    for where in (None, mesh()):
+        run = make_sampler(denoisers.denoiser(network, FLOW), solvers.ddim(), shape=(3,), mesh=where)
+        single, each = (run(KEY, params, GRID, {"label": jnp.full(n, 3)}, jnp.arange(8)).x for n in (1, 8))
+        np.testing.assert_allclose(single, each, rtol=1e-5, atol=1e-5)
 
 
 def test_what_is_one_for_all_samples_is_named_and_never_guessed_from_its_length():
