@@ -26,7 +26,7 @@ from diffusion_jax.config import ConfigDict, build
 from diffusion_jax.experiment import Experiment, prepare
 from diffusion_jax.recipes.frame import seeds, trained_arms
 from diffusion_jax.recipes.parts import moving_clips
-from diffusion_jax.recipes.parts.latents import encoded, principal_space
+from diffusion_jax.recipes.parts.latents import principal_space
 from diffusion_jax.recipes.report import Claim, Results, claim
 from diffusion_jax.sampling import Samples, sample
 from diffusion_jax.streaming import sample_autoregressive, sample_chained, sample_windowed
@@ -136,7 +136,7 @@ def run(config: ConfigDict, workdir: Path) -> Results:
     steps, width, long = config.steps, config.width, config.frames
     source = build(config.arms.anchored.data)
     space = principal_space(np.concatenate(source.take(range(config.coded))["x0"]), config.components)
-    latents = encoded(space, source)
+    latents = data.encoded(source, space.encode)
     arms = {name: prepare(entry)._replace(source=latents, shape=latents.shape) for name, entry in config.arms.items()}
     way = ways(arms["anchored"], timesteps.linspace(steps), config.clips)
     short = latents.shape[0]

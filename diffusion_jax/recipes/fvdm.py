@@ -16,12 +16,12 @@ import numpy as np
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from diffusion_jax import data, denoisers, pictures, solvers, streaming, timesteps
+from diffusion_jax import baselines, data, denoisers, pictures, solvers, streaming, timesteps
 from diffusion_jax.config import build, call
 from diffusion_jax.experiment import Experiment, prepare
+from diffusion_jax.models import LatentSpace
 from diffusion_jax.recipes.frame import seeds, trained_arms
 from diffusion_jax.recipes.parts import moving_clips
-from diffusion_jax.recipes.parts.latents import LatentSpace
 from diffusion_jax.recipes.report import Claim, Results, claim
 from diffusion_jax.sampling import sample
 from diffusion_jax.typing import Grid, Keys, Params
@@ -53,7 +53,7 @@ def arm(share: float, steps: int, **sizes: Any) -> ConfigDict:
     one = call("timesteps.logit_normal", mean=0.5, std=1.2)
     first, second = call("timesteps.independent", draw=one), call("timesteps.shared", draw=one)
     draw = call("timesteps.mixture", first=first, second=second, probability=share)
-    return moving_clips.clip_experiment(steps, draw, **sizes)
+    return baselines.clip_transformer(steps, draw, **sizes)
 
 
 class ClipSampler(NamedTuple):
@@ -167,14 +167,12 @@ def exactness(
 
 
 def run(config: ConfigDict, workdir: Path) -> Results:
-    mixed, space = moving_clips.prepared(config.arms.mixed)
+    mixed = prepare(config.arms.mixed)
+    space = mixed.source.space
     made, grid = clip_sampler(mixed), jnp.asarray(build(config.arms.mixed.sampling.grid))
     true, rows = moving_clips.truth(config.count), []
     for seed in seeds(config):
-        entries = {name: ConfigDict({**entry.to_dict(), "seed": seed}) for name, entry in config.arms.items()}
-        arms = {
-            name: prepare(entry)._replace(source=mixed.source, shape=mixed.shape) for name, entry in entries.items()
-        }
+        arms = {name: prepare(ConfigDict({**arm.to_dict(), "seed": seed})) for name, arm in config.arms.items()}
         key, networks = jax.random.key(seed), trained_arms(arms, "fvdm-{arm}")
         rows.append(measure_clips(networks, key, made, grid, space, true, config.chunks))
         if seed == config.seed:

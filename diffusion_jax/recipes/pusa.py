@@ -24,12 +24,13 @@ from ml_collections import ConfigDict
 from diffusion_jax import data, denoisers, pictures, sampling, timesteps
 from diffusion_jax.config import build
 from diffusion_jax.experiment import Experiment, prepare
+from diffusion_jax.models import LatentSpace
 from diffusion_jax.models.conditions import Concat
 from diffusion_jax.models.layers.conditioning import find_stream
 from diffusion_jax.recipes.frame import seeds, trained
 from diffusion_jax.recipes.parts import moving_clips
 from diffusion_jax.recipes.parts.adaptation import adaptation, at_scale, change, shown, with_channels
-from diffusion_jax.recipes.parts.latents import LatentSpace, encoded, principal_space, stacked_examples
+from diffusion_jax.recipes.parts.latents import principal_space
 from diffusion_jax.recipes.report import Claim, Results, claim
 from diffusion_jax.typing import Network, Params, Process
 
@@ -182,9 +183,9 @@ def factors_of(name: str, one: AdaptedBase, seed: int, given: Any) -> Any:
 def run(config: ConfigDict, workdir: Path) -> Results:
     config.base.seed = config.seed
     base = prepare(config.base)
-    frames = stacked_examples(base.source, range(config.coded))["x0"]
+    frames = data.stacked_examples(base.source, range(config.coded))["x0"]
     space = principal_space(frames.reshape(-1, *frames.shape[2:]), config.components)
-    source = encoded(space, base.source)
+    source = data.encoded(base.source, space.encode)
     base = base._replace(source=source, shape=source.shape)
     given = [config.to_dict()[name] for name in ("coded", "components", "base", "own_samples", "grid", "guidance")]
     params = trained(base, "pusa_base", given=given[:2])

@@ -1,6 +1,5 @@
 """What recipes about moving clips share: their measures tell true clips from still, swapped and noisy ones."""
 
-import jax
 import numpy as np
 
 from diffusion_jax.recipes.parts import moving_clips
@@ -23,17 +22,3 @@ def test_measures_know_the_truth_and_what_is_wrong():
 
 def test_longer_clips_go_on_as_shorter_ones_began():
     np.testing.assert_array_equal(moving_clips.truth(2, frames=24)[:, :8], moving_clips.truth(2))
-
-
-def test_the_model_has_a_time_for_every_frame():
-    config = moving_clips.clip_experiment(2, clips=32, components=8, batch_size=2, width=16, depth=2, heads=2)
-    experiment, space = moving_clips.prepared(config)
-    assert experiment.shape == (8, *space.shape) == (8, 1, 1, 8)
-    batch = experiment.example(2)
-    params = jax.eval_shape(experiment.init_params, jax.random.key(0))
-    objective = experiment.objective
-    state = objective.init(jax.random.key(0), params, batch)
-    prepared = jax.eval_shape(objective.prepare, state, batch, jax.random.key(0))
-    assert prepared["t"].shape == (2, 8)
-    loss, _ = jax.eval_shape(objective.loss, params, state, batch, jax.random.key(0))
-    assert loss.shape == (2,)
