@@ -13,8 +13,9 @@ from diffusion_jax.metrics.image import psnr, ssim
 from diffusion_jax.metrics.inception import Inception, InceptionV3, inception
 from diffusion_jax.metrics.kernel import KernelDistance, kernel_distance, mmd2
 from diffusion_jax.metrics.leakage import leakage
+from diffusion_jax.metrics.linear_runs import run_covariance
 from diffusion_jax.metrics.manifold import Manifold, manifold
-from diffusion_jax.metrics.sets import SetMetric, image_set, point_set, scene_set, token_set
+from diffusion_jax.metrics.sets import SetMetric, clip_distances, image_set, point_set, scene_set, token_set
 from diffusion_jax.metrics.timing import SamplingCost, sampling_cost
 from diffusion_jax.metrics.trajectories import (
     effective_modes,
@@ -35,6 +36,7 @@ __all__ = [
     "SetMetric",
     "cheapest_within",
     "class_accuracy",
+    "clip_distances",
     "effective_modes",
     "endpoint_error",
     "energy_distance",
@@ -53,6 +55,7 @@ __all__ = [
     "pareto_front",
     "point_set",
     "psnr",
+    "run_covariance",
     "sampling_cost",
     "scene_set",
     "sliced_wasserstein",
