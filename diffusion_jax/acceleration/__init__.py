@@ -9,12 +9,15 @@ from diffusion_jax.acceleration.calibration import (
     Trajectories,
     adjusted_grid,
     calibrate,
+    calibrated_grid,
     ertacache,
     load_calibration,
     offline_schedule,
     record_outputs,
     replayed,
+    reuse_overlap,
     save_calibration,
+    threshold_at_count,
 )
 from diffusion_jax.acceleration.dynamic import StaticWidths, static_widths, tabulated
 from diffusion_jax.acceleration.early_exit import at_depth, depth_table, exit_by_uncertainty
@@ -24,7 +27,15 @@ from diffusion_jax.acceleration.gated import cg_taylor, first_block_cached, gate
 from diffusion_jax.acceleration.guide_reuse import guided_with_reuse, reused_guide
 from diffusion_jax.acceleration.outputs import Correction, cached_outputs
 from diffusion_jax.acceleration.presets import PRESETS, accelerated
-from diffusion_jax.acceleration.refresh import Refresh, RefreshHistory, either, every, first_and_last, on_schedule
+from diffusion_jax.acceleration.refresh import (
+    Refresh,
+    RefreshHistory,
+    either,
+    every,
+    first_and_last,
+    on_schedule,
+    spread_schedule,
+)
 from diffusion_jax.acceleration.tokens import cached_tokens
 
 __all__ = [
@@ -44,6 +55,7 @@ __all__ = [
     "cached_outputs",
     "cached_tokens",
     "calibrate",
+    "calibrated_grid",
     "cg_taylor",
     "depth_table",
     "either",
@@ -62,9 +74,12 @@ __all__ = [
     "record_outputs",
     "replayed",
     "reuse",
+    "reuse_overlap",
     "reused_guide",
     "save_calibration",
+    "spread_schedule",
     "static_widths",
     "tabulated",
     "taylor",
+    "threshold_at_count",
 ]

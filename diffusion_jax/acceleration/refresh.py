@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from diffusion_jax.denoisers.conditions import sample_time
@@ -60,6 +61,18 @@ def on_schedule(schedule: Bool[Array, " S"] | Any) -> Refresh:
     if table.ndim != 1:
         raise invalid("schedule.shape", table.shape, "one bool a step, [S], was expected")
     return lambda step, history: jnp.take(table, step.index, mode="clip")
+
+
+def spread_schedule(steps: int, count: int) -> np.ndarray:
+    """A schedule `[steps]` for `on_schedule` of `count` computed steps at equal distances, first and last among them.
+
+    Raises InvalidInput for a count that is not in 2 .. steps.
+    """
+    if not 2 <= count <= steps:
+        raise invalid("count", count, f"it must be in 2 .. {steps}, the steps of the run")
+    schedule = np.zeros(steps, bool)
+    schedule[np.round(np.linspace(0, steps - 1, count)).astype(int)] = True
+    return schedule
 
 
 def first_and_last(warmup: int | Int[Array, ""] = 1, last: bool = True) -> Refresh:

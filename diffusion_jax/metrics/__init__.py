@@ -15,7 +15,7 @@ from diffusion_jax.metrics.kernel import KernelDistance, kernel_distance, mmd2
 from diffusion_jax.metrics.leakage import leakage
 from diffusion_jax.metrics.manifold import Manifold, manifold
 from diffusion_jax.metrics.sets import SetMetric, image_set, point_set, scene_set, token_set
-from diffusion_jax.metrics.timing import SamplingCost, sampling_cost
+from diffusion_jax.metrics.timing import SamplingCost, interleaved, sampling_cost, timed
 from diffusion_jax.metrics.trajectories import (
     effective_modes,
     endpoint_error,
@@ -43,6 +43,7 @@ __all__ = [
     "gaussian_frechet_distance",
     "image_set",
     "inception",
+    "interleaved",
     "kernel_distance",
     "leakage",
     "manifold",
@@ -57,6 +58,7 @@ __all__ = [
     "scene_set",
     "sliced_wasserstein",
     "ssim",
+    "timed",
     "token_set",
     "trajectory_similarity",
     "wasserstein",

@@ -16,13 +16,14 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import denoisers, pictures
 from diffusion_jax.acceleration import cached_features, every, taylor
+from diffusion_jax.baselines import CLASSES, NULL
 from diffusion_jax.config import build
 from diffusion_jax.experiment import Experiment, prepare
 from diffusion_jax.metrics import endpoint_error, sampling_cost
 from diffusion_jax.models import staged
 from diffusion_jax.recipes import Claim, Results, claim, seeds
 from diffusion_jax.recipes.frame import trained
-from diffusion_jax.recipes.parts.digits import CLASSES, NULL, judged
+from diffusion_jax.recipes.parts.digits import judged
 from diffusion_jax.recipes.parts.gating import (
     GateSettings,
     cache_bytes,

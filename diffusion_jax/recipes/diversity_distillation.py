@@ -16,11 +16,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion_jax import denoisers, pictures, timesteps
+from diffusion_jax.baselines import CLASSES
 from diffusion_jax.config import build
 from diffusion_jax.experiment import prepare
 from diffusion_jax.metrics import feature_network, pairwise_distance
 from diffusion_jax.recipes.frame import seeds, trained
-from diffusion_jax.recipes.parts.digits import CLASSES, judged
+from diffusion_jax.recipes.parts.digits import judged
 from diffusion_jax.recipes.parts.few_steps import Drawn, distilled, handed_over, relay, undecided
 from diffusion_jax.recipes.parts.patterns import collapsed, of_patterns
 from diffusion_jax.recipes.parts.sliders import areas, of_sliders, trained_slider

@@ -11,10 +11,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion_jax import data, denoisers, metrics, solvers, timesteps
+from diffusion_jax.baselines import CLASSES
 from diffusion_jax.costs import count_flops
 from diffusion_jax.experiment import prepare
 from diffusion_jax.recipes.frame import trained
-from diffusion_jax.recipes.parts.digits import CLASSES, judged
+from diffusion_jax.recipes.parts.digits import judged
 from diffusion_jax.recipes.parts.stitching import (
     Model,
     backwards,
