@@ -20,11 +20,21 @@ from diffusion_jax.acceleration.dynamic import StaticWidths, static_widths, tabu
 from diffusion_jax.acceleration.early_exit import at_depth, depth_table, exit_by_uncertainty
 from diffusion_jax.acceleration.features import cached_features
 from diffusion_jax.acceleration.forecasting import Forecaster, Table, hermite, newton, reuse, taylor
+from diffusion_jax.acceleration.gate_errors import GateTrace, forecast_errors, gate_agreement, record_gate
 from diffusion_jax.acceleration.gated import cg_taylor, first_block_cached, gated
 from diffusion_jax.acceleration.guide_reuse import guided_with_reuse, reused_guide
 from diffusion_jax.acceleration.outputs import Correction, cached_outputs
 from diffusion_jax.acceleration.presets import PRESETS, accelerated
-from diffusion_jax.acceleration.refresh import Refresh, RefreshHistory, either, every, first_and_last, on_schedule
+from diffusion_jax.acceleration.refresh import (
+    Refresh,
+    RefreshHistory,
+    either,
+    every,
+    first_and_last,
+    on_schedule,
+    refresh_table,
+)
+from diffusion_jax.acceleration.thresholds import threshold_for
 from diffusion_jax.acceleration.tokens import cached_tokens
 
 __all__ = [
@@ -32,6 +42,7 @@ __all__ = [
     "Calibration",
     "Correction",
     "Forecaster",
+    "GateTrace",
     "Refresh",
     "RefreshHistory",
     "StaticWidths",
@@ -52,6 +63,8 @@ __all__ = [
     "exit_by_uncertainty",
     "first_and_last",
     "first_block_cached",
+    "forecast_errors",
+    "gate_agreement",
     "gated",
     "guided_with_reuse",
     "hermite",
@@ -59,7 +72,9 @@ __all__ = [
     "newton",
     "offline_schedule",
     "on_schedule",
+    "record_gate",
     "record_outputs",
+    "refresh_table",
     "replayed",
     "reuse",
     "reused_guide",
@@ -67,4 +82,5 @@ __all__ = [
     "static_widths",
     "tabulated",
     "taylor",
+    "threshold_for",
 ]
