@@ -23,6 +23,7 @@ from diffusion_jax.acceleration.dynamic import StaticWidths, static_widths, tabu
 from diffusion_jax.acceleration.early_exit import at_depth, depth_table, exit_by_uncertainty
 from diffusion_jax.acceleration.features import cached_features
 from diffusion_jax.acceleration.forecasting import Forecaster, Table, hermite, newton, reuse, taylor
+from diffusion_jax.acceleration.gate_errors import GateTrace, forecast_errors, gate_agreement, record_gate
 from diffusion_jax.acceleration.gated import cg_taylor, first_block_cached, gated
 from diffusion_jax.acceleration.guide_reuse import guided_with_reuse, reused_guide
 from diffusion_jax.acceleration.outputs import Correction, cached_outputs
@@ -34,8 +35,10 @@ from diffusion_jax.acceleration.refresh import (
     every,
     first_and_last,
     on_schedule,
+    refresh_table,
     spread_schedule,
 )
+from diffusion_jax.acceleration.thresholds import threshold_for
 from diffusion_jax.acceleration.tokens import cached_tokens
 
 __all__ = [
@@ -43,6 +46,7 @@ __all__ = [
     "Calibration",
     "Correction",
     "Forecaster",
+    "GateTrace",
     "Refresh",
     "RefreshHistory",
     "StaticWidths",
@@ -64,6 +68,8 @@ __all__ = [
     "exit_by_uncertainty",
     "first_and_last",
     "first_block_cached",
+    "forecast_errors",
+    "gate_agreement",
     "gated",
     "guided_with_reuse",
     "hermite",
@@ -71,7 +77,9 @@ __all__ = [
     "newton",
     "offline_schedule",
     "on_schedule",
+    "record_gate",
     "record_outputs",
+    "refresh_table",
     "replayed",
     "reuse",
     "reuse_overlap",
@@ -82,4 +90,5 @@ __all__ = [
     "tabulated",
     "taylor",
     "threshold_at_count",
+    "threshold_for",
 ]

@@ -5,6 +5,7 @@ from diffusion_jax.denoisers.analytic import (
     GaussianMixture,
     Posterior,
     analytic,
+    analytic_stages,
     gaussian_clip,
     gaussian_mixture,
     log_density,
@@ -15,6 +16,7 @@ from diffusion_jax.denoisers.analytic import (
 from diffusion_jax.denoisers.base import denoiser, map_prediction
 from diffusion_jax.denoisers.branches import Branches, Rule, from_two_networks, in_one_batch, steered
 from diffusion_jax.denoisers.clipping import clipped, thresholded
+from diffusion_jax.denoisers.coarse import merged_components
 from diffusion_jax.denoisers.conditions import (
     blended_condition,
     condition_by_step,
@@ -39,6 +41,7 @@ __all__ = [
     "Recorded",
     "Rule",
     "analytic",
+    "analytic_stages",
     "autoguided",
     "averaged",
     "blended_condition",
@@ -67,6 +70,7 @@ __all__ = [
     "log_density",
     "map_prediction",
     "marginal_guided",
+    "merged_components",
     "null_condition",
     "on_process",
     "posterior",

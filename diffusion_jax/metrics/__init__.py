@@ -5,10 +5,11 @@ directly when they are low-dimensional. The verifier of a generated world lives 
 """
 
 from diffusion_jax.metrics.accuracy import ClassAccuracy, class_accuracy
+from diffusion_jax.metrics.agreement import epsilon_gap
 from diffusion_jax.metrics.distances import energy_distance, sliced_wasserstein, wasserstein, wasserstein_1d
 from diffusion_jax.metrics.features import FeatureNetwork, feature_network
 from diffusion_jax.metrics.frechet import Moments, frechet_distance, gaussian_frechet_distance, merge, moments
-from diffusion_jax.metrics.frontier import cheapest_within, pareto_front
+from diffusion_jax.metrics.frontier import cheapest_within, error_at_cost, pareto_front
 from diffusion_jax.metrics.image import psnr, ssim
 from diffusion_jax.metrics.inception import Inception, InceptionV3, inception
 from diffusion_jax.metrics.kernel import KernelDistance, kernel_distance, mmd2
@@ -19,6 +20,7 @@ from diffusion_jax.metrics.timing import SamplingCost, interleaved, sampling_cos
 from diffusion_jax.metrics.trajectories import (
     effective_modes,
     endpoint_error,
+    errors_by_sample,
     pairwise_distance,
     trajectory_similarity,
 )
@@ -38,6 +40,9 @@ __all__ = [
     "effective_modes",
     "endpoint_error",
     "energy_distance",
+    "epsilon_gap",
+    "error_at_cost",
+    "errors_by_sample",
     "feature_network",
     "frechet_distance",
     "gaussian_frechet_distance",

@@ -26,6 +26,17 @@ def endpoint_error(x: Numbers, reference: Numbers, *, relative: bool = False) ->
     return float(error / size)
 
 
+def errors_by_sample(x: Numbers, reference: Numbers) -> np.ndarray:
+    """The root mean square error of each sample, `[B]`, of two arrays `[B, ...]`.
+
+    Its median is not moved by the few samples that end elsewhere, in another mode, which the error over all consists
+    of; the share above a bound that no sample reaches within its mode counts those. Raises InvalidInput as
+    `endpoint_error` does.
+    """
+    x, reference = _alike("x", x, reference)
+    return np.sqrt(np.mean((x - reference).reshape(len(x), -1) ** 2, axis=1))
+
+
 def trajectory_similarity(trace_a: Numbers, trace_b: Numbers) -> np.ndarray:
     """Cosine similarity `<a, b> / (||a|| ||b||)` of two runs at each saved step, the mean over samples: `[S]`.
 

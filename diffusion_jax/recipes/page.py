@@ -157,8 +157,8 @@ def index_page(reports: Mapping[str, Report]) -> str:
         "",
         "Both sides of a claim are measured for the same seeds. A claim **holds** where the 95 % interval (Student's",
         "t) of the paired differences lies beyond its bound, **fails** where it lies on the other side, and is",
-        "**undecided** where it contains the bound or there are fewer than three seeds. Figures that no seed changes are",
-        "compared as they are. Choices are made on seeds that are never reported. Reasons are written after an",
+        "**undecided** where it contains the bound or there are fewer than three seeds. Figures that no seed changes",
+        "are compared as they are. Choices are made on seeds that are never reported. Reasons are written after an",
         "experiment, or say that nobody looked.",
     ]
     return "\n".join(lines) + "\n"

@@ -30,7 +30,8 @@ class Report:
     """The outcome of one study.
 
     seeds: that the verdicts are of. tuned_on: on which choices were made. varied: what differs between seeds.
-    seconds: from an empty cache; cached_seconds: with every stage in the cache (`stages.spent`). stages: seconds by name and key.
+    seconds: from an empty cache; cached_seconds: with every stage in the cache (`stages.spent`). stages: seconds by
+    name and key.
     commit: of the working tree, with a "+" where files differed from it. smoke: its figures mean nothing.
     """
 

@@ -61,3 +61,14 @@ def test_the_pairwise_distance_counts_different_samples_and_stays_within_a_condi
         metrics.pairwise_distance(two, [0, 0, 1, 2])
     with pytest.raises(InvalidInput, match="labels"):
         metrics.pairwise_distance(two, [0, 0])
+
+
+def test_errors_by_sample_make_up_the_endpoint_error_and_their_median_is_not_moved_by_one(rng):
+    x, reference = rng.standard_normal((2, 9, 4, 4, 1))
+    apart = metrics.errors_by_sample(x, reference)
+    np.testing.assert_allclose(np.sqrt(np.mean(apart**2)), metrics.endpoint_error(x, reference), rtol=1e-12)
+    far = reference + 0.5
+    far[0] += 100
+    assert np.median(metrics.errors_by_sample(far, reference)) == pytest.approx(0.5)
+    with pytest.raises(InvalidInput, match="compared with"):
+        metrics.errors_by_sample(x, reference[:4])
