@@ -111,6 +111,35 @@ def merged(params: Any, factors: Any, scale: int | float = 1.0) -> Any:
     return result
 
 
+def at_scale(params: Any, factors: Any, scale: Any = 1.0) -> dict[str, Any]:
+    """The parameters of `Lora.network` with the update at `scale` times its trained size; 0 is the base, bit for bit.
+
+    scale: a number, or a traced value: a sweep of scales is one program (Liu et al. 2025 sample at 1.4).
+    """
+    return {"params": params, "lora": _scaled(factors, scale)}
+
+
+def _scaled(factors, scale):
+    return {
+        name: _scaled(entry, scale) if isinstance(entry, Mapping) else scale * entry if name == "b" else entry
+        for name, entry in factors.items()
+    }
+
+
+def relative_change(params: Any, factors: Any, scale: int | float = 1.0) -> dict[str, float]:
+    """`|W' - W| / |W|` of each module that has factors, by its path: where a network was changed, and by how much.
+
+    Norms are those of Frobenius, over all blocks at once where they are stacked over depth. scale: see `merged`.
+    """
+    before, after = by_path(params), by_path(merged(params, factors, scale))
+
+    def change(path):
+        weights = jnp.asarray(before[f"{path}/kernel"])
+        return float(jnp.linalg.norm(after[f"{path}/kernel"] - weights) / jnp.linalg.norm(weights))
+
+    return {path: change(path) for path in adapted_modules(factors)}
+
+
 def adapted_modules(factors: Any) -> tuple[str, ...]:
     """The paths of the modules that have factors, as a `select` of `lora`."""
     paths: list[str] = []

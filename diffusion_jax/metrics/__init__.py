@@ -14,8 +14,9 @@ from diffusion_jax.metrics.image import psnr, ssim
 from diffusion_jax.metrics.inception import Inception, InceptionV3, inception
 from diffusion_jax.metrics.kernel import KernelDistance, kernel_distance, mmd2
 from diffusion_jax.metrics.leakage import leakage
+from diffusion_jax.metrics.linear_runs import run_covariance
 from diffusion_jax.metrics.manifold import Manifold, manifold
-from diffusion_jax.metrics.sets import SetMetric, image_set, point_set, scene_set, token_set
+from diffusion_jax.metrics.sets import SetMetric, clip_distances, image_set, point_set, scene_set, token_set
 from diffusion_jax.metrics.timing import SamplingCost, interleaved, sampling_cost, timed
 from diffusion_jax.metrics.trajectories import (
     effective_modes,
@@ -37,6 +38,7 @@ __all__ = [
     "SetMetric",
     "cheapest_within",
     "class_accuracy",
+    "clip_distances",
     "effective_modes",
     "endpoint_error",
     "energy_distance",
@@ -59,6 +61,7 @@ __all__ = [
     "pareto_front",
     "point_set",
     "psnr",
+    "run_covariance",
     "sampling_cost",
     "scene_set",
     "sliced_wasserstein",

@@ -17,6 +17,7 @@ from diffusion_jax.models.framewise import framewise
 from diffusion_jax.models.incremental import Incremental, KVCache, incremental
 from diffusion_jax.models.interception import intercepted, wrapped
 from diffusion_jax.models.joint_transformer import JointTransformer, joint_transformer
+from diffusion_jax.models.latent_space import LatentSpace, latent_space, principal_components
 from diffusion_jax.models.layers.conditioning import (
     Attended,
     ConditionStream,
@@ -70,6 +71,7 @@ __all__ = [
     "Incremental",
     "JointTransformer",
     "KVCache",
+    "LatentSpace",
     "Layers",
     "Mlp",
     "Place",
@@ -113,6 +115,7 @@ __all__ = [
     "joint_transformer",
     "kl_vae",
     "label",
+    "latent_space",
     "mlp",
     "network",
     "null_cache",
@@ -122,6 +125,7 @@ __all__ = [
     "per_layer",
     "pixart",
     "pooled",
+    "principal_components",
     "reference",
     "referenced",
     "replaced",

@@ -82,7 +82,7 @@ def mixture(s: Study) -> World:
 
 
 def digits(s: Study) -> World:
-    """A trained network under guidance, recorded on either half of classes. A setting is how many steps are computed."""
+    """A trained network under guidance, recorded on either half of classes. Settings are numbers of computed steps."""
     config, base = s.config.digits, s.stage("digits", s.config.digits.base)
     network, process, grid = base.trained.network, base.trained.process, build(config.grid)
     guided = denoisers.guided(denoisers.denoiser(network, process), config.guidance, NULL)

@@ -19,9 +19,10 @@ from diffusion_jax import data, denoisers, objectives, pictures, solvers
 from diffusion_jax.config import build
 from diffusion_jax.data import portrait
 from diffusion_jax.experiment import prepare
+from diffusion_jax.models import LatentSpace
 from diffusion_jax.recipes.frame import on_devices, seeds, trained
 from diffusion_jax.recipes.parts.avatar import avatar_of, in_flight, self_rollout, streaming
-from diffusion_jax.recipes.parts.latents import LatentSpace, principal_space, stacked_examples
+from diffusion_jax.recipes.parts.latents import principal_space
 from diffusion_jax.recipes.parts.talking_faces import crowd, latent_clips, stream_measures
 from diffusion_jax.recipes.report import Claim, Results, claim
 from diffusion_jax.sampling import sample
@@ -195,7 +196,7 @@ def time_claims(rate: float, first: float, chunk: float) -> list[Claim]:
 
 def run(config: ConfigDict, workdir: Any) -> Results:
     source = build(config.clips)
-    known = stacked_examples(source, range(config.known))["x0"][:, ::3]
+    known = data.stacked_examples(source, range(config.known))["x0"][:, ::3]
     space = principal_space(known.reshape(-1, *known.shape[2:]), config.components)
     params, avatar = train_stages(config, latent_clips(space, source, config.frames)), avatar_of(config)
     teacher = chunked(config)

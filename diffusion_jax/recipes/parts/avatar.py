@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from diffusion_jax import models, solvers
 from diffusion_jax.config import build
 from diffusion_jax.distributed import NOTHING, make_mesh, sequential, timestep_pipeline
+from diffusion_jax.models import LatentSpace
 from diffusion_jax.pipelined import (
     at_each_level,
     blocks_of,
@@ -28,7 +29,6 @@ from diffusion_jax.pipelined import (
     rollout,
 )
 from diffusion_jax.randomness import split
-from diffusion_jax.recipes.parts.latents import LatentSpace
 from diffusion_jax.typing import Params
 
 

@@ -8,13 +8,13 @@ from ml_collections import ConfigDict
 from diffusion_jax import data
 from diffusion_jax.data import portrait
 from diffusion_jax.data.sources import Source
-from diffusion_jax.recipes.parts.latents import LatentSpace, encoded
+from diffusion_jax.models import LatentSpace
 
 
 def latent_clips(space: LatentSpace, source: Source, frames: int) -> data.ArraySource:
     """Clips of the space, two of each example: its first frames with the portrait of who speaks, and its last ones with
     a frame of long before, as streams will have it."""
-    whole = encoded(space, source)
+    whole = data.encoded(source, space.encode)
     still = np.asarray(space.encode(whole.cond["reference"]))
     x0, audio = (np.concatenate([a[:, :frames], a[:, -frames:]]) for a in (whole.x0, whole.cond["audio"]))
     return data.ArraySource(x0, {"audio": audio, "reference": np.concatenate([still, whole.x0[:, 0]])}, "latent clips")
