@@ -16,8 +16,22 @@ from diffusion_jax.acceleration.calibration import (
     replayed,
     save_calibration,
 )
-from diffusion_jax.acceleration.dynamic import StaticWidths, static_widths, tabulated
-from diffusion_jax.acceleration.early_exit import at_depth, depth_table, exit_by_uncertainty
+from diffusion_jax.acceleration.dynamic import (
+    StaticWidths,
+    by_nearest_time,
+    executed_share,
+    static_widths,
+    tables_by_time,
+    tabulated,
+)
+from diffusion_jax.acceleration.early_exit import (
+    at_depth,
+    depth_table,
+    exit_by_uncertainty,
+    exit_depths,
+    threshold_for_depth,
+    whole_depth,
+)
 from diffusion_jax.acceleration.features import cached_features
 from diffusion_jax.acceleration.forecasting import Forecaster, Table, hermite, newton, reuse, taylor
 from diffusion_jax.acceleration.gated import cg_taylor, first_block_cached, gated
@@ -40,6 +54,7 @@ __all__ = [
     "accelerated",
     "adjusted_grid",
     "at_depth",
+    "by_nearest_time",
     "cached_features",
     "cached_outputs",
     "cached_tokens",
@@ -49,7 +64,9 @@ __all__ = [
     "either",
     "ertacache",
     "every",
+    "executed_share",
     "exit_by_uncertainty",
+    "exit_depths",
     "first_and_last",
     "first_block_cached",
     "gated",
@@ -65,6 +82,9 @@ __all__ = [
     "reused_guide",
     "save_calibration",
     "static_widths",
+    "tables_by_time",
     "tabulated",
     "taylor",
+    "threshold_for_depth",
+    "whole_depth",
 ]

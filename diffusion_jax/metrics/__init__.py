@@ -21,6 +21,7 @@ from diffusion_jax.metrics.trajectories import (
     endpoint_error,
     pairwise_distance,
     trajectory_similarity,
+    undecided,
 )
 
 __all__ = [
@@ -59,6 +60,7 @@ __all__ = [
     "ssim",
     "token_set",
     "trajectory_similarity",
+    "undecided",
     "wasserstein",
     "wasserstein_1d",
 ]
