@@ -19,8 +19,22 @@ from diffusion_jax.acceleration.calibration import (
     save_calibration,
     threshold_at_count,
 )
-from diffusion_jax.acceleration.dynamic import StaticWidths, static_widths, tabulated
-from diffusion_jax.acceleration.early_exit import at_depth, depth_table, exit_by_uncertainty
+from diffusion_jax.acceleration.dynamic import (
+    StaticWidths,
+    by_nearest_time,
+    executed_share,
+    static_widths,
+    tables_by_time,
+    tabulated,
+)
+from diffusion_jax.acceleration.early_exit import (
+    at_depth,
+    depth_table,
+    exit_by_uncertainty,
+    exit_depths,
+    threshold_for_depth,
+    whole_depth,
+)
 from diffusion_jax.acceleration.features import cached_features
 from diffusion_jax.acceleration.forecasting import Forecaster, Table, hermite, newton, reuse, taylor
 from diffusion_jax.acceleration.gate_errors import GateTrace, forecast_errors, gate_agreement, record_gate
@@ -55,6 +69,7 @@ __all__ = [
     "accelerated",
     "adjusted_grid",
     "at_depth",
+    "by_nearest_time",
     "cached_features",
     "cached_outputs",
     "cached_tokens",
@@ -65,7 +80,9 @@ __all__ = [
     "either",
     "ertacache",
     "every",
+    "executed_share",
     "exit_by_uncertainty",
+    "exit_depths",
     "first_and_last",
     "first_block_cached",
     "forecast_errors",
@@ -87,8 +104,11 @@ __all__ = [
     "save_calibration",
     "spread_schedule",
     "static_widths",
+    "tables_by_time",
     "tabulated",
     "taylor",
     "threshold_at_count",
     "threshold_for",
+    "threshold_for_depth",
+    "whole_depth",
 ]

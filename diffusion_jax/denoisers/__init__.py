@@ -26,6 +26,7 @@ from diffusion_jax.denoisers.conditions import (
     switched_condition,
 )
 from diffusion_jax.denoisers.contrast import contrasted
+from diffusion_jax.denoisers.flow_map import flow_map
 from diffusion_jax.denoisers.gradient import classifier_guided, energy_guided
 from diffusion_jax.denoisers.guidance import autoguided, cfg_plus_plus, guided, linear_rule, projected_guided
 from diffusion_jax.denoisers.joint import combined, jointly_guided, marginal_guided
@@ -58,6 +59,7 @@ __all__ = [
     "denoiser",
     "dropped_condition",
     "energy_guided",
+    "flow_map",
     "from_two_networks",
     "gaussian_clip",
     "gaussian_mixture",

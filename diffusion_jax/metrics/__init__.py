@@ -24,6 +24,7 @@ from diffusion_jax.metrics.trajectories import (
     errors_by_sample,
     pairwise_distance,
     trajectory_similarity,
+    undecided,
 )
 
 __all__ = [
@@ -69,6 +70,7 @@ __all__ = [
     "timed",
     "token_set",
     "trajectory_similarity",
+    "undecided",
     "wasserstein",
     "wasserstein_1d",
 ]
