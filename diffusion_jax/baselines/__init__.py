@@ -5,6 +5,7 @@ Each is a function that returns a config (`experiment.prepare`); whoever asks wi
 
 from diffusion_jax.baselines.clips import clip_grid, clip_transformer, frame_times
 from diffusion_jax.baselines.digits import CLASSES, NULL, digit_transformer, tiny_digit_transformer
+from diffusion_jax.baselines.try_on import try_on_transformer
 
 __all__ = [
     "CLASSES",
@@ -14,4 +15,5 @@ __all__ = [
     "digit_transformer",
     "frame_times",
     "tiny_digit_transformer",
+    "try_on_transformer",
 ]
