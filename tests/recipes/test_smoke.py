@@ -7,10 +7,9 @@ import matplotlib.pyplot  # noqa: F401 (imported here, so that the first run doe
 import pytest
 import tensorboardX  # noqa: F401
 
-from diffusion_jax.metrics import features
+from diffusion_jax.metrics import judges
 from diffusion_jax.recipes import SYSTEMS
 from diffusion_jax.recipes.__main__ import built, run
-from diffusion_jax.recipes.parts import digits
 from diffusion_jax.recipes.report import read_report
 
 SLUGS = [system.slug for system in SYSTEMS if built(system.slug)]
@@ -20,12 +19,9 @@ for _slug in SLUGS:
 
 @pytest.fixture(autouse=True)
 def hasty_judges(monkeypatch):
-    """Judges are trained for a few steps as well; nothing of them is left for other tests."""
-    for world in features.STEPS:
-        monkeypatch.setitem(features.STEPS, world, 10)
-    digits._held_out_features.cache_clear()
-    yield
-    digits._held_out_features.cache_clear()
+    """Judges are trained for a few steps as well."""
+    for world in judges.STEPS:
+        monkeypatch.setitem(judges.STEPS, world, 10)
 
 
 @pytest.mark.usefixtures("one_device")
