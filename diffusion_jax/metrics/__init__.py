@@ -1,17 +1,18 @@
 """Metrics: distances between sets of samples, image against image, class accuracy, and what sampling costs.
 
-Sets are compared in a feature space (`feature_network`, trained here and cached, or `inception`, from a local file), or
-directly when they are low-dimensional. The verifier of a generated world lives with the world, in `data`.
+Sets are compared in a feature space (of a judge, trained here on any labelled data and cached, or of `inception`, from
+a local file), or directly when they are low-dimensional. The verifier of a generated world lives with the world, in
+`data`.
 """
 
 from diffusion_jax.metrics.accuracy import ClassAccuracy, class_accuracy
 from diffusion_jax.metrics.agreement import epsilon_gap
 from diffusion_jax.metrics.distances import energy_distance, sliced_wasserstein, wasserstein, wasserstein_1d
-from diffusion_jax.metrics.features import FeatureNetwork, feature_network
 from diffusion_jax.metrics.frechet import Moments, frechet_distance, gaussian_frechet_distance, merge, moments
 from diffusion_jax.metrics.frontier import cheapest_within, error_at_cost, pareto_front
 from diffusion_jax.metrics.image import psnr, ssim
 from diffusion_jax.metrics.inception import Inception, InceptionV3, inception
+from diffusion_jax.metrics.judges import Judge, Judged, feature_network, judged, trained_judge
 from diffusion_jax.metrics.kernel import KernelDistance, kernel_distance, mmd2
 from diffusion_jax.metrics.leakage import leakage
 from diffusion_jax.metrics.linear_runs import run_covariance
@@ -29,9 +30,10 @@ from diffusion_jax.metrics.trajectories import (
 
 __all__ = [
     "ClassAccuracy",
-    "FeatureNetwork",
     "Inception",
     "InceptionV3",
+    "Judge",
+    "Judged",
     "KernelDistance",
     "Manifold",
     "Moments",
@@ -52,6 +54,7 @@ __all__ = [
     "image_set",
     "inception",
     "interleaved",
+    "judged",
     "kernel_distance",
     "leakage",
     "manifold",
@@ -69,6 +72,7 @@ __all__ = [
     "ssim",
     "timed",
     "token_set",
+    "trained_judge",
     "trajectory_similarity",
     "undecided",
     "wasserstein",

@@ -21,6 +21,7 @@ from diffusion_jax.config import build
 from diffusion_jax.data import portrait
 from diffusion_jax.distributed import make_mesh
 from diffusion_jax.experiment import prepare
+from diffusion_jax.models import LatentSpace
 from diffusion_jax.recipes.frame import on_devices, seeds, trained
 from diffusion_jax.recipes.parts.latents import principal_space
 from diffusion_jax.recipes.parts.talking_faces import crowd, latent_clips, stream_measures

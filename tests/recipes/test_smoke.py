@@ -7,7 +7,7 @@ import matplotlib.pyplot  # noqa: F401 (imported here, so that the first run doe
 import pytest
 import tensorboardX  # noqa: F401
 
-from diffusion_jax.metrics import features
+from diffusion_jax.metrics import judges
 from diffusion_jax.recipes.__main__ import built, run
 from diffusion_jax.recipes.page import system_page
 from diffusion_jax.recipes.report import read_report
@@ -19,9 +19,9 @@ SLUGS = [slug for slug, module in MODULES.items() if hasattr(module, "study")]
 
 @pytest.fixture(autouse=True)
 def hasty_judges(monkeypatch):
-    """Judges are trained for a few steps as well; nothing of them is left for other tests."""
-    for world in features.STEPS:
-        monkeypatch.setitem(features.STEPS, world, 10)
+    """Judges are trained for a few steps as well."""
+    for world in judges.STEPS:
+        monkeypatch.setitem(judges.STEPS, world, 10)
 
 
 @pytest.mark.usefixtures("one_device")
