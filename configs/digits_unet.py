@@ -44,5 +44,5 @@ def get_config() -> ConfigDict:
         batch_size=250,
         picture_zoom=4,
     )
-    config.metrics.images = call("metrics.image_set", world="digits")
+    config.metrics.images = call("metrics.image_set", judge=call("metrics.feature_network", world="digits"))
     return config

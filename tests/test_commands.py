@@ -9,7 +9,7 @@ from diffusion_jax import data, evaluate, sample, train
 from diffusion_jax.__main__ import dispatch
 from diffusion_jax.command import run_command
 from diffusion_jax.config import load
-from diffusion_jax.metrics import features
+from diffusion_jax.metrics import judges
 
 CONFIG = "digits_dit"
 TRAIN = [
@@ -152,7 +152,7 @@ def test_array_record_holds_the_same_samples(workdir, tmp_path):
 
 def test_evaluate_writes_the_metrics(workdir, tmp_path, monkeypatch):
     monkeypatch.setenv("DIFFUSION_JAX_CACHE", str(tmp_path))
-    monkeypatch.setitem(features.STEPS, "digits", 40)
+    monkeypatch.setitem(judges.STEPS, "digits", 40)
     draw(workdir, workdir / "samples")
     evaluate.main([f"--workdir={workdir}"])
     values = json.loads((workdir / "metrics.json").read_text())

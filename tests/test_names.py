@@ -20,10 +20,12 @@ SAME_IDEA = {
     "what every family of checkpoints has: fields and table of its modules, and the config of one": {
         *("config", "fields", "patch_embedding", "residual", "shapes", "table"),
     },
+    "what a judge says of samples: of any world, and of digits as recipes ask for it": {"judged"},
     "a value that is kept up to date, as optax writes it": {"init", "update"},
     "text to ids: for data without a checkpoint, and as a checkpoint has it": {"Tokenizer"},
     "of one picture, and the transform of examples by it": {"resize"},
     "B, of data and of a batch of data": {"batch_size"},
+    "one of several at each step, by a rule: of denoisers, and of solvers": {"switched"},
     "the uniform distribution, of numbers, of times and of tokens that are noise": {"uniform"},
     "the curve of that shape, of noise levels and of learning rates": {"cosine"},
     "noise and sampler of Karras et al. 2022": {"edm"},

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy import ndimage
 
-from diffusion_jax.data.sources import check_split
+from diffusion_jax.data.sources import ArraySource, check_split
 from diffusion_jax.data.tokenizers import Tokenizer, word_tokenizer
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.typing import Numbers
@@ -150,6 +150,22 @@ def shapes(split: str = "train", length: int = 20_000, size: int = 32, max_objec
     L, the caption length, is `5 * max_objects`; `source.caption(i)` and `source.scene(i)` are the truth of example i.
     """
     return Shapes(split, length, size, max_objects, seed)
+
+
+def with_presences(source: Shapes) -> ArraySource:
+    """The scenes in memory, with `cond` `present` float32 `[24]`: 1 where a thing of that colour and shape is there.
+
+    Kinds are in the order of `COLOURS`, and within one of `SHAPES`.
+    """
+    kinds = {(colour, shape): i for i, (colour, shape) in enumerate(itertools.product(COLOURS, SHAPES))}
+    present = np.zeros((len(source), len(kinds)), np.float32)
+    images = np.empty((len(source), *source.shape), np.float32)
+    for i in range(len(source)):
+        scene = source.scene(i)
+        images[i] = render(scene, source.size)
+        for thing in scene:
+            present[i, kinds[thing.kind.colour, thing.kind.shape]] = 1.0
+    return ArraySource(images, {"present": present}, source.name)
 
 
 def encode(caption: str, length: int) -> tuple[np.ndarray, np.ndarray]:

@@ -12,10 +12,9 @@ import numpy as np
 
 from diffusion_jax.data import moving, scenes
 from diffusion_jax.errors import InvalidInput, invalid
-from diffusion_jax.metrics.accuracy import class_accuracy
 from diffusion_jax.metrics.distances import sliced_wasserstein
-from diffusion_jax.metrics.features import feature_network
 from diffusion_jax.metrics.frechet import frechet_distance
+from diffusion_jax.metrics.judges import Judge, judged
 from diffusion_jax.metrics.kernel import kernel_distance, mmd2
 from diffusion_jax.metrics.manifold import manifold
 from diffusion_jax.typing import Numbers
@@ -28,13 +27,13 @@ def _all(source: Any, limit: int) -> np.ndarray:
     return np.stack([np.asarray(source[i]["x0"]) for i in range(count)])
 
 
-def image_set(world: str = "digits", features: int = 64, max_images: int = 10_000) -> SetMetric:
-    """Fréchet and kernel distance, precision, recall, density, coverage, and class accuracy, in the features of the
-    network that was trained on `world` alone ("digits" or "shapes"); see `feature_network`.
+def image_set(judge: Judge, max_images: int = 10_000) -> SetMetric:
+    """Fréchet and kernel distance, precision, recall, density, coverage, and class accuracy.
+
+    judge: in whose features, `feature_network("digits")` or one of any other world (`trained_judge`).
 
     `frechet_distance_real_split` is the distance between the training and the held-out data.
     """
-    judge = feature_network(world, features=features)
 
     def measure(samples, real, held_out):
         drawn = judge.features(samples["x"][:max_images])
@@ -49,8 +48,9 @@ def image_set(world: str = "digits", features: int = 64, max_images: int = 10_00
             **near._asdict(),
             "classifier_held_out_accuracy": judge.accuracy,
         }
-        if world == "digits" and "cond.label" in samples:
-            values["class_accuracy"] = class_accuracy(judge.logits, samples["x"], samples["cond.label"]).mean
+        asked = samples.get(f"cond.{judge.target}")
+        if asked is not None:
+            values["class_accuracy"] = judged(judge, samples["x"], asked).accuracy
         return values
 
     return measure

@@ -30,11 +30,19 @@ from diffusion_jax.models.mlp import Mlp, mlp
 from diffusion_jax.models.network import count_params, network, param_shapes
 from diffusion_jax.models.observing import FrameEncoder, observing, watching
 from diffusion_jax.models.paths import by_path, depth_axes, per_layer
-from diffusion_jax.models.references import Referenced, concatenating, null_cache, referenced
+from diffusion_jax.models.references import (
+    Referenced,
+    cache_references,
+    concatenating,
+    null_cache,
+    referenced,
+    with_references,
+)
 from diffusion_jax.models.routing import (
     Costs,
     executed_ratio,
     gumbel_sigmoid_st,
+    largest_gates,
     token_router,
     width_costs,
     width_gates,
@@ -85,6 +93,7 @@ __all__ = [
     "as_network",
     "audio",
     "by_path",
+    "cache_references",
     "cached",
     "caption_decoder",
     "check_values",
@@ -115,6 +124,7 @@ __all__ = [
     "joint_transformer",
     "kl_vae",
     "label",
+    "largest_gates",
     "latent_space",
     "mlp",
     "network",
@@ -145,5 +155,6 @@ __all__ = [
     "watching",
     "width_costs",
     "width_gates",
+    "with_references",
     "wrapped",
 ]

@@ -19,6 +19,15 @@ def test_the_verifier_reads_every_scene_back_exactly(source):
         assert scenes.read(source[i]["x0"]) == (source.scene(i), 0)
 
 
+def test_presences_are_those_of_the_pictures(source):
+    within = scenes.with_presences(data.shapes(length=30))
+    kinds = [(colour, shape) for colour in scenes.COLOURS for shape in scenes.SHAPES]
+    for i in range(30):
+        there = {(thing.kind.colour, thing.kind.shape) for thing in scenes.read(within.x0[i]).scene}
+        assert within.cond["present"][i].tolist() == [float(kind in there) for kind in kinds]
+        np.testing.assert_array_equal(within.x0[i], source[i]["x0"])
+
+
 @pytest.mark.parametrize(("size", "max_objects"), [(24, 2), (48, 4), (64, 4)])
 def test_other_sizes_are_read_back_too(size, max_objects):
     source = data.shapes("test", length=40, size=size, max_objects=max_objects, seed=5)

@@ -162,6 +162,14 @@ def test_factors_move_to_another_network_of_the_same_shape():
     opposite, there = transplanted(factors, other, -1.0), transplanted(factors, other)
     for path, leaf in by_path(opposite).items():
         np.testing.assert_array_equal(leaf, -by_path(there)[path] if path.endswith("/b") else by_path(there)[path])
+    # A slider: the same beside the weights and within them, at any strength, back and forth.
+    for weights in (params, other):
+        strong = jax.jit(adapted.merge)(weights, factors, 0.7)
+        np.testing.assert_allclose(plain(strong, x, t, cond)[0], beside(weights, 0.7), atol=2e-4)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), adapted.merge(strong, factors, -0.7), weights
+        )
+        jax.tree.map(np.testing.assert_array_equal, adapted.merge(weights, factors, 0.0), weights)
     # Some modules alone.
     assert adapted_modules(transplanted(factors, other, select="q")) == ("blocks/block/attention/attention/q",)
     with pytest.raises(InvalidInput, match="selects no module"):

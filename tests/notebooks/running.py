@@ -9,10 +9,10 @@ from nbclient import NotebookClient
 
 SMALL = {
     "quickstart": """
-from diffusion_jax.metrics import features
+from diffusion_jax.metrics import judges
 
 steps, num_samples, workdir = 2, 100, None
-features.STEPS["digits"] = 30
+judges.STEPS["digits"] = 30
 """,
     "tour_of_the_timestep": "num_draws = 500",
     "compose_your_own_sampler": "num_samples, num_steps = 200, 6",

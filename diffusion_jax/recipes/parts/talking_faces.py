@@ -47,14 +47,6 @@ def stream_measures(config: ConfigDict, space: LatentSpace, latents: Any, people
     starts = np.linspace(0, frames - size, count).astype(int)
     cut = starts[:, None] + np.arange(size)
     clips = np.asarray(space.decode(latents[:, cut].reshape(-1, size, *latents.shape[2:])))
-    reading = portrait.read(clips)
     wanted = np.repeat(people.portraits, count, axis=0)
-    errors = portrait.identity_error(reading, wanted)
-    values = {
-        "sync": portrait.sync(reading, people.opening[:, cut].reshape(-1, size))[:, 0],
-        "colour": errors["colour"].mean(1),
-        "shape": errors["shape"].mean(1),
-        "flicker": portrait.flicker(clips, reading).mean(1),
-        "residual": reading.residual.mean(1),
-    }
+    values = portrait.portrait_measures(clips, people.opening[:, cut].reshape(-1, size), wanted)
     return {name: np.nanmean(value.reshape(-1, count), axis=0) for name, value in values.items()}
