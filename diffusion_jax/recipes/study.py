@@ -77,12 +77,13 @@ class Arm(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """What a measure sees: the samples of an arm, its condition, the samples of the reference arm, and the seed."""
+    """What a measure sees: the samples of an arm, its condition, the samples of the reference arm, seed and arm."""
 
     x: Any
     cond: Condition
     reference: Any
     seed: int
+    arm: str
 
 
 Arms = Mapping[str, Arm | Callable[[Any], Any]]
@@ -136,7 +137,7 @@ def table(
             seconds, result = timed(run)
             x = jax.device_get(result.x if isinstance(result, Samples) else result)
             against = x if name == reference else against
-            drawn = Drawn(x, cond, against, seed)
+            drawn = Drawn(x, cond, against, seed, name)
             found = measures(drawn) if callable(measures) else {name: f(drawn) for name, f in measures.items()}
             row = {measure: float(value) for measure, value in found.items()}
             cost = result.cost if isinstance(result, Samples) else None
