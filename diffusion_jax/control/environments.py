@@ -47,15 +47,15 @@ class Rollout(NamedTuple):
     score: Any = None
 
     @property
-    def success(self) -> Bool[Array | np.ndarray, "*E"]:
+    def success(self) -> Bool[Array, "*E"]:
         """Whether the task was ever done."""
-        return self.done.any(axis=-1)
+        return jnp.any(self.done, axis=-1)
 
     @property
-    def time(self) -> Int[Array | np.ndarray, "*E"]:
+    def time(self) -> Int[Array, "*E"]:
         """The number of steps until the task was first done; T where it never was."""
         steps = self.done.shape[-1]
-        return jnp.where(self.success, self.done.argmax(axis=-1) + 1, steps)
+        return jnp.where(self.success, jnp.argmax(self.done, axis=-1) + 1, steps)
 
 
 def rollout(

@@ -250,7 +250,7 @@ def wavering(observations: Numbers, actions: Numbers, chunk: int, least: float =
     below = places.disc[..., 1] < places.obstacle[..., 1] - DISC - OBSTACLE
     across = np.asarray(actions)[..., 0].reshape(*below.shape, chunk).mean(axis=-1)
     steers = np.where(np.abs(across) >= least, np.sign(across), 0)
-    return np.asarray(below[..., 1:] & (steers[..., 1:] * steers[..., :-1] < 0)).any(axis=-1)
+    return np.asarray((below[..., 1:] & (steers[..., 1:] * steers[..., :-1] < 0)).any(axis=-1))
 
 
 def render(state: State, size: int = 24, block: bool = True) -> Float[Array, "*B size size 3"]:

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import denoisers
 from diffusion_jax.config import build
-from diffusion_jax.control import Environment, Policy, Rollout, decision_cost, rollout
+from diffusion_jax.control import Environment, Policy, Rollout, rollout
 from diffusion_jax.experiment import prepare
 from diffusion_jax.recipes.frame import trained
 from diffusion_jax.typing import Denoiser, Params
@@ -72,12 +72,11 @@ def decisions(
     for name, (policy, params) in policies.items():
         acts[name] = jax.jit(policy.act)
         _, carries[name] = acts[name](params, jax.jit(policy.init)(params, observation, key), observation, key)
+    before = {name: policy.cost(carries[name]).evaluations for name, (policy, _) in policies.items()}
     for _ in range(repeats):
         for name, (_, params) in policies.items():
             begun = time.perf_counter()
             _, carries[name] = jax.block_until_ready(acts[name](params, carries[name], observation, key))
             taken[name].append(time.perf_counter() - begun)
-    return {
-        name: Decision(statistics.median(taken[name]), float(decision_cost(*policies[name], observation).evaluations))
-        for name in policies
-    }
+    spent = {name: policy.cost(carries[name]).evaluations - before[name] for name, (policy, _) in policies.items()}
+    return {name: Decision(statistics.median(taken[name]), float(spent[name]) / repeats) for name in policies}
