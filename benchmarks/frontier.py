@@ -34,12 +34,13 @@ from diffusion_jax.acceleration import (
     tabulated,
     taylor,
 )
+from diffusion_jax.baselines import NULL, digit_transformer
 from diffusion_jax.config import build, load
 from diffusion_jax.denoisers import by_share, denoiser, guided, switched
 from diffusion_jax.experiment import prepare
 from diffusion_jax.recipes.frame import trained
 from diffusion_jax.recipes.parts import dynamic_widths
-from diffusion_jax.recipes.parts.digits import NULL, digit_transformer, judged
+from diffusion_jax.recipes.parts.digits import judged
 from diffusion_jax.recipes.parts.early_exits import trained_exits
 from diffusion_jax.recipes.parts.stitched_digits import digit_models
 from diffusion_jax.sampling import sample

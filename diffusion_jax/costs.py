@@ -12,6 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import jaxprs_in_params
 from jax.interpreters import partial_eval
+from jax.typing import ArrayLike
+
+from diffusion_jax.typing import Condition, Denoiser, Network, Params
 
 
 def count_flops(function: Callable[..., Any], *arguments: Any) -> float:
@@ -29,6 +32,23 @@ def count_flops(function: Callable[..., Any], *arguments: Any) -> float:
 def count_bytes(tree: Any) -> int:
     """Bytes that a pytree of arrays (or of their shapes) holds: parameters, caches, carries."""
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def evaluation_flops(network: Network, params: Params, x: ArrayLike | Any, cond: Condition = None) -> float:
+    """Operations of one evaluation of `network` for `x [B, ...]`: what models are compared by, e.g. as `compute=`.
+
+    All arguments may be shapes. t is one time a sample.
+    """
+    t = jax.ShapeDtypeStruct(jax.tree.leaves(x)[0].shape[:1], jnp.float32)
+    return count_flops(lambda *inputs: network.apply(*inputs)[0], params, x, t, cond)
+
+
+def carry_bytes(denoiser: Denoiser, params: Params, x: ArrayLike | Any, cond: Condition = None) -> int:
+    """Bytes that `denoiser` carries from step to step in a run of `x [B, ...]`: its caches, tables and histories.
+
+    All arguments may be shapes; nothing is computed. What surrounds a cache doubles it where it doubles the batch.
+    """
+    return count_bytes(jax.eval_shape(denoiser.init, params, x, cond))
 
 
 def _flops(jaxpr) -> float:

@@ -84,6 +84,7 @@ class Experiment(NamedTuple):
     shape: the shape of one example's x0 (a dict of shapes for joint data).
     conditions: what the network itself reads of `cond`; none where that is not known.
     objective: the training loss; `validation` is the same without dropout of the condition.
+    begin: `key -> params` to train from; None where those are fresh ones of the network.
     """
 
     config: ConfigDict
@@ -97,9 +98,12 @@ class Experiment(NamedTuple):
     mesh: Any
     shape: Any
     conditions: tuple[ConditionStream, ...]
+    begin: Callable[[Any], Any] | None = None
 
     def init_params(self, key) -> Any:
-        """Fresh parameters of the network."""
+        """The parameters that training begins with."""
+        if self.begin is not None:
+            return self.begin(key)
         # Known now, even while a run's first state is being traced: worlds draw their examples with JAX.
         with jax.ensure_compile_time_eval():
             example = self.example()
@@ -116,27 +120,39 @@ class Experiment(NamedTuple):
         return {**batch, "index": np.arange(batch_size, dtype=np.int32)}
 
 
-def prepare(config: ConfigDict) -> Experiment:
-    """Makes everything that training and sampling share. Raises InvalidInput for an incomplete config."""
+def prepare(
+    config: ConfigDict,
+    *,
+    source: Any = None,
+    held_out: Any = None,
+    network: Any = None,
+    objective: Objective | None = None,
+    begin: Callable[[Any], Any] | None = None,
+) -> Experiment:
+    """Makes everything that training and sampling share. Raises InvalidInput for an incomplete config.
+
+    source, held_out, network, objective: stand in place of what the config describes, e.g. data in a latent space or a
+    network that was made of another one; the rest is made for them. begin: see `Experiment`.
+    """
     for name in ENTRIES:
         if name not in config:
             raise InvalidInput(f"The config has no entry {name!r}; it needs {', '.join(ENTRIES)}.")
     mesh = build(config.mesh)
-    source = build(config.data)
-    held_out = build(config.held_out)
-    network = build(config.model)
+    source = build(config.data) if source is None else source
+    held_out = build(config.held_out) if held_out is None else held_out
+    network = build(config.model) if network is None else network
     process = build(config.process)
     parts = {"network": network, "autoencoder": network, "process": process}
-    objective = build(config.objective, **parts)
-    plain = {name: value for name, value in {"cond_dropout": 0.0, "train": False}.items() if name in config.objective}
-    validation = build(ConfigDict({**config.objective.to_dict(), **plain}), **parts)
+    quiet = {name: value for name, value in {"cond_dropout": 0.0, "train": False}.items() if name in config.objective}
+    validation = objective or build(ConfigDict({**config.objective.to_dict(), **quiet}), **parts)
+    objective = objective or build(config.objective, **parts)
     optimizer = build(config.optimizer)
     shape = jax.tree.map(np.shape, source[0]["x0"])
     conditions = getattr(getattr(network, "module", None), "conditions", ())
     for examples in (source, held_out):
         check_values(conditions, getattr(examples, "cond", None))
     return Experiment(
-        config, source, held_out, network, process, objective, validation, optimizer, mesh, shape, conditions
+        config, source, held_out, network, process, objective, validation, optimizer, mesh, shape, conditions, begin
     )
 
 

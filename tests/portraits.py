@@ -1,4 +1,4 @@
-"""A small causal network with audio and a sink, and blocks for it: what tests of pipelines and rollouts run."""
+"""A small causal network with audio and a sink, and blocks for it: what tests of pipelines and streams run."""
 
 import functools
 
@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax import models, processes, solvers
-from diffusion_jax.pipelined import at_each_level, kv_cached, noise_blocks
+from diffusion_jax.pipelined import at_each_level, noise_blocks
+from diffusion_jax.streaming import kv_cached
 from diffusion_jax.timesteps import linspace
 from tests.models.shared import drawn_params
 

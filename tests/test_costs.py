@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax import models
-from diffusion_jax.costs import count_bytes, count_flops
+from diffusion_jax import acceleration, denoisers, models, processes
+from diffusion_jax.costs import carry_bytes, count_bytes, count_flops, evaluation_flops
 
 WIDTH, HEADS, TOKENS, BATCH = 16, 2, 4, 3
 
@@ -76,3 +76,14 @@ def test_bytes_of_arrays_and_of_their_shapes():
     tree = {"a": jnp.zeros((2, 3), jnp.bfloat16), "b": [jax.ShapeDtypeStruct((5,), jnp.float32)], "c": None}
     assert count_bytes(tree) == 2 * 3 * 2 + 5 * 4
     assert count_bytes(()) == 0
+
+
+def test_an_evaluation_costs_what_it_computes_and_a_carry_what_it_keeps():
+    network, (params, x, t, cond) = transformer(3)
+    whole = count_flops(lambda *inputs: network.apply(*inputs)[0], params, x, t, cond)
+    assert evaluation_flops(network, params, jax.ShapeDtypeStruct(x.shape, x.dtype), cond) == whole > 0
+    process = processes.vp_linear()
+    reused = acceleration.cached_features(network, process, acceleration.reuse(), acceleration.every(2))
+    # Two modules in each of three blocks; a knot, a basis of one and three counters.
+    assert carry_bytes(reused, params, x, cond) == 4 * (6 * BATCH * TOKENS * WIDTH + 5)
+    assert carry_bytes(denoisers.denoiser(network, process), params, x, cond) == 0

@@ -25,6 +25,7 @@ SAME_IDEA = {
     "text to ids: for data without a checkpoint, and as a checkpoint has it": {"Tokenizer"},
     "of one picture, and the transform of examples by it": {"resize"},
     "B, of data and of a batch of data": {"batch_size"},
+    "one of several at each step, by a rule: of denoisers, and of solvers": {"switched"},
     "the uniform distribution, of numbers, of times and of tokens that are noise": {"uniform"},
     "the curve of that shape, of noise levels and of learning rates": {"cosine"},
     "noise and sampler of Karras et al. 2022": {"edm"},

@@ -13,7 +13,6 @@ from diffusion_jax.denoisers import analytic, gaussian_mixture
 from diffusion_jax.distributed import NOTHING, make_mesh, sequential, timestep_pipeline
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.pipelined import (
-    at_each_level,
     blocks_of,
     caching_stage,
     clip_of,
@@ -25,7 +24,7 @@ from diffusion_jax.sampling import sample
 from diffusion_jax.timesteps import linspace
 from tests import shipped
 from tests.models.shared import changed
-from tests.portraits import BLOCKS, DENOISER, FLOW, KEY, LEVELS, cut, portrait
+from tests.portraits import BLOCKS, DENOISER, FLOW, KEY, LEVELS, portrait
 
 PLACES = ("one by one", "batched", "mesh")
 
@@ -163,55 +162,6 @@ def test_later_noise_and_audio_do_not_reach_earlier_blocks():
         assert np.abs(again[3] - there[3]).max() > 1e-4
     # The past does reach later blocks: caches are at work.
     assert np.abs(other[4] - there[4]).max() > 1e-5
-
-
-def test_the_first_block_may_change_the_sink_of_the_others():
-    """An adaptive sink: the first block runs alone, then its first frame is what all levels look at."""
-    params, empty, noise, cond = portrait()
-    pipeline = placed(STAGE, LEVELS, "mesh")
-
-    @jax.jit
-    def fly(carry, index):
-        x, own = jax.tree.map(lambda leaf: jnp.asarray(leaf)[index], (noise, cond))
-        flight = pipeline.init(carry, *jax.tree.map(lambda leaf: leaf[0], (x, own)))
-        flight, out, left = pipeline.advance(params, flight, x, own, index)
-        return out.run.x, flight.carry, left
-
-    def in_flight(carry, entering):
-        """As `run`, with as many ticks for any number of blocks: one program."""
-        index = np.full(pipeline.ticks(BLOCKS - 1), NOTHING, np.int32)
-        index[: len(entering)] = entering
-        x, carry, left = jax.device_get(fly(carry, index))
-        return x[left != NOTHING], carry
-
-    @jax.jit
-    def one(carry, number):
-        block, carry = sequential(STAGE, LEVELS)(params, carry, *cut((noise, cond), number, 1), number)
-        return block.run.x, carry
-
-    def in_sequence(carry, entering):
-        made = []
-        for number in entering:
-            x, carry = jax.device_get(one(carry, number))
-            made.append(x)
-        return np.concatenate(made), carry
-
-    @jax.jit
-    def fresh(x, audio):
-        sink = DENOISER.init(params, x, {"audio": audio, "reference": x[:, 0]}).sink
-        return at_each_level(sink, LEVELS)
-
-    def adapted(run):
-        first, caches = run(empty, range(1))
-        rest, _ = run(caches._replace(sink=fresh(first[0], cond["audio"][0])), range(1, BLOCKS))
-        return np.concatenate([first, rest])
-
-    out = adapted(in_flight)
-    np.testing.assert_allclose(out, adapted(in_sequence), atol=1e-5)
-    plain, _ = in_flight(empty, range(BLOCKS - 1))
-    np.testing.assert_allclose(out[0], plain[0], atol=1e-5)
-    assert np.abs(out[1] - plain[1]).max() > 1e-4
-    assert pipeline.ticks(1) + pipeline.ticks(4) == 5 + 2 * (LEVELS - 1)
 
 
 def test_a_batch_may_be_sharded_beside_the_levels():

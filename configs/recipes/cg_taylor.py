@@ -6,8 +6,8 @@ The mixture's probe and the thresholds on digits were chosen on seeds 100 to 102
 Variants: `smoke`, a few steps; `paper`, the released settings for DiT-XL/2 as entries, which no run here uses.
 """
 
+from diffusion_jax.baselines import digit_transformer, tiny_digit_transformer
 from diffusion_jax.config import ConfigDict, call
-from diffusion_jax.recipes.parts.digits import digit_transformer, tiny_digit_transformer
 
 
 def get_config(variant: str | None = None) -> ConfigDict:

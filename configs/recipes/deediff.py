@@ -9,8 +9,8 @@ so it has less and its exits have more; these rates were not tried before they w
 
 from typing import Any
 
+from diffusion_jax.baselines import NULL, digit_transformer, tiny_digit_transformer
 from diffusion_jax.config import ConfigDict, call
-from diffusion_jax.recipes.parts.digits import NULL, digit_transformer, tiny_digit_transformer
 
 RATES = {"params": 2e-4, "exits": 3e-3}
 """Peak learning rates where all is trained."""

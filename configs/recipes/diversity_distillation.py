@@ -10,8 +10,8 @@ follow trials of other grids on seeds from 100 on; the sliders' strength was not
 
 from typing import Any
 
+from diffusion_jax.baselines import digit_transformer, tiny_digit_transformer
 from diffusion_jax.config import ConfigDict, call
-from diffusion_jax.recipes.parts.digits import digit_transformer, tiny_digit_transformer
 
 NOXATTN = ("q", "k", "v", "out", "feed_forward/up", "feed_forward/down")
 """Where sliders are: all layers but cross-attention and the embeddings."""

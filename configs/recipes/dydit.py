@@ -6,8 +6,8 @@ Variants: `smoke`, a few steps; `paper`, the published settings for DiT-XL/2, wh
 Tuned on seed 100: learning rates, biases of routers, weight and length of the warm-up of the budget.
 """
 
+from diffusion_jax.baselines import digit_transformer
 from diffusion_jax.config import ConfigDict, call
-from diffusion_jax.recipes.parts.digits import digit_transformer
 
 
 def tuning(

@@ -7,16 +7,16 @@ training steps was chosen with a training of seed 100, judged on other held-out 
 which doubles the cost of all arms alike, and no other value was tried.
 """
 
+from diffusion_jax.baselines import try_on_transformer
 from diffusion_jax.config import ConfigDict, call
-from diffusion_jax.recipes.parts import trying_on
 
 
 def get_config(variant: str = "") -> ConfigDict:
     if variant == "paper":
         return paper()
     config = ConfigDict({"seed": 0, "seeds": 3})
-    config.fastfit = trying_on.try_on_experiment("encoding", 550)
-    config.coupled = trying_on.try_on_experiment("coupled", 550)
+    config.fastfit = try_on_transformer(550)
+    config.coupled = try_on_transformer(550, "coupled")
     config.people = 32
     config.solver = call("solvers.ddim")
     config.grid = call("timesteps.linspace", steps=50)
@@ -31,7 +31,7 @@ def get_config(variant: str = "") -> ConfigDict:
 def smoke(config: ConfigDict) -> ConfigDict:
     """FastFit without its twin."""
     config.seeds, config.people, config.columns, config.stride = 1, 4, 2, 4
-    config.fastfit = trying_on.try_on_experiment("encoding", 2, width=32, depth=1, heads=2, remat="none", qk_norm=False)
+    config.fastfit = try_on_transformer(2, width=32, depth=1, heads=2, remat="none", qk_norm=False)
     config.fastfit.ema = {}
     del config.coupled
     config.grid.steps = 3

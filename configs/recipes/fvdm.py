@@ -7,9 +7,9 @@ Variants: `smoke`, a few steps; `paper`, the published settings as entries, whic
 
 from typing import Any
 
+from diffusion_jax import baselines
 from diffusion_jax.config import ConfigDict, call
 from diffusion_jax.recipes import fvdm
-from diffusion_jax.recipes.parts import moving_clips
 
 SHARES = {"synchronous": 0.0, "mixed": 0.2, "independent": 1.0}
 """p of each arm: the share of examples whose frames have times of their own."""
@@ -28,7 +28,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
     # One network, trained once, stands for all.
     size: dict[str, Any] = {"width": 16, "depth": 1, "heads": 2, "scan": False, "clips": 4, "components": 8}
     arm = fvdm.arm(SHARES["mixed"], steps=2, batch_size=4, **size)
-    arm.sampling.grid = moving_clips.sampling_grid(2)
+    arm.sampling.grid = baselines.clip_grid(2)
     config.arms = dict.fromkeys(SHARES, arm)
     return config
 
@@ -40,7 +40,6 @@ def paper() -> ConfigDict:
     variance as well.
     """
     config = fvdm.arm(0.2, 250_000, batch_size=32)
-    del config.latents
     for half in (config.objective.draw.first, config.objective.draw.second):
         half.draw = call("timesteps.uniform")
     config.data = config.held_out = call("data.moving_shapes", size=32, frames=16, classes=())

@@ -78,8 +78,8 @@ def get_config(variant: str = "full") -> ConfigDict:
     levels = call("timesteps.linspace", steps=2 if smoke else LEVELS)
     config.grid = call("timesteps.shift", grid=levels, shift=3.0)
     config.teacher_grid = call("timesteps.linspace", steps=8 if smoke else 32)
-    # Frames that the sink is ahead of a block; the time of the baseline's history.
-    config.update({"sink_at": 2.0 * BLOCK, "fixed": 0.5})
+    # Frames that the sink is ahead of a block, in a stream and in training; the time of the baseline's history.
+    config.update({"sink_at": 2.0 * BLOCK, "fixed": 0.5, "sinks": (float(BLOCK), float(FRAMES))})
     # Streams of a seed, their length in training clips, frames of the one that is timed, blocks on several devices, and
     # windows in which streams are measured.
     arms = ("teacher, chunks", "clean cache", "fixed noise", "sink falls back", "picture as sink", "not distilled")

@@ -5,9 +5,9 @@
 Variants: `smoke`, a few steps; `paper`, the published settings as entries, which no run here uses.
 """
 
+from diffusion_jax import baselines
 from diffusion_jax.config import ConfigDict, call
 from diffusion_jax.experiment import defaults
-from diffusion_jax.recipes.parts import moving_clips
 
 CLASSES = ("shape", "colour")
 NULL = {"label": 24}
@@ -24,12 +24,12 @@ def base(steps: int, length: int = 30_000, **model) -> ConfigDict:
     label = (call("models.label", num_classes=NULL["label"]),)
     config.model = call("models.video_dit", **{**fields, "conditions": label, **model})
     config.process = call("processes.rectified_flow", prediction="x0")
-    draw = moving_clips.noisy_times()
+    draw = baselines.frame_times()
     config.objective = call("objectives.denoising", draw=draw, t_shape="batch", cond_dropout=0.1, null=NULL)
     rate = call("training.optimizers.cosine", peak=0.015, total_steps=steps, warmup_steps=min(50, steps // 2))
     config.optimizer = call("training.optimizers.muon", learning_rate=rate, weight_decay=0.01)
     config.ema = {"average": call("training.ema.power", sigma_rel=0.1)}
-    config.sampling.update(solver=call("solvers.flow_euler"), grid=moving_clips.sampling_grid())
+    config.sampling.update(solver=call("solvers.flow_euler"), grid=baselines.clip_grid())
     return config
 
 
@@ -99,7 +99,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.own_samples = 64 if smoke else 1920
     config.clips = 8 if smoke else 96
     config.guidance, config.null = 1.5, NULL
-    config.grid, config.solver = moving_clips.sampling_grid(2 if smoke else 10), call("solvers.flow_euler")
+    config.grid, config.solver = baselines.clip_grid(2 if smoke else 10), call("solvers.flow_euler")
     config.scale, config.scales = 1.0, (1.0, 2.0) if smoke else (0.5, 1.0, 1.5, 2.0)
     if smoke:
         # One adaptation, of a base as it begins.

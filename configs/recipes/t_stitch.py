@@ -8,8 +8,8 @@ Tolerances are the standard deviation over seeds of what the large model alone s
 seeds 100 to 102 and is `noise`; for the digits each run finds it anew on `noise_seeds`.
 """
 
+from diffusion_jax.baselines import digit_transformer
 from diffusion_jax.config import ConfigDict, call
-from diffusion_jax.recipes.parts.digits import digit_transformer
 
 
 def get_config(variant: str | None = None) -> ConfigDict:

@@ -7,8 +7,8 @@ Variants: `smoke`, a few steps; `paper`, DiT-XL/2 on ImageNet as published, whic
 
 from typing import Any
 
+from diffusion_jax.baselines import digit_transformer, tiny_digit_transformer
 from diffusion_jax.config import ConfigDict, call
-from diffusion_jax.recipes.parts.digits import digit_transformer, tiny_digit_transformer
 
 
 def get_config(variant: str | None = None) -> ConfigDict:

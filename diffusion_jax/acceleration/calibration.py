@@ -253,9 +253,33 @@ def ertacache(
             raise invalid("shape of the run", list(x.shape[1:]), f"the calibration is valid for {kept['shape']} only")
         return reused.init(params, x, cond)
 
-    in_t = kept["prediction"] == "velocity"
-    moved = adjusted_grid(grid, calibration.fraction, None if in_t else inner.process)
-    return reused._replace(init=init), moved
+    return reused._replace(init=init), calibrated_grid(grid, calibration, inner.process)
+
+
+def calibrated_grid(grid: Any, calibration: Calibration, process: Any) -> Any:
+    """Equation (3) for `calibration`: `grid` with the times that it adjusts, in the time that its output integrates."""
+    in_t = calibration.valid_for["prediction"] == "velocity"
+    return adjusted_grid(grid, calibration.fraction, None if in_t else process)
+
+
+def threshold_at_count(runs: Trajectories, count: int, *, residual: bool = True) -> float:
+    """The smallest of 200 thresholds in 0.001 .. 2 at which recorded runs ask for at most `count` steps.
+
+    The largest of them where none asks for so few. residual: as for `calibrate`.
+    Raises InvalidInput for a count below 2: the first and the last step are always computed.
+    """
+    if count < 2:
+        raise invalid("count", count, "the first and the last step are always computed, so it must be at least 2")
+    kept = runs.output - runs.x if residual else runs.output
+    thresholds = np.geomspace(1e-3, 2.0, 200)
+    counts = jax.lax.map(lambda at: offline_schedule(kept, at).sum(), jnp.asarray(thresholds))
+    return float(thresholds[int(np.argmax(np.append(np.asarray(counts)[:-1] <= count, True)))])
+
+
+def reuse_overlap(first: Calibration, second: Calibration) -> float:
+    """The Jaccard index of the steps that two calibrations reuse, `|A & B| / |A | B|`; 1 where neither reuses any."""
+    a, b = (~np.asarray(one.computed) for one in (first, second))
+    return float((a & b).sum() / (a | b).sum()) if (a | b).any() else 1.0
 
 
 def save_calibration(path: Path | str, calibration: Calibration) -> None:

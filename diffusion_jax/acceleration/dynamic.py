@@ -60,6 +60,23 @@ def tables_by_time(inner: Denoiser, times: Any) -> Denoiser:
     return inner._replace(init=init, apply=apply)
 
 
+def by_nearest_time(opened: Network, times: Any) -> Network:
+    """The gated network with, for each sample, the gates of that time of a table which is nearest to its own.
+
+    opened: of `adapters.routed`. times: `[S]`, the network's times (`process.network_time`) of the table. Parameters
+    are `{"params": params, "table": gates}`, gates as `tabulated` gives them: for losses, whose samples have times of
+    their own, and for tables that no router made.
+    """
+    times = jnp.asarray(times, jnp.float32)
+
+    def around(inner, params, x, t, cond, train, key):
+        index = jnp.argmin(jnp.abs(times - t[:, None]), axis=1)
+        gates = jax.tree.map(lambda leaf: jnp.moveaxis(leaf[index, :, 0], 0, 1), params["table"])
+        return inner({"params": params["params"], "gates": gates}, x, t, cond, train, key)
+
+    return models.wrapped(opened, around)
+
+
 class StaticWidths(NamedTuple):
     """A run with cut weights.
 
@@ -88,7 +105,7 @@ def static_widths(network: Network, process: Any, times: Any, gates: Any, costs:
     unions = [_any(on, first, last) for first, last in ranges]
     bucket = np.concatenate([np.full(last - first, i, np.int32) for i, (first, last) in enumerate(ranges)])
     ratio = np.array([executed_share(unions[i], costs) for i in bucket], np.float32)
-    needed = np.array([executed_share(_any(on, i, i + 1), costs) for i in range(len(bucket))], np.float32)
+    needed = executed_share(on, costs).astype(np.float32)
     cut = models.sliced(network, unions)
     tables = {"gates": gates, "bucket": jnp.asarray(bucket), "compute": jnp.asarray(ratio)}
 
@@ -104,10 +121,13 @@ def _any(on, first, last):
     return jax.tree.map(lambda leaf: leaf[first:last].any(axis=0), on)
 
 
-def executed_share(on: Any, costs: Costs) -> float:
-    """The executed share of the routed modules for masks `[L, K]` a leaf: `sum F mean(mask) / sum F`."""
-    masks = by_path(on)
-    return float(sum((flops * masks[path].mean(axis=-1)).sum() for path, flops in costs.executed.items()) / costs.whole)
+def executed_share(on: Any, costs: Costs) -> np.ndarray:
+    """The executed share of the routed modules, `sum F mean(mask) / sum F`, for masks `[L, K]` a leaf: `[]`; for those
+    of S steps, `[S, L, K]`, or for the tables `[S, L, 1, K]` of `tabulated`, it is `[S]`."""
+    masks = {path: np.asarray(leaf) for path, leaf in by_path(on).items()}
+    masks = {path: leaf[:, :, 0] if leaf.ndim == 4 else leaf for path, leaf in masks.items()}
+    executed = [(flops * masks[path].mean(axis=-1)).sum(axis=-1) for path, flops in costs.executed.items()]
+    return np.asarray(np.sum(executed, axis=0) / costs.whole)
 
 
 def partition(on: Any, costs: Costs, buckets: int) -> Sequence[tuple[int, int]]:

@@ -2,7 +2,16 @@
 
 How deep a sample goes is a function of t and of the sample (`exit_by_uncertainty`: Tang et al. 2023, DeeDiff). Its
 average over samples, recorded once, is a table by step (`depth_table`) which needs no estimates and has no deepest
-sample to wait for (`at_depth`). A batch takes the time of its deepest sample: that is what the cost counts.
+sample to wait for (`at_depth`). A batch takes the time of its deepest sample: that is what the cost counts. The
+threshold for a budget of blocks is found on a recorded run of the whole network:
+
+    read = lambda prediction, x, step: prediction.extras["uncertainty"]
+    seen = denoisers.recorded(whole_depth(exits, process), steps, read, axes=1)
+    uncertainty = sampling.sample(key, seen, params, solver, grid, shape=shape).run.carry.values        # [S, L, B]
+    early = exit_by_uncertainty(exits, process, threshold_for_depth(uncertainty, 5.0))
+
+Where t is large a small error of epsilon is a large one of x0: put `denoisers.clipped` or `thresholded` around the
+denoiser where data have bounds.
 """
 
 from typing import Any
@@ -10,7 +19,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from diffusion_jax.clock import network_inputs, to_prediction
 from diffusion_jax.denoisers.scales import Scale, check_scale, value_at
@@ -57,6 +66,18 @@ def at_depth(exits: EarlyExit, process: Any, depths: Any) -> Denoiser:
     return _denoiser(exits, process, answer)
 
 
+def whole_depth(exits: EarlyExit, process: Any) -> Denoiser:
+    """No sample leaves; `extras["uncertainty"] [L, B]` are the mean estimates behind all blocks, which
+    `threshold_for_depth` reads."""
+
+    def answer(params, x, t, cond, step):
+        said, extras = exits.network.apply(params, x, t, cond)
+        mean = said.uncertainty.reshape(*said.uncertainty.shape[:2], -1).mean(axis=2)
+        return said.output[-1], {**extras, "uncertainty": mean, "blocks": jnp.int32(exits.depth)}
+
+    return _denoiser(exits, process, answer)
+
+
 def _denoiser(exits, process, answer):
     def init(params, x, cond):
         return ()
@@ -68,6 +89,31 @@ def _denoiser(exits, process, answer):
         return to_prediction(process, output, x, step.t, extras, cost), carry
 
     return Denoiser(init, apply, process)
+
+
+def exit_depths(uncertainty: Float[Array | np.ndarray, "S L B"], threshold: float) -> Int[np.ndarray, "S B"]:
+    """Behind how many blocks samples would leave: the first whose estimate is at most `threshold`, L where none is."""
+    sure = np.asarray(uncertainty) <= threshold
+    return np.where(sure.any(axis=1), sure.argmax(axis=1) + 1, sure.shape[1])
+
+
+def threshold_for_depth(uncertainty: Float[Array | np.ndarray, "S L B"], depth: float) -> float:
+    """The smallest threshold at which samples run at most `depth` blocks on average, by estimates of whole runs.
+
+    Runs that leave early see other x than those whose estimates these are, so the depth that comes of it is near the
+    wanted one, not equal to it. Raises InvalidInput for a depth outside of 1 .. L.
+    """
+    uncertainty = np.asarray(uncertainty)
+    if not 1 <= depth <= uncertainty.shape[1]:
+        raise invalid("depth", depth, f"blocks on average, from 1 to {uncertainty.shape[1]}, were expected")
+    # The mean changes where the threshold passes an estimate, and nowhere else.
+    values = np.concatenate([[0.0], np.unique(uncertainty)])
+    first, last = 0, len(values) - 1
+    while first < last:
+        middle = (first + last) // 2
+        deep = exit_depths(uncertainty, values[middle]).mean() > depth
+        first, last = (middle + 1, last) if deep else (first, middle)
+    return float(values[first])
 
 
 def depth_table(depths: Int[Array, "S B"]) -> Int[Array, " S"]:

@@ -9,9 +9,12 @@ policy says, an empty cache is filled first.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Int
 
+from diffusion_jax.clock import clock, num_steps
 from diffusion_jax.denoisers.conditions import sample_time
 from diffusion_jax.errors import invalid, unknown
 from diffusion_jax.typing import Step
@@ -62,6 +65,18 @@ def on_schedule(schedule: Bool[Array, " S"] | Any) -> Refresh:
     return lambda step, history: jnp.take(table, step.index, mode="clip")
 
 
+def spread_schedule(steps: int, count: int) -> np.ndarray:
+    """A schedule `[steps]` for `on_schedule` of `count` computed steps at equal distances, first and last among them.
+
+    Raises InvalidInput for a count that is not in 2 .. steps.
+    """
+    if not 2 <= count <= steps:
+        raise invalid("count", count, f"it must be in 2 .. {steps}, the steps of the run")
+    schedule = np.zeros(steps, bool)
+    schedule[np.round(np.linspace(0, steps - 1, count)).astype(int)] = True
+    return schedule
+
+
 def first_and_last(warmup: int | Int[Array, ""] = 1, last: bool = True) -> Refresh:
     """The first `warmup` calls and, with `last`, the last step of the run."""
 
@@ -80,6 +95,20 @@ def either(*policies: Refresh) -> Refresh:
 def due(refresh: Refresh, step: Step, history: RefreshHistory) -> Bool[Array, ""]:
     """Whether to compute now: as `refresh` says, and always where the cache is empty."""
     return jnp.asarray(refresh(step, history)) | (history.computed == 0)
+
+
+def refresh_table(refresh: Refresh, grid: Any) -> Bool[Array, " S"]:
+    """The steps of `grid` at which a cache is filled that is asked once a step: what a policy comes to, before a run.
+
+    Its sum is what the run will ask: how many steps the plain solver may have at the same evaluations.
+    """
+    ticks = clock(jax.tree.map(jnp.asarray, grid))
+
+    def body(history, index):
+        now = due(refresh, ticks.step(index), history)
+        return after(history, now), now
+
+    return jax.lax.scan(body, no_history(), jnp.arange(num_steps(grid), dtype=jnp.int32))[1]
 
 
 COORDINATES = ("index", "t", "log_snr")

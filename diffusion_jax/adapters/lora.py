@@ -25,12 +25,14 @@ class Lora(NamedTuple):
 
     init: (key, params, x, t, cond) -> lora           a tree of factors; the network is unchanged by it
     network: a `Network` whose parameters are `{"params": params, "lora": lora}`
-    merge: (params, lora) -> params                   the adapted weights themselves, for the plain network
+    merge: (params, lora, strength=1.0) -> params     the adapted weights themselves, for the plain network, with the
+        factors at a strength that may be traced: 0 is the network, below 0 is the other way. `params` may be those of
+        any network with the same modules, such as a student distilled from the one beside which they were trained.
     """
 
     init: Callable[..., Any]
     network: Network
-    merge: Callable[[Any, Any], Any]
+    merge: Callable[..., Any]
 
 
 def lora(
@@ -50,6 +52,7 @@ def lora(
         factors = adapted.init(key, params, x, t, cond)
         jax.grad(lambda factors: loss(adapted.network.apply({"params": params, "lora": factors}, x, t, cond)))
 
+    A slider (Gandikota et al. 2023) is trained by `objectives.slider` and added at any strength by `merge`.
     Factors of other ranks are swapped without compiling anew once `combined_adapters` has brought them to one rank.
     Raises InvalidInput for a rank or alpha that is not positive, and where `select` finds anything but Dense layers
     and convolutions.
@@ -90,8 +93,9 @@ def lora(
     def init(key, params, x, t, cond=None):
         return opened.init(key, params, x, t, cond)[collection]
 
-    def merge(params, factors):
-        return with_module_params(network, params, merged(module_params(network, params), factors, scale))
+    def merge(params, factors, strength=1.0):
+        inner = module_params(network, params)
+        return with_module_params(network, params, merged(inner, transplanted(factors, inner, strength * scale)))
 
     return Lora(init, opened.network, merge)
 
@@ -109,6 +113,35 @@ def merged(params: Any, factors: Any, scale: int | float = 1.0) -> Any:
         b = b[..., None, None, :, :] if a.ndim == b.ndim + 2 else b
         result["kernel"] = kernel + (scale * (a @ b)).astype(kernel.dtype)
     return result
+
+
+def at_scale(params: Any, factors: Any, scale: Any = 1.0) -> dict[str, Any]:
+    """The parameters of `Lora.network` with the update at `scale` times its trained size; 0 is the base, bit for bit.
+
+    scale: a number, or a traced value: a sweep of scales is one program (Liu et al. 2025 sample at 1.4).
+    """
+    return {"params": params, "lora": _scaled(factors, scale)}
+
+
+def _scaled(factors, scale):
+    return {
+        name: _scaled(entry, scale) if isinstance(entry, Mapping) else scale * entry if name == "b" else entry
+        for name, entry in factors.items()
+    }
+
+
+def relative_change(params: Any, factors: Any, scale: int | float = 1.0) -> dict[str, float]:
+    """`|W' - W| / |W|` of each module that has factors, by its path: where a network was changed, and by how much.
+
+    Norms are those of Frobenius, over all blocks at once where they are stacked over depth. scale: see `merged`.
+    """
+    before, after = by_path(params), by_path(merged(params, factors, scale))
+
+    def change(path):
+        weights = jnp.asarray(before[f"{path}/kernel"])
+        return float(jnp.linalg.norm(after[f"{path}/kernel"] - weights) / jnp.linalg.norm(weights))
+
+    return {path: change(path) for path in adapted_modules(factors)}
 
 
 def adapted_modules(factors: Any) -> tuple[str, ...]:

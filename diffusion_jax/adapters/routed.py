@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.errors import InvalidInput
-from diffusion_jax.models.anatomy import anatomy_of, module_params, required
+from diffusion_jax.models.anatomy import anatomy_of, collects, module_params, required
 from diffusion_jax.models.interception import intercepted, wrapped
 from diffusion_jax.models.layers.embeddings import TimeEmbedding
 from diffusion_jax.models.paths import at_path
-from diffusion_jax.models.routing import GATES, gumbel_sigmoid_st, token_router, width_gates
+from diffusion_jax.models.routing import GATES, ROUTER, gumbel_sigmoid_st, token_router, width_gates
 from diffusion_jax.typing import Network
 
 
@@ -28,12 +28,14 @@ class Timed(NamedTuple):
         the network's time `t`, stacked over depth, `[L, B, K]` a leaf
     opened: the network with the collection as data; it can be intercepted again
     network: `opened` behind `fill`, with parameters `{"params": params, **init(...)}`; `at_time` of several
+    complete: the network without the collection, of the same parameters
     """
 
     init: Callable[..., dict[str, Any]]
     fill: Callable[..., dict[str, Any]]
     opened: Network
     network: Network
+    complete: Network
 
 
 def at_time(opened: Network, *fills: Callable[..., Any]) -> Network:
@@ -112,7 +114,10 @@ def routed(
     clock: the one time a sample, `[B]`, that routers read, of the network's times: `lambda t: t["image"]`.
 
     The entries are "routers" and, with tokens, "token_router". Gates are noisy in training (`train` with a `key`);
-    without, they are deterministic. `extras["ledger"]` is what a call executed; see `routing.executed_ratio`.
+    without, they are deterministic. `extras["ledger"]` is what a call executed; see `routing.executed_ratio`. Train it
+    by any objective of yours to a budget:
+
+        objectives.budgeted(own(routed.network), target=0.5, complete=own(routed.complete))
     """
     edits = width_gates(groups) + ((token_router(capacity, tau, token_bias),) if tokens else ())
     opened = intercepted(network, *edits)
@@ -129,7 +134,12 @@ def routed(
         gates = [_gates(_folded(key, i) if train else None, leaf, tau) for i, leaf in enumerate(leaves)]
         return {**rest, GATES: tree.unflatten(gates)}
 
-    return Timed(init, fill, opened.network, at_time(opened.network, fill))
+    def plain(inner, params, *inputs):
+        own = {name: entry for name, entry in params.items() if name not in ("routers", ROUTER)}
+        return inner(own if collects(network) else own["params"], *inputs)
+
+    complete = wrapped(network, plain, at=() if collects(network) else ("params",))
+    return Timed(init, fill, opened.network, at_time(opened.network, fill), complete)
 
 
 def _folded(key, number):

@@ -9,6 +9,7 @@ from diffusion_jax.data.captioned_digits import named_digits
 from diffusion_jax.data.conditions import Conditions, conditions_of, cycled_labels
 from diffusion_jax.data.demonstrations import Demonstrations, Pictures, tabletop_demonstrations
 from diffusion_jax.data.digits import digits
+from diffusion_jax.data.encoded import PrincipalLatents, encoded, principal_latents, stacked_examples
 from diffusion_jax.data.faces import faces
 from diffusion_jax.data.files import (
     array_record,
@@ -42,6 +43,7 @@ __all__ = [
     "Demonstrations",
     "Mixture",
     "Pictures",
+    "PrincipalLatents",
     "Source",
     "Tokenizer",
     "array_record",
@@ -53,6 +55,7 @@ __all__ = [
     "conditions_of",
     "cycled_labels",
     "digits",
+    "encoded",
     "faces",
     "flip",
     "gaussian_blobs",
@@ -66,6 +69,7 @@ __all__ = [
     "photograph",
     "pipeline",
     "portrait",
+    "principal_latents",
     "prose",
     "prose_documents",
     "push_t",
@@ -74,6 +78,7 @@ __all__ = [
     "resize",
     "scenes",
     "shapes",
+    "stacked_examples",
     "tabletop",
     "tabletop_demonstrations",
     "talking_faces",

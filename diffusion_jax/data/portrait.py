@@ -383,14 +383,14 @@ def _flat(values, size):
     return (outwards[0] <= 0) | ((outwards[1] >= 1) & ~mouth & ~eyes)
 
 
-def verify(clips: Numbers, opening: Float[np.ndarray, "N F"], reference: Numbers) -> dict[str, float]:
-    """Means over clips and frames: sync, colour and shape (`identity_error`), flicker, residual."""
+def portrait_measures(clips: Numbers, opening: Float[np.ndarray, "N F"], reference: Numbers) -> dict[str, np.ndarray]:
+    """Of each clip, means over its frames `[N]`: sync, colour and shape (`identity_error`), flicker, residual."""
     reading = read(clips)
-    errors = identity_error(reading, reference)
-    return {
-        "sync": float(np.nanmean(sync(reading, opening))),
-        "colour": float(errors["colour"].mean()),
-        "shape": float(errors["shape"].mean()),
-        "flicker": float(flicker(clips, reading).mean()),
-        "residual": float(reading.residual.mean()),
-    }
+    errors = {name: error.mean(1) for name, error in identity_error(reading, reference).items()}
+    still = {"flicker": flicker(clips, reading).mean(1), "residual": reading.residual.mean(1)}
+    return {"sync": sync(reading, opening)[:, 0], **errors, **still}
+
+
+def verify(clips: Numbers, opening: Float[np.ndarray, "N F"], reference: Numbers) -> dict[str, float]:
+    """Means over clips of `portrait_measures`; clips whose voice is silent throughout have no sync."""
+    return {name: float(np.nanmean(values)) for name, values in portrait_measures(clips, opening, reference).items()}

@@ -13,7 +13,8 @@ of four, and do not bend with the body.
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -152,6 +153,19 @@ def worn_slots(outfits: Outfits) -> tuple[Int[np.ndarray, "N 3"], Bool[np.ndarra
     order = np.argsort(~outfits.worn, axis=1, kind="stable")[:, :CAPACITY].astype(np.int32)
     present = np.take_along_axis(outfits.worn, order, axis=1)
     return np.where(present, order, 0).astype(np.int32), present
+
+
+def exchanged(outfits: Outfits) -> Outfits:
+    """The outfits, each put on the next person: with the same persons, the unpaired task."""
+    return Outfits(*(np.roll(field, 1, axis=0) for field in outfits))
+
+
+def repeated_references(cond: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """The condition with `count` references a person, all present: those given again and again, and kinds in turn."""
+    images, place = np.asarray(cond["references"]), np.arange(count)
+    items = np.broadcast_to(place % len(CATEGORIES), (len(images), count)).astype(np.int32)
+    given = images[:, place % images.shape[1]]
+    return {**cond, "references": given, "items": items, "present": np.ones((len(images), count), bool)}
 
 
 def draw_persons(u: Float[np.ndarray, "N 17"]) -> Persons:

@@ -5,6 +5,7 @@ from diffusion_jax.denoisers.analytic import (
     GaussianMixture,
     Posterior,
     analytic,
+    analytic_stages,
     gaussian_clip,
     gaussian_mixture,
     log_density,
@@ -15,6 +16,7 @@ from diffusion_jax.denoisers.analytic import (
 from diffusion_jax.denoisers.base import denoiser, map_prediction
 from diffusion_jax.denoisers.branches import Branches, Rule, from_two_networks, in_one_batch, steered
 from diffusion_jax.denoisers.clipping import clipped, thresholded
+from diffusion_jax.denoisers.coarse import merged_components
 from diffusion_jax.denoisers.conditions import (
     blended_condition,
     condition_by_step,
@@ -24,6 +26,7 @@ from diffusion_jax.denoisers.conditions import (
     switched_condition,
 )
 from diffusion_jax.denoisers.contrast import contrasted
+from diffusion_jax.denoisers.flow_map import flow_map
 from diffusion_jax.denoisers.gradient import classifier_guided, energy_guided
 from diffusion_jax.denoisers.guidance import autoguided, cfg_plus_plus, guided, linear_rule, projected_guided
 from diffusion_jax.denoisers.joint import combined, jointly_guided, marginal_guided
@@ -39,6 +42,7 @@ __all__ = [
     "Recorded",
     "Rule",
     "analytic",
+    "analytic_stages",
     "autoguided",
     "averaged",
     "blended_condition",
@@ -55,6 +59,7 @@ __all__ = [
     "denoiser",
     "dropped_condition",
     "energy_guided",
+    "flow_map",
     "from_two_networks",
     "gaussian_clip",
     "gaussian_mixture",
@@ -67,6 +72,7 @@ __all__ = [
     "log_density",
     "map_prediction",
     "marginal_guided",
+    "merged_components",
     "null_condition",
     "on_process",
     "posterior",

@@ -27,6 +27,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.models import Staged
 from diffusion_jax.processes import is_gaussian, members
 from diffusion_jax.time_axes import expand
 from diffusion_jax.typing import ONE_EVALUATION, Data, Denoiser, Prediction
@@ -324,3 +325,36 @@ def analytic(process: Any, causal: bool = False) -> Denoiser:
         return Prediction(found.x0, found.eps, extras, ONE_EVALUATION), carry
 
     return Denoiser(init, apply, process)
+
+
+def analytic_stages(process: Any) -> Staged:
+    """`analytic` in stages, as `models.staged` cuts a network, so that methods that leave the body out can be studied.
+
+        head: h_k = log p(k | x_t) + const, with mean zero over the K components        body: eps = E[eps | x_t]
+
+    Nothing is trained and every feature is exact at every t. The constant is left out because it means nothing and
+    would count in relative errors. The tail turns eps into what the process predicts. The parameters are a
+    `GaussianMixture` of one array; its labels are not looked at.
+
+    process: fed t itself (`time="t"`), with any prediction but `edm`, whose input is scaled. Raises InvalidInput else.
+    """
+    if not is_gaussian(process) or process.time != "t" or process.prediction == "edm":
+        raise InvalidInput("analytic_stages needs a Gaussian process with time='t' and another prediction than 'edm'.")
+
+    def components(mixture, x, t):
+        levels = _levels(process, x, t, mixture.covariances is not None)
+        return _components(*levels, mixture.means, mixture.variances, mixture.covariances, x, False)
+
+    def head(mixture, x, t, cond=None):
+        log_density = components(mixture, x, t)[0]
+        logits = mixture.log_weights + log_density.reshape(*log_density.shape[:2], -1).sum(-1)
+        return logits - logits.mean(axis=1, keepdims=True)
+
+    def body(mixture, h, x, t, cond=None):
+        eps = components(mixture, x, t)[2]
+        return (expand(jax.nn.softmax(h, axis=1), eps) * eps).sum(axis=1)
+
+    def tail(mixture, z, x, t, cond=None):
+        return process.output(process.from_eps(z, x, t), t), {}
+
+    return Staged(head, body, tail, None)

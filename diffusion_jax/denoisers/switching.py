@@ -81,7 +81,7 @@ def time_table(which: Any, grid: Any) -> Int[Array, " S"]:
 
     Counting its entries tells how often each denoiser will be asked, and what a run will cost.
     """
-    rule, ticks = _rule(which), clock(jax.tree.map(jnp.asarray, grid))
+    rule, ticks = rule_of(which), clock(jax.tree.map(jnp.asarray, grid))
     steps = jnp.arange(num_steps(grid), dtype=jnp.int32)
     return jax.lax.map(lambda index: jnp.asarray(rule(ticks.step(index)), jnp.int32), steps)
 
@@ -103,7 +103,7 @@ def switched(denoisers: Sequence[Denoiser], which: Any = (0.5,), compute: Sequen
         raise invalid(
             "which", which, f"{len(denoisers) - 1} boundaries between {len(denoisers)} denoisers were expected"
         )
-    rule = _rule(which)
+    rule = rule_of(which)
 
     def init(params, x, cond):
         _check_params(params, denoisers)
@@ -206,7 +206,8 @@ def _schedules(process):
     return {name: getattr(member, "schedule", type(member)) for name, member in members(process).items()}
 
 
-def _rule(which):
+def rule_of(which: Any) -> Callable[[Step], Any]:
+    """What `switched` makes of its `which`: a function of the step."""
     if callable(which):
         return which
     if isinstance(which, (tuple, list)):

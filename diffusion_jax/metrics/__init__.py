@@ -6,22 +6,26 @@ a local file), or directly when they are low-dimensional. The verifier of a gene
 """
 
 from diffusion_jax.metrics.accuracy import ClassAccuracy, class_accuracy
+from diffusion_jax.metrics.agreement import epsilon_gap
 from diffusion_jax.metrics.distances import energy_distance, sliced_wasserstein, wasserstein, wasserstein_1d
 from diffusion_jax.metrics.frechet import Moments, frechet_distance, gaussian_frechet_distance, merge, moments
-from diffusion_jax.metrics.frontier import cheapest_within, pareto_front
+from diffusion_jax.metrics.frontier import cheapest_within, error_at_cost, pareto_front
 from diffusion_jax.metrics.image import psnr, ssim
 from diffusion_jax.metrics.inception import Inception, InceptionV3, inception
 from diffusion_jax.metrics.judges import Judge, Judged, feature_network, judged, trained_judge
 from diffusion_jax.metrics.kernel import KernelDistance, kernel_distance, mmd2
 from diffusion_jax.metrics.leakage import leakage
+from diffusion_jax.metrics.linear_runs import run_covariance
 from diffusion_jax.metrics.manifold import Manifold, manifold
-from diffusion_jax.metrics.sets import SetMetric, image_set, point_set, scene_set, token_set
-from diffusion_jax.metrics.timing import SamplingCost, sampling_cost
+from diffusion_jax.metrics.sets import SetMetric, clip_distances, image_set, point_set, scene_set, token_set
+from diffusion_jax.metrics.timing import SamplingCost, interleaved, sampling_cost, timed
 from diffusion_jax.metrics.trajectories import (
     effective_modes,
     endpoint_error,
+    errors_by_sample,
     pairwise_distance,
     trajectory_similarity,
+    undecided,
 )
 
 __all__ = [
@@ -37,14 +41,19 @@ __all__ = [
     "SetMetric",
     "cheapest_within",
     "class_accuracy",
+    "clip_distances",
     "effective_modes",
     "endpoint_error",
     "energy_distance",
+    "epsilon_gap",
+    "error_at_cost",
+    "errors_by_sample",
     "feature_network",
     "frechet_distance",
     "gaussian_frechet_distance",
     "image_set",
     "inception",
+    "interleaved",
     "judged",
     "kernel_distance",
     "leakage",
@@ -56,13 +65,16 @@ __all__ = [
     "pareto_front",
     "point_set",
     "psnr",
+    "run_covariance",
     "sampling_cost",
     "scene_set",
     "sliced_wasserstein",
     "ssim",
+    "timed",
     "token_set",
     "trained_judge",
     "trajectory_similarity",
+    "undecided",
     "wasserstein",
     "wasserstein_1d",
 ]

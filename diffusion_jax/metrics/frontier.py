@@ -6,7 +6,7 @@ Costs and errors are one number a setting, both better when lower; give the nega
 import numpy as np
 
 from diffusion_jax.errors import invalid
-from diffusion_jax.typing import Numbers
+from diffusion_jax.typing import Number, Numbers
 
 
 def pareto_front(costs: Numbers, errors: Numbers) -> list[int]:
@@ -37,6 +37,21 @@ def cheapest_within(costs: Numbers, errors: Numbers, tolerance: float, reference
         raise invalid("reference", reference, f"an index into {len(costs)} settings was expected")
     good = np.flatnonzero(errors <= errors[reference] + tolerance)
     return int(good[np.lexsort((errors[good], costs[good]))[0]])
+
+
+def error_at_cost(costs: Numbers, errors: Numbers, cost: Number) -> float:
+    """What a method errs at `cost`, between the costs of its settings: the logarithm of the error is interpolated.
+
+    So that methods whose settings fall on other costs are compared at equal cost. Raises InvalidInput as `pareto_front`
+    does, for a cost outside of the settings' (nothing is extrapolated), and for errors that are not positive.
+    """
+    costs, errors = _checked(costs, errors)
+    if not costs.min() <= cost <= costs.max():
+        raise invalid("cost", cost, f"a cost between those of the settings, {costs.min():g} .. {costs.max():g}, fits")
+    if not (errors > 0).all():
+        raise invalid("errors", errors.tolist(), "an error of 0 has no logarithm; leave that setting out")
+    order = np.argsort(costs)
+    return float(np.exp(np.interp(cost, costs[order], np.log(errors[order]))))
 
 
 def _checked(costs, errors):

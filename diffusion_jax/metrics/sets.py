@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_jax.data import scenes
+from diffusion_jax.data import moving, scenes
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.metrics.distances import sliced_wasserstein
 from diffusion_jax.metrics.frechet import frechet_distance
 from diffusion_jax.metrics.judges import Judge, judged
 from diffusion_jax.metrics.kernel import kernel_distance, mmd2
 from diffusion_jax.metrics.manifold import manifold
+from diffusion_jax.typing import Numbers
 
 SetMetric = Callable[[Mapping[str, np.ndarray], Any, Any], dict[str, float]]
 
@@ -92,6 +93,13 @@ def scene_set(max_images: int = 1000) -> SetMetric:
         return mean(images, captions) | {f"{name}_of_real": value for name, value in truth.items()}
 
     return measure
+
+
+def clip_distances(clips: Numbers, real: Numbers) -> dict[str, float]:
+    """Fréchet distances of clips `[N, F, S, S, 3]` to the clips `real` of moving shapes of as many frames: "frames", of
+    single frames, and "motion", of the differences between successive ones (`data.moving.frame_features`)."""
+    views = {"frames": moving.frame_features, "motion": moving.difference_features}
+    return {name: frechet_distance(features(clips), features(real)) for name, features in views.items()}
 
 
 def token_set(order: int = 2) -> SetMetric:

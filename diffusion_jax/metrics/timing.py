@@ -2,12 +2,14 @@
 
 import statistics
 import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 
 from diffusion_jax.errors import invalid
+
+Name = TypeVar("Name")
 
 
 class SamplingCost(NamedTuple):
@@ -27,8 +29,8 @@ def sampling_cost(run: Callable[[], Any], num_samples: int, repeats: int = 3) ->
     """Times `run()`, which draws `num_samples` samples; NFE and compute are read from its result's `cost`, if any."""
     if num_samples < 1 or repeats < 1:
         raise invalid("num_samples, repeats", (num_samples, repeats), "both must be at least 1")
-    first, result = _timed(run)
-    seconds = statistics.median(_timed(run)[0] for _ in range(repeats))
+    first, result = timed(run)
+    seconds = statistics.median(timed(run)[0] for _ in range(repeats))
     cost = getattr(result, "cost", None)
     nan = float("nan")
     return SamplingCost(
@@ -40,7 +42,21 @@ def sampling_cost(run: Callable[[], Any], num_samples: int, repeats: int = 3) ->
     )
 
 
-def _timed(run):
+def timed(run: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds that `run()` takes, until its arrays are computed, and its result."""
     start = time.perf_counter()
     result = jax.block_until_ready(run())
     return time.perf_counter() - start, result
+
+
+def interleaved(runs: Mapping[Name, Callable[[], Any]], repeats: int = 3) -> dict[Name, list[float]]:
+    """Seconds of each of `runs`, taken in turns so that a machine that slows down slows all of them.
+
+    Each is called once before, which compiles it; then `repeats` rounds are timed. Compare round by round.
+    """
+    if repeats < 1:
+        raise invalid("repeats", repeats, "it must be at least 1")
+    for run in runs.values():
+        jax.block_until_ready(run())
+    rounds = [{name: timed(run)[0] for name, run in runs.items()} for _ in range(repeats)]
+    return {name: [seconds[name] for seconds in rounds] for name in runs}

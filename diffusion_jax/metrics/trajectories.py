@@ -26,6 +26,17 @@ def endpoint_error(x: Numbers, reference: Numbers, *, relative: bool = False) ->
     return float(error / size)
 
 
+def errors_by_sample(x: Numbers, reference: Numbers) -> np.ndarray:
+    """The root mean square error of each sample, `[B]`, of two arrays `[B, ...]`.
+
+    Its median is not moved by the few samples that end elsewhere, in another mode, which the error over all consists
+    of; the share above a bound that no sample reaches within its mode counts those. Raises InvalidInput as
+    `endpoint_error` does.
+    """
+    x, reference = _alike("x", x, reference)
+    return np.sqrt(np.mean((x - reference).reshape(len(x), -1) ** 2, axis=1))
+
+
 def trajectory_similarity(trace_a: Numbers, trace_b: Numbers) -> np.ndarray:
     """Cosine similarity `<a, b> / (||a|| ||b||)` of two runs at each saved step, the mean over samples: `[S]`.
 
@@ -40,6 +51,22 @@ def trajectory_similarity(trace_a: Numbers, trace_b: Numbers) -> np.ndarray:
     if np.any(sizes == 0):
         raise invalid("the norm of a sample", 0.0, "a sample that is zero has no direction")
     return ((a * b).sum(axis=-1) / sizes).mean(axis=1)
+
+
+def undecided(predictions: Numbers, x: Numbers) -> np.ndarray:
+    """`||x0_t - x|| / ||x||` by step, the mean over samples: how far what is predicted of x0 is from what it becomes.
+
+    predictions: of x0 along a run, `[S, B, ...]` (`denoisers.recorded`). x: where the run ended, `[B, ...]`. 0 where
+    the sample is decided; 1 where nothing but zero is predicted (Gandikota & Bau 2025).
+    Raises InvalidInput for shapes that do not fit, and for a sample that is zero.
+    """
+    said, x = np.asarray(predictions, np.float64), np.asarray(x, np.float64)
+    if said.shape[1:] != x.shape or not said.size:
+        raise invalid("predictions.shape", said.shape, f"[S, ...] behind which stands the shape of x, {x.shape}")
+    sizes = np.linalg.norm(x.reshape(len(x), -1), axis=-1)
+    if np.any(sizes == 0):
+        raise invalid("the norm of a sample", 0.0, "a distance relative to zero is undefined")
+    return (np.linalg.norm((said - x).reshape(*said.shape[:2], -1), axis=-1) / sizes).mean(axis=1)
 
 
 def effective_modes(modes: Numbers) -> float:

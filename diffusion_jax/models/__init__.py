@@ -17,6 +17,7 @@ from diffusion_jax.models.framewise import framewise
 from diffusion_jax.models.incremental import Incremental, KVCache, incremental
 from diffusion_jax.models.interception import intercepted, wrapped
 from diffusion_jax.models.joint_transformer import JointTransformer, joint_transformer
+from diffusion_jax.models.latent_space import LatentSpace, latent_space, principal_components
 from diffusion_jax.models.layers.conditioning import (
     Attended,
     ConditionStream,
@@ -29,11 +30,19 @@ from diffusion_jax.models.mlp import Mlp, mlp
 from diffusion_jax.models.network import count_params, network, param_shapes
 from diffusion_jax.models.observing import FrameEncoder, observing, watching
 from diffusion_jax.models.paths import by_path, depth_axes, per_layer
-from diffusion_jax.models.references import Referenced, concatenating, null_cache, referenced
+from diffusion_jax.models.references import (
+    Referenced,
+    cache_references,
+    concatenating,
+    null_cache,
+    referenced,
+    with_references,
+)
 from diffusion_jax.models.routing import (
     Costs,
     executed_ratio,
     gumbel_sigmoid_st,
+    largest_gates,
     token_router,
     width_costs,
     width_gates,
@@ -70,6 +79,7 @@ __all__ = [
     "Incremental",
     "JointTransformer",
     "KVCache",
+    "LatentSpace",
     "Layers",
     "Mlp",
     "Place",
@@ -83,6 +93,7 @@ __all__ = [
     "as_network",
     "audio",
     "by_path",
+    "cache_references",
     "cached",
     "caption_decoder",
     "check_values",
@@ -113,6 +124,8 @@ __all__ = [
     "joint_transformer",
     "kl_vae",
     "label",
+    "largest_gates",
+    "latent_space",
     "mlp",
     "network",
     "null_cache",
@@ -122,6 +135,7 @@ __all__ = [
     "per_layer",
     "pixart",
     "pooled",
+    "principal_components",
     "reference",
     "referenced",
     "replaced",
@@ -141,5 +155,6 @@ __all__ = [
     "watching",
     "width_costs",
     "width_gates",
+    "with_references",
     "wrapped",
 ]

@@ -9,9 +9,13 @@ self-attention layer, with that layer's projections,
 (semi-attention), so keys and values of the references depend neither on t nor on x nor on each other: they are a cache
 without loss. It is all interception, on any U-Net or diffusion transformer; what the network is told besides stays.
 `coupled` is the usual way, in which everything sees everything and references know the time; nothing can be kept there.
+
+    forms = referenced(network, items=5)                       # train forms.encoding on cond with `REFERENCES`
+    told = cache_references(forms, params, cond, null=True)    # K passes, once for a whole run of any solver
+    denoiser = guided(denoisers.denoiser(forms.cached, process), 2.5, null=null_cache)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -19,17 +23,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.models.anatomy import anatomy_of, module_params
 from diffusion_jax.models.edits import of_condition
 from diffusion_jax.models.interception import ByAnatomy, Edit, intercepted, located, wrapped
 from diffusion_jax.models.layers.attention import Attend, key_mask
 from diffusion_jax.models.paths import at_path
-from diffusion_jax.typing import Anatomy, Network
+from diffusion_jax.typing import Anatomy, Network, Params
 
 REFERENCES = ("references", "items", "present")
 """What `cond` says of references: float `[B, K, H, W, C]`, like x but for channels that they lack, which are zero;
 int `[B, K]`, the kind of each; bool `[B, K]`, whether it is there at all: what is absent is seen by nobody."""
+
+FORMS = ("cached", "encoding", "joint", "coupled")
+"""The networks of a `Referenced`."""
 
 _KEPT = "reference_kv"
 
@@ -66,10 +73,12 @@ class Referenced(NamedTuple):
     coupled: Network
 
 
-def referenced(network: Network, items: int) -> Referenced:
+def referenced(network: Network, items: int, concat: bool = False) -> Referenced:
     """`network`, a `unet` or `dit` (or one opened for LoRA and the like), with references of so many kinds. Any other
     whose anatomy says how x and the time enter is one too.
 
+    concat: whether all forms read `cond["concat"]` behind x, see `concatenating`: for a network that has no channels of
+        its own for it.
     Conditions other than references are the network's own (they enter the vector of reference tokens as well, where
     they are part of it): in `encode` they are `cond`. Where the network has channels for `cond["concat"]`, those of
     the references are zero. Guidance, for which the references' pixels are zeroed and their kinds kept:
@@ -82,28 +91,28 @@ def referenced(network: Network, items: int) -> Referenced:
         raise InvalidInput(
             "referenced needs a unet or a dit, or a network of images whose anatomy has axes=4, entrance, time, width."
         )
-    first, width, patch, concat = anatomy.entrance, anatomy.width, anatomy.patch, anatomy.concat
+    first, width, patch, channels = anatomy.entrance, anatomy.width, anatomy.patch, anatomy.concat
     if items < 1:
         raise invalid("items", items, "at least one kind of references is needed")
 
     def checked(params, references, items, present):
         """The same with as many channels as the input layer has."""
-        kernel, channels = params["references"]["input"]["kernel"].shape, references.shape[-1]
-        taken = kernel[-2] // patch**2 - concat
-        if references.ndim != 5 or channels > taken:
+        kernel, given = params["references"]["input"]["kernel"].shape, references.shape[-1]
+        taken = kernel[-2] // patch**2 - channels
+        if references.ndim != 5 or given > taken:
             raise invalid("references.shape", references.shape, f"[B, K, H, W, C] with at most {taken} channels fits")
         for name, value in (("items", items), ("present", present)):
             if value.shape != references.shape[:2]:
                 raise invalid(f"{name}.shape", value.shape, f"[B, K], here {references.shape[:2]}, fits")
-        return jnp.pad(references, ((0, 0),) * 4 + ((0, taken - channels),)), items, present
+        return jnp.pad(references, ((0, 0),) * 4 + ((0, taken - given),)), items, present
 
     def encode(params, references, items, present, cond=None):
         references, items, present = checked(params, references, items, present)
         batch, count, *_ = references.shape
-        own = _own(cond, count, 0)
+        own = _own({name: value for name, value in (cond or {}).items() if name != "concat"}, count, 0)
         rows = references.reshape(batch * count, *references.shape[2:])
-        if concat:
-            own["concat"] = jnp.zeros((*rows.shape[:3], concat), rows.dtype)
+        if channels:
+            own["concat"] = jnp.zeros((*rows.shape[:3], channels), rows.dtype)
         told = params["references"]
 
         def enter(site, h):
@@ -147,7 +156,7 @@ def referenced(network: Network, items: int) -> Referenced:
         batch, count, *_ = references.shape
         groups = count + 1
         own = _own(cond, groups, 1)
-        if concat:
+        if channels:
             own["concat"] = _rows(cond["concat"], jnp.zeros((batch, count, *cond["concat"].shape[1:])))
         told = params["references"]
         visible = _visible(present, coupled)
@@ -200,7 +209,28 @@ def referenced(network: Network, items: int) -> Referenced:
 
         return Network(init, apply)
 
-    return Referenced(encode, one_pass(read), one_pass(read_anew), whole(False), whole(True))
+    networks = one_pass(read), one_pass(read_anew), whole(False), whole(True)
+    return Referenced(encode, *(concatenating(one) if concat else one for one in networks))
+
+
+def with_references(network: Network, items: int, form: str = "encoding", concat: bool = False) -> Network:
+    """One of the forms of `referenced`, `FORMS`: what a config trains. Raises InvalidInput for another name."""
+    if form not in FORMS:
+        raise unknown("form", form, FORMS)
+    return getattr(referenced(network, items, concat), form)
+
+
+def cache_references(forms: Referenced, params: Params, cond: Mapping[str, Any], null: bool = False) -> dict[str, Any]:
+    """`cond` with its `REFERENCES` encoded, as `cond["cache"]`: what `forms.cached` is told in all steps of a run.
+
+    null: also `cond["null_cache"]`, the same kinds of references with zeros for pixels, for guidance by `null_cache`.
+    """
+    references, items, present = _given(cond)
+    own = _own(cond)
+    told = {**own, "cache": forms.encode(params, references, items, present, own)}
+    if null:
+        told["null_cache"] = forms.encode(params, jnp.zeros_like(references), items, present, own)
+    return told
 
 
 def null_cache(cond: dict) -> dict:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffusion_jax.errors import invalid
+from diffusion_jax.models.anatomy import module_params
 from diffusion_jax.models.edits import of_condition
 from diffusion_jax.models.interception import ByAnatomy, Edit, Site
 from diffusion_jax.models.layers.attention import Attend
@@ -100,6 +101,31 @@ def executed_ratio(ledger: Any) -> Float[Array, " B"]:
     """
     costs = _costs(ledger)
     return sum(jnp.sum(leaf, axis=0) for leaf in costs.executed.values()) / costs.whole
+
+
+def largest_gates(network: Network, params: Any, gates: Any, kept: int) -> Any:
+    """Pruning by magnitude: gates `[L, 1, K]` that keep, in each module, the `kept` heads or groups with the largest
+    rows of the output matrix, the same at all times. Routed widths have to beat them.
+
+    params: of the network. gates: a tree with the gates' shapes, `routed.fill(params, t)["gates"]`. Fine-tune with
+    `objectives.with_frozen(own(routed.opened), {"gates": gates}, "params")`.
+    Raises InvalidInput for a number of gates that a module does not have.
+    """
+    weights = by_path(module_params(network, params))
+
+    def one(path, leaf):
+        depth, _, count = leaf.shape
+        if not 1 <= kept <= count:
+            raise invalid("kept", kept, f"a number of gates from 1 to {count} was expected")
+        module = jax.tree_util.keystr(path, simple=True, separator="/").rsplit("/", 2)[0]
+        kernel = next(
+            weights[f"{module}/{name}/kernel"] for name in ("out", "down") if f"{module}/{name}/kernel" in weights
+        )
+        norm = jnp.linalg.norm(kernel.reshape(depth, count, -1), axis=-1)
+        rank = jnp.argsort(jnp.argsort(-norm, axis=1), axis=1)
+        return (rank < kept)[:, None].astype(jnp.float32)
+
+    return jax.tree_util.tree_map_with_path(one, gates)
 
 
 class Costs(NamedTuple):

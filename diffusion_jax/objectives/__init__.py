@@ -9,16 +9,24 @@ from diffusion_jax.objectives.budget import Budgeted, budget_at, budgeted
 from diffusion_jax.objectives.contrastive import caption_loss, contrastive
 from diffusion_jax.objectives.denoising import denoising, objective
 from diffusion_jax.objectives.discrete import masked
-from diffusion_jax.objectives.distribution_matching import distribution_matching
+from diffusion_jax.objectives.distribution_matching import distribution_matching, few_step_answers
 from diffusion_jax.objectives.entries import TOKEN_WEIGHTINGS, regression, tokens
 from diffusion_jax.objectives.frozen import Frozen, with_frozen
-from diffusion_jax.objectives.imitation import Imitated, imitation
-from diffusion_jax.objectives.layerwise import exit_losses, layerwise, uncertainty_target
+from diffusion_jax.objectives.imitation import Imitated, imitation, slider
+from diffusion_jax.objectives.layerwise import (
+    ExitErrors,
+    exit_errors,
+    exit_losses,
+    layerwise,
+    uncertainty_target,
+    with_exits,
+)
 from diffusion_jax.objectives.validation import validation_loss
 
 __all__ = [
     "TOKEN_WEIGHTINGS",
     "Budgeted",
+    "ExitErrors",
     "Frozen",
     "Imitated",
     "budget_at",
@@ -27,15 +35,19 @@ __all__ = [
     "contrastive",
     "denoising",
     "distribution_matching",
+    "exit_errors",
     "exit_losses",
+    "few_step_answers",
     "imitation",
     "layerwise",
     "masked",
     "objective",
     "regression",
+    "slider",
     "tokens",
     "uncertainty_target",
     "vae_loss",
     "validation_loss",
+    "with_exits",
     "with_frozen",
 ]

@@ -10,14 +10,14 @@ moves samples from where they are too dense to where data are denser: the gradie
 noise levels. There is no pairing with the teacher's own samples, and the student may have another form than it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from diffusion_jax import timesteps
-from diffusion_jax.clock import single_step
+from diffusion_jax.clock import as_grid, clock, num_steps, single_step
 from diffusion_jax.denoisers import denoiser
 from diffusion_jax.errors import invalid, unknown
 from diffusion_jax.objectives.batches import batch_size, drawn, example_keys
@@ -25,7 +25,7 @@ from diffusion_jax.objectives.denoising import denoising
 from diffusion_jax.objectives.entries import per_example
 from diffusion_jax.randomness import fold, split
 from diffusion_jax.time_axes import expand
-from diffusion_jax.typing import Aux, Denoiser, Network, Objective, Params, TimestepDraw
+from diffusion_jax.typing import Aux, Denoiser, Grid, Network, Objective, Params, TimestepDraw
 
 PARTS = ("fake", "student")
 
@@ -109,6 +109,36 @@ def distribution_matching(
         return matched + followed, Aux(Matching(state.teacher, aux.state, state.count + 1), metrics, aux.per_example)
 
     return Objective(init, loss)
+
+
+def few_step_answers(denoiser: Denoiser, grid: Grid | Sequence[float], first: float = 0.5) -> Callable[..., Any]:
+    """`generate` of `distribution_matching`: what a few-step student answers at one random step of its grid.
+
+    It sees data that are noised to the time of that step, and pure noise in the first one, where runs begin (Yin et al.
+    2024, DMD2, with noised data in the place of the student's own samples). The step is shared by the batch.
+
+    denoiser: the student on its process. grid: `[S + 1]`, from its first time down to 0, S at least 2. first: how often
+        it is the first step, which has the most to learn; the others are equally frequent.
+    Raises InvalidInput for a grid of one step, and for `first` outside of (0, 1).
+    """
+    grid = as_grid(grid)
+    steps = num_steps(grid)
+    if steps < 2:
+        raise invalid("grid", grid, "a grid of at least two steps was expected")
+    if not 0 < first < 1:
+        raise invalid("first", first, "a share between 0 and 1 was expected")
+    shares = jnp.asarray([first] + [(1.0 - first) / (steps - 1)] * (steps - 1))
+
+    def generate(params, batch, key):
+        step_key, noise_key = split(key, 2)
+        index = jax.random.choice(step_key, steps, p=shares)
+        x0, t = batch["x0"], grid[index]
+        x, noise = denoiser.process.corrupt(example_keys(noise_key, batch["index"]), x0, t)
+        x = jnp.where(index == 0, noise, x)
+        step, cond = clock(grid).step(index), batch.get("cond")
+        return denoiser.apply(params, denoiser.init(params, x, cond), x, step, cond)[0].x0
+
+    return generate
 
 
 def _told(batch):

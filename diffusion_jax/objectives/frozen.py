@@ -3,7 +3,7 @@
 So the optimiser, the averages and the gradients are those of the part alone, and a checkpoint still holds everything.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,18 +19,22 @@ class Frozen(NamedTuple):
     inner: Any
 
 
-def with_frozen(objective: Objective, params: Mapping[str, Any], trained: str) -> Objective:
+def with_frozen(objective: Objective, params: Mapping[str, Any], trained: str | Sequence[str]) -> Objective:
     """`objective` on `{**params, trained: learned}`, of which only `learned` is trained.
 
     params: entries that do not learn, such as `{"params": base}`. trained: the name of the entry that does, "lora" for
-    the factors of `adapters.lora`, whose network takes both. Gradients do not flow into `params`.
+    the factors of `adapters.lora`, whose network takes both; of several names, `("lora", "mixers")`, what learns is a
+    dict with these entries. Gradients do not flow into `params`.
     Raises InvalidInput where `trained` is among `params`.
     """
-    if trained in params:
-        raise invalid("trained", trained, f"it must not be among what is frozen: {', '.join(params)}")
+    names = (trained,) if isinstance(trained, str) else tuple(trained)
+    for name in names:
+        if name in params:
+            raise invalid("trained", name, f"it must not be among what is frozen: {', '.join(params)}")
 
     def whole(learned, frozen):
-        return {**jax.lax.stop_gradient(frozen), trained: learned}
+        entries = {trained: learned} if isinstance(trained, str) else {name: learned[name] for name in names}
+        return {**jax.lax.stop_gradient(frozen), **entries}
 
     def init(key, learned, batch):
         return Frozen(dict(params), objective.init(key, whole(learned, params), batch))

@@ -26,6 +26,7 @@ from diffusion_jax.clock import network_inputs, single_step
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.objectives.batches import drawn, example_keys, updated
 from diffusion_jax.objectives.entries import per_example
+from diffusion_jax.objectives.frozen import with_frozen
 from diffusion_jax.randomness import split
 from diffusion_jax.time_axes import each, expand, fill
 from diffusion_jax.typing import Aux, Denoiser, Network, Objective, Params, Process, TimestepDraw
@@ -74,12 +75,27 @@ def imitation(
         fixed = jax.lax.stop_gradient(state.params)
         said, _ = teacher.apply(fixed, teacher.init(fixed, x_t, cond), x_t, single_step(t), cond)
         target = jax.lax.stop_gradient(process.target(said.x0, said.eps, t))
-        output, _ = network.apply(params, *network_inputs(process, x_t, t), cond, train=True, key=network_key)
+        output, extras = network.apply(params, *network_inputs(process, x_t, t), cond, train=True, key=network_key)
         square = each(lambda output, target: jnp.square(output - target), output, target)
         scale = batch["t_weight"] if weight is None else batch["t_weight"] * weight(process, t)
         plain = sum(per_example(leaf) for leaf in jax.tree.leaves(square))
         losses = sum((per_example(expand(scale, leaf) * leaf) for leaf in jax.tree.leaves(square)), jnp.zeros(()))
         draws = updated(draw, state.draw, batch["t"], losses)
-        return losses, Aux(Imitated(state.params, draws), {"mse": jnp.mean(plain)}, {"loss": losses, "t": batch["t"]})
+        recorded = {"loss": losses, "t": batch["t"]}
+        return losses, Aux(Imitated(state.params, draws), {"mse": jnp.mean(plain)}, recorded, extras)
 
     return Objective(init, loss, prepare)
+
+
+def slider(
+    adapted: Network, process: Process, steered: Denoiser, params: Params, draw: TimestepDraw | None = None
+) -> Objective:
+    """Equation (2): a concept slider, an `Objective` of low-rank factors alone.
+
+    adapted: a network with factors beside it, parameters `{"params", "lora"}`: `adapters.lora(network).network`.
+    steered: the frozen network at `params`, moved along an attribute: `denoisers.contrasted` between two conditions, or
+        `denoisers.energy_guided` where the attribute is measured on the predicted x0. draw: as in `imitation`.
+
+    What is learned is added at any strength, to this network or to one distilled from it, by `Lora.merge`.
+    """
+    return with_frozen(imitation(adapted, process, steered, params, draw), {"params": params}, "lora")

@@ -1,84 +1,77 @@
-"""`python -m diffusion_jax.recipes`: lists, runs and tabulates the recipes."""
+"""`python -m diffusion_jax.recipes SYSTEM[:paper|:smoke]`: runs the study of a published system."""
 
 import argparse
 import importlib
 import importlib.util
-import os
 import shutil
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
-
 from diffusion_jax.command import cache_compilations, run_command
-from diffusion_jax.config import load
+from diffusion_jax.config import apply_overrides, load
 from diffusion_jax.errors import InvalidInput, unknown
-from diffusion_jax.recipes.report import Report, page, read_all, summary
+from diffusion_jax.recipes.page import verdict_table, write_pages
+from diffusion_jax.recipes.published import published_size
+from diffusion_jax.recipes.report import Report, check_publishable, reported
 from diffusion_jax.recipes.systems import BY_SLUG, SYSTEMS
 
-REPORTS, IMAGES = Path("docs/reports"), Path("docs/images")
+DOCS = Path("docs")
+VARIANTS = ("", "smoke", "paper")
 
 
 def built(slug: str) -> bool:
-    """Whether the recipe of this system exists."""
+    """Whether the study of this system exists."""
     return importlib.util.find_spec(f"diffusion_jax.recipes.{slug}") is not None
 
 
-def run(slug: str, workdir: Path, seed: int = 0, smoke: bool = False) -> Report:
-    """Runs a recipe with its config and writes its `report.json` into `workdir`."""
-    recipe = importlib.import_module(f"diffusion_jax.recipes.{slug}")
-    config = load(f"configs/recipes/{slug}.py{':smoke' if smoke else ''}")
-    config.seed = seed
-    workdir.mkdir(parents=True, exist_ok=True)
-    options = (f" --seed {seed}" if seed else "") + (" --smoke" if smoke else "")
-    begun = time.monotonic()
-    results = recipe.run(config, workdir)
-    report = Report(
-        system=slug,
-        seconds=round(time.monotonic() - begun, 1),
-        device=on_what(),
-        claims=tuple(results.claims),
-        command=f"python -m diffusion_jax.recipes {slug}{options}",
-        pictures=tuple(Path(path).name for path in results.pictures),
-        notes=results.notes,
-    )
-    report.write(workdir)
-    return report
+def run(slug: str, workdir: Path, overrides: Sequence[str] = (), variant: str = "") -> Report:
+    """Runs a study with its config, `path.to.field=value` changed, and writes its report into `workdir`."""
+    study = importlib.import_module(f"diffusion_jax.recipes.{slug}").study
+    path = f"configs/recipes/{slug}.py" + (f":{variant}" if variant else "")
+    config = apply_overrides(load(path), overrides)
+    named = f"{slug}:{variant}" if variant else slug
+    command = " ".join(["python -m diffusion_jax.recipes", named, *(f"--config.{text}" for text in overrides)])
+    return reported(study, slug, config, workdir, command, smoke=variant == "smoke")
 
 
-def on_what() -> str:
-    """What this process computes on, in words."""
-    device = jax.devices()[0]
-    if device.platform != "cpu":
-        return f"{jax.device_count()} x {device.device_kind}"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{cores} CPU core" + "s" * (cores != 1)
-
-
-def publish(report: Report, workdir: Path) -> None:
-    """Copies a report and its pictures to `docs/`, where `make report` finds them."""
-    for folder in (REPORTS, IMAGES):
-        folder.mkdir(parents=True, exist_ok=True)
-    shutil.copy(workdir / "report.json", REPORTS / f"{report.system}.json")
+def publish(report: Report, workdir: Path, docs: Path = DOCS) -> None:
+    """Copies a report and its pictures to `docs`, and writes the pages anew."""
+    check_publishable(report)
+    for folder in ("reports", "images"):
+        (docs / folder).mkdir(parents=True, exist_ok=True)
+    shutil.copy(workdir / "report.json", docs / "reports" / f"{report.system}.json")
     for name in report.pictures:
-        shutil.copy(workdir / name, IMAGES / f"{report.system}_{name}")
+        shutil.copy(workdir / name, docs / "images" / f"{report.system}_{name}")
+    write_pages(docs)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m diffusion_jax.recipes", description=__doc__)
-    parser.add_argument("system", nargs="?", help="the slug of a system; see --list")
+    parser = argparse.ArgumentParser(
+        prog="python -m diffusion_jax.recipes",
+        description=__doc__,
+        epilog="Variants: smoke, a few steps to see that it runs; paper, the published setting, whose parameters, "
+        "operations and memory are counted without making them.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("system", nargs="?", metavar="SYSTEM[:VARIANT]", help="one of --list")
     parser.add_argument("--list", action="store_true", help="print all systems with their state")
-    parser.add_argument("--workdir", type=Path, help="where report.json and the pictures go (default out/<slug>)")
-    parser.add_argument("--seed", type=int, default=0, help="first seed of the run (default 0)")
-    parser.add_argument("--smoke", action="store_true", help="a few steps only, to see that it runs")
-    parser.add_argument("--publish", action="store_true", help=f"copy report and pictures to {REPORTS.parent}")
-    parser.add_argument("--write-table", type=Path, metavar="FILE", help=f"write the table of {REPORTS} to FILE")
-    arguments = parser.parse_args(argv)
+    parser.add_argument("--workdir", type=Path, help="where report.json and the pictures go (default out/SYSTEM)")
+    parser.add_argument("--publish", action="store_true", help=f"copy report and pictures to {DOCS}/, write the pages")
+    parser.add_argument("--write-pages", action="store_true", help=f"write the pages anew from {DOCS}/reports")
+    parser.add_argument(
+        "--config.FIELD",
+        metavar="VALUE",
+        dest="_overrides_help",
+        help="overrides a field: --config.seed_numbers=(7,8)",
+    )
+    argv = list(sys.argv[1:] if argv is None else argv)
+    overrides = [text for text in argv if text.startswith("--config.") and not text.startswith("--config.FIELD")]
+    arguments = parser.parse_args([text for text in argv if text not in overrides])
+    overrides = [text.removeprefix("--config.") for text in overrides]
 
-    if arguments.write_table:
-        arguments.write_table.write_text(page(read_all(REPORTS)), encoding="utf-8")
+    if arguments.write_pages:
+        write_pages(DOCS)
         return
     if arguments.list:
         for system in SYSTEMS:
@@ -86,15 +79,25 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     if arguments.system is None:
         raise InvalidInput("No system was named; `--list` prints all of them.")
-    if arguments.system not in BY_SLUG:
-        raise unknown("system", arguments.system, BY_SLUG)
-    if not built(arguments.system):
-        raise InvalidInput(f"The recipe {arguments.system!r} is not built yet; `--list` shows which are.")
+    slug, _, variant = arguments.system.partition(":")
+    if slug not in BY_SLUG:
+        raise unknown("system", slug, BY_SLUG)
+    if variant not in VARIANTS:
+        raise unknown("the variant", variant, VARIANTS[1:])
+    if not built(slug):
+        raise InvalidInput(f"The study of {slug!r} is not built yet; `--list` shows which are.")
     cache_compilations()
-    report = run(arguments.system, arguments.workdir or Path("out") / arguments.system, arguments.seed, arguments.smoke)
-    print(summary(report))
+    if variant == "paper":
+        print(published_size(apply_overrides(load(f"configs/recipes/{slug}.py:paper"), overrides)))
+        return
+    workdir = arguments.workdir or Path("out") / slug
+    report = run(slug, workdir, overrides, variant)
     if arguments.publish:
-        publish(report, arguments.workdir or Path("out") / arguments.system)
+        publish(report, workdir)
+    print("\n".join(verdict_table(report.verdicts)))
+    print(f"{report.count('holds')} of {len(report.verdicts)} claims hold; {workdir}/report.json has every value.")
+    if report.smoke:
+        print("A smoke run: its figures mean nothing.")
 
 
 if __name__ == "__main__":

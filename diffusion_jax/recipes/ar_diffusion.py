@@ -21,14 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from diffusion_jax import data, denoisers, models, pictures, processes, solvers, timesteps
+from diffusion_jax import data, denoisers, metrics, models, pictures, processes, solvers, timesteps
 from diffusion_jax.config import ConfigDict, build
 from diffusion_jax.experiment import Experiment, prepare
 from diffusion_jax.recipes.frame import seeds, trained_arms
-from diffusion_jax.recipes.parts import moving_clips
-from diffusion_jax.recipes.parts.latents import encoded, principal_space
+from diffusion_jax.recipes.parts.latents import principal_space
 from diffusion_jax.recipes.report import Claim, Results, claim
-from diffusion_jax.sampling import Samples, sample
+from diffusion_jax.sampling import Samples
 from diffusion_jax.streaming import sample_autoregressive, sample_chained, sample_windowed
 from diffusion_jax.typing import Grid, Keys, Params
 
@@ -57,17 +56,16 @@ LONGER = (
 def staircase_bias(steps: int, widths: tuple[int, ...], frames: int = 6) -> dict[int, tuple[float, float]]:
     """The largest error of a covariance when exact denoisers sample a Gaussian AR(1) clip along staircases.
 
-    For each width, that of the denoiser that sees all frames, and that of the causal one, exact but for what comes
-    later. Runs are linear in their noise, so their covariance follows from a basis, without sampling error.
+    For each width, that of the denoiser that sees all frames, and that of the causal one.
     """
     process, clip = processes.rectified_flow(), denoisers.gaussian_clip(frames)
 
     @partial(jax.jit, static_argnames="causal")
     def error(plan, causal):
         oracle = denoisers.analytic(process, causal)
-        basis = jnp.eye(frames)[..., None]
-        linear = sample(jax.random.key(0), oracle, clip, solvers.ddim(), plan, x_init=basis).x[..., 0]
-        return jnp.abs(linear.T @ linear - clip.covariances[0]).max()
+        return jnp.abs(
+            metrics.run_covariance(oracle, clip, solvers.ddim(), plan, (frames, 1)) - clip.covariances[0]
+        ).max()
 
     def padded(width):
         """One program for all widths: at the end nothing moves any more."""
@@ -125,10 +123,10 @@ def ways(experiment: Experiment, grid: Grid, clips: int) -> Ways:
     return Ways(staircase, continued, autoregressive)
 
 
-def clip_distances(clips: Array | np.ndarray, real: Array | np.ndarray) -> dict[str, float]:
+def long_clip_measures(clips: Array | np.ndarray, real: Array | np.ndarray) -> dict[str, float]:
     """Distances to `real`, and by which share size and speed have changed at the end of a long clip."""
     changed = data.moving.drift(data.moving.read(clips))
-    return moving_clips.distances(clips, real) | {name: float(values[-1]) for name, values in changed.items()}
+    return metrics.clip_distances(clips, real) | {name: float(values[-1]) for name, values in changed.items()}
 
 
 def run(config: ConfigDict, workdir: Path) -> Results:
@@ -136,18 +134,19 @@ def run(config: ConfigDict, workdir: Path) -> Results:
     steps, width, long = config.steps, config.width, config.frames
     source = build(config.arms.anchored.data)
     space = principal_space(np.concatenate(source.take(range(config.coded))["x0"]), config.components)
-    latents = encoded(space, source)
+    latents = data.encoded(source, space.encode)
     arms = {name: prepare(entry)._replace(source=latents, shape=latents.shape) for name, entry in config.arms.items()}
     way = ways(arms["anchored"], timesteps.linspace(steps), config.clips)
     short = latents.shape[0]
     chunks = 1 + -(-(long - short) // (short - config.overlap))
     # What the autoencoder makes of real clips: distances tell of the diffusion model alone.
-    real = {n: np.asarray(space.decode(space.encode(moving_clips.truth(config.clips, n)))) for n in (short, long)}
+    longest = data.moving_shapes("test", config.clips, frames=long, classes=()).take(range(config.clips))["x0"]
+    real = {n: np.asarray(space.decode(space.encode(longest[:, :n]))) for n in (short, long)}
     found, strips, counted = {}, {"data": real[long][:2]}, {}
 
     def keep(name, latents):
         made = np.asarray(space.decode(latents[:, :long]))
-        found.setdefault(name, []).append(clip_distances(made, real[made.shape[1]]))
+        found.setdefault(name, []).append(long_clip_measures(made, real[made.shape[1]]))
         if made.shape[1] == long:
             strips.setdefault(name, made[:2])
 

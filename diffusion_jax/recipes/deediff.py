@@ -14,6 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion_jax import models, pictures
+from diffusion_jax.acceleration import threshold_for_depth
 from diffusion_jax.config import build
 from diffusion_jax.experiment import prepare
 from diffusion_jax.recipes.frame import seeds, trained
@@ -23,7 +24,6 @@ from diffusion_jax.recipes.parts.early_exits import (
     run_quality,
     run_times,
     runs,
-    threshold_at_depth,
     trained_exits,
 )
 from diffusion_jax.recipes.report import Claim, Results, claim
@@ -82,7 +82,7 @@ def run(config: ConfigDict, workdir: Path) -> Results:
             whole = made[name].at(params, key, depth)
             found.setdefault((name, "whole", 0.0), []).append(run_quality(whole, whole))
             for share in config.reductions:
-                threshold = threshold_at_depth(every, exits[name].depth * (1 - share))
+                threshold = threshold_for_depth(every, exits[name].depth * (1 - share))
                 arms = {"adaptive": made[name].early(params, key, threshold)}
                 depths.setdefault((name, share), []).append(arms["adaptive"].depth)
                 thresholds.setdefault((name, share), []).append(threshold)

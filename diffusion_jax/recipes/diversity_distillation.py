@@ -16,12 +16,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion_jax import denoisers, pictures, timesteps
+from diffusion_jax.baselines import CLASSES
 from diffusion_jax.config import build
 from diffusion_jax.experiment import prepare
-from diffusion_jax.metrics import feature_network, pairwise_distance
+from diffusion_jax.metrics import feature_network, pairwise_distance, undecided
 from diffusion_jax.recipes.frame import seeds, trained
-from diffusion_jax.recipes.parts.digits import CLASSES, judged
-from diffusion_jax.recipes.parts.few_steps import Drawn, distilled, handed_over, relay, undecided
+from diffusion_jax.recipes.parts.digits import judged
+from diffusion_jax.recipes.parts.few_steps import Drawn, distilled, relay
 from diffusion_jax.recipes.parts.patterns import collapsed, of_patterns
 from diffusion_jax.recipes.parts.sliders import areas, of_sliders, trained_slider
 from diffusion_jax.recipes.report import Claim, Results, claim
@@ -40,7 +41,7 @@ ARMS = {"base": "base", "student": "k = 0", "base, then student": "k = 1"}
 
 class Measured(NamedTuple):
     """diversity: mean distance of the judge's features between samples of one class. The others: see `digits.Judged`
-    and `few_steps.undecided`."""
+    and `metrics.undecided`."""
 
     diversity: float
     accuracy: float
@@ -80,7 +81,8 @@ class World(NamedTuple):
             found[f"k = {k}"] = self.handed(key, timesteps.spliced(self.grid, self.grid, k).which, self.grid, cond)
         found["student first"] = self.handed(key, (np.arange(steps) == 0).astype(np.int32), self.grid, cond)
         for name, own in self.own.items():
-            found[name] = self.apart(key, self.params, timesteps.spliced(own, self.grid, 1), len(cond["label"]), cond)
+            spliced = timesteps.spliced(own, self.grid, 1)
+            found[name] = self.apart(key, self.params, spliced.which, spliced.grid, len(cond["label"]), cond)
         return found
 
     def moments(self) -> list[int]:
@@ -96,7 +98,7 @@ def labels_by_class(each: int) -> dict[str, Any]:
 def variety_of(drawn: Drawn, cond: Mapping[str, Any]) -> Measured:
     features, label = feature_network("digits").features(drawn.x), np.asarray(cond["label"])
     judgement = judged(drawn.x, label)
-    return Measured(pairwise_distance(features, label), *judgement, undecided(drawn))
+    return Measured(pairwise_distance(features, label), *judgement, undecided(drawn.predictions, drawn.x).tolist())
 
 
 def of_variety(found: Sequence[dict[str, Measured]], arms: dict[str, Drawn], begins: int) -> list[Claim]:
@@ -154,7 +156,7 @@ def run(config: ConfigDict, workdir: Path) -> Results:
     pair, both = (denoiser, denoiser), (build(config.base_solver), build(config.solver))
     few = relay(pair, both[1], base.shape)
     many = few if config.base_solver == config.solver else relay(pair, both[0], base.shape)
-    apart = handed_over(pair, both, base.shape)
+    apart = relay(pair, both, base.shape)
     world = World((params, student), few, many, apart, *(build(config[name]) for name in ("grid", "long", "own")))
 
     cond = labels_by_class(config.each)

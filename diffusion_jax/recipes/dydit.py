@@ -67,8 +67,8 @@ def run(config: ConfigDict, workdir: Path) -> Results:
     times = (np.arange(config.losses.times, dtype=np.float32) + 0.5) / config.losses.times
     tables = [dynamic.tabulated(routed.fill, tree, tune.process, times) for tree in learned["dynamic"]]
     costs = parts.routed_costs(tune, routed, learned["dynamic"][0])
-    shares = [parts.shares(table, costs) for table in tables]
-    under = parts.under_table(routed.opened, tune.process.network_time(jnp.asarray(times)))
+    shares = [dynamic.executed_share(table, costs) for table in tables]
+    under = dynamic.by_nearest_time(routed.opened, tune.process.network_time(jnp.asarray(times)))
     by_table = parts.held_out_loss(tune, under, config.losses.repeats)
     reversed_tables = [jax.tree.map(lambda leaf: leaf[::-1], table) for table in tables]
     swapped = [
@@ -272,11 +272,11 @@ def thresholds(
             lambda path, leaf, by=shift: leaf + by if path[-1].key == "bias" else leaf, tree["routers"]
         )
         shifted = {**tree, "routers": moved}
-        share = parts.shares(dynamic.tabulated(routed.fill, shifted, tune.process, times), costs).mean()
+        share = dynamic.executed_share(dynamic.tabulated(routed.fill, shifted, tune.process, times), costs).mean()
         points.append((float(share), losses["dynamic"](shifted)))
     uniform, count = [], config.routed.groups
     for kept in range(max(count // 3, 1), count + 1) if "uniform" in learned else ():
-        gates = parts.largest(routed, params, tune, kept)
+        gates = parts.uniform_gates(routed, params, tune, kept)
         uniform.append((kept / count, losses["uniform"]({**learned["uniform"][0], "gates": gates})))
     low = min(share for share, _ in points)
     static = losses["static"](params)

@@ -93,7 +93,7 @@ def timed(config: ConfigDict, params: Params, paint: Any, source: BatchSource) -
         if weights not in params:
             continue
         for count in config.timing.references:
-            cond = trying_on.with_references(people["cond"], count)
+            cond = wardrobe.repeated_references(people["cond"], count)
             runs[way, count] = lambda way=way, weights=weights, cond=cond: paint[way](params[weights], noise, cond)
     return trying_on.interleaved(runs, config.timing.repeats)
 

@@ -16,12 +16,11 @@ import numpy as np
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from diffusion_jax import data, denoisers, pictures, solvers, streaming, timesteps
+from diffusion_jax import baselines, data, denoisers, metrics, pictures, solvers, streaming, timesteps
 from diffusion_jax.config import build, call
 from diffusion_jax.experiment import Experiment, prepare
+from diffusion_jax.models import LatentSpace
 from diffusion_jax.recipes.frame import seeds, trained_arms
-from diffusion_jax.recipes.parts import moving_clips
-from diffusion_jax.recipes.parts.latents import LatentSpace
 from diffusion_jax.recipes.report import Claim, Results, claim
 from diffusion_jax.sampling import sample
 from diffusion_jax.typing import Grid, Keys, Params
@@ -53,7 +52,7 @@ def arm(share: float, steps: int, **sizes: Any) -> ConfigDict:
     one = call("timesteps.logit_normal", mean=0.5, std=1.2)
     first, second = call("timesteps.independent", draw=one), call("timesteps.shared", draw=one)
     draw = call("timesteps.mixture", first=first, second=second, probability=share)
-    return moving_clips.clip_experiment(steps, draw, **sizes)
+    return baselines.clip_transformer(steps, draw, **sizes)
 
 
 class ClipSampler(NamedTuple):
@@ -123,13 +122,13 @@ def measure_clips(
         return np.asarray(space.decode(latents))
 
     def conditioned(name, clips):
-        found[f"colour: {name}"] = moving_clips.colour(clips, true)
-        found[f"identity: {name}"] = moving_clips.identity_share(clips, true)
-        found[f"motion: {name}"] = float(data.moving.next_position_error(data.moving.read(clips)).mean())
+        read = data.moving.verify(clips, reference=true, where=np.arange(8) > 0)
+        found.update({f"{kind}: {name}": read[kind] for kind in ("colour", "identity")})
+        found[f"motion: {name}"] = read["next_position_error"]
 
     for name, params in networks.items():
         clips = shown(made.draw(params, key, plan(grid, "generation"), known))
-        for kind, distance in moving_clips.distances(clips, real).items():
+        for kind, distance in metrics.clip_distances(clips, real).items():
             found[f"{kind}: {name}"] = distance
         conditioned(name, shown(made.draw(params, key, plan(grid, "image to video"), known)))
     conditioned("replacement", shown(made.replaced(networks["synchronous"], key, known, TASKS["image to video"])))
@@ -139,7 +138,7 @@ def measure_clips(
     found["middle: blended"] = float(np.square(blended(real) - real)[:, MIDDLE].mean())
     for name in ("synchronous", "mixed") if chunks else ():
         long = shown(made.chained(networks[name], key, known, chunks))
-        found[f"long: {name}"] = moving_clips.colour(long, true, slice(-8, None))
+        found[f"long: {name}"] = data.moving.verify(long[:, -8:], reference=true, where=True)["colour"]
     return found
 
 
@@ -167,14 +166,12 @@ def exactness(
 
 
 def run(config: ConfigDict, workdir: Path) -> Results:
-    mixed, space = moving_clips.prepared(config.arms.mixed)
+    mixed = prepare(config.arms.mixed)
+    space = mixed.source.space
     made, grid = clip_sampler(mixed), jnp.asarray(build(config.arms.mixed.sampling.grid))
-    true, rows = moving_clips.truth(config.count), []
+    true, rows = mixed.held_out.take(range(config.count))["x0"], []
     for seed in seeds(config):
-        entries = {name: ConfigDict({**entry.to_dict(), "seed": seed}) for name, entry in config.arms.items()}
-        arms = {
-            name: prepare(entry)._replace(source=mixed.source, shape=mixed.shape) for name, entry in entries.items()
-        }
+        arms = {name: prepare(ConfigDict({**arm.to_dict(), "seed": seed})) for name, arm in config.arms.items()}
         key, networks = jax.random.key(seed), trained_arms(arms, "fvdm-{arm}")
         rows.append(measure_clips(networks, key, made, grid, space, true, config.chunks))
         if seed == config.seed:

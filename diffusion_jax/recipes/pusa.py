@@ -21,15 +21,15 @@ import numpy as np
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from diffusion_jax import data, denoisers, pictures, sampling, timesteps
+from diffusion_jax import adapters, data, denoisers, metrics, pictures, sampling, timesteps
 from diffusion_jax.config import build
 from diffusion_jax.experiment import Experiment, prepare
+from diffusion_jax.models import LatentSpace
 from diffusion_jax.models.conditions import Concat
 from diffusion_jax.models.layers.conditioning import find_stream
 from diffusion_jax.recipes.frame import seeds, trained
-from diffusion_jax.recipes.parts import moving_clips
-from diffusion_jax.recipes.parts.adaptation import adaptation, at_scale, change, shown, with_channels
-from diffusion_jax.recipes.parts.latents import LatentSpace, encoded, principal_space, stacked_examples
+from diffusion_jax.recipes.parts.adaptation import adaptation
+from diffusion_jax.recipes.parts.latents import principal_space
 from diffusion_jax.recipes.report import Claim, Results, claim
 from diffusion_jax.typing import Network, Params, Process
 
@@ -93,15 +93,15 @@ def clip_tasks(
 
 def clip_measures(clips: Array | np.ndarray, task: ClipTask) -> dict[str, float]:
     """What the frames that were not given show: whose object it is, how it moves, the distance from real clips."""
-    reading, truth, free = data.moving.read(clips), data.moving.read(task.real), task.multipliers > 0
-    coloured = reading.colour == truth.colour[:, :1]
+    kept = data.moving.verify(clips, task.label, reference=task.real, where=task.multipliers > 0)
+    second = data.moving.verify(clips, reference=task.real, where=np.arange(clips.shape[1]) == 1)
     return {
-        "same": float(coloured[free].mean()),
-        "identity": float(data.moving.keeps_identity(reading, truth)[free].mean()),
-        "adherence": float((data.moving.labels(reading) == task.label[:, None])[free].mean()),
-        "position": float(data.moving.position_error(reading, truth)[:, 1].mean()),
-        "motion": float(data.moving.motion_energy(clips).mean()),
-        "distance": sum(moving_clips.distances(clips, task.real).values()),
+        "same": kept["colour"],
+        "identity": kept["identity"],
+        "adherence": kept["adherence"],
+        "position": second["position_error"],
+        "motion": kept["motion_energy"],
+        "distance": sum(metrics.clip_distances(clips, task.real).values()),
     }
 
 
@@ -149,8 +149,10 @@ def adapted_base(
     concat = find_stream(made.network.module.conditions, Concat) is not None
     if concat:
         first = np.arange(own.shape[0])[None] == 0
-        own = data.ArraySource(own.x0, {**own.cond, "concat": shown(own.x0, first)}, name=own.name)
-        params = with_channels(base.network, params, own.shape[-1] + 1)
+        own = data.ArraySource(
+            own.x0, {**own.cond, "concat": np.asarray(adapters.masked_channels(own.x0, first))}, name=own.name
+        )
+        params = adapters.with_channels(base.network, params, own.shape[-1] + 1)
     adapted = adaptation(
         made.network,
         params,
@@ -164,7 +166,7 @@ def adapted_base(
         cond = {"label": task.label}
         if concat:
             # One time for all frames: the given ones come back as the model sees them.
-            cond["concat"] = shown(task.clips, task.multipliers == 0)
+            cond["concat"] = adapters.masked_channels(task.clips, task.multipliers == 0)
             task = task._replace(multipliers=np.ones_like(task.multipliers))
         return run(key, params, task, cond)
 
@@ -182,9 +184,9 @@ def factors_of(name: str, one: AdaptedBase, seed: int, given: Any) -> Any:
 def run(config: ConfigDict, workdir: Path) -> Results:
     config.base.seed = config.seed
     base = prepare(config.base)
-    frames = stacked_examples(base.source, range(config.coded))["x0"]
+    frames = data.stacked_examples(base.source, range(config.coded))["x0"]
     space = principal_space(frames.reshape(-1, *frames.shape[2:]), config.components)
-    source = encoded(space, base.source)
+    source = data.encoded(base.source, space.encode)
     base = base._replace(source=source, shape=source.shape)
     given = [config.to_dict()[name] for name in ("coded", "components", "base", "own_samples", "grid", "guidance")]
     params = trained(base, "pusa_base", given=given[:2])
@@ -203,11 +205,13 @@ def run(config: ConfigDict, workdir: Path) -> Results:
         clips: dict[Any, dict] = {}
         factors = {name: factors_of(name, one, seed, given) for name, one in arms.items()}
         for (name, scale), names in wanted.items():
-            at = at_scale(arms[name].base, factors[name], scale)
+            at = adapters.at_scale(arms[name].base, factors[name], scale)
             clips[name, scale] = {task: arms[name].generate(key, at, todo[task]) for task in names}
             seen[name, scale] = {task: np.asarray(space.decode(x)) for task, x in clips[name, scale].items()}
             found[name, scale].append({task: clip_measures(x, todo[task]) for task, x in seen[name, scale].items()})
-        changes.append(change(params, factors["vta"]))
+        change = adapters.relative_change(params, factors["vta"])
+        kinds = {path.split("/")[-2] for path in change}
+        changes.append({kind: np.mean([v for path, v in change.items() if f"/{kind}/" in path]) for kind in kinds})
     free, middle = todo["label"], todo["middle"]
     off = np.abs(clips["vta", 0.0]["label"] - plain(key, params, free, {"label": free.label})).max()
     moved = np.abs(clips["vta", config.scale]["middle"] - middle.clips)[middle.multipliers == 0].max()

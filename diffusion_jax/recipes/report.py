@@ -1,17 +1,168 @@
-"""What a recipe reports, and the page of results that is made from the reports, failures included."""
+"""What a run of a study reports: what ran, when and on what, and the verdict on every claim, with values by seed."""
 
 import dataclasses
+import importlib.metadata
 import json
+import os
+import platform
+import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+from ml_collections import ConfigDict
 
-from diffusion_jax.errors import InvalidInput, unknown
-from diffusion_jax.recipes.systems import BY_SLUG, SYSTEMS
+from diffusion_jax.config import to_json
+from diffusion_jax.errors import InvalidInput, invalid, unknown
+from diffusion_jax.recipes.stages import spent
+from diffusion_jax.recipes.study import Results, Study
+from diffusion_jax.recipes.systems import BY_SLUG
+from diffusion_jax.recipes.verdicts import Verdict, judge
 
-DIRECTIONS = {"higher": "↑", "lower": "↓", "equal": "="}
+PACKAGES = ("diffusion_jax", "jax", "jaxlib", "flax", "optax", "numpy")
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """The outcome of one study.
+
+    seeds: that the verdicts are of. tuned_on: on which choices were made. varied: what differs between seeds.
+    seconds: from an empty cache; cached_seconds: with every stage in the cache (`stages.spent`). stages: seconds by
+    name and key.
+    commit: of the working tree, with a "+" where files differed from it. smoke: its figures mean nothing.
+    """
+
+    system: str
+    command: str
+    commit: str
+    date: str
+    device: str
+    versions: Mapping[str, str]
+    config: Mapping[str, Any]
+    seeds: Sequence[int]
+    tuned_on: Sequence[int]
+    varied: str
+    seconds: float
+    cached_seconds: float
+    stages: Mapping[str, float]
+    verdicts: Sequence[Verdict]
+    pictures: Mapping[str, str]
+    smoke: bool = False
+
+    def __post_init__(self):
+        if self.system not in BY_SLUG:
+            raise unknown("system", self.system, BY_SLUG)
+
+    def write(self, folder: Path) -> Path:
+        """Writes `report.json` into `folder`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "report.json"
+        fields = {**vars(self), "verdicts": [verdict._asdict() for verdict in self.verdicts]}
+        path.write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
+        return path
+
+    def count(self, verdict: str) -> int:
+        """How many claims have this verdict."""
+        return sum(one.verdict == verdict for one in self.verdicts)
+
+
+def read_report(path: Path) -> Report:
+    """Reads a `report.json`."""
+    fields = json.loads(path.read_text(encoding="utf-8"))
+    verdicts = []
+    for one in fields["verdicts"]:
+        values = {name: tuple(one[name]) for name in ("ours", "against", "interval")}
+        verdicts.append(Verdict(**{**one, **values}))
+    return Report(
+        **{
+            **fields,
+            "verdicts": tuple(verdicts),
+            "seeds": tuple(fields["seeds"]),
+            "tuned_on": tuple(fields["tuned_on"]),
+        }
+    )
+
+
+def reported(study: Any, slug: str, config: ConfigDict, workdir: Path, command: str, smoke: bool = False) -> Report:
+    """Runs `study`, a function of a `Study`, judges its rows, and writes the report into `workdir`."""
+    for name in ("seed_numbers", "tuned_on"):
+        if name not in config:
+            raise InvalidInput(f"The config of {slug} has no entry {name!r}: a tuple of seeds.")
+    workdir.mkdir(parents=True, exist_ok=True)
+    s = Study(config, tuple(config.seed_numbers), workdir, smoke, {})
+    begun = spent()
+    results: Results = study(s)
+    elapsed = spent() - begun
+    verdicts = tuple(judge(row) for row in results.rows)
+    titles = [one.title for one in verdicts]
+    if len(set(titles)) < len(titles):
+        raise InvalidInput(
+            f"Two claims of {slug} have one title: {sorted({t for t in titles if titles.count(t) > 1})}."
+        )
+    kept = s.ledger.values()
+    report = Report(
+        system=slug,
+        command=command,
+        commit=commit(),
+        date=time.strftime("%Y-%m-%d", time.gmtime()),
+        device=on_what(),
+        versions={name: importlib.metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        config=json.loads(to_json(config)),
+        seeds=s.seeds,
+        tuned_on=tuple(config.tuned_on),
+        varied=results.varied,
+        seconds=round(elapsed + sum(stage.seconds for stage in kept if stage.loaded), 1),
+        cached_seconds=round(elapsed - sum(stage.seconds for stage in kept if not stage.loaded), 1),
+        stages={f"{stage.name} {stage.key}": round(stage.seconds, 1) for stage in kept},
+        verdicts=verdicts,
+        pictures={path.name: caption for path, caption in results.pictures.items()},
+        smoke=smoke,
+    )
+    report.write(workdir)
+    return report
+
+
+def check_publishable(report: Report) -> None:
+    """Raises InvalidInput for a smoke run, and where choices were made on the seeds that are reported."""
+    if report.smoke:
+        raise invalid("the report", "one of a smoke run", "only whole runs are published")
+    both = sorted(set(report.seeds) & set(report.tuned_on))
+    if both:
+        raise invalid(
+            "config.seed_numbers", report.seeds, f"seeds {both} are in config.tuned_on: choices were made on them"
+        )
+
+
+def commit() -> str:
+    """The commit of the working tree, with a "+" where tracked files differ from it; "" outside of a repository."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def on_what() -> str:
+    """What this process computes on, in words."""
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return f"{jax.device_count()} x {device.device_kind}"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{cores} CPU core" + "s" * (cores != 1)
+
+
+# Until every recipe is a study.
+_ARROWS = {"higher": "↑", "lower": "↓", "equal": "="}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +187,8 @@ class Claim:
     reason: str = ""
 
     def __post_init__(self):
-        if self.direction not in DIRECTIONS:
-            raise unknown("direction", self.direction, DIRECTIONS)
+        if self.direction not in _ARROWS:
+            raise unknown("direction", self.direction, _ARROWS)
         if not self.holds and not self.reason:
             raise InvalidInput(f"claim {self.name!r} does not hold and gives no reason: say why.")
 
@@ -64,14 +215,14 @@ def claim(
     bound = factor * a.mean() + margin
     holds = {"higher": b.mean() > bound, "lower": b.mean() < bound, "equal": abs(b.mean() - a.mean()) <= margin}
     if direction not in holds:
-        raise unknown("direction", direction, DIRECTIONS)
+        raise unknown("direction", direction, _ARROWS)
     held = bool(holds[direction])
     spread = float(b.std(ddof=1)) if b.size > 1 else 0.0
     means = float(a.mean()), float(b.mean())
     return Claim(name, metric, *means, direction, published, held, b.size, spread, "" if held else reason)
 
 
-class Results(NamedTuple):
+class _OldResults(NamedTuple):
     """What a recipe's `run` returns. pictures: paths of the files that it wrote into its workdir.
 
     notes: what a reader must know to weigh the claims, e.g. what was chosen after looking at reported seeds.
@@ -80,82 +231,3 @@ class Results(NamedTuple):
     claims: Sequence[Claim]
     pictures: Sequence[Path] = ()
     notes: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """The outcome of one recipe. seconds: of the whole run, without what the cache held (see `frame.trained`)."""
-
-    system: str
-    seconds: float
-    device: str
-    claims: Sequence[Claim]
-    command: str
-    pictures: Sequence[str] = ()
-    notes: str = ""
-
-    def __post_init__(self):
-        if self.system not in BY_SLUG:
-            raise unknown("system", self.system, BY_SLUG)
-
-    def write(self, folder: Path) -> Path:
-        """Writes `report.json` into `folder`."""
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "report.json"
-        path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
-        return path
-
-
-def read_report(path: Path) -> Report:
-    """Reads a `report.json`."""
-    fields = json.loads(path.read_text(encoding="utf-8"))
-    claims = tuple(Claim(**claim) for claim in fields["claims"])
-    return Report(**{**fields, "claims": claims, "pictures": tuple(fields["pictures"])})
-
-
-def read_all(folder: Path) -> dict[str, Report]:
-    """The committed reports `<folder>/<slug>.json`."""
-    return {path.stem: read_report(path) for path in sorted(folder.glob("*.json"))}
-
-
-def summary(report: Report) -> str:
-    """The claims of a report as a table in Markdown."""
-    lines = ["| claim | measured | baseline | ours | published | holds |", "|---|---|---|---|---|---|"]
-    for one in report.claims:
-        seeds = f" ± {one.spread:.2g} ({one.seeds} seeds)" if one.seeds > 1 else ""
-        holds = "yes" if one.holds else f"**no**: {one.reason}"
-        figures = f"{one.metric} {DIRECTIONS[one.direction]}", f"{one.baseline:.4g}", f"{one.ours:.4g}{seeds}"
-        cells = [cell.replace("|", "\\|") for cell in (one.name, *figures, one.published, holds)]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-def page(reports: Mapping[str, Report], images: str = "images") -> str:
-    """The page of results in Markdown: a row for each system, empty where nothing is built, then what each measured.
-
-    images: the folder, seen from the page, that holds the pictures as `<slug>_<file>`.
-    """
-    built = [system for system in SYSTEMS if system.slug in reports]
-    lines = [
-        "# Systems",
-        "",
-        f"{len(built)} of {len(SYSTEMS)} systems are built. `make report` writes this page from `docs/reports/`.",
-        "Claims that do not hold are shown as not holding, with the most likely reason. `↑`, `↓` and `=`: ours should",
-        "be higher, lower, equal. Spreads are standard deviations over seeds. Times leave out models that were cached.",
-        "",
-        "| system | the timestep decides | claims that hold |",
-        "|---|---|---|",
-    ]
-    for system in SYSTEMS:
-        report = reports.get(system.slug)
-        held = f"{sum(one.holds for one in report.claims)} of {len(report.claims)}" if report else ""
-        name = f"[`{system.slug}`](#{system.slug})" if report else f"`{system.slug}`"
-        lines.append(f"| {name} {system.title} | {system.question} | {held} |")
-    for system in built:
-        report = reports[system.slug]
-        lines += ["", f"## {system.slug}", "", f"{system.title}.", ""]
-        lines += [f"`{report.command}`, {report.seconds / 60:.0f} minutes on {report.device}.", ""]
-        lines += [summary(report).rstrip()]
-        lines += ["", f"To be read with it: {report.notes}"] if report.notes else []
-        lines += [line for name in report.pictures for line in ("", f"![{name}]({images}/{system.slug}_{name})")]
-    return "\n".join(lines) + "\n"

@@ -17,11 +17,12 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import acceleration, denoisers, pictures, processes, solvers, timesteps
 from diffusion_jax.acceleration import every, hermite, newton, reuse, taylor
+from diffusion_jax.baselines import CLASSES, NULL
 from diffusion_jax.costs import count_bytes
 from diffusion_jax.experiment import Experiment, prepare
 from diffusion_jax.metrics import endpoint_error, sampling_cost
 from diffusion_jax.recipes import Claim, Results, claim, seeds, trained
-from diffusion_jax.recipes.parts.digits import CLASSES, NULL, judged
+from diffusion_jax.recipes.parts.digits import judged
 from diffusion_jax.sampling import sample
 from diffusion_jax.typing import Denoiser, Params
 

@@ -16,6 +16,7 @@ from diffusion_jax.solvers.edm import edm, heun, kdpm2
 from diffusion_jax.solvers.flow import flow_euler, flow_heun, flow_midpoint, flow_sde, flow_sde_moments
 from diffusion_jax.solvers.history import History, with_history
 from diffusion_jax.solvers.predictor_corrector import sa_solver, unipc
+from diffusion_jax.solvers.switching import switched
 from diffusion_jax.solvers.transformations import (
     constrained,
     inpainted,
@@ -58,6 +59,7 @@ __all__ = [
     "sa_solver",
     "sigma_hat",
     "strided",
+    "switched",
     "tcd",
     "unipc",
     "unmask",

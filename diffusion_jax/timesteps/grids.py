@@ -244,6 +244,19 @@ def resolution_shift(
     return shift(grid, math.exp(mu))
 
 
+def padded(grid: Any, steps: int) -> Float[Array, "..."]:
+    """`grid [S + 1, ...]` with further steps that stand still at its end: `[steps + 1, ...]`.
+
+    A step whose t does not move changes nothing, so runs of fewer steps are values of one compiled program, e.g. of a
+    sweep over numbers of steps. The denoiser is asked at those steps all the same: time and cost are those of `steps`.
+    Raises InvalidInput where the grid has more than `steps`.
+    """
+    grid = jnp.asarray(grid)
+    if steps < len(grid) - 1:
+        raise invalid("steps", steps, f"at least the {len(grid) - 1} steps of the grid were expected")
+    return jnp.concatenate([grid, jnp.repeat(grid[-1:], steps - len(grid) + 1, axis=0)])
+
+
 class Spliced(NamedTuple):
     """Two grids as one. grid: `[j + S - k + 1]`. which: int32 `[j + S - k]`, by step: 0 on the first, 1 on the second.
 

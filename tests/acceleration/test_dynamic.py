@@ -79,11 +79,24 @@ def test_a_table_is_what_the_routers_report():
     gates, costs = tables("ddpm")
     ledger = jax.jit(lambda t: timed.network.apply(tree, jnp.zeros((6, *SHAPE)), t, {"label": LABELS["label"][:6]})[1])
     reported = models.executed_ratio(ledger(process.network_time(GRID[:-1]))["ledger"])
-    shares = [
-        dynamic.executed_share(on, costs)
-        for on in (jax.tree.map(lambda leaf, i=i: leaf[i, :, 0], gates) for i in range(STEPS))
-    ]
-    np.testing.assert_allclose(reported, shares, rtol=1e-5)
+    np.testing.assert_allclose(reported, dynamic.executed_share(gates, costs), rtol=1e-5)
+    first = jax.tree.map(lambda leaf: leaf[0, :, 0], gates)
+    np.testing.assert_allclose(reported[0], dynamic.executed_share(first, costs), rtol=1e-5)
+
+
+def test_the_network_of_a_table_is_the_routed_one_at_its_times():
+    _, process, timed, tree = routed_case("ddpm")
+    times = process.network_time(GRID[:-1])
+    under = dynamic.by_nearest_time(timed.opened, times)
+    x, cond = jax.random.normal(jax.random.key(3), (6, *SHAPE)), {"label": LABELS["label"][:6]}
+    nearly = {"params": tree["params"], "table": tables("ddpm")[0]}
+
+    @jax.jit
+    def both(x, t):
+        return under.apply(nearly, x, t, cond)[0], timed.network.apply(tree, x, t, cond)[0]
+
+    # Samples have times of their own.
+    np.testing.assert_allclose(*both(x, times[::-1]), atol=1e-5)
 
 
 def test_buckets_are_the_cheapest_ranges():

@@ -6,20 +6,14 @@ import numpy as np
 import pytest
 
 from diffusion_jax import processes
-from diffusion_jax.acceleration import either, every, first_and_last, on_schedule, refresh
+from diffusion_jax.acceleration import either, every, first_and_last, on_schedule, refresh, refresh_table
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.typing import Step
 
 
 def filled(policy, steps):
     """The steps at which a run of `steps` fills the cache."""
-
-    def body(history, index):
-        step = Step(index, 1 - index / steps, 1 - (index + 1) / steps, jnp.int32(steps))
-        now = refresh.due(policy, step, history)
-        return refresh.after(history, now), now
-
-    return jax.lax.scan(body, refresh.no_history(), jnp.arange(steps))[1]
+    return refresh_table(policy, jnp.linspace(1.0, 0.0, steps + 1))
 
 
 def test_every_fills_the_first_ones_and_then_each_nth_in_one_program():

@@ -138,19 +138,32 @@ def test_the_first_frame_of_another_clip_may_be_the_reference(clips, reading):
     assert moving.keeps_identity(reading, other).mean() < 0.15
 
 
+def test_clips_are_compared_with_those_whose_first_frame_they_are_to_keep(clips):
+    real, where = clips[:64], np.arange(FRAMES) > 0
+    still = np.repeat(real[:, :1], FRAMES, axis=1)
+    same, stopped, swapped = (moving.verify(x, reference=real, where=where) for x in (real, still, real[::-1]))
+    assert same["identity"] == same["colour"] == stopped["identity"] == stopped["colour"] == 1.0
+    assert swapped["identity"] < 0.3 and swapped["identity"] < swapped["colour"] < 0.5
+    assert same["position_error"] == 0 and stopped["position_error"] > 1
+    # By frame of each clip: what is not looked at may be anything.
+    half = np.where(np.arange(64)[:, None] % 2 == 0, np.arange(FRAMES) < 4, np.arange(FRAMES) >= 4)
+    mixed = np.where(half[..., None, None, None], real, real[::-1])
+    assert moving.verify(mixed, reference=real, where=half)["identity"] == 1.0
+    assert moving.verify(mixed, reference=real, where=~half)["identity"] < 0.3
+    nothing = moving.verify(np.full_like(real[:4], -1.0), reference=real[:4])
+    assert nothing["colour"] == nothing["identity"] == nothing["recognised"] == 0.0
+
+
 def test_frechet_distances_order_what_is_broken(clips):
     other = data.moving_shapes("test", frames=FRAMES).take(range(400))["x0"]
-    near = metrics.frechet_distance(moving.frame_features(clips), moving.frame_features(other))
-    slight, strong = (
-        metrics.frechet_distance(moving.frame_features(clips), moving.frame_features(x))
-        for x in (0.9 * other - 0.1, 0.7 * other - 0.3)
-    )
-    assert 2 * near < slight < strong
-    steps = moving.difference_features(clips)
     slow = data.moving_shapes("test", frames=FRAMES, speeds=(0.02, 0.05)).take(range(400))["x0"]
-    assert 5 * metrics.frechet_distance(steps, moving.difference_features(other)) < metrics.frechet_distance(
-        steps, moving.difference_features(slow)
-    )
+    alike = (other, 0.9 * other - 0.1, 0.7 * other - 0.3, slow)
+    near, slight, strong, late = (metrics.clip_distances(x, clips) for x in alike)
+    assert 2 * near["frames"] < slight["frames"] < strong["frames"]
+    assert 5 * near["motion"] < late["motion"]
+    few = clips[:50]
+    itself, still = (metrics.clip_distances(x, few) for x in (few, np.repeat(few[:, :1], FRAMES, axis=1)))
+    assert max(itself.values()) < 1e-6 and still["motion"] > 1
 
 
 def test_it_is_made_from_a_config_and_goes_through_the_pipeline():

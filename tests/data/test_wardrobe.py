@@ -21,7 +21,7 @@ def test_what_is_drawn_is_read_exactly():
 def test_the_judge_is_robust_to_noise_and_sees_swapped_clothes():
     noisy = IMAGES + np.random.default_rng(0).normal(0, 0.3, IMAGES.shape)
     assert np.nanmean(wardrobe.correct(wardrobe.read(noisy, PARSING), OUTFITS)["item"]) > 0.97
-    other = wardrobe.Outfits(*(np.roll(field, 1, axis=0) for field in OUTFITS))
+    other = wardrobe.exchanged(OUTFITS)
     dressed, parsing = wardrobe.render(PERSONS, other)
     assert np.nanmin(wardrobe.correct(wardrobe.read(dressed, parsing), other)["item"]) == 1
     # One look of 24 agrees by chance.
@@ -36,7 +36,7 @@ def test_every_item_is_seen_and_lies_under_the_mask():
 
 
 def test_the_input_of_an_editor_does_not_depend_on_the_clothes():
-    other = wardrobe.Outfits(*(np.roll(field, 1, axis=0) for field in OUTFITS))
+    other = wardrobe.exchanged(OUTFITS)
     own, swapped = (wardrobe.dressed_example(PERSONS, outfits) for outfits in (OUTFITS, other))
     np.testing.assert_array_equal(own["cond"]["concat"], swapped["cond"]["concat"])
     assert np.abs(own["x0"] - swapped["x0"]).max() > 0.5
@@ -57,6 +57,15 @@ def test_references_are_the_worn_items_in_their_cloth():
         assert same[present].mean((1, 2)).min() > 0.08
     assert (cond["present"].sum(1) == OUTFITS.worn.sum(1)).all()
     assert {tuple(np.flatnonzero(worn)) for worn in OUTFITS.worn} == set(wardrobe.OUTFITS)
+
+
+def test_references_may_be_more_or_fewer_than_there_are_items():
+    cond = try_on("test", length=4).take(range(4))["cond"]
+    five = wardrobe.repeated_references(cond, 5)
+    assert five["references"].shape == (4, 5, 32, 32, 3) and five["present"].all()
+    np.testing.assert_array_equal(five["items"][0], np.arange(5))
+    np.testing.assert_array_equal(five["references"][:, 3], cond["references"][:, 0])
+    assert wardrobe.repeated_references(cond, 1)["references"].shape[1] == 1
 
 
 def test_a_source_is_a_function_of_its_indices():

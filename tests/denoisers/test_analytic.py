@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from diffusion_jax import processes
-from diffusion_jax.denoisers.analytic import analytic, gaussian_mixture, log_density, posterior, sample_mixture, score
+from diffusion_jax.denoisers.analytic import (
+    analytic,
+    analytic_stages,
+    gaussian_mixture,
+    log_density,
+    posterior,
+    sample_mixture,
+    score,
+)
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.time_axes import expand
 from diffusion_jax.typing import Step
@@ -100,3 +108,33 @@ def test_joint_modalities_share_the_component():
 def test_wrong_values_are_told_in_one_sentence(call, message):
     with pytest.raises(InvalidInput, match=message):
         call()
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v", "x0"])
+def test_stages_are_the_exact_denoiser_and_their_head_says_the_component(prediction):
+    process = processes.vp_linear(prediction=prediction, time="t")
+    stages, t = analytic_stages(process), jnp.array([0.0, 0.2, 0.7, 1.0])
+    mixtures = [
+        gaussian_mixture(MEANS, STDS, [0.3, 0.7]),
+        gaussian_mixture(MEANS, covariances=STDS[:, None, None] * np.eye(3)),
+    ]
+
+    @jax.jit
+    def both(mixture):
+        h = stages.head(mixture, X, t)
+        output = stages.tail(mixture, stages.body(mixture, h, X, t), X, t)[0]
+        exact = posterior(mixture, process, X, t)
+        return h, process.predict(output, X, t), exact
+
+    for mixture in mixtures:
+        h, pair, exact = both(mixture)
+        np.testing.assert_allclose(jax.nn.softmax(h, axis=1), exact.responsibilities, atol=1e-5)
+        np.testing.assert_allclose(h.mean(axis=1), 0.0, atol=1e-4)
+        np.testing.assert_allclose(pair.eps[1:], exact.eps[1:], atol=1e-4)
+        np.testing.assert_allclose(pair.x0[:3], exact.x0[:3], atol=1e-4)
+
+
+def test_stages_need_the_time_itself():
+    for process in (processes.vp_linear(), processes.edm(), processes.absorbing(5)):
+        with pytest.raises(InvalidInput, match="time='t'"):
+            analytic_stages(process)

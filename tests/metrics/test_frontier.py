@@ -38,3 +38,14 @@ def test_settings_without_numbers_are_refused():
         metrics.cheapest_within([1.0], [1.0], -0.1)
     with pytest.raises(InvalidInput, match="reference"):
         metrics.cheapest_within([1.0], [1.0], 0.1, reference=1)
+
+
+def test_errors_at_equal_cost_lie_on_a_line_of_logarithms_and_nothing_is_extrapolated():
+    costs, errors = [4.0, 2.0, 1.0], [0.01, 1.0, 3.0]
+    assert metrics.error_at_cost(costs, errors, 3.0) == pytest.approx(0.1)
+    assert [metrics.error_at_cost(costs, errors, cost) for cost in costs] == pytest.approx(errors)
+    for cost in (0.9, 4.1):
+        with pytest.raises(InvalidInput, match="between those of the settings"):
+            metrics.error_at_cost(costs, errors, cost)
+    with pytest.raises(InvalidInput, match="no logarithm"):
+        metrics.error_at_cost(costs, [0.0, 1.0, 3.0], 2.0)

@@ -61,3 +61,28 @@ def test_the_pairwise_distance_counts_different_samples_and_stays_within_a_condi
         metrics.pairwise_distance(two, [0, 0, 1, 2])
     with pytest.raises(InvalidInput, match="labels"):
         metrics.pairwise_distance(two, [0, 0])
+
+
+def test_errors_by_sample_make_up_the_endpoint_error_and_their_median_is_not_moved_by_one(rng):
+    x, reference = rng.standard_normal((2, 9, 4, 4, 1))
+    apart = metrics.errors_by_sample(x, reference)
+    np.testing.assert_allclose(np.sqrt(np.mean(apart**2)), metrics.endpoint_error(x, reference), rtol=1e-12)
+    far = reference + 0.5
+    far[0] += 100
+    assert np.median(metrics.errors_by_sample(far, reference)) == pytest.approx(0.5)
+    with pytest.raises(InvalidInput, match="compared with"):
+        metrics.errors_by_sample(x, reference[:4])
+
+
+def test_what_is_undecided_is_the_relative_distance_to_what_becomes_of_a_sample(rng):
+    x = rng.standard_normal((6, 4, 4, 1))
+    distances = metrics.undecided(np.stack([0 * x, x, 3 * x]), x)
+    np.testing.assert_allclose(distances, [1.0, 0.0, 2.0], atol=1e-12)
+    # Each sample counts the same, however large it is.
+    said = np.stack([x, x])
+    said[1, 0] = 0.0
+    np.testing.assert_allclose(metrics.undecided(said, x), [0.0, 1 / 6], atol=1e-12)
+    with pytest.raises(InvalidInput, match="shape of x"):
+        metrics.undecided(said[:, :3], x)
+    with pytest.raises(InvalidInput, match="relative to zero"):
+        metrics.undecided(said, 0 * x)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax import denoisers, models, objectives, processes, sampling, solvers, timesteps
-from diffusion_jax.acceleration.early_exit import at_depth, depth_table, exit_by_uncertainty
+from diffusion_jax.acceleration import at_depth, depth_table, exit_by_uncertainty, exit_depths, whole_depth
 from diffusion_jax.distributed import make_mesh
 from diffusion_jax.errors import InvalidInput
 from tests.denoisers import tiny
@@ -153,6 +153,105 @@ def test_estimators_train_themselves_alone_and_targets_have_no_gradient():
     assert any(np.abs(a - b).max() > 1e-3 for a, b in zip(*map(jax.tree.leaves, (both["params"], plain["params"]))))
 
 
+def test_any_objective_has_exits_and_its_network_is_run_once():
+    exits, params, x, _, cond = case()
+    batch, key = {"x0": x, "cond": cond, "index": jnp.arange(8)}, jax.random.key(4)
+    ran = []
+
+    def counting(params, x, t, cond=None, train=False, key=None):
+        said, extras = exits.network.apply(params, x, t, cond)
+        jax.debug.callback(lambda: ran.append(1))
+        return said, extras
+
+    counted = exits._replace(network=exits.network._replace(apply=counting))
+
+    def own(network):
+        return objectives.denoising(network, PROCESS, timesteps.stratified())
+
+    def loss(weights):
+        objective = objectives.with_exits(own, exits, *weights)
+        state = objective.init(key, params, batch)
+        return lambda params: objective.loss(params, state, batch, key)
+
+    last = exits.network._replace(
+        apply=lambda *args, **options: (exits.network.apply(*args, **options)[0].output[-1], {})
+    )
+    alone = own(last)
+
+    @compiled
+    def losses(params):
+        mean = [jax.grad(lambda p, w=w: loss(w)(p)[0].mean())(params) for w in ((0.0, 0.0), (1.0, 0.0), (1.0, 1.0))]
+        return (
+            [loss(w)(params) for w in ((0.0, 0.0), (1.0, 1.0))],
+            mean,
+            alone.loss(params, alone.init(key, params, batch), batch, key),
+        )
+
+    (plain, whole), gradients, wanted = losses(params)
+    np.testing.assert_allclose(plain[0], wanted[0], rtol=1e-5)
+    np.testing.assert_allclose(plain[1].metrics["mse"], wanted[1].metrics["mse"], rtol=1e-5)
+    np.testing.assert_array_equal(plain[1].per_example["t"], wanted[1].per_example["t"])
+    assert np.all(whole[0] > plain[0])
+
+    def touched(tree):
+        return any(np.any(leaf != 0) for leaf in jax.tree.leaves(tree))
+
+    none, estimated, both = gradients
+    assert not touched(none["exits"]) and touched(estimated["exits"])
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), estimated["params"], none["params"])
+    # What is lost behind early blocks reaches the network, and not what weighs it.
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), both["exits"], estimated["exits"])
+    assert any(np.abs(a - b).max() > 1e-3 for a, b in zip(*map(jax.tree.leaves, (both["params"], none["params"]))))
+    objective = objectives.with_exits(own, counted)
+    jax.jit(objective.loss)(params, objective.init(key, params, batch), batch, key)
+    jax.effects_barrier()
+    assert len(ran) == 1
+    silent = lambda network: own(network)._replace(  # noqa: E731
+        loss=lambda *args: (lambda lost, aux: (lost, aux._replace(extras={})))(*own(network).loss(*args))
+    )
+    with pytest.raises(InvalidInput, match="hand on the network"):
+        jax.eval_shape(objectives.with_exits(silent, exits).loss, params, (), batch, key)
+
+
+def test_errors_of_exits_are_those_of_their_answers():
+    exits, params, x, _, cond = case()
+    key, times = jax.random.key(7), np.array([0.1, 0.8], np.float32)
+
+    @compiled
+    def measured(params, x):
+        found = objectives.exit_errors(exits.network, PROCESS, params, {"x0": x, "cond": cond}, times, key)
+        x_t, noise = PROCESS.corrupt(key, x, jnp.full(8, times[1]))
+        said, _ = exits.network.apply(params, x_t, PROCESS.network_time(jnp.full(8, times[1])), cond)
+        return found, said, PROCESS.target(x, noise, times[1])
+
+    found, said, target = measured(params, x)
+    assert found.square.shape == found.estimated.shape == found.actual.shape == (exits.depth, 2)
+    np.testing.assert_allclose(found.square[:, 1], ((said.output - target) ** 2).mean(axis=(1, 2, 3, 4)), rtol=1e-5)
+    np.testing.assert_allclose(found.estimated[:, 1], said.uncertainty.mean(axis=(1, 2, 3, 4)), rtol=1e-5)
+    alpha = 1 - times[1]
+    np.testing.assert_allclose(
+        found.actual[:, 1], np.tanh(np.abs(alpha * (said.output - target))).mean(axis=(1, 2, 3, 4)), rtol=1e-4
+    )
+
+
+def test_the_entries_of_exits_are_weighed_like_those_of_the_readers_own_loss():
+    x0, noise, t = image((2, 3, 5)), image((2, 3, 5), 2), np.array([0.2, 0.7], np.float32)
+
+    @compiled
+    def run(x0, noise, t):
+        x_t, target = PROCESS.marginal(x0, noise, t), PROCESS.target(x0, noise, t)
+        said = models.Layers(jnp.stack([target + 1.0, target + 2.0]), jnp.full((2, 2, 3, 5), 0.25))
+        entries = objectives.regression(), objectives.regression(lambda process, t: 3.0 + t)
+        each = [objectives.exit_losses(0.0, 1.0, entry)(PROCESS, said, x0, noise, x_t, t) for entry in entries]
+        return [(weighted, plain) for weighted, _, plain, _ in each]
+
+    (square, mse), (weighted, same) = run(x0, noise, t)
+    np.testing.assert_allclose(square, 4.0 + 0.75, rtol=1e-5)
+    np.testing.assert_allclose(weighted, (3.0 + t)[:, None, None] * square, rtol=1e-5)
+    np.testing.assert_allclose(mse, 4.0, rtol=1e-5)
+    np.testing.assert_array_equal(same, mse)
+
+
 @pytest.mark.parametrize("prediction", ["epsilon", "v", "x0", "velocity"])
 def test_targets_are_in_units_of_epsilon(prediction):
     process = {
@@ -196,6 +295,22 @@ def test_runs_leave_alike_under_other_solvers_in_a_scan_on_a_mesh():
     np.testing.assert_allclose(spread.x, alone.x, atol=1e-5)
     # A device with one sample waits for no other: less is computed in the mean.
     assert float(spread.cost.compute) < float(alone.cost.compute)
+
+
+def test_a_run_of_the_whole_network_tells_its_estimates():
+    exits, params, x, t, cond = case()
+
+    @compiled
+    def ask(params, x, cond):
+        step = tiny.step_at(t / 1000)
+        whole, early = whole_depth(exits, PROCESS), exit_by_uncertainty(exits, PROCESS, 0.45)
+        return [one.apply(params, (), x, step, cond)[0] for one in (whole, early)]
+
+    whole, early = ask(params, x, cond)
+    np.testing.assert_array_equal(exit_depths(whole.extras["uncertainty"][None], 0.45)[0], early.extras["exit_depth"])
+    last = early.extras["exit_depth"] == exits.depth
+    np.testing.assert_allclose(whole.x0[last], early.x0[last], atol=1e-5)
+    assert float(whole.cost.compute) == 1
 
 
 def test_guidance_asks_for_both_answers_early():

@@ -1,11 +1,21 @@
 """LoRA: identical at initialisation, trained alone, merged exactly."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.adapters import adapted_modules, combined_adapters, lora, merged, transplanted
+from diffusion_jax.adapters import (
+    adapted_modules,
+    at_scale,
+    combined_adapters,
+    lora,
+    merged,
+    relative_change,
+    transplanted,
+)
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.models import by_path, unet
 from tests.models.drawn import drawn
@@ -41,6 +51,25 @@ def test_factors_change_nothing_at_first_learn_alone_and_merge_into_the_weights(
     merged = adapted.merge(params, trained)
     np.testing.assert_allclose(jax.jit(network.apply)(merged, x, t, cond)[0], moved, atol=1e-4)
     np.testing.assert_array_equal(by_path(params)["condition/time/up/bias"], by_path(merged)["condition/time/up/bias"])
+
+
+def test_the_scale_of_an_adapter_is_an_argument_and_its_change_of_the_weights_is_told():
+    network, params, x, t, cond, output = dit_case()
+    adapted = lora(network, rank=2, select=("q", "feed_forward/down"))
+    factors = drawn(jax.eval_shape(adapted.init, jax.random.key(1), params, x, t, cond))
+    program = compiled(lambda p, f, scale: adapted.network.apply(at_scale(p, f, scale), x, t, cond)[0])
+    apply = functools.partial(program, params, factors)
+    np.testing.assert_array_equal(apply(0.0), output)
+    np.testing.assert_allclose(apply(1.4), network.apply(merged(params, factors, 1.4), x, t, cond)[0], atol=1e-4)
+    assert np.abs(apply(1.4) - apply(1.0)).max() > 0.01
+    once, twice = (relative_change(params, factors, scale) for scale in (1.0, 2.0))
+    assert set(once) == set(adapted_modules(factors)) and min(once.values()) > 0
+    for path, change in once.items():
+        assert twice[path] == pytest.approx(2 * change, rel=1e-4)
+    path = "blocks/block/attention/attention/q"
+    a, b = (np.asarray(by_path(factors)[f"{path}/{name}"]) for name in "ab")
+    size = np.linalg.norm(by_path(params)[f"{path}/kernel"])
+    assert once[path] == pytest.approx(np.linalg.norm(a @ b) / size, rel=1e-4)
 
 
 def test_an_adapted_network_is_a_network():
@@ -133,6 +162,14 @@ def test_factors_move_to_another_network_of_the_same_shape():
     opposite, there = transplanted(factors, other, -1.0), transplanted(factors, other)
     for path, leaf in by_path(opposite).items():
         np.testing.assert_array_equal(leaf, -by_path(there)[path] if path.endswith("/b") else by_path(there)[path])
+    # A slider: the same beside the weights and within them, at any strength, back and forth.
+    for weights in (params, other):
+        strong = jax.jit(adapted.merge)(weights, factors, 0.7)
+        np.testing.assert_allclose(plain(strong, x, t, cond)[0], beside(weights, 0.7), atol=2e-4)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), adapted.merge(strong, factors, -0.7), weights
+        )
+        jax.tree.map(np.testing.assert_array_equal, adapted.merge(weights, factors, 0.0), weights)
     # Some modules alone.
     assert adapted_modules(transplanted(factors, other, select="q")) == ("blocks/block/attention/attention/q",)
     with pytest.raises(InvalidInput, match="selects no module"):

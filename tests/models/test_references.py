@@ -41,9 +41,7 @@ def inputs(batch=BATCH):
 
 def opened(name, network):
     """All forms, with x as the network takes it: a transformer has mask and image among its channels."""
-    forms = models.referenced(network, KINDS)
-    wrap = models.concatenating if name == "dit" else lambda form: form
-    return forms._replace(**{field: wrap(getattr(forms, field)) for field in forms._fields if field != "encode"})
+    return models.referenced(network, KINDS, concat=name == "dit")
 
 
 @functools.cache
@@ -61,13 +59,11 @@ def made(name):
 
 
 def encoded(forms, params, cond):
-    return forms.encode(params, cond["references"], cond["items"], cond["present"])
+    return models.cache_references(forms, params, cond)["cache"]
 
 
 def with_caches(forms, params, cond):
-    empty = {**cond, "references": np.zeros(cond["references"].shape, np.float32)}
-    caches = {"cache": encoded(forms, params, cond), "null_cache": encoded(forms, params, empty)}
-    return {"concat": cond["concat"], **caches}
+    return models.cache_references(forms, params, cond, null=True)
 
 
 def ask(form, *args):
@@ -234,6 +230,16 @@ def test_whole_outputs_are_kept_on_top():
     every, second = (run(acceleration.cached_outputs(denoiser, acceleration.every(n))) for n in (1, 2))
     np.testing.assert_allclose(every.x, run(denoiser).x, atol=1e-6)
     assert float(every.cost.evaluations) == 4 > float(second.cost.evaluations)
+
+
+def test_one_form_is_a_network_for_a_config():
+    forms, params = made("dit")
+    x, t, cond = inputs()
+    network = models.with_references(plain("dit"), KINDS, "joint", concat=True)
+    answer = jax.jit(network.apply)(params, x, t, cond)[0]
+    np.testing.assert_array_equal(answer, ask(forms.joint, params, x, t, cond)[0])
+    with pytest.raises(InvalidInput, match="did you mean 'encoding'"):
+        models.with_references(plain("dit"), KINDS, "encode")
 
 
 def test_what_does_not_fit_is_refused():

@@ -199,3 +199,36 @@ def test_what_cannot_be_routed_is_told():
         adapters.embedded_time(network, {}, t)
     with pytest.raises(InvalidInput, match="groups is 5"):
         adapters.routed(network, 5).init(jax.random.key(0), params, x, t, cond)
+
+
+def test_the_largest_heads_and_groups_are_kept():
+    network, params, _, t, *_ = dit_case()
+    timed, tree = routed_case(tokens=False)
+    like = jax.eval_shape(lambda: timed.fill(tree, t)["gates"])
+    block = params["blocks"]["block"]
+    # Of the second head's and the first group's rows of the output matrices, a hundredth is left.
+    out, down = (
+        block[a][b][c]["kernel"] for a, b, c in (("attention", "attention", "out"), ("mlp", "feed_forward", "down"))
+    )
+    small = changed(out, np.s_[:, 8:], 0.01 * np.asarray(out)[:, 8:])
+    smaller = changed(down, np.s_[:, :16], 0.01 * np.asarray(down)[:, :16])
+    block = {
+        **block,
+        "attention": {"attention": {**block["attention"]["attention"], "out": {"kernel": small}}},
+        "mlp": {"feed_forward": {**block["mlp"]["feed_forward"], "down": {"kernel": smaller}}},
+    }
+    weights = {**params, "blocks": {"block": block}}
+    heads, groups = (
+        models.by_path(models.largest_gates(network, weights, like, kept))[f"blocks/block/{path}/gate"]
+        for kept, path in ((1, "attention/attention/attend"), (2, "mlp/feed_forward/up"))
+    )
+    np.testing.assert_array_equal(heads, np.broadcast_to([[[1, 0]]], (3, 1, 2)))
+    assert not groups[..., 0].any() and (groups.sum(axis=-1) == 2).all()
+    with pytest.raises(InvalidInput, match="from 1 to 2"):
+        models.largest_gates(network, params, like, 3)
+
+
+def test_the_complete_network_is_the_one_without_routers():
+    _, _, x, t, cond, output = dit_case()
+    timed, tree = routed_case()
+    np.testing.assert_array_equal(jax.jit(timed.complete.apply)(tree, x, t, cond)[0], output)

@@ -12,7 +12,7 @@ from diffusion_jax.denoisers import analytic, denoiser, gaussian_mixture
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.randomness import normal
 from diffusion_jax.time_axes import expand
-from diffusion_jax.typing import Network
+from diffusion_jax.typing import Denoiser, Network, Prediction
 from tests import shipped
 
 FLOW = processes.rectified_flow(time="t")
@@ -108,8 +108,36 @@ def test_the_fixed_point_of_an_affine_generator_is_the_teachers_gaussian():
         np.testing.assert_allclose(jnp.exp(state.params[part]["log_std"]), 0.4, atol=0.03)
 
 
+def test_a_student_sees_noise_in_its_first_step_and_noised_data_in_the_others():
+    def told(params, carry, x, step, cond):
+        return Prediction((x, step.t), None), carry
+
+    grid = jnp.array([0.7, 0.25, 0.12, 0.05, 0.0])
+    data = {"x0": 100.0 * jnp.ones((4, SIZE)), "index": jnp.arange(4)}
+    generate = objectives.few_step_answers(Denoiser(lambda *_: (), told, FLOW), grid, first=0.5)
+    x, t = jax.jit(jax.vmap(lambda key: generate({}, data, key)))(jax.random.split(KEY, 24))
+    levels = dict(zip(np.round(grid, 3).tolist(), (1 - np.asarray(grid)).tolist()))
+    times = np.round(t, 3).tolist()
+    assert {round(one, 3) for one in times} == {0.7, 0.25, 0.12, 0.05}
+    assert 0.3 < np.mean(np.asarray(times) > 0.6) < 0.7
+    for one, time in zip(np.asarray(x), times):
+        # The data are so large that their share of x says at which level they stand.
+        np.testing.assert_allclose(one.mean() / 100, 0.0 if time > 0.6 else levels[time], atol=0.02)
+
+
+def test_every_answer_of_a_student_moves_it():
+    network = gaussian_network()
+    generate = objectives.few_step_answers(denoiser(network, FLOW), [0.9, 0.5, 0.0])
+    gradients = jax.jit(jax.vmap(jax.grad(lambda p, key: generate(p, batch(), key).mean()), in_axes=(None, 0)))
+    found = gradients(params(0.3, 0.8), jax.random.split(KEY, 6))
+    assert (np.abs(found["mean"]) > 1e-3).all() and (np.abs(found["log_std"]) > 1e-6).all()
+
+
 def test_wrong_input_is_told():
     network = gaussian_network()
+    for grid, first, says in (([1.0, 0.0], 0.5, "two steps"), ([1.0, 0.5, 0.0], 1.0, "between 0 and 1")):
+        with pytest.raises(InvalidInput, match=says):
+            objectives.few_step_answers(denoiser(network, FLOW), grid, first)
     with pytest.raises(InvalidInput, match="every"):
         objectives.distribution_matching(affine, denoiser(network, FLOW), {}, network, every=0)
     objective = objectives.distribution_matching(affine, denoiser(network, FLOW), {}, network)

@@ -51,6 +51,16 @@ def test_the_loss_is_that_of_the_whole():
     np.testing.assert_array_equal(losses, expected)
 
 
+def test_several_parts_learn_together():
+    objective, params, factors, batch = case()
+    part = objectives.with_frozen(objective, {"params": params}, trained=("lora",))
+    key, learned = jax.random.key(3), {"lora": factors}
+    losses, _ = jax.jit(part.loss)(learned, part.init(key, learned, batch), batch, key)
+    one = objectives.with_frozen(objective, {"params": params}, trained="lora")
+    expected, _ = jax.jit(one.loss)(factors, one.init(key, factors, batch), batch, key)
+    np.testing.assert_array_equal(losses, expected)
+
+
 def test_on_a_mesh_what_is_frozen_is_laid_out_too():
     objective, params, factors, batch = case()
     part = objectives.with_frozen(objective, {"params": params}, trained="lora")

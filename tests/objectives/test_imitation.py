@@ -5,11 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax import objectives, processes, timesteps
+from diffusion_jax import adapters, models, objectives, processes, timesteps
 from diffusion_jax.denoisers import analytic, contrasted, denoiser, gaussian_mixture
 from diffusion_jax.errors import InvalidInput
+from diffusion_jax.models import by_path
 from diffusion_jax.typing import Network
 from tests.denoisers import tiny
+from tests.models.drawn import drawn
 
 VP = processes.vp_linear(prediction="v")
 KEY = jax.random.key(5)
@@ -105,3 +107,25 @@ def test_a_teacher_with_a_memory_is_refused():
     objective = objectives.imitation(NETWORK, VP, tiny.remembering(denoiser(NETWORK, VP)), PARAMS)
     with pytest.raises(InvalidInput, match="remembers its last step"):
         objective.init(KEY, PARAMS, BATCH)
+
+
+def test_a_slider_learns_beside_frozen_weights_and_nothing_where_nothing_is_steered():
+    network = models.mlp(width=16, depth=2, conditions=(models.label(3),))
+    adapted = adapters.lora(network, rank=2, select=("up", "down"))
+    batch = {"x0": jax.random.normal(KEY, (8, 5)), "cond": BATCH["cond"]}
+    params = drawn(models.param_shapes(network, (8, 5), batch["cond"]), 1)
+    factors = adapted.init(KEY, params, batch["x0"], jnp.zeros(8), batch["cond"])
+
+    @jax.jit
+    def gradient(strength):
+        steered = contrasted(denoiser(network, VP), {"label": 2}, {"label": 0}, strength)
+        objective = objectives.slider(adapted.network, VP, steered, params, DRAW)
+        state = objective.init(KEY, factors, batch)
+        return jax.grad(lambda factors: objective.loss(factors, state, batch, KEY)[0].mean())(factors)
+
+    still, moved = (by_path(gradient(strength)) for strength in (0.0, 1.0))
+    assert set(moved) == set(by_path(factors))
+    for path, leaf in moved.items():
+        assert np.abs(still[path]).max() < 1e-6
+        # B begins at zero, so A has no gradient yet.
+        assert (np.abs(leaf).max() > 1e-6) == path.endswith("/b")

@@ -8,7 +8,7 @@ from diffusion_jax import timesteps
 from diffusion_jax.config import build, load
 from diffusion_jax.experiment import prepare
 from diffusion_jax.models import count_params, param_shapes
-from diffusion_jax.recipes.ar_diffusion import kept_claims, staircase_bias, ways
+from diffusion_jax.recipes.ar_diffusion import kept_claims, ways
 from tests.models.drawn import drawn
 
 CONFIG = "configs/recipes/ar_diffusion.py"
@@ -32,14 +32,6 @@ def test_arms_differ_in_their_times_alone():
     draws = [arm["objective"].pop("draw")["call"] for arm in arms.values()]
     assert sorted(draws) == ["timesteps.anchored", "timesteps.independent", "timesteps.shared"]
     assert all(arm == arms["anchored"] for arm in arms.values())
-
-
-def test_the_wider_the_staircase_the_less_a_causal_denoiser_misses():
-    bias = staircase_bias(20, (0, 5, 10, 20), frames=3)
-    causal = [error for _, error in bias.values()]
-    assert causal == sorted(causal, reverse=True)
-    assert causal[-1] == pytest.approx(bias[20][0], abs=1e-5)
-    assert causal[0] > 2 * bias[0][0]
 
 
 def test_kept_keys_decode_the_staircase_of_full_width_and_chunks_go_on():

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 from diffusion_jax import models
+from diffusion_jax.acceleration import exit_depths
 from diffusion_jax.config import load
 from diffusion_jax.experiment import prepare
-from diffusion_jax.recipes.parts.early_exits import equal_depths, exit_depths, threshold_at_depth
+from diffusion_jax.recipes.parts.early_exits import equal_depths
 
 UNCERTAINTY = np.sort(np.random.default_rng(0).uniform(size=(6, 8, 16)), axis=1)[:, ::-1]
 
@@ -21,13 +22,6 @@ def test_all_ways_run_as_many_blocks_and_the_reversed_table_turns_time_around():
     assert np.ptp(ways["fixed"]) <= 1 and (ways["fixed"] == ways["fixed"][0]).all()
     np.testing.assert_array_equal(ways["reversed"], ways["table"][::-1])
     np.testing.assert_array_equal(np.sort(ways["random"].ravel()), np.sort(depth.ravel()))
-
-
-@pytest.mark.parametrize("depth", [3.0, 5.5])
-def test_a_threshold_is_found_for_a_number_of_blocks(depth):
-    threshold = threshold_at_depth(UNCERTAINTY, depth)
-    assert exit_depths(UNCERTAINTY, threshold).mean() == pytest.approx(depth, abs=0.05)
-    assert exit_depths(UNCERTAINTY, 0.0).min() == 8 and exit_depths(UNCERTAINTY, 1.0).max() == 1
 
 
 def test_the_published_sizes_can_be_built():

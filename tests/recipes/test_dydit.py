@@ -23,21 +23,6 @@ def small():
     return config, experiment, build(config.routed, network=experiment.network), params
 
 
-def test_the_largest_heads_and_groups_are_kept(small):
-    _, experiment, routed, params = small
-    blocks = params["blocks"]["block"]
-    # Of the second head's and the first group's rows of the output matrices, a hundredth is left.
-    out = blocks["attention"]["attention"]["out"]
-    out["kernel"] = np.array(out["kernel"])
-    out["kernel"][:, 12:] *= 0.01
-    down = blocks["mlp"]["feed_forward"]["down"]
-    down["kernel"] = np.array(down["kernel"])
-    down["kernel"][:, :48] *= 0.01
-    gates = models.by_path(parts.largest(routed, params, experiment, 1))
-    np.testing.assert_array_equal(gates["blocks/block/attention/attention/attend/gate"], [[[1, 0]]])
-    np.testing.assert_array_equal(gates["blocks/block/mlp/feed_forward/up/gate"], [[[0, 1]]])
-
-
 def test_the_uniform_arm_is_the_network_without_the_heads_and_groups_that_are_not_kept(small):
     _, experiment, routed, params = small
     arm = parts.uniform_arm(experiment, routed, params, 1)
@@ -71,19 +56,6 @@ def test_cut_weights_are_masked_weights_at_every_step(small):
 def test_routers_of_tokens_too_with_the_published_biases_change_nothing_at_first(small):
     config, experiment, _, params = small
     assert unchanged(experiment, config, params) == 0.0
-
-
-def test_a_table_of_what_routers_say_is_the_routed_network(small):
-    _, experiment, routed, params = small
-    made = routed.init(jax.random.key(1), params, *parts.example_inputs(experiment))
-    tree = {"params": params, "routers": scramble(jax.tree.map(jnp.zeros_like, made["routers"]), 2, 1.0)}
-    times = jnp.array([10.0, 400.0, 800.0])
-    table = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0)[:, :, None], jax.jit(routed.fill)(tree, times)["gates"])
-    batch = experiment.example(3)
-    under, at = parts.under_table(routed.opened, times), times[::-1]
-    ours = jax.jit(under.apply)({"params": params, "table": table}, batch["x0"], at, batch["cond"])[0]
-    expected = jax.jit(routed.network.apply)(tree, batch["x0"], at, batch["cond"])[0]
-    np.testing.assert_allclose(ours, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("experts", [0, 3])

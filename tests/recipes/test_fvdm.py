@@ -7,12 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax import timesteps
+from diffusion_jax import data, timesteps
 from diffusion_jax.config import build, load
 from diffusion_jax.experiment import prepare
 from diffusion_jax.models import param_shapes, video_dit
 from diffusion_jax.recipes import fvdm
-from diffusion_jax.recipes.parts import moving_clips
 from tests.models.drawn import drawn
 
 FILE = "configs/recipes/fvdm.py"
@@ -30,7 +29,7 @@ def test_a_task_is_which_frames_stand_at_zero(task):
 
 
 def test_blending_keeps_the_ends():
-    real = moving_clips.truth(2)
+    real = data.moving_shapes("test").take(range(2))["x0"]
     between = fvdm.blended(real)
     np.testing.assert_allclose(between[:, [0, -1]], real[:, [0, -1]], atol=1e-6)
     assert np.abs(between[:, fvdm.MIDDLE] - real[:, fvdm.MIDDLE]).max() > 0.5
@@ -72,7 +71,7 @@ def test_frames_are_a_set_without_temporal_positions():
 
 @pytest.mark.parametrize("moved", [0.0, 0.25])
 def test_a_given_frame_that_moves_is_found(moved):
-    real = moving_clips.truth(2)
+    real = data.moving_shapes("test").take(range(2))["x0"]
     made = fvdm.ClipSampler(lambda params, key, times, known: known + moved, None, None, [()])
     found = fvdm.exactness(None, jax.random.key(0), made, timesteps.linspace(2), real)
     assert found["given"] == pytest.approx(moved, abs=1e-6)

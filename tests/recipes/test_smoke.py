@@ -1,4 +1,4 @@
-"""Every recipe runs at a few steps: its claims are numbers, its pictures exist, and its models are kept."""
+"""Every study runs at a few steps: its claims are numbers, its pictures exist, and its page can be written."""
 
 import importlib
 import math
@@ -8,13 +8,13 @@ import pytest
 import tensorboardX  # noqa: F401
 
 from diffusion_jax.metrics import judges
-from diffusion_jax.recipes import SYSTEMS
 from diffusion_jax.recipes.__main__ import built, run
+from diffusion_jax.recipes.page import system_page
 from diffusion_jax.recipes.report import read_report
+from diffusion_jax.recipes.systems import SYSTEMS
 
-SLUGS = [system.slug for system in SYSTEMS if built(system.slug)]
-for _slug in SLUGS:
-    importlib.import_module(f"diffusion_jax.recipes.{_slug}")
+MODULES = {s.slug: importlib.import_module(f"diffusion_jax.recipes.{s.slug}") for s in SYSTEMS if built(s.slug)}
+SLUGS = [slug for slug, module in MODULES.items() if hasattr(module, "study")]
 
 
 @pytest.fixture(autouse=True)
@@ -28,12 +28,12 @@ def hasty_judges(monkeypatch):
 @pytest.mark.parametrize("slug", SLUGS)
 def test_runs_at_a_few_steps(slug, tmp_path, monkeypatch):
     monkeypatch.setenv("DIFFUSION_JAX_CACHE", str(tmp_path / "cache"))
-    report = run(slug, tmp_path / "out", smoke=True)
-    assert report.claims
-    assert report.pictures
-    for claim in report.claims:
-        assert math.isfinite(claim.baseline), claim.name
-        assert math.isfinite(claim.ours), claim.name
+    report = run(slug, tmp_path / "out", variant="smoke")
+    assert report.smoke and report.pictures
+    for one in report.verdicts:
+        assert all(math.isfinite(value) for value in (*one.ours, *one.against)), one.title
     for name in report.pictures:
         assert (tmp_path / "out" / name).stat().st_size > 0
     assert read_report(tmp_path / "out" / "report.json") == report
+    # Rows fit their lines.
+    assert "its figures mean nothing" in system_page(report)

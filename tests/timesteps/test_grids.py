@@ -161,3 +161,14 @@ def test_a_grid_spliced_to_another_hands_over_at_the_nearest_time():
         timesteps.spliced(long, short, 4)
     with pytest.raises(InvalidInput, match="one time a step"):
         timesteps.spliced(long[:, None], short, 1)
+
+
+def test_padded_grids_stand_still_at_their_end():
+    grid = timesteps.quadratic(4)
+    found = timesteps.padded(grid, 7)
+    np.testing.assert_array_equal(found[:5], grid)
+    np.testing.assert_array_equal(found[5:], np.full(3, grid[-1]))
+    np.testing.assert_array_equal(timesteps.padded(grid, 4), grid)
+    assert timesteps.padded(jnp.zeros((5, 1, 3)), 6).shape == (7, 1, 3)
+    with pytest.raises(InvalidInput, match="at least the 4 steps"):
+        timesteps.padded(grid, 3)

@@ -1,47 +1,11 @@
-"""Handwritten digits, 8 x 8 pixels: the transformer that recipes about cheaper sampling share, and their judge.
-
-The transformer predicts epsilon on the linear-beta process of DDPM, as the published ones do, and has eight blocks:
-deep enough for a part of it to be left out, small enough to be trained in minutes. Whoever asks for it with the same
-fields shares one training (`frame.trained`).
-"""
+"""The judge of handwritten digits that studies of cheaper sampling share."""
 
 from typing import Any
 
 import numpy as np
 from jaxtyping import Array
-from ml_collections import ConfigDict
 
 from diffusion_jax import metrics
-from diffusion_jax.config import call
-from diffusion_jax.experiment import defaults
-
-CLASSES = 10
-NULL = {"label": CLASSES}
-
-
-def digit_transformer(steps: int = 3000, **fields: Any) -> ConfigDict:
-    """The config of the class-conditional transformer; fields: of `models.dit`, where they differ."""
-    config = defaults(steps=steps, batch_size=128)
-    config.data = call("data.digits", split="train")
-    config.held_out = call("data.digits", split="test")
-    conditions = (call("models.label", num_classes=CLASSES),)
-    size = {"preset": "S/2", "width": 96, "depth": 8, "heads": 6, "conditions": conditions, "qk_norm": True}
-    config.model = call("models.dit", **{**size, "remat": "dots_no_batch", **fields})
-    config.process = call("processes.vp_linear")
-    config.objective = call("objectives.denoising", draw=call("timesteps.stratified"), cond_dropout=0.1, null=NULL)
-    rate = call("training.optimizers.cosine", peak=2e-3, total_steps=steps, warmup_steps=min(100, steps // 2))
-    config.optimizer = call("training.optimizers.adamw", learning_rate=rate, weight_decay=0.01)
-    config.ema = {"average": call("training.ema.power", sigma_rel=0.1)}
-    return config
-
-
-def tiny_digit_transformer(steps: int = 4, **fields: Any) -> ConfigDict:
-    """What stands for it where a recipe only has to run: two narrow blocks, on one device; with 0 steps untrained."""
-    config = digit_transformer(max(steps, 2), **{"width": 24, "depth": 2, "heads": 2, "remat": "none", **fields})
-    config.train.steps, config.ema = steps, {}
-    config.optimizer = call("training.optimizers.sgd")
-    config.mesh = call("distributed.make_mesh", devices=1)
-    return config
 
 
 def judged(images: Array | np.ndarray, labels: Any) -> metrics.Judged:

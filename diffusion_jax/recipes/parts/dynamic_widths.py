@@ -55,13 +55,7 @@ def example_inputs(experiment: Experiment) -> tuple:
 
 def dynamic_arm(budget: Any, experiment: Experiment, routed: Timed, params: Params) -> FineTuning:
     """The network with its routers, under a budget."""
-    network = experiment.network
-
-    def complete(inner, tree, *inputs):
-        return inner(tree["params"], *inputs)
-
-    whole = models.wrapped(network, complete, at=("params",))
-    objective = build(budget, dynamic=loss(experiment, routed.network), complete=loss(experiment, whole))
+    objective = build(budget, dynamic=loss(experiment, routed.network), complete=loss(experiment, routed.complete))
 
     def init(key):
         return {"params": params, **routed.init(key, params, *example_inputs(experiment))}
@@ -71,29 +65,19 @@ def dynamic_arm(budget: Any, experiment: Experiment, routed: Timed, params: Para
 
 def uniform_arm(experiment: Experiment, routed: Timed, params: Params, kept: int) -> FineTuning:
     """The network with the same `kept` heads and groups at all t, those of the largest weights behind them."""
-    gates = largest(routed, params, experiment, kept)
+    gates = uniform_gates(routed, params, experiment, kept)
     objective = objectives.with_frozen(loss(experiment, routed.opened), {"gates": gates}, "params")
     return FineTuning(routed.opened, objective, lambda key: params, lambda learned: {"params": learned, "gates": gates})
 
 
-def largest(routed: Timed, params: Params, experiment: Experiment, kept: int) -> Any:
-    """Gates `[L, 1, K]` of the `kept` heads and groups whose rows of the output matrix have the largest norm."""
-    blocks = models.by_path(params)
+def uniform_gates(routed: Timed, params: Params, experiment: Experiment, kept: int) -> Any:
+    """The gates of `models.largest_gates`."""
     given = example_inputs(experiment)
 
     def gates():
         return routed.fill({"params": params, **routed.init(jax.random.key(0), params, *given)}, jnp.zeros(1))["gates"]
 
-    def one(path, leaf):
-        module = jax.tree_util.keystr(path, simple=True, separator="/").rsplit("/", 2)[0]
-        kernel = next(
-            blocks[f"{module}/{name}/kernel"] for name in ("out", "down") if f"{module}/{name}/kernel" in blocks
-        )
-        norm = np.linalg.norm(np.asarray(kernel).reshape(*leaf.shape[::2], -1), axis=-1)
-        rank = np.argsort(np.argsort(-norm, axis=1), axis=1)
-        return jnp.asarray((rank < kept)[:, None], jnp.float32)
-
-    return jax.tree_util.tree_map_with_path(one, jax.eval_shape(gates))
+    return models.largest_gates(experiment.network, params, jax.eval_shape(gates), kept)
 
 
 def lora_arm(
@@ -156,18 +140,6 @@ def sampled(experiment: Experiment, network: Network, steps: int, count: int) ->
         return energy_distance(np.asarray(x).reshape(len(index), -1), real["x0"].reshape(len(index), -1))
 
     return distance
-
-
-def under_table(opened: Network, times: Any) -> Network:
-    """The gated network with, for each sample, the gates of the nearest of the network's `times [S]`; parameters
-    `{"params": ..., "table": [S, L, 1, K] a leaf}`."""
-
-    def around(inner, tree, x, t, cond, train, key):
-        index = jnp.argmin(jnp.abs(times - t[:, None]), axis=1)
-        gates = jax.tree.map(lambda leaf: jnp.moveaxis(leaf[index, :, 0], 0, 1), tree["table"])
-        return inner({"params": tree["params"], "gates": gates}, x, t, cond, train, key)
-
-    return models.wrapped(opened, around)
 
 
 class Execution(NamedTuple):
@@ -241,13 +213,6 @@ def routed_costs(experiment: Experiment, routed: Timed, tree: Any) -> models.Cos
     """What the routed modules cost."""
     x, t, cond = example_inputs(experiment)
     return models.width_costs(routed.opened, routed.fill(tree, t), x, t, cond)
-
-
-def shares(table: Any, costs: models.Costs) -> np.ndarray:
-    """The executed share at each time of a table, `[S]`."""
-    on = jax.tree.map(lambda leaf: np.asarray(leaf)[:, :, 0] > 0, table)
-    count = len(jax.tree.leaves(on)[0])
-    return np.array([dynamic.executed_share(jax.tree.map(lambda leaf, i=i: leaf[i], on), costs) for i in range(count)])
 
 
 def kept_shares(table: Any) -> Mapping[str, np.ndarray]:

@@ -10,8 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion_jax import denoisers, metrics, objectives, sampling
-from diffusion_jax.acceleration.early_exit import at_depth, depth_table, exit_by_uncertainty
-from diffusion_jax.clock import network_inputs
+from diffusion_jax.acceleration import at_depth, depth_table, exit_by_uncertainty, whole_depth
 from diffusion_jax.config import build
 from diffusion_jax.data.sources import BatchSource
 from diffusion_jax.experiment import Experiment, prepare
@@ -44,35 +43,15 @@ def trained_exits(config: ConfigDict, exits: EarlyExit, base: Params, seed: int,
     return {"params": base, "exits": found} if frozen else found
 
 
-class Errors(NamedTuple):
-    """Means over examples, by exit and time, `[L, T]`: estimated and actual uncertainty, and the squared error."""
-
-    estimated: np.ndarray
-    actual: np.ndarray
-    square: np.ndarray
-
-
 def errors_of(
     exits: EarlyExit, process: Process, source: BatchSource, count: int, times: Any
-) -> Callable[[Any], Errors]:
-    """`params -> Errors` of `count` examples that were not trained on, with the same noise at each of `times`."""
-    part = source.take(range(count))
-    x0, cond = jnp.asarray(part["x0"]), jax.tree.map(jnp.asarray, part["cond"])
-
-    @jax.jit
-    def measured(params):
-        def at(t):
-            t = jnp.full(count, t)
-            x_t, noise = process.corrupt(jax.random.key(0), x0, t)
-            answers, _ = exits.network.apply(params, *network_inputs(process, x_t, t), cond)
-            target = process.target(x0, noise, t)
-            actual = objectives.uncertainty_target(process, answers.output, target, x_t, t)
-            each = answers.uncertainty, actual, jnp.square(answers.output - target)
-            return [values.reshape(len(values), -1).mean(axis=1) for values in each]
-
-        return [values.T for values in jax.lax.map(at, jnp.asarray(times))]
-
-    return lambda params: Errors(*map(np.asarray, measured(params)))
+) -> Callable[[Any], objectives.ExitErrors]:
+    """`params -> ExitErrors` of `count` examples that were not trained on."""
+    batch = jax.tree.map(jnp.asarray, source.take(range(count)))
+    measured = jax.jit(
+        lambda params: objectives.exit_errors(exits.network, process, params, batch, times, jax.random.key(0))
+    )
+    return lambda params: jax.device_get(measured(params))
 
 
 class Ran(NamedTuple):
@@ -125,15 +104,10 @@ def runs(exits: EarlyExit, experiment: Experiment, config: ConfigDict, count: in
 
     @jax.jit
     def uncertainty(params, key):
-        whole = at_depth(exits, process, jnp.full(1, exits.depth))
-        xs = ran(params, key, whole, lambda prediction, x, step: x).run.carry.values
-
-        def estimates(entry):
-            x, t = entry
-            answers, _ = exits.network.apply(params, *network_inputs(process, x, t), labels)
-            return answers.uncertainty.reshape(exits.depth, count, -1).mean(axis=2)
-
-        return jax.lax.map(estimates, (xs, grid[:-1]))
+        read = ran(
+            params, key, whole_depth(exits, process), lambda prediction, x, step: prediction.extras["uncertainty"]
+        )
+        return read.run.carry.values
 
     return Runs(
         lambda params, key, threshold: outcome(early(params, key, jnp.float32(threshold), False)),
@@ -141,21 +115,6 @@ def runs(exits: EarlyExit, experiment: Experiment, config: ConfigDict, count: in
         lambda params, key, depths: outcome(at(params, key, jnp.asarray(depths, jnp.int32))),
         lambda params, key: np.asarray(uncertainty(params, key)),
     )
-
-
-def threshold_at_depth(uncertainty: np.ndarray, depth: float) -> float:
-    """The threshold at which estimates `[S, L, B]` of whole runs mean `depth` blocks on average, by bisection."""
-    low, high = 0.0, 1.0
-    for _ in range(30):
-        middle = (low + high) / 2
-        low, high = (middle, high) if exit_depths(uncertainty, middle).mean() > depth else (low, middle)
-    return high
-
-
-def exit_depths(uncertainty: np.ndarray, threshold: float) -> np.ndarray:
-    """Behind which block samples leave, `[S, B]`."""
-    sure = uncertainty <= threshold
-    return np.where(sure.any(axis=1), sure.argmax(axis=1) + 1, uncertainty.shape[1])
 
 
 def run_quality(ran: Any, whole: Any) -> dict[str, float]:

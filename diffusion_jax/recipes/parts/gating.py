@@ -1,56 +1,16 @@
-"""Runs that forecast the last block where a gate says so, where a clock says so, and what forecasts were really worth.
+"""Runs that forecast the last block where a gate says so, and where a clock says so."""
 
-The analytic network is the exact denoiser of a Gaussian mixture in two stages: the head says which component it sees,
-the body what noise that means. Its features need no training and are exact at every t.
-"""
-
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from scipy.stats import spearmanr
 
-from diffusion_jax.acceleration import either, every, first_and_last, forecasting, gated, taylor
-from diffusion_jax.acceleration.gated import relative_error
-from diffusion_jax.clock import network_inputs
-from diffusion_jax.costs import count_bytes
+from diffusion_jax.acceleration import either, every, first_and_last, gated, taylor, threshold_for
 from diffusion_jax.denoisers import recorded
-from diffusion_jax.models import Staged
 from diffusion_jax.processes import GaussianProcess
 from diffusion_jax.sampling import sample
-from diffusion_jax.time_axes import expand
-from diffusion_jax.typing import Condition, Denoiser, Grid, Params, Solver
-
-
-def mixture_stages(process: GaussianProcess) -> Staged:
-    """The exact denoiser of a `GaussianMixture` with diagonal covariances, its parameters, in stages.
-
-    process: predicts epsilon and feeds its network t itself (`time="t"`). Head: log p(component | x_t) but for a
-    constant, `[B, K]` with mean zero: a constant would count in relative errors and means nothing.
-    """
-
-    def parts(mixture, x, t):
-        alpha, sigma = (expand(level(t), x)[:, None] for level in (process.alpha, process.sigma))
-        variance = alpha**2 * mixture.variances + sigma**2
-        return x[:, None] - alpha * mixture.means, variance, sigma
-
-    def head(mixture, x, t, cond=None):
-        away, variance, _ = parts(mixture, x, t)
-        log_density = -0.5 * (away**2 / variance + jnp.log(variance)).reshape(*away.shape[:2], -1).sum(-1)
-        logits = mixture.log_weights + log_density
-        return logits - logits.mean(axis=1, keepdims=True)
-
-    def body(mixture, h, x, t, cond=None):
-        away, variance, sigma = parts(mixture, x, t)
-        return (expand(jax.nn.softmax(h, axis=1), away) * sigma / variance * away).sum(axis=1)
-
-    return Staged(head, body, lambda mixture, z, x, t, cond=None: (z, {}), None)
-
-
-Curve = Sequence[Mapping[str, float]]
-"""One arm of one seed: `full` evaluations, `compute` and endpoint `error` of each of its settings."""
+from diffusion_jax.typing import Denoiser, Grid, Solver
 
 
 class Found(NamedTuple):
@@ -121,76 +81,6 @@ def run_of(
     return run
 
 
-def matched(run: Callable[[Any], Found], count: float, low: float = 1e-4, high: float = 2.0, rounds: int = 14) -> Found:
-    """The gated run of the lowest threshold with at most `count` full evaluations, by bisection of its logarithm."""
-    best = run(high)
-    for _ in range(rounds):
-        middle = (low * high) ** 0.5
-        found = run(middle)
-        if float(found.full) <= count:
-            best, high = found, middle
-        else:
-            low = middle
-    return best
-
-
-def true_errors(
-    stages: Staged,
-    process: GaussianProcess,
-    params: Params,
-    found: Found,
-    grid: Grid,
-    settings: GateSettings,
-    cond: Condition = None,
-) -> tuple[Any, Any]:
-    """Relative errors `[S]` of both forecasts along a gated run, the true features computed at every step.
-
-    The tables are filled where the run filled them. Where nothing can be forecast yet the errors are infinite.
-    """
-    probe, last = taylor(settings.probe_order), taylor(settings.order)
-    full, xs = found.steps
-
-    def features(x, t):
-        inputs = (*network_inputs(process, x, t), cond)
-        h = stages.head(params, *inputs)
-        return h, stages.body(params, h, *inputs)
-
-    def body(tables, entry):
-        index, x, t, now = entry
-        values = features(x, t)
-        errors, new = [], []
-        for forecaster, table, value in zip((probe, last), tables, values):
-            error = relative_error(forecasting.predict(forecaster, table, index), value, value)
-            errors.append(jnp.where(table.count == 0, jnp.inf, error))
-            fresh = forecasting.update(forecaster, table, value, index)
-            new.append(jax.tree.map(lambda a, b: jnp.where(now, a, b), fresh, table))
-        return tuple(new), tuple(errors)
-
-    shapes = jax.eval_shape(features, xs[0], grid[0])
-    tables = tuple(forecasting.init(forecaster, one) for forecaster, one in zip((probe, last), shapes))
-    steps = jnp.arange(len(xs))
-    return jax.lax.scan(body, tables, (steps, xs, jnp.asarray(grid)[:-1], full))[1]
-
-
-def cache_bytes(denoiser: Denoiser, params: Params, shape: tuple[int, ...], cond: Condition) -> float:
-    """Bytes of what a denoiser carries from step to step."""
-    return float(count_bytes(jax.eval_shape(denoiser.init, params, jax.ShapeDtypeStruct(shape, jnp.float32), cond)))
-
-
-def correlation(errors: tuple[Any, Any], full: Any) -> float:
-    """Spearman's, between the errors of both forecasts at the steps that were skipped."""
-    probe, last = (np.asarray(one)[~np.asarray(full)] for one in errors)
-    return float(np.nan_to_num(np.asarray(spearmanr(probe, last))[0])) if probe.size > 2 else 0.0
-
-
-def error_at(curve: Curve, name: str, value: float) -> float:
-    """The error of an arm where its `name` is `value`: the logarithm lies on the line between two settings."""
-    points = sorted((one[name], np.log(max(one["error"], 1e-12))) for one in curve)
-    settings, errors = zip(*points, strict=True)
-    return float(np.exp(np.interp(value, settings, errors)))
-
-
-def median_error(x: Any, reference: Any) -> float:
-    """The median over samples of their root mean square error: what samples that end in another mode leave alone."""
-    by_sample = np.mean((np.asarray(x) - np.asarray(reference)).reshape(len(x), -1) ** 2, axis=1)
-    return float(np.median(np.sqrt(by_sample)))
+def matched(run: Callable[[Any], Found], count: float) -> Found:
+    """The gated run of the lowest threshold with at most `count` full evaluations."""
+    return run(threshold_for(lambda at: float(run(at).full), count))

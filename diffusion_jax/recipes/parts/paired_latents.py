@@ -18,7 +18,7 @@ from diffusion_jax import data
 from diffusion_jax.data import captioned_digits
 from diffusion_jax.experiment import prepare
 from diffusion_jax.recipes.frame import seeds, trained
-from diffusion_jax.recipes.parts.latents import latent_space
+from diffusion_jax.recipes.parts.latents import trained_latents
 from diffusion_jax.recipes.parts.paired_samples import CONDITIONALS, TASKS, pair_sampler, save_pairs
 from diffusion_jax.recipes.report import Claim, claim
 
@@ -45,7 +45,7 @@ def paired_latents(config: ConfigDict) -> PairedLatents:
 
     config: experiments `image`, `pairs` and `captions`; the last reads what the second one's text encoder says.
     """
-    space, pairs = latent_space(config.image, "unidiffuser-autoencoder"), prepare(config.pairs)
+    space, pairs = trained_latents(config.image, "unidiffuser-autoencoder"), prepare(config.pairs)
     matched, network = trained(pairs, "unidiffuser-pairs"), pairs.network
     source, held_out = pairs.source.x0, pairs.held_out.x0
     hidden = jax.jit(lambda tokens: network.encoders["text"].apply(matched["text"], tokens).hidden)

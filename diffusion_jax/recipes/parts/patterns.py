@@ -14,7 +14,7 @@ import numpy as np
 
 from diffusion_jax import denoisers, processes, solvers, timesteps
 from diffusion_jax.metrics import effective_modes, pairwise_distance
-from diffusion_jax.recipes.parts.few_steps import flow_map, relay
+from diffusion_jax.recipes.parts.few_steps import relay
 from diffusion_jax.recipes.report import Claim, claim
 
 ORDERS = {"base": 4, "student": 0, "base, then student": 1, "student, then base": None}
@@ -62,7 +62,7 @@ def collapsed(
 def _relay(how, dimensions):
     """Of the exact denoiser and the collapsed student, compiled once for all seeds."""
     exact = denoisers.analytic(processes.vp_scaled_linear())
-    return relay((exact, denoisers.switched((exact, flow_map(exact)), (0.9,))), SOLVERS[how], (dimensions,))
+    return relay((exact, denoisers.switched((exact, denoisers.flow_map(exact)), (0.9,))), SOLVERS[how], (dimensions,))
 
 
 def of_patterns(found: Sequence[dict[Any, Any]]) -> list[Claim]:

@@ -17,7 +17,6 @@ from diffusion_jax import adapters, denoisers, objectives
 from diffusion_jax.config import build
 from diffusion_jax.experiment import Experiment, prepare
 from diffusion_jax.recipes.frame import trained
-from diffusion_jax.recipes.parts.adaptation import adaptation
 from diffusion_jax.recipes.report import Claim, claim
 from diffusion_jax.typing import Condition, Params
 
@@ -40,14 +39,14 @@ def trained_slider(config: ConfigDict, experiment: Experiment, params: Params, n
     """
     own = prepare(config)
     steered = denoisers.energy_guided(denoisers.denoiser(experiment.network, experiment.process), ink, config.strength)
-    adapted = adaptation(
-        experiment.network,
-        params,
-        lambda network: build(config.lora, network=network),
-        lambda network: objectives.imitation(network, experiment.process, steered, params, build(config.draw)),
-        own.example(2),
-    )
-    factors = trained(own._replace(objective=adapted.objective), name, init_params=adapted.init, given=given)
+    adapted = build(config.lora, network=experiment.network)
+    objective = objectives.slider(adapted.network, experiment.process, steered, params, build(config.draw))
+    batch = own.example(2)
+
+    def init(key):
+        return adapted.init(key, params, batch["x0"], jnp.zeros(2), batch["cond"])
+
+    factors = trained(own._replace(objective=objective), name, init_params=init, given=given)
     return adapters.transplanted(factors, params, config.lora.alpha / config.lora.rank)
 
 

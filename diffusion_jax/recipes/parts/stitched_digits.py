@@ -11,15 +11,16 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion_jax import data, denoisers, metrics, solvers, timesteps
-from diffusion_jax.costs import count_flops
+from diffusion_jax.baselines import CLASSES
+from diffusion_jax.costs import evaluation_flops
 from diffusion_jax.experiment import prepare
 from diffusion_jax.recipes.frame import trained
-from diffusion_jax.recipes.parts.digits import CLASSES, judged
+from diffusion_jax.recipes.parts.digits import judged
 from diffusion_jax.recipes.parts.stitching import (
     Model,
     backwards,
-    epsilon_gap,
-    padded,
+    gap,
+    padded_run,
     relative_cost,
     stitch_table,
     stitched,
@@ -52,8 +53,8 @@ def digit_models(configs: Any) -> list[Model]:
         made = prepare(configs[name])
         # The large one is shared with other recipes.
         params = trained(made, "digits-transformer" if name == "large" else f"t_stitch-{name}")
-        t, cond = jnp.zeros(1), {"label": jnp.zeros(1, jnp.int32)}
-        flops = count_flops(lambda *a, n=made.network: n.apply(*a)[0], params, jnp.zeros((1, *made.shape)), t, cond)
+        inputs = jnp.zeros((1, *made.shape)), {"label": jnp.zeros(1, jnp.int32)}
+        flops = evaluation_flops(made.network, params, *inputs)
         models.append(Model(denoisers.denoiser(made.network, made.process), params, flops))
     return [model._replace(cost=model.cost / models[-1].cost) for model in models]
 
@@ -73,7 +74,7 @@ def stitch_digits(config: ConfigDict, numbers: Sequence[int]) -> Digits:
     arms["few", "fewer"] = equal_cost(arms["few", 0.4], models)
 
     def made(seed, which):
-        found = sampler(jax.random.key(seed), *padded(which, steps), {"label": label}, size=size)
+        found = sampler(jax.random.key(seed), *padded_run(which, steps), {"label": label}, size=size)
         return found, judged(found.x, label)
 
     noise = np.std([made(seed, arms["stitched", 0.0])[1].distance for seed in config.noise_seeds], ddof=1)
@@ -88,10 +89,10 @@ def stitch_digits(config: ConfigDict, numbers: Sequence[int]) -> Digits:
                 traces[arm].append(np.concatenate([found.run.carry.values, found.x[None]]))
     alike = [metrics.trajectory_similarity(*pair) for pair in zip(traces["stitched", 0.0], traces["stitched", 1.0])]
     held_out = data.digits(split="test")
-    gap = epsilon_gap(jax.random.key(0), models[0], models[-1], held_out.x0, dict(held_out.cond))
+    gaps = gap(jax.random.key(0), models[0], models[-1], held_out.x0, dict(held_out.cond))
     cost = {arm: relative_cost(which, models) * len(which) / steps for arm, which in arms.items()}
     first = {arm: rows[0] for arm, rows in images.items()}
-    return Digits(distance, accuracy, float(noise), cost, first, alike, gap, median_seconds(sampler, config, between))
+    return Digits(distance, accuracy, float(noise), cost, first, alike, gaps, median_seconds(sampler, config, between))
 
 
 def equal_cost(which: np.ndarray, models: Sequence[Model]) -> np.ndarray:

@@ -17,7 +17,7 @@ from diffusion_jax.recipes.parts.stitching import (
     INDICES,
     Model,
     backwards,
-    epsilon_gap,
+    gap,
     relative_cost,
     stitch_table,
     stitched,
@@ -47,16 +47,10 @@ class Ring(NamedTuple):
 def ring_models(process: Process, costs: Sequence[float]) -> list[Model]:
     """Exact denoisers of the ring seen as 1, 4 and 8 Gaussians, at the given costs of an evaluation."""
     angles = 2 * np.pi * np.arange(MODES) / MODES
-    modes = RADIUS * np.stack([np.cos(angles), np.sin(angles)], axis=-1)
-    models = []
-    for count, cost in zip((1, MODES // 2, MODES), costs, strict=True):
-        members = modes.reshape(count, -1, 2)
-        means = members.mean(axis=1)
-        apart = members - means[:, None]
-        covariances = np.einsum("kni,knj->kij", apart, apart) / members.shape[1] + STD**2 * np.eye(2)
-        mixture = denoisers.gaussian_mixture(means, covariances=covariances)
-        models.append(Model(denoisers.analytic(process), mixture, cost))
-    return models
+    ring = denoisers.gaussian_mixture(RADIUS * np.stack([np.cos(angles), np.sin(angles)], axis=-1), STD)
+    mixtures = [denoisers.merged_components(ring, np.arange(MODES) * count // MODES) for count in (1, MODES // 2)]
+    exact = denoisers.analytic(process)
+    return [Model(exact, mixture, cost) for mixture, cost in zip((*mixtures, ring), costs, strict=True)]
 
 
 def on_ring(config: ConfigDict, numbers: Sequence[int]) -> Ring:
@@ -87,7 +81,7 @@ def on_ring(config: ConfigDict, numbers: Sequence[int]) -> Ring:
         shares, cost, _ = open_to[metrics.cheapest_within(costs, distances, config.noise)]
         chosen[count] = cost, over_seeds(stitch_table(steps, *shares))
     x0, _ = denoisers.sample_mixture(jax.random.key(0), models[-1].params, 4000)
-    return Ring(first, last, epsilon_gap(jax.random.key(1), models[0], models[-1], x0), settings, chosen)
+    return Ring(first, last, gap(jax.random.key(1), models[0], models[-1], x0), settings, chosen)
 
 
 def ring_claims(ring: Ring, noise: float) -> list[Claim]:

@@ -8,10 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax import denoisers, randomness
-from diffusion_jax.clock import single_step
+from diffusion_jax import denoisers, metrics, timesteps
 from diffusion_jax.sampling import Samples, sample
-from diffusion_jax.typing import Condition, Denoiser, Keys, Solver
+from diffusion_jax.typing import Denoiser, Solver
 
 INDICES = [30, 60, *range(100, 1000, 100), 999]
 """Where the gap between two models is measured: training index k is at t = (k + 1) / 1000."""
@@ -65,31 +64,18 @@ def relative_cost(table: np.ndarray, models: Sequence[Model]) -> float:
     return float(np.mean([models[index].cost for index in table]) / models[-1].cost)
 
 
-def padded(which: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """The table and its grid of equal steps, with further steps of model 0 from 0 to 0, which change no sample.
-
-    So a run of fewer steps needs no program of its own, at the price of asking the small model for nothing.
-    """
-    rest = (0, steps - len(which))
-    return np.pad(which, rest), np.pad(np.linspace(1.0, 0.0, len(which) + 1), rest)
-
-
-def epsilon_gap(key: Keys, first: Model, second: Model, x0: Any, cond: Condition = None) -> list[float]:
-    """Mean squared difference of what two models predict as the noise of `x0 [B, ...]`, at each of `gap_times()`."""
-    keys = randomness.sample_keys(key, jnp.arange(len(x0)))
-
-    @jax.jit
-    def at(params, t):
-        x, _ = first.denoiser.process.corrupt(keys, jnp.asarray(x0), t)
-        one, other = (
-            model.denoiser.apply(p, model.denoiser.init(p, x, cond), x, single_step(t), cond)[0].eps
-            for model, p in zip((first, second), params, strict=True)
-        )
-        return jnp.mean(jnp.square(one - other))
-
-    return [float(at((first.params, second.params), jnp.float32(t))) for t in gap_times()]
+def padded_run(which: np.ndarray, steps: int) -> tuple[np.ndarray, Any]:
+    """The table and its grid of equal steps, padded to `steps`; model 0 is asked at those that stand still."""
+    grid = timesteps.linspace(len(which))
+    return np.pad(which, (0, steps - len(which))), timesteps.padded(grid, steps)
 
 
 def gap_times() -> list[float]:
     """The times of `INDICES`."""
     return [(index + 1) / 1000 for index in INDICES]
+
+
+def gap(key: Any, first: Model, second: Model, x0: Any, cond: Any = None) -> list[float]:
+    """`metrics.epsilon_gap` of two models at `gap_times()`."""
+    pair, params = (first.denoiser, second.denoiser), (first.params, second.params)
+    return metrics.epsilon_gap(key, pair, params, x0, gap_times(), cond).tolist()

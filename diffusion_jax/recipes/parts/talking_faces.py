@@ -8,13 +8,13 @@ from ml_collections import ConfigDict
 from diffusion_jax import data
 from diffusion_jax.data import portrait
 from diffusion_jax.data.sources import Source
-from diffusion_jax.recipes.parts.latents import LatentSpace, encoded
+from diffusion_jax.models import LatentSpace
 
 
 def latent_clips(space: LatentSpace, source: Source, frames: int) -> data.ArraySource:
     """Clips of the space, two of each example: its first frames with the portrait of who speaks, and its last ones with
     a frame of long before, as streams will have it."""
-    whole = encoded(space, source)
+    whole = data.encoded(source, space.encode)
     still = np.asarray(space.encode(whole.cond["reference"]))
     x0, audio = (np.concatenate([a[:, :frames], a[:, -frames:]]) for a in (whole.x0, whole.cond["audio"]))
     return data.ArraySource(x0, {"audio": audio, "reference": np.concatenate([still, whole.x0[:, 0]])}, "latent clips")
@@ -47,14 +47,6 @@ def stream_measures(config: ConfigDict, space: LatentSpace, latents: Any, people
     starts = np.linspace(0, frames - size, count).astype(int)
     cut = starts[:, None] + np.arange(size)
     clips = np.asarray(space.decode(latents[:, cut].reshape(-1, size, *latents.shape[2:])))
-    reading = portrait.read(clips)
     wanted = np.repeat(people.portraits, count, axis=0)
-    errors = portrait.identity_error(reading, wanted)
-    values = {
-        "sync": portrait.sync(reading, people.opening[:, cut].reshape(-1, size))[:, 0],
-        "colour": errors["colour"].mean(1),
-        "shape": errors["shape"].mean(1),
-        "flicker": portrait.flicker(clips, reading).mean(1),
-        "residual": reading.residual.mean(1),
-    }
+    values = portrait.portrait_measures(clips, people.opening[:, cut].reshape(-1, size), wanted)
     return {name: np.nanmean(value.reshape(-1, count), axis=0) for name, value in values.items()}

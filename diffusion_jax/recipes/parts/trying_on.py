@@ -17,53 +17,27 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import denoisers, metrics, models, sampling
 from diffusion_jax.clock import network_inputs
-from diffusion_jax.config import build, call
+from diffusion_jax.config import build
 from diffusion_jax.data import wardrobe
 from diffusion_jax.errors import unknown
-from diffusion_jax.experiment import Experiment, defaults, prepare
+from diffusion_jax.experiment import Experiment, prepare
 from diffusion_jax.typing import Network
 
 WAYS = ("cached", "encoding", "coupled", "coupled_cached")
 """References encoded once, in every step, along with the picture in every step, and so but in the first step only."""
 
 
-def try_on_experiment(form: str, steps: int, *, batch_size: int = 16, rate: float = 3e-3, **model: Any) -> ConfigDict:
-    """The config of a try-on network. form: of `models.referenced`, the one that is trained; model: fields of `dit`."""
-    config = defaults(steps=steps, batch_size=batch_size)
-    config.form = form
-    config.data = call("data.try_on")
-    config.held_out = call("data.try_on", split="test", length=5000)
-    fields = {"patch": 4, "width": 96, "depth": 3, "heads": 2, "mlp_ratio": 2.0, "qk_norm": True}
-    config.model = call("models.dit", **{**fields, "remat": "dots_no_batch", **model})
-    config.process = call("processes.rectified_flow", prediction="x0")
-    config.objective = call(
-        "objectives.denoising",
-        draw=call("timesteps.logit_normal", mean=0.8, std=1.2),
-        cond_dropout=0.1,
-        null={"references": 0.0},
-    )
-    schedule = call("training.optimizers.cosine", peak=rate, total_steps=steps, warmup_steps=min(50, steps // 2))
-    config.optimizer = call("training.optimizers.adamw", learning_rate=schedule, weight_decay=0.01)
-    config.ema = {"average": call("training.ema.power", sigma_rel=0.1)}
-    return config
-
-
 class Editor(NamedTuple):
-    """experiment: what is trained. forms: `models.Referenced` behind the channels of mask and masked person."""
+    """experiment: what is trained. forms: `models.Referenced` of its network."""
 
     experiment: Experiment
     forms: models.Referenced
 
 
 def editor(config: ConfigDict) -> Editor:
-    """The experiment of `config` whose network has references, in the form `config.form`."""
-    made = prepare(config)
-    forms = models.referenced(made.network, len(wardrobe.CATEGORIES))
-    networks = {name: models.concatenating(getattr(forms, name)) for name in forms._fields if name != "encode"}
-    forms = forms._replace(**networks)
-    network = networks[config.form]
-    objective = build(config.objective, network=network, process=made.process)
-    return Editor(made._replace(network=network, objective=objective), forms)
+    """The experiment of `config`, and all forms of its network."""
+    network = build(config.model.network)
+    return Editor(prepare(config), models.referenced(network, config.model["items"], config.model.concat))
 
 
 def painter(editor: Editor, way: str, config: ConfigDict) -> Callable[[Any, Any, Any], Any]:
@@ -81,19 +55,18 @@ def painter(editor: Editor, way: str, config: ConfigDict) -> Callable[[Any, Any,
     solver, grid = build(config.solver), jnp.asarray(build(config.grid))
 
     def kept(params, noise, cond):
-        if way == "cached":
-            return forms.encode(params, cond["references"], cond["items"], cond["present"])
         t = jnp.full((len(noise),), grid[0])
-        return forms.coupled.apply(params, *network_inputs(process, noise, t), cond)[1]["cache"]
+        return {**cond, "cache": forms.coupled.apply(params, *network_inputs(process, noise, t), cond)[1]["cache"]}
 
     @jax.jit
     def paint(params, noise, cond):
         told = cond
-        if cached:
-            told = {"concat": cond["concat"], "cache": kept(params, noise, cond)}
+        if way == "cached":
+            told = models.cache_references(forms, params, cond, null=config.guidance != 1)
+        if way == "coupled_cached":
+            told = kept(params, noise, cond)
             if config.guidance != 1:
-                empty = {**cond, "references": jnp.zeros_like(cond["references"])}
-                told["null_cache"] = kept(params, noise, empty)
+                told["null_cache"] = kept(params, noise, without(cond))["cache"]
         x = sampling.sample(jax.random.key(0), denoiser, params, solver, grid, x_init=noise, cond=told).x
         return jnp.where(cond["concat"][..., :1] > 0.5, x, cond["concat"][..., 1:])
 
@@ -131,19 +104,18 @@ def try_on_tasks(source: wardrobe.TryOn, seed: int, count: int) -> dict[str, Try
     """`count` held-out persons, "paired" with what they wear and "unpaired" with what the next person wears."""
     persons, outfits = source.draw(range(seed * count, (seed + 1) * count))
     before, _ = wardrobe.render(persons, outfits)
-    others = wardrobe.Outfits(*(np.roll(field, 1, axis=0) for field in outfits))
 
     def task(outfits):
         return TryOnTask(
             persons, outfits, wardrobe.dressed_example(persons, outfits), wardrobe.render(persons, outfits)[1], before
         )
 
-    return {"paired": task(outfits), "unpaired": task(others)}
+    return {"paired": task(outfits), "unpaired": task(wardrobe.exchanged(outfits))}
 
 
 def without(cond: Mapping[str, Any]) -> dict[str, Any]:
     """The condition with all references zeroed."""
-    return {**cond, "references": np.zeros_like(cond["references"])}
+    return denoisers.null_condition(cond, {"references": 0.0})
 
 
 def try_on_measures(images: Array | np.ndarray, task: TryOnTask) -> dict[str, Any]:
@@ -175,15 +147,3 @@ def interleaved(runs: Mapping[Any, Callable[[], Any]], repeats: int) -> dict[Any
             jax.block_until_ready(run())
             seconds[name].append(time.perf_counter() - begun)
     return {name: statistics.median(values) for name, values in seconds.items()}
-
-
-def with_references(cond: Mapping[str, Any], count: int) -> dict[str, Any]:
-    """The condition with `count` present references a person: the given ones again and again, and kinds in turn."""
-    images = np.asarray(cond["references"])
-    place = np.arange(count)
-    return {
-        **cond,
-        "references": images[:, place % images.shape[1]],
-        "items": np.broadcast_to(place % len(wardrobe.CATEGORIES), (len(images), count)).astype(np.int32),
-        "present": np.ones((len(images), count), bool),
-    }

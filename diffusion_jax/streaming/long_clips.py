@@ -1,170 +1,27 @@
-"""Streams: runs without an end, on the same steps as `sample`. Rolling buffers, sliding windows, chains of chunks.
+"""Clips that are longer than what a network sees: a sliding window, a chain of chunks, block after block.
 
-A buffer holds entries (actions, frames) along axis 1 at rising levels: a call advances all of them, its first chunk
-comes out clean, the others move up, fresh noise enters at the end. A window slides over a long clip whose frames follow
-each other in a staircase. A chain gives each chunk the last frames of the one before. Causal networks finish block
-after block and keep the keys of what is clean. All are pure functions with an explicit carry, for any denoiser, solver
-and process; what runs when is a plan (`timesteps.plans`), which is data.
+A window slides over a long clip whose frames follow each other in a staircase. A chain gives each chunk the last frames
+of the one before. Causal networks finish block after block and keep the keys of what is clean.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Int, Key
 
 from diffusion_jax import randomness
-from diffusion_jax.clock import as_grid, clock, network_inputs, num_steps, remaining, to_prediction
-from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.clock import as_grid, clock, network_inputs, num_steps, to_prediction
+from diffusion_jax.errors import invalid
 from diffusion_jax.models.incremental import Incremental
-from diffusion_jax.sampling import Loop, Run, Samples, initialised, one_step, sample
+from diffusion_jax.sampling import Loop, Run, Samples, one_step, sample
 from diffusion_jax.solvers import inpainted
-from diffusion_jax.time_axes import batch_axes, batch_size, map_axes, where
+from diffusion_jax.streaming.entries import by_entry, check_entries
+from diffusion_jax.time_axes import batch_size
 from diffusion_jax.timesteps import plans
 from diffusion_jax.typing import NO_COST, Condition, Denoiser, Grid, HostData, Params, Process, Solver
-
-
-class Stream(NamedTuple):
-    """A rolling buffer between two calls, a pytree; its x rests at the stationary levels.
-
-    run: x `[B, N, ...]`, the solver's state, and the cost so far (the denoiser's carry is begun anew at each call).
-    calls: how many calls were made. key, index: of the stream, and the global index of each sample `[B]`.
-    """
-
-    run: Run
-    calls: Any
-    key: Any
-    index: Any
-
-
-class Rolling(NamedTuple):
-    """A rolling buffer as two pure functions.
-
-    prime: (key, known, index=None) -> Stream
-    advance: (params, stream, cond=None) -> (stream, chunk [B, chunk, ...]), fit for `lax.scan`
-    plan: the times of one call `[M + 1, 1, N]`: M evaluations a call
-    """
-
-    prime: Callable[..., Stream]
-    advance: Callable[..., tuple[Stream, Any]]
-    plan: Any
-
-
-def rolling(
-    denoiser: Denoiser, solver: Solver, grid: Grid, *, entries: int, chunk: int, past: int = 0, given_past: bool = False
-) -> Rolling:
-    """A buffer of `entries` that gives a clean chunk a call for S / h evaluations, not S (Høeg et al. 2024, SDP).
-
-    grid: `[S + 1]`, from 1 to 0: each entry makes all of its steps before it leaves. With h chunks, the whole ones in
-        entries - past, the buffer rests at the levels of `chunk_staircase`, and one call moves each chunk to where the
-        one before it stood. h = 1 is `sample` of each chunk by itself.
-    past: entries before the first chunk, which stay for one call after they left: noised to the level of the first
-        chunk again, or (given_past) kept clean as a condition. An incomplete tail is replaced by noise at each call.
-
-    `prime` begins a stream from `known`, data like x that is noised to the stationary levels: zeros, a pose repeated,
-    or a whole sample (SDP's three primers). It starts wrong by as much as `known` does, and each call replaces a chunk.
-    `advance` may get another condition at each call. Its randomness belongs to (key, call, sample): call c with h = 1
-    is `sample(fold_in(key, c), ...)`. Data is one array, or a dict of arrays with the same entries.
-
-    The batch moves together. Where some of it begins anew by itself (episodes that end), give each its own stream with
-    a batch of one and `vmap` over streams, in which a primed one may replace another.
-
-    Raises InvalidInput for a grid that does not end at 0, and for entries that hold no chunk.
-    """
-    grid = as_grid(grid)
-    if not isinstance(grid, Tracer) and grid[-1] != 0:
-        raise InvalidInput(
-            f"grid ends at {float(grid[-1]):g}, but what leaves the buffer must be clean: it must end at 0."
-        )
-    steps = grid.shape[0] - 1
-    left = plans.chunk_levels(steps, entries, chunk, past, given_past)
-    plan = plans.chunk_staircase(grid, entries, chunk, past, given_past)
-    process, calls = denoiser.process, jnp.arange(left.shape[0] - 1)
-    # How many real steps are left from each place of the grid: an entry still has those of later calls.
-    ahead = jnp.append(remaining(grid), 0)
-    call_clock = clock(plan)._replace(remaining=ahead[steps - left[:-1]][:, None])
-    tail = entries - past - chunk * ((entries - past) // chunk)
-    fresh = chunk + tail
-    # What has moved up stands where it must, but for a past that was clean and joins the first chunk again.
-    arrived = np.concatenate([left[-1, chunk : entries - tail], np.full(fresh, steps)])
-    renoised = jnp.asarray(arrived != left[0])
-
-    def prime(key, known, index=None):
-        _check_entries(known, entries)
-        index = jnp.arange(batch_size(known)) if index is None else jnp.asarray(index)
-        x = plans.noised_start(randomness.fold(key, 0), process, plan, known, index)
-        return Stream(Run(x, solver.init(process, x, plan), ()), jnp.int32(0), key, index)
-
-    def advance(params, stream, cond=None):
-        keys = randomness.sample_keys(randomness.fold(stream.key, stream.calls), stream.index)
-        loop = Loop(denoiser, params, solver, call_clock.with_keys(keys), cond)
-        run = initialised(loop, stream.run._replace(carry=None))
-        run, _ = jax.lax.scan(lambda run, row: (one_step(loop, run, loop.clock.step(row)), None), run, calls)
-        out = jax.tree.map(lambda leaf: leaf[:, past : past + chunk], run.x)
-        keys = randomness.sample_keys(randomness.fold(stream.key, stream.calls + 1), stream.index)
-        x = rolled(keys, run.x)
-        state = _by_entry(solver, entries, moved_up, run.state, solver.init(process, x, plan))
-        return Stream(Run(x, state, (), run.cost), stream.calls + 1, stream.key, stream.index), out
-
-    def moved_up(old, begun, axis):
-        """What a solver remembers of each entry; what has become noise, or is noisier than before, begins anew."""
-        kept = jax.lax.slice_in_dim(old, chunk, entries - tail, axis=axis)
-        end = jax.lax.slice_in_dim(begun, entries - fresh, entries, axis=axis)
-        anew = renoised.reshape(-1, *(1,) * (old.ndim - axis - 1))
-        return jnp.where(anew, begun, jnp.concatenate([kept, end], axis=axis))
-
-    def rolled(keys, x):
-        """The buffer moved up by a chunk, with noise at its end."""
-        shape = (
-            {name: _length_of(leaf, fresh) for name, leaf in x.items()} if isinstance(x, dict) else _length_of(x, fresh)
-        )
-        noise = process.prior(randomness.prior_key(keys), shape)
-        x = jax.tree.map(
-            lambda leaf, new: jnp.concatenate([leaf[:, chunk : entries - tail], new.astype(leaf.dtype)], axis=1),
-            x,
-            noise,
-        )
-        if past and not given_past:
-            again, _ = process.corrupt(randomness.corruption_key(keys), x, plan[0])
-            x = where(renoised[None], again, x)
-        return x
-
-    return Rolling(prime, advance, plan)
-
-
-def _length_of(leaf, entries):
-    return (leaf.shape[0], entries, *leaf.shape[2:])
-
-
-def _check_entries(x, entries):
-    for leaf in jax.tree.leaves(x):
-        if jnp.ndim(leaf) < 2 or leaf.shape[1] != entries:
-            raise invalid(
-                "known.shape", jnp.shape(leaf), f"a buffer of {entries} entries, [B, {entries}, ...], was expected"
-            )
-
-
-def _by_entry(solver, entries, function, *states):
-    """`function(*leaves, axis)` for the leaves of solver states with an axis of entries, behind that of the batch.
-
-    The leaves of the first state elsewhere; the last one holds all entries.
-    """
-
-    def moved(axis, *leaves):
-        shape = leaves[-1].shape
-        size = shape[axis + 1] if len(shape) > axis + 1 else 1
-        if size not in (1, entries):
-            raise InvalidInput(
-                f"A leaf {list(shape)} of what a solver remembers has {size} entries in axis {axis + 1}, behind the "
-                f"batch, where {entries} or 1 were expected; its axes name the batch, or None for what all share."
-            )
-        return function(*leaves, axis + 1) if size == entries else leaves[0]
-
-    return map_axes(moved, batch_axes(solver, states[-1]), *states)
 
 
 def sample_windowed(
@@ -201,7 +58,7 @@ def sample_windowed(
             "starts.shape", starts.shape, f"the first frame of the window at each of the {steps} steps was expected"
         )
     frames = plan.shape[2]
-    _check_entries(x_init, frames)
+    check_entries(x_init, frames)
     process = denoiser.process
     keys = randomness.sample_keys(key, jnp.arange(batch_size(x_init)) if index is None else index)
     whole_clock = clock(plan).with_keys(keys)
@@ -219,7 +76,7 @@ def sample_windowed(
         whole, last = carry
         start = starts[row]
         x = jax.tree.map(lambda leaf: cut(leaf, start), whole.x)
-        state = _by_entry(solver, frames, lambda leaf, axis: cut(leaf, start, axis), whole.state)
+        state = by_entry(solver, frames, lambda leaf, axis: cut(leaf, start, axis), whole.state)
         begun = denoiser.init(params, x, told(start))
         inner = jax.tree.map(lambda old, new: jnp.where(start == last, old, new), whole.carry, begun)
         step = whole_clock.step(row)
@@ -228,7 +85,7 @@ def sample_windowed(
         run = Run(x, state, inner, whole.cost)
         run = one_step(loop, run, step._replace(t=t, t_next=t_next, remaining=left))
         x = jax.tree.map(lambda leaf, part: paste(leaf, part, start), whole.x, run.x)
-        state = _by_entry(solver, frames, lambda new, old, axis: paste(old, new, start, axis), run.state, whole.state)
+        state = by_entry(solver, frames, lambda new, old, axis: paste(old, new, start, axis), run.state, whole.state)
         return (Run(x, state, run.carry, run.cost), start), None
 
     first = jax.tree.map(lambda leaf: cut(leaf, starts[0]), x_init)

@@ -1,0 +1,19 @@
+"""Configs of the small base models that studies, benchmarks and notebooks share.
+
+Each is a function that returns a config (`experiment.prepare`); whoever asks with the same fields shares one training.
+"""
+
+from diffusion_jax.baselines.clips import clip_grid, clip_transformer, frame_times
+from diffusion_jax.baselines.digits import CLASSES, NULL, digit_transformer, tiny_digit_transformer
+from diffusion_jax.baselines.try_on import try_on_transformer
+
+__all__ = [
+    "CLASSES",
+    "NULL",
+    "clip_grid",
+    "clip_transformer",
+    "digit_transformer",
+    "frame_times",
+    "tiny_digit_transformer",
+    "try_on_transformer",
+]
