@@ -4,7 +4,7 @@
 # make lint         ruff, the layers of the packages, the types, and what the last make test cost
 # make test-peers   parity with torch, diffusers and transformers
 # make bench        side-by-side timings against the same peers
-# make report       docs/systems.md from the recipes' reports
+# make report     the pages of docs/systems from the reports of the studies
 # Each makes its own virtual environment from nothing.
 
 PYTHON ?= python3
@@ -78,7 +78,7 @@ bench: $(VENV)/.installed-peers
 	$(BIN)/python -m benchmarks.run
 
 report: $(VENV)/.installed
-	$(BIN)/python -m diffusion_jax.recipes --write-table docs/systems.md
+	$(BIN)/python -m diffusion_jax.recipes --write-pages
 
 clean:
 	rm -rf $(VENV) .venv-newest .cache out build *.egg-info

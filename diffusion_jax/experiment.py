@@ -145,14 +145,14 @@ def prepare(
     parts = {"network": network, "autoencoder": network, "process": process}
     quiet = {name: value for name, value in {"cond_dropout": 0.0, "train": False}.items() if name in config.objective}
     validation = objective or build(ConfigDict({**config.objective.to_dict(), **quiet}), **parts)
-    objective = objective or build(config.objective, **parts)
+    loss = objective or build(config.objective, **parts)
     optimizer = build(config.optimizer)
     shape = jax.tree.map(np.shape, source[0]["x0"])
     conditions = getattr(getattr(network, "module", None), "conditions", ())
     for examples in (source, held_out):
         check_values(conditions, getattr(examples, "cond", None))
     return Experiment(
-        config, source, held_out, network, process, objective, validation, optimizer, mesh, shape, conditions, begin
+        config, source, held_out, network, process, loss, validation, optimizer, mesh, shape, conditions, begin
     )
 
 
