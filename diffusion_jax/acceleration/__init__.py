@@ -1,7 +1,8 @@
 """Denoisers that do less at some steps: what is forecast instead of computed, when, and what it costs.
 
-A forecaster is a rule for any pytree (`reuse`, `taylor`, `newton`, `hermite`), a refresh policy says when to compute
-anew (`every`, `on_schedule`, `first_and_last`, `either`); what they are applied to is a matter of its own.
+A forecaster is a rule for any pytree (`reuse`, `taylor`, `newton`, `hermite`, `foca`, `dmd`), a refresh policy says
+when to compute anew (`every`, `on_schedule`, `first_and_last`, `either`); what they are applied to is a matter of its
+own.
 """
 
 from diffusion_jax.acceleration.calibration import (
@@ -36,10 +37,11 @@ from diffusion_jax.acceleration.early_exit import (
     whole_depth,
 )
 from diffusion_jax.acceleration.features import cached_features
-from diffusion_jax.acceleration.forecasting import Forecaster, Table, hermite, newton, reuse, taylor
+from diffusion_jax.acceleration.forecasting import Forecaster, Table, foca, hermite, newton, reuse, taylor
 from diffusion_jax.acceleration.gate_errors import GateTrace, forecast_errors, gate_agreement, record_gate
 from diffusion_jax.acceleration.gated import cg_taylor, first_block_cached, gated
 from diffusion_jax.acceleration.guide_reuse import guided_with_reuse, reused_guide
+from diffusion_jax.acceleration.modes import dmd
 from diffusion_jax.acceleration.outputs import Correction, cached_outputs
 from diffusion_jax.acceleration.presets import PRESETS, accelerated
 from diffusion_jax.acceleration.refresh import (
@@ -52,6 +54,7 @@ from diffusion_jax.acceleration.refresh import (
     refresh_table,
     spread_schedule,
 )
+from diffusion_jax.acceleration.spectral import sea_cached
 from diffusion_jax.acceleration.thresholds import threshold_for
 from diffusion_jax.acceleration.tokens import cached_tokens
 
@@ -77,6 +80,7 @@ __all__ = [
     "calibrated_grid",
     "cg_taylor",
     "depth_table",
+    "dmd",
     "either",
     "ertacache",
     "every",
@@ -85,6 +89,7 @@ __all__ = [
     "exit_depths",
     "first_and_last",
     "first_block_cached",
+    "foca",
     "forecast_errors",
     "gate_agreement",
     "gated",
@@ -102,6 +107,7 @@ __all__ = [
     "reuse_overlap",
     "reused_guide",
     "save_calibration",
+    "sea_cached",
     "spread_schedule",
     "static_widths",
     "tables_by_time",

@@ -13,11 +13,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from diffusion_jax import stages
 from diffusion_jax.metrics import timed
-from diffusion_jax.recipes import stages
-from diffusion_jax.recipes.stages import Stage
 from diffusion_jax.recipes.verdicts import Row
 from diffusion_jax.sampling import Samples, sample
+from diffusion_jax.stages import Stage
 from diffusion_jax.typing import Condition, Denoiser, Grid, Params, Solver
 
 
