@@ -21,7 +21,7 @@ from diffusion_jax.baselines import CLASSES, NULL
 from diffusion_jax.config import build
 from diffusion_jax.metrics import endpoint_error
 from diffusion_jax.recipes.parts.digits import judged
-from diffusion_jax.recipes.study import Arm, Results, Study, Table, table
+from diffusion_jax.recipes.study import Arm, Results, Study, Measured, table
 from diffusion_jax.recipes.verdicts import Row
 from diffusion_jax.typing import Condition, Denoiser, Params, Solver
 
@@ -46,7 +46,7 @@ class World(NamedTuple):
 def study(s: Study) -> Results:
     rows: list[Row] = []
     drawn: dict[Any, str] = {}
-    for name, world_of in {"mixture": mixture, "digits": digits}.items():
+    for name, world_of in {"mixture": mixture_world, "digits": digit_world}.items():
         if name not in s.config:
             continue
         config, world = s.config[name], world_of(s)
@@ -66,7 +66,7 @@ def study(s: Study) -> Results:
     return Results(rows, drawn, "the mixture's means, the recorded runs and the noise; the transformer is trained once")
 
 
-def mixture(s: Study) -> World:
+def mixture_world(s: Study) -> World:
     """The exact velocity of a mixture, whose means each seed draws anew."""
     config, flow = s.config.mixture, processes.rectified_flow()
     grid = timesteps.linspace(config.steps)
@@ -81,7 +81,7 @@ def mixture(s: Study) -> World:
     return World(denoisers.analytic(flow), solvers.flow_euler(), grid, (config.dims,), params, fit)
 
 
-def digits(s: Study) -> World:
+def digit_world(s: Study) -> World:
     """A trained network under guidance, recorded on either half of classes. Settings are numbers of computed steps."""
     config, base = s.config.digits, s.stage("digits", s.config.digits.base)
     network, process, grid = base.trained.network, base.trained.process, build(config.grid)
@@ -119,7 +119,7 @@ def settings_of(world: World, calibration: Calibration, part: str) -> tuple[Any,
     return jax.device_get((grid, (jnp.asarray(computed), correction)))
 
 
-def compared(s: Study, world: World, config: ConfigDict) -> tuple[Table, list[float]]:
+def compared(s: Study, world: World, config: ConfigDict) -> tuple[Measured, list[float]]:
     """The parts at every setting, the other calibrations of the config, and the overlap of those of the halves."""
     denoiser = {residual: partial(reusing, world.inner, residual) for residual in (True, False)}
     shape, solver, overlaps = (config.calibration, *world.shape), world.solver, []
@@ -153,11 +153,11 @@ def compared(s: Study, world: World, config: ConfigDict) -> tuple[Table, list[fl
     return table(arms, s.seeds, measures, shape=world.shape, count=config.samples, reference="full"), overlaps
 
 
-def means(found: Table, part: str, measure: str, config: ConfigDict) -> list[float]:
+def means(found: Measured, part: str, measure: str, config: ConfigDict) -> list[float]:
     return [float(np.mean(found[f"{part} {at:g}"][measure])) for at in config.settings]
 
 
-def part_rows(found: Table, name: str, config: ConfigDict) -> list[Row]:
+def part_rows(found: Measured, name: str, config: ConfigDict) -> list[Row]:
     """What the corrections add to the schedule, and what all of it is worth against two simpler ways."""
     rows = []
     for at in config.settings:
@@ -173,7 +173,7 @@ def part_rows(found: Table, name: str, config: ConfigDict) -> list[Row]:
     return rows
 
 
-def mixture_rows(found: Table) -> list[Row]:
+def mixture_rows(found: Measured) -> list[Row]:
     """What the card's prototype found about the distance d by which a step is shortened."""
     error, kept = (
         {arm: row["error"] for arm, row in found.figures.items()},
@@ -208,7 +208,7 @@ def mixture_rows(found: Table) -> list[Row]:
     ]
 
 
-def digit_rows(found: Table, overlaps: Sequence[float], config: ConfigDict) -> list[Row]:
+def digit_rows(found: Measured, overlaps: Sequence[float], config: ConfigDict) -> list[Row]:
     """Whether a calibration depends on the classes that it saw, and what reuse does to samples."""
     at, ours = config.shown, found[f"{PARTS[-1]} {config.shown}"]
     kept, told = found["output"]["error"], "endpoint error, all three parts"

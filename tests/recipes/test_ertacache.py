@@ -22,7 +22,7 @@ def s(tmp_path):
 
 
 def test_every_part_asks_as_often_and_fewer_steps_are_the_plain_solver(s):
-    world = ertacache.mixture(s)
+    world = ertacache.mixture_world(s)
     params, key = world.params(0), jax.random.key(1)
     runs = record_outputs(key, world.inner, params, world.solver, world.grid, shape=(8, 4))
     calibration = calibrate(runs, world.grid, world.inner.process, 0.4)
@@ -42,7 +42,7 @@ def test_every_part_asks_as_often_and_fewer_steps_are_the_plain_solver(s):
 
 def test_the_mixture_is_measured(s):
     """The smoke run has the digits alone."""
-    found, overlaps = ertacache.compared(s, ertacache.mixture(s), s.config.mixture)
+    found, overlaps = ertacache.compared(s, ertacache.mixture_world(s), s.config.mixture)
     rows = ertacache.part_rows(found, "mixture", s.config.mixture) + ertacache.mixture_rows(found)
     assert len({row.title for row in rows}) == len(rows) == 6 and overlaps == []
     assert all(len(row.ours) == 2 and np.isfinite(row.ours).all() for row in rows)
