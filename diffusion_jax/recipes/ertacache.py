@@ -21,7 +21,7 @@ from diffusion_jax.baselines import CLASSES, NULL
 from diffusion_jax.config import build
 from diffusion_jax.metrics import endpoint_error
 from diffusion_jax.recipes.parts.digits import judged
-from diffusion_jax.recipes.study import Arm, Results, Study, Measured, table
+from diffusion_jax.recipes.study import Arm, Results, Study, Tabulated, table
 from diffusion_jax.recipes.verdicts import Row
 from diffusion_jax.typing import Condition, Denoiser, Params, Solver
 
@@ -29,7 +29,7 @@ PARTS = ("fewer steps", "uniform reuse", "schedule", "and times", "and correctio
 """The arms at each setting: the plain solver, then reuse, then one part of the method after the other."""
 
 
-class World(NamedTuple):
+class Testbed(NamedTuple):
     """What is sampled. params: of a seed. fit: (runs, setting, **how) -> Calibration. recorded: what runs are recorded
     of, one calibration each."""
 
@@ -66,7 +66,7 @@ def study(s: Study) -> Results:
     return Results(rows, drawn, "the mixture's means, the recorded runs and the noise; the transformer is trained once")
 
 
-def mixture_world(s: Study) -> World:
+def mixture_world(s: Study) -> Testbed:
     """The exact velocity of a mixture, whose means each seed draws anew."""
     config, flow = s.config.mixture, processes.rectified_flow()
     grid = timesteps.linspace(config.steps)
@@ -78,10 +78,10 @@ def mixture_world(s: Study) -> World:
     def fit(runs, threshold, **how):
         return acceleration.calibrate(runs, grid, flow, threshold, **how)
 
-    return World(denoisers.analytic(flow), solvers.flow_euler(), grid, (config.dims,), params, fit)
+    return Testbed(denoisers.analytic(flow), solvers.flow_euler(), grid, (config.dims,), params, fit)
 
 
-def digit_world(s: Study) -> World:
+def digit_world(s: Study) -> Testbed:
     """A trained network under guidance, recorded on either half of classes. Settings are numbers of computed steps."""
     config, base = s.config.digits, s.stage("digits", s.config.digits.base)
     network, process, grid = base.trained.network, base.trained.process, build(config.grid)
@@ -93,7 +93,7 @@ def digit_world(s: Study) -> World:
         return acceleration.calibrate(runs, grid, process, threshold, residual=residual)
 
     cond = {"label": jnp.arange(config.samples) % CLASSES}
-    return World(guided, solvers.ddim(), grid, base.trained.shape, lambda _: base.value, fit, cond, halves)
+    return Testbed(guided, solvers.ddim(), grid, base.trained.shape, lambda _: base.value, fit, cond, halves)
 
 
 def reusing(inner: Denoiser, residual: bool, computed: Any, correction: Any) -> Denoiser:
@@ -102,7 +102,7 @@ def reusing(inner: Denoiser, residual: bool, computed: Any, correction: Any) -> 
     return acceleration.cached_outputs(inner, acceleration.on_schedule(computed), **options)
 
 
-def settings_of(world: World, calibration: Calibration, part: str) -> tuple[Any, Any]:
+def settings_of(world: Testbed, calibration: Calibration, part: str) -> tuple[Any, Any]:
     """The grid of a part and the settings of its denoiser: it asks the network as often as `calibration` does."""
     steps, count = len(world.grid) - 1, int(calibration.computed.sum())
     computed, correction, grid = calibration.computed, calibration.correction, jnp.asarray(world.grid)
@@ -119,7 +119,7 @@ def settings_of(world: World, calibration: Calibration, part: str) -> tuple[Any,
     return jax.device_get((grid, (jnp.asarray(computed), correction)))
 
 
-def compared(s: Study, world: World, config: ConfigDict) -> tuple[Measured, list[float]]:
+def compared(s: Study, world: Testbed, config: ConfigDict) -> tuple[Tabulated, list[float]]:
     """The parts at every setting, the other calibrations of the config, and the overlap of those of the halves."""
     denoiser = {residual: partial(reusing, world.inner, residual) for residual in (True, False)}
     shape, solver, overlaps = (config.calibration, *world.shape), world.solver, []
@@ -153,11 +153,11 @@ def compared(s: Study, world: World, config: ConfigDict) -> tuple[Measured, list
     return table(arms, s.seeds, measures, shape=world.shape, count=config.samples, reference="full"), overlaps
 
 
-def means(found: Measured, part: str, measure: str, config: ConfigDict) -> list[float]:
+def means(found: Tabulated, part: str, measure: str, config: ConfigDict) -> list[float]:
     return [float(np.mean(found[f"{part} {at:g}"][measure])) for at in config.settings]
 
 
-def part_rows(found: Measured, name: str, config: ConfigDict) -> list[Row]:
+def part_rows(found: Tabulated, name: str, config: ConfigDict) -> list[Row]:
     """What the corrections add to the schedule, and what all of it is worth against two simpler ways."""
     rows = []
     for at in config.settings:
@@ -173,7 +173,7 @@ def part_rows(found: Measured, name: str, config: ConfigDict) -> list[Row]:
     return rows
 
 
-def mixture_rows(found: Measured) -> list[Row]:
+def mixture_rows(found: Tabulated) -> list[Row]:
     """What the card's prototype found about the distance d by which a step is shortened."""
     error, kept = (
         {arm: row["error"] for arm, row in found.figures.items()},
@@ -208,7 +208,7 @@ def mixture_rows(found: Measured) -> list[Row]:
     ]
 
 
-def digit_rows(found: Measured, overlaps: Sequence[float], config: ConfigDict) -> list[Row]:
+def digit_rows(found: Tabulated, overlaps: Sequence[float], config: ConfigDict) -> list[Row]:
     """Whether a calibration depends on the classes that it saw, and what reuse does to samples."""
     at, ours = config.shown, found[f"{PARTS[-1]} {config.shown}"]
     kept, told = found["output"]["error"], "endpoint error, all three parts"

@@ -94,7 +94,7 @@ Figures = dict[str, dict[str, list[float]]]
 COSTS = ("evaluations", "compute", "seconds")
 
 
-class Measured(NamedTuple):
+class Tabulated(NamedTuple):
     """figures: of every arm the measures, and `COSTS`: network evaluations and relative compute for a sample, and
     seconds for all. samples: of the first seed, for pictures."""
 
@@ -113,7 +113,7 @@ def table(
     shape: Any = None,
     count: int = 1,
     reference: str | None = None,
-) -> Measured:
+) -> Tabulated:
     """Samples every arm from the same noise at each seed, in turns, and measures what came of it.
 
     arms: by name, or a function of the seed where parameters or conditions depend on it. measures: by name, functions
@@ -144,7 +144,7 @@ def table(
             for measure, value in row.items():
                 figures.setdefault(name, {}).setdefault(measure, []).append(value)
             kept.setdefault(name, x)
-    return Measured(figures, kept)
+    return Tabulated(figures, kept)
 
 
 def _prepared(arm: Any, key: Any, shape: Any, programs: dict[Any, Any]) -> tuple[Callable[[], Any], Condition]:
