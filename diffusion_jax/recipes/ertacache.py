@@ -159,74 +159,41 @@ def means(found: Tabulated, part: str, measure: str, config: ConfigDict) -> list
 
 def part_rows(found: Tabulated, name: str, config: ConfigDict) -> list[Row]:
     """What the corrections add to the schedule, and what all of it is worth against two simpler ways."""
+    told = {
+        "fewer steps": ("beats fewer steps", "not compared"),
+        "uniform reuse": ("beats uniform reuse", "PSNR 23.8 against 13.8 (Wan2.1)"),
+        "schedule": ("times and correction help", "PSNR 23.8 against 22.1 (Wan2.1)"),
+    }
     rows = []
     for at in config.settings:
-        ours = found[f"{PARTS[-1]} {at:g}"]
-        figure = f"endpoint error at {np.mean(ours['evaluations']):.3g} evaluations"
-        for part, told, published in (
-            ("fewer steps", "beats fewer steps", "not compared"),
-            ("uniform reuse", "beats uniform reuse", "PSNR 23.8 against 13.8 (Wan2.1)"),
-            ("schedule", "times and correction help", "PSNR 23.8 against 22.1 (Wan2.1)"),
-        ):
-            against = found[f"{part} {at:g}"]["error"]
-            rows.append(Row(f"{name}, {at:g}: {told}", figure, ours["error"], against, "lower", published))
+        ours = f"{PARTS[-1]} {at:g}"
+        figure = f"endpoint error at {np.mean(found[ours]['evaluations']):.3g} evaluations"
+        for part, (what, published) in told.items():
+            title = f"{name}, {at:g}: {what}"
+            rows.append(found.row(title, "error", ours, f"{part} {at:g}", "lower", published, figure=figure))
     return rows
 
 
 def mixture_rows(found: Tabulated) -> list[Row]:
     """What the card's prototype found about the distance d by which a step is shortened."""
-    error, kept = (
-        {arm: row["error"] for arm, row in found.figures.items()},
-        "error with adjusted times; against d = |v|",
-    )
+    told = {"figure": "endpoint error with adjusted times"}
+    lose, gain = "mixture: d = change of v, residuals lose", "mixture: d = change of v, outputs gain"
     return [
-        Row(
-            "mixture: threshold 0 is the plain sampler",
-            "endpoint error",
-            error["none"],
-            0.0,
-            "equal",
-            "exact",
-            margin=1e-5,
-        ),
-        Row(
-            "mixture: d = change of v, residuals lose",
-            kept,
-            error["residual, change"],
-            error["residual"],
-            "higher",
-            "0.111, 0.064",
-        ),
-        Row(
-            "mixture: d = change of v, outputs gain",
-            kept,
-            error["output, change"],
-            error["output"],
-            "lower",
-            "0.024, 0.043",
-        ),
+        found.row("mixture: threshold 0 is the plain sampler", "error", "none", 0.0, "equal", "exact", margin=1e-5),
+        found.row(lose, "error", "residual, change", "residual", "higher", "0.111 against 0.064", **told),
+        found.row(gain, "error", "output, change", "output", "lower", "0.024 against 0.043", **told),
     ]
 
 
 def digit_rows(found: Tabulated, overlaps: Sequence[float], config: ConfigDict) -> list[Row]:
     """Whether a calibration depends on the classes that it saw, and what reuse does to samples."""
-    at, ours = config.shown, found[f"{PARTS[-1]} {config.shown}"]
-    kept, told = found["output"]["error"], "endpoint error, all three parts"
+    name, ours = f"digits, {config.shown}", f"{PARTS[-1]} {config.shown}"
     rows = [
-        Row(
-            f"digits, {at}: other classes, same steps",
-            "Jaccard index",
-            list(overlaps),
-            0.8,
-            "higher",
-            "nearly the same",
-        ),
-        Row(f"digits, {at}: residuals beat outputs", told, ours["error"], kept, "lower", "residuals are what is kept"),
+        Row(f"{name}: other classes, same steps", "Jaccard index", list(overlaps), 0.8, "higher", "nearly the same"),
+        found.row(f"{name}: residuals beat outputs", "error", ours, "output", "lower", "residuals are what is kept"),
     ]
     if config.judged:
-        figure, published = "share read as their label, up to 3 points", "VBench 80.7 against 81.3 (2.17x)"
-        whole = found["full"]["accuracy"]
-        rows.append(
-            Row(f"digits, {at}: samples as good", figure, ours["accuracy"], whole, "higher", published, margin=-0.03)
-        )
+        bounds = {"margin": -0.03, "figure": "share read as their label, up to 3 points"}
+        title, published = f"{name}: samples are as good", "VBench 80.7 against 81.3 (2.17x)"
+        rows.append(found.row(title, "accuracy", ours, "full", "higher", published, **bounds))
     return rows

@@ -104,6 +104,13 @@ class Tabulated(NamedTuple):
     def __getitem__(self, arm: str) -> dict[str, list[float]]:
         return self.figures[arm]
 
+    def row(self, title: str, measure: str, ours: str, against: str | float, direction: str, *rest: Any, **bounds: Any):
+        """The row that compares a measure of two arms, or of one with a number. rest: as of `Row`, `published` first;
+        figure: of the row, where that is not the measure's name."""
+        other = self[against][measure] if isinstance(against, str) else against
+        figure = bounds.pop("figure", measure)
+        return Row(title, figure, self[ours][measure], other, direction, *rest, **bounds)
+
 
 def table(
     arms: Arms | Callable[[int], Arms],
