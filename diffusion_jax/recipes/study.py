@@ -5,6 +5,7 @@ them, measures those in a table, and states its claims as rows (`verdicts.Row`).
 diffusion_jax.recipes <slug>`, which judges the rows and writes the report and the page.
 """
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from ml_collections import ConfigDict
+from tqdm.auto import tqdm
 
 from diffusion_jax import stages
 from diffusion_jax.metrics import timed
@@ -138,7 +140,7 @@ def table(
         here = arms(seed) if callable(arms) else arms
         order = sorted(here, key=lambda name: name != reference)
         against = None
-        for name in order:
+        for name in tqdm(order, desc=f"arms, seed {seed}", unit="arm", disable=not sys.stderr.isatty()):
             run, cond = _prepared(here[name], jax.random.key(seed), whole, programs)
             seconds, result = timed(run)
             x = jax.device_get(result.x if isinstance(result, Samples) else result)
