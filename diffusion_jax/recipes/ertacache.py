@@ -2,7 +2,7 @@
 
 Two worlds: the exact velocity of a Gaussian mixture by Euler's method in t, and a transformer on digits under guidance
 by DDIM in s = sigma / alpha. In each the three parts are added one after the other and compared with uniform reuse and
-with fewer steps of the plain solver, all at equal evaluations.
+with fewer steps of the plain solver, all at equal evaluations; so are schedules by a step's influence on the endpoint.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,14 +19,14 @@ from diffusion_jax.acceleration import Calibration, Trajectories
 from diffusion_jax.acceleration.calibration import integrated
 from diffusion_jax.baselines import CLASSES, NULL
 from diffusion_jax.config import build
-from diffusion_jax.metrics import endpoint_error
-from diffusion_jax.recipes.parts.digits import judged
+from diffusion_jax.metrics import endpoint_error, feature_network, judged
 from diffusion_jax.recipes.study import Arm, Results, Study, Tabulated, table
 from diffusion_jax.recipes.verdicts import Row
 from diffusion_jax.typing import Condition, Denoiser, Params, Solver
 
-PARTS = ("fewer steps", "uniform reuse", "schedule", "and times", "and correction", "all three parts")
-"""The arms at each setting: the plain solver, then reuse, then one part of the method after the other."""
+PARTS = ("fewer steps", "uniform reuse", "schedule", "and times", "and correction", "all three parts", "by influence")
+"""The arms at each setting: the plain solver, reuse, one part of the method after the other, and all of them with a
+schedule that weighs a step by what it does to the end of the run."""
 
 
 class Testbed(NamedTuple):
@@ -59,7 +59,7 @@ def study(s: Study) -> Results:
         pictures.save_curves(s.picture(name), curves, x_label="evaluations", y_label=f"endpoint error, {name}")
         drawn[s.picture(name)] = f"Distance to the end of the full run by evaluations, {name}: lower is better."
     images = {
-        arm: found.samples[arm][:10] for arm in ("full", f"uniform reuse {config.shown}", f"{PARTS[-1]} {config.shown}")
+        arm: found.samples[arm][:10] for arm in ("full", f"uniform reuse {config.shown}", f"{PARTS[-2]} {config.shown}")
     }
     pictures.save_strips(s.picture("samples"), images)
     drawn[s.picture("samples")] = f"Digits of one seed in full, and with {config.shown} of {len(world.grid) - 1} steps."
@@ -96,6 +96,14 @@ def digit_world(s: Study) -> Testbed:
     return Testbed(guided, solvers.ddim(), grid, base.trained.shape, lambda _: base.value, fit, cond, halves)
 
 
+def by_influence(world: Testbed, runs: Trajectories, count: int) -> Calibration:
+    """A calibration at equal evaluations, steps weighed by their influence; the data's spread is that of the runs."""
+    process = world.inner.process
+    weight = acceleration.endpoint_influence(process, world.grid, float(runs.x[-1].std()))
+    threshold = acceleration.threshold_at_count(runs, count, weight=weight)
+    return acceleration.calibrate(runs, world.grid, process, threshold, weight=weight)
+
+
 def reusing(inner: Denoiser, residual: bool, computed: Any, correction: Any) -> Denoiser:
     """Reuse as a function of the schedule and the correction, so that all of them are one program."""
     options = {"prediction": integrated(inner.process), "residual": residual, "correction": correction}
@@ -106,7 +114,7 @@ def settings_of(world: Testbed, calibration: Calibration, part: str) -> tuple[An
     """The grid of a part and the settings of its denoiser: it asks the network as often as `calibration` does."""
     steps, count = len(world.grid) - 1, int(calibration.computed.sum())
     computed, correction, grid = calibration.computed, calibration.correction, jnp.asarray(world.grid)
-    if part not in (PARTS[4], PARTS[5]):
+    if part not in PARTS[4:]:
         correction = jax.tree.map(jnp.zeros_like, correction)
     if part == "fewer steps":
         # The solver at `count` steps spread along the grid; the others stand still at the end, so it is one program.
@@ -114,7 +122,7 @@ def settings_of(world: Testbed, calibration: Calibration, part: str) -> tuple[An
         computed, grid = jnp.arange(steps) < count, jnp.interp(places, jnp.arange(steps + 1), grid)
     if part == "uniform reuse":
         computed = acceleration.spread_schedule(steps, count)
-    if part in (PARTS[3], PARTS[5]):
+    if part == PARTS[3] or part in PARTS[5:]:
         grid = acceleration.calibrated_grid(grid, calibration, world.inner.process)
     return jax.device_get((grid, (jnp.asarray(computed), correction)))
 
@@ -142,14 +150,17 @@ def compared(s: Study, world: Testbed, config: ConfigDict) -> tuple[Tabulated, l
         found = {"full": Arm(world.inner, params, solver, world.grid, world.cond)}
         for at in config.settings:
             calibration = world.fit(whole, at)
-            found |= {f"{part} {at:g}": arm(calibration, part) for part in PARTS}
+            weighted = by_influence(world, whole, int(calibration.computed.sum()))
+            kept = {part: weighted if part == PARTS[-1] else calibration for part in PARTS}
+            found |= {f"{part} {at:g}": arm(one, part) for part, one in kept.items()}
         for name, (at, part, how) in config.others.items():
             found[name] = arm(world.fit(whole, at, **how), part)
         return found
 
     measures = {"error": lambda drawn: endpoint_error(drawn.x, drawn.reference)}
     if config.judged:
-        measures["accuracy"] = lambda drawn: judged(drawn.x, drawn.cond["label"]).accuracy
+        judge = feature_network("digits")
+        measures["accuracy"] = lambda drawn: judged(judge, drawn.x, drawn.cond["label"]).accuracy
     return table(arms, s.seeds, measures, shape=world.shape, count=config.samples, reference="full"), overlaps
 
 
@@ -159,18 +170,19 @@ def means(found: Tabulated, part: str, measure: str, config: ConfigDict) -> list
 
 def part_rows(found: Tabulated, name: str, config: ConfigDict) -> list[Row]:
     """What the corrections add to the schedule, and what all of it is worth against two simpler ways."""
-    told = {
-        "fewer steps": ("beats fewer steps", "not compared"),
-        "uniform reuse": ("beats uniform reuse", "PSNR 23.8 against 13.8 (Wan2.1)"),
-        "schedule": ("times and correction help", "PSNR 23.8 against 22.1 (Wan2.1)"),
-    }
+    whole, influence = PARTS[-2:]
+    told = [
+        ("beats fewer steps", whole, "fewer steps", "not compared"),
+        ("beats uniform reuse", whole, "uniform reuse", "PSNR 23.8 against 13.8 (Wan2.1)"),
+        ("times and correction help", whole, "schedule", "PSNR 23.8 against 22.1 (Wan2.1)"),
+        ("by influence, beats fewer steps", influence, "fewer steps", "not of the paper"),
+    ]
     rows = []
     for at in config.settings:
-        ours = f"{PARTS[-1]} {at:g}"
-        figure = f"endpoint error at {np.mean(found[ours]['evaluations']):.3g} evaluations"
-        for part, (what, published) in told.items():
-            title = f"{name}, {at:g}: {what}"
-            rows.append(found.row(title, "error", ours, f"{part} {at:g}", "lower", published, figure=figure))
+        figure = f"endpoint error at {np.mean(found[f'{whole} {at:g}']['evaluations']):.3g} evaluations"
+        for what, ours, part, published in told:
+            sides = f"{ours} {at:g}", f"{part} {at:g}"
+            rows.append(found.row(f"{name}, {at:g}: {what}", "error", *sides, "lower", published, figure=figure))
     return rows
 
 
@@ -187,7 +199,7 @@ def mixture_rows(found: Tabulated) -> list[Row]:
 
 def digit_rows(found: Tabulated, overlaps: Sequence[float], config: ConfigDict) -> list[Row]:
     """Whether a calibration depends on the classes that it saw, and what reuse does to samples."""
-    name, ours = f"digits, {config.shown}", f"{PARTS[-1]} {config.shown}"
+    name, ours = f"digits, {config.shown}", f"{PARTS[-2]} {config.shown}"
     rows = [
         Row(f"{name}: other classes, same steps", "Jaccard index", list(overlaps), 0.8, "higher", "nearly the same"),
         found.row(f"{name}: residuals beat outputs", "error", ours, "output", "lower", "residuals are what is kept"),

@@ -44,7 +44,7 @@ def test_the_mixture_is_measured(s):
     """The smoke run has the digits alone."""
     found, overlaps = ertacache.compared(s, ertacache.mixture_world(s), s.config.mixture)
     rows = ertacache.part_rows(found, "mixture", s.config.mixture) + ertacache.mixture_rows(found)
-    assert len({row.title for row in rows}) == len(rows) == 6 and overlaps == []
+    assert len({row.title for row in rows}) == len(rows) == 7 and overlaps == []
     assert all(len(row.ours) == 2 and np.isfinite(row.ours).all() for row in rows)
     assert max(found["none"]["error"]) < 1e-5 < min(found["all three parts 0.4"]["error"])
 
