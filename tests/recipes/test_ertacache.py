@@ -29,8 +29,11 @@ def test_every_part_asks_as_often_and_fewer_steps_are_the_plain_solver(s):
     count = int(calibration.computed.sum())
     assert 2 < count < 8
 
+    weighted = ertacache.by_influence(world, runs, count)
+
     def arm(part):
-        grid, settings = ertacache.settings_of(world, calibration, part)
+        fitted = weighted if part == "by influence" else calibration
+        grid, settings = ertacache.settings_of(world, fitted, part)
         return Arm(ertacache.partial(ertacache.reusing, world.inner, True), params, world.solver, grid, None, settings)
 
     found = table({part: arm(part) for part in ertacache.PARTS}, (5,), {}, shape=(4,), count=8)
