@@ -17,7 +17,7 @@ import numpy as np
 from diffusion_jax import data, denoisers, metrics, models, pictures, processes, solvers, streaming, timesteps
 from diffusion_jax.config import ConfigDict
 from diffusion_jax.experiment import Experiment
-from diffusion_jax.recipes.study import Arm, Drawn, Results, Study, Table, table
+from diffusion_jax.recipes.study import Arm, Drawn, Results, Study, Tabulated, table
 from diffusion_jax.recipes.verdicts import Row
 
 
@@ -100,7 +100,7 @@ def measures(space: Any, real: Any) -> Callable[[Drawn], Mapping[str, float]]:
     return measure
 
 
-def quality_rows(config: ConfigDict, found: Table) -> list[Row]:
+def quality_rows(config: ConfigDict, found: Tabulated) -> list[Row]:
     """The claims about trained models, one value a seed of training."""
     s, steps, long = config.width, config.steps, config.frames
     figures = {
@@ -123,17 +123,17 @@ def quality_rows(config: ConfigDict, found: Table) -> list[Row]:
         (f"{long} frames: better than independent", "motion", far, "independent, long", "FVD-128 376 against 738"),
     ]
     return [
-        Row(f"{title}: {figure}", figures[figure], found[a][figure], found[b][figure], "lower", published)
+        found.row(f"{title}: {figure}", figure, a, b, "lower", published, figure=figures[figure])
         for title, figure, a, b, published in compared
         if b in found.figures and figure in found[a]
     ]
 
 
-def cost_rows(found: Table) -> list[Row]:
+def cost_rows(found: Tabulated) -> list[Row]:
     """What decoding from kept keys costs against the staircase of full width, which makes the same clips."""
     widest = max((name for name in found.figures if "s = " in name), key=lambda name: int(name.rpartition(" ")[2]))
-    seconds = found["kept keys"]["seconds"], found[widest]["seconds"]
-    return [Row("kept keys save what is finished", "seconds for all clips", *seconds, "lower", "exact, no figure")]
+    title, figure = "kept keys save what is finished", "seconds for all clips"
+    return [found.row(title, "seconds", "kept keys", widest, "lower", "exact, no figure", figure=figure)]
 
 
 def oracle_rows(oracle: ConfigDict) -> list[Row]:
@@ -153,7 +153,7 @@ def causal_error(steps: int, width: int, frames: int = 6) -> float:
     return float(jnp.abs(made - clip.covariances[0]).max())
 
 
-def draw_strips(s: Study, found: Table, space: Any, real: Any) -> dict[Any, str]:
+def draw_strips(s: Study, found: Tabulated, space: Any, real: Any) -> dict[Any, str]:
     """Two clips of every way to make long ones."""
     strips = {"true clips": real[:2]}
     for name in (name for name in found.samples if name.endswith("long")):
@@ -163,7 +163,7 @@ def draw_strips(s: Study, found: Table, space: Any, real: Any) -> dict[Any, str]
     return {s.picture("strips"): f"Clips three times as long as those of training, two a row. {told}"}
 
 
-def draw_widths(s: Study, found: Table, frames: int) -> dict[Any, str]:
+def draw_widths(s: Study, found: Tabulated, frames: int) -> dict[Any, str]:
     """Quality over the width of the staircase."""
     widths = list(s.config.widths)
     curves = {

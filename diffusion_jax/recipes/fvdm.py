@@ -13,7 +13,7 @@ import numpy as np
 
 from diffusion_jax import data, denoisers, metrics, pictures, solvers, streaming, timesteps
 from diffusion_jax.config import build
-from diffusion_jax.recipes.study import Arm, Drawn, Results, Study, Table, table
+from diffusion_jax.recipes.study import Arm, Drawn, Results, Study, Tabulated, table
 from diffusion_jax.recipes.verdicts import Row
 from diffusion_jax.sampling import sample
 
@@ -100,36 +100,37 @@ def blended_error(clips: Any) -> float:
     return float(np.square(blended(clips) - clips)[:, MIDDLE].mean())
 
 
-def rows(found: Table) -> list[Row]:
+def rows(found: Tabulated) -> list[Row]:
     """What the paper says, with a value for each seed of training and sampling."""
-    colour, both = "frames in the given colour", "frames in the given shape and colour"
-    far, middle = "Fréchet distance of frames", found["mixed, start and end"]
-
-    def compared(title, figure, measure, ours, against, direction, published, **bound):
-        return Row(title, figure, found[ours][measure], found[against][measure], direction, published, **bound)
-
+    colour, both, far = (
+        "frames in the given colour",
+        "frames in the given shape and colour",
+        "Fréchet distance of frames",
+    )
     ours, alone, together = (f"{name}, image to video" for name in ("mixed", "independent", "synchronous"))
     made = [f"{name}, generation" for name in ("mixed", "independent", "synchronous")]
     zero_shot, trick = "zero-shot image to video", "no extra network or trick"
+    middle = found["mixed, start and end"]
     result = [
-        compared("image to video: p = 0.2, not p = 0", colour, "colour", ours, together, "higher",
-                 "p = 0 cannot condition", margin=0.3),
-        Row("image to video: the colour is kept", colour, found[ours]["colour"], 0.9, "higher", zero_shot),
-        Row("image to video: the shape is kept", both, found[ours]["identity"], 0.9, "higher", zero_shot),
-        compared("better than replacing the frame", colour, "colour", ours, "replacement", "higher", trick),
-        compared("moves as the law says", "error of the next place, pixels", "next_position_error", ours,
-                 "replacement", "lower", trick),
+        found.row("image to video: p = 0.2, not p = 0", "colour", ours, together, "higher", "p = 0 cannot condition",
+                  figure=colour, margin=0.3),
+        found.row("image to video: the colour is kept", "colour", ours, 0.9, "higher", zero_shot, figure=colour),
+        found.row("image to video: the shape is kept", "identity", ours, 0.9, "higher", zero_shot, figure=both),
+        found.row("better than replacing the frame", "colour", ours, "replacement", "higher", trick, figure=colour),
+        found.row("moves as the law says", "next_position_error", ours, "replacement", "lower", trick,
+                  figure="error of the next place, pixels"),
         Row("frames between two: half the error of blending", "mean square error", middle["middle"],
             middle["blended"], "lower", "zero-shot interpolation", factor=0.5),
-        compared("generation as good as with p = 0", f"{far}, up to 10 %", "frames", made[0], made[2], "lower",
-                 "FVD of Latte's order", factor=1.1),
-        compared("generation: p = 0.2 beats p = 1", far, "frames", made[0], made[1], "lower", "p = 0.2 of eight"),
-        compared("image to video: p = 0.2 beats p = 1", colour, "colour", ours, alone, "higher", "p = 0.2 of eight"),
+        found.row("generation as good as with p = 0", "frames", made[0], made[2], "lower", "FVD of Latte's order",
+                  figure=f"{far}, up to 10 %", factor=1.1),
+        found.row("generation: p = 0.2 beats p = 1", "frames", made[0], made[1], "lower", "p = 0.2 of eight", figure=far),
+        found.row("image to video: p = 0.2 beats p = 1", "colour", ours, alone, "higher", "p = 0.2 of eight",
+                  figure=colour),
     ]  # fmt: skip
     if "mixed, long" in found.figures:
-        title = "four times as long: better than p = 0"
-        result.append(compared(title, f"{colour}, 24 to 31", "colour", "mixed, long", "synchronous, long", "higher",
-                               "from the last frames"))  # fmt: skip
+        title, long = "four times as long: better than p = 0", ("mixed, long", "synchronous, long")
+        row = found.row(title, "colour", *long, "higher", "from the last frames", figure=f"{colour}, 24 to 31")
+        result.append(row)
     return result
 
 
@@ -139,7 +140,7 @@ CAPTION = (
 )
 
 
-def draw_strips(s: Study, found: Table, space: Any, true: Any) -> Any:
+def draw_strips(s: Study, found: Tabulated, space: Any, true: Any) -> Any:
     """A strip of each task of the first seed; the given frames are those of the first strip."""
     shown = {"true clip": space.encode(true)[: s.config.shown]}
     shown |= {f"p = 0.2: {task}": found.samples[f"mixed, {task}"][: s.config.shown] for task in TASKS}

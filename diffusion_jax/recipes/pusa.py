@@ -18,10 +18,10 @@ from ml_collections import ConfigDict
 from diffusion_jax import adapters, data, denoisers, metrics, objectives, pictures, solvers, timesteps
 from diffusion_jax.config import build
 from diffusion_jax.experiment import Experiment, prepare
-from diffusion_jax.recipes.stages import Stage
-from diffusion_jax.recipes.study import Arm, Drawn, Results, Study, Table, table
+from diffusion_jax.recipes.study import Arm, Drawn, Results, Study, Tabulated, table
 from diffusion_jax.recipes.verdicts import Row
 from diffusion_jax.sampling import sample
+from diffusion_jax.stages import Stage
 
 CONCAT = "mask-and-concat"
 TASKS = ("label", "first", "last", "middle")
@@ -140,7 +140,7 @@ def kinds_of_change(params: Any, factors: Any) -> dict[str, float]:
     return {kind: float(np.mean(values)) for kind, values in kinds.items()}
 
 
-def rows(config: ConfigDict, found: Table, changes: list[dict[str, float]]) -> list[Row]:
+def rows(config: ConfigDict, found: Tabulated, changes: list[dict[str, float]]) -> list[Row]:
     """What the paper says, a value for each seed of the adaptations."""
     colour, both = "frames in the given colour", "frames in the given shape and colour"
     compared = [
@@ -159,23 +159,21 @@ def rows(config: ConfigDict, found: Table, changes: list[dict[str, float]]) -> l
          "expected by the card"),
     ]  # fmt: skip
     result = [
-        Row(title, figure, found[f"VTA, {task}"][measure], found[f"{against}, {task}"][measure], direction, published,
-            margin=margin)
+        found.row(title, measure, f"VTA, {task}", f"{against}, {task}", direction, published, figure=figure, margin=margin)
         for title, figure, measure, task, against, direction, margin, published in compared
         if f"{against}, {task}" in found.figures
     ]  # fmt: skip
-    free = found["VTA, label"]["distance"], found["base, label"]["distance"]
-    low, high = (found[f"VTA at {scale:g}, first"] for scale in (min(config.scales), max(config.scales)))
+    low, high = (f"VTA at {scale:g}, first" for scale in (min(config.scales), max(config.scales)))
     between = f"scale {max(config.scales):g} against {min(config.scales):g}"
     attention, rest = ([one[kind] for one in changes] for kind in ("attention", "mlp"))
     return [
         *result,
-        Row("from a label it is as good as the base", "Fréchet distances, up to 10 %", *free, "lower",
-            "text to video survives", factor=1.1),
-        Row("a larger scale keeps the object more", f"{colour}, {between}", high["colour"], low["colour"], "higher",
-            "81.8 at 1, 87.7 at 1.4"),
-        Row("a larger scale moves less", f"motion energy, {between}", high["motion_energy"], low["motion_energy"],
-            "lower", "dynamic degree 60.7 at 1, 32.4 at 2"),
+        found.row("from a label it is as good as the base", "distance", "VTA, label", "base, label", "lower",
+                  "text to video survives", figure="Fréchet distances, up to 10 %", factor=1.1),
+        found.row("a larger scale keeps the object more", "colour", high, low, "higher", "81.8 at 1, 87.7 at 1.4",
+                  figure=f"{colour}, {between}"),
+        found.row("a larger scale moves less", "motion_energy", high, low, "lower", "dynamic degree 60.7, 32.4",
+                  figure=f"motion energy, {between}"),
         Row("self-attention changes most", "relative change; against feed-forward", attention, rest, "higher",
             "almost only self-attention"),
     ]  # fmt: skip
@@ -188,7 +186,7 @@ STRIPS = (
 SCALES = "What the scale of the adapter does, given the first frame: colour kept, and motion energy."
 
 
-def draw_strips(s: Study, found: Table, space: Any, true: Any, given: Mapping[str, Any]) -> None:
+def draw_strips(s: Study, found: Tabulated, space: Any, true: Any, given: Mapping[str, Any]) -> None:
     strips = {}
     for task in TASKS[1:]:
         strips[f"given: {task}"] = np.where(given[task][0][:, None, None, None], true[0], -0.6)
@@ -198,7 +196,7 @@ def draw_strips(s: Study, found: Table, space: Any, true: Any, given: Mapping[st
     pictures.save_strips(s.picture("strips"), strips)
 
 
-def draw_scales(s: Study, found: Table) -> None:
+def draw_scales(s: Study, found: Tabulated) -> None:
     scales = list(s.config.scales)
     curves = {}
     for name, (figure, by) in {"colour kept": ("colour", 1.0), "motion energy x 10": ("motion_energy", 10.0)}.items():

@@ -25,11 +25,10 @@ def test_a_task_gives_one_frame_or_none():
 def test_every_adaptation_begins_as_the_base_and_given_frames_do_not_move(tmp_path):
     """The smoke run has no arm of channels."""
     config = load(f"{CONFIG}:smoke")
-    whole = load(CONFIG).arms[pusa.CONCAT]
-    config.arms[pusa.CONCAT] = config.arms.VTA.copy_and_resolve_references()
-    concat = config.arms[pusa.CONCAT]
-    concat.model.conditions, concat.lora.select = whole.model.conditions, whole.lora.select
-    concat.objective.draw, concat.objective.t_shape = whole.objective.draw, "batch"
+    whole, small = load(CONFIG).arms[pusa.CONCAT].to_dict(), config.arms.VTA.to_dict()
+    conditions, select = whole["model"]["conditions"], whole["lora"]["select"]
+    small["model"], small["lora"] = {**small["model"], "conditions": conditions}, {**small["lora"], "select": select}
+    config.arms[pusa.CONCAT] = {**small, "objective": whole["objective"]}
     s = Study(config, (0,), tmp_path, True, {})
     base = s.stage("base", config.base)
     own = s.stage("own samples", config.own, base, make=pusa.own_samples)
