@@ -11,7 +11,7 @@ SHARES = {"mixed": 0.2, "synchronous": 0.0, "independent": 1.0}
 
 def arm(share: float, steps: int, **sizes: Any) -> ConfigDict:
     """The experiment of p = `share`: in so many examples every frame has its own time, in the others all have one."""
-    one = call("timesteps.logit_normal", mean=0.5, std=1.2)
+    one = call("timesteps.logit_normal", mean=1.2, std=1.2)
     first, second = call("timesteps.independent", draw=one), call("timesteps.shared", draw=one)
     return clip_transformer(steps, call("timesteps.mixture", first=first, second=second, probability=share), **sizes)
 
@@ -25,8 +25,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.update({"count": 128, "chunks": 7, "shown": 2, "tasks": ("generation", "image to video")})
     config.grid = clip_grid()
     if not smoke:
-        size = {"width": 128, "depth": 2, "components": 192}
-        config.arms = {name: arm(share, 1400, **size) for name, share in SHARES.items()}
+        size = {"width": 128, "depth": 2, "components": 128}
+        config.arms = {name: arm(share, 1800, **size) for name, share in SHARES.items()}
         return config
     config.update({"seed_numbers": (0,), "count": 2, "chunks": 0, "grid": clip_grid(2)})
     # One network, trained once, stands for all.

@@ -102,11 +102,8 @@ def blended_error(clips: Any) -> float:
 
 def rows(found: Tabulated) -> list[Row]:
     """What the paper says, with a value for each seed of training and sampling."""
-    colour, both, far = (
-        "frames in the given colour",
-        "frames in the given shape and colour",
-        "Fréchet distance of frames",
-    )
+    colour, both = "frames in the given colour", "frames in the given shape and colour"
+    far, eight = "Fréchet distance of frames", "p = 0.2 of eight"
     ours, alone, together = (f"{name}, image to video" for name in ("mixed", "independent", "synchronous"))
     made = [f"{name}, generation" for name in ("mixed", "independent", "synchronous")]
     zero_shot, trick = "zero-shot image to video", "no extra network or trick"
@@ -123,9 +120,8 @@ def rows(found: Tabulated) -> list[Row]:
             middle["blended"], "lower", "zero-shot interpolation", factor=0.5),
         found.row("generation as good as with p = 0", "frames", made[0], made[2], "lower", "FVD of Latte's order",
                   figure=f"{far}, up to 10 %", factor=1.1),
-        found.row("generation: p = 0.2 beats p = 1", "frames", made[0], made[1], "lower", "p = 0.2 of eight", figure=far),
-        found.row("image to video: p = 0.2 beats p = 1", "colour", ours, alone, "higher", "p = 0.2 of eight",
-                  figure=colour),
+        found.row("generation: p = 0.2 beats p = 1", "frames", made[0], made[1], "lower", eight, figure=far),
+        found.row("image to video: p = 0.2 beats p = 1", "colour", ours, alone, "higher", eight, figure=colour),
     ]  # fmt: skip
     if "mixed, long" in found.figures:
         title, long = "four times as long: better than p = 0", ("mixed, long", "synchronous, long")

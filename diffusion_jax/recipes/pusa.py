@@ -159,9 +159,9 @@ def rows(config: ConfigDict, found: Tabulated, changes: list[dict[str, float]]) 
          "expected by the card"),
     ]  # fmt: skip
     result = [
-        found.row(title, measure, f"VTA, {task}", f"{against}, {task}", direction, published, figure=figure, margin=margin)
-        for title, figure, measure, task, against, direction, margin, published in compared
-        if f"{against}, {task}" in found.figures
+        found.row(title, measure, f"VTA, {task}", f"{other}, {task}", direction, published, figure=figure, margin=margin)
+        for title, figure, measure, task, other, direction, margin, published in compared
+        if f"{other}, {task}" in found.figures
     ]  # fmt: skip
     low, high = (f"VTA at {scale:g}, first" for scale in (min(config.scales), max(config.scales)))
     between = f"scale {max(config.scales):g} against {min(config.scales):g}"
