@@ -159,8 +159,8 @@ def rows(config: ConfigDict, found: Tabulated, changes: list[dict[str, float]]) 
          "expected by the card"),
     ]  # fmt: skip
     result = [
-        found.row(title, measure, f"VTA, {task}", f"{other}, {task}", direction, published, figure=figure, margin=margin)
-        for title, figure, measure, task, other, direction, margin, published in compared
+        found.row(title, measure, f"VTA, {task}", f"{other}, {task}", way, published, figure=figure, margin=margin)
+        for title, figure, measure, task, other, way, margin, published in compared
         if f"{other}, {task}" in found.figures
     ]  # fmt: skip
     low, high = (f"VTA at {scale:g}, first" for scale in (min(config.scales), max(config.scales)))
