@@ -42,8 +42,9 @@ def arms_of(s: Study, one: Experiment) -> Callable[[int], dict[str, Arm]]:
     whole = s.stage("synchronous", config.arms.synchronous, seed=s.seeds[0]).trained
     causal, together = (denoisers.denoiser(e.network, e.process) for e in (one, whole))
     plan = timesteps.staircase(grid, config.frames, config.width)
-    sliding = partial(windowed, one.process, config.frames, window, timesteps.windows(plan, window))
-    keeping = partial(kept_keys, models.incremental(one.network, window=window - 1), one.process)
+    sliding = partial(windowed, window, timesteps.windows(plan, window))
+    keeping = partial(kept_keys, models.incremental(one.network, window=window - 1))
+    nothing, longer = (np.zeros((config.clips, frames, *one.shape[1:])) for frames in (window, config.frames))
     # As many evaluations as the staircase, for all frames at once.
     finer = timesteps.linspace(steps + (window - 1) * config.width)
     going_on = partial(in_chunks, 1 + -(-(config.frames - window) // (window - config.overlap)), config.overlap)
@@ -59,18 +60,17 @@ def arms_of(s: Study, one: Experiment) -> Callable[[int], dict[str, Arm]]:
         found["all at once"] = Arm(causal, params["anchored"], ddim, timesteps.synchronous(finer, window))
         found["synchronous"] = Arm(together, params["synchronous"], ddim, finer)
         for name in ("anchored", "independent"):
-            found[f"{name}, long"] = Arm(causal, params[name], ddim, plan, sampled=sliding)
+            found[f"{name}, long"] = Arm(causal, params[name], ddim, plan, sampled=sliding, known=longer)
         found["in chunks, long"] = Arm(together, params["synchronous"], ddim, grid, sampled=going_on)
-        found["kept keys"] = Arm(causal, params["anchored"], ddim, grid, sampled=keeping)
+        found["kept keys"] = Arm(causal, params["anchored"], ddim, grid, sampled=keeping, known=nothing)
         return found
 
     return arms
 
 
-def windowed(process, frames, window, starts, key, denoiser, params, solver, plan, *, shape, cond):
+def windowed(window, starts, key, denoiser, params, solver, plan, *, x_init, cond):
     """More frames than the network sees, along a staircase."""
-    x = timesteps.noised_start(key, process, plan, jnp.zeros((shape[0], frames, *shape[2:])))
-    return streaming.sample_windowed(key, denoiser, params, solver, plan, window, x_init=x, starts=starts)
+    return streaming.sample_windowed(key, denoiser, params, solver, plan, window, x_init=x_init, starts=starts)
 
 
 def in_chunks(chunks, overlap, key, denoiser, params, solver, grid, *, shape, cond):
@@ -79,10 +79,10 @@ def in_chunks(chunks, overlap, key, denoiser, params, solver, grid, *, shape, co
     return streaming.sample_chained(key, denoiser, params, solver, grid, **options)
 
 
-def kept_keys(incremental, process, key, denoiser, params, solver, grid, *, shape, cond):
+def kept_keys(incremental, key, denoiser, params, solver, grid, *, x_init, cond):
     """The staircase of full width, frame by frame from the kept keys of what is clean."""
-    x = timesteps.noised_start(key, process, timesteps.synchronous(grid, shape[1]), jnp.zeros(shape))
-    return streaming.sample_autoregressive(key, incremental, process, params, solver, grid, x_init=x)
+    process = denoiser.process
+    return streaming.sample_autoregressive(key, incremental, process, params, solver, grid, x_init=x_init)
 
 
 def measures(space: Any, real: Any) -> Callable[[Drawn], Mapping[str, float]]:

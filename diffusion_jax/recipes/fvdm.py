@@ -15,7 +15,6 @@ from diffusion_jax import data, denoisers, metrics, pictures, solvers, streaming
 from diffusion_jax.config import build
 from diffusion_jax.recipes.study import Arm, Drawn, Results, Study, Tabulated, table
 from diffusion_jax.recipes.verdicts import Row
-from diffusion_jax.sampling import sample
 
 FRAMES = 8
 TASKS = {
@@ -50,10 +49,6 @@ def arms_of(s: Study, known: Any) -> Callable[[int], dict[str, Any]]:
     given = np.arange(FRAMES) == 0
     replacing = solvers.inpainted(ddim, known, np.broadcast_to(given, known.shape[:2]))
 
-    def filled(key, denoiser, params, solver, plan, *, shape, cond):
-        start = timesteps.noised_start(key, one.process, plan, known)
-        return sample(key, denoiser, params, solver, plan, x_init=start, cond=cond)
-
     def going_on(key, denoiser, params, solver, grid, *, shape, cond):
         kept = {"overlap": FRAMES // 2, "context": known[:, : FRAMES // 2]}
         return streaming.sample_chained(key, denoiser, params, solver, grid, shape=shape, chunks=config.chunks, **kept)
@@ -62,7 +57,7 @@ def arms_of(s: Study, known: Any) -> Callable[[int], dict[str, Any]]:
         made = {name: s.stage(f"fvdm, {name}", arm, seed=seed).value for name, arm in config.arms.items()}
 
         def arm(name, task, solver=ddim):
-            return Arm(denoiser, made[name], solver, timesteps.frames(grid, FRAMES, TASKS[task]), sampled=filled)
+            return Arm(denoiser, made[name], solver, timesteps.frames(grid, FRAMES, TASKS[task]), known=known)
 
         found: dict[str, Any] = {f"{name}, {task}": arm(name, task) for name in made for task in config.tasks}
         found |= {f"mixed, {task}": arm("mixed", task) for task in TASKS}
