@@ -30,10 +30,10 @@ def get_config(variant: str | None = None) -> ConfigDict:
         return paper()
     config = ConfigDict({"seed_numbers": (10, 11, 12, 13, 14), "tuned_on": (0, 1, 2, 100, 101, 102)})
     config.base = digit_transformer()
-    config.update({"tuned": exits(200), "frozen": exits(200, "own", rates=(3e-3,)), "without": exits(200, layers=0.0)})
-    config.update({"solver": call("solvers.ddim"), "grid": call("timesteps.linspace", steps=25)})
+    config.update({"tuned": exits(100), "frozen": exits(150, "own", rates=(3e-3,)), "without": exits(100, layers=0.0)})
+    config.update({"solver": call("solvers.ddim"), "grid": call("timesteps.linspace", steps=20)})
     # Shares of blocks that are left out; examples on which exits are measured.
-    config.update({"samples": 256, "reductions": (0.18, 0.35), "held_out": 128, "judged": True})
+    config.update({"samples": 200, "reductions": (0.18, 0.35), "held_out": 128, "judged": True})
     return smoke(config) if variant == "smoke" else config
 
 

@@ -1,6 +1,5 @@
 """DyDiT: heads and hidden groups of the digits transformer by the timestep, at half of the compute."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from diffusion_jax.baselines import digit_transformer, tiny_digit_transformer
@@ -9,18 +8,21 @@ from diffusion_jax.config import ConfigDict, call
 SELECT = ("q", "k", "v", "out", "feed_forward/up", "feed_forward/down")
 
 
-def tuning(steps: int, rates: Mapping[str, float] | float, groups: int = 4, **fields: Any) -> ConfigDict:
+def tuning(steps: int, rates: dict[str, float] | float, groups: int = 4, **fields: Any) -> ConfigDict:
     """Fine-tuning of the digits transformer; rates: the peak of each entry that learns, or of all. The complete model
     learns too for the first 15 % of the steps, and the budget falls from 1 to 1/2 within the first 35 %."""
     config = digit_transformer(steps, **fields)
-    config.train.clip_norm = None
+    config.train.update({"clip_norm": None, "batch_size": 32})
 
     def adamw(peak):
         rate = call("training.optimizers.cosine", peak=peak, total_steps=steps, warmup_steps=steps // 20)
         return call("training.optimizers.adamw", learning_rate=rate)
 
-    parts = None if isinstance(rates, float) else {name: adamw(rate) for name, rate in rates.items()}
-    learned = adamw(rates) if parts is None else call("training.optimizers.alternating", parts=parts)
+    if isinstance(rates, dict):
+        parts = {name: adamw(rate) for name, rate in rates.items()}
+        learned = call("training.optimizers.alternating", parts=parts)
+    else:
+        learned = adamw(rates)
     config.optimizer = call("training.optimizers.below_norm", optimizer=learned, norm=15.0)
     lengths = {"complete_steps": 3 * steps // 20, "full_steps": steps // 20, "warmup_steps": 3 * steps // 10}
     config.routed = call("adapters.routed", groups=groups, bias=5.0)

@@ -20,10 +20,10 @@ from diffusion_jax.baselines import CLASSES
 from diffusion_jax.config import build
 from diffusion_jax.experiment import Experiment, prepare
 from diffusion_jax.models import EarlyExit
-from diffusion_jax.recipes.stages import Stage
-from diffusion_jax.recipes.study import Arm, Results, Study, Table, by_seed, table
+from diffusion_jax.recipes.study import Arm, Results, Study, Tabulated, by_seed, table
 from diffusion_jax.recipes.verdicts import Row
 from diffusion_jax.sampling import sample
+from diffusion_jax.stages import Stage
 from diffusion_jax.typing import Denoiser, Process
 
 WAYS = ("adaptive", "table", "fixed", "random", "reversed")
@@ -95,7 +95,7 @@ def study(s: Study) -> Results:
     return Results(rows, drawn, "the training of the exits and the noise; the base model is trained once")
 
 
-def compared(s: Study, base: Stage, exits: EarlyExit, name: str, trained: Any, depths: dict[Any, Any]) -> Table:
+def compared(s: Study, base: Stage, exits: EarlyExit, name: str, trained: Any, depths: dict[Any, Any]) -> Tabulated:
     """Runs of all ways at equal numbers of blocks; adds the depths of adaptive ones, `[S, B]` a seed, to `depths`."""
     config, process, solver = s.config, base.trained.process, build(s.config.solver)
     grid, shape, count = jnp.asarray(build(config.grid)), base.trained.shape, config.samples
@@ -135,7 +135,7 @@ def compared(s: Study, base: Stage, exits: EarlyExit, name: str, trained: Any, d
     return table(arms, s.seeds, measures, shape=shape, count=count, reference="whole")
 
 
-def rows_of(runs: Mapping[str, Table], depths: Mapping[Any, list[np.ndarray]], config: ConfigDict) -> list[Row]:
+def rows_of(runs: Mapping[str, Tabulated], depths: Mapping[Any, list[np.ndarray]], config: ConfigDict) -> list[Row]:
     (few, many), found = config.reductions, runs["tuned"]
     fewer = f"{many:.0%} fewer blocks:"
 

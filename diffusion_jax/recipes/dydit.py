@@ -16,9 +16,9 @@ from diffusion_jax import acceleration, adapters, denoisers, models, objectives,
 from diffusion_jax.config import build
 from diffusion_jax.experiment import Experiment, prepare
 from diffusion_jax.metrics import energy_distance
-from diffusion_jax.recipes.stages import Stage
-from diffusion_jax.recipes.study import Arm, Results, Study, Table, by_seed, table
+from diffusion_jax.recipes.study import Arm, Results, Study, Tabulated, by_seed, table
 from diffusion_jax.recipes.verdicts import Row
+from diffusion_jax.stages import Stage
 from diffusion_jax.typing import Network, Params
 
 LEARNED = ("lora", "mixers", "routers")
@@ -160,7 +160,7 @@ def costs_of(base: Stage, routed: adapters.Timed, tree: Params) -> models.Costs:
     return models.width_costs(routed.opened, routed.fill(tree, t), x, t, cond)
 
 
-def sampled(s: Study, base: Stage, routed: adapters.Timed, trees: Callable[[int], Mapping[str, Any]]) -> Table:
+def sampled(s: Study, base: Stage, routed: adapters.Timed, trees: Callable[[int], Mapping[str, Any]]) -> Tabulated:
     """Samples with the labels of held-out digits; weights are cut for the first seeds, which compile a program each."""
     config, process, solver, grid = s.config, base.trained.process, build(s.config.solver), build(s.config.grid)
     real = base.trained.held_out.take(np.arange(min(config.samples, len(base.trained.held_out))))
@@ -203,7 +203,7 @@ def loss_rows(config: ConfigDict, found: Mapping[str, list[float]]) -> list[Row]
     return [*rows, Row("The budget is held", share, found["share"], config.target, "equal", published, margin=0.03)]
 
 
-def sample_rows(found: Table) -> list[Row]:
+def sample_rows(found: Tabulated) -> list[Row]:
     figure, cut, ours = "energy distance to held-out digits", found["cut"]["seconds"], found["dynamic"]["distance"]
     claims = (("Nearer to digits than the same widths", "uniform"), ("Nearer than half as many steps", "fewer steps"))
     rows = [Row(title, figure, ours, found[other]["distance"], "lower", "not reported") for title, other in claims]
