@@ -37,14 +37,12 @@ from diffusion_jax.acceleration import (
 from diffusion_jax.baselines import NULL, digit_transformer
 from diffusion_jax.config import build, load
 from diffusion_jax.denoisers import by_share, denoiser, guided, switched
-from diffusion_jax.experiment import prepare
-from diffusion_jax.recipes.frame import trained
-from diffusion_jax.recipes.parts import dynamic_widths
+from diffusion_jax.recipes import deediff, dydit
 from diffusion_jax.recipes.parts.digits import judged
-from diffusion_jax.recipes.parts.early_exits import trained_exits
 from diffusion_jax.recipes.parts.stitched_digits import digit_models
 from diffusion_jax.sampling import sample
-from diffusion_jax.typing import Denoiser, Network
+from diffusion_jax.stages import Stage, stage
+from diffusion_jax.typing import Denoiser
 
 PICTURE = Path("docs/images/frontier.png")
 GUIDED = "guided, "
@@ -127,8 +125,10 @@ def frontier(rounds: int, smoke: bool, compiled_peers: bool) -> list[Row]:
 def arms(plan: Plan) -> list[Arm]:
     """All that is compared; the first is the plain run of all steps."""
     config = digit_transformer(steps=4, width=24, depth=2, heads=2) if plan.smoke else digit_transformer()
-    experiment = prepare(config)
-    network, process, params = experiment.network, experiment.process, trained(experiment, "digits-transformer")
+    keep = not plan.smoke
+    base = stage("digits", config, keep=keep)
+    experiment = base.trained
+    network, process, params = experiment.network, experiment.process, base.value
     plain, grid = denoiser(network, process), timesteps.linspace(plan.steps)
     small, *_ = digit_models(load(f"configs/recipes/t_stitch.py{':smoke' if plan.smoke else ''}").models)
     found: list[Arm] = []
@@ -159,9 +159,13 @@ def arms(plan: Plan) -> list[Arm]:
     add("T-Stitch + TaylorSeer", {"r = 0.4, N = 3, m = 1": stitched(0.4, taylor_cached(1, 3))}, both)
 
     variant = ":smoke" if plan.smoke else ""
-    exits, left = exiting(load(f"configs/recipes/deediff.py{variant}"), network, params)
+    tuned = load(f"configs/recipes/deediff.py{variant}").tuned
+    exits = models.early_exit(network)
+    left = stage("tuned", tuned, base, prepare=deediff.with_exits, keep=keep).value
     add("early exit", {f"threshold {d:g}": exit_by_uncertainty(exits, process, d) for d in (0.03, 0.06, 0.1)}, left)
-    narrow, cut = narrowed(load(f"configs/recipes/dydit.py{variant}"), params, grid)
+    config = load(f"configs/recipes/dydit.py{variant}")
+    learned = stage("dynamic", config.dynamic, base, prepare=dydit.with_widths, keep=keep).value
+    narrow, cut = narrowed(config, base, learned, grid)
     add("DyDiT", {"half of the compute": narrow}, cut)
     add("DyDiT + output forecast", {"N = 2, m = 1": cached_outputs(narrow, every(2, 2), taylor(1))}, cut)
 
@@ -191,22 +195,12 @@ def calibrated(plain: Denoiser, params: Any, grid: Any, plan: Plan) -> dict[floa
     }
 
 
-def exiting(config: Any, network: Network, base: Any) -> tuple[models.EarlyExit, Any]:
-    """The transformer with exits, and its parameters as `deediff` trains them."""
-    exits = models.early_exit(network)
-    return exits, trained_exits(config.tuned, exits, base, config.seed, "tuned", False)
-
-
-def narrowed(config: Any, base: Any, grid: Any) -> tuple[Denoiser, Any]:
+def narrowed(config: Any, base: Stage, tree: Any, grid: Any) -> tuple[Denoiser, Any]:
     """The transformer whose widths depend on the timestep, as `dydit` trains it, with cut weights; its parameters."""
-    experiment = prepare(config.arms.dynamic)
-    routed = build(config.routed, network=experiment.network)
-    arm = dynamic_widths.dynamic_arm(config.budget, experiment, routed, base)
-    given = [config.to_dict()[name] for name in ("base", "routed", "budget")]
-    tree = dynamic_widths.fine_tuned(config.arms.dynamic, experiment, arm, "dydit-dynamic", config.seed, given)
-    gates = tabulated(routed.fill, tree, experiment.process, grid[:-1])
-    costs = dynamic_widths.routed_costs(experiment, routed, tree)
-    cut = static_widths(experiment.network, experiment.process, grid[:-1], gates, costs, config.sampling.buckets)
+    network, process = base.trained.network, base.trained.process
+    routed = build(config.dynamic.routed, network=network)
+    gates = tabulated(routed.fill, tree, process, grid[:-1])
+    cut = static_widths(network, process, grid[:-1], gates, dydit.costs_of(base, routed, tree), config.buckets)
     return cut.denoiser, cut.prepare({"params": tree["params"]})
 
 
