@@ -28,6 +28,7 @@ from diffusion_jax.acceleration import (
     calibrate,
     cg_taylor,
     dmd,
+    endpoint_influence,
     ertacache,
     every,
     exit_by_uncertainty,
@@ -38,6 +39,7 @@ from diffusion_jax.acceleration import (
     reuse,
     sea_cached,
     taylor,
+    threshold_at_count,
 )
 from diffusion_jax.baselines import CLASSES, NULL
 from diffusion_jax.denoisers import by_share, clipped, denoiser, guided, switched
@@ -229,7 +231,7 @@ def _unguided(found: Models, plan: Plan, grid: Any) -> list[Family]:
             params,
             grid,
         ),
-        *_calibrated(plain, params, grid, plan),
+        *_calibrated(found, plan, grid),
         Family("T-Stitch", stitched(plain), {f"r = {r:g}": r for r in (0.2, 0.4, 0.6)}, both, grid),
         Family(
             "T-Stitch + output forecast",
@@ -251,15 +253,22 @@ def _unguided(found: Models, plan: Plan, grid: Any) -> list[Family]:
     ]
 
 
-def _calibrated(plain: Denoiser, params: Any, grid: Any, plan: Plan) -> list[Family]:
-    """ERTACache at several thresholds, from one recording with a seed that no round uses; each has its own grid."""
+def _calibrated(found: Models, plan: Plan, grid: Any) -> list[Family]:
+    """ERTACache at several numbers of computed steps, from one recording with a seed that no round uses: by relative
+    change as published, and weighted by what a step does to the end. Each has its own grid."""
+    plain, params = denoiser(found.network, found.process), found.params
     cond = {"label": jnp.arange(min(64, plan.samples)) % CLASSES}
     shape = (len(cond["label"]), 8, 8, 1)
     runs = record_outputs(jax.random.key(1000), plain, params, solvers.ddim(), grid, shape=shape, cond=cond)
+    influence = endpoint_influence(found.process, grid, float(runs.x[-1].std()))
     made = []
-    for label, threshold in _thresholds(0.05, 0.1, 0.2, 0.3).items():
-        reused, moved = ertacache(plain, calibrate(runs, grid, plain.process, threshold), grid)
-        made.append(Family("ERTACache", lambda _, reused=reused: reused, {label: threshold}, params, moved))
+    for name, weight in (("ERTACache", None), ("ERTACache, by influence", influence)):
+        for count in (3,) if plan.smoke else (25, 17, 12, 8):
+            threshold = threshold_at_count(runs, count, weight=weight)
+            calibration = calibrate(runs, grid, found.process, threshold, weight=weight)
+            reused, moved = ertacache(plain, calibration, grid)
+            label = {f"{count} of {plan.steps} steps": count}
+            made.append(Family(name, lambda _, reused=reused: reused, label, params, moved))
     return made
 
 
