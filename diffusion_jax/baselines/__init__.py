@@ -3,6 +3,7 @@
 Each is a function that returns a config (`experiment.prepare`); whoever asks with the same fields shares one training.
 """
 
+from diffusion_jax.baselines.actions import action_transformer
 from diffusion_jax.baselines.clips import clip_grid, clip_transformer, frame_times
 from diffusion_jax.baselines.digits import CLASSES, NULL, digit_transformer, tiny_digit_transformer
 from diffusion_jax.baselines.try_on import try_on_transformer
@@ -10,6 +11,7 @@ from diffusion_jax.baselines.try_on import try_on_transformer
 __all__ = [
     "CLASSES",
     "NULL",
+    "action_transformer",
     "clip_grid",
     "clip_transformer",
     "digit_transformer",
