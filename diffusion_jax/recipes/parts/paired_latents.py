@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import data, models
 from diffusion_jax.experiment import Experiment, prepare
-from diffusion_jax.recipes.stages import Stage
 from diffusion_jax.recipes.study import Study
+from diffusion_jax.stages import Stage
 
 
 class PairedLatents(NamedTuple):
