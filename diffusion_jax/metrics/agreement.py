@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
 
 from diffusion_jax import randomness
 from diffusion_jax.clock import single_step
@@ -18,10 +17,10 @@ def epsilon_gap(
     pair: Sequence[Denoiser],
     params: Sequence[Params],
     x0: Numbers,
-    times: Float[np.ndarray, " T"] | Sequence[float],
+    times: Numbers,
     cond: Condition = None,
 ) -> np.ndarray:
-    """`E |eps_1(x_t, t) - eps_2(x_t, t)|^2`, the mean over samples and entries, at each of `times`: `[T]`.
+    """`E |eps_1(x_t, t) - eps_2(x_t, t)|^2`, the mean over samples and entries, at each of `times [T]`: `[T]`.
 
     x_t are the samples `x0 [B, ...]` with the same noise at every t and for both. Where the gap is small, either model
     can run: T-Stitch (Pan et al. 2024) gives those steps to the smaller one. Denoisers of other processes join by
