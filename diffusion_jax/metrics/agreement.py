@@ -9,14 +9,14 @@ import numpy as np
 from diffusion_jax import randomness
 from diffusion_jax.clock import single_step
 from diffusion_jax.processes import need_gaussian
-from diffusion_jax.typing import Condition, Denoiser, Keys, Numbers, Params
+from diffusion_jax.typing import Condition, Data, Denoiser, Keys, Numbers, Params
 
 
 def epsilon_gap(
     key: Keys,
     pair: Sequence[Denoiser],
     params: Sequence[Params],
-    x0: Numbers,
+    x0: Numbers | Data,
     times: Numbers,
     cond: Condition = None,
 ) -> np.ndarray:
