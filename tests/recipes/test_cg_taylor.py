@@ -17,10 +17,10 @@ def test_on_the_mixture_the_gate_asks_as_often_as_the_clock(tmp_path):
     config.mixture.update({"samples": 8, "dims": 4})
     config.mixture.grid.steps, config.mixture.intervals = 12, {3: ""}
     rows, seen = study.on_mixture(Study(config, (0, 1), tmp_path, True, {}), config.mixture)
-    asked = next(row for row in rows if row.figure == "evaluations")
-    # Three of the warm-up, then 5, 8, 11, which is the last.
-    assert asked.against == [6, 6] and min(asked.ours) >= 4 and max(asked.ours) <= 7
-    assert len({row.title for row in rows}) == len(rows) == 5 and all(np.isfinite(row.ours).all() for row in rows)
+    # Three of the warm-up, then 5, 8, 11, which is the last; the gate is calibrated on other noise.
+    assert rows[0].title == "mixture, 6 evaluations: gate against clock, typical"
+    assert 4 <= float(rows[0].figure.split()[-1]) <= 7
+    assert len({row.title for row in rows}) == len(rows) == 3 and all(np.isfinite(row.ours).all() for row in rows)
     assert {len(times) == len(errors) == 9 for times, errors in seen.values()} == {True}
 
 
