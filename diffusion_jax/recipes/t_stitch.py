@@ -109,7 +109,8 @@ def compared(s: Study, world: World, config: ConfigDict, which: dict[str, np.nda
 
 def alike(s: Study, world: World, config: ConfigDict) -> dict[str, list[float]]:
     """The cosine of what the smallest and the largest model make of the same noise, at 40 % of the steps and last."""
-    start = {"shape": (config.count, *world.shape), "cond": world.cond, "save_every": 1}
+    cond = {"label": np.arange(config.traced) % CLASSES}
+    start = {"shape": (config.traced, *world.shape), "cond": cond, "save_every": 1}
 
     @jax.jit
     def traces(key, params):
