@@ -43,7 +43,7 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant == "paper":
         return paper()
     smoke = variant == "smoke"
-    teacher, forced, student = (0, 2, 0) if smoke else (1050, 360, 200)
+    teacher, forced, student = (0, 2, 0) if smoke else (1050, 360, 150)
     config = ConfigDict({"seed_numbers": (0,) if smoke else (10, 11, 12, 13, 14), "tuned_on": (0, 1, 2, 100, 101)})
     by_block = call("timesteps.blockwise", draw=call("timesteps.uniform"), block=BLOCK)
     logit, rates = call("timesteps.logit_normal"), {"student": 3e-5, "fake": 1e-4}

@@ -69,14 +69,15 @@ def measures_of(task: Callable[[Drawn], Task]) -> dict[str, Callable[[Drawn], An
     def outside(drawn):
         return (drawn.x - task(drawn).before) * (task(drawn).cond["concat"][..., :1] < 0.5)
 
-    def item(drawn, which=slice(None)):
-        return np.nanmean(item_scores(drawn.x, task(drawn))[:, which])
+    def item(drawn, which: int | None = None):
+        scores = item_scores(drawn.x, task(drawn))
+        return np.nanmean(scores if which is None else scores[:, which])
 
     return {
         "item": item,
         **{name: partial(item, which=number) for number, name in enumerate(CATEGORIES)},
         "psnr": lambda drawn: hidden_psnr(drawn.x, task(drawn)),
-        "ssim": lambda drawn: metrics.ssim(drawn.x, task(drawn).truth).mean(),
+        "ssim": lambda drawn: metrics.ssim(*map(jnp.asarray, (drawn.x, task(drawn).truth))).mean(),
         "difference": lambda drawn: np.abs(drawn.x - drawn.reference).max(),
         "outside": lambda drawn: np.abs(outside(drawn)).max(),
     }

@@ -148,21 +148,27 @@ def study(s: Study) -> Results:
             for measure, values in over_time(config, space, latents, people).items():
                 found[name].setdefault(measure, []).append(values)
             strips.setdefault(name, space.decode(latents[:1, shown]))
-    rows = [*stream_rows(found), *call_rows(config)]
+    ours, theirs = (len(build(one)) - 1 for one in (config.student.grid, config.teacher_grid))
+    few = Row("an eighth of the teacher's calls", "evaluations of a block", ours, theirs, "equal", "80 to 4", 0.125)
+    rows = [*stream_rows(found), few]
     if config.timed:
         stream = block_stream(network, process, grid, sink_at=config.sink_at, adaptive_sink=True)
-        params, key, few = student[s.seeds[0]], jax.random.key(0), config.flight * stream.block
-        cond = {"audio": people.told["own"]["audio"][:2, :few], "reference": people.told["own"]["reference"][:2]}
-        rows += flight_rows(stream, space, params, cond)
-        voice, picture = people.voices[:1, : config.timed * portrait.HOP], people.portraits[:1]
-        first = {"audio": people.told["own"]["audio"][:1, : config.frames], "reference": space.encode(picture)}
+        params, told, frames = student[s.seeds[0]], people.told["own"], config.flight * stream.block
+        rows += flight_rows(
+            stream, space, params, {"audio": told["audio"][:2, :frames], "reference": told["reference"][:2]}
+        )
+        voice, first = (
+            people.voices[:1, : config.timed * portrait.HOP],
+            people.voices[:1, : config.frames * portrait.HOP],
+        )
 
-        def talk():
-            told = {"audio": portrait.log_mel(voice), "reference": space.encode(picture)}
-            return space.decode(whole(key, params, told))
+        def shown_by(run, weights, voice):
+            told = {"audio": portrait.log_mel(voice), "reference": space.encode(people.portraits[:1])}
+            return space.decode(run(jax.random.key(0), weights, told))
 
+        talk, chunk = partial(shown_by, whole, params, voice), partial(shown_by, arms[TEACHER][0], teacher.value, first)
         rows += time_rows(
-            s, talk, lambda: space.decode(arms[TEACHER][0](key, teacher.value, first)), config.timed, stream.block
+            metrics.interleaved({"stream": talk, "chunk": chunk}, len(s.seeds)), config.timed, stream.block
         )
     return Results(rows, drawn_of(s, found, strips), VARIED)
 
@@ -209,12 +215,6 @@ def stream_rows(found: Found) -> list[Row]:
     return rows
 
 
-def call_rows(config: ConfigDict) -> list[Row]:
-    steps, levels = (len(build(grid)) - 1 for grid in (config.teacher_grid, config.student.grid))
-    return [Row("an eighth of the teacher's calls", "evaluations of a block", levels, steps, "equal", "80 to 4",
-                factor=0.125)]  # fmt: skip
-
-
 def flight_rows(stream: BlockStream, space: LatentSpace, params: Any, cond: Any) -> list[Row]:
     """Every level, and the decoder, at work on a block of its own, against one block after the other."""
     levels, key = len(stream.grid) - 1, jax.random.key(0)
@@ -234,9 +234,8 @@ def flight_rows(stream: BlockStream, space: LatentSpace, params: Any, cond: Any)
     ]  # fmt: skip
 
 
-def time_rows(s: Study, talk: Callable[..., Any], chunk: Callable[..., Any], frames: int, block: int) -> list[Row]:
-    """Seconds of a stream of so many frames, and of the teacher's chunk, decoded, on this machine."""
-    times = metrics.interleaved({"stream": talk, "chunk": chunk}, len(s.seeds))
+def time_rows(times: dict[str, list[float]], frames: int, block: int) -> list[Row]:
+    """Of the seconds of a decoded stream of so many frames, and of the teacher's chunk, on this machine."""
     return [
         Row("real time", "frames a second of one stream", [frames / one for one in times["stream"]],
             float(portrait.FRAME_RATE), "higher", "45.2 against 25"),
@@ -249,7 +248,9 @@ def drawn_of(s: Study, found: Found, strips: dict[str, Any]) -> dict[Any, str]:
     config = s.config
     pictures.save_strips(s.picture("streams"), strips, zoom=2)
     at = np.linspace(0, config.length * config.frames - config.window, config.windows) + config.window / 2
-    curves = {name: (at / portrait.FRAME_RATE, np.mean(of["colour"], 0)) for name, of in found.items()}
+    curves = {
+        name: (at / portrait.FRAME_RATE, np.mean(of["colour"], 0)) for name, of in found.items() if "lit" not in name
+    }
     pictures.save_curves(s.picture("identity"), curves, x_label="seconds", y_label="error of the head's colour")
     return {
         s.picture("streams"): "One person by every arm, frames at growing distances, the last one after 100 clips.",
