@@ -20,12 +20,14 @@ from diffusion_jax.clock import Clock, as_grid, clock, num_steps
 from diffusion_jax.distributed import automatic
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.time_axes import batch_size, expand, where
+from diffusion_jax.timesteps import plans
 from diffusion_jax.typing import (
     NO_COST,
     Condition,
     Cost,
     Counted,
     Denoiser,
+    Grid,
     HostData,
     Params,
     Plan,
@@ -228,6 +230,58 @@ def make_sampler(
         return compiled(key, params, grid, cond, jnp.arange(size) if index is None else jnp.asarray(index), x_init)
 
     return sampler
+
+
+def make_role_sampler(
+    denoiser: Denoiser, solver: Solver, grid: Grid, *, shape: Mapping[str, Any], **options: Any
+) -> Callable[..., Samples]:
+    """Every task of a network of joint data: `ask(key, params, roles, known=None, cond=None, index=None) -> Samples`.
+
+    One compiled program draws from the joint distribution, from all conditionals and from all marginals, since a task
+    is the values of a plan (Bao et al. 2023):
+
+        ask(key, params, {"image": "generate", "text": "given"}, {"text": texts})      # p(image | text)
+        ask(key, params, {"image": "generate", "text": "ignored"}, index=range(8))     # p(image), eight of them
+
+    roles: of each modality, see `timesteps.roles`; a list with one an example lets tasks mix within a batch.
+    known: `{modality: [B, ...]}`, clean, of those that are given or known up to a level; what stands there for others
+        changes nothing. Given modalities come back bit for bit.
+    cond, index: as for `make_sampler`, which makes the program. B is that of known, of a list, of index or of cond.
+    grid: `[S + 1]`. shape: of one sample, for each modality. options: those of `make_sampler`.
+
+    Raises InvalidInput for modalities that are missing or unknown, and for a given one that is not known.
+    """
+    grid, process = as_grid(grid), denoiser.process
+    sampler = make_sampler(denoiser, solver, shape=dict(shape), **options)
+    begin = jax.jit(lambda key, plan, known, index: plans.noised_start(key, process, plan, known, index))
+
+    def ask(key, params, roles, known=None, cond=None, index=None) -> Samples:
+        known = {} if known is None else known
+        for field, value in (("roles", roles), ("known", known)):
+            for name in value:
+                if name not in shape:
+                    raise unknown(f"a name in {field}", name, shape)
+        for name in shape:
+            if name not in roles:
+                raise InvalidInput(
+                    f"roles has {sorted(roles)}, but the network has {name!r} too: every modality has one."
+                )
+        times = plans.roles(grid, roles)
+        index = None if index is None else jnp.asarray(index)
+        size = _batch_of(times, cond, index, known or None, options.get("shared", ()))
+        index = jnp.arange(size) if index is None else index
+        # One shape for all tasks, whether examples share theirs or not.
+        plan = {n: jnp.broadcast_to(t[:, None], (len(t), size)) if t.ndim == 1 else t for n, t in times.items()}
+        whole = {name: (size, *one) for name, one in shape.items()}
+        drawn = jax.eval_shape(lambda key: process.prior(key, whole), key)
+        for name in drawn:
+            begun = np.asarray(plan[name][0])
+            if name not in known and ((begun != 1) & (begun != np.asarray(grid[0]))).any():
+                raise InvalidInput(f"roles[{name!r}] is {roles[name]!r}, but known has no {name!r}.")
+        filled = {n: jnp.asarray(known[n]) if n in known else jnp.zeros(d.shape, d.dtype) for n, d in drawn.items()}
+        return sampler(key, params, plan, cond, index, begin(key, plan, filled, index))
+
+    return ask
 
 
 def _rows(path, leaf, shared):

@@ -14,13 +14,17 @@ SAME_IDEA = {
     "the command line of its module": {"main"},
     "what every recipe has: from a config to results, and from figures to claims": {"run", "claims"},
     "what every generated world has: pictures of a state and back, their judge, texts, an expert and a simulation": {
-        *("Outcome", "Reading", "describe", "encode", "expert_policy", "observe", "read", "render", "rollout"),
+        *("Reading", "describe", "encode", "expert_policy", "observe", "read", "render"),
         *("tokenizer", "verify"),
     },
     "what every family of checkpoints has: fields and table of its modules, and the config of one": {
         *("config", "fields", "patch_embedding", "residual", "shapes", "table"),
     },
     "what a judge says of samples: of any world, and of digits as recipes ask for it": {"judged"},
+    "what comes of acting on what came of it: a policy in an environment, a causal student on its own frames": {
+        "rollout"
+    },
+    "what `python -m diffusion_jax.recipes` runs": {"study"},
     "a value that is kept up to date, as optax writes it": {"init", "update"},
     "text to ids: for data without a checkpoint, and as a checkpoint has it": {"Tokenizer"},
     "of one picture, and the transform of examples by it": {"resize"},

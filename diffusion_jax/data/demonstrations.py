@@ -13,9 +13,13 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from diffusion_jax import control
 from diffusion_jax.data import tabletop
 from diffusion_jax.data.sources import Indices, check_split
 from diffusion_jax.errors import InvalidInput, invalid
+
+STEPS = 80
+"""Of a recorded episode on the tabletop; the expert needs about half of them."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -184,15 +188,15 @@ def tabletop_demonstrations(
         raise invalid("episodes, noise", (episodes, noise), "the first must be positive and the second not negative")
     world = tabletop.Tabletop(task)
     key = jax.random.fold_in(jax.random.key(seed), ("train", "test").index(split))
-    outcome = jax.device_get(_record(world, key, episodes, noise))
+    run, observations = jax.device_get(_record(world, key, episodes, noise))
     picture = None
     if image_size is not None:
         picture = jax.jit(lambda rows: tabletop.render(tabletop.state_of(rows), image_size, block=world.task == "push"))
     # Four steps of rest, so that it is shown to stay; no window of the rare failure.
-    ends = np.where(outcome.success, outcome.time + 4, -1)
+    ends = np.where(run.success, np.asarray(run.time) + 4, -1)
     return TabletopDemonstrations(
-        outcome.observations,
-        outcome.actions,
+        observations,
+        run.actions,
         ends,
         history,
         chunk,
@@ -201,13 +205,15 @@ def tabletop_demonstrations(
         picture,
         f"tabletop_{task}/{split}",
         share,
-        sides=outcome.side,
+        sides=np.asarray(tabletop.sides(observations)[0]),
     )
 
 
 @partial(jax.jit, static_argnums=(0, 2, 3))
 def _record(world, key, episodes, noise):
-    return tabletop.rollout(world, tabletop.expert_policy(world), key, episodes, noise=noise)
+    expert = control.with_action_noise(tabletop.expert_policy(world), noise)
+    run = control.rollout(tabletop.environment(world), expert, None, key, episodes=episodes, steps=STEPS)
+    return run, tabletop.observe(run.states)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""The Push-T benchmark (gym-pusht): episodes in lockstep, a scripted expert that plans in a copy of the simulator.
+"""The Push-T benchmark (gym-pusht): its simulators, and a scripted expert that plans in a copy of one.
 
 Needs the extra `control` (gymnasium, gym-pusht), which is imported when a simulator is first made. A disc pushes
 a block in the shape of a T to a fixed pose; the task is done when 95 % of the goal is covered (Chi et al. 2023).
@@ -14,30 +14,21 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from diffusion_jax.control import Policy, Simulator, rollout_simulators
 from diffusion_jax.data.demonstrations import Demonstrations
 from diffusion_jax.data.sources import check_split
-from diffusion_jax.data.tabletop import Policy
 from diffusion_jax.errors import InvalidInput, invalid
 
 SIDE, DISC = 512, 15
 GOAL = (256.0, 256.0, np.pi / 4)
 OBSERVATION = 20
+STEPS = 300
+"""Of an episode."""
 # The block's bar and stem in its own frame: middle and half sides.
 _BOXES = (((0.0, 15.0), (60.0, 15.0)), ((0.0, 75.0), (15.0, 45.0)))
 _CORNERS = np.array([(-60, 30), (60, 30), (60, 0), (-60, 0), (-15, 30), (-15, 120), (15, 120), (15, 30)], np.float64)
 _OUTLINE = np.array([(-60, 0), (60, 0), (60, 30), (15, 30), (15, 120), (-15, 120), (-15, 30), (-60, 30)], np.float64)
 _CELL = 8
-
-
-class Outcome(NamedTuple):
-    """Episodes of `T` steps: whether and after which step the task was done (T where never), the best coverage seen,
-    and what was observed and done; after the end of an episode both repeat."""
-
-    success: np.ndarray
-    time: np.ndarray
-    coverage: np.ndarray
-    observations: Float[np.ndarray, "E T+1 20"]
-    actions: Float[np.ndarray, "E T 2"]
 
 
 def simulator() -> Any:
@@ -70,35 +61,26 @@ def _to_world(points, pose):
     return np.stack([c * x - s * y + pose[..., 0, None], s * x + c * y + pose[..., 1, None]], axis=-1)
 
 
-def rollout(policy: Policy, seed: int, episodes: int, *, history: int = 1, horizon: int = 300) -> Outcome:
-    """Runs a policy (see `tabletop.Policy`) in `episodes` simulators at once; its calls see all of them together.
+def simulators(seed: int, episodes: int) -> list[Simulator]:
+    """What policies act in (`control.rollout_simulators`): "observation" [20]; the score is the share that is covered.
 
-    The simulators are Python, so this is a loop; `policy.act` is worth compiling. Episode i starts from (seed, i).
+    Episode i starts from (seed, i). Raises InvalidInput when the extra is not installed.
     """
-    if episodes < 1 or history < 1 or horizon < 1:
-        raise invalid("episodes, history, horizon", (episodes, history, horizon), "all must be at least 1")
-    simulators = [simulator() for _ in range(episodes)]
-    states = np.array([s.reset(seed=_seed(seed, i))[0] for i, s in enumerate(simulators)])
-    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(np.arange(episodes))
-    past = np.repeat(observe(states)[:, None], history, axis=1)
-    carry = policy.init({"observation": past}, keys)
-    path, taken = [past[:, -1]], []
-    time, best = np.full(episodes, horizon), np.zeros(episodes)
-    while len(taken) < horizon:
-        now = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, len(taken))
-        actions, carry = policy.act(carry, {"observation": past}, now)
-        for action in np.clip(np.swapaxes(np.asarray(actions), 0, 1), -1, 1)[: horizon - len(taken)]:
-            for i, s in enumerate(simulators):
-                if time[i] == horizon:
-                    states[i], _, finished, _, info = s.step((action[i].astype(np.float64) + 1) * (SIDE / 2))
-                    best[i] = max(best[i], info["coverage"])
-                    time[i] = len(taken) + 1 if finished else horizon
-            taken.append(action)
-            path.append(observe(states))
-            past = np.concatenate([past[:, 1:], path[-1][:, None]], axis=1)
-    # A task done by the very last step is told by its coverage.
-    success = best > simulators[0].success_threshold
-    return Outcome(success, time, best, np.stack(path, axis=1), np.stack(taken, axis=1).astype(np.float32))
+
+    def one(index):
+        inner = simulator()
+
+        def reset():
+            return {"observation": observe(np.asarray(inner.reset(seed=_seed(seed, index))[0]))}
+
+        def step(action):
+            state, *_, info = inner.step((np.asarray(action, np.float64) + 1) * (SIDE / 2))
+            done = info["coverage"] > inner.success_threshold
+            return {"observation": observe(np.asarray(state))}, bool(done), float(info["coverage"])
+
+        return Simulator(reset, step)
+
+    return [one(index) for index in range(episodes)]
 
 
 def _seed(seed, index):
@@ -244,12 +226,12 @@ def _error(pose):
 
 
 def expert_policy(seed: int = 0) -> Policy:
-    """The expert as a policy. It is Python, and its state is not an array: it runs in `rollout` here, not under jit."""
+    """The expert as a policy. It is Python, and its state is not an array: it acts in simulators, not under jit."""
 
-    def init(observation, keys):
-        return [Expert(np.random.default_rng((seed, i))) for i in range(len(keys))]
+    def init(params, observation, key):
+        return [Expert(np.random.default_rng((seed, i))) for i in range(len(observation["observation"]))]
 
-    def act(experts, observation, keys):
+    def act(params, experts, observation, key):
         states = _states(observation["observation"][:, -1])
         targets = np.stack([expert.act(state) for expert, state in zip(experts, states, strict=True)])
         return _scaled(targets)[:, None], experts
@@ -280,8 +262,12 @@ def push_t_demonstrations(
     if episodes < 1:
         raise invalid("episodes", episodes, "at least one is needed")
     start = 2 * seed + ("train", "test").index(split)
-    outcome = rollout(expert_policy(start), start, episodes)
-    if not outcome.success.any():
+    run = rollout_simulators(
+        simulators(start, episodes), expert_policy(start), None, jax.random.key(start), steps=STEPS
+    )
+    if not run.success.any():
         raise InvalidInput(f"The expert failed in all of the {episodes} episodes: ask for more.")
-    ends = np.where(outcome.success, outcome.time, -1)
-    return Demonstrations(outcome.observations, outcome.actions, ends, history, chunk, future, name=f"push_t/{split}")
+    ends = np.where(run.success, np.asarray(run.time), -1)
+    return Demonstrations(
+        run.states["observation"], np.asarray(run.actions), ends, history, chunk, future, name=f"push_t/{split}"
+    )

@@ -1,8 +1,8 @@
 """A table with a disc that is driven, a block to push, a goal, and an obstacle to be passed on the left or the right.
 
 Everything is a pure function of a `State` and can be jitted, vmapped and scanned: one step of the physics, the scripted
-expert (which passes on either side), the picture, and the closed loop `rollout` for any policy. `read` finds the things
-in a picture again. The data set of demonstrations is in `demonstrations`.
+expert (which passes on either side), and the picture. `environment` is what policies act in (`control.rollout`); `read`
+finds the things in a picture again. The data set of demonstrations is in `demonstrations`.
 
 The table is [-1, 1] x [-1, 1], y grows upwards. An action in [-1, 1] x [-1, 1] is the disc's displacement in one step,
 in units of `max_step`. Contacts are quasi-static and rough: a block that is hit within 45
@@ -10,7 +10,6 @@ degrees of its middle moves as the disc does, and the disc sticks to an obstacle
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from diffusion_jax import randomness
+from diffusion_jax.control import Environment, Policy
 from diffusion_jax.errors import invalid, unknown
 from diffusion_jax.typing import Numbers
 
@@ -44,12 +44,11 @@ class Tabletop:
     """The rules.
 
     task: "push" the block, or "reach" the goal with the disc alone. max_step: largest displacement in a step, per axis.
-    horizon: steps of an episode. tolerance: distance of block and goal below which the task is done.
+    tolerance: distance of block and goal below which the task is done.
     """
 
     task: str = "push"
     max_step: float = 0.06
-    horizon: int = 80
     tolerance: float = 0.1
 
     def __post_init__(self):
@@ -57,35 +56,8 @@ class Tabletop:
             raise unknown("task", self.task, TASKS)
         if not 0 < self.max_step <= 0.1:
             raise invalid("max_step", self.max_step, "it must lie in (0, 0.1], so that nothing is jumped over")
-        if self.horizon < 1 or self.tolerance <= 0:
-            raise invalid("horizon, tolerance", (self.horizon, self.tolerance), "both must be positive")
-
-
-class Policy(NamedTuple):
-    """What acts in a rollout; `E` environments at once.
-
-    init: (observation, keys [E]) -> carry
-    act: (carry, observation, keys [E]) -> (actions [E, n, 2], carry); all n actions are executed before the next call.
-    An observation is `{"observation": [E, history, 8]}`, with "frames" [E, history, size, size, 3] when asked for.
-    """
-
-    init: Callable[..., Any]
-    act: Callable[..., tuple[Any, Any]]
-
-
-class Outcome(NamedTuple):
-    """What happened in `E` episodes of `T` steps.
-
-    time: first step after which the task was done, T where it never was. side: on which the disc passed the obstacle's
-    middle, -1 left, 1 right, 0 never. switches: how often the disc changed sides before it passed.
-    """
-
-    success: Bool[Array, " E"]
-    time: Int[Array, " E"]
-    side: Int[Array, " E"]
-    switches: Int[Array, " E"]
-    observations: Float[Array, "E T+1 8"]
-    actions: Float[Array, "E T 2"]
+        if self.tolerance <= 0:
+            raise invalid("tolerance", self.tolerance, "it must be positive")
 
 
 def reset(world: Tabletop, key: Key[Array, ""]) -> State:
@@ -150,6 +122,23 @@ def done(world: Tabletop, state: State) -> Bool[Array, "*B"]:
 def observe(state: State) -> Float[Array, "*B 8"]:
     """Disc, block, goal and obstacle: the whole state as a vector in [-1, 1]."""
     return jnp.concatenate(list(state), axis=-1)
+
+
+def environment(world: Tabletop, image_size: int | None = None) -> Environment:
+    """The table as policies see it: "observation" [8], and "frames" [size, size, 3] with an `image_size`."""
+
+    def seen(state):
+        observation = {"observation": observe(state)}
+        if image_size is not None:
+            observation["frames"] = render(state, image_size, block=world.task == "push")
+        return observation
+
+    return Environment(
+        lambda key: reset(world, key),
+        lambda state, action, key: step(world, state, action),
+        seen,
+        lambda state: done(world, state),
+    )
 
 
 def state_of(observation: Any) -> State:
@@ -219,97 +208,22 @@ def _around(point, target, heading, centre, radius, side):
 
 
 def expert_policy(world: Tabletop) -> Policy:
-    """The expert as a policy, one action at a time; each episode has a side of its own, drawn from its key."""
+    """The expert as a policy, one action at a time; each episode has a side of its own. It has no parameters."""
 
-    def init(observation, keys):
+    def init(params, observation, key):
+        keys = randomness.sample_keys(key, jnp.arange(len(observation["observation"])))
         return jax.vmap(lambda key: jnp.where(jax.random.bernoulli(key), 1.0, -1.0))(keys)
 
-    def act(side, observation, keys):
+    def act(params, side, observation, key):
         states = state_of(observation["observation"][:, -1])
         return jax.vmap(lambda state, side: expert(world, state, side))(states, side)[:, None], side
 
     return Policy(init, act)
 
 
-def receding_horizon(plan: Callable[[Any, Any], Float[Array, "E h 2"]], execute: int) -> Policy:
-    """Plans chunks `(observation, keys [E]) -> actions [E, h, 2]`, executes the first `execute` actions, plans anew."""
-    if execute < 1:
-        raise invalid("execute", execute, "it must be at least 1")
-
-    def act(carry, observation, keys):
-        return jnp.clip(plan(observation, keys)[:, :execute], -1.0, 1.0), carry
-
-    return Policy(lambda observation, keys: (), act)
-
-
-def rollout(
-    world: Tabletop,
-    policy: Policy,
-    key: Key[Array, ""],
-    episodes: int,
-    *,
-    history: int = 1,
-    image_size: int | None = None,
-    jump_step: int | None = None,
-    noise: float = 0.0,
-) -> Outcome:
-    """Runs a policy in `episodes` environments at once, as one scan over its decisions.
-
-    Episode i is a function of (key, i), however many run beside it, if the policy treats its rows apart.
-    history: observations that the policy sees, the latest last; the first is repeated at the start.
-    image_size: side of the pictures it sees too; none when None.
-    jump_step: after this step the goal jumps, and only what is done from then on counts.
-    noise: standard deviation of what is added to every action; the recorded actions include it.
-    """
-    if episodes < 1 or history < 1:
-        raise invalid("episodes, history", (episodes, history), "both must be at least 1")
-    if jump_step is not None and not 0 <= jump_step < world.horizon:
-        raise invalid("jump_step", jump_step, f"it must lie in 0 .. {world.horizon - 1}")
-    keys = randomness.sample_keys(key, jnp.arange(episodes))
-    start_keys, policy_keys, noise_keys, decision_keys = randomness.split(keys, 4)
-    states = jax.vmap(lambda key: reset(world, key))(start_keys)
-
-    def seen(past):
-        observation = {"observation": past}
-        if image_size is not None:
-            observation["frames"] = render(state_of(past), image_size, block=world.task == "push")
-        return observation
-
-    past = jnp.repeat(observe(states)[:, None], history, axis=1)
-    carry = policy.init(seen(past), policy_keys)
-
-    def environment(loop, action):
-        states, past, time = loop
-        if noise:
-            action = action + noise * randomness.normal(randomness.fold(noise_keys, time), action.shape)
-        action = jnp.clip(action, -1.0, 1.0)
-        states = jax.vmap(lambda state, action: step(world, state, action))(states, action)
-        if jump_step is not None:
-            jumped = jump_goal(states)
-            states = jax.tree.map(lambda a, b: jnp.where(time == jump_step, a, b), jumped, states)
-        past = jnp.concatenate([past[:, 1:], observe(states)[:, None]], axis=1)
-        return (states, past, time + 1), (past[:, -1], action, done(world, states))
-
-    def decision(loop, index):
-        carry, *rest = loop
-        actions, carry = policy.act(carry, seen(rest[1]), randomness.fold(decision_keys, index))
-        rest, record = jax.lax.scan(environment, tuple(rest), jnp.swapaxes(actions, 0, 1))
-        return (carry, *rest), record
-
-    start = (carry, states, past, jnp.zeros((), jnp.int32))
-    executed = jax.eval_shape(lambda loop: policy.act(loop[0], seen(loop[2]), keys)[0], start).shape[1]
-    decisions = -(-world.horizon // executed)
-    _, record = jax.lax.scan(decision, start, jnp.arange(decisions))
-    observations, actions, finished = (jnp.swapaxes(x.reshape(-1, *x.shape[2:])[: world.horizon], 0, 1) for x in record)
-    observations = jnp.concatenate([observe(states)[:, None], observations], axis=1)
-    counted = finished & (jnp.arange(world.horizon) >= (0 if jump_step is None else jump_step))
-    success = counted.any(axis=1)
-    time = jnp.where(success, counted.argmax(axis=1) + 1, world.horizon)
-    side, switches = sides(observations)
-    return Outcome(success, time, side, switches, observations, actions)
-
-
-def sides(observations: Float[Array, "E T 8"], margin: float = 0.08) -> tuple[Int[Array, " E"], Int[Array, " E"]]:
+def sides(
+    observations: Float[Array | np.ndarray, "E T 8"], margin: float = 0.08
+) -> tuple[Int[Array, " E"], Int[Array, " E"]]:
     """On which side the disc passed the obstacle's middle (-1, 1, or 0 if it never did), and how often it had changed
     sides before; it is on a side once it is `margin` off the middle."""
     states = state_of(observations)
@@ -324,6 +238,19 @@ def sides(observations: Float[Array, "E T 8"], margin: float = 0.08) -> tuple[In
 
     last, changes = jax.lax.scan(body, jnp.zeros(len(now), jnp.int32), (now.T, passed.T))
     return jnp.where(passed[:, -1], last, 0), changes.sum(axis=0)
+
+
+def wavering(observations: Numbers, actions: Numbers, chunk: int, least: float = 0.2) -> Bool[np.ndarray, "*B"]:
+    """Whether, while the disc is still below the obstacle, a chunk of actions steers to the other side than the last.
+
+    observations: `[*B, T + 1, 8]`. actions: `[*B, T, 2]`, of whole chunks.
+    A chunk steers to a side when its mean action along x is at least `least`; the expert's is about 0.55.
+    """
+    places = state_of(np.asarray(observations)[..., :-1:chunk, :])
+    below = places.disc[..., 1] < places.obstacle[..., 1] - DISC - OBSTACLE
+    across = np.asarray(actions)[..., 0].reshape(*below.shape, chunk).mean(axis=-1)
+    steers = np.where(np.abs(across) >= least, np.sign(across), 0)
+    return np.asarray((below[..., 1:] & (steers[..., 1:] * steers[..., :-1] < 0)).any(axis=-1))
 
 
 def render(state: State, size: int = 24, block: bool = True) -> Float[Array, "*B size size 3"]:

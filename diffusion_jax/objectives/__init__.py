@@ -4,6 +4,7 @@ validation.
 An objective's loss is unreduced over the batch; the step of `training` averages, differentiates and updates.
 """
 
+from diffusion_jax.objectives.adaptation import Adaptation, adaptation
 from diffusion_jax.objectives.autoencoder import vae_loss
 from diffusion_jax.objectives.budget import Budgeted, budget_at, budgeted
 from diffusion_jax.objectives.contrastive import caption_loss, contrastive
@@ -25,10 +26,12 @@ from diffusion_jax.objectives.validation import validation_loss
 
 __all__ = [
     "TOKEN_WEIGHTINGS",
+    "Adaptation",
     "Budgeted",
     "ExitErrors",
     "Frozen",
     "Imitated",
+    "adaptation",
     "budget_at",
     "budgeted",
     "caption_loss",

@@ -21,14 +21,13 @@ import numpy as np
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from diffusion_jax import adapters, data, denoisers, metrics, pictures, sampling, timesteps
+from diffusion_jax import adapters, data, denoisers, metrics, objectives, pictures, sampling, timesteps
 from diffusion_jax.config import build
 from diffusion_jax.experiment import Experiment, prepare
 from diffusion_jax.models import LatentSpace
 from diffusion_jax.models.conditions import Concat
 from diffusion_jax.models.layers.conditioning import find_stream
 from diffusion_jax.recipes.frame import seeds, trained
-from diffusion_jax.recipes.parts.adaptation import adaptation
 from diffusion_jax.recipes.parts.latents import principal_space
 from diffusion_jax.recipes.report import Claim, Results, claim
 from diffusion_jax.typing import Network, Params, Process
@@ -153,10 +152,9 @@ def adapted_base(
             own.x0, {**own.cond, "concat": np.asarray(adapters.masked_channels(own.x0, first))}, name=own.name
         )
         params = adapters.with_channels(base.network, params, own.shape[-1] + 1)
-    adapted = adaptation(
-        made.network,
+    adapted = objectives.adaptation(
+        build(entry.lora, network=made.network),
         params,
-        lambda network: build(entry.lora, network=network),
         lambda network: build(entry.objective, network=network, process=base.process),
         own.take(np.arange(2)),
     )

@@ -17,10 +17,10 @@ from ml_collections import ConfigDict
 
 from diffusion_jax.config import to_json
 from diffusion_jax.errors import InvalidInput, invalid, unknown
-from diffusion_jax.recipes.stages import spent
 from diffusion_jax.recipes.study import Results, Study
 from diffusion_jax.recipes.systems import BY_SLUG
 from diffusion_jax.recipes.verdicts import Verdict, judge
+from diffusion_jax.stages import spent
 
 PACKAGES = ("diffusion_jax", "jax", "jaxlib", "flax", "optax", "numpy")
 

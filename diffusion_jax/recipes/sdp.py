@@ -7,7 +7,6 @@ stream visits in 80 of 100 examples, and on one level for all actions in the oth
 """
 
 import importlib.util
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,45 +14,65 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusion_jax import pictures
+from diffusion_jax import control, pictures
+from diffusion_jax.control import Rollout
 from diffusion_jax.data import push_t, tabletop
-from diffusion_jax.data.tabletop import Outcome
 from diffusion_jax.recipes import Claim, Results, claim, seeds
-from diffusion_jax.recipes.parts.acting import decisions, planner, replanned, rollouts, streamed
+from diffusion_jax.recipes.parts.acting import Planner, decisions, planner, rollouts
+from diffusion_jax.solvers import ddim
+
+
+def replanned(planner: Planner, chunk: int, every: int = 1) -> control.Policy:
+    """Full re-denoising, on every so many-th time of the grid."""
+    grid = planner.grid[::every]
+    return control.receding_horizon(planner.denoiser, ddim(), grid, shape=planner.shape, execute=chunk)
+
+
+def streamed(planner: Planner, chunk: int, primer: str = "zero") -> control.Policy:
+    return control.streamed_actions(
+        planner.denoiser, ddim(), planner.grid, shape=planner.shape, chunk=chunk, primer=primer
+    )
 
 
 def run(config: ConfigDict, workdir: Path) -> Results:
     chunk, numbers = config.chunk, list(seeds(config))
     mixed, constant = (planner(config.policies[name], f"sdp-{name}", numbers) for name in ("mixed", "constant"))
-    chunks = mixed.entries // chunk
+    chunks = mixed.shape[0] // chunk
     arms = {
-        "full": replanned(constant, chunk),
-        "full_mixed": replanned(mixed, chunk),
-        "short": replanned(constant, chunk, constant.steps // chunks),
-        "stream": streamed(mixed, chunk, "denoise"),
-        "stream_zero": streamed(mixed, chunk, "zero"),
-        "stream_constant": streamed(constant, chunk, "denoise"),
+        "full": (replanned(constant, chunk), constant.params),
+        "full_mixed": (replanned(mixed, chunk), mixed.params),
+        "short": (replanned(constant, chunk, chunks), constant.params),
+        "stream": (streamed(mixed, chunk, "denoise"), mixed.params),
+        "stream_zero": (streamed(mixed, chunk, "zero"), mixed.params),
+        "stream_constant": (streamed(constant, chunk, "denoise"), constant.params),
     }
-    play = partial(rollouts, seeds=numbers, episodes=config.episodes)
-    world = tabletop.Tabletop(config.task, horizon=config.horizon)
-    outcomes = {name: play(arms[name], world) for name in config.arms}
+
+    def play(arm, world, steps):
+        policy, params = arm
+        return rollouts(policy, params, world, numbers, config.episodes, steps)
+
+    world = tabletop.environment(tabletop.Tabletop(config.task))
+    outcomes = {name: play(arms[name], world, config.horizon) for name in config.arms}
     success = {name: outcome.success.mean(axis=1).tolist() for name, outcome in outcomes.items()}
-    cost = {
-        n: decisions({name: arms[name] for name in ("full", "stream")}, config.repeats, n) for n in config.environments
-    }
+    timed = {name: (arms[name][0], arms[name][1][0]) for name in ("full", "stream")}
+    cost = {n: decisions(timed, config.repeats, n) for n in config.environments}
     # A disc that answers slowly stays where both sides are open for several decisions.
     wavered, calm, after = {}, {}, {}
     if config.slow:
-        slow = tabletop.Tabletop(config.task, max_step=config.slow.max_step, horizon=config.slow.horizon)
-        wavered = {name: wavering(play(arms[name], slow), chunk) for name in ("short", "stream")}
+        slow = tabletop.environment(tabletop.Tabletop(config.task, max_step=config.slow.max_step))
+        slowly = {name: play(arms[name], slow, config.slow.horizon) for name in ("short", "stream")}
+        wavered = {
+            name: tabletop.wavering(tabletop.observe(run.states), run.actions, chunk).mean(axis=-1).tolist()
+            for name, run in slowly.items()
+        }
     if config.jump:
-        hurried = tabletop.Tabletop(config.task, horizon=config.jump.horizon)
         jumping = {1: arms["full_mixed"], chunks: arms["stream"]}
         for name, policy in config.jump.policies.items():
             longer = planner(policy, f"sdp-{name}", numbers[:1])
-            jumping[longer.entries // chunk] = streamed(longer, chunk, "denoise")
-        calm = {h: play(jumping[h], hurried) for h in sorted(jumping)}
-        after = {h: play(jumping[h], hurried, jump_step=config.jump.step) for h in sorted(jumping)}
+            jumping[longer.shape[0] // chunk] = streamed(longer, chunk, "denoise"), longer.params
+        moved = control.with_event(world, config.jump.step, tabletop.jump_goal)
+        calm = {h: play(jumping[h], world, config.jump.horizon) for h in sorted(jumping)}
+        after = {h: play(jumping[h], moved, config.jump.horizon) for h in sorted(jumping)}
 
     claims = [
         claim(
@@ -134,15 +153,13 @@ def run(config: ConfigDict, workdir: Path) -> Results:
 
     files = [workdir / "paths.png"]
     titles = {
-        "full": f"{constant.steps} evaluations",
-        "short": f"{constant.steps // chunks} evaluations",
+        "full": f"{len(constant.grid) - 1} evaluations",
+        "short": f"{(len(constant.grid) - 1) // chunks} evaluations",
         "stream": "stream, 80/20",
         "stream_constant": "stream, constant",
     }
     discs = {
-        title: outcomes[name].observations[0, :24, :, :2].reshape(-1, 2)
-        for name, title in titles.items()
-        if name in outcomes
+        title: outcomes[name].states.disc[0, :24].reshape(-1, 2) for name, title in titles.items() if name in outcomes
     }
     pictures.save_scatter(files[0], discs)
     if not config.jump:
@@ -163,19 +180,7 @@ def if_measured(name: str, metric: str, baseline: Any, ours: Any, *others: Any, 
     return [] if baseline is None or ours is None else [claim(name, metric, baseline, ours, *others, **options)]
 
 
-def wavering(outcome: Outcome, chunk: int) -> list[float]:
-    """The share of episodes in which, still below the obstacle, a chunk steers to the other side than the one before.
-
-    A chunk steers to a side when its mean action along x is at least 0.2; the expert's is about 0.55.
-    """
-    places = tabletop.state_of(outcome.observations[:, :, :-1:chunk])
-    below = places.disc[..., 1] < places.obstacle[..., 1] - tabletop.DISC - tabletop.OBSTACLE
-    across = outcome.actions[..., 0].reshape(*below.shape, chunk).mean(axis=-1)
-    steers = np.where(np.abs(across) >= 0.2, np.sign(across), 0)
-    return (below[..., 1:] & (steers[..., 1:] * steers[..., :-1] < 0)).any(axis=-1).mean(axis=-1).tolist()
-
-
-def jump_claims(calm: dict[int, Outcome], after: dict[int, Outcome], jump: Any, own: int) -> list[Claim]:
+def jump_claims(calm: dict[int, Rollout], after: dict[int, Rollout], jump: Any, own: int) -> list[Claim]:
     """The share of success before a deadline that is lost when the goal jumps, each h against h = 1.
 
     h = 1 is full re-denoising. Shares, because the networks of other h may succeed less often to begin with; those of
@@ -202,14 +207,13 @@ def on_push_t(config: ConfigDict, seed: int) -> list[Claim]:
     """Full re-denoising and a stream with one model on the same episodes of Push-T."""
     model, history = planner(config.policy, "sdp-push-t", [seed]), config.policy.data.history
     found = {}
-    for name, arm in {"full": replanned(model, config.chunk), "stream": streamed(model, config.chunk)}.items():
-        policy = arm.policy(model.params[0])
-        compiled = tabletop.Policy(policy.init, jax.jit(policy.act))
-        found[name] = push_t.rollout(compiled, seed, config.episodes, history=history, horizon=config.horizon)
-    success, coverage = (
-        {name: float(getattr(outcome, measure).mean()) for name, outcome in found.items()}
-        for measure in ("success", "coverage")
-    )
+    for name, policy in {"full": replanned(model, config.chunk), "stream": streamed(model, config.chunk)}.items():
+        compiled, worlds = policy._replace(act=jax.jit(policy.act)), push_t.simulators(seed, config.episodes)
+        found[name] = control.rollout_simulators(
+            worlds, compiled, model.params[0], jax.random.key(seed), steps=config.horizon, history=history
+        )
+    success = {name: float(run.success.mean()) for name, run in found.items()}
+    coverage = {name: float(run.score.max(axis=1).mean()) for name, run in found.items()}
     return [
         claim(
             "Push-T: solved at least every second time",

@@ -5,6 +5,7 @@ them, measures those in a table, and states its claims as rows (`verdicts.Row`).
 diffusion_jax.recipes <slug>`, which judges the rows and writes the report and the page.
 """
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,12 +13,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from ml_collections import ConfigDict
+from tqdm.auto import tqdm
 
+from diffusion_jax import stages
 from diffusion_jax.metrics import timed
-from diffusion_jax.recipes import stages
-from diffusion_jax.recipes.stages import Stage
 from diffusion_jax.recipes.verdicts import Row
 from diffusion_jax.sampling import Samples, sample
+from diffusion_jax.stages import Stage
 from diffusion_jax.typing import Condition, Denoiser, Grid, Params, Solver
 
 
@@ -94,7 +96,7 @@ Figures = dict[str, dict[str, list[float]]]
 COSTS = ("evaluations", "compute", "seconds")
 
 
-class Table(NamedTuple):
+class Tabulated(NamedTuple):
     """figures: of every arm the measures, and `COSTS`: network evaluations and relative compute for a sample, and
     seconds for all. samples: of the first seed, for pictures."""
 
@@ -103,6 +105,13 @@ class Table(NamedTuple):
 
     def __getitem__(self, arm: str) -> dict[str, list[float]]:
         return self.figures[arm]
+
+    def row(self, title: str, measure: str, ours: str, against: str | float, direction: str, *rest: Any, **bounds: Any):
+        """The row that compares a measure of two arms, or of one with a number. rest: as of `Row`, `published` first;
+        figure: of the row, where that is not the measure's name."""
+        other = self[against][measure] if isinstance(against, str) else against
+        figure = bounds.pop("figure", measure)
+        return Row(title, figure, self[ours][measure], other, direction, *rest, **bounds)
 
 
 def table(
@@ -113,7 +122,7 @@ def table(
     shape: Any = None,
     count: int = 1,
     reference: str | None = None,
-) -> Table:
+) -> Tabulated:
     """Samples every arm from the same noise at each seed, in turns, and measures what came of it.
 
     arms: by name, or a function of the seed where parameters or conditions depend on it. measures: by name, functions
@@ -131,7 +140,7 @@ def table(
         here = arms(seed) if callable(arms) else arms
         order = sorted(here, key=lambda name: name != reference)
         against = None
-        for name in order:
+        for name in tqdm(order, desc=f"arms, seed {seed}", unit="arm", disable=not sys.stderr.isatty()):
             run, cond = _prepared(here[name], jax.random.key(seed), whole, programs)
             seconds, result = timed(run)
             x = jax.device_get(result.x if isinstance(result, Samples) else result)
@@ -144,7 +153,7 @@ def table(
             for measure, value in row.items():
                 figures.setdefault(name, {}).setdefault(measure, []).append(value)
             kept.setdefault(name, x)
-    return Table(figures, kept)
+    return Tabulated(figures, kept)
 
 
 def _prepared(arm: Any, key: Any, shape: Any, programs: dict[Any, Any]) -> tuple[Callable[[], Any], Condition]:

@@ -192,7 +192,7 @@ def run(config: ConfigDict, workdir: Path) -> Results:
         entry.seed = config.seed
     experiments = {name: prepare(entry) for name, entry in config.networks.items()}
     networks = trained_arms(experiments, "unidiffuser")
-    made = pair_sampler(experiments["unidiffuser"], config.steps, guided=bool(config.scales))
+    made = pair_sampler(experiments["unidiffuser"], config.steps)
     logits = build(config.judge).logits
     measured = [measure_seed(config, experiments, networks, made, logits, seed) for seed in seeds(config)]
     found = {name: [one[name] for one in measured] for name in measured[0]}

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusion_jax import data, metrics, pictures, timesteps
+from diffusion_jax import control, data, metrics, pictures, timesteps
 from diffusion_jax.config import build, to_json
 from diffusion_jax.data import tabletop
 from diffusion_jax.denoisers import denoiser
@@ -125,7 +125,7 @@ def prepared_arms(config: ConfigDict, space: LatentSpace, plan: Any) -> dict[str
         experiment = experiment._replace(source=sources[windows], shape=sources[windows].shape)
         if model not in programs:
             ask = asker(experiment)
-            programs[model] = ask, driver(config, experiment, ask)
+            programs[model] = ask, driver(config, experiment)
         params = trained(experiment, "uwm", given=config.latents.to_dict())
         arms[name] = TrainedModel(experiment, params, *programs[model], plan if entry.data.future else plan["action"])
     return arms
@@ -141,18 +141,18 @@ def asker(experiment: Experiment) -> Callable[..., Any]:
     return jax.jit(ask)
 
 
-def driver(config: ConfigDict, experiment: Experiment, ask: Callable[..., Any]) -> Callable[..., Any]:
+def driver(config: ConfigDict, experiment: Experiment) -> Callable[..., Any]:
     """Receding-horizon control of all environments in one program; what is ignored is drawn once a decision."""
-    world = tabletop.Tabletop("reach", horizon=config.horizon)
-    seen = {"history": config.held_out.history, "image_size": config.held_out.image_size}
+    world = tabletop.environment(tabletop.Tabletop("reach"), config.held_out.image_size)
+    made, shape = denoiser(experiment.network, experiment.process), experiment.shape
+    modality = "action" if isinstance(shape, Mapping) else None
 
     def success(params, plan, key):
-        def actions(observation, keys):
-            result = ask(params, plan, noise(experiment, keys), observation)
-            return result["action"] if isinstance(result, Mapping) else result
-
-        policy = tabletop.receding_horizon(actions, config.execute)
-        return tabletop.rollout(world, policy, key, config.starts, **seen).success.mean()
+        policy = control.receding_horizon(made, ddim(), plan, shape=shape, execute=config.execute, modality=modality)
+        run = control.rollout(
+            world, policy, params, key, episodes=config.starts, steps=config.horizon, history=config.held_out.history
+        )
+        return run.success.mean()
 
     return jax.jit(success)
 

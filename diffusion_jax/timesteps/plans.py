@@ -72,15 +72,16 @@ def roles(grid: Grid, roles: Mapping[str, Any]) -> dict[str, Any]:
 
     roles: for each modality a key of `ROLES`: "generate" runs along `grid [S + 1]`, "given" stands at 0 (its clean
         value is a condition), "ignored" stands at 1 (pure noise is in its place, so it is integrated out); a number in
-        [0, 1] for a modality known up to that level; a list or tuple of those, one an example; or an array
-        `[S + 1, ...]`, which is a plan of its own.
+        [0, 1] for a modality known up to that level; a list or tuple of those, one an example; an array
+        `[S + 1, ...]`, which is a plan of its own; or the name of another modality, whose role it shares (as in draws).
 
     With one role `[S + 1]`, with one an example `[S + 1, B]`. `roles(grid, {"image": "generate", "text": "given"})` is
     p(image | text), both "generate" the joint distribution, `{"image": "generate", "text": "ignored"}` p(image).
     Exact where the process ends in pure noise, alpha(1) = 0. Raises InvalidInput for another role or level.
     """
     grid = _scalar_grid(grid)
-    return {name: _role_plan(grid, f"roles[{name!r}]", role) for name, role in roles.items()}
+    named = {name: roles[role] if isinstance(role, str) and role in roles else role for name, role in roles.items()}
+    return {name: _role_plan(grid, f"roles[{name!r}]", role) for name, role in named.items()}
 
 
 def _role_plan(grid, field, role):

@@ -3,12 +3,13 @@
 import importlib.util
 import sys
 
+import jax
 import numpy as np
 import pytest
 
 from diffusion_jax import data
+from diffusion_jax.control import Policy, rollout_simulators
 from diffusion_jax.data import push_t
-from diffusion_jax.data.tabletop import Policy
 from diffusion_jax.errors import InvalidInput
 
 with_extra = pytest.mark.skipif(importlib.util.find_spec("gym_pusht") is None, reason="needs the extra 'control'")
@@ -37,12 +38,17 @@ def test_contacts_lie_on_the_outline_and_point_outwards():
         np.testing.assert_allclose(push_t._distance(push_t._to_world(steps, pose), pose), [-2, 0, 2], atol=1e-6)
 
 
+def run(policy, seed, episodes, steps=push_t.STEPS, **options):
+    simulators = push_t.simulators(seed, episodes)
+    return rollout_simulators(simulators, policy, None, jax.random.key(seed), steps=steps, **options)
+
+
 @with_extra
 def test_the_expert_succeeds():
-    outcome = push_t.rollout(push_t.expert_policy(), 0, 8)
+    outcome = run(push_t.expert_policy(), 0, 8)
     assert outcome.success.mean() >= 0.75
-    assert outcome.observations.shape == (8, 301, 20) and outcome.actions.shape == (8, 300, 2)
-    assert np.abs(outcome.actions).max() <= 1 and (outcome.coverage[outcome.success] > 0.95).all()
+    assert outcome.states["observation"].shape == (8, 301, 20) and outcome.actions.shape == (8, 300, 2)
+    assert np.abs(outcome.actions).max() <= 1 and (outcome.score.max(axis=1)[outcome.success] > 0.95).all()
     assert (outcome.time[~outcome.success] == 300).all()
 
 
@@ -58,9 +64,9 @@ def test_the_simulator_is_observed_as_it_is():
 
 @with_extra
 def test_rollouts_repeat_and_take_chunks():
-    policy = Policy(lambda o, keys: 0, lambda carry, o, keys: (np.zeros((2, 3, 2)), carry + 1))
-    one, two = (push_t.rollout(policy, 1, 2, history=2, horizon=10) for _ in range(2))
-    np.testing.assert_array_equal(one.observations, two.observations)
+    policy = Policy(lambda params, o, key: 0, lambda params, carry, o, key: (np.zeros((2, 3, 2)), carry + 1))
+    one, two = (run(policy, 1, 2, history=2, steps=10) for _ in range(2))
+    np.testing.assert_array_equal(one.states["observation"], two.states["observation"])
     assert one.actions.shape == (2, 10, 2) and not one.success.any()
 
 

@@ -8,18 +8,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax import config, data
+from diffusion_jax import config, control, data
+from diffusion_jax.control import Policy
 from diffusion_jax.data import tabletop
-from diffusion_jax.data.tabletop import BLOCK, DISC, OBSTACLE, Policy, State, Tabletop
+from diffusion_jax.data.tabletop import BLOCK, DISC, OBSTACLE, State, Tabletop
 from diffusion_jax.errors import InvalidInput
 
-EPISODES = 300
+EPISODES, STEPS = 300, 80
 
 
-def run(world, seed=0, episodes=EPISODES, policy=None, **options):
-    policy = tabletop.expert_policy(world) if policy is None else policy
+def run(world, seed=0, episodes=EPISODES, policy=None, after=None, noise=0.0, image_size=None, steps=STEPS, **options):
+    policy = control.with_action_noise(tabletop.expert_policy(world) if policy is None else policy, noise)
+    environment = tabletop.environment(world, image_size)
+    if after is not None:
+        environment = control.with_event(environment, after, tabletop.jump_goal)
     return jax.device_get(
-        jax.jit(lambda key: tabletop.rollout(world, policy, key, episodes, **options))(jax.random.key(seed))
+        jax.jit(lambda key: control.rollout(environment, policy, None, key, episodes=episodes, steps=steps, **options))(
+            jax.random.key(seed)
+        )
     )
 
 
@@ -35,14 +41,15 @@ def windows():
 
 
 def test_the_expert_succeeds_on_both_sides_without_wavering(expert):
-    world, outcome = expert
+    _, outcome = expert
     assert outcome.success.mean() >= 0.98
-    assert outcome.switches.max() == 0 and (outcome.side != 0).all()
-    assert 0.4 < (outcome.side < 0).mean() < 0.6
-    assert np.median(outcome.time) < world.horizon / 2
+    side, switches = tabletop.sides(tabletop.observe(outcome.states))
+    assert switches.max() == 0 and (side != 0).all()
+    assert 0.4 < (side < 0).mean() < 0.6
+    assert np.median(outcome.time) < STEPS / 2
 
 
-@pytest.mark.parametrize("options", [{"jump_step": 30}, {"noise": 0.3}])
+@pytest.mark.parametrize("options", [{"after": 30}, {"noise": 0.3}])
 @pytest.mark.parametrize("task", tabletop.TASKS)
 def test_the_expert_follows_a_goal_that_jumps_and_recovers_from_noise(task, options):
     assert run(Tabletop(task), 1, **options).success.mean() >= 0.98
@@ -50,8 +57,8 @@ def test_the_expert_follows_a_goal_that_jumps_and_recovers_from_noise(task, opti
 
 def test_nothing_overlaps_and_nothing_leaves_the_table(expert):
     world, outcome = expert
-    state = tabletop.state_of(outcome.observations)
-    assert np.abs(outcome.observations).max() <= 1 and np.abs(outcome.actions).max() <= 1
+    state = outcome.states
+    assert np.abs(tabletop.observe(state)).max() <= 1 and np.abs(outcome.actions).max() <= 1
     gaps = {"obstacle": (state.disc, state.obstacle, DISC + OBSTACLE)}
     if world.task == "push":
         gaps |= {"block": (state.disc, state.block, DISC + BLOCK), "both": (state.block, state.obstacle, BLOCK)}
@@ -109,45 +116,40 @@ def test_mirrored_worlds_behave_mirrored():
 
 def test_simulating_the_recorded_actions_gives_the_recorded_states(expert):
     world, outcome = expert
-    starts = tabletop.state_of(jnp.asarray(outcome.observations[:20, 0]))
+    starts = jax.tree.map(lambda leaf: jnp.asarray(leaf[:20, 0]), outcome.states)
     states = jax.vmap(partial(tabletop.simulate, world))(starts, jnp.asarray(outcome.actions[:20]))
-    np.testing.assert_allclose(tabletop.observe(states), outcome.observations[:20], atol=1e-5)
+    np.testing.assert_allclose(tabletop.observe(states), tabletop.observe(outcome.states)[:20], atol=1e-5)
 
 
 def test_an_episode_does_not_depend_on_those_beside_it(expert):
     world, outcome = expert
     few = run(world, episodes=3)
-    np.testing.assert_allclose(few.observations, outcome.observations[:3], atol=1e-6)
-    assert not np.allclose(run(world, seed=1, episodes=3).observations, few.observations)
+    seen = tabletop.observe(few.states)
+    np.testing.assert_allclose(seen, tabletop.observe(outcome.states)[:3], atol=1e-6)
+    assert not np.allclose(tabletop.observe(run(world, seed=1, episodes=3).states), seen)
 
 
-def test_a_policy_sees_history_and_frames_and_may_answer_with_chunks():
-    world, seen = Tabletop("reach", horizon=10), []
+def test_a_policy_sees_the_state_and_frames_of_it():
+    world, seen = Tabletop("reach"), []
 
-    def act(count, observation, keys):
+    def act(params, count, observation, key):
         seen.append({name: value.shape for name, value in observation.items()})
         return jnp.broadcast_to(jnp.array([0.0, 0.5]), (5, 4, 2)), count + 1
 
-    outcome = run(world, episodes=5, policy=Policy(lambda o, keys: 0, act), history=3, image_size=16)
+    policy = Policy(lambda params, o, key: 0, act)
+    outcome = run(world, episodes=5, policy=policy, history=3, image_size=16, steps=10)
     assert seen[0] == {"observation": (5, 3, 8), "frames": (5, 3, 16, 16, 3)}
-    # Three calls of four actions, of which ten are steps of the episode.
-    assert outcome.actions.shape == (5, 10, 2) and outcome.observations.shape == (5, 11, 8)
-    assert not outcome.success.any() and (outcome.time == 10).all() and (outcome.side == 0).all()
+    assert not outcome.success.any() and (tabletop.sides(tabletop.observe(outcome.states))[0] == 0).all()
 
 
-def test_a_receding_horizon_executes_the_first_actions_of_what_it_plans():
-    world = Tabletop("reach", horizon=6)
-    seen = []
-
-    def plan(observation, keys):
-        seen.append(observation["observation"].shape)
-        return jnp.broadcast_to(jnp.array([0.1, 0.2, 3.0, 0.4])[None, :, None], (len(keys), 4, 2))
-
-    outcome = run(world, episodes=2, policy=tabletop.receding_horizon(plan, 3))
-    np.testing.assert_allclose(outcome.actions[0, :, 0], [0.1, 0.2, 1.0, 0.1, 0.2, 1.0], atol=1e-6)
-    assert set(seen) == {(2, 1, 8)}
-    with pytest.raises(InvalidInput, match="execute is 0"):
-        tabletop.receding_horizon(plan, 0)
+def test_wavering_is_to_steer_to_the_other_side_below_the_obstacle():
+    observations = np.zeros((4, 9, 8))
+    observations[..., 7] = -0.15
+    observations[:3, :, 1] = -0.8
+    actions = np.zeros((4, 8, 2))
+    actions[..., 0] = np.repeat([[0.5, 0.5], [0.5, -0.5], [0.5, -0.1], [0.5, -0.5]], 4, axis=1)
+    # The second episode wavers; the third hesitates, the fourth has passed.
+    assert tabletop.wavering(observations, actions, 4).tolist() == [False, True, False, False]
 
 
 def test_switches_of_side_are_counted_until_the_obstacle_is_passed():
@@ -162,7 +164,7 @@ def test_switches_of_side_are_counted_until_the_obstacle_is_passed():
 
 def test_pictures_are_in_range_and_read_back(expert):
     world, outcome = expert
-    state = tabletop.state_of(jnp.asarray(outcome.observations[:30, :30:3]))
+    state = jax.tree.map(lambda leaf: jnp.asarray(leaf[:30, :30:3]), outcome.states)
     push = world.task == "push"
     images = np.asarray(tabletop.render(state, 24, block=push))
     assert images.shape == (30, 10, 24, 24, 3) and images.min() >= -1 and images.max() <= 1
@@ -253,7 +255,6 @@ def test_impossible_tables_are_refused():
         (lambda: data.tabletop_demonstrations(episodes=2, future=1).encoded(lambda x: x), "image_size"),
         (lambda: data.Pictures(data.tabletop_demonstrations(episodes=2)), "image_size"),
         (lambda: data.tabletop_demonstrations(episodes=2, chunk=90), "too short"),
-        (lambda: run(Tabletop(), jump_step=100), "jump_step"),
         (lambda: tabletop.read(np.zeros((24, 24))), "images"),
     ]:
         with pytest.raises(InvalidInput, match=match):

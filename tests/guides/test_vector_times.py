@@ -13,6 +13,7 @@ def test_vector_times():
     names = run("vector_times.md", smaller)
     assert {x.shape for x in names["made"].values()} == {(2, 8, 16, 16, 3)}
     assert names["run"]._cache_size() == 1
+    assert (names["video"][:, 0] == names["clips"][:, 0]).all() and names["video"][:, 1:].any()
     assert names["long"].shape == (2, 16, 16, 16, 3)
     assert names["slid"].shape == (2, 16, 16, 16, 3)
     assert names["image"].shape == (2, 8, 8, 1)

@@ -122,12 +122,14 @@ def test_roles_are_the_query_table():
             "d": 0.4,
             "e": ["generate", "given", 0.4],
             "f": timesteps.frames(GRID, 3),
+            "g": "e",
         },
     )
     np.testing.assert_array_equal(made["a"], GRID)
     assert (made["b"] == 0).all() and (made["c"] == 1).all() and made["d"].tolist() == [np.float32(0.4)] * 7
     np.testing.assert_array_equal(made["e"], np.stack([GRID, 0 * GRID, made["d"]], axis=1))
     assert made["f"].shape == (7, 1, 3)
+    np.testing.assert_array_equal(made["g"], made["e"])
 
 
 def test_frames_and_multipliers():

@@ -1,16 +1,16 @@
 """Pairs of an image and a text, drawn by one program in every task: what stands at 0 is given, at 1 unknown."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax import denoisers, pictures, solvers, timesteps
 from diffusion_jax.experiment import Experiment
-from diffusion_jax.sampling import sample
+from diffusion_jax.sampling import make_role_sampler, sample
 from diffusion_jax.typing import Params
 
 TASKS = {
@@ -27,12 +27,12 @@ CONDITIONALS = (("image | text", "image", "text"), ("text | image", "text", "ima
 
 
 class PairSampler(NamedTuple):
-    """draw: `(params, key, roles, known, scale=1) -> pairs`: one program for all tasks, networks and guidance scales.
+    """draw: `(params, key, roles, known, scale=1) -> pairs`: one program for all tasks and networks at each scale.
 
     roles: for each modality its role, or a list with one an example; what has none is a part of the image, with its
         role. known: what is given, and anything for the others.
     replaced: `(params, key, known, given) -> pairs`: all is generated, but the modality `given` replaced at each step.
-    traces: an entry for each time that `draw` was compiled.
+    traces: an entry for each time that the network was traced for `draw` at a scale of 1.
     """
 
     draw: Callable[..., Any]
@@ -40,17 +40,19 @@ class PairSampler(NamedTuple):
     traces: list
 
 
-def pair_sampler(experiment: Experiment, steps: int, guided: bool = True) -> PairSampler:
-    """How pairs are drawn from networks like that of `experiment`; without guidance only at a scale of 1."""
-    process, grid, solver = experiment.process, timesteps.linspace(steps), solvers.dpm_solver_pp(order=2)
-    plain, traces = denoisers.denoiser(experiment.network, process), []
+def pair_sampler(experiment: Experiment, steps: int) -> PairSampler:
+    """How pairs are drawn from networks like that of `experiment`."""
+    grid, solver, shape = timesteps.linspace(steps), solvers.dpm_solver_pp(order=2), experiment.shape
+    plain, traces = denoisers.denoiser(experiment.network, experiment.process), []
 
-    @jax.jit
-    def drawn(params, key, plan, known, scale):
+    def apply(*args):
         traces.append(steps)
-        denoiser = denoisers.jointly_guided(plain, jnp.full(steps, scale)) if guided else plain
-        start = timesteps.noised_start(key, process, plan, known)
-        return sample(key, denoiser, params, solver, plan, x_init=start).x
+        return plain.apply(*args)
+
+    @functools.cache
+    def asker(scale):
+        denoiser = plain._replace(apply=apply) if scale == 1.0 else denoisers.jointly_guided(plain, scale)
+        return make_role_sampler(denoiser, solver, grid, shape=shape)
 
     @jax.jit
     def inpainted(params, key, known, mask):
@@ -59,9 +61,8 @@ def pair_sampler(experiment: Experiment, steps: int, guided: bool = True) -> Pai
         return sample(key, plain, params, solvers.inpainted(solver, known, mask), plan, shape=shape).x
 
     def draw(params, key, roles, known, scale=1.0):
-        roles = {name: roles.get(name, roles["image"]) for name in known}
-        listed = {n: [role] * len(known[n]) if isinstance(role, str) else role for n, role in roles.items()}
-        return jax.device_get(drawn(params, key, timesteps.roles(grid, listed), known, scale))
+        roles = {name: roles.get(name, "image") for name in known}
+        return jax.device_get(asker(scale)(key, params, roles, known).x)
 
     def replaced(params, key, known, given):
         mask = {name: np.full(len(value), name == given) for name, value in known.items()}
