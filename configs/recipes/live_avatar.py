@@ -43,7 +43,7 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant == "paper":
         return paper()
     smoke = variant == "smoke"
-    teacher, forced, student = (0, 2, 0) if smoke else (1050, 360, 150)
+    teacher, forced, student = (0, 0, 0) if smoke else (1050, 360, 150)
     config = ConfigDict({"seed_numbers": (0,) if smoke else (10, 11, 12, 13, 14), "tuned_on": (0, 1, 2, 100, 101)})
     by_block = call("timesteps.blockwise", draw=call("timesteps.uniform"), block=BLOCK)
     logit, rates = call("timesteps.logit_normal"), {"student": 3e-5, "fake": 1e-4}
@@ -51,7 +51,7 @@ def get_config(variant: str = "") -> ConfigDict:
     parts = {name: adamw(rate, updates[name]) for name, rate in rates.items()}
     turns = call("training.optimizers.alternating", parts=parts, every={"student": EVERY})
     config.teacher = stage(teacher, adamw(3e-3, max(teacher, 1)), logit, smoke=smoke)
-    config.forcing = stage(forced, adamw(1e-3, forced), by_block, BLOCK, smoke)
+    config.forcing = stage(forced, adamw(1e-3, max(forced, 1)), by_block, BLOCK, smoke)
     config.student = stage(student, turns, by_block, BLOCK, smoke)
     levels = call("timesteps.linspace", steps=2 if smoke else 4)
     # Distances of the sink in training, and in a stream; the time of the baseline's history.

@@ -19,10 +19,10 @@ from diffusion_jax.config import build
 from diffusion_jax.data import portrait
 from diffusion_jax.experiment import Experiment, prepare
 from diffusion_jax.models import LatentSpace
-from diffusion_jax.recipes.stages import Stage
 from diffusion_jax.recipes.study import Results, Study
 from diffusion_jax.recipes.verdicts import Row
 from diffusion_jax.sampling import sample
+from diffusion_jax.stages import Stage
 from diffusion_jax.streaming import BlockStream, block_stream, in_flight, sample_stream, self_rollout
 
 OURS, TEACHER = "ours", "teacher, chunks"
