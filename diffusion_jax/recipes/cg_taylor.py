@@ -30,7 +30,7 @@ from diffusion_jax.baselines import CLASSES, NULL
 from diffusion_jax.config import build
 from diffusion_jax.metrics import Judged, endpoint_error, error_at_cost, errors_by_sample, feature_network
 from diffusion_jax.models import staged
-from diffusion_jax.recipes.study import Arm, Drawn, Results, Study, Table, table
+from diffusion_jax.recipes.study import Arm, Drawn, Results, Study, Tabulated, table
 from diffusion_jax.recipes.verdicts import Row
 from diffusion_jax.typing import Denoiser
 
@@ -117,7 +117,7 @@ def on_mixture(s: Study, config: ConfigDict) -> tuple[list[Row], dict[str, Any]]
     return mixture_rows(found, [gate_agreement(errors, full) for full, errors in traces], config), shown
 
 
-def mixture_rows(found: Table, ranks: list[float], config: ConfigDict) -> list[Row]:
+def mixture_rows(found: Tabulated, ranks: list[float], config: ConfigDict) -> list[Row]:
     rows = []
     for interval, published in config.intervals.items():
         gate, clock = found[f"gate {interval}"], found[f"clock {interval}"]
@@ -164,7 +164,7 @@ def on_digits(s: Study, config: ConfigDict) -> tuple[dict[str, np.ndarray], list
     return curves["compute"], digit_rows(config, found, curves, ranks)
 
 
-def digit_rows(config: ConfigDict, found: Table, curves: Any, ranks: list[float]) -> list[Row]:
+def digit_rows(config: ConfigDict, found: Tabulated, curves: Any, ranks: list[float]) -> list[Row]:
     full, gate, rows = found["full"], found[f"gate {config.chosen:g}"], []
     for cost, at, other, published in config.compared:
         told = f"{at:g} full evaluations" if cost == "evaluations" else f"{at:g} passes of work"

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from diffusion_jax import denoisers, metrics, pictures, processes, solvers, timesteps
 from diffusion_jax.baselines import CLASSES, NULL
 from diffusion_jax.costs import evaluation_flops
-from diffusion_jax.recipes.study import Arm, Drawn, Results, Study, Table, by_seed, table
+from diffusion_jax.recipes.study import Arm, Drawn, Results, Study, Tabulated, by_seed, table
 from diffusion_jax.recipes.verdicts import Row
 from diffusion_jax.sampling import sample
 from diffusion_jax.typing import Condition, Denoiser
@@ -90,7 +90,7 @@ def tables(world: World, config: ConfigDict) -> tuple[dict[str, np.ndarray], dic
     return found, {name: float(np.take(world.costs, which).sum()) for name, which in found.items()}
 
 
-def compared(s: Study, world: World, config: ConfigDict, which: dict[str, np.ndarray]) -> Table:
+def compared(s: Study, world: World, config: ConfigDict, which: dict[str, np.ndarray]) -> Tabulated:
     """Runs by tables; those of fewer steps are padded with steps that stand still, asked of the small model."""
     steps, cond = config.steps, world.cond
 
@@ -165,12 +165,12 @@ def gap(world: World, seed: int) -> tuple[list[float], list[float]]:
     return times, metrics.epsilon_gap(jax.random.key(seed), pair, (small, large), x0, times).tolist()
 
 
-def curve(found: Table, cost: dict[str, float], arm: str, config: ConfigDict) -> tuple[list[float], list[float]]:
+def curve(found: Tabulated, cost: dict[str, float], arm: str, config: ConfigDict) -> tuple[list[float], list[float]]:
     names = [f"{arm} {share:g}" for share in config[arm]]
     return [cost[name] for name in names], [float(np.mean(found[name]["distance"])) for name in names]
 
 
-def world_rows(name: str, found: Table, cost: dict[str, float], config: ConfigDict) -> list[Row]:
+def world_rows(name: str, found: Tabulated, cost: dict[str, float], config: ConfigDict) -> list[Row]:
     of = {arm: np.asarray(row["distance"]) for arm, row in found.figures.items()}
     figure, within = f"distance to the data, {config.steps} steps", {"direction": "lower", "margin": config.tolerance}
     convex, early = (of["first 1"] - of["first 0.6"]).tolist(), (of["first 0.4"] - of["first 0"]).tolist()
@@ -197,7 +197,7 @@ def ring_rows(gaps: Sequence[float]) -> list[Row]:
     ]
 
 
-def digit_rows(found: Table, cost: dict[str, float], cosines: dict[str, list[float]]) -> list[Row]:
+def digit_rows(found: Tabulated, cost: dict[str, float], cosines: dict[str, list[float]]) -> list[Row]:
     first, plain = found["first 0.4"], found["first 0"]
     faster, promised = np.divide(plain["seconds"], first["seconds"]).tolist(), cost["first 0"] / cost["first 0.4"]
     rows = [
