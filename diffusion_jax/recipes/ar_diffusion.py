@@ -29,10 +29,9 @@ def study(s: Study) -> Results:
     arms = arms_of(s, first)
     found = table(arms, s.seeds, measures(space, real), shape=first.shape, count=config.clips)
     drawn = draw_strips(s, found, space, real) | draw_widths(s, found, first.shape[0])
-    return Results([*quality_rows(config, found), *cost_rows(found), *oracle_rows(config.oracle)], drawn, VARIED)
-
-
-VARIED = "training and noise"
+    return Results(
+        [*quality_rows(config, found), *cost_rows(found), *oracle_rows(config.oracle)], drawn, "training and noise"
+    )
 
 
 def arms_of(s: Study, one: Experiment) -> Callable[[int], dict[str, Arm]]:
@@ -155,10 +154,9 @@ def causal_error(steps: int, width: int, frames: int = 6) -> float:
 
 def draw_strips(s: Study, found: Tabulated, space: Any, real: Any) -> dict[Any, str]:
     """Two clips of every way to make long ones."""
-    strips = {"true clips": real[:2]}
-    for name in (name for name in found.samples if name.endswith("long")):
-        strips[name] = np.asarray(space.decode(found.samples[name][:2, : real.shape[1]]))
-    pictures.save_strips(s.picture("strips"), strips, zoom=2)
+    long = {name: x[:2, : real.shape[1]] for name, x in found.samples.items() if name.endswith("long")}
+    strips = {name: np.asarray(space.decode(x)) for name, x in long.items()}
+    pictures.save_strips(s.picture("strips"), {"true clips": real[:2], **strips}, zoom=2)
     told = "An object should keep its look and move steadily to the end; continued in chunks it changes or fades."
     return {s.picture("strips"): f"Clips three times as long as those of training, two a row. {told}"}
 
@@ -166,10 +164,8 @@ def draw_strips(s: Study, found: Tabulated, space: Any, real: Any) -> dict[Any, 
 def draw_widths(s: Study, found: Tabulated, frames: int) -> dict[Any, str]:
     """Quality over the width of the staircase."""
     widths = list(s.config.widths)
-    curves = {
-        kind: (widths, [float(np.mean(found[f"anchored, s = {width}"][kind])) for width in widths])
-        for kind in ("frames", "motion")
-    }
+    swept = [found[f"anchored, s = {width}"] for width in widths]
+    curves = {kind: (widths, [float(np.mean(one[kind])) for one in swept]) for kind in ("frames", "motion")}
     label = f"width s of the staircase: S + {frames - 1} s calls, S = {s.config.steps}"
     pictures.save_curves(s.picture("widths"), curves, x_label=label, y_label="Fréchet distance")
     told = "Fréchet distances of 8 frames over the width of the staircase: s = 0 makes all frames together, s = S one "
