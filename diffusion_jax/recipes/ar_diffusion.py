@@ -26,22 +26,22 @@ def study(s: Study) -> Results:
     space = first.source.space
     clips = data.moving_shapes("test", config.clips, frames=config.frames, classes=()).take(range(config.clips))["x0"]
     real = np.asarray(space.decode(space.encode(clips)))
-    arms = arms_of(s, first)
-    found = table(arms, s.seeds, measures(space, real), shape=first.shape, count=config.clips)
-    drawn = draw_strips(s, found, space, real) | draw_widths(s, found, first.shape[0])
+    arms = staircase_arms(s, first)
+    found = table(arms, s.seeds, clip_measures(space, real), shape=first.shape, count=config.clips)
+    drawn = draw_long(s, found, space, real) | draw_widths(s, found, first.shape[0])
     return Results(
-        [*quality_rows(config, found), *cost_rows(found), *oracle_rows(config.oracle)], drawn, "training and noise"
+        [*quality_rows(config, found), *kept_rows(found), *oracle_rows(config.oracle)], drawn, "training and noise"
     )
 
 
-def arms_of(s: Study, one: Experiment) -> Callable[[int], dict[str, Arm]]:
+def staircase_arms(s: Study, one: Experiment) -> Callable[[int], dict[str, Arm]]:
     """The arms at a seed, of networks trained with it. one: an experiment of the causal network."""
     config, window, ddim = s.config, one.shape[0], solvers.ddim()
     grid, steps = timesteps.linspace(config.steps), config.steps
     whole = s.stage("synchronous", config.arms.synchronous, seed=s.seeds[0]).trained
     causal, together = (denoisers.denoiser(e.network, e.process) for e in (one, whole))
     plan = timesteps.staircase(grid, config.frames, config.width)
-    sliding = partial(windowed, window, timesteps.windows(plan, window))
+    sliding = partial(slid, window, timesteps.windows(plan, window))
     keeping = partial(kept_keys, models.incremental(one.network, window=window - 1))
     nothing, longer = (np.zeros((config.clips, frames, *one.shape[1:])) for frames in (window, config.frames))
     # As many evaluations as the staircase, for all frames at once.
@@ -67,7 +67,7 @@ def arms_of(s: Study, one: Experiment) -> Callable[[int], dict[str, Arm]]:
     return arms
 
 
-def windowed(window, starts, key, denoiser, params, solver, plan, *, x_init, cond):
+def slid(window, starts, key, denoiser, params, solver, plan, *, x_init, cond):
     """More frames than the network sees, along a staircase."""
     return streaming.sample_windowed(key, denoiser, params, solver, plan, window, x_init=x_init, starts=starts)
 
@@ -84,7 +84,7 @@ def kept_keys(incremental, key, denoiser, params, solver, grid, *, x_init, cond)
     return streaming.sample_autoregressive(key, incremental, process, params, solver, grid, x_init=x_init)
 
 
-def measures(space: Any, real: Any) -> Callable[[Drawn], Mapping[str, float]]:
+def clip_measures(space: Any, real: Any) -> Callable[[Drawn], Mapping[str, float]]:
     """Distances to what the latent space makes of true clips, which tell of the diffusion model alone, and of long
     clips by which share size and speed have changed at the end."""
 
@@ -128,7 +128,7 @@ def quality_rows(config: ConfigDict, found: Tabulated) -> list[Row]:
     ]
 
 
-def cost_rows(found: Tabulated) -> list[Row]:
+def kept_rows(found: Tabulated) -> list[Row]:
     """What decoding from kept keys costs against the staircase of full width, which makes the same clips."""
     widest = max((name for name in found.figures if "s = " in name), key=lambda name: int(name.rpartition(" ")[2]))
     title, figure = "kept keys save what is finished", "seconds for all clips"
@@ -152,7 +152,7 @@ def causal_error(steps: int, width: int, frames: int = 6) -> float:
     return float(jnp.abs(made - clip.covariances[0]).max())
 
 
-def draw_strips(s: Study, found: Tabulated, space: Any, real: Any) -> dict[Any, str]:
+def draw_long(s: Study, found: Tabulated, space: Any, real: Any) -> dict[Any, str]:
     """Two clips of every way to make long ones."""
     long = {name: x[:2, : real.shape[1]] for name, x in found.samples.items() if name.endswith("long")}
     strips = {name: np.asarray(space.decode(x)) for name, x in long.items()}

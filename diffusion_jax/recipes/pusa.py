@@ -38,12 +38,12 @@ def study(s: Study) -> Results:
     }
     part, space = base.trained.held_out.take(range(config.clips)), base.trained.source.space
     given = given_frames(config.clips, base.trained.shape[0])
-    arms = arms_of(s, base, factors, part["cond"]["label"], np.asarray(space.encode(part["x0"])), given)
-    found = table(arms, s.seeds, measures(space, part["x0"], given), shape=base.trained.shape, count=config.clips)
+    arms = adapted_arms(s, base, factors, part["cond"]["label"], np.asarray(space.encode(part["x0"])), given)
+    found = table(arms, s.seeds, free_measures(space, part["x0"], given), shape=base.trained.shape, count=config.clips)
     trees = [one.value for one in factors["VTA"].values()]
     changes = [[mean_change(base.value, tree, kind) for tree in trees] for kind in ("attention", "mlp")]
     drawn = draw(s, found, space, part["x0"], given)
-    return Results(rows(config, found, changes), drawn, "training of the adapters and noise, of one base")
+    return Results(adaptation_rows(config, found, changes), drawn, "training of the adapters and noise, of one base")
 
 
 def given_frames(clips: int, frames: int) -> dict[str, np.ndarray]:
@@ -78,7 +78,7 @@ def adapted(config: Any, base: Stage, own: Stage) -> Experiment:
     return prepare(config, source=source, network=made.network, objective=made.objective, begin=made.init)
 
 
-def arms_of(
+def adapted_arms(
     s: Study, base: Stage, factors: Mapping[str, Mapping[int, Stage]], label: Any, known: Any, given: Mapping[str, Any]
 ) -> Callable[[int], dict[str, Arm]]:
     """Every adaptation at every task, and VTA at other scales: tasks are arrays of one program."""
@@ -104,7 +104,7 @@ def arms_of(
     return arms
 
 
-def measures(space: Any, true: Any, given: Mapping[str, Any]) -> Callable[[Drawn], Mapping[str, float]]:
+def free_measures(space: Any, true: Any, given: Mapping[str, Any]) -> Callable[[Drawn], Mapping[str, float]]:
     """What the frames that were not given show: whose object it is, how it moves, the distance from real clips."""
     real = np.asarray(space.decode(space.encode(true)))
 
@@ -124,7 +124,7 @@ def mean_change(params: Any, factors: Any, kind: str) -> float:
     return float(np.mean([change for path, change in changed.items() if f"/{kind}/" in path]))
 
 
-def rows(config: ConfigDict, found: Tabulated, changes: Any) -> list[Row]:
+def adaptation_rows(config: ConfigDict, found: Tabulated, changes: Any) -> list[Row]:
     """What the paper says, a value for each seed of the adaptations."""
     colour, both = "frames in the given colour", "frames in the given shape and colour"
     place, seen, ours = "error of the place, pixels", "qualitative", "87.7 against"

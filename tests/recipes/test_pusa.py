@@ -68,7 +68,7 @@ def test_every_adaptation_begins_as_the_base_and_given_frames_do_not_move(tmp_pa
     factors = {name: {0: s.stage(name, arm, base, own, prepare=pusa.adapted)} for name, arm in config.arms.items()}
     known = np.random.default_rng(0).standard_normal((4, *base.trained.shape)).astype(np.float32)
     given = pusa.given_frames(4, 8)
-    arms = pusa.arms_of(s, base, factors, own.value["label"][:4], known, given)(0)
+    arms = pusa.adapted_arms(s, base, factors, own.value["label"][:4], known, given)(0)
     fresh = arms[f"{pusa.CONCAT}, first"]
     begun = jax.tree.map(jnp.zeros_like, fresh.params["lora"])
     chosen = {name: arms[name] for name in ("base, label", "VTA, middle", f"{pusa.CONCAT}, first")}
