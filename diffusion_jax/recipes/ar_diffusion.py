@@ -44,9 +44,11 @@ def staircase_arms(s: Study, one: Experiment) -> Callable[[int], dict[str, Arm]]
     sliding = partial(slid, window, timesteps.windows(plan, window))
     keeping = partial(kept_keys, models.incremental(one.network, window=window - 1))
     nothing, longer = (np.zeros((config.clips, frames, *one.shape[1:])) for frames in (window, config.frames))
-    # As many evaluations as the staircase, for all frames at once.
+    # As many evaluations as the staircases, for all frames at once, and shared out among the chunks.
+    chunks = 1 + -(-(config.frames - window) // (window - config.overlap))
     finer = timesteps.linspace(steps + (window - 1) * config.width)
-    going_on = partial(in_chunks, 1 + -(-(config.frames - window) // (window - config.overlap)), config.overlap)
+    by_chunk = timesteps.linspace((steps + (config.frames - 1) * config.width) // chunks)
+    going_on = partial(in_chunks, chunks, config.overlap)
 
     def arms(seed):
         params = {name: s.stage(name, arm, seed=seed).value for name, arm in config.arms.items()}
@@ -60,7 +62,7 @@ def staircase_arms(s: Study, one: Experiment) -> Callable[[int], dict[str, Arm]]
         found["synchronous"] = Arm(together, params["synchronous"], ddim, finer)
         for name in ("anchored", "independent"):
             found[f"{name}, long"] = Arm(causal, params[name], ddim, plan, sampled=sliding, known=longer)
-        found["in chunks, long"] = Arm(together, params["synchronous"], ddim, grid, sampled=going_on)
+        found["in chunks, long"] = Arm(together, params["synchronous"], ddim, by_chunk, sampled=going_on)
         found["kept keys"] = Arm(causal, params["anchored"], ddim, grid, sampled=keeping, known=nothing)
         return found
 
