@@ -24,6 +24,7 @@ SAME_IDEA = {
     "what comes of acting on what came of it: a policy in an environment, a causal student on its own frames": {
         "rollout"
     },
+    "what `python -m diffusion_jax.recipes` runs": {"study"},
     "a value that is kept up to date, as optax writes it": {"init", "update"},
     "text to ids: for data without a checkpoint, and as a checkpoint has it": {"Tokenizer"},
     "of one picture, and the transform of examples by it": {"resize"},

@@ -1,7 +1,8 @@
 """Denoisers that do less at some steps: what is forecast instead of computed, when, and what it costs.
 
-A forecaster is a rule for any pytree (`reuse`, `taylor`, `newton`, `hermite`), a refresh policy says when to compute
-anew (`every`, `on_schedule`, `first_and_last`, `either`); what they are applied to is a matter of its own.
+A forecaster is a rule for any pytree (`reuse`, `taylor`, `newton`, `hermite`, `foca`, `dmd`), a refresh policy says
+when to compute anew (`every`, `on_schedule`, `first_and_last`, `either`); what they are applied to is a matter of its
+own.
 """
 
 from diffusion_jax.acceleration.calibration import (
@@ -10,6 +11,7 @@ from diffusion_jax.acceleration.calibration import (
     adjusted_grid,
     calibrate,
     calibrated_grid,
+    endpoint_influence,
     ertacache,
     load_calibration,
     offline_schedule,
@@ -36,10 +38,11 @@ from diffusion_jax.acceleration.early_exit import (
     whole_depth,
 )
 from diffusion_jax.acceleration.features import cached_features
-from diffusion_jax.acceleration.forecasting import Forecaster, Table, hermite, newton, reuse, taylor
+from diffusion_jax.acceleration.forecasting import Forecaster, Table, foca, hermite, newton, reuse, taylor
 from diffusion_jax.acceleration.gate_errors import GateTrace, forecast_errors, gate_agreement, record_gate
 from diffusion_jax.acceleration.gated import cg_taylor, first_block_cached, gated
 from diffusion_jax.acceleration.guide_reuse import guided_with_reuse, reused_guide
+from diffusion_jax.acceleration.modes import dmd
 from diffusion_jax.acceleration.outputs import Correction, cached_outputs
 from diffusion_jax.acceleration.presets import PRESETS, accelerated
 from diffusion_jax.acceleration.refresh import (
@@ -52,6 +55,7 @@ from diffusion_jax.acceleration.refresh import (
     refresh_table,
     spread_schedule,
 )
+from diffusion_jax.acceleration.spectral import sea_cached
 from diffusion_jax.acceleration.thresholds import threshold_for
 from diffusion_jax.acceleration.tokens import cached_tokens
 
@@ -77,7 +81,9 @@ __all__ = [
     "calibrated_grid",
     "cg_taylor",
     "depth_table",
+    "dmd",
     "either",
+    "endpoint_influence",
     "ertacache",
     "every",
     "executed_share",
@@ -85,6 +91,7 @@ __all__ = [
     "exit_depths",
     "first_and_last",
     "first_block_cached",
+    "foca",
     "forecast_errors",
     "gate_agreement",
     "gated",
@@ -102,6 +109,7 @@ __all__ = [
     "reuse_overlap",
     "reused_guide",
     "save_calibration",
+    "sea_cached",
     "spread_schedule",
     "static_widths",
     "tables_by_time",

@@ -13,6 +13,15 @@ Equation (3) shares what is left of the run among the steps that are left; it de
 changed grid is known before the run and every solver runs on it as on any other. The time g is the one in which the
 kept output is integrated: t for a velocity, s = sigma / alpha for epsilon. The publication fits (4) through a logistic
 function and applies its linearisation, which is this regression.
+
+A relative change (1) does not know what a step does to the end of the run, and reuses where outputs are large instead
+of where they matter least. `endpoint_influence` gives weights (not of the publication) that do: for Gaussian data of
+standard deviation c the ODE carries a difference d of x at time t to c d / sqrt(alpha^2 c^2 + sigma^2) at time 0, so
+
+    reuse i         where w_i mean |y~_i - y_i| < threshold                                                    (5)
+    w_i           = |g_i - g_(i+1)| a c / sqrt(alpha^2 c^2 + sigma^2),      alpha and sigma at t_(i+1)
+
+with a = 1 for velocities and a = alpha for epsilon, whose z = x / alpha is integrated.
 """
 
 import json
@@ -93,12 +102,30 @@ def record_outputs(key: Any, denoiser: Denoiser, params: Any, solver: Any, grid:
     return found.run.carry.values
 
 
-def offline_schedule(kept: Any, threshold: Any, forecaster: Forecaster = _REUSE) -> Bool[Array, " S"]:
+def endpoint_influence(process: Any, grid: Any, data_std: float) -> Float[Array, " S"]:
+    """w of equation (5): how far the end of the run moves where the output of a step is off by one.
+
+    grid: of times `[S + 1]`. data_std: standard deviation of the clean data, per entry.
+    Raises InvalidInput for a deviation that is not positive, and where sigma / alpha is infinite (see `adjusted_grid`).
+    """
+    if data_std <= 0:
+        raise invalid("data_std", data_std, "a standard deviation above 0 was expected")
+    grid = jnp.asarray(grid, jnp.result_type(float))
+    in_t = integrated(process) == "velocity"
+    time = grid if in_t else _finite_ratio(process, grid)
+    alpha, sigma = process.alpha(grid[1:]), process.sigma(grid[1:])
+    carried = data_std / jnp.sqrt(alpha**2 * data_std**2 + sigma**2)
+    return jnp.abs(jnp.diff(time)) * carried * (1.0 if in_t else alpha)
+
+
+def offline_schedule(
+    kept: Any, threshold: Any, forecaster: Forecaster = _REUSE, *, weight: Any = None
+) -> Bool[Array, " S"]:
     """Equation (1) as a walk: where to compute, given the kept outputs `[S, ...]` of full runs.
 
-    threshold: may be traced; 0 computes every step.
+    threshold: may be traced; 0 computes every step. weight: `[S]`, w of equation (5) in place of (1).
     """
-    return _walk(kept, lambda index, error: error >= threshold, forecaster)[0]
+    return _walk(kept, lambda index, error: error >= threshold, forecaster, weight)[0]
 
 
 def replayed(kept: Any, computed: Any, forecaster: Forecaster = _REUSE) -> Any:
@@ -106,13 +133,16 @@ def replayed(kept: Any, computed: Any, forecaster: Forecaster = _REUSE) -> Any:
     return _walk(kept, lambda index, error: jnp.asarray(computed)[index], forecaster)[1]
 
 
-def _walk(kept, compute, forecaster):
+def _walk(kept, compute, forecaster, weight=None):
     num_steps = len(kept)
+    weights = None if weight is None else jnp.asarray(weight)
 
     def body(table, entry):
         index, value = entry
         guess = forecasting.predict(forecaster, table, index)
         error = _norm(guess - value) / jnp.maximum(_norm(value), jnp.finfo(jnp.float32).tiny)
+        if weights is not None:
+            error = weights[index] * jnp.mean(jnp.abs(guess - value))
         now = compute(index, error) | (index == 0) | (index == num_steps - 1)
         fresh = forecasting.update(forecaster, table, value, index)
         table = jax.tree.map(lambda new, old: jnp.where(now, new, old), fresh, table)
@@ -166,12 +196,7 @@ def adjusted_grid(grid: Any, fraction: Any, process: Any = None) -> Any:
     if isinstance(grid, dict):
         raise InvalidInput("adjusted_grid moves one grid; for joint data give each modality's its own fractions.")
     grid = jnp.asarray(grid, jnp.result_type(float))
-    time = grid if process is None else noise_ratio(process, grid)
-    if not isinstance(time, Tracer) and not np.all(np.isfinite(time)):
-        raise InvalidInput(
-            "The grid begins where sigma / alpha is infinite, which cannot be shared out; "
-            "begin it below t = 1, or predict a velocity, whose time is t."
-        )
+    time = grid if process is None else _finite_ratio(process, grid)
     fraction = jnp.asarray(fraction, grid.dtype).reshape(-1, *(1,) * (grid.ndim - 1))
     left = time - time[-1]
     # How much more is left after a step than there would be; a step that takes all of it, takes all of it.
@@ -186,6 +211,16 @@ def adjusted_grid(grid: Any, fraction: Any, process: Any = None) -> Any:
     return jax.lax.cummin(jnp.concatenate([grid[:1], moved]), axis=0)
 
 
+def _finite_ratio(process, grid):
+    time = noise_ratio(process, grid)
+    if not isinstance(time, Tracer) and not np.all(np.isfinite(time)):
+        raise InvalidInput(
+            "The grid begins where sigma / alpha is infinite, which cannot be shared out; "
+            "begin it below t = 1, or predict a velocity, whose time is t."
+        )
+    return time
+
+
 def calibrate(
     runs: Trajectories,
     grid: Any,
@@ -196,25 +231,27 @@ def calibrate(
     distance: str = "output",
     per_channel: bool = False,
     forecaster: Forecaster | None = None,
+    weight: Any = None,
     valid_for: Mapping[str, Any] | None = None,
 ) -> Calibration:
     """ERTACache's three parts from recorded runs: schedule (1), fractions (2) and correction (4).
 
     Everything is replayed along the full runs, the fit included. residual: keeps outputs minus inputs, as published.
+    weight: that of equation (5), `endpoint_influence`; without it schedules are by relative change, as published.
     valid_for: what else the recording depends on, by name, as plain values: the solver's name, the guidance scale, ...
     The grid, the shape of a sample and what is kept are noted by themselves.
     """
     computed, fraction, correction = _fitted(
-        runs, threshold, residual, distance, per_channel, _REUSE if forecaster is None else forecaster
+        runs, threshold, weight, residual, distance, per_channel, _REUSE if forecaster is None else forecaster
     )
     noted = {"prediction": integrated(process), "residual": residual, "shape": list(runs.x.shape[2:])}
     return Calibration(computed, fraction, correction, jnp.asarray(grid), {**noted, **(valid_for or {})})
 
 
 @partial(jax.jit, static_argnames=("residual", "distance", "per_channel", "forecaster"))
-def _fitted(runs, threshold, residual, distance, per_channel, forecaster):
+def _fitted(runs, threshold, weight, residual, distance, per_channel, forecaster):
     kept = runs.output - runs.x if residual else runs.output
-    computed, guess = _walk(kept, lambda index, error: error >= threshold, forecaster)
+    computed, guess = _walk(kept, lambda index, error: error >= threshold, forecaster, weight)
     forecast = guess + runs.x if residual else guess
     fraction = step_fractions(forecast, runs.output, computed, distance)
     return computed, fraction, error_regression(forecast, runs.output, computed, per_channel)
@@ -262,17 +299,17 @@ def calibrated_grid(grid: Any, calibration: Calibration, process: Any) -> Any:
     return adjusted_grid(grid, calibration.fraction, None if in_t else process)
 
 
-def threshold_at_count(runs: Trajectories, count: int, *, residual: bool = True) -> float:
-    """The smallest of 200 thresholds in 0.001 .. 2 at which recorded runs ask for at most `count` steps.
+def threshold_at_count(runs: Trajectories, count: int, *, residual: bool = True, weight: Any = None) -> float:
+    """The smallest of 300 thresholds in 1e-5 .. 2 at which recorded runs ask for at most `count` steps.
 
-    The largest of them where none asks for so few. residual: as for `calibrate`.
+    The largest of them where none asks for so few. residual, weight: as for `calibrate`.
     Raises InvalidInput for a count below 2: the first and the last step are always computed.
     """
     if count < 2:
         raise invalid("count", count, "the first and the last step are always computed, so it must be at least 2")
     kept = runs.output - runs.x if residual else runs.output
-    thresholds = np.geomspace(1e-3, 2.0, 200)
-    counts = jax.lax.map(lambda at: offline_schedule(kept, at).sum(), jnp.asarray(thresholds))
+    thresholds = np.geomspace(1e-5, 2.0, 300)
+    counts = jax.lax.map(lambda at: offline_schedule(kept, at, weight=weight).sum(), jnp.asarray(thresholds))
     return float(thresholds[int(np.argmax(np.append(np.asarray(counts)[:-1] <= count, True)))])
 
 

@@ -74,10 +74,13 @@ def cached_features(
 
     def apply(params, carry, x, step, cond):
         inputs, at = (*network_inputs(process, x, step.t), cond), coordinate(along, step, process)
-        weights = forecasting.weights(forecaster, carry.table, at)
+
+        def kept(table):
+            return forecasting.summands(forecaster, table, at, depth_axes(table.values, network.anatomy))
 
         # Skipped modules report nothing, so what they would is left out of the extras of full steps as well.
-        told = jax.eval_shape(forecast, params, carry.table.values, weights, *inputs)[1]
+        like = jax.eval_shape(kept, carry.table)
+        told = jax.eval_shape(forecast, params, *like, *inputs)[1]
 
         def full(table):
             (output, extras), features = computed(params, *inputs)
@@ -86,11 +89,11 @@ def cached_features(
             return answer, forecasting.update(forecaster, table, features, at, axes)
 
         def skip(table):
-            return forecast(params, table.values, weights, *inputs), table
+            return forecast(params, *kept(table), *inputs), table
 
         now = due(refresh, step, carry.history)
         (output, extras), table = jax.lax.cond(now, full, skip, carry.table)
-        rest = flops_share(forecast, computed, (params, carry.table.values, weights, *inputs), (params, *inputs))
+        rest = flops_share(forecast, computed, (params, *like, *inputs), (params, *inputs))
         prediction = to_prediction(process, output, x, step.t, extras, cost_of(now, rest))
         return prediction, Features(table, after(carry.history, now))
 

@@ -1,12 +1,13 @@
-"""Forecasts of any pytree from its last values: reuse, Taylor, Newton and Hermite, from one table of values.
+"""Forecasts of any pytree from its last values: reuse, Taylor, Newton, Hermite and FoCa, from one table of values.
 
 A feature of a network, seen along a run, is a smooth curve y(s) of a coordinate s (see `refresh.COORDINATES`). From its
 values at the times s_0 > s_1 > ... at which it was really computed, the newest first, come differences
 
     D^0 = y(s_0),        D^k_new = (D^(k-1)_new - D^(k-1)_old) / span_k                                        (1)
 
-and every forecast is a weighted sum of them, `y(s) = sum_k w_k(s) D^k`, over the orders that exist already: after q
-values those are 0 .. q - 1. A forecaster is a rule for the spans and one for the weights; its order is a number.
+and a forecast is a weighted sum of them, `y(s) = sum_k w_k(s) D^k`, over the orders that exist already: after q values
+those are 0 .. q - 1. A forecaster is a rule for the spans and one for the weights; its order is a number. One that is
+fitted to the values themselves (`modes.dmd`) takes the table and no differences.
 
 Differences are linear in the values, so the table keeps the values themselves, in a ring of order + 1 places, and (1)
 as a small matrix: a new value is written once and nothing else is moved. Values are kept in float32 at least.
@@ -49,11 +50,15 @@ class Forecaster(NamedTuple):
 
     order: m. spans: (knots [m + 1], at) -> [m], what the differences are divided by when a value at `at` comes in.
     weights: (knots [m + 1], at) -> [m + 1], of D^0 .. D^m in a forecast.
+    fitted: in the place of both where it is given, the forecast of one leaf: (values [m + 1, *lead, ...], newest first,
+        lead, knots [m + 1], at, count) -> [*lead, ...]. lead counts the axes up to the batch; what is fitted must be
+        fitted to each entry of those alone, so that samples do not depend on their batch.
     """
 
     order: int
     spans: Callable[[Any, Any], Any]
     weights: Callable[[Any, Any], Any]
+    fitted: Callable[[Any, int, Any, Any, Any], Any] | None = None
 
 
 def reuse() -> Forecaster:
@@ -117,6 +122,37 @@ def hermite(order: int = 1, contraction: float = 0.5) -> Forecaster:
     return Forecaster(order, taylor(order).spans, weights)
 
 
+def foca(step: float = 1.0) -> Forecaster:
+    """A predictor of BDF2 type and a corrector of Heun type, one step after the other (after Zheng et al. 2025, FoCa).
+
+    The values follow an ODE. At each skipped step BDF2 with its last slope held, `y_p = 4/3 y_k - 1/3 y_(k-1) + 2/3 d`
+    with `d = y_k - y_(k-1)`, predicts, and half of what the slope between the two last computed values, D, differs
+    from d corrects:
+
+        y_(k+1) = y_p + (D - d) / 2 = y_k + (d + D) / 2                                                        (2)
+
+    y_(k-1), y_k are the last two values of the run, computed or forecast. So d halves its distance to D at each step,
+    and after k steps from s_0 the forecast is `y(s_0) + k D + (1 - 2^-k) (d_0 - D)`. d_0 looks back to the forecast one
+    step before s_0, from s_1 along the slope D' of the two values before: `d_0 - D = (N - 1) (D - D')` for computed
+    values N steps apart. Straight lines are exact; what is left of a curve is bounded, however far ahead.
+
+    step: the distance between two calls in the coordinate, 1 for the index.
+
+    The abstract of the paper and the code of cache-dit (1.5) were read, not the paper. There D is the plain difference
+    of computed values, also where they are several steps apart, and d_0 remembers all forecasts before.
+    """
+    if step <= 0:
+        raise invalid("step", step, "it must be positive")
+
+    def weights(knots, at):
+        ahead, span = at - knots[0], knots[0] - knots[1]
+        unit = jnp.where(span < 0, -step, step)
+        drift = jnp.where(span / unit > 1, span - unit, 0.0)
+        return jnp.stack([jnp.ones_like(ahead), ahead, (1 - 2.0 ** -(ahead / unit)) * drift * span])
+
+    return Forecaster(2, taylor(2).spans, weights)
+
+
 def init(forecaster: Forecaster, value: Any, axes: Any = 0) -> Table:
     """An empty table for values like `value` (arrays or their shapes).
 
@@ -158,7 +194,10 @@ def update(forecaster: Forecaster, table: Table, value: Any, at: Any, axes: Any 
 
 
 def weights(forecaster: Forecaster, table: Table, at: Any) -> Float[Array, " places"]:
-    """The weight of each place in the forecast at `at`; orders that do not exist yet have none."""
+    """The weight of each place in the forecast at `at`; orders that do not exist yet have none.
+
+    Of a rule without `fitted`, whose weights depend on times alone.
+    """
     known = jnp.arange(forecaster.order + 1) < table.count
     orders = jnp.where(known, forecaster.weights(table.knots, jnp.asarray(at, jnp.float32)), 0.0)
     # In full precision everywhere: high orders are differences of nearly equal values.
@@ -177,8 +216,27 @@ def combine(values: Array, weights: Float[Array, " places"], axis: int = 0) -> A
 
 def predict(forecaster: Forecaster, table: Table, at: Any, axes: Any = 0) -> Any:
     """The forecast at `at`, a pytree like the values; axes as they were given to `init`."""
-    own = weights(forecaster, table, at)
-    return jax.tree.map(lambda leaf, axis: combine(leaf, own, axis), table.values, _each(axes, table.values))
+    if forecaster.fitted is None:
+        own = weights(forecaster, table, at)
+        return jax.tree.map(lambda leaf, axis: combine(leaf, own, axis), table.values, _each(axes, table.values))
+    fitted, at = forecaster.fitted, jnp.asarray(at, jnp.float32)
+    size = forecaster.order + 1
+    newest_first = (table.count - 1 - jnp.arange(size)) % size
+
+    def forecast(leaf, axis):
+        values = jnp.moveaxis(jnp.take(leaf, newest_first, axis=axis), axis, 0)
+        return fitted(values, axis + 1, table.knots, at, table.count)
+
+    return jax.tree.map(forecast, table.values, _each(axes, table.values))
+
+
+def summands(forecaster: Forecaster, table: Table, at: Any, axes: Any = 0) -> tuple[Any, Float[Array, " places"]]:
+    """`(values, weights)` of which `combine` makes the forecast, leaf by leaf, wherever it is needed: the places of the
+    table, or of a fitted rule its forecast as the only one."""
+    if forecaster.fitted is None:
+        return table.values, weights(forecaster, table, at)
+    found = predict(forecaster, table, at, axes)
+    return jax.tree.map(jnp.expand_dims, found, _each(axes, found)), jnp.ones(1)
 
 
 def _each(axes, tree):

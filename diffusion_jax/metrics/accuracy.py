@@ -19,7 +19,7 @@ class ClassAccuracy(NamedTuple):
 def class_accuracy(logits: Callable[[Any], Any] | Any, images: Numbers | None, labels: Numbers) -> ClassAccuracy:
     """Accuracy of `labels [N]` under a classifier.
 
-    logits: a function of the images (such as `FeatureNetwork.logits`), or the logits `[N, K]` themselves.
+    logits: a function of the images (such as `Judge.logits`), or the logits `[N, K]` themselves.
     """
     scores = np.asarray(logits(images) if callable(logits) else logits)
     labels = np.asarray(labels)

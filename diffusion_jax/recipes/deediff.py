@@ -1,188 +1,190 @@
-"""DeeDiff: a transformer that is left as soon as it is sure of what it says, early in a run and late in another.
+"""DeeDiff: how many blocks a step runs, decided by each sample's own estimate of its error, at equal numbers of blocks.
 
-Behind each block a linear layer estimates how wrong the noise prediction is that could be read there. A sample leaves
-at the first block whose estimate is at most a threshold, so how many blocks run is learned as a function of t (Tang et
-al. 2023). The network learns with its exits (`tuned`, one tail for all), or stays as it is (`frozen`, a tail an exit).
+The transformer on digits learns with its exits (`tuned`, one tail for all), or is frozen beside them (`frozen`, a tail
+an exit). Thresholds are found on runs of other noise. Predictions of x0 are clipped to the range of the data in all
+arms.
 """
 
-import json
-from pathlib import Path
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusion_jax import models, pictures
-from diffusion_jax.acceleration import threshold_for_depth
+from diffusion_jax import denoisers, metrics, models, objectives, pictures
+from diffusion_jax.acceleration import at_depth, depth_table, exit_by_uncertainty, threshold_for_depth, whole_depth
+from diffusion_jax.baselines import CLASSES
 from diffusion_jax.config import build
-from diffusion_jax.experiment import prepare
-from diffusion_jax.recipes.frame import seeds, trained
-from diffusion_jax.recipes.parts.early_exits import (
-    equal_depths,
-    errors_of,
-    run_quality,
-    run_times,
-    runs,
-    trained_exits,
-)
-from diffusion_jax.recipes.report import Claim, Results, claim
+from diffusion_jax.experiment import Experiment, prepare
+from diffusion_jax.models import EarlyExit
+from diffusion_jax.recipes.study import Arm, Results, Study, Tabulated, by_seed, table
+from diffusion_jax.recipes.verdicts import Row
+from diffusion_jax.sampling import sample
+from diffusion_jax.stages import Stage
 
-COMPARED = (("adaptive", "fixed", 1.0), ("adaptive", "random", 1.0), ("table", "reversed", 0.67))
-"""What is compared at as many blocks, and by which factor it should at least be better."""
-
-_EARLY = "exits are nearly all in the first steps, whose small errors few steps of DDIM carry on to the end"
-_NOISE = "of so few samples the distance is too noisy to tell"
-REASONS = {"endpoint": _EARLY, "distance": f"{_EARLY}; or {_NOISE}", "change": f"{_EARLY}; or {_NOISE}"}
-REASONS["tuning"] = "all of the network moves, in few updates of a small batch, and the last block is one exit of eight"
-REASONS["time"] = "of so small a network a block costs little beside what each step costs anyway"
-"""The best explanations, in case that these do not hold; none of them was tested."""
-
-NOTES = (
-    "runs are of 256 samples and 25 steps of DDIM, not 2000 and 50. Predictions of x0 are clipped to the range of the "
-    "data in all of them: in a trial without it, on training seed 100 and at a higher learning rate, adaptive exits "
-    "lost to fixed depths (Fréchet distance 19.7 against 11.3), for where t is large small errors of epsilon are large "
-    "ones of x0. The table of mean depths is as good as adaptive exits: what they gain lies in t, hardly in the sample."
-)
-
-FIGURES = {"endpoint": "distance to the samples of all blocks", "distance": "Fréchet distance to held-out digits"}
 WAYS = ("adaptive", "table", "fixed", "random", "reversed")
 
 
-def run(config: ConfigDict, workdir: Path) -> Results:
-    experiment = prepare(config.base)
-    base, process = trained(experiment, "digits-transformer"), experiment.process
-    shared, own = (models.early_exit(experiment.network, heads) for heads in ("shared", "own"))
-    exits = {"tuned": shared, "frozen": own, "without": shared}
-    exits = {name: exits[name] for name in config.kinds}
-    times = (np.arange(10) + 0.5) / 10
-    errors = {
-        name: errors_of(exits[name], process, experiment.held_out, config.held_out, times)
-        for name in (exits if config.estimates else ())
-    }
-    made = {name: runs(exits[name], experiment, config, config.samples) for name in exits if name != "without"}
-    small = {
-        name: one if config.calibration == config.samples else runs(exits[name], experiment, config, config.calibration)
-        for name, one in made.items()
-    }
-    measured: dict[str, list] = {name: [] for name in errors}
-    found: dict[Any, list] = {}
-    thresholds: dict[Any, list] = {}
-    depths: dict[Any, list] = {}
-    for seed in seeds(config):
-        key, elsewhere = jax.random.key(seed), jax.random.key(config.calibration_seed + seed)
-        for name in exits:
-            params = trained_exits(config[name], exits[name], base, seed, name, name == "frozen")
-            if name in errors:
-                measured[name].append(errors[name](params))
-            if name not in made:
-                continue
-            every = small[name].uncertainty(params, elsewhere)
-            depth = np.full((every.shape[0], config.samples), exits[name].depth)
-            whole = made[name].at(params, key, depth)
-            found.setdefault((name, "whole", 0.0), []).append(run_quality(whole, whole))
-            for share in config.reductions:
-                threshold = threshold_for_depth(every, exits[name].depth * (1 - share))
-                arms = {"adaptive": made[name].early(params, key, threshold)}
-                depths.setdefault((name, share), []).append(arms["adaptive"].depth)
-                thresholds.setdefault((name, share), []).append(threshold)
-                if name == "tuned":
-                    others = equal_depths(arms["adaptive"].depth, seed)
-                    arms |= {way: made[name].at(params, key, one) for way, one in others.items()}
-                for way, one in arms.items():
-                    found.setdefault((name, way, share), []).append(run_quality(one, whole))
-            if name == "tuned":
-                last = params, threshold, arms["adaptive"].depth, key
-    params, threshold, recorded, key = last
-    off, seconds = None, None
-    if config.exact:
-        gathered = made["tuned"].gathered(params, key, threshold)
-        off = float(np.abs(gathered.x - made["tuned"].early(params, key, threshold).x).max())
-    if config.clock:
-        seconds = run_times(config, experiment, shared, params, threshold, recorded)
+def with_exits(config: ConfigDict, base: Stage) -> Experiment:
+    """The base model with exits behind its blocks; `config.frozen` trains these alone."""
+    exits = models.early_exit(base.trained.network, config.heads)
+    own, params = prepare(config, network=exits.network), base.value
+    batch = own.example()
 
-    files = [workdir / "depth.png", workdir / "quality.png"]
+    def begin(key):
+        made = exits.init(key, params, jnp.asarray(batch["x0"]), jnp.zeros(1), batch["cond"])
+        return made if config.frozen else {"params": params, "exits": made}
+
+    objective = objectives.with_frozen(own.objective, {"params": params}, "exits") if config.frozen else own.objective
+    return prepare(config, network=exits.network, objective=objective, begin=begin)
+
+
+def equal_depths(depth: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    """Depths `[S, B]` that sum up to as many blocks: fixed for each sample, at random, by a table, and it reversed."""
+    steps, count = depth.shape
+    fixed = np.floor(depth.mean()) + (np.arange(count) < round(count * (depth.mean() % 1)))
+    by_step = np.asarray(depth_table(jnp.asarray(depth)))[:, None]
+    shuffled = np.random.default_rng(seed).permutation(depth.ravel()).reshape(depth.shape)
+    rows = {"fixed": fixed[None], "random": shuffled, "table": by_step, "reversed": by_step[::-1]}
+    return {way: np.broadcast_to(one, (steps, count)).astype(np.int32) for way, one in rows.items()}
+
+
+def study(s: Study) -> Results:
+    config, base = s.config, s.stage("digits", s.config.base)
+    kinds = [name for name in ("tuned", "frozen", "without") if name in config]
+    exits = {name: models.early_exit(base.trained.network, config[name].heads) for name in kinds}
+
+    def trained(name, seed):
+        found = s.stage(name, config[name], base, seed=seed, prepare=with_exits).value
+        return {"params": base.value, "exits": found} if config[name].frozen else found
+
+    depths: dict[tuple[str, float], list[np.ndarray]] = {}
+    runs = {name: compared(s, base, exits[name], name, partial(trained, name), depths) for name in kinds[:2]}
+    rows = rows_of(runs, depths, config) + (of_training(s, base, exits, trained) if config.held_out else [])
     grid = np.asarray(build(config.grid))[:-1]
     curves = {
-        f"{name}, threshold {np.mean(thresholds[name, share]):.2f}": (grid, np.mean(each, axis=(0, 2)))
-        for (name, share), each in depths.items()
+        f"{name}, {share:.0%} fewer": (grid, np.mean(each, axis=(0, 2))) for (name, share), each in depths.items()
     }
-    pictures.save_curves(files[0], curves, x_label="t", y_label="blocks of a sample", log=False)
+    pictures.save_curves(s.picture("depth"), curves, x_label="t", y_label="blocks of a sample", log=False)
 
-    def mean(way, share, figure):
-        return np.mean([one[figure] for one in found["tuned", way, share]])
+    def points(way):
+        found = runs["tuned"]
+        blocks = [float(np.mean(depths["tuned", share])) for share in config.reductions]
+        return blocks, [float(np.mean(found[f"{way} {share:g}"]["endpoint"])) for share in config.reductions]
 
-    frontier = {
-        way: (
-            [mean(way, share, "depth") for share in config.reductions],
-            [mean(way, share, "endpoint") for share in config.reductions],
-        )
-        for way in WAYS
-    }
     label = "distance to the samples of all blocks"
-    pictures.save_curves(files[1], frontier, x_label="blocks on average", y_label=label)
-    (workdir / "measured.json").write_text(
-        json.dumps([[*map(str, key), rows] for key, rows in found.items()], indent=1)
-    )
-    return Results(claims(config, measured, found, depths, off, seconds), files, NOTES)
+    pictures.save_curves(s.picture("quality"), {w: points(w) for w in WAYS}, x_label="blocks on average", y_label=label)
+    drawn = {
+        s.picture("depth"): "Blocks that samples run along the runs: few at high noise, most near clean images.",
+        s.picture("quality"): "What leaving costs at equal numbers of blocks, by how depths are spread.",
+    }
+    return Results(rows, drawn, "the training of the exits and the noise; the base model is trained once")
 
 
-def claims(
-    config: ConfigDict, measured: dict, found: dict, depths: dict, off: float | None, seconds: dict | None
-) -> list[Claim]:
-    """Of the kinds of `config`; off: by how much leaving differs from choosing. off, seconds: None, not measured."""
+def compared(s: Study, base: Stage, exits: EarlyExit, name: str, trained: Any, depths: dict[Any, Any]) -> Tabulated:
+    """Runs of all ways at equal numbers of blocks; adds the depths of adaptive ones, `[S, B]` a seed, to `depths`."""
+    config, process, solver = s.config, base.trained.process, build(s.config.solver)
+    grid, shape, count = jnp.asarray(build(config.grid)), base.trained.shape, config.samples
+    steps, cond = len(grid) - 1, {"label": jnp.arange(count) % CLASSES}
 
-    def of(figure, way, share, name="tuned"):
-        return [one[figure] for one in found[name, way, share]]
+    @partial(jax.jit, static_argnames=("entry", "axis"))
+    def read(key, params, threshold, entry, axis):
+        inner = denoisers.clipped(whole_depth(exits, process)) if entry == "uncertainty" else leave(threshold)
+        seen = denoisers.recorded(inner, steps, lambda said, x, step: said.extras[entry], axes=axis)
+        return sample(key, seen, params, solver, grid, shape=(count, *shape), cond=cond).run.carry.values
 
-    few, many = config.reductions
-    rows, kinds = [], [name for name in config.kinds if name != "without"]
-    if off is not None:
-        text = "largest difference of samples"
-        rows.append(claim("Leaving equals running all and choosing", text, 0.0, off, "equal", "exact", margin=1e-5))
-    for name in (name for name in kinds if name in measured):
-        together = [float(np.corrcoef(one.estimated.ravel(), one.actual.ravel())[0, 1]) for one in measured[name]]
-        text = "correlation of estimated and actual uncertainty, over exits and tenths of t"
-        rows.append(claim(f"{name}: estimates are calibrated", text, 0.9, together, "higher", "not reported"))
-    for name in kinds:
+    def leave(threshold):
+        return denoisers.clipped(exit_by_uncertainty(exits, process, threshold))
+
+    def stop(depths):
+        return denoisers.clipped(at_depth(exits, process, depths))
+
+    def arms(seed):
+        params = trained(seed)
+        uncertainty = read(jax.random.key(1000 + seed), params, 0.0, "uncertainty", 1)
+        full = np.full((steps, count), exits.depth, np.int32)
+        found = {"whole": Arm(stop, params, solver, grid, cond, (full,))}
+        for share in config.reductions:
+            threshold = jnp.float32(threshold_for_depth(uncertainty, exits.depth * (1 - share)))
+            found[f"adaptive {share:g}"] = Arm(leave, params, solver, grid, cond, (threshold,))
+            depth = np.asarray(read(jax.random.key(seed), params, threshold, "exit_depth", 0))
+            depths.setdefault((name, share), []).append(depth)
+            for way, one in equal_depths(depth, seed).items() if name == "tuned" else ():
+                found[f"{way} {share:g}"] = Arm(stop, params, solver, grid, cond, (one,))
+        fewer = jnp.linspace(grid[0], grid[-1], round(steps * (1 - config.reductions[-1])) + 1)
+        if name == "tuned":
+            found["fewer steps"] = Arm(stop, params, solver, fewer, cond, (full[: len(fewer) - 1],))
+        return found
+
+    measures = {"endpoint": lambda drawn: metrics.endpoint_error(drawn.x, drawn.reference)}
+    if config.judged:
+        judge = metrics.feature_network("digits")
+        measures["distance"] = lambda drawn: metrics.judged(judge, drawn.x).distance
+    return table(arms, s.seeds, measures, shape=shape, count=count, reference="whole")
+
+
+def rows_of(runs: Mapping[str, Tabulated], depths: Mapping[Any, list[np.ndarray]], config: ConfigDict) -> list[Row]:
+    (few, many), found = config.reductions, runs["tuned"]
+    fewer, end, distance = f"{many:.0%} fewer blocks:", "distance to the samples of all blocks", "Fréchet distance"
+    adaptive, by_table, best = f"adaptive {many:g}", f"table {many:g}", ("lower", "adaptive is best")
+
+    def ended(title, ours, other, *rest):
+        return found.row(f"{fewer} {title}", "endpoint", ours, other, *rest, figure=end)
+
+    rows = [
+        ended("adaptive beats fixed", adaptive, f"fixed {many:g}", *best),
+        ended("adaptive beats random", adaptive, f"random {many:g}", *best),
+        ended("a table beats itself reversed", by_table, f"reversed {many:g}", "lower", "clearly worse", 0.67),
+        ended("better than fewer steps", by_table, "fewer steps", "lower", "not compared"),
+    ]
+    if config.judged:
+        title = f"{fewer} nearer to digits than fixed"
+        rows.append(found.row(title, "distance", adaptive, f"fixed {many:g}", *best, figure=distance))
+    for name, kind in runs.items():
         quarter = max(len(depths[name, many][0]) // 4, 1)
         noisy, clean = (
-            [float(one[part].mean()) for one in depths[name, many]] for part in (slice(quarter), slice(-quarter, None))
+            [float(d[part].mean()) for d in depths[name, many]] for part in (np.s_[:quarter], np.s_[-quarter:])
         )
-        text = f"blocks in the noisiest quarter of steps, 2 below those in the cleanest; {many:.0%} left out"
-        published = "very early at high noise, almost all blocks in the last steps"
-        title = f"{name}: noise needs fewer blocks"
-        rows.append(claim(title, text, clean, noisy, "lower", published, margin=-2.0))
-    for name in kinds:
-        title = f"{name}: no measurable change with {few:.0%} fewer blocks"
-        values = of("distance", "whole", 0.0, name), of("distance", "adaptive", few, name)
-        text, published = "Fréchet distance, at most 5 % above that of all blocks", "FID 79.34 to 79.71 at 16.5 % fewer"
-        rows.append(claim(title, text, *values, "lower", published, factor=1.05, reason=REASONS["change"]))
-    if "frozen" in kinds:
-        values = of("distance", "whole", 0.0, "frozen"), of("distance", "whole", 0.0)
-        text = "Fréchet distance of all blocks, at most 5 % above that of the frozen network"
-        title, published = "tuned: all blocks are as good as before", "FID 79 to 116 with 42 % fewer blocks"
-        rows.append(claim(title, text, *values, "lower", published, factor=1.05, reason=REASONS["tuning"]))
-    for share in config.reductions:
-        for ours, way, factor in COMPARED:
-            for figure, text in FIGURES.items():
-                title = f"{share:.0%} fewer blocks, {ours} against {way}: {figure}"
-                values = of(figure, way, share), of(figure, ours, share)
-                published = (
-                    "deep early and shallow late is the wrong way round" if ours == "table" else "adaptive is best"
-                )
-                row = claim(title, text, *values, "lower", published, factor=factor, reason=REASONS[figure])
-                rows.append(row)
-    if "without" in measured:
-        middle = len(measured["tuned"][0].square) // 2 - 1
-        mean = {name: [float(one.square[middle].mean()) for one in measured[name]] for name in ("tuned", "without")}
-        text = f"squared error behind block {middle + 1} without it, at least 20 % above that with it"
-        title = "The layer-wise loss makes early exits good"
-        rows.append(claim(title, text, mean["tuned"], mean["without"], "higher", "ablation", factor=1.2))
-    if seconds is None:
-        return rows
-    counted, clock = (seconds["whole"][i] / seconds["table"][i] for i in (0, 1))
-    blocks, time = (seconds["adaptive"][i] / seconds["whole"][i] for i in (0, 1))
-    text = f"speed-up, at least 85 % of the counted one (adaptive: {blocks:.0%} of blocks, {time:.0%} of the time)"
-    title, published = "A table of depths saves the time that it counts", "a batch waits for its deepest sample"
-    return [*rows, claim(title, text, counted, clock, "higher", published, factor=0.85, reason=REASONS["time"])]
+        figure, published = "blocks in the noisiest quarter; the cleanest", "very early at high noise"
+        rows.append(Row(f"{name}: noise needs fewer blocks", figure, noisy, clean, "lower", published, margin=-2.0))
+        if config.judged:
+            bounds = "whole", "lower", "FID 79.71, 79.34 (16.5 % fewer)", 1.05
+            title = f"{name}: up to 5 % worse with {few:.0%} fewer"
+            rows.append(kind.row(title, "distance", f"adaptive {few:g}", *bounds, figure=distance))
+    if config.judged and "frozen" in runs:
+        title, before = "tuned: all blocks, up to 5 % worse than before", runs["frozen"]["whole"]["distance"]
+        rows.append(Row(title, distance, found["whole"]["distance"], before, "lower", "it can degrade", 1.05))
+    counted, clock = (
+        np.divide(found["whole"][cost], found[by_table][cost]).tolist() for cost in ("compute", "seconds")
+    )
+    title, published = "A table saves 85 % of what it counts", "a batch waits for its deepest"
+    return [*rows, Row(title, "times faster; counted in blocks", clock, counted, "higher", published, 0.85)]
+
+
+def of_training(s: Study, base: Stage, exits: Mapping[str, EarlyExit], trained: Any) -> list[Row]:
+    """How good estimates are on held-out digits, and what the layer-wise loss is good for."""
+    held_out = base.trained.held_out.take(range(s.config.held_out))
+    batch, times = {"x0": jnp.asarray(held_out["x0"]), "cond": held_out["cond"]}, (np.arange(10) + 0.5) / 10
+    middle, found = base.trained.network.anatomy.depth // 2 - 1, {}
+    for name, one in exits.items():
+        measure = jax.jit(partial(objectives.exit_errors, one.network, base.trained.process))
+
+        def figures(seed, name=name, measure=measure):
+            errors = measure(trained(name, seed), batch, times, jax.random.key(seed))
+            together = np.corrcoef(np.ravel(errors.estimated), np.ravel(errors.actual))[0, 1]
+            return {"together": together, "middle": np.mean(errors.square[middle])}
+
+        found[name] = by_seed(s.seeds, figures)
+    figure = "correlation of estimated and actual error"
+    rows = [
+        Row(f"{name}: estimates are calibrated", figure, found[name]["together"], 0.9, "higher")
+        for name in sorted(found.keys() - {"without"})
+    ]
+    if "without" in found:
+        figure, values = f"squared error behind block {middle + 1} without it", (found["without"], found["tuned"])
+        title, published = "The layer-wise loss makes early exits good", "ablation: by a clear margin"
+        rows.append(Row(title, figure, values[0]["middle"], values[1]["middle"], "higher", published, 1.2))
+    return rows

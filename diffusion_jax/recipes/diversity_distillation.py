@@ -1,211 +1,231 @@
-"""Diversity distillation (Gandikota & Bau 2025): the base makes the first step of its distilled student's few.
+"""Diversity distillation: the base model makes the first of its distilled student's few steps.
 
-A student that was distilled to four steps gives nearly one picture a class: it fixes the composition in its first step,
-which is seen in what it predicts of x0 through time. So the base makes that step and the student the others, at the
-student's cost. The student still knows the base's concepts: low-rank sliders move from one to the other as they are.
+A world whose exact denoiser is known, with a student that is collapsed in its first step alone; and the transformer on
+digits with a student that distribution matching made of it, between which sliders of the area of strokes move.
 """
 
-from collections.abc import Mapping, Sequence
+import itertools
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusion_jax import denoisers, pictures, timesteps
-from diffusion_jax.baselines import CLASSES
+from diffusion_jax import denoisers, metrics, objectives, pictures, processes, solvers, timesteps
+from diffusion_jax.baselines import CLASSES, NULL
 from diffusion_jax.config import build
-from diffusion_jax.experiment import prepare
-from diffusion_jax.metrics import feature_network, pairwise_distance, undecided
-from diffusion_jax.recipes.frame import seeds, trained
-from diffusion_jax.recipes.parts.digits import judged
-from diffusion_jax.recipes.parts.few_steps import Drawn, distilled, relay
-from diffusion_jax.recipes.parts.patterns import collapsed, of_patterns
-from diffusion_jax.recipes.parts.sliders import areas, of_sliders, trained_slider
-from diffusion_jax.recipes.report import Claim, Results, claim
+from diffusion_jax.experiment import Experiment, prepare
+from diffusion_jax.recipes.study import Arm, Arms, Drawn, Results, Study, Tabulated, table
+from diffusion_jax.recipes.verdicts import Row
+from diffusion_jax.sampling import sample
+from diffusion_jax.stages import Stage
 
-NOTES = (
-    "the seeds of digits are of sampling, of one training of the student and of each slider. The student's grid and "
-    "training were chosen on seeds from 100 on. The row of the base's longer grid was added, and the reasons were "
-    "written, after these seeds had been seen. Fréchet distance to held-out digits: base in many steps {base:.2f}, "
-    "student {student:.2f}; so the student is blurred and not only collapsed: it has lost variance as regressions do."
+WITHIN, MODES = {"figure": "distance of features within a class"}, {"figure": "effective modes of 8"}
+DIGITS: tuple[tuple[Any, dict[str, Any]], ...] = (
+    (("One base step restores diversity", "variety", "k = 1", "base", "higher", "0.350, 0.337", 0.95), WITHIN),
+    (("The student is collapsed", "variety", "k = 0", "base", "lower", "0.264, 0.337", 0.85), WITHIN),
+    (("Not in the reverse order", "variety", "student first", "k = 1", "lower", "it does not come back", 0.95), WITHIN),
+    (("A grid of the base's own restores it too", "variety", "own grid", "base", "higher", "20 steps", 0.95), WITHIN),
+    (("At no loss of accuracy, up to a point", "accuracy", "k = 1", "k = 0", "higher", "pictures", 1.0, -0.01), {}),
+    (("Nearer to the data than the student", "distance", "k = 1", "k = 0", "lower", "FID 10.8, 15.5"), {}),
 )
+PATTERNS: tuple[tuple[Any, dict[str, Any]], ...] = (
+    (("patterns: a collapsed first step", "modes", "student", "base", "lower", "5.39, 7.97", 0.8), MODES),
+    (("patterns: one base step restores it", "modes", "base first", "base", "higher", "7.96, 7.97", 0.98), MODES),
+    (("patterns: more varied than the base", "spread", "base first", "base", "higher", "1.329, 1.322"), {}),
+    (("patterns: not in the reverse order", "modes", "student first", "student", "lower", "5.40, 5.39", 1.1), MODES),
+)
+"""Claims, as arguments of `Tabulated.row`."""
 
 
-ARMS = {"base": "base", "student": "k = 0", "base, then student": "k = 1"}
-"""What is shown, by name, and which of `World.arms` it is."""
-
-
-class Measured(NamedTuple):
-    """diversity: mean distance of the judge's features between samples of one class. The others: see `digits.Judged`
-    and `metrics.undecided`."""
-
-    diversity: float
-    accuracy: float
-    distance: float
-    undecided: list[float]
-
-
-class World(NamedTuple):
-    """The two models, and how runs are made.
-
-    few, many, apart: by the solver of the student, of the base, and by each model's own. grid: of the student; long: of
-    the base alone; own: of the base before the student, by name.
-    """
-
-    params: tuple[Any, Any]
-    few: Any
-    many: Any
-    apart: Any
-    grid: Any
-    long: Any
-    own: Any
-
-    def base(self, key, params, cond) -> Drawn:
-        """The base in many steps."""
-        steps = len(self.long) - 1
-        return self.many(key, (params, params), np.zeros(steps, np.int32), self.long, len(cond["label"]), cond)
-
-    def handed(self, key, which, grid, cond, params=None) -> Drawn:
-        """A run by the student's solver, of whom the table names at each step."""
-        return self.few(key, params or self.params, which, grid, len(cond["label"]), cond)
-
-    def arms(self, key, cond) -> dict[str, Drawn]:
-        """All ways to sample that are compared, from the same noise."""
-        steps = len(self.grid) - 1
-        found = {"base": self.base(key, self.params[0], cond)}
-        for k in range(steps + 1):
-            found[f"k = {k}"] = self.handed(key, timesteps.spliced(self.grid, self.grid, k).which, self.grid, cond)
-        found["student first"] = self.handed(key, (np.arange(steps) == 0).astype(np.int32), self.grid, cond)
-        for name, own in self.own.items():
-            spliced = timesteps.spliced(own, self.grid, 1)
-            found[name] = self.apart(key, self.params, spliced.which, spliced.grid, len(cond["label"]), cond)
-        return found
-
-    def moments(self) -> list[int]:
-        """The steps of the base's own run that are at the times of the student's."""
-        return [int(np.argmin(np.abs(np.asarray(self.long)[:-1] - t))) for t in np.asarray(self.grid)[:-1]]
-
-
-def labels_by_class(each: int) -> dict[str, Any]:
-    """`each` conditions of every class, one class after the other."""
-    return {"label": jnp.repeat(jnp.arange(CLASSES), each)}
-
-
-def variety_of(drawn: Drawn, cond: Mapping[str, Any]) -> Measured:
-    features, label = feature_network("digits").features(drawn.x), np.asarray(cond["label"])
-    judgement = judged(drawn.x, label)
-    return Measured(pairwise_distance(features, label), *judgement, undecided(drawn.predictions, drawn.x).tolist())
-
-
-def of_variety(found: Sequence[dict[str, Measured]], arms: dict[str, Drawn], begins: int) -> list[Claim]:
-    """What the paper says of diversity, against `found[seed][arm]`.
-
-    begins: the step of the base's own run that is at the time at which the student's begins.
-    """
-    steps = arms["k = 0"].evaluations
-
-    def over(arm, measure):
-        return [getattr(one[arm], measure) for one in found]
-
-    def against(name, metric, measure, baseline, ours, direction, published, **bounds):
-        return claim(name, metric, over(baseline, measure), over(ours, measure), direction, published, **bounds)
-
-    within = "distance of the judge's features within a class"
-    first = [one["base"].undecided[begins] for one in found], [one["k = 0"].undecided[0] for one in found]
-    one_step = (
-        "in 64 dimensions the base's first x0 is nearly the mean of its class; from there, the noise that is added at "
-        "the second time brings back a part of the variety only. It holds in 256 dimensions, see the patterns"
+def distilled(config: ConfigDict, base: Stage) -> Experiment:
+    """The student: the base, trained to answer as the guided base samples at each time of `config.grid`."""
+    network, inner = base.trained.network, denoisers.denoiser(base.trained.network, base.trained.process)
+    objective = objectives.distribution_matching(
+        objectives.few_step_answers(inner, build(config.grid), config.first),
+        denoisers.guided(inner, config.guidance, NULL),
+        base.value,
+        network,
+        draw=build(config.compared),
+        every=config.optimizer.every.student,
     )
-    return [
-        against("The student is collapsed", f"{within}, under 85 % of the base's", "diversity", "base", "k = 0",
-                "lower", "0.264 against 0.337", factor=0.85,
-                reason="fresh noise at its later times makes up for what the first step has lost"),
-        against("One step of the base restores diversity", f"{within}, over 95 % of the base's", "diversity", "base",
-                "k = 1", "higher", "0.350 against 0.337", factor=0.95, reason=one_step),
-        *(against(f"So does the base on a grid of its own: {arms[name].evaluations:g} evaluations",
-                  f"{within}, over 95 % of the base's", "diversity", "base", name, "higher",
-                  "20 base steps in the released command", factor=0.95,
-                  reason="of so few steps by DDIM the variety of the base is itself less")
-          for name in ("short", "long") if name in arms),
-        against("At no loss of accuracy", "class accuracy, at most a point under the student's", "accuracy", "k = 0",
-                "k = 1", "higher", "shown in pictures", margin=-0.01,
-                reason="the student did not learn from means that are re-noised, which is what the base hands it"),
-        against("And nearer to the data", "Fréchet distance to held-out digits; baseline: the student", "distance",
-                "k = 0", "k = 1", "lower", "FID 10.79 against 15.52",
-                reason="the distance weighs a shift of all samples more than their variety"),
-        claim("At the student's cost", "network evaluations", steps, arms["k = 1"].evaluations, "equal",
-              "0.64 s against 0.64 s"),
-        against("Not in the reverse order", f"{within}: the student first, then the base; baseline: the base first",
-                "diversity", "k = 1", "student first", "lower", "diversity does not come back", factor=0.95,
-                reason="the first step is re-noised so strongly that the base decides anew"),
-        claim("The student decides at once", "|predicted x0 - x| / |x| at the first time, under half of the base's",
-              *first, "lower", "composition fixed after one step", factor=0.5,
-              reason="distilled in minutes, the student's first answer is still blurred, and later steps sharpen it"),
-    ]  # fmt: skip
+    return prepare(
+        config, network=network, objective=objective, begin=lambda key: dict.fromkeys(("student", "fake"), base.value)
+    )
 
 
-def run(config: ConfigDict, workdir: Path) -> Results:
-    base, numbers = prepare(config.base), list(seeds(config))
-    params = trained(base, "digits-transformer")
-    student = distilled(config, base, params, "diversity-student")
-    denoiser = denoisers.denoiser(base.network, base.process)
-    pair, both = (denoiser, denoiser), (build(config.base_solver), build(config.solver))
-    few = relay(pair, both[1], base.shape)
-    many = few if config.base_solver == config.solver else relay(pair, both[0], base.shape)
-    apart = relay(pair, both, base.shape)
-    world = World((params, student), few, many, apart, *(build(config[name]) for name in ("grid", "long", "own")))
+def ink(prediction: Any, t: Any, cond: Any) -> Any:
+    """Minus the mean brightness of what is predicted: an energy whose descent adds ink."""
+    return -jnp.mean((prediction.x0 + 1) / 2, axis=(1, 2, 3))
 
-    cond = labels_by_class(config.each)
-    drawn = [world.arms(jax.random.key(seed), cond) for seed in numbers]
-    found = [{name: variety_of(arm, cond) for name, arm in arms.items()} for arms in drawn]
-    config.slider.seed = config.seed
-    slider = partial(trained_slider, config.slider, base)
-    before = [config[name].to_dict() for name in ("base", "student", "grid", "compared")] + [config.first]
-    sliders = {
-        "base": slider(params=params, name="slider-base", given=before[:1]),
-        "student": slider(params=student, name="slider-student", given=before),
+
+def stroke_area(drawn: Drawn) -> float:
+    """The share of pixels brighter than half."""
+    return float((np.asarray(drawn.x) > 0).mean())
+
+
+def with_slider(config: ConfigDict, base: Stage, *student: Stage) -> Experiment:
+    """Factors that add ink, beside the base or beside its student."""
+    network, process = base.trained.network, base.trained.process
+    params = student[0].value["student"] if student else base.value
+    steered = denoisers.energy_guided(denoisers.denoiser(network, process), ink, config.strength)
+    adapted, batch = build(config.lora, network=network), base.trained.example()
+    objective = objectives.slider(adapted.network, process, steered, params, build(config.draw))
+
+    def begin(key):
+        return adapted.init(key, params, batch["x0"], jnp.zeros(1), batch["cond"])
+
+    return prepare(config, network=network, objective=objective, begin=begin)
+
+
+def patterns_of(seed: int, config: ConfigDict) -> np.ndarray:
+    return np.random.default_rng(seed).choice([-1.0, 1.0], (config.patterns, config.dimensions))
+
+
+def patterns(s: Study) -> Tabulated:
+    """Random patterns of +-1. The student is the exact denoiser of a mixture in which one of them weighs e^3 times as
+    much for t > 0.9, and the base's flow map at all later times: whatever it lacks was lost in the first step."""
+    config, exact = s.config.patterns, denoisers.analytic(processes.vp_scaled_linear())
+    student = denoisers.switched((exact, denoisers.flow_map(exact)), (0.9,))
+    handed, solver = partial(denoisers.switched, (exact, student)), solvers.ddim()
+    grid = timesteps.from_indices([999, 749, 499, 249])
+
+    def arms(seed):
+        means = patterns_of(seed, config)
+        mixture = denoisers.gaussian_mixture(means, 0.3)
+        seeking = denoisers.gaussian_mixture(means, 0.3, weights=np.exp(3.0 * (np.arange(len(means)) == 0)))
+        orders = {"student": [1, 1, 1, 1], "base first": [0, 1, 1, 1], "student first": [1, 0, 0, 0]}
+        params = mixture, (seeking, mixture)
+        found = {name: Arm(handed, params, solver, grid, None, (np.array(order),)) for name, order in orders.items()}
+        return {"base": Arm(exact, mixture, solver, timesteps.linspace(config.base_steps)), **found}
+
+    def modes(drawn):
+        distances = ((drawn.x[:, None] - patterns_of(drawn.seed, config)) ** 2).sum(axis=-1)
+        return metrics.effective_modes(np.argmin(distances, axis=1))
+
+    measures = {"modes": modes, "spread": lambda drawn: metrics.pairwise_distance(drawn.x) / config.dimensions**0.5}
+    return table(arms, s.seeds, measures, shape=(config.dimensions,), count=config.samples)
+
+
+def compared(s: Study, base: Stage, student: Stage) -> Tabulated:
+    """Digits of every class: by the base, guided, in many steps, and by the student's solver on its grid, where the
+    base makes the first `k` steps, or all but the first, or steps of its own down to the student's second time."""
+    config, inner = s.config, denoisers.denoiser(base.trained.network, base.trained.process)
+    cond, params = {"label": np.repeat(np.arange(CLASSES), config.each)}, (base.value, student.value["student"])
+    solver, first, grid, long = (build(config[name]) for name in ("solver", "base_solver", "grid", "long"))
+    handed, steps, judge = partial(denoisers.switched, (inner, inner)), len(grid) - 1, metrics.feature_network("digits")
+    orders = {f"k = {k}": timesteps.spliced(grid, grid, k).which for k in range(steps)}
+    orders["student first"] = (jnp.arange(steps) == 0).astype(jnp.int32)
+    own, guided = timesteps.spliced(build(config.own), grid, 1), denoisers.guided(inner, config.student.guidance, NULL)
+    arms = {name: Arm(handed, params, solver, grid, cond, (which,)) for name, which in orders.items()}
+    arms["own grid"] = Arm(handed, params, solvers.switched((first, solver), own.which), own.grid, cond, (own.which,))
+    arms["base"] = Arm(guided, base.value, first, long, cond)
+    measures = {
+        "variety": lambda drawn: metrics.pairwise_distance(judge.features(drawn.x), cond["label"]),
+        "accuracy": lambda drawn: metrics.judged(judge, drawn.x, cond["label"]).accuracy,
+        "distance": lambda drawn: metrics.judged(judge, drawn.x).distance,
     }
-    few_labels, ones = labels_by_class(config.sliding.each), np.ones(len(world.grid) - 1, np.int32)
-    models = {
-        "base": (params, lambda key, p: world.base(key, p, few_labels).x),
-        "student": (student, lambda key, p: world.handed(key, ones, world.grid, few_labels, (p, p)).x),
-    }
-    slid = areas(sliders, models, config.sliding.strengths, numbers)
-    claims = [
-        *of_variety(found, drawn[0], world.moments()[0]),
-        *of_patterns([collapsed(seed, **config.patterns) for seed in numbers]),
-        *of_sliders(slid, config.sliding.strengths),
-    ]
-    distances = {name: float(np.mean([one[arm].distance for one in found])) for name, arm in ARMS.items()}
-    return Results(claims, draw_pictures(world, drawn[0], found, slid, config, workdir), NOTES.format(**distances))
+    return table(arms, s.seeds, measures, shape=base.trained.shape, count=len(cond["label"]))
 
 
-def draw_pictures(
-    world: World, drawn: dict, found: Sequence[dict], slid: dict, config: ConfigDict, workdir: Path
-) -> list[Path]:
-    """The pictures: x0 through time, when it is decided, how varied runs are, and what sliders do."""
-    files = [workdir / f"{name}.png" for name in ("predictions", "decided", "diversity", "sliders")]
-    some = config.each * config.shown + np.arange(4)
-    strips = {}
-    for name, arm in ARMS.items():
-        said = drawn[arm].predictions[world.moments() if arm == "base" else slice(None)]
-        strips[name] = np.concatenate([said[:, some], drawn[arm].x[None, some]]).swapaxes(0, 1)
-    pictures.save_strips(files[0], strips, zoom=5)
-    times = {arm: np.asarray(world.long if arm == "base" else world.grid)[:-1] for arm in ARMS.values()}
-    curves = {name: (1 - times[arm], np.maximum(found[0][arm].undecided, 1e-3)) for name, arm in ARMS.items()}
-    pictures.save_curves(files[1], curves, x_label="1 - t", y_label="distance of predicted x0 to the sample")
-    steps = range(len(world.grid))
-    lost = [np.mean([1 - one[f"k = {k}"].diversity / one["base"].diversity for one in found]) for k in steps]
-    lines = {"base first, then student": (steps, lost), "base in many steps": (steps, [0.0] * len(steps))}
-    pictures.save_curves(files[2], lines, x_label="steps made by the base", y_label="share of diversity that is lost")
-    middle = config.sliding.strengths.index(0.0)
-    lines = {
-        f"of the {own}, on the {used}": (config.sliding.strengths, (area - area[:, middle, None]).mean(axis=0))
-        for (own, used), area in slid.items()
+def decided(s: Study, base: Stage, student: Stage) -> dict[str, list[np.ndarray]]:
+    """How far predictions of x0 are from the sample that they become, by step, a run of either model a seed."""
+    config, inner = s.config, denoisers.denoiser(base.trained.network, base.trained.process)
+    cond = {"label": jnp.arange(5 * CLASSES) % CLASSES}
+    shape, found = (5 * CLASSES, *base.trained.shape), {}
+    for name, params, solver, grid in (
+        ("base", base.value, config.base_solver, config.long),
+        ("student", student.value["student"], config.solver, config.grid),
+    ):
+        grid = build(grid)
+        seen = denoisers.recorded(inner, len(grid) - 1)
+        run = jax.jit(
+            partial(sample, denoiser=seen, params=params, solver=build(solver), grid=grid, shape=shape, cond=cond)
+        )
+        runs = [run(jax.random.key(seed)) for seed in s.seeds]
+        found[name] = [metrics.undecided(one.run.carry.values, one.x) for one in runs]
+    return found
+
+
+def slid(s: Study, base: Stage, student: Stage) -> Tabulated:
+    """The area of strokes with a slider of either model at every strength, beside either model."""
+    config, inner = s.config, denoisers.denoiser(base.trained.network, base.trained.process)
+    adapted = build(config.slider.lora, network=base.trained.network)
+    factors = {
+        "base": s.stage("slider of the base", config.slider, base, prepare=with_slider).value,
+        "student": s.stage("slider of the student", config.slider, base, student, prepare=with_slider).value,
     }
-    pictures.save_curves(files[3], lines, x_label="strength of the slider", y_label="change of the stroke area")
-    return files
+    label = np.arange(8 * CLASSES) % CLASSES
+    runs = {
+        "base": Arm(inner, base.value, build(config.base_solver), build(config.short), {"label": label}),
+        "student": Arm(inner, student.value["student"], build(config.solver), build(config.grid), {"label": label}),
+    }
+    merge = jax.jit(adapted.merge)
+    arms: Arms = {
+        f"{own}, {used}, {strength:g}": arm._replace(params=merge(arm.params, factors[own], strength))
+        for own in factors
+        for used, arm in runs.items()
+        for strength in config.strengths
+    }
+    return table(arms, s.seeds, {"area": stroke_area}, shape=base.trained.shape, count=len(label))
+
+
+def study(s: Study) -> Results:
+    config = s.config
+    base = s.stage("digits", config.base)
+    student = s.stage("student", config.student, base, prepare=distilled)
+    found, rows = compared(s, base, student) if config.each else None, []
+    rows += [found.row(*claim, **bounds) for claim, bounds in DIGITS] if found else []
+    made = patterns(s)
+    rows += [made.row(*claim, **bounds) for claim, bounds in PATTERNS]
+    captions: dict[Any, str] = {}
+    if found:
+        said, times = (
+            decided(s, base, student),
+            {name: np.asarray(build(config[name]))[:-1] for name in ("long", "grid")},
+        )
+        at = int(np.argmin(np.abs(times["long"] - times["grid"][0])))
+        first = [float(one[0]) for one in said["student"]], [float(one[at]) for one in said["base"]]
+        figure, published = "|predicted x0 - x| / |x| at its first time", "fixed after one step"
+        rows.append(Row("The student decides at once", figure, *first, "lower", published, 0.5))
+        curves = {
+            name: (1 - grid, np.mean(said[name], axis=0))
+            for name, grid in zip(("base", "student"), times.values(), strict=True)
+        }
+        label = "distance of predicted x0 to the sample"
+        pictures.save_curves(s.picture("decided"), curves, x_label="1 - t", y_label=label, log=False)
+        captions[s.picture("decided")] = "When a sample is decided: a collapsed student is at its first step."
+        arms = {"base": "base", "student": "k = 0", "one base step": "k = 1", "the base's own grid": "own grid"}
+        shown = {name: found.samples[arm][2 * config.each :][:10] for name, arm in arms.items()}
+        pictures.save_strips(s.picture("samples"), shown, zoom=5)
+        captions[s.picture("samples")] = "Ten samples of one class: their variety is what the student lacks."
+    areas = slid(s, base, student)
+    rows += slider_rows(areas, config)
+    curves = {
+        f"of the {own}, on the {used}": (config.strengths, areas_of(areas, own, used, config).mean(axis=1))
+        for own, used in itertools.product(("base", "student"), repeat=2)
+    }
+    pictures.save_curves(s.picture("sliders"), curves, x_label="strength", y_label="stroke area", log=False)
+    captions[s.picture("sliders")] = "Stroke area by strength of a slider, beside its own model and the other one."
+    return Results(rows, captions, "the noise, and the patterns; student and sliders are trained once")
+
+
+def areas_of(found: Tabulated, own: str, used: str, config: ConfigDict) -> np.ndarray:
+    """`[strength, seed]`"""
+    return np.array([found[f"{own}, {used}, {strength:g}"]["area"] for strength in config.strengths])
+
+
+def slider_rows(found: Tabulated, config: ConfigDict) -> list[Row]:
+    """Control distillation: what a slider does where it was not trained, against what it does at home."""
+    rows, published = [], "sliders work unchanged"
+    for own, other in (("base", "student"), ("student", "base")):
+        away, home = (areas_of(found, own, used, config) for used in (other, own))
+        there, here = (np.polyfit(config.strengths, areas, 1)[0].tolist() for areas in (away, home))
+        title, figure = f"A slider of the {own} moves the {other} half as much", "rise of stroke area per strength"
+        rows.append(Row(title, figure, there, here, "higher", published, 0.5))
+        smallest = np.diff(away, axis=0).min(axis=0).tolist()
+        figure = "smallest rise of stroke area"
+        rows.append(Row(f"It moves the {other} monotonically", figure, smallest, 0.0, "higher", published))
+    return rows

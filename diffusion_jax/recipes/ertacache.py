@@ -2,7 +2,7 @@
 
 Two worlds: the exact velocity of a Gaussian mixture by Euler's method in t, and a transformer on digits under guidance
 by DDIM in s = sigma / alpha. In each the three parts are added one after the other and compared with uniform reuse and
-with fewer steps of the plain solver, all at equal evaluations.
+with fewer steps of the plain solver, all at equal evaluations; so are schedules by a step's influence on the endpoint.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,17 +19,17 @@ from diffusion_jax.acceleration import Calibration, Trajectories
 from diffusion_jax.acceleration.calibration import integrated
 from diffusion_jax.baselines import CLASSES, NULL
 from diffusion_jax.config import build
-from diffusion_jax.metrics import endpoint_error
-from diffusion_jax.recipes.parts.digits import judged
-from diffusion_jax.recipes.study import Arm, Results, Study, Table, table
+from diffusion_jax.metrics import endpoint_error, feature_network, judged
+from diffusion_jax.recipes.study import Arm, Results, Study, Tabulated, table
 from diffusion_jax.recipes.verdicts import Row
 from diffusion_jax.typing import Condition, Denoiser, Params, Solver
 
-PARTS = ("fewer steps", "uniform reuse", "schedule", "and times", "and correction", "all three parts")
-"""The arms at each setting: the plain solver, then reuse, then one part of the method after the other."""
+PARTS = ("fewer steps", "uniform reuse", "schedule", "and times", "and correction", "all three parts", "by influence")
+"""The arms at each setting: the plain solver, reuse, one part of the method after the other, and all of them with a
+schedule that weighs a step by what it does to the end of the run."""
 
 
-class World(NamedTuple):
+class Testbed(NamedTuple):
     """What is sampled. params: of a seed. fit: (runs, setting, **how) -> Calibration. recorded: what runs are recorded
     of, one calibration each."""
 
@@ -46,7 +46,7 @@ class World(NamedTuple):
 def study(s: Study) -> Results:
     rows: list[Row] = []
     drawn: dict[Any, str] = {}
-    for name, world_of in {"mixture": mixture, "digits": digits}.items():
+    for name, world_of in {"mixture": mixture_world, "digits": digit_world}.items():
         if name not in s.config:
             continue
         config, world = s.config[name], world_of(s)
@@ -59,14 +59,14 @@ def study(s: Study) -> Results:
         pictures.save_curves(s.picture(name), curves, x_label="evaluations", y_label=f"endpoint error, {name}")
         drawn[s.picture(name)] = f"Distance to the end of the full run by evaluations, {name}: lower is better."
     images = {
-        arm: found.samples[arm][:10] for arm in ("full", f"uniform reuse {config.shown}", f"{PARTS[-1]} {config.shown}")
+        arm: found.samples[arm][:10] for arm in ("full", f"uniform reuse {config.shown}", f"{PARTS[-2]} {config.shown}")
     }
     pictures.save_strips(s.picture("samples"), images)
     drawn[s.picture("samples")] = f"Digits of one seed in full, and with {config.shown} of {len(world.grid) - 1} steps."
     return Results(rows, drawn, "the mixture's means, the recorded runs and the noise; the transformer is trained once")
 
 
-def mixture(s: Study) -> World:
+def mixture_world(s: Study) -> Testbed:
     """The exact velocity of a mixture, whose means each seed draws anew."""
     config, flow = s.config.mixture, processes.rectified_flow()
     grid = timesteps.linspace(config.steps)
@@ -78,10 +78,10 @@ def mixture(s: Study) -> World:
     def fit(runs, threshold, **how):
         return acceleration.calibrate(runs, grid, flow, threshold, **how)
 
-    return World(denoisers.analytic(flow), solvers.flow_euler(), grid, (config.dims,), params, fit)
+    return Testbed(denoisers.analytic(flow), solvers.flow_euler(), grid, (config.dims,), params, fit)
 
 
-def digits(s: Study) -> World:
+def digit_world(s: Study) -> Testbed:
     """A trained network under guidance, recorded on either half of classes. Settings are numbers of computed steps."""
     config, base = s.config.digits, s.stage("digits", s.config.digits.base)
     network, process, grid = base.trained.network, base.trained.process, build(config.grid)
@@ -93,7 +93,15 @@ def digits(s: Study) -> World:
         return acceleration.calibrate(runs, grid, process, threshold, residual=residual)
 
     cond = {"label": jnp.arange(config.samples) % CLASSES}
-    return World(guided, solvers.ddim(), grid, base.trained.shape, lambda _: base.value, fit, cond, halves)
+    return Testbed(guided, solvers.ddim(), grid, base.trained.shape, lambda _: base.value, fit, cond, halves)
+
+
+def by_influence(world: Testbed, runs: Trajectories, count: int) -> Calibration:
+    """A calibration at equal evaluations, steps weighed by their influence; the data's spread is that of the runs."""
+    process = world.inner.process
+    weight = acceleration.endpoint_influence(process, world.grid, float(runs.x[-1].std()))
+    threshold = acceleration.threshold_at_count(runs, count, weight=weight)
+    return acceleration.calibrate(runs, world.grid, process, threshold, weight=weight)
 
 
 def reusing(inner: Denoiser, residual: bool, computed: Any, correction: Any) -> Denoiser:
@@ -102,11 +110,11 @@ def reusing(inner: Denoiser, residual: bool, computed: Any, correction: Any) -> 
     return acceleration.cached_outputs(inner, acceleration.on_schedule(computed), **options)
 
 
-def settings_of(world: World, calibration: Calibration, part: str) -> tuple[Any, Any]:
+def settings_of(world: Testbed, calibration: Calibration, part: str) -> tuple[Any, Any]:
     """The grid of a part and the settings of its denoiser: it asks the network as often as `calibration` does."""
     steps, count = len(world.grid) - 1, int(calibration.computed.sum())
     computed, correction, grid = calibration.computed, calibration.correction, jnp.asarray(world.grid)
-    if part not in (PARTS[4], PARTS[5]):
+    if part not in PARTS[4:]:
         correction = jax.tree.map(jnp.zeros_like, correction)
     if part == "fewer steps":
         # The solver at `count` steps spread along the grid; the others stand still at the end, so it is one program.
@@ -114,12 +122,12 @@ def settings_of(world: World, calibration: Calibration, part: str) -> tuple[Any,
         computed, grid = jnp.arange(steps) < count, jnp.interp(places, jnp.arange(steps + 1), grid)
     if part == "uniform reuse":
         computed = acceleration.spread_schedule(steps, count)
-    if part in (PARTS[3], PARTS[5]):
+    if part == PARTS[3] or part in PARTS[5:]:
         grid = acceleration.calibrated_grid(grid, calibration, world.inner.process)
     return jax.device_get((grid, (jnp.asarray(computed), correction)))
 
 
-def compared(s: Study, world: World, config: ConfigDict) -> tuple[Table, list[float]]:
+def compared(s: Study, world: Testbed, config: ConfigDict) -> tuple[Tabulated, list[float]]:
     """The parts at every setting, the other calibrations of the config, and the overlap of those of the halves."""
     denoiser = {residual: partial(reusing, world.inner, residual) for residual in (True, False)}
     shape, solver, overlaps = (config.calibration, *world.shape), world.solver, []
@@ -142,91 +150,62 @@ def compared(s: Study, world: World, config: ConfigDict) -> tuple[Table, list[fl
         found = {"full": Arm(world.inner, params, solver, world.grid, world.cond)}
         for at in config.settings:
             calibration = world.fit(whole, at)
-            found |= {f"{part} {at:g}": arm(calibration, part) for part in PARTS}
+            weighted = by_influence(world, whole, int(calibration.computed.sum()))
+            kept = {part: weighted if part == PARTS[-1] else calibration for part in PARTS}
+            found |= {f"{part} {at:g}": arm(one, part) for part, one in kept.items()}
         for name, (at, part, how) in config.others.items():
             found[name] = arm(world.fit(whole, at, **how), part)
         return found
 
     measures = {"error": lambda drawn: endpoint_error(drawn.x, drawn.reference)}
     if config.judged:
-        measures["accuracy"] = lambda drawn: judged(drawn.x, drawn.cond["label"]).accuracy
+        judge = feature_network("digits")
+        measures["accuracy"] = lambda drawn: judged(judge, drawn.x, drawn.cond["label"]).accuracy
     return table(arms, s.seeds, measures, shape=world.shape, count=config.samples, reference="full"), overlaps
 
 
-def means(found: Table, part: str, measure: str, config: ConfigDict) -> list[float]:
+def means(found: Tabulated, part: str, measure: str, config: ConfigDict) -> list[float]:
     return [float(np.mean(found[f"{part} {at:g}"][measure])) for at in config.settings]
 
 
-def part_rows(found: Table, name: str, config: ConfigDict) -> list[Row]:
+def part_rows(found: Tabulated, name: str, config: ConfigDict) -> list[Row]:
     """What the corrections add to the schedule, and what all of it is worth against two simpler ways."""
+    whole, influence = PARTS[-2:]
+    told = [
+        ("beats fewer steps", whole, "fewer steps", "not compared"),
+        ("beats uniform reuse", whole, "uniform reuse", "PSNR 23.8 against 13.8 (Wan2.1)"),
+        ("times and correction help", whole, "schedule", "PSNR 23.8 against 22.1 (Wan2.1)"),
+        ("by influence, beats fewer steps", influence, "fewer steps", "not of the paper"),
+    ]
     rows = []
     for at in config.settings:
-        ours = found[f"{PARTS[-1]} {at:g}"]
-        figure = f"endpoint error at {np.mean(ours['evaluations']):.3g} evaluations"
-        for part, told, published in (
-            ("fewer steps", "beats fewer steps", "not compared"),
-            ("uniform reuse", "beats uniform reuse", "PSNR 23.8 against 13.8 (Wan2.1)"),
-            ("schedule", "times and correction help", "PSNR 23.8 against 22.1 (Wan2.1)"),
-        ):
-            against = found[f"{part} {at:g}"]["error"]
-            rows.append(Row(f"{name}, {at:g}: {told}", figure, ours["error"], against, "lower", published))
+        figure = f"endpoint error at {np.mean(found[f'{whole} {at:g}']['evaluations']):.3g} evaluations"
+        for what, ours, part, published in told:
+            sides = f"{ours} {at:g}", f"{part} {at:g}"
+            rows.append(found.row(f"{name}, {at:g}: {what}", "error", *sides, "lower", published, figure=figure))
     return rows
 
 
-def mixture_rows(found: Table) -> list[Row]:
+def mixture_rows(found: Tabulated) -> list[Row]:
     """What the card's prototype found about the distance d by which a step is shortened."""
-    error, kept = (
-        {arm: row["error"] for arm, row in found.figures.items()},
-        "error with adjusted times; against d = |v|",
-    )
+    told = {"figure": "endpoint error with adjusted times"}
+    lose, gain = "mixture: d = change of v, residuals lose", "mixture: d = change of v, outputs gain"
     return [
-        Row(
-            "mixture: threshold 0 is the plain sampler",
-            "endpoint error",
-            error["none"],
-            0.0,
-            "equal",
-            "exact",
-            margin=1e-5,
-        ),
-        Row(
-            "mixture: d = change of v, residuals lose",
-            kept,
-            error["residual, change"],
-            error["residual"],
-            "higher",
-            "0.111, 0.064",
-        ),
-        Row(
-            "mixture: d = change of v, outputs gain",
-            kept,
-            error["output, change"],
-            error["output"],
-            "lower",
-            "0.024, 0.043",
-        ),
+        found.row("mixture: threshold 0 is the plain sampler", "error", "none", 0.0, "equal", "exact", margin=1e-5),
+        found.row(lose, "error", "residual, change", "residual", "higher", "0.111 against 0.064", **told),
+        found.row(gain, "error", "output, change", "output", "lower", "0.024 against 0.043", **told),
     ]
 
 
-def digit_rows(found: Table, overlaps: Sequence[float], config: ConfigDict) -> list[Row]:
+def digit_rows(found: Tabulated, overlaps: Sequence[float], config: ConfigDict) -> list[Row]:
     """Whether a calibration depends on the classes that it saw, and what reuse does to samples."""
-    at, ours = config.shown, found[f"{PARTS[-1]} {config.shown}"]
-    kept, told = found["output"]["error"], "endpoint error, all three parts"
+    name, ours = f"digits, {config.shown}", f"{PARTS[-2]} {config.shown}"
     rows = [
-        Row(
-            f"digits, {at}: other classes, same steps",
-            "Jaccard index",
-            list(overlaps),
-            0.8,
-            "higher",
-            "nearly the same",
-        ),
-        Row(f"digits, {at}: residuals beat outputs", told, ours["error"], kept, "lower", "residuals are what is kept"),
+        Row(f"{name}: other classes, same steps", "Jaccard index", list(overlaps), 0.8, "higher", "nearly the same"),
+        found.row(f"{name}: residuals beat outputs", "error", ours, "output", "lower", "residuals are what is kept"),
     ]
     if config.judged:
-        figure, published = "share read as their label, up to 3 points", "VBench 80.7 against 81.3 (2.17x)"
-        whole = found["full"]["accuracy"]
-        rows.append(
-            Row(f"digits, {at}: samples as good", figure, ours["accuracy"], whole, "higher", published, margin=-0.03)
-        )
+        bounds = {"margin": -0.03, "figure": "share read as their label, up to 3 points"}
+        title, published = f"{name}: samples are as good", "VBench 80.7 against 81.3 (2.17x)"
+        rows.append(found.row(title, "accuracy", ours, "full", "higher", published, **bounds))
     return rows

@@ -5,6 +5,7 @@ them, measures those in a table, and states its claims as rows (`verdicts.Row`).
 diffusion_jax.recipes <slug>`, which judges the rows and writes the report and the page.
 """
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,12 +13,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from ml_collections import ConfigDict
+from tqdm.auto import tqdm
 
+from diffusion_jax import stages
 from diffusion_jax.metrics import timed
-from diffusion_jax.recipes import stages
-from diffusion_jax.recipes.stages import Stage
 from diffusion_jax.recipes.verdicts import Row
 from diffusion_jax.sampling import Samples, sample
+from diffusion_jax.stages import Stage
 from diffusion_jax.typing import Condition, Denoiser, Grid, Params, Solver
 
 
@@ -77,12 +79,13 @@ class Arm(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """What a measure sees: the samples of an arm, its condition, the samples of the reference arm, and the seed."""
+    """What a measure sees: the samples of an arm, its condition, the samples of the reference arm, seed and arm."""
 
     x: Any
     cond: Condition
     reference: Any
     seed: int
+    arm: str
 
 
 Arms = Mapping[str, Arm | Callable[[Any], Any]]
@@ -94,7 +97,7 @@ Figures = dict[str, dict[str, list[float]]]
 COSTS = ("evaluations", "compute", "seconds")
 
 
-class Table(NamedTuple):
+class Tabulated(NamedTuple):
     """figures: of every arm the measures, and `COSTS`: network evaluations and relative compute for a sample, and
     seconds for all. samples: of the first seed, for pictures."""
 
@@ -104,21 +107,28 @@ class Table(NamedTuple):
     def __getitem__(self, arm: str) -> dict[str, list[float]]:
         return self.figures[arm]
 
+    def row(self, title: str, measure: str, ours: str, against: str | float, direction: str, *rest: Any, **bounds: Any):
+        """The row that compares a measure of two arms, or of one with a number. rest: as of `Row`, `published` first;
+        figure: of the row, where that is not the measure's name."""
+        other = self[against][measure] if isinstance(against, str) else against
+        figure = bounds.pop("figure", measure)
+        return Row(title, figure, self[ours][measure], other, direction, *rest, **bounds)
+
 
 def table(
     arms: Arms | Callable[[int], Arms],
     seeds: Sequence[int],
-    measures: Mapping[str, Callable[[Drawn], float]],
+    measures: Mapping[str, Callable[[Drawn], float]] | Callable[[Drawn], Mapping[str, float]],
     *,
     shape: Any = None,
     count: int = 1,
     reference: str | None = None,
-) -> Table:
+) -> Tabulated:
     """Samples every arm from the same noise at each seed, in turns, and measures what came of it.
 
     arms: by name, or a function of the seed where parameters or conditions depend on it. measures: by name, functions
-    of `Drawn`. shape: of one sample (a dict for joint data). count: of samples. reference: the arm with which measures
-    compare.
+    of `Drawn`; or one function that returns its figures by name. shape: of one sample (a dict for joint data). count:
+    of samples. reference: the arm with which measures compare.
 
     Arms whose denoiser, solver and shapes are the same share one compiled program, at all seeds. Seconds are of runs
     that compile nothing.
@@ -131,20 +141,21 @@ def table(
         here = arms(seed) if callable(arms) else arms
         order = sorted(here, key=lambda name: name != reference)
         against = None
-        for name in order:
+        for name in tqdm(order, desc=f"arms, seed {seed}", unit="arm", disable=not sys.stderr.isatty()):
             run, cond = _prepared(here[name], jax.random.key(seed), whole, programs)
             seconds, result = timed(run)
             x = jax.device_get(result.x if isinstance(result, Samples) else result)
             against = x if name == reference else against
-            drawn = Drawn(x, cond, against, seed)
-            row = {measure: float(function(drawn)) for measure, function in measures.items()}
+            drawn = Drawn(x, cond, against, seed, name)
+            found = measures(drawn) if callable(measures) else {name: f(drawn) for name, f in measures.items()}
+            row = {measure: float(value) for measure, value in found.items()}
             cost = result.cost if isinstance(result, Samples) else None
             counted = (np.nan, np.nan) if cost is None else (float(cost.evaluations), float(cost.compute))
             row |= dict(zip(COSTS, (*counted, seconds), strict=True))
             for measure, value in row.items():
                 figures.setdefault(name, {}).setdefault(measure, []).append(value)
             kept.setdefault(name, x)
-    return Table(figures, kept)
+    return Tabulated(figures, kept)
 
 
 def _prepared(arm: Any, key: Any, shape: Any, programs: dict[Any, Any]) -> tuple[Callable[[], Any], Condition]:

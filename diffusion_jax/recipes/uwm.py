@@ -20,11 +20,11 @@ from diffusion_jax.data import tabletop
 from diffusion_jax.denoisers import denoiser
 from diffusion_jax.metrics import interleaved
 from diffusion_jax.models import LatentSpace
-from diffusion_jax.recipes.stages import Stage
 from diffusion_jax.recipes.study import Results, Study, by_seed
 from diffusion_jax.recipes.verdicts import Row
 from diffusion_jax.sampling import make_role_sampler
 from diffusion_jax.solvers import ddim
+from diffusion_jax.stages import Stage
 
 MODES = {
     "policy": {"action": "generate", "future": "ignored"},

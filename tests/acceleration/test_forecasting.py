@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.acceleration import forecasting, hermite, newton, reuse, taylor
+from diffusion_jax.acceleration import foca, forecasting, hermite, newton, reuse, taylor
 from diffusion_jax.errors import InvalidInput
 
 LEAF = jnp.array([[1.0, -2.0, 0.5], [3.0, 0.0, -1.0]])
@@ -72,6 +72,55 @@ def test_reuse_is_the_last_value_bit_for_bit():
     table = known(reuse(), curve, [0.1, 0.37, 0.71])
     chex.assert_trees_all_equal(forecasting.predict(reuse(), table, 5.0), curve(jnp.float32(0.71)))
     assert [leaf.shape[0] for leaf in jax.tree.leaves(table.values)] == [1, 1]
+
+
+def predicted_and_corrected(values, times, until):
+    """The recursion of FoCa written out: BDF2 with its last slope held, then half of what the slopes differ."""
+    curve, (s2, s1, s0) = [], times
+    slopes = [(values[1] - values[0]) / (s1 - s2), (values[2] - values[1]) / (s0 - s1)]
+    before = values[1] + slopes[0] * (s0 - 1 - s1)
+    last = values[2]
+    for _ in range(s0, until):
+        d = last - before
+        predicted = 4 / 3 * last - 1 / 3 * before + 2 / 3 * d
+        before, last = last, predicted + (slopes[1] - d) / 2
+        curve.append(last)
+    return curve
+
+
+@pytest.mark.parametrize("times", [(0, 3, 6), (0, 1, 6), (0, 1, 2), (0, 5, 6)])
+def test_foca_predicts_by_bdf2_and_corrects_by_half_the_difference_of_the_slopes(times):
+    curve = polynomial(3)
+    table = known(foca(), curve, times)
+    expected = predicted_and_corrected([np.asarray(curve(jnp.float32(at))["a"]) for at in times], times, times[-1] + 8)
+    for ahead, value in enumerate(expected, 1):
+        found = forecasting.predict(foca(), table, times[-1] + ahead)["a"]
+        np.testing.assert_allclose(found, value, rtol=1e-4, atol=1e-3)
+
+
+def test_foca_is_exact_on_lines_and_its_correction_is_bounded_where_that_of_a_parabola_is_not():
+    for times in ([0, 1], [0, 1, 6], [0, 3, 6, 9]):
+        assert error(foca(), 1, times, times[-1] + 4) < 1e-4
+    assert error(foca(), 2, [-3, 0], 2) == pytest.approx(error(taylor(1), 2, [-3, 0], 2))
+    far = [
+        np.asarray(forecasting.predict(rule, known(rule, lambda s: s**2, [0, 3, 6]), 106))
+        for rule in (foca(), taylor(1), newton(2))
+    ]
+    # (N - 1) (D - D') = 2 (9 - 3), where Newton follows the parabola.
+    assert far[0] - far[1] == pytest.approx(12.0, rel=1e-4) and far[2] == pytest.approx(106**2, rel=1e-4)
+
+
+def test_foca_knows_the_step_of_a_falling_coordinate():
+    """Times from 1 down in steps of 0.1 are indices, of the same values."""
+    by_index, by_time = foca(), foca(0.1)
+    tables = [forecasting.init(rule, LEAF) for rule in (by_index, by_time)]
+    for i in (0, 3, 6):
+        tables = [
+            forecasting.update(r, table, LEAF * i**2, at)
+            for r, table, at in zip((by_index, by_time), tables, (i, 1 - 0.1 * i))
+        ]
+    expected, found = forecasting.predict(by_index, tables[0], 8), forecasting.predict(by_time, tables[1], 0.2)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("rule", [taylor, newton, hermite])
@@ -166,3 +215,5 @@ def test_forecasters_that_cannot_be_are_refused():
             rule(-1)
     with pytest.raises(InvalidInput, match="contraction"):
         hermite(1, 0.0)
+    with pytest.raises(InvalidInput, match="step"):
+        foca(0.0)

@@ -1,14 +1,14 @@
-"""Runs at equal numbers of blocks, thresholds, and the published settings."""
+"""Runs at equal numbers of blocks, what learns, and the published size."""
 
 import jax
 import numpy as np
 import pytest
 
-from diffusion_jax import models
 from diffusion_jax.acceleration import exit_depths
 from diffusion_jax.config import load
-from diffusion_jax.experiment import prepare
-from diffusion_jax.recipes.parts.early_exits import equal_depths
+from diffusion_jax.recipes.__main__ import main
+from diffusion_jax.recipes.deediff import equal_depths, with_exits
+from diffusion_jax.stages import stage
 
 UNCERTAINTY = np.sort(np.random.default_rng(0).uniform(size=(6, 8, 16)), axis=1)[:, ::-1]
 
@@ -24,14 +24,22 @@ def test_all_ways_run_as_many_blocks_and_the_reversed_table_turns_time_around():
     np.testing.assert_array_equal(np.sort(ways["random"].ravel()), np.sort(depth.ravel()))
 
 
-def test_the_published_sizes_can_be_built():
-    config = load("configs/recipes/deediff.py:paper")
-    experiment = prepare(config.tuned)
-    exits = models.early_exit(experiment.network)
-    x = jax.ShapeDtypeStruct((1, 32, 32, 3), "float32")
-    t, cond = jax.ShapeDtypeStruct((1,), "float32"), {"label": jax.ShapeDtypeStruct((1,), "int32")}
-    params = jax.eval_shape(exits.network.init, jax.random.key(0), x, t, cond)
-    told = params["exits"]["uncertainty"]["blocks"]["block"]
-    assert told["tokens"].shape == (13, 512, 12) and told["condition"].shape == (13, 512, 12)
-    answers, _ = jax.eval_shape(exits.network.apply, params, x, t, cond)
-    assert answers.output.shape == answers.uncertainty.shape == (13, 1, 32, 32, 3)
+@pytest.mark.usefixtures("one_device")
+def test_beside_a_frozen_network_the_exits_alone_learn():
+    config = load("configs/recipes/deediff.py:smoke")
+    base = stage("digits", config.base, keep=False)
+    learned = {}
+    for frozen in (True, False):
+        config.tuned.frozen = frozen
+        experiment = with_exits(config.tuned, base)
+        learned[frozen] = experiment.begin(jax.random.key(0))
+    assert learned[False].keys() == {"params", "exits"}
+    jax.tree.map(np.testing.assert_array_equal, learned[False]["params"], base.value)
+    jax.tree.map(np.testing.assert_array_equal, learned[False]["exits"], learned[True])
+
+
+def test_the_published_size(capsys):
+    main(["deediff:paper"])
+    millions = float(capsys.readouterr().out.split("network: ")[1].split()[0].replace(",", ""))
+    # 13 blocks of 12 width^2 parameters, and the adaptive norms of a DiT, 6 width^2 a block.
+    assert 13 * 18 * 0.512**2 < millions < 1.1 * 13 * 18 * 0.512**2

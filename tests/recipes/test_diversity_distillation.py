@@ -8,11 +8,11 @@ from diffusion_jax import processes, timesteps
 from diffusion_jax.config import build, load
 from diffusion_jax.denoisers import analytic, gaussian_mixture
 from diffusion_jax.denoisers.analytic import sample_mixture
-from diffusion_jax.models import by_path
-from diffusion_jax.recipes.parts.sliders import stroke_area
-from diffusion_jax.typing import Step
+from diffusion_jax.recipes.__main__ import main
+from diffusion_jax.recipes.diversity_distillation import ink, stroke_area
+from diffusion_jax.recipes.study import Drawn
+from diffusion_jax.typing import Prediction, Step
 
-CONFIG = "configs/recipes/diversity_distillation.py"
 VP = processes.vp_linear()
 KEY = jax.random.key(3)
 
@@ -38,24 +38,21 @@ def test_regression_loses_variance_and_its_loss_grows_with_the_noise():
     np.testing.assert_allclose(timesteps.noise_ratio(processes.vp_scaled_linear(), 1.0), 14.6, atol=0.1)
 
 
-def test_what_is_measured():
+def test_strokes_are_what_is_bright_and_ink_is_what_a_slider_adds():
     images = np.full((2, 4, 4, 1), -1.0)
     images[1, :2] = 0.5
-    assert stroke_area(images).tolist() == [0.0, 0.5]
+    assert stroke_area(Drawn(images, None, None, 0)) == 0.25
+    dark, bright = ink(Prediction(jnp.asarray(images)), None, None)
+    assert bright < dark == 0.0
 
 
-def test_the_published_settings():
-    config = load(f"{CONFIG}:paper")
-    grid = build(config.grid)
+def test_the_published_settings(capsys):
+    config = load("configs/recipes/diversity_distillation.py:paper")
+    grid, process = build(config.grid), build(config.process)
     np.testing.assert_allclose(grid, [1.0, 0.75, 0.5, 0.25, 0.0])
-    process, network = build(config.base.process), build(config.base.model)
     np.testing.assert_allclose(float(process.alpha(1.0)) ** 2, 0.0047, atol=1e-4)
     assert timesteps.spliced(grid, grid, 1).stop == 1
     # A grid of 20 steps reaches tau_1 in five.
-    assert timesteps.spliced(build(config.own.long), grid, 1).stop == 5
-    lora = build(config.slider.lora, network=network)
-    x, cond = jnp.zeros((1, 128, 128, 4)), {"context": jnp.zeros((1, 77, 2048))}
-    params = jax.eval_shape(network.init, jax.random.key(0), x, jnp.zeros(1), cond)
-    factors = jax.eval_shape(lora.init, jax.random.key(0), params, x, jnp.zeros(1), cond)
-    assert {leaf.shape[-1] for path, leaf in by_path(factors).items() if path.endswith("/a")} == {4}
-    assert config.slider.lora.alpha == 1
+    assert timesteps.spliced(timesteps.trailing(20, num_train_steps=1000), grid, 1).stop == 5
+    main(["diversity_distillation:paper"])
+    assert "million parameters" in capsys.readouterr().out

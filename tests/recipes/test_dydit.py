@@ -1,4 +1,4 @@
-"""What the recipe of DyDiT compares with: the largest heads and groups, widths by a table, factors under routers."""
+"""What the study of DyDiT compares with: one width at all times, and factors under routers; the published settings."""
 
 import jax
 import jax.numpy as jnp
@@ -7,79 +7,74 @@ import pytest
 
 from diffusion_jax import models, objectives
 from diffusion_jax.config import build, call, load
-from diffusion_jax.experiment import prepare
-from diffusion_jax.recipes.dydit import unchanged
-from diffusion_jax.recipes.parts import dynamic_widths as parts
+from diffusion_jax.recipes import dydit
+from diffusion_jax.recipes.__main__ import main
+from diffusion_jax.stages import stage
+from diffusion_jax.timesteps import stratified
 from tests.models.shared import scramble
 
 
 @pytest.fixture(scope="module")
 def small():
-    """`(config, experiment, routed, parameters)` of the smoke variant."""
+    """`(config, base)` of the smoke variant, with weights that are nowhere zero."""
     config = load("configs/recipes/dydit.py:smoke")
-    config.published = call("adapters.routed", groups=2, tokens=True)
-    experiment = prepare(config.arms.dynamic)
-    params = jax.jit(lambda key: scramble(experiment.init_params(key)))(jax.random.key(0))
-    return config, experiment, build(config.routed, network=experiment.network), params
+    base = stage("digits", config.base, keep=False)
+    return config, base._replace(value=scramble(base.value))
 
 
-def test_the_uniform_arm_is_the_network_without_the_heads_and_groups_that_are_not_kept(small):
-    _, experiment, routed, params = small
-    arm = parts.uniform_arm(experiment, routed, params, 1)
-    tree, cut = arm.whole(arm.init(jax.random.key(0))), jax.tree.map(np.array, params)
-    gates = models.by_path(tree["gates"])
-    for branch, leaf, name in (("attention", "attend", "out"), ("mlp", "up", "down")):
-        inner = "attention" if branch == "attention" else "feed_forward"
-        kept = np.asarray(gates[f"blocks/block/{branch}/{inner}/{leaf}/gate"])[0, 0]
+def answers(network, params, base):
+    batch = base.trained.example(2)
+    return jax.jit(network.apply)(params, batch["x0"], jnp.array([100.0, 900.0]), batch["cond"])[0]
+
+
+def test_one_width_is_the_network_without_the_heads_and_groups_that_are_not_kept(small):
+    config, base = small
+    experiment = dydit.with_one_width(config.uniform, base)
+    gates = dydit.gates_of(config.uniform, base, 1)
+    cut, by_path = jax.tree.map(np.array, base.value), models.by_path(gates)
+    for branch, inner, leaf, name in (
+        ("attention", "attention", "attend", "out"),
+        ("mlp", "feed_forward", "up", "down"),
+    ):
+        kept = np.asarray(by_path[f"blocks/block/{branch}/{inner}/{leaf}/gate"])[0, 0]
         assert sorted(kept) == [0, 1]
         kernel = cut["blocks"]["block"][branch][inner][name]["kernel"]
         kernel *= np.repeat(kept, kernel.shape[1] // 2)[None, :, None]
-    batch, t = experiment.example(2), jnp.array([100.0, 900.0])
-    ours = jax.jit(arm.network.apply)(tree, batch["x0"], t, batch["cond"])[0]
-    expected = jax.jit(experiment.network.apply)(cut, batch["x0"], t, batch["cond"])[0]
-    np.testing.assert_allclose(ours, expected, atol=1e-5)
+    ours = answers(experiment.network, {"params": experiment.begin(jax.random.key(0)), "gates": gates}, base)
+    np.testing.assert_allclose(ours, answers(base.trained.network, cut, base), atol=1e-5)
 
 
-def test_cut_weights_are_masked_weights_at_every_step(small):
-    config, experiment, routed, params = small
-    made = jax.eval_shape(lambda key: routed.init(key, params, *parts.example_inputs(experiment)), jax.random.key(1))
-    draws = np.random.default_rng(0)
-    routers = jax.tree.map(lambda leaf: jnp.asarray(draws.normal(0, 1, leaf.shape), jnp.float32), made["routers"])
-    config.sampling.steps, config.timing.repeats, config.timing.batch = 3, 1, 8
-    tree = {"params": params, "routers": routers}
-    executed = parts.execution(experiment, routed, tree, config.sampling, config.timing)
-    assert executed.difference < 1e-5
-    assert 0 < executed.narrow[1] <= executed.share <= executed.wide[1] <= 1
-    assert min(executed.dense, executed.masked, executed.cut) > 0
-
-
-def test_routers_of_tokens_too_with_the_published_biases_change_nothing_at_first(small):
-    config, experiment, _, params = small
-    assert unchanged(experiment, config, params) == 0.0
-
-
-@pytest.mark.parametrize("experts", [0, 3])
+@pytest.mark.parametrize("experts", [1, 3])
 def test_factors_under_routers_begin_as_the_network_and_all_of_them_learn(small, experts):
-    config, experiment, _, params = small
-    arm = parts.lora_arm(config.lora, experiment, config.published, params, 2, experts)
-    learned = arm.init(jax.random.key(0))
-    assert set(learned) == {"lora", "routers", "token_router"} | ({"mixers"} if experts else set())
-    batch = experiment.example(2)
-    t = jnp.array([100.0, 900.0])
-    ours = jax.jit(arm.network.apply)(arm.whole(learned), batch["x0"], t, batch["cond"])[0]
-    expected = jax.jit(experiment.network.apply)(params, batch["x0"], t, batch["cond"])[0]
-    np.testing.assert_array_equal(ours, expected)
+    config, base = small
+    config.uniform.factors = call("adapters.time_lora", rank=2, experts=experts, select=("q", "feed_forward/up"))
+    config.uniform.routed.bias = 100.0
+    experiment = dydit.with_factors(config.uniform, base)
+    learned = experiment.begin(jax.random.key(0))
+    assert set(learned) == set(dydit.LEARNED)
+    ours = answers(experiment.network, {"params": base.value, **learned}, base)
+    np.testing.assert_array_equal(ours, answers(base.trained.network, base.value, base))
 
 
-def test_the_published_settings_build():
+def test_losses_in_tenths_of_t_have_the_mean_of_all(small):
+    _, base = small
+    tenths = dydit.held_out_loss(base, base.trained.network, 1)(base.value)
+    objective = objectives.denoising(base.trained.network, base.trained.process, stratified(), train=False)
+    batch = jax.tree.map(jnp.asarray, base.trained.held_out.take(range(len(base.trained.held_out))))
+    whole = jax.jit(objective.loss)(base.value, (), batch, jax.random.key(1000))[0].mean()
+    # Times are stratified, so there are as many of them in every tenth.
+    np.testing.assert_allclose(tenths.mean(), whole, rtol=0.02)
+    assert tenths.shape == (10,)
+
+
+def test_the_published_settings(capsys):
     config = load("configs/recipes/dydit.py:paper")
-    network = build(config.model)
-    routed = build(config.routed, network=network)
+    routed = build(config.routed, network=(network := build(config.model)))
     inputs = jnp.zeros((1, 32, 32, 4)), jnp.zeros(1), {"label": jnp.zeros(1, jnp.int32)}
     params = jax.eval_shape(network.init, jax.random.key(0), *inputs)
     made = jax.eval_shape(routed.init, jax.random.key(0), params, *inputs)
     shapes = {path: leaf.shape for path, leaf in models.by_path(made["routers"]).items()}
     assert shapes["blocks/block/attention/attention/attend/gate/kernel"] == (28, 1152, 15)
-    assert set(build(config.optimizer).init(dict.fromkeys(("params", "routers", "token_router"), jnp.zeros(1))))
-    limit = objectives.budget_at(1100, config.budget.target, config.budget.full_steps, config.budget.warmup_steps)
-    assert float(limit) == pytest.approx(0.5)
+    assert float(objectives.budget_at(1100, config.budget.target)) == pytest.approx(0.5)
+    main(["dydit:paper"])
+    assert "GFLOP" in capsys.readouterr().out

@@ -22,15 +22,18 @@ def s(tmp_path):
 
 
 def test_every_part_asks_as_often_and_fewer_steps_are_the_plain_solver(s):
-    world = ertacache.mixture(s)
+    world = ertacache.mixture_world(s)
     params, key = world.params(0), jax.random.key(1)
     runs = record_outputs(key, world.inner, params, world.solver, world.grid, shape=(8, 4))
     calibration = calibrate(runs, world.grid, world.inner.process, 0.4)
     count = int(calibration.computed.sum())
     assert 2 < count < 8
 
+    weighted = ertacache.by_influence(world, runs, count)
+
     def arm(part):
-        grid, settings = ertacache.settings_of(world, calibration, part)
+        fitted = weighted if part == "by influence" else calibration
+        grid, settings = ertacache.settings_of(world, fitted, part)
         return Arm(ertacache.partial(ertacache.reusing, world.inner, True), params, world.solver, grid, None, settings)
 
     found = table({part: arm(part) for part in ertacache.PARTS}, (5,), {}, shape=(4,), count=8)
@@ -42,9 +45,9 @@ def test_every_part_asks_as_often_and_fewer_steps_are_the_plain_solver(s):
 
 def test_the_mixture_is_measured(s):
     """The smoke run has the digits alone."""
-    found, overlaps = ertacache.compared(s, ertacache.mixture(s), s.config.mixture)
+    found, overlaps = ertacache.compared(s, ertacache.mixture_world(s), s.config.mixture)
     rows = ertacache.part_rows(found, "mixture", s.config.mixture) + ertacache.mixture_rows(found)
-    assert len({row.title for row in rows}) == len(rows) == 6 and overlaps == []
+    assert len({row.title for row in rows}) == len(rows) == 7 and overlaps == []
     assert all(len(row.ours) == 2 and np.isfinite(row.ours).all() for row in rows)
     assert max(found["none"]["error"]) < 1e-5 < min(found["all three parts 0.4"]["error"])
 

@@ -11,10 +11,10 @@ from diffusion_jax.denoisers import analytic, gaussian_mixture
 from diffusion_jax.experiment import prepare
 from diffusion_jax.recipes import uwm
 from diffusion_jax.recipes.__main__ import main
-from diffusion_jax.recipes.stages import Stage, stage_key
 from diffusion_jax.recipes.uwm import MODES
 from diffusion_jax.sampling import sample
 from diffusion_jax.solvers import ddim
+from diffusion_jax.stages import Stage, stage_key
 from diffusion_jax.timesteps import linspace, roles
 
 SMALL = {"width": 16, "depth": 1, "heads": 2}

@@ -17,9 +17,9 @@ from diffusion_jax import data, denoisers, models
 from diffusion_jax.data import captioned_digits
 from diffusion_jax.experiment import Experiment, prepare
 from diffusion_jax.recipes.parts.paired_tasks import CONDITIONALS, asker, save_pairs
-from diffusion_jax.recipes.stages import Stage
 from diffusion_jax.recipes.study import Study, by_seed
 from diffusion_jax.recipes.verdicts import Row
+from diffusion_jax.stages import Stage
 
 
 class PairedLatents(NamedTuple):

@@ -8,12 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax import data, experiment
+from diffusion_jax import data, experiment, stages
 from diffusion_jax.config import ConfigDict, call
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.experiment import defaults, prepare
-from diffusion_jax.recipes import stages
-from diffusion_jax.recipes.stages import NOT_READ, relevant, stage, stage_key
+from diffusion_jax.stages import NOT_READ, relevant, stage, stage_key
 
 
 def small(**changed):
