@@ -10,8 +10,8 @@ from diffusion_jax.experiment import prepare
 from diffusion_jax.recipes import unidiffuser
 from diffusion_jax.recipes.__main__ import main
 from diffusion_jax.recipes.parts.paired_latents import latent_rows
-from diffusion_jax.recipes.stages import stage_key
 from diffusion_jax.recipes.study import Study
+from diffusion_jax.stages import stage_key
 from tests.models.drawn import drawn
 
 FILE = "configs/recipes/unidiffuser.py"

@@ -25,8 +25,8 @@ from diffusion_jax.stages import Stage
 class PairedLatents(NamedTuple):
     """joint: the network of latents. images, names: held-out pairs.
 
-    encode: `{"image", "text" (ids)}` to standardised latents, with a "vector". image, text: latents of either to images in
-    [-1, 1] and to strings. exact: share of held-out texts that come back from their latents.
+    encode: `{"image", "text" (ids)}` to standardised latents, with a "vector". image, text: latents of either to images
+    in [-1, 1] and to strings. exact: share of held-out texts that come back from their latents.
     """
 
     joint: Stage
