@@ -1,14 +1,16 @@
 """Quality against wall-clock time, for every way of doing less on one trained model: `docs/images/frontier.png`.
 
-The transformer on digits that the recipes share draws the same samples from the same noise with the plain solver at
-fewer and fewer steps, with every preset and method at several settings, and with some of them combined. Two measures:
-how far a sample ends from where the plain run of all steps ends (relative L2), and the Fréchet distance of the samples
-to held-out digits. Times are medians of runs that take turns; each round draws with a seed of its own.
+The transformer on digits that studies share draws the same samples from the same noise with the plain solver at fewer
+and fewer steps, and with every method at several settings. Two measures: how far a sample ends from where the plain run
+of all steps ends (relative L2), and the Fréchet distance of the samples to held-out digits. Times are medians of runs
+that take turns; each round draws with a seed of its own. A setting beats fewer steps where, in every round, it is
+better than the plain solver would be in its time, between the numbers of steps that were run.
 
     python -m benchmarks.run frontier
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,210 +18,363 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.frontier_models import Models, frontier_models
 from benchmarks.harness import interleave, ratio, summarise
 from benchmarks.report import Row
-from diffusion_jax import metrics, models, pictures, solvers, timesteps
+from diffusion_jax import metrics, pictures, solvers, timesteps
 from diffusion_jax.acceleration import (
     cached_features,
     cached_outputs,
     calibrate,
     cg_taylor,
+    dmd,
+    endpoint_influence,
     ertacache,
     every,
     exit_by_uncertainty,
     first_block_cached,
+    foca,
     guided_with_reuse,
     record_outputs,
-    static_widths,
-    tabulated,
+    reuse,
+    sea_cached,
     taylor,
+    threshold_at_count,
 )
-from diffusion_jax.baselines import NULL, digit_transformer
-from diffusion_jax.config import build, load
-from diffusion_jax.denoisers import by_share, denoiser, guided, switched
-from diffusion_jax.recipes import deediff, dydit
-from diffusion_jax.recipes.parts.digits import judged
-from diffusion_jax.recipes.parts.stitched_digits import digit_models
+from diffusion_jax.baselines import CLASSES, NULL
+from diffusion_jax.denoisers import by_share, clipped, denoiser, guided, switched
 from diffusion_jax.sampling import sample
-from diffusion_jax.stages import Stage, stage
 from diffusion_jax.typing import Denoiser
 
 PICTURE = Path("docs/images/frontier.png")
-GUIDED = "guided, "
+PLAIN, GUIDED = "plain solver", "guided, "
+MEASURES = ("endpoint error", "Fréchet distance")
 
 
-class Arm(NamedTuple):
-    """One point of the picture. family: its curve. label: its setting. grid: the one that it runs on."""
+class Family(NamedTuple):
+    """One curve of the picture. make: from a setting, which may be traced, to a denoiser. settings: by their labels.
 
-    family: str
-    label: str
-    denoiser: Denoiser
+    grid: that it runs on; None where the setting is the number of steps. compiled: once a setting, where the setting
+    is no number that can be traced.
+    """
+
+    name: str
+    make: Callable[[Any], Denoiser]
+    settings: dict[str, Any]
     params: Any
     grid: Any
+    compiled: bool = False
 
 
 class Plan(NamedTuple):
-    """Sizes of the comparison. steps: of the full run. samples: of each round."""
+    """Sizes of the comparison. steps: of the full run. samples: of each round. first: the seed of the first round."""
 
     steps: int = 50
     samples: int = 250
+    first: int = 0
     smoke: bool = False
 
 
+class Measured(NamedTuple):
+    """What came of one setting. seconds, and errors by measure: one value a round. compute: relative, of a run."""
+
+    family: str
+    label: str
+    seconds: list[float]
+    errors: dict[str, list[float]]
+    accuracy: float
+    compute: float
+
+
 def frontier(rounds: int, smoke: bool, compiled_peers: bool) -> list[Row]:
-    """Every arm against the plain run of all steps, and the picture of all of them."""
-    plan = Plan(8, 10, True) if smoke else Plan()
-    found = arms(plan)
-    labels = jnp.arange(plan.samples) % 10
-    drawn: dict[int, list] = {index: [] for index in range(len(found))}
-    calls, costs = {}, {}
-    for index, arm in enumerate(found):
-        run = jax.jit(
-            lambda key, params, arm=arm: sample(
-                key,
-                arm.denoiser,
-                params,
-                solvers.ddim(),
-                arm.grid,
-                shape=(plan.samples, 8, 8, 1),
-                cond={"label": labels},
-            )
+    """Every setting against the plain run of all steps, and the picture of all of them."""
+    plan = Plan(8, 10, smoke=True) if smoke else Plan()
+    measured = measure(families(plan), plan, rounds)
+    better = beating(measured)
+    rows = []
+    for one, beats in zip(measured, better, strict=True):
+        base = _plain_of(measured, one)[0]
+        said = "; ".join(
+            f"{measure} {np.mean(values):.3f} ± {np.std(values):.3f}"
+            + (", beats fewer steps" if beats[measure] else "")
+            for measure, values in one.errors.items()
         )
-
-        def call(run=run, arm=arm, index=index):
-            # The same noise for all arms of a round.
-            out = jax.block_until_ready(run(jax.random.key(len(drawn[index])), arm.params))
-            drawn[index].append(np.asarray(out.x))
-            costs[index] = float(out.cost.compute)
-
-        calls[index] = call
-    # Turns long enough not to be repeated: each call is a round with a seed of its own.
-    times = interleave(calls, rounds, turn=0.0, settled=0.0)
-    rows, points = [], []
-    for index, arm in enumerate(found):
-        base = _base(found, arm)
-        reference, samples = drawn[base], drawn[index]
-        error = np.mean([metrics.endpoint_error(a, b, relative=True) for a, b in zip(samples, reference, strict=True)])
-        scores = [judged(x, labels) for x in samples]
-        distance = float(np.mean([score.distance for score in scores]))
-        spread = float(np.std([score.distance for score in scores]))
-        faster = ratio(times[base], times[index])
-        points.append((faster.value, float(error), distance))
+        faster = ratio(base.seconds, one.seconds)
         rows.append(
             Row(
-                case=f"{arm.family}, {arm.label}",
-                ours=summarise(times[index]),
-                peer=f"{GUIDED if arm.family.startswith(GUIDED) else ''}plain, {plan.steps} steps",
-                theirs=summarise(times[base]),
+                case=f"{one.family}, {one.label}",
+                ours=summarise(one.seconds),
+                peer=f"{base.family}, {base.label}",
+                theirs=summarise(base.seconds),
                 ratio=faster,
-                note=f"operations predict {costs[base] / costs[index]:.2f}x; endpoint error {error:.3f}; "
-                f"Fréchet {distance:.2f} ± {spread:.2f}; accuracy {np.mean([s.accuracy for s in scores]):.3f}",
+                note=f"operations predict {base.compute / one.compute:.2f}x; {said}; accuracy {one.accuracy:.3f}",
             )
         )
         print(f"  {rows[-1].case}: {faster.value:.2f}x, {rows[-1].note}", flush=True)
     if not smoke:
-        draw([arm.family for arm in found], points, PICTURE)
+        draw(measured, better, PICTURE)
     return rows
 
 
-def arms(plan: Plan) -> list[Arm]:
-    """All that is compared; the first is the plain run of all steps."""
-    config = digit_transformer(steps=4, width=24, depth=2, heads=2) if plan.smoke else digit_transformer()
-    keep = not plan.smoke
-    base = stage("digits", config, keep=keep)
-    experiment = base.trained
-    network, process, params = experiment.network, experiment.process, base.value
-    plain, grid = denoiser(network, process), timesteps.linspace(plan.steps)
-    small, *_ = digit_models(load(f"configs/recipes/t_stitch.py{':smoke' if plan.smoke else ''}").models)
-    found: list[Arm] = []
+def measure(families: Sequence[Family], plan: Plan, rounds: int) -> list[Measured]:
+    """Runs every setting of `families` in turns, `rounds` times after one that compiles."""
+    cond = {"label": jnp.arange(plan.samples) % CLASSES}
+    calls: dict[str, Callable[[], None]] = {}
+    drawn: dict[str, list[np.ndarray]] = {}
+    costs, names = {}, []
+    for family in families:
+        shared = None
+        for label, setting in family.settings.items():
+            grid = timesteps.linspace(setting) if family.grid is None else family.grid
+            program = _program(family, setting, grid, plan, cond) if family.compiled or shared is None else shared
+            shared = program
+            index = f"{family.name}, {label}"
+            names.append((family.name, label))
+            drawn[index] = []
+            given = None if family.compiled else setting
 
-    def add(family: str, settings: dict[str, Denoiser], params: Any = params, grid: Any = grid) -> None:
-        found.extend(Arm(family, label, made, params, grid) for label, made in settings.items())
+            def call(program=program, params=family.params, given=given, index=index):
+                # The same noise for all settings of a round.
+                key = jax.random.key(plan.first + len(drawn[index]))
+                out = jax.block_until_ready(program(key, params, given))
+                drawn[index].append(np.asarray(out.x))
+                costs[index] = float(out.cost.compute)
 
-    def taylor_cached(order: int, interval: int) -> Denoiser:
-        return cached_features(network, process, taylor(order), every(interval, 2))
-
-    def stitched(share: float, last: Denoiser) -> Denoiser:
-        return switched([small.denoiser, last], by_share(share, 1 - share), compute=(small.cost, 1.0))
-
-    for steps in (plan.steps, *(plan.steps * k // 50 for k in (35, 25, 17, 12, 8))):
-        add("plain solver", {f"{steps} steps": plain}, grid=timesteps.linspace(steps))
-    for order, intervals in ((0, (2, 3, 5)), (1, (3, 5, 8)), (3, (3, 5))):
-        family = f"TaylorSeer, m = {order}" if order else "feature reuse"
-        add(family, {f"N = {interval}": taylor_cached(order, interval) for interval in intervals})
-    for order in (0, 1):
-        family = "output forecast, m = 1" if order else "output reuse"
-        add(family, {f"N = {n}": cached_outputs(plain, every(n, 2), taylor(order)) for n in (2, 3, 5)})
-    add("CG-Taylor", {f"threshold {d:g}": cg_taylor(network, process, d) for d in (0.01, 0.03, 0.1)})
-    add("first-block cache", {f"threshold {d:g}": first_block_cached(network, process, d) for d in (0.05, 0.15, 0.3)})
-    for threshold, (made, moved) in calibrated(plain, params, grid, plan).items():
-        add("ERTACache", {f"threshold {threshold:g}": made}, grid=moved)
-    both = (small.params, params)
-    add("T-Stitch", {f"r = {share:g}": stitched(share, plain) for share in (0.3, 0.5, 0.7)}, both)
-    add("T-Stitch + TaylorSeer", {"r = 0.4, N = 3, m = 1": stitched(0.4, taylor_cached(1, 3))}, both)
-
-    variant = ":smoke" if plan.smoke else ""
-    tuned = load(f"configs/recipes/deediff.py{variant}").tuned
-    exits = models.early_exit(network)
-    left = stage("tuned", tuned, base, prepare=deediff.with_exits, keep=keep).value
-    add("early exit", {f"threshold {d:g}": exit_by_uncertainty(exits, process, d) for d in (0.03, 0.06, 0.1)}, left)
-    config = load(f"configs/recipes/dydit.py{variant}")
-    learned = stage("dynamic", config.dynamic, base, prepare=dydit.with_widths, keep=keep).value
-    narrow, cut = narrowed(config, base, learned, grid)
-    add("DyDiT", {"half of the compute": narrow}, cut)
-    add("DyDiT + output forecast", {"N = 2, m = 1": cached_outputs(narrow, every(2, 2), taylor(1))}, cut)
-
-    def led(inner: Denoiser) -> Denoiser:
-        return guided(inner, 1.5, null=NULL)
-
-    def reused_guide(inner: Denoiser) -> Denoiser:
-        return guided_with_reuse(inner, 1.5, NULL, refresh=every(2, 2))
-
-    add(f"{GUIDED}plain solver", {f"{plan.steps} steps": led(plain)})
-    add(f"{GUIDED}plain solver", {f"{plan.steps // 3} steps": led(plain)}, grid=timesteps.linspace(plan.steps // 3))
-    add(f"{GUIDED}TaylorSeer, m = 1", {"N = 3": led(taylor_cached(1, 3))})
-    add(f"{GUIDED}guide reuse", {"N = 2": reused_guide(plain)})
-    add(f"{GUIDED}CG-Taylor", {"threshold 0.03": led(cg_taylor(network, process, 0.03))})
-    add(f"{GUIDED}T-Stitch + TaylorSeer", {"r = 0.4, N = 3, m = 1": led(stitched(0.4, taylor_cached(1, 3)))}, both)
+            calls[index] = call
+    # Turns long enough not to be repeated: each call is a round with a seed of its own.
+    times = interleave(calls, rounds, turn=0.0, settled=0.0)
+    judge, labels = (None if plan.smoke else metrics.feature_network("digits")), np.asarray(cond["label"])
+    found = []
+    for name, label in names:
+        index = f"{name}, {label}"
+        start = next(f"{other}, {at}" for other, at in names if other == _plain_name(name))
+        # The first call only compiled.
+        pairs = list(zip(drawn[index], drawn[start], strict=True))[1:]
+        ends = [metrics.endpoint_error(a, b, relative=True) for a, b in pairs]
+        scores = [metrics.judged(judge, x, labels) if judge else metrics.Judged(0.0, 1.0) for x in drawn[index][1:]]
+        errors: dict[str, list[float]] = {MEASURES[0]: ends, MEASURES[1]: [score.distance for score in scores]}
+        accuracy = float(np.mean([score.accuracy for score in scores]))
+        found.append(Measured(name, label, times[index], errors, accuracy, costs[index]))
     return found
 
 
-def calibrated(plain: Denoiser, params: Any, grid: Any, plan: Plan) -> dict[float, tuple[Denoiser, Any]]:
-    """ERTACache at several thresholds, from one recording with a seed that no round uses."""
-    labels = {"label": jnp.arange(min(64, plan.samples)) % 10}
-    shape = (len(labels["label"]), 8, 8, 1)
-    runs = record_outputs(jax.random.key(1000), plain, params, solvers.ddim(), grid, shape=shape, cond=labels)
-    process = plain.process
-    return {
-        threshold: ertacache(plain, calibrate(runs, grid, process, threshold), grid) for threshold in (0.03, 0.08, 0.2)
-    }
+def _program(family: Family, setting: Any, grid: Any, plan: Plan, cond: Any) -> Callable[..., Any]:
+    shape = (plan.samples, 8, 8, 1)
+
+    @jax.jit
+    def run(key, params, given):
+        made = family.make(setting if family.compiled else given)
+        return sample(key, made, params, solvers.ddim(), grid, shape=shape, cond=cond)
+
+    return run
 
 
-def narrowed(config: Any, base: Stage, tree: Any, grid: Any) -> tuple[Denoiser, Any]:
-    """The transformer whose widths depend on the timestep, as `dydit` trains it, with cut weights; its parameters."""
-    network, process = base.trained.network, base.trained.process
-    routed = build(config.dynamic.routed, network=network)
-    gates = tabulated(routed.fill, tree, process, grid[:-1])
-    cut = static_widths(network, process, grid[:-1], gates, dydit.costs_of(base, routed, tree), config.buckets)
-    return cut.denoiser, cut.prepare({"params": tree["params"]})
+def families(plan: Plan) -> list[Family]:
+    """All that is compared; those of guidance behind "guided, "."""
+    grid = timesteps.linspace(plan.steps)
+    found = frontier_models(grid, plan.smoke)
+    return [*_unguided(found, plan, grid), *_guided(found, plan, grid)]
 
 
-def draw(families: Sequence[str], points: Sequence[tuple[float, float, float]], path: Path) -> None:
-    """One panel a measure and kind of run, one curve a family; points: (times faster, endpoint error, distance)."""
-    titles = [f"{kind}{measure}" for kind in ("", GUIDED) for measure in ("endpoint error", "Fréchet distance")]
-    panels: dict[str, dict] = {title: {} for title in titles}
-    for family, (faster, *values) in zip(families, points, strict=True):
-        kind = GUIDED if family.startswith(GUIDED) else ""
-        for measure, value in zip(("endpoint error", "Fréchet distance"), values, strict=True):
+def _steps(plan: Plan) -> dict[str, int]:
+    """Steps of the plain solver, all of them first."""
+    kept = (50, 40, 32, 25, 20, 17, 14, 12, 10, 8)
+    return {f"{plan.steps * k // 50} steps": plan.steps * k // 50 for k in kept[:: 4 if plan.smoke else 1]}
+
+
+def _intervals(*numbers: int) -> dict[str, int]:
+    return {f"N = {number}": number for number in numbers}
+
+
+def _thresholds(*numbers: float) -> dict[str, float]:
+    return {f"threshold {number:g}": number for number in numbers}
+
+
+def _unguided(found: Models, plan: Plan, grid: Any) -> list[Family]:
+    network, process, params = found.network, found.process, found.params
+    plain = denoiser(network, process)
+    small, few, cost = found.small
+    both, (exits, left), (narrow, cut) = (few, params), found.exits, found.widths
+
+    def features(forecaster, warmup=2):
+        return lambda interval: cached_features(network, process, forecaster, every(interval, warmup))
+
+    def outputs(forecaster, inner=plain, warmup=2):
+        return lambda interval: cached_outputs(inner, every(interval, warmup), forecaster)
+
+    def stitched(last):
+        return lambda share: switched([small, last], by_share(share), compute=(cost, 1.0))
+
+    return [
+        Family(PLAIN, lambda _: plain, _steps(plan), params, None, compiled=True),
+        Family("feature reuse", features(reuse()), _intervals(2, 3, 5), params, grid),
+        Family("TaylorSeer, m = 1", features(taylor(1)), _intervals(2, 3, 5, 8), params, grid),
+        Family("TaylorSeer, m = 3", features(taylor(3)), _intervals(3, 5), params, grid),
+        Family("FoCa", features(foca(), 3), _intervals(3, 5, 8), params, grid),
+        Family("output reuse", outputs(reuse()), _intervals(2, 3, 5), params, grid),
+        Family("output forecast, m = 1", outputs(taylor(1)), _intervals(2, 3, 4, 5, 7), params, grid),
+        Family("output forecast, FoCa", outputs(foca(), warmup=3), _intervals(3, 5, 7), params, grid),
+        Family("output forecast, DMD", outputs(dmd(), warmup=4), _intervals(2, 3, 4, 5, 7), params, grid),
+        Family("SeaCache", partial(sea_cached, plain), _thresholds(0.05, 0.1, 0.2, 0.4), params, grid),
+        Family(
+            "SeaCache, m = 1",
+            partial(sea_cached, plain, forecaster=taylor(1)),
+            _thresholds(0.05, 0.1, 0.2, 0.4),
+            params,
+            grid,
+        ),
+        Family("CG-Taylor", partial(cg_taylor, network, process), _thresholds(0.01, 0.03, 0.1, 0.3), params, grid),
+        Family(
+            "first-block cache",
+            partial(first_block_cached, network, process),
+            _thresholds(0.03, 0.06, 0.1, 0.2),
+            params,
+            grid,
+        ),
+        *_calibrated(found, plan, grid),
+        Family("T-Stitch", stitched(plain), {f"r = {r:g}": r for r in (0.2, 0.4, 0.6)}, both, grid),
+        Family(
+            "T-Stitch + output forecast",
+            stitched(outputs(taylor(1))(3)),
+            {f"r = {r:g}, N = 3": r for r in (0.2, 0.4, 0.6)},
+            both,
+            grid,
+        ),
+        # Where little but noise is left x0 is a small error times a large factor, so it is clipped.
+        Family(
+            "early exit, clipped",
+            lambda threshold: clipped(exit_by_uncertainty(exits, process, threshold)),
+            _thresholds(0.02, 0.04, 0.08, 0.15),
+            left,
+            grid,
+        ),
+        Family("DyDiT", lambda _: narrow, {"half of the widths": 0}, cut, grid),
+        Family("DyDiT + output forecast", outputs(taylor(1), narrow), _intervals(2, 3, 5), cut, grid),
+    ]
+
+
+def _calibrated(found: Models, plan: Plan, grid: Any) -> list[Family]:
+    """ERTACache at several numbers of computed steps, from one recording with a seed that no round uses: by relative
+    change as published, and weighted by what a step does to the end. Each has its own grid."""
+    plain, params = denoiser(found.network, found.process), found.params
+    cond = {"label": jnp.arange(min(64, plan.samples)) % CLASSES}
+    shape = (len(cond["label"]), 8, 8, 1)
+    runs = record_outputs(jax.random.key(1000), plain, params, solvers.ddim(), grid, shape=shape, cond=cond)
+    influence = endpoint_influence(found.process, grid, float(runs.x[-1].std()))
+    made = []
+    for name, weight in (("ERTACache", None), ("ERTACache, by influence", influence)):
+        for count in (3,) if plan.smoke else (25, 17, 12, 8):
+            threshold = threshold_at_count(runs, count, weight=weight)
+            calibration = calibrate(runs, grid, found.process, threshold, weight=weight)
+            reused, moved = ertacache(plain, calibration, grid)
+            label = {f"{count} of {plan.steps} steps": count}
+            made.append(Family(name, lambda _, reused=reused: reused, label, params, moved))
+    return made
+
+
+def _guided(found: Models, plan: Plan, grid: Any) -> list[Family]:
+    network, process, params = found.network, found.process, found.params
+    small, few, cost = found.small
+    plain = denoiser(network, process)
+
+    def led(inner: Denoiser) -> Denoiser:
+        return guided(inner, 2.0, null=NULL)
+
+    def features(forecaster, warmup=2):
+        return lambda interval: led(cached_features(network, process, forecaster, every(interval, warmup)))
+
+    def outputs(forecaster, warmup=2):
+        return lambda interval: cached_outputs(led(plain), every(interval, warmup), forecaster)
+
+    def both_ways(interval):
+        """A guide that is asked at every second of the steps that are computed at all."""
+        return cached_outputs(guide_reuse(2), every(interval, 2), taylor(1))
+
+    def guide_reuse(interval):
+        return guided_with_reuse(plain, 2.0, NULL, refresh=every(interval, 2))
+
+    def stitched(share):
+        return led(switched([small, cached_outputs(plain, every(3, 2), taylor(1))], by_share(share), (cost, 1.0)))
+
+    made = [
+        Family(PLAIN, lambda _: led(plain), _steps(plan), params, None, compiled=True),
+        Family("TaylorSeer, m = 1", features(taylor(1)), _intervals(2, 3, 5, 8), params, grid),
+        Family("FoCa", features(foca(), 3), _intervals(3, 5, 8), params, grid),
+        Family("output reuse", outputs(reuse()), _intervals(2, 3, 5), params, grid),
+        Family("output forecast, m = 1", outputs(taylor(1)), _intervals(2, 3, 4, 5, 7), params, grid),
+        Family("output forecast, FoCa", outputs(foca(), 3), _intervals(3, 5, 7), params, grid),
+        Family("output forecast, DMD", outputs(dmd(), 4), _intervals(2, 3, 4, 5, 7), params, grid),
+        Family("SeaCache", partial(sea_cached, led(plain)), _thresholds(0.05, 0.1, 0.2, 0.4), params, grid),
+        Family(
+            "SeaCache, m = 1",
+            partial(sea_cached, led(plain), forecaster=taylor(1)),
+            _thresholds(0.05, 0.1, 0.2, 0.4),
+            params,
+            grid,
+        ),
+        Family(
+            "CG-Taylor", lambda d: led(cg_taylor(network, process, d)), _thresholds(0.01, 0.03, 0.1, 0.3), params, grid
+        ),
+        Family("guide reuse", guide_reuse, _intervals(2, 3, 5), params, grid),
+        Family("guide reuse + output forecast", both_ways, _intervals(2, 3, 5), params, grid),
+        Family(
+            "T-Stitch + output forecast",
+            stitched,
+            {f"r = {r:g}, N = 3": r for r in (0.2, 0.4, 0.6)},
+            (few, params),
+            grid,
+        ),
+    ]
+    return [family._replace(name=GUIDED + family.name) for family in made]
+
+
+def _plain_name(family: str) -> str:
+    return f"{GUIDED}{PLAIN}" if family.startswith(GUIDED) else PLAIN
+
+
+def _plain_of(measured: Sequence[Measured], one: Measured) -> list[Measured]:
+    """The plain solver at all numbers of steps, the full run first, with which `one` is compared."""
+    return [other for other in measured if other.family == _plain_name(one.family)]
+
+
+def beating(measured: Sequence[Measured]) -> list[dict[str, bool]]:
+    """Whether each setting is better than the plain solver at equal time in every round, by measure."""
+    found = []
+    for one in measured:
+        plain = _plain_of(measured, one)
+        found.append(
+            {
+                measure: one not in plain
+                and all(
+                    _below(one.seconds, value, [(other.seconds, other.errors[measure][i]) for other in plain])
+                    for i, value in enumerate(values)
+                )
+                for measure, values in one.errors.items()
+            }
+        )
+    return found
+
+
+def _below(seconds: Sequence[float], error: float, curve: Sequence[tuple[Sequence[float], float]]) -> bool:
+    """Whether the point lies below the curve; in less time than all of it, below its fastest point. A full run, which
+    is without error by definition, is no point, and what takes as long as that beats nothing."""
+    costs, errors = zip(*[(float(np.median(taken)), value) for taken, value in curve if value > 0], strict=True)
+    cost = max(float(np.median(seconds)), min(costs))
+    return cost <= max(costs) and error < metrics.error_at_cost(costs, errors, cost)
+
+
+def draw(measured: Sequence[Measured], better: Sequence[dict[str, bool]], path: Path) -> None:
+    """One panel a measure and kind of run, one curve a family; settings that beat fewer steps are filled."""
+    panels: dict[str, dict[str, Any]] = {f"{kind}{measure}": {} for kind in ("", GUIDED) for measure in MEASURES}
+    for one, beats in zip(measured, better, strict=True):
+        full = np.median(_plain_of(measured, one)[0].seconds)
+        kind = GUIDED if one.family.startswith(GUIDED) else ""
+        for measure in MEASURES:
+            value = float(np.mean(one.errors[measure]))
             # The plain run of all steps has no error, and no place on a logarithmic axis.
             if value:
-                xs, ys = panels[f"{kind}{measure}"].setdefault(family.removeprefix(GUIDED), ([], []))
-                xs.append(faster)
+                xs, ys, filled = panels[f"{kind}{measure}"].setdefault(one.family.removeprefix(GUIDED), ([], [], []))
+                xs.append(full / np.median(one.seconds))
                 ys.append(value)
-    pictures.save_panels(path, panels, x_label="times faster than the plain run")
-
-
-def _base(found, arm):
-    """The plain run of all steps that an arm is compared with."""
-    family = f"{GUIDED}plain solver" if arm.family.startswith(GUIDED) else "plain solver"
-    return next(index for index, other in enumerate(found) if other.family == family)
+                filled.append(beats[measure])
+    pictures.save_panels(path, panels, x_label="times faster than the plain run of all steps", reference=PLAIN)

@@ -43,10 +43,10 @@ def frontier_models(grid: Any, smoke: bool) -> Models:
     exits = _stage("digits with exits", _tuning(0 if smoke else 200, smoke, *_EXITS), smoke, base, prepare=_with_exits)
     routed = _stage("digits by width", _tuning(0 if smoke else 500, smoke, *_WIDTHS), smoke, base, prepare=_by_width)
     network, process = base.trained.network, base.trained.process
-    x, cond = jnp.zeros((1, *base.trained.shape)), {"label": jnp.zeros(1, jnp.int32)}
+    x, _, cond = _example(base)
     flops = [evaluation_flops(one.trained.network, one.value, x, cond) for one in (small, base)]
     quick = denoiser(small.trained.network, small.trained.process)
-    cut = _cut(network, process, routed.value, grid)
+    cut = _cut(base, routed.value, grid)
     return Models(
         network,
         process,
@@ -81,45 +81,40 @@ def _tuning(steps: int, smoke: bool, rates: dict[str, float], objective: ConfigD
 
 def _with_exits(config: ConfigDict, base: Stage) -> Experiment:
     """The training of DeeDiff: the transformer, and after each block an exit."""
-    experiment = prepare(config)
-    exits = models.early_exit(experiment.network)
-    objective = build(config.objective, network=exits.network, process=experiment.process)
+    exits = models.early_exit(base.trained.network)
 
     def begin(key):
-        batch = experiment.example()
-        own = exits.init(key, base.value, jnp.asarray(batch["x0"]), jnp.zeros(1), batch["cond"])
-        return {"params": base.value, "exits": own}
+        return {"params": base.value, "exits": exits.init(key, base.value, *_example(base))}
 
-    return experiment._replace(network=exits.network, objective=objective, validation=objective, begin=begin)
+    return prepare(config, network=exits.network, begin=begin)
 
 
 def _by_width(config: ConfigDict, base: Stage) -> Experiment:
     """The training of DyDiT: the transformer, and routers that leave out half of it by the timestep."""
-    experiment = prepare(config)
-    routed, steps = _routed(experiment.network), config.train.steps
-    dynamic, complete = (
-        build(config.objective, network=network, process=experiment.process)
-        for network in (routed.network, routed.complete)
-    )
+    routed, process, steps = _routed(base.trained.network), base.trained.process, config.train.steps
+    whole, half = (build(config.objective, network=one, process=process) for one in (routed.complete, routed.network))
     limits = {"complete_steps": 3 * steps // 20, "full_steps": steps // 20, "warmup_steps": 3 * steps // 10}
-    objective = objectives.budgeted(dynamic, 0.5, complete=complete, **limits)
 
     def begin(key):
-        batch = experiment.example()
-        own = routed.init(key, base.value, jnp.asarray(batch["x0"]), jnp.zeros(1), batch["cond"])
-        return {"params": base.value, **own}
+        return {"params": base.value, **routed.init(key, base.value, *_example(base))}
 
-    return experiment._replace(network=routed.network, objective=objective, validation=objective, begin=begin)
+    objective = objectives.budgeted(half, 0.5, complete=whole, **limits)
+    return prepare(config, network=routed.network, objective=objective, begin=begin)
+
+
+def _example(base: Stage) -> tuple[Any, Any, Any]:
+    """x, t and the condition of one sample, for shapes."""
+    return jnp.zeros((1, *base.trained.shape)), jnp.zeros(1), {"label": jnp.zeros(1, jnp.int32)}
 
 
 def _routed(network: Network) -> Timed:
-    return adapters.routed(network, groups=2, bias=5.0)
+    return adapters.routed(network, groups=4, bias=5.0)
 
 
-def _cut(network: Network, process: Process, tree: Params, grid: Any) -> StaticWidths:
+def _cut(base: Stage, tree: Params, grid: Any) -> StaticWidths:
     """The weights that the routers leave at each time, in four buckets."""
-    routed = _routed(network)
-    gates = tabulated(routed.fill, tree, process, grid[:-1])
-    x, t, cond = jnp.zeros((1, 8, 8, 1)), jnp.zeros(1), {"label": jnp.zeros(1, jnp.int32)}
+    network, process = base.trained.network, base.trained.process
+    routed, (x, t, cond) = _routed(network), _example(base)
+    gates = jax.device_get(tabulated(routed.fill, tree, process, grid[:-1]))
     costs = models.width_costs(routed.opened, routed.fill(tree, t), x, t, cond)
-    return static_widths(network, process, grid[:-1], jax.device_get(gates), costs, 4)
+    return static_widths(network, process, grid[:-1], gates, costs, 4)

@@ -10,6 +10,7 @@ import matplotlib
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import ticker
 
 from diffusion_jax.errors import invalid
 from diffusion_jax.typing import Numbers
@@ -128,29 +129,48 @@ def save_curves(
 
 
 def save_panels(
-    path: Path | str, panels: Mapping[str, Mapping[str, tuple[Any, Any]]], *, x_label: str, columns: int = 2
+    path: Path | str,
+    panels: Mapping[str, Mapping[str, tuple[Any, Any, Any]]],
+    *,
+    x_label: str,
+    reference: str,
+    columns: int = 2,
 ) -> None:
-    """Writes panels of named curves, `{title: {name: (x, y)}}`, y logarithmic; a name looks alike in all of them.
+    """Writes panels of named curves, `{title: {name: (x, y, filled)}}`, both axes logarithmic; a name looks alike in
+    all of them.
 
-    Points are marked, so a curve may be a single one. The legend of all names stands below.
+    filled: bools, which points are filled and joined by a full line; the others are pale. reference: the name of the
+    curve that the others are compared with, drawn in black. Points are marked, so a curve may be a single one. The
+    legend of all names stands below.
     """
-    names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
-    colours, markers = plt.get_cmap("tab20"), "osDv^<>Ph*XpH8"
-    looks = {name: {"color": colours(i % 20), "marker": markers[i % len(markers)]} for i, name in enumerate(names)}
+    names = [name for name in dict.fromkeys(name for curves in panels.values() for name in curves) if name != reference]
+    colours, markers = plt.get_cmap("tab20"), "osDv^<>Ph*XpH8d"
+    looks = {name: (colours(i % 20), markers[i % len(markers)]) for i, name in enumerate(names)}
     rows = -(-len(panels) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(4.8 * columns, 3.6 * rows + 0.8), squeeze=False)
+    lines = -(-(len(names) + 1) // (2 * columns))
+    legend = 0.22 * lines + 0.1
+    figure, axes = plt.subplots(rows, columns, figsize=(5.6 * columns, 4.4 * rows + legend), squeeze=False)
     for axis, (title, curves) in zip(axes.flat, panels.items()):
-        for name, (x, y) in curves.items():
-            axis.plot(x, y, label=name, linewidth=1.0, markersize=5, **looks[name])
-        axis.set_yscale("log")
-        axis.set_title(title)
-        axis.set_xlabel(x_label)
-        axis.grid(alpha=0.3, which="both")
+        for name, (x, y, filled) in curves.items():
+            if name == reference:
+                axis.plot(x, y, label=name, color="black", marker=".", linewidth=1.8, zorder=3)
+                continue
+            colour, marker = looks[name]
+            axis.plot(x, y, color=colour, linewidth=0.7, alpha=0.5)
+            axis.plot([], [], label=name, color=colour, marker=marker, linewidth=0.7)
+            for i, whole in enumerate(filled):
+                face = colour if whole else "none"
+                axis.plot(x[i], y[i], color=colour, marker=marker, markerfacecolor=face, markersize=6.5, zorder=4)
+        axis.set(xscale="log", yscale="log", title=title, xlabel=x_label)
+        for one in (axis.xaxis, axis.yaxis):
+            one.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 3.0, 5.0)))
+            one.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+            one.set_minor_locator(ticker.NullLocator())
+        axis.grid(alpha=0.3)
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
     handles = dict(pair[::-1] for axis in axes.flat for pair in zip(*axis.get_legend_handles_labels()))
-    lines = -(-len(names) // (2 * columns))
-    figure.tight_layout(rect=(0, 0.25 * lines / figure.get_figheight(), 1, 1))
+    figure.tight_layout(rect=(0, legend / figure.get_figheight(), 1, 1))
     figure.legend(handles.values(), handles, loc="lower center", ncols=2 * columns, fontsize=8, frameon=False)
     _save(figure, path, tight=False)
 

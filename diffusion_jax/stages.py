@@ -160,6 +160,8 @@ def _plain(entry: Any) -> Any:
 
 def _source(function: Callable[..., Any]) -> str:
     """The code of a function, without its comments, docstring and layout."""
+    # What checks types stands around it.
+    function = inspect.unwrap(function)
     if not inspect.isfunction(function) or function.__closure__ or function.__name__ == "<lambda>":
         raise invalid(
             "the function of a stage", function, "a function of a module was expected, which closes over nothing"

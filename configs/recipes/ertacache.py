@@ -13,7 +13,7 @@ def get_config(variant: str = "") -> ConfigDict:
         return paper()
     config = ConfigDict({"seed_numbers": (10, 11, 12, 13, 14), "tuned_on": (0, 1, 2, 100, 101, 102)})
     config.mixture = {"modes": 10, "dims": 64, "std": 0.15, "steps": 30, "calibration": 64, "samples": 512}
-    config.mixture.update({"settings": (0.05, 0.12, 0.18, 0.25, 0.4), "judged": False})
+    config.mixture.update({"settings": (0.05, 0.18, 0.4), "judged": False})
     # Further calibrations: at which threshold, which parts of them are used, and how they are made.
     config.mixture.others = {"none": (0.0, "all three parts", {})}
     for name, at in (("residual", 0.18), ("output", 0.05)):

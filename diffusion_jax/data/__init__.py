@@ -7,7 +7,7 @@ can name it (`data.digits`). Nothing named here needs the network, except prepar
 from diffusion_jax.data import captioned_digits, moving, portrait, push_t, scenes, tabletop, wardrobe
 from diffusion_jax.data.captioned_digits import named_digits
 from diffusion_jax.data.conditions import Conditions, conditions_of, cycled_labels
-from diffusion_jax.data.demonstrations import Demonstrations, Pictures, tabletop_demonstrations
+from diffusion_jax.data.demonstrations import Demonstrations, Pictures, principal_futures, tabletop_demonstrations
 from diffusion_jax.data.digits import digits
 from diffusion_jax.data.encoded import PrincipalLatents, encoded, principal_latents, stacked_examples
 from diffusion_jax.data.faces import faces
@@ -69,6 +69,7 @@ __all__ = [
     "photograph",
     "pipeline",
     "portrait",
+    "principal_futures",
     "principal_latents",
     "prose",
     "prose_documents",

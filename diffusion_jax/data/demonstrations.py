@@ -5,6 +5,7 @@ observed when the whole chunk has been executed. Worlds and experts live in `tab
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -17,6 +18,7 @@ from diffusion_jax import control
 from diffusion_jax.data import tabletop
 from diffusion_jax.data.sources import Indices, check_split
 from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.models import LatentSpace, latent_space, principal_components
 
 STEPS = 80
 """Of a recorded episode on the tabletop; the expert needs about half of them."""
@@ -30,7 +32,7 @@ class Demonstrations:
     labelled: only the first so many episodes show their actions; None for all.
     share: of the windows that show them, which are repeated until they are about so many; as many as there are if None.
     picture: observations `[B, D]` to pictures `[B, size, size, 3]`, or None.
-    latents: what the future shows in place of pictures; see `encoded`.
+    latents: what the future shows in place of pictures; see `encoded`. space: that they lie in, where it is known.
     episode, start: where each window is.
     """
 
@@ -45,6 +47,7 @@ class Demonstrations:
     name: str = "demonstrations"
     share: float | None = None
     latents: Float[np.ndarray, "E steps *L"] | None = None
+    space: LatentSpace | None = None
     episode: np.ndarray = dataclasses.field(init=False)
     start: np.ndarray = dataclasses.field(init=False)
 
@@ -157,6 +160,22 @@ class Pictures:
         return {"x0": np.asarray(source.picture(source.observations[source.episode[indices], source.start[indices]]))}
 
 
+def principal_futures(
+    source: Demonstrations, world: Demonstrations, components: int, tokens: int | None = None, pictures: int = 4096
+) -> Demonstrations:
+    """`source` with its futures as principal components, in so many tokens a picture (`models.principal_components`).
+
+    world: in whose pictures the components are found, in so many of them, spread over all windows. What is labelled and
+        what is not share a space when they name the same world. The result's `space` encodes and decodes.
+    Raises InvalidInput for demonstrations without pictures.
+    """
+    known = Pictures(world)
+    chosen = np.linspace(0, len(known) - 1, min(pictures, len(known))).astype(int)
+    space = latent_space(*principal_components(known.take(chosen)["x0"], components, tokens))
+    return dataclasses.replace(source.encoded(space.encode), space=space)
+
+
+@functools.lru_cache(maxsize=8)
 def tabletop_demonstrations(
     split: str = "train",
     episodes: int = 500,
@@ -181,7 +200,7 @@ def tabletop_demonstrations(
     this share of all, so that a batch mixes both kinds evenly.
     noise: standard deviation of what is added to the expert's actions, so that it is seen to recover.
     Every second episode or so passes the obstacle on the left (`source.side`); `source.fork` marks windows in which one
-    cannot see yet which side it will be.
+    cannot see yet which side it will be. The same call gives the same object.
     """
     check_split(split)
     if episodes < 1 or noise < 0:

@@ -121,8 +121,8 @@ def few_step_answers(denoiser: Denoiser, grid: Grid | Sequence[float], first: fl
         it is the first step, which has the most to learn; the others are equally frequent.
     Raises InvalidInput for a grid of one step, and for `first` outside of (0, 1).
     """
-    grid = as_grid(grid)
-    steps = num_steps(grid)
+    times: Any = as_grid(grid)
+    steps = num_steps(times)
     if steps < 2:
         raise invalid("grid", grid, "a grid of at least two steps was expected")
     if not 0 < first < 1:
@@ -132,10 +132,10 @@ def few_step_answers(denoiser: Denoiser, grid: Grid | Sequence[float], first: fl
     def generate(params, batch, key):
         step_key, noise_key = split(key, 2)
         index = jax.random.choice(step_key, steps, p=shares)
-        x0, t = batch["x0"], grid[index]
+        x0, t = batch["x0"], times[index]
         x, noise = denoiser.process.corrupt(example_keys(noise_key, batch["index"]), x0, t)
         x = jnp.where(index == 0, noise, x)
-        step, cond = clock(grid).step(index), batch.get("cond")
+        step, cond = clock(times).step(index), batch.get("cond")
         return denoiser.apply(params, denoiser.init(params, x, cond), x, step, cond)[0].x0
 
     return generate

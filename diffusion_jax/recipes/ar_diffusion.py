@@ -1,266 +1,176 @@
-"""AR-Diffusion: clips in which earlier frames are never noisier than later ones, in training as in sampling.
+"""AR-Diffusion (Sun et al. 2025): clips in which earlier frames are never noisier than later ones.
 
-A causal network is trained on times that never fall along the frames, `t_1 <= t_2 <= ... <= t_F`, anchored at a random
-frame and level (FoPP). It samples along a staircase: each frame runs s steps behind the one before it,
-
-    n_i(r) = clip(r - s i, 0, S),        S + (F - 1) s evaluations                                                 (1)
-
-from all together (s = 0) to one after the other (s = S), and so on for as many frames as one likes. A causal network
-cannot look ahead, so frames that are no longer noise are missed where s is small: s buys fidelity. Measured against the
-same network trained with one time a clip and with independent times, and against continuing chunk by chunk (Sun et al.
-2025).
+A causal network is trained at times that never fall along the frames, t_1 <= t_2 <= ... <= t_F, anchored at a random
+frame and level (FoPP), and samples along a staircase in which each frame runs s steps behind the one before it.
+Measured against the same network at independent times, against an ordinary model that sees all frames and has one time
+a clip, with as many evaluations, and against going on with that chunk by chunk.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
-from diffusion_jax import data, denoisers, metrics, models, pictures, processes, solvers, timesteps
-from diffusion_jax.config import ConfigDict, build
-from diffusion_jax.experiment import Experiment, prepare
-from diffusion_jax.recipes.frame import seeds, trained_arms
-from diffusion_jax.recipes.parts.latents import principal_space
-from diffusion_jax.recipes.report import Claim, Results, claim
-from diffusion_jax.sampling import Samples
-from diffusion_jax.streaming import sample_autoregressive, sample_chained, sample_windowed
-from diffusion_jax.typing import Grid, Keys, Params
-
-INDEPENDENT = (
-    "FVD-16 1.5 to 6 times lower (Taichi-HD 66 against 202)",
-    "single frames are learned as well from independent times at this size; what the order helps is how they follow",
-)
-SYNCHRONOUS = (
-    "FVD-16 66 against 160 of Latte (Taichi-HD)",
-    "800 updates are shared out among many patterns of times, and a single pattern learns its own faster",
-)
-TOGETHER = ("a minimum at intermediate s is expected", "a frame's neighbours say little in these short clips")
-ALONE = (
-    "a minimum at intermediate s is expected",
-    "8 frames are too short for a causal model to suffer from its own past: s = S costs calls and nothing else",
-)
-CHUNKS = ("expected; no figure", "half a chunk of context at each level is enough for so slow a world")
-LONGER = (
-    "FVD-128 376 against 738 (Taichi-HD)",
-    "after independent times, in which the past is as noisy as the present, a frame relies on it less: objects change "
-    "more from frame to frame, but fade less often over a long run",
-)
-"""Of each comparison what is published, and why it may fail at this size."""
+from diffusion_jax import data, denoisers, metrics, models, pictures, processes, solvers, streaming, timesteps
+from diffusion_jax.config import ConfigDict
+from diffusion_jax.experiment import Experiment
+from diffusion_jax.recipes.study import Arm, Drawn, Results, Study, Tabulated, table
+from diffusion_jax.recipes.verdicts import Row
 
 
-def staircase_bias(steps: int, widths: tuple[int, ...], frames: int = 6) -> dict[int, tuple[float, float]]:
-    """The largest error of a covariance when exact denoisers sample a Gaussian AR(1) clip along staircases.
-
-    For each width, that of the denoiser that sees all frames, and that of the causal one.
-    """
-    process, clip = processes.rectified_flow(), denoisers.gaussian_clip(frames)
-
-    @partial(jax.jit, static_argnames="causal")
-    def error(plan, causal):
-        oracle = denoisers.analytic(process, causal)
-        return jnp.abs(
-            metrics.run_covariance(oracle, clip, solvers.ddim(), plan, (frames, 1)) - clip.covariances[0]
-        ).max()
-
-    def padded(width):
-        """One program for all widths: at the end nothing moves any more."""
-        plan = timesteps.staircase(timesteps.linspace(steps), frames, width)
-        return np.pad(plan, [(0, steps * frames + 1 - len(plan)), (0, 0), (0, 0)], mode="edge")
-
-    plans = {width: padded(width) for width in widths}
-    return {width: (float(error(plan, False)), float(error(plan, True))) for width, plan in plans.items()}
+def study(s: Study) -> Results:
+    config, first = s.config, s.stage("anchored", s.config.arms.anchored, seed=s.seeds[0]).trained
+    space = first.source.space
+    clips = data.moving_shapes("test", config.clips, frames=config.frames, classes=()).take(range(config.clips))["x0"]
+    real = np.asarray(space.decode(space.encode(clips)))
+    arms = arms_of(s, first)
+    found = table(arms, s.seeds, measures(space, real), shape=first.shape, count=config.clips)
+    drawn = draw_strips(s, found, space, real) | draw_widths(s, found, first.shape[0])
+    return Results([*quality_rows(config, found), *cost_rows(found), *oracle_rows(config.oracle)], drawn, VARIED)
 
 
-class Ways(NamedTuple):
-    """The ways to sample clips, compiled, each a function of `(params, key, ...)`.
-
-    staircase: (params, key, frames, width) -> Samples, through a window of the frames of training.
-    continued: (params, key, chunks, overlap) -> Samples, all frames of a chunk together; the last frames of the chunk
-        before stand in place of the first ones, at their noise level (replacement).
-    autoregressive: (params, key, frames) -> Samples: the staircase of full width from kept keys.
-    """
-
-    staircase: Callable[..., Samples]
-    continued: Callable[..., Samples]
-    autoregressive: Callable[..., Samples]
+VARIED = "training and noise"
 
 
-def ways(experiment: Experiment, grid: Grid, clips: int) -> Ways:
-    """How the network of `experiment` samples so many clips along `grid [S + 1]`."""
-    process, solver = experiment.process, solvers.ddim()
-    denoiser = denoisers.denoiser(experiment.network, process)
-    window, *frame = experiment.shape
+def arms_of(s: Study, one: Experiment) -> Callable[[int], dict[str, Arm]]:
+    """The arms at a seed, of networks trained with it. one: an experiment of the causal network."""
+    config, window, ddim = s.config, one.shape[0], solvers.ddim()
+    grid, steps = timesteps.linspace(config.steps), config.steps
+    whole = s.stage("synchronous", config.arms.synchronous, seed=s.seeds[0]).trained
+    causal, together = (denoisers.denoiser(e.network, e.process) for e in (one, whole))
+    plan = timesteps.staircase(grid, config.frames, config.width)
+    sliding = partial(windowed, one.process, config.frames, window, timesteps.windows(plan, window))
+    keeping = partial(kept_keys, models.incremental(one.network, window=window - 1), one.process)
+    # As many evaluations as the staircase, for all frames at once.
+    finer = timesteps.linspace(steps + (window - 1) * config.width)
+    going_on = partial(in_chunks, 1 + -(-(config.frames - window) // (window - config.overlap)), config.overlap)
 
-    def noise(key, frames):
-        plan = timesteps.synchronous(grid, frames)
-        return timesteps.noised_start(key, process, plan, jnp.zeros((clips, frames, *frame)))
+    def arms(seed):
+        params = {name: s.stage(name, arm, seed=seed).value for name, arm in config.arms.items()}
 
-    @jax.jit
-    def along(params, key, plan, starts):
-        x = noise(key, plan.shape[2])
-        return sample_windowed(key, denoiser, params, solver, plan, window, x_init=x, starts=starts)
+        def stairs(name, width):
+            return Arm(causal, params[name], ddim, timesteps.staircase(grid, window, width))
 
-    def staircase(params, key, frames, width):
-        plan = timesteps.staircase(grid, frames, width)
-        return along(params, key, plan, timesteps.windows(plan, window))
-
-    @partial(jax.jit, static_argnames=("chunks", "overlap"))
-    def continued(params, key, chunks, overlap):
-        shape = (clips, window, *frame)
-        options = {"shape": shape, "chunks": chunks, "overlap": overlap, "replaced": True}
-        return sample_chained(key, denoiser, params, solver, grid, **options)
-
-    @partial(jax.jit, static_argnames="frames")
-    def autoregressive(params, key, frames):
-        kept = models.incremental(experiment.network, window=window - 1)
-        return sample_autoregressive(key, kept, process, params, solver, grid, x_init=noise(key, frames))
-
-    return Ways(staircase, continued, autoregressive)
-
-
-def long_clip_measures(clips: Array | np.ndarray, real: Array | np.ndarray) -> dict[str, float]:
-    """Distances to `real`, and by which share size and speed have changed at the end of a long clip."""
-    changed = data.moving.drift(data.moving.read(clips))
-    return metrics.clip_distances(clips, real) | {name: float(values[-1]) for name, values in changed.items()}
-
-
-def run(config: ConfigDict, workdir: Path) -> Results:
-    """Three draws of times for one causal network, over seeds of training, along staircases of all widths."""
-    steps, width, long = config.steps, config.width, config.frames
-    source = build(config.arms.anchored.data)
-    space = principal_space(np.concatenate(source.take(range(config.coded))["x0"]), config.components)
-    latents = data.encoded(source, space.encode)
-    arms = {name: prepare(entry)._replace(source=latents, shape=latents.shape) for name, entry in config.arms.items()}
-    way = ways(arms["anchored"], timesteps.linspace(steps), config.clips)
-    short = latents.shape[0]
-    chunks = 1 + -(-(long - short) // (short - config.overlap))
-    # What the autoencoder makes of real clips: distances tell of the diffusion model alone.
-    longest = data.moving_shapes("test", config.clips, frames=long, classes=()).take(range(config.clips))["x0"]
-    real = {n: np.asarray(space.decode(space.encode(longest[:, :n]))) for n in (short, long)}
-    found, strips, counted = {}, {"data": real[long][:2]}, {}
-
-    def keep(name, latents):
-        made = np.asarray(space.decode(latents[:, :long]))
-        found.setdefault(name, []).append(long_clip_measures(made, real[made.shape[1]]))
-        if made.shape[1] == long:
-            strips.setdefault(name, made[:2])
-
-    for seed in seeds(config):
-        key, given = jax.random.key(seed), [config.components, config.coded]
-        entries = {name: ConfigDict({**arm.config.to_dict(), "seed": seed}) for name, arm in arms.items()}
-        seeded = {name: arm._replace(config=entries[name]) for name, arm in arms.items()}
-        params = trained_arms(seeded, "ar-diffusion-{arm}", given=given)
+        found = {f"anchored, s = {width}": stairs("anchored", width) for width in config.widths}
+        found["independent"] = stairs("independent", config.width)
+        found["all at once"] = Arm(causal, params["anchored"], ddim, timesteps.synchronous(finer, window))
+        found["synchronous"] = Arm(together, params["synchronous"], ddim, finer)
         for name in ("anchored", "independent"):
-            for s in config.widths:
-                made = way.staircase(params[name], key, short, s)
-                keep(f"{name} {s}", made.x)
-                counted[s] = made
-            keep(f"{name}, staircase", way.staircase(params[name], key, long, width).x)
-        if 0 in config.widths:
-            keep("synchronous 0", way.staircase(params["synchronous"], key, short, 0).x)
-        if config.compared:
-            keep("synchronous, in chunks", way.continued(params["synchronous"], key, chunks, config.overlap).x)
+            found[f"{name}, long"] = Arm(causal, params[name], ddim, plan, sampled=sliding)
+        found["in chunks, long"] = Arm(together, params["synchronous"], ddim, grid, sampled=going_on)
+        found["kept keys"] = Arm(causal, params["anchored"], ddim, grid, sampled=keeping)
+        return found
 
-    claims = [
-        *quality_claims(config, found),
-        claim(
-            "a staircase costs S + (F - 1) s",
-            f"network calls, sum over s = {config.widths}",
-            float(sum(steps + (short - 1) * s for s in config.widths)),
-            sum(float(made.cost.evaluations) for made in counted.values()),
-            "equal",
-            "S + (F - 1) s, verified",
-        ),
-        *(kept_claims(way, params["anchored"], key, short, steps) if config.compared else ()),
-        *oracle_claims(config.oracle),
-    ]
-    strips_path, curve_path = workdir / "strips.png", workdir / "widths.png"
-    pictures.save_strips(strips_path, strips, zoom=2)
-    curves = {
-        f"{name}, {metric}": (config.widths, [mean(found, f"{name} {s}", metric) for s in config.widths])
-        for name in ("anchored", "independent")
-        for metric in ("frames", "motion")
-    }
-    label = f"width s of the staircase: S + {short - 1} s calls, S = {steps}"
-    pictures.save_curves(curve_path, curves, x_label=label, y_label="Fréchet distance, 8 frames")
-    return Results(claims, [strips_path, curve_path])
+    return arms
 
 
-def kept_claims(way: Ways, params: Params, key: Keys, frames: int, steps: int) -> list[Claim]:
-    """What decoding from kept keys makes and saves, against the staircase of full width."""
-    last, kept = way.staircase(params, key, frames, steps), way.autoregressive(params, key, frames)
-    return [
-        claim(
-            "s = S is autoregressive decoding from kept keys",
-            "largest difference of latents, against the largest latent",
-            0.0,
-            float(jnp.abs(kept.x - last.x).max() / jnp.abs(last.x).max()),
-            "equal",
-            "exact",
-            margin=1e-3,
-        ),
-        claim(
-            "kept keys save what is finished",
-            "frames that the network evaluates for a clip at s = S",
-            float(last.cost.evaluations) * frames,
-            float(kept.cost.evaluations),
-            "lower",
-            "follows from causality; no figure",
-            factor=0.5,
-        ),
-    ]
+def windowed(process, frames, window, starts, key, denoiser, params, solver, plan, *, shape, cond):
+    """More frames than the network sees, along a staircase."""
+    x = timesteps.noised_start(key, process, plan, jnp.zeros((shape[0], frames, *shape[2:])))
+    return streaming.sample_windowed(key, denoiser, params, solver, plan, window, x_init=x, starts=starts)
 
 
-def mean(found: dict, name: str, metric: str) -> float:
-    """Over seeds."""
-    return float(np.mean([row[metric] for row in found[name]]))
+def in_chunks(chunks, overlap, key, denoiser, params, solver, grid, *, shape, cond):
+    """All frames of a chunk together; the last ones of the chunk before stand in place of the first, noised."""
+    options = {"shape": shape, "chunks": chunks, "overlap": overlap, "replaced": True}
+    return streaming.sample_chained(key, denoiser, params, solver, grid, **options)
 
 
-def quality_claims(config: ConfigDict, found: dict) -> list[Claim]:
+def kept_keys(incremental, process, key, denoiser, params, solver, grid, *, shape, cond):
+    """The staircase of full width, frame by frame from the kept keys of what is clean."""
+    x = timesteps.noised_start(key, process, timesteps.synchronous(grid, shape[1]), jnp.zeros(shape))
+    return streaming.sample_autoregressive(key, incremental, process, params, solver, grid, x_init=x)
+
+
+def measures(space: Any, real: Any) -> Callable[[Drawn], Mapping[str, float]]:
+    """Distances to what the latent space makes of true clips, which tell of the diffusion model alone, and of long
+    clips by which share size and speed have changed at the end."""
+
+    def measure(drawn):
+        clips = np.asarray(space.decode(drawn.x[:, : real.shape[1]]))
+        found = metrics.clip_distances(clips, real[:, : clips.shape[1]])
+        if clips.shape[1] < real.shape[1]:
+            return found
+        changed = data.moving.drift(data.moving.read(clips))
+        return found | {name: float(values[-1]) for name, values in changed.items()}
+
+    return measure
+
+
+def quality_rows(config: ConfigDict, found: Tabulated) -> list[Row]:
     """The claims about trained models, one value a seed of training."""
-    s, steps = config.width, config.steps
-    best, chunks, long = f"anchored {s}", "synchronous, in chunks", "anchored, staircase"
-    distance = {"frames": "Fréchet distance of frames", "motion": "Fréchet distance of motion"}
-    change = {"size": "relative change of size", "speed": "relative change of speed"}
-    rows = [
-        (f"anchored times beat independent ones at s = {s}", f"independent {s}", best, distance, *INDEPENDENT),
-        (f"anchored times at s = {s} beat synchronous ones", "synchronous 0", best, distance, *SYNCHRONOUS),
-        (f"s = {s} beats s = 0", "anchored 0", best, distance, *TOGETHER),
-        (f"s = {s} beats s = {steps}", f"anchored {steps}", best, distance, *ALONE),
-        (f"{config.frames} frames: better than chunk by chunk", chunks, long, distance | change, *CHUNKS),
-        (f"{config.frames} frames: better than independent", "independent, staircase", long, distance, *LONGER),
+    s, steps, long = config.width, config.steps, config.frames
+    figures = {
+        "frames": "Fréchet distance of frames",
+        "motion": "Fréchet distance of motion",
+        "size": "relative change of size",
+    }
+    ours, far = f"anchored, s = {s}", "anchored, long"
+    compared = [
+        ("anchored beats independent", "motion", ours, "independent", "FVD-16 66 against 202 (Taichi)"),
+        ("anchored beats independent", "frames", ours, "independent", "FVD-16 66 against 202 (Taichi)"),
+        ("anchored beats synchronous, equal calls", "motion", ours, "synchronous", "FVD-16 66 against 160 (Taichi)"),
+        ("anchored beats synchronous, equal calls", "frames", ours, "synchronous", "FVD-16 66 against 160 (Taichi)"),
+        (f"s = {s} beats s = 0 at equal calls", "motion", ours, "all at once", "a minimum between expected"),
+        (f"s = {s} beats s = {steps}", "motion", ours, f"anchored, s = {steps}", "a minimum between expected"),
+        (f"{long} frames: better than chunk by chunk", "frames", far, "in chunks, long", "expected"),
+        (f"{long} frames: better than chunk by chunk", "motion", far, "in chunks, long", "expected"),
+        (f"{long} frames: drifts less than chunk by chunk", "size", far, "in chunks, long", "expected"),
+        (f"{long} frames: better than independent", "frames", far, "independent, long", "FVD-128 376 against 738"),
+        (f"{long} frames: better than independent", "motion", far, "independent, long", "FVD-128 376 against 738"),
     ]
-
-    def values(name, metric):
-        return [row[metric] for row in found[name]]
-
     return [
-        claim(name, told, values(other, metric), values(ours, metric), "lower", published, reason=reason)
-        for name, other, ours, metrics, published, reason in rows
-        if other in found
-        for metric, told in metrics.items()
+        found.row(f"{title}: {figure}", figure, a, b, "lower", published, figure=figures[figure])
+        for title, figure, a, b, published in compared
+        if b in found.figures and figure in found[a]
     ]
 
 
-def oracle_claims(oracle: Any) -> list[Claim]:
-    """What a causal network must miss along each staircase, from exact denoisers."""
-    bias = staircase_bias(oracle.steps, oracle.widths)
-    published = ("0.46", "0.32", "0.07", "0")
+def cost_rows(found: Tabulated) -> list[Row]:
+    """What decoding from kept keys costs against the staircase of full width, which makes the same clips."""
+    widest = max((name for name in found.figures if "s = " in name), key=lambda name: int(name.rpartition(" ")[2]))
+    title, figure = "kept keys save what is finished", "seconds for all clips"
+    return [found.row(title, "seconds", "kept keys", widest, "lower", "exact, no figure", figure=figure)]
+
+
+def oracle_rows(oracle: ConfigDict) -> list[Row]:
+    """The bias of a causal denoiser that is otherwise exact, as computed for the paper's card."""
     return [
-        claim(
-            f"bias of causality at s = {width} of S = {oracle.steps}",
-            "largest error of the covariance of a Gaussian clip; baseline: seeing all frames",
-            both,
-            causal,
-            "equal" if width == oracle.steps else "higher",
-            f"{figure} (computed)",
-            margin=0.02,
-            reason="so few steps that their own error hides it",
-        )
-        for (width, (both, causal)), figure in zip(bias.items(), published, strict=True)
-    ]
+        Row(f"bias of causality at s = {width} of {oracle.steps}", "largest error of a covariance, Gaussian clip",
+            causal_error(oracle.steps, width), error, "equal", f"{error} (computed)", margin=0.02)
+        for width, error in zip(oracle.widths, oracle.errors, strict=True)
+    ]  # fmt: skip
+
+
+def causal_error(steps: int, width: int, frames: int = 6) -> float:
+    """The largest error of the covariance that the causal oracle of a Gaussian AR(1) clip makes along a staircase."""
+    clip, oracle = denoisers.gaussian_clip(frames), denoisers.analytic(processes.rectified_flow(), causal=True)
+    plan = timesteps.staircase(timesteps.linspace(steps), frames, width)
+    made = jax.jit(lambda plan: metrics.run_covariance(oracle, clip, solvers.ddim(), plan, (frames, 1)))(plan)
+    return float(jnp.abs(made - clip.covariances[0]).max())
+
+
+def draw_strips(s: Study, found: Tabulated, space: Any, real: Any) -> dict[Any, str]:
+    """Two clips of every way to make long ones."""
+    strips = {"true clips": real[:2]}
+    for name in (name for name in found.samples if name.endswith("long")):
+        strips[name] = np.asarray(space.decode(found.samples[name][:2, : real.shape[1]]))
+    pictures.save_strips(s.picture("strips"), strips, zoom=2)
+    told = "An object should keep its look and move steadily to the end; continued in chunks it changes or fades."
+    return {s.picture("strips"): f"Clips three times as long as those of training, two a row. {told}"}
+
+
+def draw_widths(s: Study, found: Tabulated, frames: int) -> dict[Any, str]:
+    """Quality over the width of the staircase."""
+    widths = list(s.config.widths)
+    curves = {
+        kind: (widths, [float(np.mean(found[f"anchored, s = {width}"][kind])) for width in widths])
+        for kind in ("frames", "motion")
+    }
+    label = f"width s of the staircase: S + {frames - 1} s calls, S = {s.config.steps}"
+    pictures.save_curves(s.picture("widths"), curves, x_label=label, y_label="Fréchet distance")
+    told = "Fréchet distances of 8 frames over the width of the staircase: s = 0 makes all frames together, s = S one "
+    return {s.picture("widths"): f"{told}after the other; the best lies between."}

@@ -150,7 +150,10 @@ def index_page(reports: Mapping[str, Report]) -> str:
         link = f"[{system.title.partition(':')[0]}](systems/{system.slug}.md)"
         lines.append(f"| {link} | {system.question} | {counts} | {headline.replace('|', '')} |")
     _check_width("systems.md", lines)
-    lines += ["", "Not built yet: " + ", ".join(system.slug for system in SYSTEMS if system not in built) + "."]
+    others = [system.slug for system in SYSTEMS if system not in built]
+    waiting = [slug for slug in others if (TEXTS / f"{slug}.md").is_file()]
+    lines += ["", f"Built, their reports to come: {', '.join(waiting)}."] if waiting else []
+    lines += ["", f"Not built yet: {', '.join(slug for slug in others if slug not in waiting)}."]
     lines += [
         "",
         "## Verdicts",

@@ -93,7 +93,8 @@ def reported(study: Any, slug: str, config: ConfigDict, workdir: Path, command: 
             raise InvalidInput(f"The config of {slug} has no entry {name!r}: a tuple of seeds.")
     workdir.mkdir(parents=True, exist_ok=True)
     s = Study(config, tuple(config.seed_numbers), workdir, smoke, {})
-    begun = spent()
+    # As it is now: hours later the tree may be another.
+    at, begun = commit(), spent()
     results: Results = study(s)
     elapsed = spent() - begun
     verdicts = tuple(judge(row) for row in results.rows)
@@ -106,7 +107,7 @@ def reported(study: Any, slug: str, config: ConfigDict, workdir: Path, command: 
     report = Report(
         system=slug,
         command=command,
-        commit=commit(),
+        commit=at,
         date=time.strftime("%Y-%m-%d", time.gmtime()),
         device=on_what(),
         versions={name: importlib.metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},

@@ -1,237 +1,173 @@
-"""SDP: a policy whose actions stand at rising noise levels, so that a decision is a share of a denoising.
+"""SDP (Høeg et al. 2024): a policy whose actions stand at rising noise levels, so that a decision is a share of a run.
 
-A disc is driven around an obstacle by plans of h chunks of actions, of which the first is executed. Diffusion Policy
-denoises a whole plan at each decision, for N evaluations. A stream keeps the plan in a rolling buffer, whose chunks
-wait at the levels 1/h, 2/h, .. 1, and needs N / h (Høeg et al. 2024). The network is trained on the levels that a
-stream visits in 80 of 100 examples, and on one level for all actions in the others.
+A disc is driven around an obstacle, on either side, by plans of h chunks of actions of which the first is executed.
+Full re-denoising makes a plan at each decision, for N evaluations; a stream keeps it in a rolling buffer and needs
+N / h. Networks are trained on the levels that a stream visits in 80 of 100 examples, or on one level for all actions.
 """
 
-import importlib.util
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusion_jax import control, pictures
-from diffusion_jax.control import Rollout
-from diffusion_jax.data import push_t, tabletop
-from diffusion_jax.recipes import Claim, Results, claim, seeds
-from diffusion_jax.recipes.parts.acting import Planner, decisions, planner, rollouts
+from diffusion_jax import control, denoisers, pictures
+from diffusion_jax.config import build
+from diffusion_jax.data import tabletop
+from diffusion_jax.metrics import interleaved
+from diffusion_jax.recipes.study import Results, Study, by_seed
+from diffusion_jax.recipes.verdicts import Row
 from diffusion_jax.solvers import ddim
+from diffusion_jax.typing import Denoiser
 
 
-def replanned(planner: Planner, chunk: int, every: int = 1) -> control.Policy:
-    """Full re-denoising, on every so many-th time of the grid."""
-    grid = planner.grid[::every]
-    return control.receding_horizon(planner.denoiser, ddim(), grid, shape=planner.shape, execute=chunk)
+class Driver(NamedTuple):
+    """A policy, and the network with whose parameters it acts."""
+
+    network: str
+    policy: control.Policy
 
 
-def streamed(planner: Planner, chunk: int, primer: str = "zero") -> control.Policy:
-    return control.streamed_actions(
-        planner.denoiser, ddim(), planner.grid, shape=planner.shape, chunk=chunk, primer=primer
+def study(s: Study) -> Results:
+    config = s.config
+    trained = {n: {i: s.stage(n, entry, seed=i) for i in s.seeds} for n, entry in config.policies.items()}
+    network = trained["mixed"][s.seeds[0]].trained
+    drivers = drivers_of(denoisers.clipped(denoisers.denoiser(network.network, network.process)), config)
+    world = tabletop.environment(tabletop.Tabletop(config.task))
+    worlds = {
+        "table": world,
+        "jump": control.with_event(world, config.jump, tabletop.jump_goal),
+        "slow": tabletop.environment(tabletop.Tabletop(config.task, max_step=config.slow)),
+    }
+    programs = {
+        (name, where): jax.jit(partial(control.rollout, worlds[where], drivers[name].policy, **size))
+        for where, (steps, names) in config.plays.items()
+        for size in [{"episodes": config.episodes, "steps": steps}]
+        for name in names
+    }
+    shown: dict[tuple[str, str], control.Rollout] = {}
+
+    def measured(seed: int) -> dict[str, float]:
+        figures = {}
+        for (name, where), program in programs.items():
+            run = program(trained[drivers[name].network][seed].value, jax.random.key(seed))
+            shown.setdefault((name, where), run)
+            figures |= {f"{name}, {where}: {what}": value for what, value in measures(run, config).items()}
+        return figures
+
+    found = by_seed(s.seeds, measured)
+    rows = [*cost_rows(drivers, trained, config), *success_rows(found)]
+    return Results(
+        rows, drawn(s, found, shown), "training, the episodes, and the noise; the demonstrations are the same"
     )
 
 
-def run(config: ConfigDict, workdir: Path) -> Results:
-    chunk, numbers = config.chunk, list(seeds(config))
-    mixed, constant = (planner(config.policies[name], f"sdp-{name}", numbers) for name in ("mixed", "constant"))
-    chunks = mixed.shape[0] // chunk
-    arms = {
-        "full": (replanned(constant, chunk), constant.params),
-        "full_mixed": (replanned(mixed, chunk), mixed.params),
-        "short": (replanned(constant, chunk, chunks), constant.params),
-        "stream": (streamed(mixed, chunk, "denoise"), mixed.params),
-        "stream_zero": (streamed(mixed, chunk, "zero"), mixed.params),
-        "stream_constant": (streamed(constant, chunk, "denoise"), constant.params),
+def drivers_of(denoiser: Denoiser, config: ConfigDict) -> dict[str, Driver]:
+    """All ways to act: by a network trained on constant levels, or ("mixed") on those of a stream of h chunks."""
+    chunk, h, grid = config.chunk, config.h, build(config.grid)
+
+    def plans(every=1):
+        return control.receding_horizon(denoiser, ddim(), grid[::every], shape=(h * chunk, 2), execute=chunk)
+
+    def stream(primer="denoise", h=h):
+        return control.streamed_actions(denoiser, ddim(), grid, shape=(h * chunk, 2), chunk=chunk, primer=primer)
+
+    return {
+        "full": Driver("constant", plans()),
+        "full, mixed": Driver("mixed", plans()),
+        "fewer steps": Driver("constant", plans(h)),
+        "stream": Driver("mixed", stream()),
+        "stream from zeros": Driver("mixed", stream("zero")),
+        "stream, constant": Driver("constant", stream()),
+        **{f"stream, h = {other}": Driver(f"mixed, h = {other}", stream(h=other)) for other in config.other_h},
     }
 
-    def play(arm, world, steps):
-        policy, params = arm
-        return rollouts(policy, params, world, numbers, config.episodes, steps)
 
-    world = tabletop.environment(tabletop.Tabletop(config.task))
-    outcomes = {name: play(arms[name], world, config.horizon) for name in config.arms}
-    success = {name: outcome.success.mean(axis=1).tolist() for name, outcome in outcomes.items()}
-    timed = {name: (arms[name][0], arms[name][1][0]) for name in ("full", "stream")}
-    cost = {n: decisions(timed, config.repeats, n) for n in config.environments}
-    # A disc that answers slowly stays where both sides are open for several decisions.
-    wavered, calm, after = {}, {}, {}
-    if config.slow:
-        slow = tabletop.environment(tabletop.Tabletop(config.task, max_step=config.slow.max_step))
-        slowly = {name: play(arms[name], slow, config.slow.horizon) for name in ("short", "stream")}
-        wavered = {
-            name: tabletop.wavering(tabletop.observe(run.states), run.actions, chunk).mean(axis=-1).tolist()
-            for name, run in slowly.items()
+def measures(run: control.Rollout, config: ConfigDict) -> dict[str, float]:
+    """Shares of the episodes: that succeed, that do so by the deadline of the jump, that steer to both sides."""
+    state = run.states.state if hasattr(run.states, "state") else run.states
+    wavered = tabletop.wavering(tabletop.observe(state), run.actions, config.chunk)
+    return {
+        "success": float(run.success.mean()),
+        "in time": float(run.done[:, : config.deadline].any(axis=1).mean()),
+        "wavering": float(wavered.mean()),
+    }
+
+
+def cost_rows(drivers: Mapping[str, Driver], trained: Mapping[str, Any], config: ConfigDict) -> list[Row]:
+    """What a decision costs, counted, and timed in so many environments at once, the policies in turns."""
+    key, spent, rows = jax.random.key(0), {}, []
+    for count in config.environments:
+        seen, thunks = {"observation": jnp.zeros((count, 1, 8))}, {}
+        for name in ("full", "stream"):
+            network, policy = drivers[name]
+            params = next(iter(trained[network].values())).value
+            carry, act = jax.jit(policy.init)(params, seen, key), jax.jit(policy.act)
+            thunks[name] = partial(act, params, carry, seen, key)
+            spent[name] = float(control.decision_cost(policy, params, seen).evaluations)
+        rate = {name: [1 / taken for taken in seconds] for name, seconds in interleaved(thunks, config.rounds).items()}
+        title, figure = f"Three times the decisions, {count} at once", "decisions a second, by round"
+        published = "1.0 s falls to 0.1 s as h grows"
+        rows.append(Row(title, figure, rate["stream"], rate["full"], "higher", published, factor=3.0))
+    title, figure, published = "A decision costs N / h", "network evaluations a decision", "50 instead of 100 (h = 2)"
+    return [Row(title, figure, spent["stream"], spent["full"], "equal", published, 1 / config.h), *rows]
+
+
+SUCCESS = (
+    ("As good as a model of full plans", "stream", "full", -0.03, "0.90 on Push-T, whatever h"),
+    ("As good as its own full plans", "stream", "full, mixed", -0.03, "scores unchanged as h grows"),
+    ("Better than fewer steps, at equal cost", "stream", "fewer steps", 0.0, "no figure"),
+    ("Constant levels do not train a stream", "stream", "stream, constant", 0.1, "80/20 is best (0.90)"),
+    ("It may begin with zeros", "stream from zeros", "stream", -0.03, "0.90 with each primer"),
+)
+"""Claims about success on the table: title, ours, against, margin, published."""
+
+
+def success_rows(found: Mapping[str, list[float]]) -> list[Row]:
+    """Claims about what policies do, where both sides have acted."""
+    rows = []
+    for title, ours, against, margin, published in SUCCESS:
+        left, right = (found.get(f"{name}, table: success") for name in (ours, against))
+        if left and right:
+            rows.append(Row(title, f"success; against: {against}", left, right, "higher", published, margin=margin))
+    if "stream, slow: wavering" in found:
+        left, right = (found[f"{name}, slow: wavering"] for name in ("stream", "fewer steps"))
+        rows.append(Row("A stream keeps to its side", "episodes that steer to both sides", left, right, "lower"))
+    lost = {}
+    for name in jumped(found):
+        # Networks of another h succeed less often to begin with, so it is a share of those that do.
+        calm, after = (np.asarray(found[f"{name}, {where}: in time"]) for where in ("table", "jump"))
+        lost[name] = (1 - after / np.maximum(calm, 1e-3)).tolist()
+    figure = "share of successes lost to a jump of the goal"
+    return rows + [
+        Row(f"It reacts later: {name}", figure, lost[name], lost["full, mixed"], "higher", "reactivity drops with h")
+        for name in lost
+        if name != "full, mixed"
+    ]
+
+
+def jumped(found: Mapping[str, Any]) -> list[str]:
+    """The policies that met a jump of the goal."""
+    return [name.removesuffix(", jump: in time") for name in found if name.endswith(", jump: in time")]
+
+
+def drawn(s: Study, found: Mapping[str, Any], shown: Mapping[Any, control.Rollout]) -> dict[Any, str]:
+    """Where the disc was, by policy, and when episodes succeed after a jump."""
+    paths = {
+        name: run.states.disc[:, :24].reshape(-1, 2)[:4000] for (name, where), run in shown.items() if where == "table"
+    }
+    pictures.save_scatter(s.picture("paths"), paths)
+    made = {s.picture("paths"): "Where the disc was: policies pass the obstacle on either side, or are held by it."}
+    if jumped(found):
+        steps = range(s.config.jump, s.config.deadline + 1)
+        curves = {
+            name: (steps, [float(shown[name, "jump"].done[:, :step].any(axis=1).mean()) for step in steps])
+            for name in jumped(found)
         }
-    if config.jump:
-        jumping = {1: arms["full_mixed"], chunks: arms["stream"]}
-        for name, policy in config.jump.policies.items():
-            longer = planner(policy, f"sdp-{name}", numbers[:1])
-            jumping[longer.shape[0] // chunk] = streamed(longer, chunk, "denoise"), longer.params
-        moved = control.with_event(world, config.jump.step, tabletop.jump_goal)
-        calm = {h: play(jumping[h], world, config.jump.horizon) for h in sorted(jumping)}
-        after = {h: play(jumping[h], moved, config.jump.horizon) for h in sorted(jumping)}
-
-    claims = [
-        claim(
-            "A decision costs N / h evaluations",
-            "network evaluations per executed chunk, counted",
-            cost[1]["full"].evaluations,
-            cost[1]["stream"].evaluations,
-            "lower",
-            "50 calls instead of 100 (h = 2)",
-            factor=1 / chunks,
-            margin=1e-6,
-        ),
-        *(
-            claim(
-                f"At least three times as many decisions a second: {n} at once",
-                f"decisions per second in each of {n} environments, median",
-                1 / cost[n]["full"].seconds,
-                1 / cost[n]["stream"].seconds,
-                "higher",
-                "about 1.0 s falls to about 0.1 s as h grows",
-                factor=3.0,
-                reason="of so small a network an evaluation is short against what each decision costs besides",
-            )
-            for n in sorted(cost)
-        ),
-        *if_measured(
-            "The success of full re-denoising by a model trained for it",
-            "success, at most 3 points lower; the baseline is trained on constant levels",
-            success.get("full"),
-            success["stream"],
-            "higher",
-            "score 0.90 on Push-T; scores unchanged as h grows",
-            margin=-0.03,
-            reason="the first chunk was begun under an older observation, and few steps are left to correct it",
-        ),
-        *if_measured(
-            "The success of full re-denoising by the same model",
-            "success, at most 3 points lower; both trained 80/20",
-            success.get("full_mixed"),
-            success["stream"],
-            "higher",
-            "scores unchanged as h grows",
-            margin=-0.03,
-            reason="the first chunk was begun under an older observation, and few steps are left to correct it",
-        ),
-        *if_measured(
-            "A stream keeps to its side",
-            "share of episodes in which decisions steer to different sides; the baseline is DDIM at equal cost",
-            wavered.get("short"),
-            wavered.get("stream"),
-            "lower",
-            "consecutive plans share partly denoised futures",
-        ),
-        *if_measured(
-            "Constant levels alone do not train a stream",
-            "success of a stream, at least 10 points higher; the baseline is trained on constant levels",
-            success.get("stream_constant"),
-            success["stream"],
-            "higher",
-            "constant or linear levels alone are poor, 80/20 is best (0.90)",
-            margin=0.1,
-            reason="so small a network carries over in part to mixed levels that it has not seen",
-        ),
-        *if_measured(
-            "It does not matter how the buffer is begun",
-            "success, at most 3 points lower, begun with zeros; the baseline is begun with a whole plan",
-            success["stream"],
-            success.get("stream_zero"),
-            "higher",
-            "0.90 with each of the three primers",
-            margin=-0.03,
-            reason="zeros steer to no side, and the first chunks, at low noise, stay near them",
-        ),
-        *(jump_claims(calm, after, config.jump, chunks) if config.jump else ()),
-    ]
-    if config.push_t.episodes and importlib.util.find_spec("gym_pusht"):
-        claims += on_push_t(config.push_t, numbers[0])
-
-    files = [workdir / "paths.png"]
-    titles = {
-        "full": f"{len(constant.grid) - 1} evaluations",
-        "short": f"{(len(constant.grid) - 1) // chunks} evaluations",
-        "stream": "stream, 80/20",
-        "stream_constant": "stream, constant",
-    }
-    discs = {
-        title: outcomes[name].states.disc[0, :24].reshape(-1, 2) for name, title in titles.items() if name in outcomes
-    }
-    pictures.save_scatter(files[0], discs)
-    if not config.jump:
-        return Results(claims, files)
-    files.append(workdir / "jump.png")
-    steps = range(config.jump.step, config.jump.horizon + 1)
-    curves = {
-        f"h = {h}": (steps, [float((outcome.success & (outcome.time <= step)).mean()) for step in steps])
-        for h, outcome in after.items()
-    }
-    label = f"at the goal (jump: step {config.jump.step})"
-    pictures.save_curves(files[1], curves, x_label="step of the episode", y_label=label)
-    return Results(claims, files)
-
-
-def if_measured(name: str, metric: str, baseline: Any, ours: Any, *others: Any, **options: Any) -> list[Claim]:
-    """The claim, where both arms of it have acted."""
-    return [] if baseline is None or ours is None else [claim(name, metric, baseline, ours, *others, **options)]
-
-
-def jump_claims(calm: dict[int, Rollout], after: dict[int, Rollout], jump: Any, own: int) -> list[Claim]:
-    """The share of success before a deadline that is lost when the goal jumps, each h against h = 1.
-
-    h = 1 is full re-denoising. Shares, because the networks of other h may succeed less often to begin with; those of
-    another h than `own` were trained once for all seeds.
-    """
-    lost = {h: (1 - after[h].success.mean(axis=1) / np.maximum(calm[h].success.mean(axis=1), 1e-3)) for h in after}
-    one, *others = sorted(lost)
-    return [
-        claim(
-            f"What was begun earlier reacts later: h = {h}",
-            f"share of successes by step {jump.horizon} lost to a jump after step {jump.step}; baseline: h = {one}"
-            + ("" if h == own else "; one network for all seeds"),
-            lost[one].tolist(),
-            lost[h].tolist(),
-            "higher",
-            "reactivity drops as h grows",
-            reason="so few decisions lie between the jump and a plan without traces of the old goal that noise decides",
-        )
-        for h in others
-    ]
-
-
-def on_push_t(config: ConfigDict, seed: int) -> list[Claim]:
-    """Full re-denoising and a stream with one model on the same episodes of Push-T."""
-    model, history = planner(config.policy, "sdp-push-t", [seed]), config.policy.data.history
-    found = {}
-    for name, policy in {"full": replanned(model, config.chunk), "stream": streamed(model, config.chunk)}.items():
-        compiled, worlds = policy._replace(act=jax.jit(policy.act)), push_t.simulators(seed, config.episodes)
-        found[name] = control.rollout_simulators(
-            worlds, compiled, model.params[0], jax.random.key(seed), steps=config.horizon, history=history
-        )
-    success = {name: float(run.success.mean()) for name, run in found.items()}
-    coverage = {name: float(run.score.max(axis=1).mean()) for name, run in found.items()}
-    return [
-        claim(
-            "Push-T: solved at least every second time",
-            f"success of a stream, mean of {config.episodes} episodes",
-            0.5,
-            success["stream"],
-            "higher",
-            "score 0.90 in simulation whatever the primer",
-            reason=f"a small policy, trained for seconds; re-denoised in full it reaches {success['full']:.2f}",
-        ),
-        claim(
-            "Push-T: the best coverage of full re-denoising",
-            f"best coverage, mean of {config.episodes} episodes, one model; at most {config.margin:g} lower",
-            coverage["full"],
-            coverage["stream"],
-            "higher",
-            "score 0.90 in simulation whatever the primer",
-            margin=-config.margin,
-            reason="few episodes of a policy that was trained for seconds, so the difference is mostly noise",
-        ),
-    ]
+        y_label = f"at the goal, which jumps after step {s.config.jump}"
+        pictures.save_curves(s.picture("jump"), curves, x_label="step of the episode", y_label=y_label)
+        made[s.picture("jump")] = "After a jump of the goal: the longer the buffer, the later it is reached."
+    return made

@@ -79,12 +79,13 @@ class Arm(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """What a measure sees: the samples of an arm, its condition, the samples of the reference arm, and the seed."""
+    """What a measure sees: the samples of an arm, its condition, the samples of the reference arm, seed and arm."""
 
     x: Any
     cond: Condition
     reference: Any
     seed: int
+    arm: str
 
 
 Arms = Mapping[str, Arm | Callable[[Any], Any]]
@@ -117,7 +118,7 @@ class Tabulated(NamedTuple):
 def table(
     arms: Arms | Callable[[int], Arms],
     seeds: Sequence[int],
-    measures: Mapping[str, Callable[[Drawn], float]],
+    measures: Mapping[str, Callable[[Drawn], float]] | Callable[[Drawn], Mapping[str, float]],
     *,
     shape: Any = None,
     count: int = 1,
@@ -126,8 +127,8 @@ def table(
     """Samples every arm from the same noise at each seed, in turns, and measures what came of it.
 
     arms: by name, or a function of the seed where parameters or conditions depend on it. measures: by name, functions
-    of `Drawn`. shape: of one sample (a dict for joint data). count: of samples. reference: the arm with which measures
-    compare.
+    of `Drawn`; or one function that returns its figures by name. shape: of one sample (a dict for joint data). count:
+    of samples. reference: the arm with which measures compare.
 
     Arms whose denoiser, solver and shapes are the same share one compiled program, at all seeds. Seconds are of runs
     that compile nothing.
@@ -145,8 +146,9 @@ def table(
             seconds, result = timed(run)
             x = jax.device_get(result.x if isinstance(result, Samples) else result)
             against = x if name == reference else against
-            drawn = Drawn(x, cond, against, seed)
-            row = {measure: float(function(drawn)) for measure, function in measures.items()}
+            drawn = Drawn(x, cond, against, seed, name)
+            found = measures(drawn) if callable(measures) else {name: f(drawn) for name, f in measures.items()}
+            row = {measure: float(value) for measure, value in found.items()}
             cost = result.cost if isinstance(result, Samples) else None
             counted = (np.nan, np.nan) if cost is None else (float(cost.evaluations), float(cost.compute))
             row |= dict(zip(COSTS, (*counted, seconds), strict=True))

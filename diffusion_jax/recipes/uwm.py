@@ -1,72 +1,46 @@
 """UWM (Zhu et al. 2025): actions and the future frame are two processes with a time each, and their roles are the task.
 
-    policy   p(a | o)        actions run along the grid, the frame is ignored (t = 1)
-    video    p(o' | o)       the frame runs, the actions are ignored
-    forward  p(o' | o, a)    the frame runs, the actions are given (t = 0)
-    inverse  p(a | o, o')    the actions run, the frame is given
-    joint    p(a, o' | o)    both run
-
-A disc passes an obstacle on either side; what drives it sees pictures only. The arms have one trunk, encoder of frames,
-optimiser and number of updates: a policy without tokens of the future ("cloned"), UWM on the same labelled trajectories
-("labelled"), UWM on these and many more without actions, whose actions stand at t = 1 ("cotrained"), and the same with
-one time for both modalities ("shared"), which never sees a labelled frame at t = 1 beside cleaner actions; labelled and
-co-trained once more with few labels. Frames are principal components in place of an autoencoder's latents.
+A disc passes an obstacle on either side; what drives it sees pictures only. All arms have one trunk, one encoder of
+frames, the same optimiser and number of updates: "cloned" has no tokens of the future, "labelled" is UWM on the same
+trajectories, "cotrained" on many more without actions besides, whose actions stand at t = 1, and "shared" has one time
+for both modalities. Frames are principal components in place of an autoencoder's latents.
 """
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
-from diffusion_jax import control, data, metrics, pictures, timesteps
-from diffusion_jax.config import build, to_json
+from diffusion_jax import control, pictures, timesteps
+from diffusion_jax.config import build
 from diffusion_jax.data import tabletop
 from diffusion_jax.denoisers import denoiser
-from diffusion_jax.experiment import Experiment, prepare
-from diffusion_jax.recipes.frame import seeds, trained
-from diffusion_jax.recipes.parts.latents import LatentSpace, principal_space
-from diffusion_jax.recipes.report import Claim, Results, claim
-from diffusion_jax.sampling import sample
+from diffusion_jax.metrics import interleaved
+from diffusion_jax.models import LatentSpace
+from diffusion_jax.recipes.study import Results, Study, by_seed
+from diffusion_jax.recipes.verdicts import Row
+from diffusion_jax.sampling import make_role_sampler
 from diffusion_jax.solvers import ddim
-from diffusion_jax.typing import Keys
+from diffusion_jax.stages import Stage
 
-ROLES = {
+MODES = {
     "policy": {"action": "generate", "future": "ignored"},
     "video": {"action": "ignored", "future": "generate"},
     "forward": {"action": "given", "future": "generate"},
     "inverse": {"action": "generate", "future": "given"},
     "joint": {"action": "generate", "future": "generate"},
 }
+"""p(a | o), p(o' | o), p(o' | o, a), p(a | o, o') and p(a, o' | o)."""
 
-NOTES = (
-    "the number of steps, and batches twice as large where there are videos, were set after seeing an earlier "
-    "report of the same seeds."
-)
-
-
-class TrainedModel(NamedTuple):
-    """ask: `(params, plan, x, cond) -> x` at the end of the run. success: `(params, plan, key) -> share of starts`.
-
-    plan: of a policy.
-    """
-
-    experiment: Experiment
-    params: Any
-    ask: Callable[..., Any]
-    success: Callable[..., Any]
-    plan: Any
+WORLD = tabletop.Tabletop("reach")
 
 
 class Windows(NamedTuple):
-    """Held-out windows: what is seen, the true state there, what was done and came of it, and where the disc was then.
-
-    known: actions and latents of the future frame. future: the frame itself.
-    """
+    """Held-out windows. frames: what is seen, in the true state. known: actions and the future's latents. future: the
+    frame itself. disc: where the disc was then."""
 
     frames: Any
     state: tabletop.State
@@ -75,96 +49,65 @@ class Windows(NamedTuple):
     disc: Any
 
 
-def run(config: ConfigDict, workdir: Path) -> Results:
-    """Trains the arms, drives with each, and asks the co-trained network in all its modes."""
-    space = latent_tokens(config)
-    plans = {mode: timesteps.roles(timesteps.linspace(config.solver_steps), roles) for mode, roles in ROLES.items()}
-    arms, held_out = prepared_arms(config, space, plans["policy"]), held_out_windows(config, space)
-    success, errors = {name: [] for name in arms}, {name: [] for name in held_out}
-    if "shared" in arms:
-        success["shared, jointly"] = []
-    for seed in seeds(config):
-        key = jax.random.key(seed)
-        for name, arm in arms.items():
-            success[name].append(float(arm.success(arm.params, arm.plan, key)))
-        if "shared" in arms:
-            jointly = arms["shared"].success(arms["shared"].params, plans["joint"], key)
-            success["shared, jointly"].append(float(jointly))
-        for name, windows in held_out.items():
-            answers = modes(arms["cotrained"], plans, windows, key)
-            errors[name].append(mistakes(answers, windows, space))
-            if seed == config.seed and name == "fork":
-                strips(workdir / "modes.png", answers, windows, space)
-    # For each comparison the baseline's values and ours, one a seed.
-    fork, anywhere = (
-        {what: np.transpose([one[what] for one in errors[name]]).tolist() for what in errors[name][0]}
-        for name in held_out
-    )
-    programs = float(arms["cotrained"].ask._cache_size())
-    compared = [arms.get(name) for name in ("cloned", "cotrained")]
-    costs = [one and 1e3 * latency(one, held_out["fork"].frames) for one in compared]
-    return Results(claims(success, fork, anywhere, programs, costs), [workdir / "modes.png"], NOTES)
-
-
-def latent_tokens(config: ConfigDict) -> LatentSpace:
-    """Pictures `[B, H, W, C]` as tokens `[B, N, K]`: their leading principal components, N times K of them."""
-    source, count = data.Pictures(build(config.arms.cotrained.data)), config.latents.pictures
-    chosen = np.random.default_rng(0).choice(len(source), count, replace=False)
-    return principal_space(source.take(chosen)["x0"], config.latents.components, config.latents.tokens)
-
-
-def prepared_arms(config: ConfigDict, space: LatentSpace, plan: Any) -> dict[str, TrainedModel]:
-    """The arms, trained, futures in the latent space. Arms on the same data share it, those of one kind programs."""
-    sources, arms = {}, {}
-    programs: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {}
-    for name, entry in config.arms.items():
-        entry = ConfigDict({**entry.to_dict(), "seed": config.seed})
-        experiment, windows, model = prepare(entry), to_json(entry.data), to_json(entry.model)
-        if windows not in sources:
-            sources[windows] = experiment.source.encoded(space.encode) if entry.data.future else experiment.source
-        experiment = experiment._replace(source=sources[windows], shape=sources[windows].shape)
-        if model not in programs:
-            ask = asker(experiment)
-            programs[model] = ask, driver(config, experiment)
-        params = trained(experiment, "uwm", given=config.latents.to_dict())
-        arms[name] = TrainedModel(experiment, params, *programs[model], plan if entry.data.future else plan["action"])
-    return arms
-
-
-def asker(experiment: Experiment) -> Callable[..., Any]:
-    """One compiled program for every mode: roles are arrays."""
+def study(s: Study) -> Results:
+    config = s.config
+    stages = {name: s.stage(name, entry) for name, entry in config.arms.items()}
+    arm = stages["cotrained"]
+    space, experiment = arm.trained.source.space, arm.trained
     made = denoiser(experiment.network, experiment.process)
+    ask = make_role_sampler(made, ddim(), timesteps.linspace(config.steps), shape=experiment.shape)
+    drives = {name: policy_of(stage, config) for name, stage in stages.items()}
+    if "shared" in stages:
+        drives["shared, jointly"] = policy_of(stages["shared"], config, "joint")
+    held_out, programs = (
+        held_out_windows(config, space),
+        {name: driven(policy, config) for name, policy in drives.items()},
+    )
+    answers: dict[str, Any] = {}
 
-    def ask(params, plan, x, cond):
-        return sample(jax.random.key(0), made, params, ddim(), plan, x_init=x, cond=cond).x
+    def measured(seed: int) -> dict[str, float]:
+        key, figures = jax.random.key(seed), {}
+        for name, program in programs.items():
+            figures[name] = float(program(stages[name.partition(",")[0]].value, key))
+        for where, windows in held_out.items():
+            keys = dict(zip(MODES, jax.random.split(key, len(MODES)), strict=True))
+            asked = partial(ask, params=arm.value, known=windows.known, cond={"frames": windows.frames})
+            said = {mode: jax.device_get(asked(keys[mode], roles=roles).x) for mode, roles in MODES.items()}
+            answers.setdefault(where, said)
+            figures |= {f"{where}: {what}": value for what, value in mistakes(said, windows, space).items()}
+        return figures
 
-    return jax.jit(ask)
-
-
-def driver(config: ConfigDict, experiment: Experiment) -> Callable[..., Any]:
-    """Receding-horizon control of all environments in one program; what is ignored is drawn once a decision."""
-    world = tabletop.environment(tabletop.Tabletop("reach"), config.held_out.image_size)
-    made, shape = denoiser(experiment.network, experiment.process), experiment.shape
-    modality = "action" if isinstance(shape, Mapping) else None
-
-    def success(params, plan, key):
-        policy = control.receding_horizon(made, ddim(), plan, shape=shape, execute=config.execute, modality=modality)
-        run = control.rollout(
-            world, policy, params, key, episodes=config.starts, steps=config.horizon, history=config.held_out.history
-        )
-        return run.success.mean()
-
-    return jax.jit(success)
-
-
-def noise(experiment: Experiment, keys: Keys) -> Any:
-    """x at t = 1, one for each key."""
-    shape, size = experiment.shape, len(keys)
-    whole = {name: (size, *one) for name, one in shape.items()} if isinstance(shape, Mapping) else (size, *shape)
-    return experiment.process.prior(keys, whole)
+    found = by_seed(s.seeds, measured)
+    rows = [*success_rows(found), *mode_rows(found)]
+    if "cloned" in stages:
+        rows.append(cost_row(stages, drives, held_out["fork"].frames, config))
+    strips(s.picture("modes"), answers["fork"], held_out["fork"], space)
+    caption = "At the fork: what is seen, what came of it, and the frames that each mode predicts."
+    return Results(rows, {s.picture("modes"): caption}, "starts of episodes and noise; networks are trained once")
 
 
-def held_out_windows(config: ConfigDict, space: LatentSpace) -> dict[str, Windows]:
+def policy_of(stage: Stage, config: Any, mode: str = "policy") -> control.Policy:
+    """Receding-horizon control by a network of actions, or of both modalities in one of its modes."""
+    experiment, grid = stage.trained, timesteps.linspace(config.steps)
+    joint = isinstance(experiment.shape, Mapping)
+    return control.receding_horizon(
+        denoiser(experiment.network, experiment.process),
+        ddim(),
+        timesteps.roles(grid, MODES[mode]) if joint else grid,
+        shape=experiment.shape,
+        execute=config.execute,
+        modality="action" if joint else None,
+    )
+
+
+def driven(policy: control.Policy, config: Any) -> Callable[..., Any]:
+    """The share of starts from which a policy reaches the goal, as a program of parameters and key."""
+    world = tabletop.environment(WORLD, config.held_out.image_size)
+    size = {"episodes": config.starts, "steps": config.horizon, "history": config.held_out.history}
+    return jax.jit(lambda params, key: control.rollout(world, policy, params, key, **size).success.mean())
+
+
+def held_out_windows(config: Any, space: LatentSpace) -> dict[str, Windows]:
     """Windows at the fork, of those that begin at rest so that nothing tells the side, and as many from anywhere."""
     source = build(config.held_out)
     fork = np.flatnonzero(source.fork & (source.start == 0))
@@ -172,111 +115,97 @@ def held_out_windows(config: ConfigDict, space: LatentSpace) -> dict[str, Window
     found = {}
     for name, chosen in (("fork", fork), ("anywhere", anywhere)):
         batch = source.take(chosen)
-        future = batch["x0"]["future"][:, 0]
-        known = {"action": jnp.asarray(batch["x0"]["action"]), "future": space.encode(future)[:, None]}
+        future = batch["x0"]["future"]
+        known = {"action": batch["x0"]["action"], "future": np.asarray(space.encode(future))}
         state = tabletop.state_of(jnp.asarray(batch["cond"]["observation"][:, -1]))
         after = source.observations[source.episode[chosen], source.start[chosen] + source.chunk]
-        found[name] = Windows(batch["cond"]["frames"], state, known, future, tabletop.state_of(after).disc)
+        found[name] = Windows(batch["cond"]["frames"], state, known, future[:, 0], tabletop.state_of(after).disc)
     return found
-
-
-def modes(arm: TrainedModel, plans: Mapping[str, Any], windows: Windows, key: Keys) -> dict[str, Any]:
-    """What the network says in each mode, each from noise of its own."""
-    process, cond = arm.experiment.process, {"frames": windows.frames}
-    keys = dict(zip(plans, jax.random.split(key, len(plans)), strict=True))
-    starts = {mode: timesteps.noised_start(keys[mode], process, plan, windows.known) for mode, plan in plans.items()}
-    return {mode: arm.ask(arm.params, plan, starts[mode], cond) for mode, plan in plans.items()}
 
 
 @jax.jit
 def led_to(state: tabletop.State, actions: Any) -> tabletop.State:
     """The states to which chunks of actions lead."""
-    paths = jax.vmap(partial(tabletop.simulate, tabletop.Tabletop("reach")))(state, actions)
+    paths = jax.vmap(partial(tabletop.simulate, WORLD))(state, actions)
     return jax.tree.map(lambda path: path[:, -1], paths)
 
 
-def mistakes(answers: Mapping[str, Any], windows: Windows, space: LatentSpace) -> dict[str, tuple[float, float]]:
-    """What each mode errs, behind what the one errs that ignores what it is given.
+def mistakes(answers: Mapping[str, Any], windows: Windows, space: LatentSpace) -> dict[str, float]:
+    """What modes err: of actions, from those that were done; of the disc, in pixels, from where it came to be; and of
+    the disc in o' from where the actions lead, drawn jointly or apart.
 
-    inverse: of actions, from those that were done. forward: of the disc, from where it came to be. joint: of the disc
-    in o' from where the actions lead (behind it: of a video and a policy). Pixels; a disc that the decoded frame does
-    not show counts as in the middle of the table.
+    A disc that the decoded frame does not show counts as in the middle of the table.
     """
-    pixel = 2 / windows.future.shape[-2]
 
     def action(mode):
         return float(np.abs(answers[mode]["action"] - windows.known["action"]).mean())
 
     def shown(mode):
-        return np.nan_to_num(tabletop.read(space.decode(answers[mode]["future"][:, 0]))["disc"])
+        return np.nan_to_num(tabletop.read(space.decode(answers[mode]["future"])[:, 0])["disc"])
 
     def pixels(a, b):
-        return float(np.linalg.norm(a - b, axis=-1).mean() / pixel)
+        return float(np.linalg.norm(a - b, axis=-1).mean() * windows.future.shape[-2] / 2)
 
+    ends = {mode: led_to(windows.state, answers[mode]["action"]).disc for mode in ("policy", "joint")}
     return {
-        "inverse": (action("policy"), action("inverse")),
-        "forward": (pixels(shown("video"), windows.disc), pixels(shown("forward"), windows.disc)),
-        "joint": (
-            pixels(shown("video"), led_to(windows.state, answers["policy"]["action"]).disc),
-            pixels(shown("joint"), led_to(windows.state, answers["joint"]["action"]).disc),
-        ),
+        **{mode: action(mode) for mode in ("policy", "inverse")},
+        **{mode: pixels(shown(mode), windows.disc) for mode in ("video", "forward")},
+        "apart": pixels(shown("video"), ends["policy"]),
+        "jointly": pixels(shown("joint"), ends["joint"]),
     }
 
 
-def latency(arm: TrainedModel, frames: Any) -> float:
-    """Seconds that a decision takes for as many environments as there are frames."""
-    x = noise(arm.experiment, jax.random.split(jax.random.key(0), len(frames)))
-    cost = metrics.sampling_cost(lambda: arm.ask(arm.params, arm.plan, x, {"frames": frames}), len(frames))
-    return cost.seconds_per_sample * len(frames)
+SUCCESS = (
+    ("Videos help by 5 points", "cotrained", "labelled", 0.05, "0.92 with 2000 videos, 0.86 without"),
+    ("UWM on labels alone: cloning, up to 3 points", "labelled", "cloned", -0.03, "about equal"),
+    ("Co-trained UWM: cloning, up to 3 points", "cotrained", "cloned", -0.03, "0.92 against 0.48 (with pretraining)"),
+    ("One time for both is a worse policy (r, 1)", "cotrained", "shared", 0.0, "PAD 0.57, UWM 0.79 (LIBERO)"),
+    ("And better where it was trained, (r, r)", "shared, jointly", "shared", 0.0, "no figure"),
+)
+ERRORS = (
+    ("Fork: inverse errs half as much as policy", "action", "inverse", "policy", 0.5, "tracking 0.65 against 0.47"),
+    ("Fork: forward is within a pixel", "disc", "forward", 1.0, 1.0, "no figure"),
+    ("Fork: a and o' agree when drawn jointly", "disc", "jointly", "apart", 0.5, "no figure"),
+    ("Anywhere: inverse no worse than policy", "action", "inverse", "policy", 1.0, "must hold"),
+    ("Anywhere: forward no worse than video", "disc", "forward", "video", 1.0, "must hold"),
+)
 
 
-def strips(path: Path, answers: Mapping[str, Any], windows: Windows, space: LatentSpace, columns: int = 10) -> None:
-    """Scenes at the fork, what came of them, and predicted frames; the joint ones above where their actions lead."""
-    state = led_to(windows.state, answers["joint"]["action"])
-    rows = {
-        "o, now": windows.frames[:, -1],
-        "o', what came of it": windows.future,
-        "video: o' given o": space.decode(answers["video"]["future"][:, 0]),
-        "forward: o' given o, a": space.decode(answers["forward"]["future"][:, 0]),
-        "joint: o'": space.decode(answers["joint"]["future"][:, 0]),
-        "joint: where its a leads": tabletop.render(state, windows.future.shape[-2], block=False),
-    }
-    pictures.save_strips(path, {name: images[:columns] for name, images in rows.items()}, zoom=4)
-
-
-def claims(success, fork, anywhere, programs, costs) -> list[Claim]:
-    """The comparisons: of arms, where both were trained, of modes at the fork, and what must hold anywhere."""
-    share, off, disc = "success of 200 starts, sampling seeds", "mean |a - a_hat|", "disc off, pixels of 16"
-    arms = ("cloned", "labelled", "cotrained", "shared", "shared, jointly")
-    cloned, labelled, cotrained, twin, jointly = (success.get(name) for name in arms)
-    few = success.get("labelled_few"), success.get("cotrained_few")
-    bowls, libero, tracking = (
-        "0.92 with 2000 videos, 0.86 without",
-        "PAD 0.57, UWM 0.79 (LIBERO)",
-        "tracking 0.65, 0.47",
-    )
-    more, less, none = "higher", "lower", "no figure"
-    split = "probably that one small network has to learn videos besides, in as many updates; not tested apart"
-    short = "a hundred labelled trajectories and minutes of training are probably too few"
-    helped, half = {"margin": 0.05, "reason": split}, {"factor": 0.5, "reason": short}
-    near = {"margin": -0.03, "reason": short}
-    pairs = {
-        "factor": 0.5,
-        "reason": "predicted frames are still blurred after minutes of training; longer runs were not compared",
-    }
-    rows = [
-        ("videos help by 5 points, 20 labelled trajectories", share, *few, more, bowls, helped),
-        ("videos help by 5 points, 100 labelled trajectories", share, labelled, cotrained, more, bowls, helped),
-        ("UWM on labels alone: cloning - 3 points", share, cloned, labelled, more, "about equal", near),
-        ("a shared time is worse as a policy, (r, 1)", share, twin, cotrained, more, libero, {}),
-        ("and better at the times it was trained at, (r, r)", share, twin, jointly, more, none, {}),
-        ("fork: inverse dynamics errs half as much as the policy", off, *fork["inverse"], less, tracking, half),
-        ("fork: forward dynamics is within a pixel", disc, 1.0, fork["forward"][1], less, none, {"reason": short}),
-        ("fork: video is more than two pixels off", disc, 2.0, fork["forward"][0], more, none, {}),
-        ("fork: a and o' agree when drawn jointly", disc, *fork["joint"], less, none, pairs),
-        ("anywhere: inverse dynamics no worse than the policy", off, *anywhere["inverse"], less, "must hold", {}),
-        ("anywhere: forward dynamics no worse than video", disc, *anywhere["forward"], less, "must hold", {}),
-        ("one program serves all modes", "compiled programs", 1.0, programs, "equal", "roles are arrays", {}),
-        ("a policy pays for ignored tokens, at most 3 times", "ms a decision", *costs, less, none, {"factor": 3.0}),
+def success_rows(found: Mapping[str, list[float]]) -> list[Row]:
+    figure = "success from random starts"
+    return [
+        Row(title, f"{figure}; against: {against}", found[ours], found[against], "higher", published, margin=margin)
+        for title, ours, against, margin, published in SUCCESS
+        if ours in found and against in found
     ]
-    return [claim(*row, **options) for *row, options in rows if row[2] is not None and row[3] is not None]
+
+
+def mode_rows(found: Mapping[str, list[float]]) -> list[Row]:
+    figures, rows = {"action": "mean |a - a_hat|", "disc": "distance of the disc, pixels of 16"}, []
+    for title, what, ours, against, factor, published in ERRORS:
+        where = title.partition(":")[0].lower()
+        other = against if isinstance(against, float) else found[f"{where}: {against}"]
+        rows.append(Row(title, figures[what], found[f"{where}: {ours}"], other, "lower", published, factor))
+    return [*rows, Row("Fork: video cannot tell the side", figures["disc"], found["fork: video"], 2.0, "higher")]
+
+
+def cost_row(stages: Mapping[str, Stage], drives: Mapping[str, control.Policy], frames: Any, config: Any) -> Row:
+    """A policy of UWM pays for tokens that it ignores."""
+    thunks = {}
+    for name in ("cloned", "cotrained"):
+        act = partial(jax.jit(drives[name].act), stages[name].value, drives[name].init(None, None, None))
+        thunks[name] = partial(act, {"frames": frames}, jax.random.key(0))
+    took = interleaved(thunks, config.rounds)
+    figure = f"seconds a decision, {len(frames)} at once, by round"
+    title = "A policy pays at most twice for ignored tokens"
+    return Row(title, figure, took["cotrained"], took["cloned"], "lower", "no figure", factor=2.0)
+
+
+def strips(path: Any, answers: Mapping[str, Any], windows: Windows, space: LatentSpace, columns: int = 10) -> None:
+    """Scenes at the fork and predicted frames; the joint ones above where their actions lead."""
+    state = led_to(windows.state, answers["joint"]["action"])
+    rows = {"o, now": windows.frames[:, -1], "o', what came of it": windows.future}
+    named = {"video": "video: o' given o", "forward": "forward: o' given o, a", "joint": "joint: o'"}
+    rows |= {title: space.decode(answers[mode]["future"])[:, 0] for mode, title in named.items()}
+    rows["joint: where its a leads"] = tabletop.render(state, windows.future.shape[-2], block=False)
+    pictures.save_strips(path, {name: images[:columns] for name, images in rows.items()}, zoom=4)

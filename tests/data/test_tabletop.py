@@ -223,6 +223,18 @@ def test_futures_may_be_latents_of_their_pictures(windows):
     np.testing.assert_allclose(pictures[7]["x0"], plain["cond"]["frames"][1, -1], atol=1e-6)
 
 
+def test_futures_may_be_principal_components_of_a_world_that_others_share(windows):
+    few = dataclasses.replace(windows, labelled=3)
+    made, other = (data.principal_futures(one, windows, 48, tokens=4, pictures=300) for one in (windows, few))
+    assert made.shape == {"action": (6, 2), "future": (2, 4, 12)}
+    indices = np.array([0, 7, 40, len(windows) - 1])
+    plain, batch = windows.take(indices)["x0"]["future"], made.take(indices)["x0"]["future"]
+    np.testing.assert_array_equal(other.take(indices)["x0"]["future"], batch)
+    np.testing.assert_allclose(made.space.encode(plain), batch, atol=1e-4)
+    assert np.square(made.space.decode(batch) - plain).mean() < 0.3 * np.square(plain - plain.mean(0)).mean()
+    assert made.labelled == 10 and other.labelled == 3 and windows.space is None
+
+
 def test_at_the_fork_both_sides_are_still_possible(windows):
     fork, side = windows.fork, windows.side
     assert windows.start[fork].max() < 5 and fork[windows.start == 0].all()
@@ -254,6 +266,7 @@ def test_impossible_tables_are_refused():
         (lambda: data.tabletop_demonstrations(episodes=2, labelled=1, future=1, share=1.5), "share"),
         (lambda: data.tabletop_demonstrations(episodes=2, future=1).encoded(lambda x: x), "image_size"),
         (lambda: data.Pictures(data.tabletop_demonstrations(episodes=2)), "image_size"),
+        (lambda: data.principal_futures(*[data.tabletop_demonstrations(episodes=2)] * 2, 4), "image_size"),
         (lambda: data.tabletop_demonstrations(episodes=2, chunk=90), "too short"),
         (lambda: tabletop.read(np.zeros((24, 24))), "images"),
     ]:

@@ -1,47 +1,48 @@
-"""AR-Diffusion: the published settings can be built, and its arms differ in nothing but their times."""
+"""AR-Diffusion: arms differ in their times (and the ordinary model in what it sees), ways to sample cost what they
+should, and the published settings can be built."""
 
-import jax
 import numpy as np
 import pytest
 
-from diffusion_jax import timesteps
-from diffusion_jax.config import build, load
-from diffusion_jax.experiment import prepare
-from diffusion_jax.models import count_params, param_shapes
-from diffusion_jax.recipes.ar_diffusion import kept_claims, ways
-from tests.models.drawn import drawn
+from diffusion_jax.config import load
+from diffusion_jax.recipes import ar_diffusion
+from diffusion_jax.recipes.__main__ import main
+from diffusion_jax.recipes.study import Study, table
 
 CONFIG = "configs/recipes/ar_diffusion.py"
 
 
-def test_the_published_settings():
-    arm = load(f"{CONFIG}:paper").arms.anchored
-    network, process = build(arm.model), build(arm.process)
-    shapes = param_shapes(network, (1, 16, 4, 8, 4))
+def test_the_published_settings(capsys):
+    main(["ar_diffusion:paper"])
     # DiT-XL without classes and with one channel more than a patch of one pixel.
-    assert count_params(shapes) == pytest.approx(675e6, rel=0.01)
-    assert process.prediction == "x0"
-    objective = build(arm.objective, network=network, process=process)
-    batch = {"x0": jax.ShapeDtypeStruct((2, 16, 4, 8, 4), np.float32), "index": jax.ShapeDtypeStruct((2,), np.int32)}
-    loss, _ = jax.eval_shape(objective.loss, shapes, (), batch, jax.random.key(0))
-    assert loss.shape == (2,)
+    millions = float(capsys.readouterr().out.split("network: ")[1].split()[0])
+    assert millions == pytest.approx(675, rel=0.01)
+    assert load(f"{CONFIG}:paper").process.prediction == "x0"
 
 
-def test_arms_differ_in_their_times_alone():
+def test_arms_differ_in_their_times_alone_and_the_ordinary_model_in_what_it_sees():
     arms = {name: arm.to_dict() for name, arm in load(CONFIG).arms.items()}
-    draws = [arm["objective"].pop("draw")["call"] for arm in arms.values()]
-    assert sorted(draws) == ["timesteps.anchored", "timesteps.independent", "timesteps.shared"]
+    draws = {name: arm["objective"].pop("draw")["call"].rpartition(".")[2] for name, arm in arms.items()}
+    assert draws == {"anchored": "anchored", "independent": "independent", "synchronous": "shared"}
+    assert {name: arm["model"].pop("block") for name, arm in arms.items()} == {
+        "anchored": 1,
+        "independent": 1,
+        "synchronous": 0,
+    }
     assert all(arm == arms["anchored"] for arm in arms.values())
 
 
-def test_kept_keys_decode_the_staircase_of_full_width_and_chunks_go_on():
-    """The smoke run makes neither."""
-    config = load(f"{CONFIG}:smoke")
-    experiment = prepare(config.arms.anchored)._replace(shape=(4, 1, 1, 8))
-    params = drawn(param_shapes(experiment.network, (1, *experiment.shape)))
-    way = ways(experiment, timesteps.linspace(config.steps), config.clips)
-    claims = kept_claims(way, params, jax.random.key(0), 6, config.steps)
-    assert len(claims) == 2 and all(one.holds for one in claims)
-    long = way.continued(params, jax.random.key(0), 2, 2)
-    assert long.x.shape == (config.clips, 6, 1, 1, 8) and np.isfinite(long.x).all()
-    assert float(long.cost.evaluations) == 2 * config.steps
+@pytest.mark.usefixtures("one_device")
+def test_ways_to_sample_cost_what_they_should_and_kept_keys_are_the_widest_staircase(tmp_path):
+    s = Study(load(f"{CONFIG}:smoke"), (0,), tmp_path, True, {})
+    one = s.stage("anchored", s.config.arms.anchored, seed=0).trained
+    arms = ar_diffusion.arms_of(s, one)(0)
+    chosen = ("anchored, s = 2", "kept keys", "all at once", "in chunks, long", "anchored, long")
+    found = table({name: arms[name] for name in chosen}, (0,), {}, shape=one.shape, count=2)
+    evaluations = [found[name]["evaluations"][0] for name in chosen]
+    # S = 2: S + (F - 1) s; one frame of 8 at S + 1 times each; as many as the staircase; S a chunk; S + (N - 1) s.
+    assert evaluations == [16, 24, 16, 6, 32]
+    x = found.samples
+    widest = x["anchored, s = 2"]
+    assert np.abs(x["kept keys"] - widest).max() < 1e-3 * np.abs(widest).max()
+    assert x["anchored, long"].shape[1] == 16 == x["in chunks, long"].shape[1]

@@ -1,17 +1,56 @@
-"""Pusa: the published settings make an adapter of a large network."""
+"""Pusa: what is given in each task, adaptations that begin as the base, and the published size of the adapter."""
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from diffusion_jax.config import build, load
+from diffusion_jax.recipes import pusa
+from diffusion_jax.recipes.study import Study, table
+
+CONFIG = "configs/recipes/pusa.py"
+
+
+def test_a_task_gives_one_frame_or_none():
+    given = pusa.given_frames(12, 8)
+    assert {task: frames.sum(1).tolist() for task, frames in given.items()} == {
+        task: [int(task != "label")] * 12 for task in pusa.TASKS
+    }
+    assert given["first"][:, 0].all() and given["last"][:, -1].all()
+    assert not given["middle"][:, [0, -1]].any() and (given["middle"].sum(0)[1:-1] == 2).all()
+
+
+@pytest.mark.usefixtures("one_device")
+def test_every_adaptation_begins_as_the_base_and_given_frames_do_not_move(tmp_path):
+    """The smoke run has no arm of channels."""
+    config = load(f"{CONFIG}:smoke")
+    whole, small = load(CONFIG).arms[pusa.CONCAT].to_dict(), config.arms.VTA.to_dict()
+    conditions, select = whole["model"]["conditions"], whole["lora"]["select"]
+    small["model"], small["lora"] = {**small["model"], "conditions": conditions}, {**small["lora"], "select": select}
+    config.arms[pusa.CONCAT] = {**small, "objective": whole["objective"]}
+    s = Study(config, (0,), tmp_path, True, {})
+    base = s.stage("base", config.base)
+    own = s.stage("own samples", config.own, base, make=pusa.own_samples)
+    assert own.value["x0"].shape == (8, *base.trained.shape) and sorted(own.value["label"]) == sorted([0, 1, 2, 3] * 2)
+    factors = {name: {0: s.stage(name, arm, base, own, prepare=pusa.adapted)} for name, arm in config.arms.items()}
+    known = np.random.default_rng(0).standard_normal((4, *base.trained.shape)).astype(np.float32)
+    given = pusa.given_frames(4, 8)
+    arms = pusa.arms_of(s, base, factors, own.value["label"][:4], known, given)(0)
+    fresh = arms[f"{pusa.CONCAT}, first"]
+    begun = jax.tree.map(jnp.zeros_like, fresh.params["lora"])
+    chosen = {name: arms[name] for name in ("base, label", "VTA, middle", f"{pusa.CONCAT}, first")}
+    chosen["unchanged"] = fresh._replace(params={**fresh.params, "lora": begun})
+    x = table(chosen, (0,), {}, shape=base.trained.shape, count=4).samples
+    np.testing.assert_array_equal(x["VTA, middle"][given["middle"]], known[given["middle"]])
+    np.testing.assert_allclose(x["unchanged"], x["base, label"], atol=1e-4)
+    assert fresh.cond["concat"].shape[-1] == known.shape[-1] + 1
 
 
 def test_the_published_settings_make_an_adapter_of_a_large_network():
-    config = load("configs/recipes/pusa.py:paper")
-    entry = config.arms.vta
-    base = build(entry.model)
-    adapted = build(entry.lora, network=base)
+    config = load(f"{CONFIG}:paper")
+    base = build(config.model)
+    adapted = build(config.lora, network=base)
     x, cond = jnp.zeros((1, 2, 4, 4, 16)), {"context": jnp.zeros((1, 3, 4096))}
     params = jax.eval_shape(base.init, jax.random.key(0), x, jnp.zeros(1), cond)
     factors = jax.eval_shape(adapted.init, jax.random.key(0), params, x, jnp.zeros(1), cond)
@@ -19,7 +58,7 @@ def test_the_published_settings_make_an_adapter_of_a_large_network():
     assert whole > 14e9
     # Rank 512 of q, k, v, o (twice: also towards the text) and of both matrices of the feed-forward layer, 40 blocks.
     assert part == 40 * 512 * (8 * 2 * 5120 + 2 * (5120 + 13824))
-    objective = build(entry.objective, network=adapted.network, process=build(entry.process))
+    objective = build(config.objective, network=adapted.network, process=build(config.process))
     batch = {"x0": jnp.zeros((500, 2, 1, 1, 1)), "index": jnp.arange(500)}
     t = objective.prepare((), batch, jax.random.key(1))["t"]
     assert t.shape == (500, 2)

@@ -4,22 +4,23 @@ import jax
 import numpy as np
 import pytest
 
-from diffusion_jax import models
+from diffusion_jax import denoisers, models
 from diffusion_jax.config import build, load
-from diffusion_jax.errors import InvalidInput
 from diffusion_jax.experiment import prepare
 from diffusion_jax.recipes import unidiffuser
-from diffusion_jax.recipes.parts.paired_samples import TASKS, pair_sampler
+from diffusion_jax.recipes.__main__ import main
 from tests.models.drawn import drawn
 
 FILE = "configs/recipes/unidiffuser.py"
 
 
-def test_published_settings():
-    config = load(f"{FILE}:paper").joint
+def test_published_settings(capsys):
+    main(["unidiffuser:paper"])
+    millions = float(capsys.readouterr().out.split("network: ")[1].split()[0].replace(",", ""))
+    assert millions == pytest.approx(950, rel=0.01)
+    config = load(f"{FILE}:paper")
     network, process = build(config.model), build(config.process)
-    shapes = {"image": (1, 64, 64, 4), "vector": (1, 512), "text": (1, 77, 64)}
-    assert models.count_params(models.param_shapes(network, shapes)) == pytest.approx(0.95e9, rel=0.01)
+    shapes = {name: (1, *shape) for name, shape in config.inputs.x0.to_dict().items()}
     assert float(process.alpha(1.0)["text"]) == pytest.approx(0.068, abs=5e-4)
     objective = build(config.objective, network=network, process=process)
     x0 = {name: jax.ShapeDtypeStruct((2, *shape[1:]), np.float32) for name, shape in shapes.items()}
@@ -51,35 +52,50 @@ def test_each_arm_trains_its_own_times():
         assert np.unique(seen[name]["t"]["image" if given == "text" else "text"]).size == 64
 
 
-def test_replacement_keeps_what_is_given_and_losses_are_of_what_is_generated():
-    """The smoke run has neither."""
+@pytest.fixture(scope="module")
+def small():
+    """The experiment of the smoke run, parameters that are nowhere zero, and questions."""
     config = load(f"{FILE}:smoke")
     experiment = prepare(config.networks.unidiffuser)
     params = drawn(models.param_shapes(experiment.network, {n: (1, *shape) for n, shape in experiment.shape.items()}))
-    known, _ = unidiffuser.questions(experiment.held_out, 4)
-    made = pair_sampler(experiment, config.steps).replaced(params, jax.random.key(0), known, "text")
+    return config, experiment, params, unidiffuser.questions(experiment.held_out, 4)[0]
+
+
+def test_replacement_keeps_what_is_given(small):
+    """The smoke run has none."""
+    config, experiment, params, known = small
+    plain = denoisers.denoiser(experiment.network, experiment.process)
+    made = unidiffuser.replacing(plain, config.steps)(params, jax.random.key(0), "image | text", known)
     np.testing.assert_allclose(made["text"], known["text"], atol=1e-5)
     assert np.isfinite(made["image"]).all() and np.abs(made["image"] - known["image"]).max() > 0.1
-    # Without the head of the texts only the loss of a text changes.
+
+
+def test_losses_are_of_what_is_generated(small):
+    """Without the head of the texts only the loss of a text changes."""
+    _, experiment, params, _ = small
     silent = {**params, "head_text": jax.tree.map(np.zeros_like, params["head_text"])}
-    losses = unidiffuser.losses(experiment, {"ours": params, "silent": silent}, jax.random.key(1))
-    assert all(0 < loss < np.inf for loss in losses.values()) and len(losses) == 4
-    assert losses["image | text", "ours"] == losses["image | text", "silent"]
-    assert losses["text | image", "ours"] != losses["text | image", "silent"]
+    loss, key = unidiffuser.conditional_loss(experiment), jax.random.key(1)
+    assert loss(params, key, "image | text") == loss(silent, key, "image | text") > 0
+    assert loss(params, key, "text | image") != loss(silent, key, "text | image")
 
 
-def test_guidance_is_a_number_of_the_one_program():
+def test_guidance_leaves_what_is_given_and_moves_what_is_drawn(small):
     """The smoke run has none."""
-    config = load(f"{FILE}:smoke")
-    experiment = prepare(config.networks.unidiffuser)
-    params = drawn(models.param_shapes(experiment.network, {n: (1, *shape) for n, shape in experiment.shape.items()}))
-    known, _ = unidiffuser.questions(experiment.held_out, 4)
-    made, key = pair_sampler(experiment, config.steps), jax.random.key(0)
-    plain, guided = (made.draw(params, key, TASKS["image | text"], known, scale) for scale in (1.0, 3.0))
-    assert np.abs(plain["image"] - guided["image"]).max() > 1e-3
-    np.testing.assert_array_equal(guided["text"], known["text"])
+    config, experiment, params, known = small
+    plain, key = denoisers.denoiser(experiment.network, experiment.process), jax.random.key(0)
+    ways = plain, denoisers.jointly_guided(plain, 3.0)
+    one, other = (unidiffuser.asker(d, experiment, config.steps)(params, key, "image | text", known) for d in ways)
+    assert np.abs(one["image"] - other["image"]).max() > 1e-3
+    np.testing.assert_array_equal(other["text"], known["text"])
 
 
-def test_variants_are_named():
-    with pytest.raises(InvalidInput, match="variant is 'big'"):
-        load(f"{FILE}:big")
+def test_both_sides_of_a_claim_were_measured():
+    found = {"agreement: together": [0.7], "agreement: apart": [0.2]}
+    found |= {f"{task}: {arm}": [0.9] for task in unidiffuser.CONDITIONALS for arm in ("ours", "own", "(r, 0)")}
+    assert len(unidiffuser.rows_of(found)) == 5
+    found |= {f"image | text: {arm}": [0.9] for arm in ("replaced", "guided")} | {"text | image: replaced": [0.1]}
+    found |= {f"diversity, image | text: {arm}": [9.0] for arm in ("ours", "guided")} | {"leak": [0.01]}
+    found |= {f"loss, {task}: {name}": [0.25] for task in unidiffuser.CONDITIONALS for name in ("ours", "own")}
+    rows = unidiffuser.rows_of(found)
+    assert len({row.title for row in rows}) == len(rows) == 11
+    assert [row.ours for row in rows if row.figure == "sum of their losses"] == [[0.5]]

@@ -1,4 +1,4 @@
-"""UWM's own laws: modes of a linear world are its conditional distributions; the published settings fit together."""
+"""Modes of a linear world are its conditional distributions; what the study measures; the published settings."""
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +8,13 @@ import pytest
 from diffusion_jax import models, processes
 from diffusion_jax.config import build, load
 from diffusion_jax.denoisers import analytic, gaussian_mixture
-from diffusion_jax.recipes.uwm import ROLES, latency, latent_tokens, prepared_arms
+from diffusion_jax.experiment import prepare
+from diffusion_jax.recipes import uwm
+from diffusion_jax.recipes.__main__ import main
+from diffusion_jax.recipes.uwm import MODES
 from diffusion_jax.sampling import sample
 from diffusion_jax.solvers import ddim
+from diffusion_jax.stages import Stage, stage_key
 from diffusion_jax.timesteps import linspace, roles
 
 SMALL = {"width": 16, "depth": 1, "heads": 2}
@@ -44,14 +48,14 @@ def ran(mode, push, steps=60):
         name: jnp.broadcast_to(jnp.asarray(known[name], jnp.float32), noise[name].shape)
         if role == "given"
         else noise[name]
-        for name, role in ROLES[mode].items()
+        for name, role in MODES[mode].items()
     }
-    out = sample(jax.random.key(0), analytic(PROCESS), mixture, ddim(), roles(linspace(steps), ROLES[mode]), x_init=x).x
-    moved = np.concatenate([out[name] for name, role in ROLES[mode].items() if role == "generate"], axis=1)
+    out = sample(jax.random.key(0), analytic(PROCESS), mixture, ddim(), roles(linspace(steps), MODES[mode]), x_init=x).x
+    moved = np.concatenate([out[name] for name, role in MODES[mode].items() if role == "generate"], axis=1)
     kept = np.concatenate(
-        [np.full(3, ROLES[mode]["action"] == "generate"), np.full(2, ROLES[mode]["future"] == "generate")]
+        [np.full(3, MODES[mode]["action"] == "generate"), np.full(2, MODES[mode]["future"] == "generate")]
     )
-    given = np.concatenate([np.full(3, ROLES[mode]["action"] == "given"), np.full(2, ROLES[mode]["future"] == "given")])
+    given = np.concatenate([np.full(3, MODES[mode]["action"] == "given"), np.full(2, MODES[mode]["future"] == "given")])
     expected, within = mean[kept], covariance[np.ix_(kept, kept)]
     if given.any():
         gain = covariance[np.ix_(kept, given)] @ np.linalg.inv(covariance[np.ix_(given, given)])
@@ -60,7 +64,7 @@ def ran(mode, push, steps=60):
     return moved[0], (moved[1:] - moved[0]).T @ (moved[1:] - moved[0]), expected, within
 
 
-@pytest.mark.parametrize("mode", ROLES)
+@pytest.mark.parametrize("mode", MODES)
 def test_modes_of_a_linear_world_are_its_conditional_distributions(mode):
     mean, covariance, expected, within = ran(mode, np.array([0.5, -0.3]))
     np.testing.assert_allclose(mean, expected, atol=0.05)
@@ -75,30 +79,56 @@ def test_actions_that_do_nothing_tell_nothing_about_the_future():
     np.testing.assert_allclose(ran("inverse", still)[0], ran("policy", still)[0], atol=1e-5)
 
 
-def test_a_cloned_policy_drives_with_actions_alone():
+def test_a_policy_drives_with_actions_alone_and_with_both_modalities():
+    """The smoke run has one arm; here neither is trained."""
     config = load("configs/recipes/uwm.py:smoke")
-    cloned = load("configs/recipes/uwm.py").arms.cloned
-    assert cloned.data.future == 0 and cloned.model.network.modalities == (2,)
-    cloned.train.steps, cloned.data.episodes, cloned.data.image_size = 0, 12, 8
+    cloned, joint = load("configs/recipes/uwm.py").arms.cloned, config.arms.cotrained
+    cloned.data.update({"episodes": 12, "image_size": 8})
     cloned.model.network.update(SMALL)
-    space = latent_tokens(config)
-    config.arms = {"cloned": cloned}
-    plan = roles(linspace(config.solver_steps), ROLES["policy"])
-    arm = prepared_arms(config, space, plan)["cloned"]
-    np.testing.assert_array_equal(arm.plan, plan["action"])
-    frames = arm.experiment.example(3)["cond"]["frames"]
-    assert latency(arm, frames) > 0
-    shares = [float(arm.success(arm.params, arm.plan, jax.random.key(seed))) for seed in (0, 0)]
-    assert shares[0] == shares[1] and 0 <= shares[0] <= 1
+    for entry in (cloned, joint):
+        entry.train.steps = 0
+        experiment = prepare(entry)
+        params = jax.jit(experiment.init_params)(jax.random.key(0))
+        stage = Stage("", "", params, experiment, 0.0, False)
+        program = uwm.driven(uwm.policy_of(stage, config), config)
+        shares = [float(program(params, jax.random.key(seed))) for seed in (0, 0)]
+        assert shares[0] == shares[1] and 0 <= shares[0] <= 1
 
 
-def test_the_published_settings_fit_together():
+def test_every_arm_depends_on_the_pictures_of_the_space_that_it_works_in():
+    config = load("configs/recipes/uwm.py")
+    before = {name: stage_key(entry) for name, entry in config.arms.items()}
+    for entry in config.arms.values():
+        if "world" in entry.data:
+            entry.data.world.episodes += 1
+    changed = {name for name, entry in config.arms.items() if stage_key(entry) != before[name]}
+    assert changed == {"cotrained", "labelled", "shared"}
+    assert config.arms.labelled.data.world == config.arms.cotrained.data.world
+
+
+def test_mistakes_are_of_what_is_shown():
+    """A world that is read exactly: the frames themselves as latents."""
+    state = jax.vmap(lambda key: uwm.tabletop.reset(uwm.WORLD, key))(jax.random.split(jax.random.key(0), 8))
+    still, moved = np.zeros((8, 10, 2), np.float32), np.full((8, 10, 2), 0.3, np.float32)
+    after = {name: uwm.led_to(state, actions) for name, actions in (("still", still), ("moved", moved))}
+    frames = {name: np.asarray(uwm.tabletop.render(there, 24, block=False))[:, None] for name, there in after.items()}
+    windows = uwm.Windows(None, state, {"action": moved}, frames["moved"][:, 0], after["moved"].disc)
+    space = models.LatentSpace(lambda x: x, lambda z: z)
+    answers = {mode: {"action": moved, "future": frames["moved"]} for mode in MODES}
+    answers["policy"] = {"action": still, "future": frames["still"]}
+    found = uwm.mistakes(answers, windows, space)
+    assert found["policy"] == pytest.approx(0.3) and found["inverse"] == 0
+    # 10 steps of 0.3 * 0.06 along both axes, in pixels of 2 / 24.
+    assert max(found[mode] for mode in ("video", "forward", "jointly")) < 0.2
+    assert found["apart"] == pytest.approx(10 * 0.3 * 0.06 * np.sqrt(2) * 12, abs=0.3)
+
+
+def test_the_published_settings_fit_together(capsys):
     """The published network has 130 million parameters, and at the start its loss is w_a + w_o, labelled or not."""
-    arm = load("configs/recipes/uwm.py:paper").arms.cotrained
-    shapes = {"action": (1, 16, 7), "future": (1, 2, 28, 28, 4)}
-    network = build(arm.model)
-    params = models.param_shapes(network, shapes, {"pooled": jax.ShapeDtypeStruct((1, 1024), jnp.float32)})
-    assert models.count_params(params) == pytest.approx(130e6, rel=0.05)
+    main(["uwm:paper"])
+    millions = float(capsys.readouterr().out.split("network: ")[1].split()[0])
+    assert millions == pytest.approx(130, rel=0.05)
+    arm = load("configs/recipes/uwm.py:paper")
     arm.model.update(SMALL)
     network, process = build(arm.model), build(arm.process)
     key = jax.random.key(0)
