@@ -25,8 +25,8 @@ from diffusion_jax.recipes.verdicts import Row
 from diffusion_jax.typing import Condition, Denoiser, Params, Solver
 
 PARTS = ("fewer steps", "uniform reuse", "schedule", "and times", "and correction", "all three parts", "by influence")
-"""The arms at each setting: the plain solver, reuse, one part of the method after the other, and all of them with a
-schedule that weighs a step by what it does to the end of the run."""
+"""The arms at each setting: the plain solver, reuse, one part of the method after the other; and all of them for outputs
+in the place of residuals, with a schedule that weighs a step by what it does to the end of the run."""
 
 
 class Testbed(NamedTuple):
@@ -85,7 +85,8 @@ def digit_world(s: Study) -> Testbed:
     """A trained network under guidance, recorded on either half of classes. Settings are numbers of computed steps."""
     config, base = s.config.digits, s.stage("digits", s.config.digits.base)
     network, process, grid = base.trained.network, base.trained.process, build(config.grid)
-    guided = denoisers.guided(denoisers.denoiser(network, process), config.guidance, NULL)
+    # Without bounds one sample in a hundred of the full run itself leaves the range of pixels and is all that is seen.
+    guided = denoisers.clipped(denoisers.guided(denoisers.denoiser(network, process), config.guidance, NULL))
     halves = [{"label": jnp.arange(config.calibration) % (CLASSES // 2) + first} for first in (0, CLASSES // 2)]
 
     def fit(runs, count, residual=True):
@@ -97,11 +98,12 @@ def digit_world(s: Study) -> Testbed:
 
 
 def by_influence(world: Testbed, runs: Trajectories, count: int) -> Calibration:
-    """A calibration at equal evaluations, steps weighed by their influence; the data's spread is that of the runs."""
+    """A calibration of outputs at equal evaluations, steps weighed by influence; the data's spread is that of the runs."""
     process = world.inner.process
     weight = acceleration.endpoint_influence(process, world.grid, float(runs.x[-1].std()))
-    threshold = acceleration.threshold_at_count(runs, count, weight=weight)
-    return acceleration.calibrate(runs, world.grid, process, threshold, weight=weight)
+    how = {"residual": False, "weight": weight}
+    threshold = acceleration.threshold_at_count(runs, count, **how)
+    return acceleration.calibrate(runs, world.grid, process, threshold, **how)
 
 
 def reusing(inner: Denoiser, residual: bool, computed: Any, correction: Any) -> Denoiser:

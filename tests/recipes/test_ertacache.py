@@ -34,7 +34,8 @@ def test_every_part_asks_as_often_and_fewer_steps_are_the_plain_solver(s):
     def arm(part):
         fitted = weighted if part == "by influence" else calibration
         grid, settings = ertacache.settings_of(world, fitted, part)
-        return Arm(ertacache.partial(ertacache.reusing, world.inner, True), params, world.solver, grid, None, settings)
+        denoiser = ertacache.partial(ertacache.reusing, world.inner, fitted.valid_for["residual"])
+        return Arm(denoiser, params, world.solver, grid, None, settings)
 
     found = table({part: arm(part) for part in ertacache.PARTS}, (5,), {}, shape=(4,), count=8)
     assert {row["evaluations"][0] for row in found.figures.values()} == {count}
