@@ -92,7 +92,7 @@ def study(s: Study) -> Results:
 
 
 def on_mixture(s: Study, config: ConfigDict) -> tuple[list[Row], dict[str, Any]]:
-    """The gate has the threshold that asks as often as the clock; it is found with other noise on the same mixture."""
+    """The gate's threshold is found with other noise on the same mixture, for one evaluation less than the clock's."""
     grid, denoiser = build(config.grid), partial(forecasting_last, STAGES, VP, config)
     trace, thresholds, mixtures = tracer(STAGES, VP, config, (config.dims,)), {}, {}
     for seed in s.seeds:
@@ -101,7 +101,7 @@ def on_mixture(s: Study, config: ConfigDict) -> tuple[list[Row], dict[str, Any]]
         asked = partial(trace, jax.random.key(2000 + seed), mixtures[seed])
         for interval in config.intervals:
             count = int(asked(ALWAYS, interval)[0].sum())
-            thresholds[seed, interval] = threshold_for(lambda at, asked=asked: int(asked(at)[0].sum()), count)
+            thresholds[seed, interval] = threshold_for(lambda at, asked=asked: int(asked(at)[0].sum()), count - 1)
 
     def arms(seed):
         settings = {"full": (0.0, NEVER)} | {f"clock {interval}": (ALWAYS, interval) for interval in config.intervals}
