@@ -6,18 +6,21 @@ Each is a function that returns a config (`experiment.prepare`); whoever asks wi
 from diffusion_jax.baselines.actions import action_transformer
 from diffusion_jax.baselines.clips import clip_grid, clip_transformer, frame_times
 from diffusion_jax.baselines.digits import CLASSES, NULL, digit_transformer, tiny_digit_transformer
+from diffusion_jax.baselines.talking import TALKING_FRAMES, talking_transformer
 from diffusion_jax.baselines.try_on import try_on_transformer
 from diffusion_jax.baselines.world import often_at_the_ends, world_transformer
 
 __all__ = [
     "CLASSES",
     "NULL",
+    "TALKING_FRAMES",
     "action_transformer",
     "clip_grid",
     "clip_transformer",
     "digit_transformer",
     "frame_times",
     "often_at_the_ends",
+    "talking_transformer",
     "tiny_digit_transformer",
     "try_on_transformer",
     "world_transformer",

@@ -9,8 +9,9 @@ Positions are in image sides from the middle of the picture, y downwards; an ope
 """
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +66,14 @@ class Reading(NamedTuple):
     residual: Float[np.ndarray, "N F"]
 
 
+class Speakers(NamedTuple):
+    """People at rest `[N, size, size, 3]`, their waveforms `[N, samples]`, and their mouths' opening `[N, frames]`."""
+
+    portraits: Float[np.ndarray, "N size size 3"]
+    waveform: Float[np.ndarray, "N samples"]
+    opening: Float[np.ndarray, "N frames"]
+
+
 @dataclasses.dataclass(frozen=True)
 class TalkingFaces:
     """A source of clips, rendered when they are asked for; see `talking_faces`."""
@@ -101,6 +110,12 @@ class TalkingFaces:
     def speech(self, index: int) -> Speech:
         """What is said in example `index`, and how far the mouth opens."""
         return draw_speech(self._rng(index, 1), self.frames)
+
+    def speakers(self, indices: Indices) -> "Speakers":
+        """The examples at `indices`, without their clips."""
+        waveforms, openings = zip(*(self.speech(int(index)) for index in indices), strict=True)
+        portraits = reference_pictures([self.face(int(index)) for index in indices], self.size)
+        return Speakers(portraits, np.stack(waveforms), np.stack(openings))
 
     def __getitem__(self, index: int) -> dict:
         return jax.tree.map(lambda leaf: leaf[0], self.take([index]))
@@ -314,12 +329,6 @@ def _fit(light):
     return values, colour, jnp.sqrt(((light - drawn[..., None] * colour) ** 2).mean())
 
 
-def windowed(values: Float[np.ndarray, "N F"], window: int) -> Float[np.ndarray, " W"]:
-    """Means over clips and consecutive windows of frames: a measure as a function of time."""
-    count = _windows(values.shape[1], window)
-    return values[:, : count * window].reshape(len(values), count, window).mean(axis=(0, 2))
-
-
 def _windows(frames, window):
     if not 1 <= window <= frames:
         raise invalid("window", window, f"it must lie in 1 .. {frames}, the number of frames")
@@ -389,6 +398,23 @@ def portrait_measures(clips: Numbers, opening: Float[np.ndarray, "N F"], referen
     errors = {name: error.mean(1) for name, error in identity_error(reading, reference).items()}
     still = {"flicker": flicker(clips, reading).mean(1), "residual": reading.residual.mean(1)}
     return {"sync": sync(reading, opening)[:, 0], **errors, **still}
+
+
+def measures_over_time(
+    latents: Numbers, decode: Callable[[Any], Any], people: Speakers, count: int, window: int
+) -> dict[str, np.ndarray]:
+    """`portrait_measures` of long clips as functions of time `[count]`, means over clips.
+
+    latents: `[N, F, ...]`, of which `count` windows of so many frames, equally spaced from the first frame to the last,
+    are decoded to pixels and read. people: of the clips, F frames long.
+    """
+    latents, frames = np.asarray(latents), people.opening.shape[1]
+    _windows(frames, window)
+    cut = np.linspace(0, frames - window, count).astype(int)[:, None] + np.arange(window)
+    clips = np.asarray(decode(latents[:, cut].reshape(-1, window, *latents.shape[2:])))
+    reference = np.repeat(people.portraits, count, axis=0)
+    found = portrait_measures(clips, people.opening[:, cut].reshape(-1, window), reference)
+    return {name: np.nanmean(values.reshape(-1, count), axis=0) for name, values in found.items()}
 
 
 def verify(clips: Numbers, opening: Float[np.ndarray, "N F"], reference: Numbers) -> dict[str, float]:

@@ -80,6 +80,17 @@ _BONES = (
 """Pairs of joints and the colour of the line between them in a pose map."""
 
 
+class Task(NamedTuple):
+    """What an editor is given, `cond` of `try_on`; the picture that it should paint, its parsing, and what is worn
+    there; and the persons in their own clothes."""
+
+    cond: dict[str, Any]
+    truth: Float[np.ndarray, "N 32 32 3"]
+    parsing: Int[np.ndarray, "N 32 32"]
+    outfits: Outfits
+    before: Float[np.ndarray, "N 32 32 3"]
+
+
 @dataclasses.dataclass(frozen=True)
 class TryOn:
     """A source of persons who wear items that are also shown flat; see `try_on`."""
@@ -114,6 +125,17 @@ class TryOn:
     def take(self, indices: Indices) -> dict:
         """The examples at `indices`, stacked."""
         return dressed_example(*self.draw(indices))
+
+    def tasks(self, indices: Indices) -> dict[str, "Task"]:
+        """The persons at `indices`, "paired" with what they wear and "unpaired" with what the next person wears."""
+        persons, own = self.draw(indices)
+        before, _ = render(persons, own)
+
+        def task(outfits):
+            cond = dressed_example(persons, outfits)["cond"]
+            return Task(cond, *render(persons, outfits), outfits, before)
+
+        return {"paired": task(own), "unpaired": task(exchanged(own))}
 
     def _uniform(self, indices, purpose, count):
         which = ("train", "test").index(self.split)

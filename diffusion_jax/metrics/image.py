@@ -8,12 +8,20 @@ from jaxtyping import Array, Float
 from diffusion_jax.errors import invalid
 
 
-def psnr(a: Float[Array, "B H W C"], b: Float[Array, "B H W C"], *, data_range: float = 2.0) -> Float[Array, " B"]:
+def psnr(
+    a: Float[Array, "B H W C"],
+    b: Float[Array, "B H W C"],
+    *,
+    data_range: float = 2.0,
+    mask: Float[Array | np.ndarray, "B H W 1"] | None = None,
+) -> Float[Array, " B"]:
     """Peak signal-to-noise ratio in dB, `10 log10(range^2 / mean (a - b)^2)`; infinite for equal images.
 
-    data_range: largest minus smallest possible value; 2 for images in [-1, 1].
+    data_range: largest minus smallest possible value; 2 for images in [-1, 1]. mask: weights of pixels in the mean, all
+    the same when None.
     """
-    error = jnp.mean((a - b).astype(jnp.float32) ** 2, axis=(1, 2, 3))
+    error, weight = (a - b).astype(jnp.float32) ** 2, jnp.ones_like(a[..., :1]) if mask is None else mask
+    error = (error * weight).sum((1, 2, 3)) / (weight.sum((1, 2, 3)) * a.shape[-1])
     return 10.0 * jnp.log10(data_range**2 / error)
 
 

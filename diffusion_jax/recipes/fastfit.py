@@ -7,7 +7,7 @@ and attend to everything, encoded in every step; and against that twin with the 
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,57 +27,27 @@ from diffusion_jax.typing import Denoiser, Network
 
 LEAST, CHANCE = 0.85, 0.3
 """Share of items that are right with references, at least, and without them, at most."""
-VARIED = "persons, outfits and noise, and the rounds of timing; each network is trained once"
+VARIED = "persons, outfits and noise, and the rounds of timing (medians of three); each network is trained once"
 
 
-class Task(NamedTuple):
-    """Persons `[N]` in an outfit that they should be painted in: what the editor is given, the answer, its parsing."""
-
-    cond: dict[str, Any]
-    truth: np.ndarray
-    parsing: np.ndarray
-    outfits: wardrobe.Outfits
-    before: np.ndarray
-
-
-def tasks_of(source: wardrobe.TryOn, seed: int, count: int) -> dict[str, Task]:
-    """`count` held-out persons, "paired" with what they wear and "unpaired" with what the next person wears."""
-    persons, own = source.draw(np.arange(seed * count, (seed + 1) * count) % len(source))
-    before, _ = wardrobe.render(persons, own)
-
-    def task(outfits):
-        example = wardrobe.dressed_example(persons, outfits)
-        return Task(example["cond"], example["x0"], wardrobe.render(persons, outfits)[1], outfits, before)
-
-    return {"paired": task(own), "unpaired": task(wardrobe.exchanged(own))}
-
-
-def item_scores(x: Any, task: Task) -> np.ndarray:
-    """Which worn items `[N, 5]` are read with the right colour and texture: 1 or 0, nan where none is worn."""
-    return wardrobe.correct(wardrobe.read(x, task.parsing), task.outfits)["item"]
-
-
-def hidden_psnr(x: Any, task: Task) -> float:
-    """PSNR in dB, over the pixels under the mask alone."""
-    hidden = task.cond["concat"][..., :1]
-    error = (np.square(x - task.truth) * hidden).sum((1, 2, 3)) / (3 * hidden.sum((1, 2, 3)))
-    return float(np.mean(10 * np.log10(4 / error)))
-
-
-def measures_of(task: Callable[[Drawn], Task]) -> dict[str, Callable[[Drawn], Any]]:
+def measures_of(task: Callable[[Drawn], wardrobe.Task]) -> dict[str, Callable[[Drawn], Any]]:
     """What is measured of pictures that should be the answer of their task."""
 
     def outside(drawn):
         return (drawn.x - task(drawn).before) * (task(drawn).cond["concat"][..., :1] < 0.5)
 
     def item(drawn, which: int | None = None):
-        scores = item_scores(drawn.x, task(drawn))
-        return np.nanmean(scores if which is None else scores[:, which])
+        right = wardrobe.correct(wardrobe.read(drawn.x, task(drawn).parsing), task(drawn).outfits)["item"]
+        return np.nanmean(right if which is None else right[:, which])
+
+    def psnr(drawn):
+        x, truth, mask = map(jnp.asarray, (drawn.x, task(drawn).truth, task(drawn).cond["concat"][..., :1]))
+        return metrics.psnr(x, truth, mask=mask).mean()
 
     return {
         "item": item,
         **{name: partial(item, which=number) for number, name in enumerate(CATEGORIES)},
-        "psnr": lambda drawn: hidden_psnr(drawn.x, task(drawn)),
+        "psnr": psnr,
         "ssim": lambda drawn: metrics.ssim(*map(jnp.asarray, (drawn.x, task(drawn).truth))).mean(),
         "difference": lambda drawn: np.abs(drawn.x - drawn.reference).max(),
         "outside": lambda drawn: np.abs(outside(drawn)).max(),
@@ -88,8 +58,8 @@ def paint(
     key: Any, denoiser: Denoiser, params: Any, solver: Any, grid: Any, *, cond: Any, told: Any = None, **start: Any
 ) -> Samples:
     """A run, and what is outside of the mask put back. told: what the network is told in the place of its task."""
-    result = sample(key, denoiser, params, solver, grid, cond=cond["task"] if told is None else told, **start)
-    mask, known = cond["task"]["concat"][..., :1], cond["task"]["concat"][..., 1:]
+    result = sample(key, denoiser, params, solver, grid, cond=cond if told is None else told, **start)
+    mask, known = cond["concat"][..., :1], cond["concat"][..., 1:]
     return result._replace(x=jnp.where(mask > 0.5, result.x, known))
 
 
@@ -97,7 +67,7 @@ def paint_cached(
     key: Any, denoiser: Denoiser, params: Any, solver: Any, grid: Any, *, cond: Any, forms: Referenced, **start: Any
 ) -> Any:
     """A run with the references encoded before it."""
-    told = cache_references(forms, params, cond["task"])
+    told = cache_references(forms, params, cond)
     return paint(key, denoiser, params, solver, grid, cond=cond, told=told, **start)
 
 
@@ -106,9 +76,8 @@ def paint_first(
 ) -> Any:
     """A run with the references as the twin sees them in its first step."""
     x = denoiser.process.prior(prior_key(sample_keys(key, jnp.arange(shape[0]))), shape)
-    task = cond["task"]
     inputs = network_inputs(denoiser.process, x, jnp.full(shape[:1], grid[0]))
-    told = {"concat": task["concat"], "cache": twin.apply(params, *inputs, task)[1]["cache"]}
+    told = {"concat": cond["concat"], "cache": twin.apply(params, *inputs, cond)[1]["cache"]}
     return paint(key, denoiser, params, solver, grid, cond=cond, told=told, x_init=x)
 
 
@@ -140,21 +109,20 @@ def study(s: Study) -> Results:
         "twin, first step kept": ("coupled", "cached", "full", first),
     }
     ways = {name: way for name, way in ways.items() if "coupled" in base or name in ("ours", "in every step")}
-    todo: dict[int, dict[str, Task]] = {}
+    todo: dict[int, dict[str, wardrobe.Task]] = {}
 
-    def arm(way, cond, swapped=False):
+    def arm(way, cond):
         weights, form, grid, sampled = ways[way]
-        told = {"task": cond, "swapped": np.bool_(swapped)}
-        return Arm(denoiser[form], base[weights].value, solver, grids[grid], told, sampled=sampled)
+        return Arm(denoiser[form], base[weights].value, solver, grids[grid], cond, sampled=sampled)
 
     def arms(seed):
-        tasks = todo[seed] = tasks_of(source, seed, config.people)
+        tasks = todo[seed] = source.tasks(np.arange(seed * config.people, (seed + 1) * config.people) % len(source))
         blind = denoisers.null_condition(tasks["paired"].cond, {"references": 0.0})
-        others = {"nothing": arm("ours", blind), "unpaired": arm("ours", tasks["unpaired"].cond, swapped=True)}
+        others = {"nothing": arm("ours", blind), "unpaired": arm("ours", tasks["unpaired"].cond)}
         return {name: arm(name, tasks["paired"].cond) for name in ways} | others
 
     def task(drawn):
-        return todo[drawn.seed]["unpaired" if drawn.cond["swapped"] else "paired"]
+        return todo[drawn.seed]["unpaired" if drawn.arm == "unpaired" else "paired"]
 
     found = table(arms, s.seeds, measures_of(task), shape=source.shape, count=config.people, reference="ours")
     people = source.take(range(config.timed.people))["cond"]
@@ -165,11 +133,12 @@ def study(s: Study) -> Results:
             shape = (config.timed.people, *source.shape)
             run = jax.jit(partial(made.sampled, jax.random.key(0), made.denoiser, solver=solver, shape=shape))
             runs[way, count] = partial(run, params=made.params, grid=jnp.asarray(made.grid), cond=made.cond)
-    times = metrics.interleaved(runs, len(s.seeds))
-    return Results(rows_of(s, found, times), drawn_of(s, todo[s.seeds[0]], found, times), VARIED)
+    rounds = metrics.interleaved(runs, 3 * len(s.seeds))
+    times = {run: np.median(np.reshape(seconds, (-1, 3)), axis=1).tolist() for run, seconds in rounds.items()}
+    return Results(try_on_rows(s, found, times), try_on_pictures(s, todo[s.seeds[0]], found, times), VARIED)
 
 
-def rows_of(s: Study, found: Tabulated, times: dict[tuple[str, int], list[float]]) -> list[Row]:
+def try_on_rows(s: Study, found: Tabulated, times: dict[tuple[str, int], list[float]]) -> list[Row]:
     """What the paper says and what its card expects of a small network. Times are compared round by round."""
     few, usual, many = s.config.timed.references
     ours, item = found["ours"], "share of items with the right colour and texture"
@@ -211,8 +180,8 @@ def rows_of(s: Study, found: Tabulated, times: dict[tuple[str, int], list[float]
     ]  # fmt: skip
 
 
-def drawn_of(
-    s: Study, tasks: dict[str, Task], found: Tabulated, times: dict[tuple[str, int], list[float]]
+def try_on_pictures(
+    s: Study, tasks: dict[str, wardrobe.Task], found: Tabulated, times: dict[tuple[str, int], list[float]]
 ) -> dict[Any, str]:
     """Persons, what they are given and what comes out, for both tasks of the first seed; time against references."""
     shown, titles = (

@@ -7,7 +7,7 @@ training clip, with each of its stabilisers left out, and against its teacher, c
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -68,37 +68,14 @@ def chunked(key: Any, params: Any, cond: Any, *, denoiser: Any, grid: Any, frame
     return x.reshape(len(picture), -1, *x.shape[2:])
 
 
-class Crowd(NamedTuple):
-    """People, their voices, how far their mouths should open, and what the network is told of them: "own", and "lit",
+def crowd(config: ConfigDict, space: LatentSpace, seed: int) -> tuple[portrait.Speakers, dict[str, dict[str, Any]]]:
+    """People who speak for `config.length` training clips, and what the network is told of them: "own", and "lit",
     with pictures whose black is grey, such as the world has none."""
-
-    portraits: np.ndarray
-    voices: np.ndarray
-    opening: np.ndarray
-    told: dict[str, dict[str, Any]]
-
-
-def crowd(config: ConfigDict, space: LatentSpace, seed: int) -> Crowd:
-    """The streams of one seed, `config.length` training clips long."""
-    people = range(seed * config.streams, (seed + 1) * config.streams)
+    indices = range(seed * config.streams, (seed + 1) * config.streams)
     frames, size = config.length * config.frames, config.teacher.data.source["size"]
-    source = data.talking_faces("test", length=people.stop, size=size, frames=frames)
-    portraits = portrait.reference_pictures([source.face(i) for i in people], size)
-    voices, opening = (np.stack(values) for values in zip(*(source.speech(i) for i in people), strict=True))
-    pictures, audio = {"own": portraits, "lit": 0.7 * portraits + 0.3}, portrait.log_mel(voices)
-    told = {name: {"audio": audio, "reference": space.encode(picture)} for name, picture in pictures.items()}
-    return Crowd(portraits, voices, opening, told)
-
-
-def over_time(config: ConfigDict, space: LatentSpace, latents: Any, people: Crowd) -> dict[str, np.ndarray]:
-    """`portrait_measures` in `config.windows` windows of `config.window` frames, equally spaced, `[W]` each."""
-    count, size = config.windows, config.window
-    cut = np.linspace(0, latents.shape[1] - size, count).astype(int)[:, None] + np.arange(size)
-    clips = np.asarray(space.decode(latents[:, cut].reshape(-1, size, *latents.shape[2:])))
-    opening = people.opening[:, cut].reshape(-1, size)
-    found = portrait.portrait_measures(clips, opening, np.repeat(people.portraits, count, axis=0))
-    values = {name: np.nanmean(value.reshape(-1, count), axis=0) for name, value in found.items()}
-    return {**values, "growth": values["colour"] / values["colour"][0]}
+    people = data.talking_faces("test", length=indices.stop, size=size, frames=frames).speakers(indices)
+    pictures, audio = {"own": people.portraits, "lit": 0.7 * people.portraits + 0.3}, portrait.log_mel(people.waveform)
+    return people, {name: {"audio": audio, "reference": space.encode(one)} for name, one in pictures.items()}
 
 
 Found = dict[str, dict[str, list[np.ndarray]]]
@@ -141,26 +118,23 @@ def study(s: Study) -> Results:
     strips: dict[str, Any] = {}
     shown = np.geomspace(1, config.length * config.frames, 16).astype(int) - 1
     for seed in s.seeds:
-        people = crowd(config, space, seed)
+        people, told = crowd(config, space, seed)
         for name in found:
-            run, weights, told = arms[name]
-            latents = run(jax.random.key(seed), weights(seed), people.told[told])
-            for measure, values in over_time(config, space, latents, people).items():
-                found[name].setdefault(measure, []).append(values)
+            run, weights, which = arms[name]
+            latents = run(jax.random.key(seed), weights(seed), told[which])
+            values = portrait.measures_over_time(latents, space.decode, people, config.windows, config.window)
+            for measure, value in (values | {"growth": values["colour"] / values["colour"][0]}).items():
+                found[name].setdefault(measure, []).append(value)
             strips.setdefault(name, space.decode(latents[:1, shown]))
     ours, theirs = (len(build(one)) - 1 for one in (config.student.grid, config.teacher_grid))
     few = Row("an eighth of the teacher's calls", "evaluations of a block", ours, theirs, "equal", "80 to 4", 0.125)
     rows = [*stream_rows(found), few]
     if config.timed:
         stream = block_stream(network, process, grid, sink_at=config.sink_at, adaptive_sink=True)
-        params, told, frames = student[s.seeds[0]], people.told["own"], config.flight * stream.block
-        rows += flight_rows(
-            stream, space, params, {"audio": told["audio"][:2, :frames], "reference": told["reference"][:2]}
-        )
-        voice, first = (
-            people.voices[:1, : config.timed * portrait.HOP],
-            people.voices[:1, : config.frames * portrait.HOP],
-        )
+        params, own, frames = student[s.seeds[0]], told["own"], config.flight * stream.block
+        own = {"audio": own["audio"][:2, :frames], "reference": own["reference"][:2]}
+        rows += flight_rows(stream, space, params, own)
+        voice, first = (people.waveform[:1, : frames * portrait.HOP] for frames in (config.timed, config.frames))
 
         def shown_by(run, weights, voice):
             told = {"audio": portrait.log_mel(voice), "reference": space.encode(people.portraits[:1])}
@@ -170,7 +144,7 @@ def study(s: Study) -> Results:
         rows += time_rows(
             metrics.interleaved({"stream": talk, "chunk": chunk}, len(s.seeds)), config.timed, stream.block
         )
-    return Results(rows, drawn_of(s, found, strips), VARIED)
+    return Results(rows, stream_pictures(s, found, strips), VARIED)
 
 
 FIGURES = {
@@ -244,7 +218,7 @@ def time_rows(times: dict[str, list[float]], frames: int, block: int) -> list[Ro
     ]  # fmt: skip
 
 
-def drawn_of(s: Study, found: Found, strips: dict[str, Any]) -> dict[Any, str]:
+def stream_pictures(s: Study, found: Found, strips: dict[str, Any]) -> dict[Any, str]:
     config = s.config
     pictures.save_strips(s.picture("streams"), strips, zoom=2)
     at = np.linspace(0, config.length * config.frames - config.window, config.windows) + config.window / 2

@@ -82,12 +82,19 @@ def test_measures_survive_noise(batch, opening):
     assert score["sync"] > 0.99 and score["colour"] < 0.05 and score["shape"] < 0.01 and score["residual"] < 0.1
 
 
-def test_measures_are_functions_of_time(batch, reading, opening):
+def test_measures_are_functions_of_time(source, batch, reading, opening):
+    people = source.speakers(range(COUNT))
+    np.testing.assert_array_equal(people.opening, opening)
+    np.testing.assert_allclose(people.portraits, batch["cond"]["reference"], atol=1e-6)
+    np.testing.assert_array_equal(portrait.log_mel(people.waveform), batch["cond"]["audio"])
     half = batch["x0"].copy()
     half[:, 8:] = 0.8 * half[:, 8:] - 0.2
-    errors = portrait.identity_error(portrait.read(half), batch["cond"]["reference"])["colour"]
-    early, late = portrait.windowed(errors, 8)
-    assert early < 1e-3 and late > 0.1
+    # What is decoded are the windows alone.
+    found = portrait.measures_over_time(half / 2, lambda z: 2 * z, people, 2, 8)
+    assert found["colour"][0] < 1e-3 and found["colour"][1] > 0.1
+    assert found["sync"].min() > 0.99 and all(values.shape == (2,) for values in found.values())
+    with pytest.raises(InvalidInput, match="window"):
+        portrait.measures_over_time(half, lambda z: z, people, 2, FRAMES + 1)
     assert portrait.sync(reading, opening, 8).shape == (COUNT, 2)
     assert portrait.sync(reading, opening)[:, 0].min() > 0.999
     assert np.isnan(portrait.sync(reading, np.zeros_like(opening))).all()

@@ -59,6 +59,16 @@ def test_references_are_the_worn_items_in_their_cloth():
     assert {tuple(np.flatnonzero(worn)) for worn in OUTFITS.worn} == set(wardrobe.OUTFITS)
 
 
+def test_tasks_have_one_input_and_the_answer_of_their_outfit():
+    tasks = try_on("test", length=200).tasks(range(200))
+    for which, outfits in (("paired", OUTFITS), ("unpaired", wardrobe.exchanged(OUTFITS))):
+        task = tasks[which]
+        np.testing.assert_array_equal(task.outfits.worn, outfits.worn)
+        assert np.nanmin(wardrobe.correct(wardrobe.read(task.truth, task.parsing), outfits)["item"]) == 1
+        np.testing.assert_array_equal(task.before, IMAGES)
+    np.testing.assert_array_equal(tasks["paired"].cond["concat"], tasks["unpaired"].cond["concat"])
+
+
 def test_references_may_be_more_or_fewer_than_there_are_items():
     cond = try_on("test", length=4).take(range(4))["cond"]
     five = wardrobe.repeated_references(cond, 5)

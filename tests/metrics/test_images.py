@@ -32,6 +32,14 @@ def test_psnr_is_that_of_scikit_image(pair):
     assert np.isinf(metrics.psnr(jnp.asarray(pair[0]), jnp.asarray(pair[0]))).all()
 
 
+def test_psnr_under_a_mask_is_that_of_what_it_shows(pair):
+    a, b = map(jnp.asarray, pair)
+    mask = np.zeros((*a.shape[:3], 1), np.float32)
+    mask[:, 2:7, 1:6] = 1
+    got = jax.jit(lambda a, b: metrics.psnr(a, b, mask=mask))(a, b)
+    np.testing.assert_allclose(got, metrics.psnr(a[:, 2:7, 1:6], b[:, 2:7, 1:6]), rtol=1e-5)
+
+
 @pytest.mark.parametrize("gaussian", [False, True])
 def test_ssim_is_that_of_scikit_image(pair, gaussian):
     options = {"gaussian_weights": True, "use_sample_covariance": False} if gaussian else {}

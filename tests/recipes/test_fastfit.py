@@ -12,6 +12,7 @@ from diffusion_jax.config import build, load
 from diffusion_jax.data import try_on
 from diffusion_jax.recipes import fastfit
 from diffusion_jax.recipes.published import published_inputs
+from diffusion_jax.recipes.study import Drawn
 from diffusion_jax.timesteps import linspace
 from tests.models.shared import drawn_params
 
@@ -23,7 +24,7 @@ def made():
     """The forms of a small network, with weights of which no part is zero, and a task."""
     config = try_on_transformer(2, width=32, depth=1, heads=2)
     forms = models.referenced(build(config.model.network), 5, concat=True)
-    task = fastfit.tasks_of(SOURCE, 0, 2)["unpaired"]
+    task = SOURCE.tasks(range(2))["unpaired"]
     params = drawn_params(forms.coupled, task.truth, np.zeros(2, np.float32), task.cond)
     return forms, build(config.process), params, task
 
@@ -34,8 +35,8 @@ def painted(made, network, sampled, steps):
 
     @jax.jit
     def run(cond):
-        shape, told = task.truth.shape, {"task": cond}
-        return sampled(jax.random.key(0), denoiser, params, solvers.ddim(), linspace(steps), cond=told, shape=shape).x
+        run = (jax.random.key(0), denoiser, params, solvers.ddim(), linspace(steps))
+        return sampled(*run, cond=cond, shape=task.truth.shape).x
 
     return lambda cond: np.asarray(run(cond))
 
@@ -59,11 +60,15 @@ def test_the_twin_with_the_references_of_its_first_step_is_the_twin_in_a_run_of_
 
 
 def test_the_truth_measures_best():
-    task = fastfit.tasks_of(SOURCE, 1, 20)["unpaired"]
-    blurred, own = 0.9 * task.truth, task.before
-    assert np.nanmin(fastfit.item_scores(blurred, task)) == 1 and 15 < fastfit.hidden_psnr(blurred, task) < 40
-    assert np.nanmean(fastfit.item_scores(own, task)) < 0.3
-    assert fastfit.hidden_psnr(own, task) < fastfit.hidden_psnr(blurred, task)
+    task = SOURCE.tasks(range(20))["unpaired"]
+    measures = fastfit.measures_of(lambda drawn: task)
+
+    def measured(x):
+        return {name: float(measures[name](Drawn(x, None, x, 0, "ours"))) for name in ("item", "bag", "psnr", "ssim")}
+
+    blurred, own = measured(np.float32(0.9 * task.truth)), measured(task.before)
+    assert blurred["item"] == blurred["bag"] == 1 and 15 < blurred["psnr"] < 40 and 0.5 < blurred["ssim"] < 1
+    assert own["item"] < 0.3 and own["psnr"] < blurred["psnr"]
 
 
 def test_the_published_network_has_references_and_no_cross_attention():
