@@ -12,7 +12,7 @@ from diffusion_jax.config import ConfigDict, call
 NOXATTN = ("q", "k", "v", "out", "feed_forward/up", "feed_forward/down")
 """Where sliders are: all layers but cross-attention and the embeddings."""
 
-GRID = call("timesteps.from_array", values=(0.6, 0.3, 0.12, 0.05, 0.0))
+GRID = call("timesteps.from_array", values=(0.6, 0.2, 0.1, 0.04, 0.0))
 
 
 def adamw(rate: float, steps: int) -> ConfigDict:
@@ -53,7 +53,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
     if variant == "paper":
         return paper()
     config = ConfigDict({"seed_numbers": (10, 11, 12, 13, 14), "tuned_on": (0, 1, 2, 100, 101, 102)})
-    config.update({"base": digit_transformer(), "student": student(250), "slider": slider(80), "each": 20})
+    config.update({"base": digit_transformer(), "student": student(350), "slider": slider(60), "each": 20})
     config.update(
         {"grid": GRID, "long": call("timesteps.linspace", steps=40), "own": call("timesteps.linspace", steps=20)}
     )

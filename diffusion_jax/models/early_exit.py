@@ -90,7 +90,8 @@ def early_exit(network: Network, heads: str = "shared") -> EarlyExit:
         for path in last if heads == "own" else ():
             behind = replaced_at(behind, path, at_path(plain, path))
         copies = jax.tree.map(lambda leaf: jnp.repeat(leaf[None], depth, axis=0), behind)
-        return {_UNCERTAINTY: made[_UNCERTAINTY], "heads": copies}
+        # No empty entry: checkpoints do not keep those.
+        return {_UNCERTAINTY: made[_UNCERTAINTY], **({"heads": copies} if copies else {})}
 
     def network_init(key, x, t, cond=None):
         first, second = jax.random.split(key)
@@ -110,7 +111,7 @@ def early_exit(network: Network, heads: str = "shared") -> EarlyExit:
         # One head is not copied for every block.
         each = jax.vmap(tail, in_axes=(0 if heads == "own" else None, 0))
         maps = jax.vmap(lambda values: _laid_out(network, base, values, x, t, cond))
-        return each(own["heads"], behind["features"]), maps(behind["uncertainty"])
+        return each(own.get("heads", {}), behind["features"]), maps(behind["uncertainty"])
 
     def all_layers(params, x, t, cond=None, train=False, key=None):
         (outputs, _), uncertainty = every(params, x, t, cond, train, key)
@@ -118,7 +119,7 @@ def early_exit(network: Network, heads: str = "shared") -> EarlyExit:
 
     def left(params, edit, collection, x, t, cond):
         base, own = params["params"], params["exits"]
-        copies = jax.tree.leaves(own["heads"])
+        copies = jax.tree.leaves(own.get("heads", {}))
         whole = Edit(main_stack, lambda site, *args: checked(site, depth).run(*args))
         edits = (edit, whole, taps(main_stack, collection=_REPORT)) if copies else (edit, whole)
         output, extras, _ = intercepted(network, *edits).apply(base, collection, x, t, cond)
