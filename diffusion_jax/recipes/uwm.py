@@ -51,7 +51,10 @@ class Windows(NamedTuple):
 
 def study(s: Study) -> Results:
     config = s.config
-    stages = {name: {i: s.stage(name, entry, seed=i) for i in s.seeds} for name, entry in config.arms.items()}
+    stages = {
+        name: {i: s.stage(name, entry, seed=s.seeds[0] if name in config.once else i) for i in s.seeds}
+        for name, entry in config.arms.items()
+    }
     first = {name: made[s.seeds[0]] for name, made in stages.items()}
     experiment = first["cotrained"].trained
     made, space = denoiser(experiment.network, experiment.process), experiment.source.space
@@ -79,7 +82,7 @@ def study(s: Study) -> Results:
         rows.append(cost_row(first, policies, held_out["fork"].frames, config))
     strips(s.picture("modes"), answers["fork"], held_out["fork"], space)
     caption = "At the fork: what is seen, what came of it, and the frames that each mode predicts."
-    return Results(rows, {s.picture("modes"): caption}, "training, starts of episodes and noise; the data is the same")
+    return Results(rows, {s.picture("modes"): caption}, "training (once for: shared), starts and noise")
 
 
 def policy_of(stage: Stage, config: Any, mode: str = "policy") -> control.Policy:
