@@ -9,8 +9,9 @@ def get_config(variant: str = "") -> ConfigDict:
         return paper()
     config = ConfigDict({"seed_numbers": (10, 11, 12, 13, 14), "tuned_on": (0, 1, 2, *range(100, 105))})
     config.digits = {"steps": 50, "count": 200, "guidance": 1.5, "three": (0.4, 0.3)}
-    config.digits.update({"first": (0.0, 0.4, 0.6, 0.8, 1.0), "last": (0.4,), "fewer": (0.4, 0.8), "traced": 50})
-    config.digits.update({"measures": ("distance", "accuracy"), "reversed": 1.0})
+    config.digits.update(
+        {"first": (0.0, 0.4, 0.6, 0.8, 1.0), "last": (0.4,), "fewer": (0.4, 0.8), "traced": 50, "reversed": 1.0}
+    )
     config.digits.small = digit_transformer(1500, width=40, depth=2)
     config.digits.middle = digit_transformer(2000, width=48, depth=4)
     config.digits.large = digit_transformer()
@@ -27,7 +28,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
     """The digits alone, models as they begin."""
     config.seed_numbers = (0,)
     del config.ring
-    config.digits.update({"steps": 10, "count": 16, "traced": 4, "measures": ("distance",)})
+    config.digits.update({"steps": 10, "count": 16, "traced": 4})
     for name, width in (("small", 12), ("middle", 16), ("large", 24)):
         config.digits[name] = digit_transformer(4, width=width, depth=1, heads=2)
         config.digits[name].train.steps = 0

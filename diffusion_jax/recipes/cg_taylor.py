@@ -30,7 +30,7 @@ from diffusion_jax.baselines import CLASSES, NULL
 from diffusion_jax.config import build
 from diffusion_jax.metrics import Judged, endpoint_error, error_at_cost, errors_by_sample, feature_network
 from diffusion_jax.models import staged
-from diffusion_jax.recipes.study import Arm, Drawn, Results, Study, Table, table
+from diffusion_jax.recipes.study import Arm, Drawn, Results, Study, Tabulated, table
 from diffusion_jax.recipes.verdicts import Row
 from diffusion_jax.typing import Denoiser
 
@@ -92,7 +92,7 @@ def study(s: Study) -> Results:
 
 
 def on_mixture(s: Study, config: ConfigDict) -> tuple[list[Row], dict[str, Any]]:
-    """The gate has the threshold that asks as often as the clock; it is found with other noise on the same mixture."""
+    """The gate's threshold is found with other noise on the same mixture, for one evaluation less than the clock's."""
     grid, denoiser = build(config.grid), partial(forecasting_last, STAGES, VP, config)
     trace, thresholds, mixtures = tracer(STAGES, VP, config, (config.dims,)), {}, {}
     for seed in s.seeds:
@@ -101,7 +101,7 @@ def on_mixture(s: Study, config: ConfigDict) -> tuple[list[Row], dict[str, Any]]
         asked = partial(trace, jax.random.key(2000 + seed), mixtures[seed])
         for interval in config.intervals:
             count = int(asked(ALWAYS, interval)[0].sum())
-            thresholds[seed, interval] = threshold_for(lambda at, asked=asked: int(asked(at)[0].sum()), count)
+            thresholds[seed, interval] = threshold_for(lambda at, asked=asked: int(asked(at)[0].sum()), count - 1)
 
     def arms(seed):
         settings = {"full": (0.0, NEVER)} | {f"clock {interval}": (ALWAYS, interval) for interval in config.intervals}
@@ -117,7 +117,7 @@ def on_mixture(s: Study, config: ConfigDict) -> tuple[list[Row], dict[str, Any]]
     return mixture_rows(found, [gate_agreement(errors, full) for full, errors in traces], config), shown
 
 
-def mixture_rows(found: Table, ranks: list[float], config: ConfigDict) -> list[Row]:
+def mixture_rows(found: Tabulated, ranks: list[float], config: ConfigDict) -> list[Row]:
     rows = []
     for interval, published in config.intervals.items():
         gate, clock = found[f"gate {interval}"], found[f"clock {interval}"]
@@ -164,7 +164,7 @@ def on_digits(s: Study, config: ConfigDict) -> tuple[dict[str, np.ndarray], list
     return curves["compute"], digit_rows(config, found, curves, ranks)
 
 
-def digit_rows(config: ConfigDict, found: Table, curves: Any, ranks: list[float]) -> list[Row]:
+def digit_rows(config: ConfigDict, found: Tabulated, curves: Any, ranks: list[float]) -> list[Row]:
     full, gate, rows = found["full"], found[f"gate {config.chosen:g}"], []
     for cost, at, other, published in config.compared:
         told = f"{at:g} full evaluations" if cost == "evaluations" else f"{at:g} passes of work"

@@ -6,7 +6,6 @@ place of first, and compared with fewer steps of the large model at equal cost.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +16,7 @@ from ml_collections import ConfigDict
 from diffusion_jax import denoisers, metrics, pictures, processes, solvers, timesteps
 from diffusion_jax.baselines import CLASSES, NULL
 from diffusion_jax.costs import evaluation_flops
-from diffusion_jax.recipes.study import Arm, Drawn, Results, Study, Table, by_seed, table
+from diffusion_jax.recipes.study import Arm, Drawn, Results, Study, Tabulated, by_seed, table
 from diffusion_jax.recipes.verdicts import Row
 from diffusion_jax.sampling import sample
 from diffusion_jax.typing import Condition, Denoiser
@@ -34,7 +33,7 @@ class World(NamedTuple):
     costs: Sequence[float]
     params: Callable[[int], tuple[Any, ...]]
     shape: tuple[int, ...]
-    measures: dict[str, Callable[[Drawn], float]]
+    measures: Callable[[Drawn], dict[str, float]]
     cond: Condition = None
 
 
@@ -44,12 +43,11 @@ def ring(s: Study) -> World:
     whole = denoisers.gaussian_mixture(1.5 * np.stack([np.cos(angles), np.sin(angles)], axis=-1), 0.15)
     params = *(denoisers.merged_components(whole, np.arange(8) * count // 8) for count in (1, 4)), whole
 
-    def distance(drawn):
+    def measures(drawn):
         points, _ = denoisers.sample_mixture(jax.random.key(1000 + drawn.seed), whole, len(drawn.x))
-        return metrics.energy_distance(drawn.x, np.asarray(points))
+        return {"distance": metrics.energy_distance(drawn.x, np.asarray(points))}
 
-    models = (denoisers.analytic(VP),) * 3
-    return World(models, s.config.ring.costs, lambda seed: params, (2,), {"distance": distance})
+    return World((denoisers.analytic(VP),) * 3, s.config.ring.costs, lambda seed: params, (2,), measures)
 
 
 def digits(s: Study) -> World:
@@ -65,12 +63,10 @@ def digits(s: Study) -> World:
     def params(seed):
         return small[seed].value, middle.value, large.value
 
-    def measure(drawn, name):
-        judged = metrics.judged(metrics.feature_network("digits"), drawn.x, np.arange(len(drawn.x)) % CLASSES)
-        return getattr(judged, name)
+    def measures(drawn):
+        return metrics.judged(metrics.feature_network("digits"), drawn.x, cond["label"])._asdict()
 
     models = [denoisers.guided(model, config.guidance, NULL) for model in plain]
-    measures = {name: partial(measure, name=name) for name in config.measures}
     return World(models, [count / flops[-1] for count in flops], params, shape, measures, cond)
 
 
@@ -90,7 +86,7 @@ def tables(world: World, config: ConfigDict) -> tuple[dict[str, np.ndarray], dic
     return found, {name: float(np.take(world.costs, which).sum()) for name, which in found.items()}
 
 
-def compared(s: Study, world: World, config: ConfigDict, which: dict[str, np.ndarray]) -> Table:
+def compared(s: Study, world: World, config: ConfigDict, which: dict[str, np.ndarray]) -> Tabulated:
     """Runs by tables; those of fewer steps are padded with steps that stand still, asked of the small model."""
     steps, cond = config.steps, world.cond
 
@@ -165,12 +161,12 @@ def gap(world: World, seed: int) -> tuple[list[float], list[float]]:
     return times, metrics.epsilon_gap(jax.random.key(seed), pair, (small, large), x0, times).tolist()
 
 
-def curve(found: Table, cost: dict[str, float], arm: str, config: ConfigDict) -> tuple[list[float], list[float]]:
+def curve(found: Tabulated, cost: dict[str, float], arm: str, config: ConfigDict) -> tuple[list[float], list[float]]:
     names = [f"{arm} {share:g}" for share in config[arm]]
     return [cost[name] for name in names], [float(np.mean(found[name]["distance"])) for name in names]
 
 
-def world_rows(name: str, found: Table, cost: dict[str, float], config: ConfigDict) -> list[Row]:
+def world_rows(name: str, found: Tabulated, cost: dict[str, float], config: ConfigDict) -> list[Row]:
     of = {arm: np.asarray(row["distance"]) for arm, row in found.figures.items()}
     figure, within = f"distance to the data, {config.steps} steps", {"direction": "lower", "margin": config.tolerance}
     convex, early = (of["first 1"] - of["first 0.6"]).tolist(), (of["first 0.4"] - of["first 0"]).tolist()
@@ -197,15 +193,13 @@ def ring_rows(gaps: Sequence[float]) -> list[Row]:
     ]
 
 
-def digit_rows(found: Table, cost: dict[str, float], cosines: dict[str, list[float]]) -> list[Row]:
+def digit_rows(found: Tabulated, cost: dict[str, float], cosines: dict[str, list[float]]) -> list[Row]:
     first, plain = found["first 0.4"], found["first 0"]
     faster, promised = np.divide(plain["seconds"], first["seconds"]).tolist(), cost["first 0"] / cost["first 0.4"]
-    rows = [
+    kept = first["accuracy"], plain["accuracy"], "higher", "prompts are kept"
+    return [
+        Row("digits: the first 40 % keep labels", "accuracy, up to 2 points less", *kept, margin=-0.02),
         Row("digits: runs agree at the 40 % mark", "cosine of x_t", cosines["mark"], 0.95, "higher", "high"),
         Row("digits: and part later", "cosine at the end", cosines["end"], cosines["mark"], "lower", "falls"),
         Row("digits: time as operations say", "times faster at 0.4", faster, promised, "higher", "1.57", factor=0.85),
     ]
-    if "accuracy" in first:
-        kept, told = (first["accuracy"], plain["accuracy"]), "accuracy, up to 2 points less"
-        rows.append(Row("digits: the first 40 % keep labels", told, *kept, "higher", "prompts are kept", margin=-0.02))
-    return rows

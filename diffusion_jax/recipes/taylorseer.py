@@ -18,7 +18,7 @@ from diffusion_jax import acceleration, denoisers, metrics, pictures, processes,
 from diffusion_jax.acceleration import every, newton, on_schedule, refresh_table, reuse, taylor
 from diffusion_jax.baselines import CLASSES, NULL
 from diffusion_jax.config import build
-from diffusion_jax.recipes.study import Arm, Drawn, Results, Study, Table, table
+from diffusion_jax.recipes.study import Arm, Drawn, Results, Study, Tabulated, table
 from diffusion_jax.recipes.verdicts import Row
 from diffusion_jax.typing import Condition, Denoiser, Params
 
@@ -85,7 +85,7 @@ def digits(s: Study) -> World:
 WORLDS = {"digits": digits, "mixture": mixture}
 
 
-def compared(s: Study, world: World, config: ConfigDict) -> Table:
+def compared(s: Study, world: World, config: ConfigDict) -> Tabulated:
     """The full run, and at each interval every rule and the plain solver with as many evaluations."""
     grid, solver, steps = build(config.grid), solvers.ddim(), config.grid.steps
     rules = {rule: partial(world.cached, RULES[rule], config.warmup) for rule in config.rules}
@@ -129,13 +129,13 @@ def study(s: Study) -> Results:
     return Results(rows, captions, "the mixture's means and the noise; the transformer is trained once")
 
 
-def curve(found: Table, rule: str, config: ConfigDict) -> tuple[list[float], list[float]]:
+def curve(found: Tabulated, rule: str, config: ConfigDict) -> tuple[list[float], list[float]]:
     """Means over seeds: evaluations and errors at each interval."""
     rows, error = [found[f"{rule} {interval}"] for interval in config.intervals], config.measures[0]
     return [float(np.mean(row["evaluations"])) for row in rows], [float(np.mean(row[error])) for row in rows]
 
 
-def digit_rows(found: Table, config: ConfigDict) -> list[Row]:
+def digit_rows(found: Tabulated, config: ConfigDict) -> list[Row]:
     """Near: how far single samples end from the full run. Far: how good they are as a set."""
     full, near, far, ours = found["full"], config.near, config.far, config.ours
     error, seconds = f"relative L2 to the full run, N = {near}", (found[f"{ours} {near}"]["seconds"], full["seconds"])
@@ -160,7 +160,7 @@ def digit_rows(found: Table, config: ConfigDict) -> list[Row]:
     return rows
 
 
-def mixture_rows(found: Table, config: ConfigDict) -> list[Row]:
+def mixture_rows(found: Tabulated, config: ConfigDict) -> list[Row]:
     """The card's prototype: at each interval the order that it used, and its errors by reuse and by that order."""
     rows = []
     for interval, (order, published) in config.prototype.items():

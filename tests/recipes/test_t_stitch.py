@@ -17,7 +17,7 @@ def test_tables_are_those_of_shares_and_the_wrong_way_round_has_the_small_model_
         table = jax.jit(lambda shares=shares: time_table(by_share(*shares), linspace(10)))()
         np.testing.assert_array_equal(t_stitch.shared(10, *shares), table)
     config = load("configs/recipes/t_stitch.py").ring
-    world = t_stitch.World((), config.costs, lambda seed: (), (2,), {})
+    world = t_stitch.World((), config.costs, lambda seed: (), (2,), lambda drawn: {})
     which, cost = t_stitch.tables(world, config)
     assert which["last 0.1"].tolist() == [2] * 90 + [0] * 10 and len(which["fewer 0.4"]) == 64
     np.testing.assert_allclose([cost[name] for name in ("first 0.4", "last 0.1", "three")], [64, 91, 23])
