@@ -14,11 +14,11 @@ def get_config(variant: str = "") -> ConfigDict:
     grid = call("timesteps.linspace", steps=10)
     shared = call("timesteps.on_grid", grid=grid, last=True)
     own = {"action": often_at_the_ends(shared, 0.2), "future": often_at_the_ends(shared, 0.4)}
-    labelled, both = windows(20), windows(20, videos=1000)
+    labelled, both = windows(100), windows(100, videos=1000)
     config.arms = {
         "cotrained": arm(futures(both, both), own),
         "labelled": arm(futures(labelled, both), own),
-        "cloned": arm(windows(20, future=0), call("timesteps.on_grid", grid=grid)),
+        "cloned": arm(windows(100, future=0), call("timesteps.on_grid", grid=grid)),
         "shared": arm(futures(both, both), shared),
     }
     config.held_out = windows(300, split="test")
