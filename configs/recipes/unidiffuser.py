@@ -43,7 +43,7 @@ def _run(steps, batch_size, rate, **source):
     return config
 
 
-def _joint(modalities, draw, steps=1200, batch_size=64, **size):
+def _joint(modalities, draw, steps=2400, batch_size=64, **size):
     """A U-ViT of four blocks over the `modalities`, each noised on the straight path at the times of `draw`."""
     config = _run(steps, batch_size, 6e-3)
     size = {"preset": "unidiffuser", "heads": 4, "width": 64, "depth": 4, "remat": "dots_no_batch", **size}

@@ -9,13 +9,14 @@ from diffusion_jax.experiment import defaults
 
 
 def world_transformer(
-    source: ConfigDict, draw: Any, steps: int = 2000, batch_size: int = 64, **network: Any
+    source: ConfigDict, draw: Any, steps: int = 1600, batch_size: int = 32, **network: Any
 ) -> ConfigDict:
-    """The config of the network, trained in about two minutes of one core; what it sees are pictures.
+    """The config of the network, trained in about a minute of one core; what it sees are pictures.
 
     source: of windows, a call; where their futures are latents (`data.principal_futures`) the network has both
         modalities, else actions alone. A batch is twice as large where half of it are windows without actions, so that
-        an update sees as many with them. draw: of times, for each modality. network: fields of
+        an update sees as many with them. Actions count ten times as much as frames, which otherwise take the network
+        for themselves. draw: of times, for each modality. network: fields of
         `models.joint_transformer` that differ.
     """
     joint = source.call == "data.principal_futures"
@@ -28,7 +29,8 @@ def world_transformer(
     # Of 128 components most are noise at most times: the network tells what is clean.
     flow = call("processes.rectified_flow", prediction="x0")
     config.process = call("processes.JointProcess", processes={"action": flow, "future": flow}) if joint else flow
-    config.objective = call("objectives.denoising", draw=draw)
+    weights = {"modality_weights": {"action": 10.0}} if joint else {}
+    config.objective = call("objectives.denoising", draw=draw, **weights)
     rate = call("training.optimizers.cosine", peak=3e-3, total_steps=steps, warmup_steps=min(100, steps // 3))
     config.optimizer = call("training.optimizers.adamw", learning_rate=rate, weight_decay=0.01)
     config.ema = {"average": call("training.ema.power", sigma_rel=0.1)}

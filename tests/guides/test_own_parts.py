@@ -35,3 +35,6 @@ def test_own_parts():
         names["key"], guided, names["params"], solvers.ddim(), grid, cond={"label": np.array([1, 2])}, **names["run"]
     )
     assert told.x.shape == plain.shape
+    # Twenty steps of a fifth of what is left.
+    outcome = names["outcome"]
+    assert outcome.success.all() and np.abs(outcome.states[:, -1]).max() < 0.5 * 0.8**20 + 1e-6
