@@ -40,9 +40,11 @@ from diffusion_jax.acceleration import (
     sea_cached,
     taylor,
     threshold_at_count,
+    threshold_for_depth,
+    whole_depth,
 )
 from diffusion_jax.baselines import CLASSES, NULL
-from diffusion_jax.denoisers import by_share, clipped, denoiser, guided, switched
+from diffusion_jax.denoisers import by_share, clipped, denoiser, guided, recorded, switched
 from diffusion_jax.sampling import sample
 from diffusion_jax.typing import Denoiser
 
@@ -240,11 +242,10 @@ def _unguided(found: Models, plan: Plan, grid: Any) -> list[Family]:
             both,
             grid,
         ),
-        # Where little but noise is left x0 is a small error times a large factor, so it is clipped.
         Family(
             "early exit, clipped",
             lambda threshold: clipped(exit_by_uncertainty(exits, process, threshold)),
-            _thresholds(0.02, 0.04, 0.08, 0.15),
+            _depths(found, plan, grid),
             left,
             grid,
         ),
@@ -270,6 +271,26 @@ def _calibrated(found: Models, plan: Plan, grid: Any) -> list[Family]:
             label = {f"{count} of {plan.steps} steps": count}
             made.append(Family(name, lambda _, reused=reused: reused, label, params, moved))
     return made
+
+
+def _depths(found: Models, plan: Plan, grid: Any) -> dict[str, float]:
+    """Thresholds for shares of the blocks, from one recorded run with a seed that no round uses.
+
+    Where little but noise is left x0 is a small error times a large factor, so it is clipped, here and in the runs.
+    """
+    exits, params = found.exits
+    seen = recorded(
+        clipped(whole_depth(exits, found.process)),
+        plan.steps,
+        lambda prediction, x, step: prediction.extras["uncertainty"],
+        axes=1,
+    )
+    cond = {"label": jnp.arange(min(64, plan.samples)) % CLASSES}
+    shape = (len(cond["label"]), 8, 8, 1)
+    run = sample(jax.random.key(1000), seen, params, solvers.ddim(), grid, shape=shape, cond=cond)
+    uncertainty = np.asarray(run.run.carry.values)
+    shares = (0.5,) if plan.smoke else (0.85, 0.7, 0.5, 0.35)
+    return {f"{share:.0%} of the blocks": threshold_for_depth(uncertainty, share * exits.depth) for share in shares}
 
 
 def _guided(found: Models, plan: Plan, grid: Any) -> list[Family]:

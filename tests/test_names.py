@@ -21,7 +21,6 @@ SAME_IDEA = {
     "what every family of checkpoints has: fields and table of its modules, and the config of one": {
         *("config", "fields", "patch_embedding", "residual", "shapes", "table"),
     },
-    "what a judge says of samples: of any world, and of digits as recipes ask for it": {"judged"},
     "a value that is kept up to date, as optax writes it": {"init", "update"},
     "text to ids: for data without a checkpoint, and as a checkpoint has it": {"Tokenizer"},
     "of one picture, and the transform of examples by it": {"resize"},

@@ -28,7 +28,7 @@ from diffusion_jax.stages import Stage
 WAYS = ("adaptive", "table", "fixed", "random", "reversed")
 
 
-def with_exits(config: ConfigDict, base: Stage) -> Experiment:
+def exit_training(config: ConfigDict, base: Stage) -> Experiment:
     """The base model with exits behind its blocks; `config.frozen` trains these alone."""
     exits = models.early_exit(base.trained.network, config.heads)
     own, params = prepare(config, network=exits.network), base.value
@@ -58,12 +58,12 @@ def study(s: Study) -> Results:
     exits = {name: models.early_exit(base.trained.network, config[name].heads) for name in kinds}
 
     def trained(name, seed):
-        found = s.stage(name, config[name], base, seed=seed, prepare=with_exits).value
+        found = s.stage(name, config[name], base, seed=seed, prepare=exit_training).value
         return {"params": base.value, "exits": found} if config[name].frozen else found
 
     depths: dict[tuple[str, float], list[np.ndarray]] = {}
-    runs = {name: compared(s, base, exits[name], name, partial(trained, name), depths) for name in kinds[:2]}
-    rows = rows_of(runs, depths, config) + (of_training(s, base, exits, trained) if config.held_out else [])
+    runs = {name: at_equal_blocks(s, base, exits[name], name, partial(trained, name), depths) for name in kinds[:2]}
+    rows = exit_rows(runs, depths, config) + (of_training(s, base, exits, trained) if config.held_out else [])
     grid = np.asarray(build(config.grid))[:-1]
     curves = {
         f"{name}, {share:.0%} fewer": (grid, np.mean(each, axis=(0, 2))) for (name, share), each in depths.items()
@@ -84,7 +84,9 @@ def study(s: Study) -> Results:
     return Results(rows, drawn, "the training of the exits and the noise; the base model is trained once")
 
 
-def compared(s: Study, base: Stage, exits: EarlyExit, name: str, trained: Any, depths: dict[Any, Any]) -> Tabulated:
+def at_equal_blocks(
+    s: Study, base: Stage, exits: EarlyExit, name: str, trained: Any, depths: dict[Any, Any]
+) -> Tabulated:
     """Runs of all ways at equal numbers of blocks; adds the depths of adaptive ones, `[S, B]` a seed, to `depths`."""
     config, process, solver = s.config, base.trained.process, build(s.config.solver)
     grid, shape, count = jnp.asarray(build(config.grid)), base.trained.shape, config.samples
@@ -126,7 +128,7 @@ def compared(s: Study, base: Stage, exits: EarlyExit, name: str, trained: Any, d
     return table(arms, s.seeds, measures, shape=shape, count=count, reference="whole")
 
 
-def rows_of(runs: Mapping[str, Tabulated], depths: Mapping[Any, list[np.ndarray]], config: ConfigDict) -> list[Row]:
+def exit_rows(runs: Mapping[str, Tabulated], depths: Mapping[Any, list[np.ndarray]], config: ConfigDict) -> list[Row]:
     (few, many), found = config.reductions, runs["tuned"]
     fewer, end, distance = f"{many:.0%} fewer blocks:", "distance to the samples of all blocks", "Fréchet distance"
     adaptive, by_table, best = f"adaptive {many:g}", f"table {many:g}", ("lower", "adaptive is best")

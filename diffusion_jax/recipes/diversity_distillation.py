@@ -109,7 +109,7 @@ def patterns(s: Study) -> Tabulated:
     return table(arms, s.seeds, measures, shape=(config.dimensions,), count=config.samples)
 
 
-def compared(s: Study, base: Stage, student: Stage) -> Tabulated:
+def of_digits(s: Study, base: Stage, student: Stage) -> Tabulated:
     """Digits of every class: by the base, guided, in many steps, and by the student's solver on its grid, where the
     base makes the first `k` steps, or all but the first, or steps of its own down to the student's second time."""
     config, inner = s.config, denoisers.denoiser(base.trained.network, base.trained.process)
@@ -176,7 +176,7 @@ def study(s: Study) -> Results:
     config = s.config
     base = s.stage("digits", config.base)
     student = s.stage("student", config.student, base, prepare=distilled)
-    found, rows = compared(s, base, student) if config.each else None, []
+    found, rows = of_digits(s, base, student) if config.each else None, []
     rows += [found.row(*claim, **bounds) for claim, bounds in DIGITS] if found else []
     made = patterns(s)
     rows += [made.row(*claim, **bounds) for claim, bounds in PATTERNS]

@@ -8,6 +8,7 @@ import pytest
 
 from diffusion_jax import denoisers, models, processes, solvers, timesteps
 from diffusion_jax.acceleration import cached_features, cached_outputs, dmd, every, forecasting, taylor
+from diffusion_jax.costs import carry_bytes
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.sampling import sample
 from tests.models.shared import drawn_params
@@ -115,6 +116,13 @@ def test_features_and_outputs_are_forecast_by_modes_in_whole_runs(model):
         assert float(both.cost.evaluations) == 8 and float(both.cost.compute) < 16
         assert float(jnp.abs(both.x - full).max()) < 0.1 * float(jnp.abs(full).max())
         np.testing.assert_allclose(both.x[:1], first.x, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("history", [3, 4, 6])
+def test_as_many_outputs_are_held_as_are_fitted(history):
+    x = jnp.zeros((2, 4, 4, 1))
+    held = carry_bytes(cached_outputs(denoisers.analytic(processes.vp_linear()), every(3), dmd(history)), None, x)
+    assert history * x.nbytes <= held < (history + 3) * x.nbytes
 
 
 def test_what_cannot_be_fitted_is_refused():

@@ -11,6 +11,7 @@ from diffusion_jax import denoisers, processes, solvers
 from diffusion_jax.acceleration import on_schedule, sea_cached, taylor
 from diffusion_jax.acceleration.outputs import cached_outputs
 from diffusion_jax.acceleration.spectral import signal
+from diffusion_jax.costs import carry_bytes
 from diffusion_jax.distributed import make_mesh
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.sampling import make_sampler, sample
@@ -119,6 +120,11 @@ def test_joint_data_are_decided_by_the_entry_that_moves_most_and_a_mesh_changes_
     )
     np.testing.assert_allclose(one.x, eight.x, atol=1e-5)
     assert float(one.cost.evaluations) == float(eight.cost.evaluations) < 12
+
+
+def test_it_holds_an_output_and_a_filtered_input_and_as_many_more_as_the_forecast_needs():
+    one, two = (carry_bytes(sea_cached(plain(), 0.3, forecaster=rule), PARAMS, X, COND) for rule in (None, taylor(1)))
+    assert 2 * X.nbytes <= one < 2.5 * X.nbytes and 3 * X.nbytes <= two < 3.5 * X.nbytes
 
 
 def test_guidance_goes_around_it_and_within():

@@ -36,7 +36,7 @@ def test_arms_differ_in_their_times_alone_and_the_ordinary_model_in_what_it_sees
 def test_ways_to_sample_cost_what_they_should_and_kept_keys_are_the_widest_staircase(tmp_path):
     s = Study(load(f"{CONFIG}:smoke"), (0,), tmp_path, True, {})
     one = s.stage("anchored", s.config.arms.anchored, seed=0).trained
-    arms = ar_diffusion.arms_of(s, one)(0)
+    arms = ar_diffusion.staircase_arms(s, one)(0)
     chosen = ("anchored, s = 2", "kept keys", "all at once", "in chunks, long", "anchored, long")
     found = table({name: arms[name] for name in chosen}, (0,), {}, shape=one.shape, count=2)
     evaluations = [found[name]["evaluations"][0] for name in chosen]
