@@ -12,6 +12,7 @@ def exits(
     """How exits are trained. rates: peak learning rates of the network and of what is beside it, or of this alone.
     layers: weight of the layer-wise loss. fields: of the transformer, where they differ."""
     config = digit_transformer(steps, **fields)
+    config.train.batch_size = 32
     config.update({"heads": tails, "frozen": len(rates) == 1})
     config.objective = call(
         "objectives.layerwise", layers=layers, draw=call("timesteps.stratified"), cond_dropout=0.1, null=NULL
@@ -30,7 +31,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
         return paper()
     config = ConfigDict({"seed_numbers": (10, 11, 12, 13, 14), "tuned_on": (0, 1, 2, 100, 101, 102)})
     config.base = digit_transformer()
-    config.update({"tuned": exits(100), "frozen": exits(150, "own", rates=(3e-3,)), "without": exits(100, layers=0.0)})
+    config.update({"tuned": exits(100), "frozen": exits(100, "own", rates=(3e-3,)), "without": exits(100, layers=0.0)})
     config.update({"solver": call("solvers.ddim"), "grid": call("timesteps.linspace", steps=20)})
     # Shares of blocks that are left out; examples on which exits are measured.
     config.update({"samples": 200, "reductions": (0.18, 0.35), "held_out": 128, "judged": True})

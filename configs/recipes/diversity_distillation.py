@@ -20,10 +20,19 @@ def adamw(rate: float, steps: int) -> ConfigDict:
     return call("training.optimizers.adamw", learning_rate=schedule)
 
 
-def student(steps: int, rate: float = 3e-4, every: int = 2, **fields: Any) -> ConfigDict:
+def student(steps: int, rate: float = 5e-4, every: int = 2, **fields: Any) -> ConfigDict:
     """How the student and its fake score are trained; the student moves in every `every`-th step."""
     config = digit_transformer(steps, **fields)
-    config.update({"ema": {}, "grid": GRID, "first": 0.5, "compared": call("timesteps.uniform", low=0.02, high=0.6)})
+    config.train.batch_size = 32
+    config.update(
+        {
+            "ema": {},
+            "grid": GRID,
+            "first": 0.7,
+            "guidance": 2.0,
+            "compared": call("timesteps.uniform", low=0.02, high=0.6),
+        }
+    )
     # The fake follows the student at a constant rate.
     parts = {"student": adamw(rate, steps // every), "fake": call("training.optimizers.adamw", learning_rate=2 * rate)}
     config.optimizer = call("training.optimizers.alternating", parts=parts, every={"student": every})
@@ -33,6 +42,7 @@ def student(steps: int, rate: float = 3e-4, every: int = 2, **fields: Any) -> Co
 def slider(steps: int, **fields: Any) -> ConfigDict:
     """How the factors of a slider are trained, whoever it is attached to. strength: of the gradient of ink."""
     config = digit_transformer(steps, **fields)
+    config.train.batch_size = 32
     config.update({"ema": {}, "optimizer": adamw(2e-3, steps), "strength": 40.0})
     config.lora = call("adapters.lora", rank=4, alpha=1, select=NOXATTN)
     config.draw = call("timesteps.uniform", low=0.02, high=0.7)
@@ -47,7 +57,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
     config.update(
         {"grid": GRID, "long": call("timesteps.linspace", steps=40), "own": call("timesteps.linspace", steps=20)}
     )
-    config.update({"short": config.own, "solver": call("solvers.ddim"), "base_solver": call("solvers.ddim")})
+    config.update({"short": config.own, "solver": call("solvers.lcm"), "base_solver": call("solvers.ddim")})
     config.strengths = (-1.0, -0.5, 0.0, 0.5, 1.0)
     config.patterns = {"samples": 1000, "dimensions": 256, "patterns": 8, "base_steps": 60}
     return smoke(config) if variant == "smoke" else config

@@ -12,7 +12,7 @@ def tuning(steps: int, rates: dict[str, float] | float, groups: int = 4, **field
     """Fine-tuning of the digits transformer; rates: the peak of each entry that learns, or of all. The complete model
     learns too for the first 15 % of the steps, and the budget falls from 1 to 1/2 within the first 35 %."""
     config = digit_transformer(steps, **fields)
-    config.train.update({"clip_norm": None, "batch_size": 32})
+    config.train.update({"clip_norm": None, "batch_size": 16})
 
     def adamw(peak):
         rate = call("training.optimizers.cosine", peak=peak, total_steps=steps, warmup_steps=steps // 20)
@@ -35,8 +35,8 @@ def get_config(variant: str | None = None) -> ConfigDict:
         return paper()
     config = ConfigDict({"seed_numbers": (10, 11, 12, 13, 14), "tuned_on": (0, 1, 2, 100, 101, 102), "target": 0.5})
     config.base = digit_transformer()
-    config.dynamic, config.uniform = tuning(200, {"params": 1e-3, "routers": 1e-2}), tuning(200, 1e-3)
-    config.tuning = tuning(100, 1e-2)
+    config.dynamic, config.uniform = tuning(300, {"params": 1e-3, "routers": 1e-2}), tuning(300, 1e-3)
+    config.tuning = tuning(80, 1e-2)
     # Numbers in each block, routers of the mixture included: 13 080 for rank 4 with four experts, 13 062 for rank 11.
     ranks = {"mixed": (4, 4), "plain": (4, 1), "equal": (11, 1)}
     config.factors = {

@@ -1,31 +1,18 @@
-"""Live Avatar: a talking face is streamed by four noise levels at once, each with a history of its own.
-
-    python -m diffusion_jax.recipes live_avatar
-
-Four trainings, about seven minutes on one core, then two for the streams.
-"""
+"""Live Avatar: a talking face is streamed by four noise levels at once, each with a history of its own."""
 
 from diffusion_jax.config import ConfigDict, call
-from diffusion_jax.errors import unknown
 from diffusion_jax.experiment import defaults
 
-FRAMES, BLOCK, LEVELS, EVERY = 8, 2, 4, 3
-VARIANTS = ("full", "smoke", "paper")
+BLOCK, FRAMES, EVERY = 2, 8, 3
 
 
-def network(width, depth, heads, frames=FRAMES, others=(), **fields):
+def network(block=0, window=0, frames=FRAMES, others=(), **fields):
     """The transformer of all stages; the picture stands behind the clip, so that it is ahead of every block."""
-    return {
-        "preset": "S/1",
-        "width": width,
-        "depth": depth,
-        "heads": heads,
-        "attention": "joint",
-        "temporal_positions": "rotary",
-        "conditions": (call("models.reference", at=float(frames)), call("models.audio"), *others),
-        "qk_norm": True,
-        **fields,
-    }
+    conditions = (call("models.reference", at=float(frames)), call("models.audio"), *others)
+    whole = {"preset": "S/1", "width": 64, "depth": 4, "heads": 4, "attention": "joint", "qk_norm": True, **fields}
+    return call(
+        "models.video_dit", **whole, temporal_positions="rotary", conditions=conditions, block=block, window=window
+    )
 
 
 def adamw(rate, steps):
@@ -33,83 +20,68 @@ def adamw(rate, steps):
     return call("training.optimizers.adamw", learning_rate=schedule)
 
 
-def stage(steps, batch_size, fields, optimizer, objective, block=0, window=0):
+def stage(steps, optimizer, draw, block=0, smoke=False):
     """What trains one of the networks; block 0 is bidirectional."""
-    config = defaults(steps=steps, batch_size=batch_size)
-    config.data = call("data.talking_faces", length=64, frames=3 * FRAMES)
-    config.held_out = None
-    config.model = call("models.video_dit", **fields, block=block, window=window)
+    small = {"width": 16, "depth": 1, "heads": 2} if smoke else {}
+    config = defaults(steps=steps, batch_size=16 if smoke else 64)
+    pictures = {"length": 16, "size": 16} if smoke else {"length": 3000}
+    source = call("data.talking_faces", frames=3 * FRAMES, **{"size": 24, **pictures})
+    config.data = call(
+        "data.principal_latents", source=source, components=8 if smoke else 48, first=16 if smoke else 200
+    )
+    config.held_out, config.frames = None, FRAMES
+    config.model = network(block, FRAMES // BLOCK - 1 if block else 0, **small)
     config.process = call("processes.rectified_flow")
-    config.objective = objective
+    config.objective = call("objectives.denoising", draw=draw, t_shape=2 if block else 1)
     config.optimizer = optimizer
-    config.ema.average = call("training.ema.power", sigma_rel=0.05)
+    config.ema = {} if smoke else {"average": call("training.ema.power", sigma_rel=0.05)}
+    config.mesh = call("distributed.make_mesh", devices=1)
     return config
 
 
-def forcing(block):
-    """Diffusion forcing: every block of frames has a level of its own."""
-    levels = call("timesteps.blockwise", draw=call("timesteps.uniform"), block=block)
-    return call("objectives.denoising", t_shape=2, draw=levels)
-
-
-def in_turns(student, fake, every):
-    return call("training.optimizers.alternating", parts={"student": student, "fake": fake}, every={"student": every})
-
-
-def get_config(variant: str = "full") -> ConfigDict:
-    if variant not in VARIANTS:
-        raise unknown("variant", variant, VARIANTS)
+def get_config(variant: str = "") -> ConfigDict:
     if variant == "paper":
         return paper()
     smoke = variant == "smoke"
-    fields = network(16, 1, 2) if smoke else network(64, 4, 4)
-    size, window = 16 if smoke else 64, FRAMES // BLOCK - 1
-    teacher, forced, student = (6, 6, 6) if smoke else (1050, 360, 240)
-    plain = call("objectives.denoising", draw=call("timesteps.logit_normal"))
-    turns = in_turns(adamw(3e-5, student // EVERY + 1), adamw(1e-4, student), EVERY)
-    config = ConfigDict({"seed": 0, "seeds": 1 if smoke else 3})
-    pictures = {"length": 16, "size": 16} if smoke else {"length": 3000}
-    config.clips = call("data.talking_faces", frames=3 * FRAMES, **pictures)
-    config.update({"known": 16 if smoke else 600, "components": 8 if smoke else 48, "frames": FRAMES})
-    config.teacher = stage(teacher, size, fields, adamw(3e-3, teacher), plain)
-    config.forcing = stage(forced, size, fields, adamw(1e-3, forced), forcing(BLOCK), BLOCK, window)
-    config.student = stage(student, size, fields, turns, plain, BLOCK, window)
-    config.every = EVERY
-    levels = call("timesteps.linspace", steps=2 if smoke else LEVELS)
-    config.grid = call("timesteps.shift", grid=levels, shift=3.0)
-    config.teacher_grid = call("timesteps.linspace", steps=8 if smoke else 32)
-    # Frames that the sink is ahead of a block, in a stream and in training; the time of the baseline's history.
-    config.update({"sink_at": 2.0 * BLOCK, "fixed": 0.5, "sinks": (float(BLOCK), float(FRAMES))})
-    # Streams of a seed, their length in training clips, frames of the one that is timed, blocks on several devices, and
-    # windows in which streams are measured.
-    arms = ("teacher, chunks", "clean cache", "fixed noise", "sink falls back", "picture as sink", "not distilled")
-    config.arms = () if smoke else arms
-    # Whether blocks are also made on several devices, as many as there are levels and one to decode, and
-    # whether streams are timed.
-    config.on_devices = not smoke
-    config.clock = not smoke
-    if smoke:
-        # Diffusion forcing alone is trained; its teacher is fresh, and the student what it begins with.
-        config.teacher.train.steps = config.student.train.steps = 0
-        config.forcing.optimizer = call("training.optimizers.sgd")
-        for part in (config.teacher, config.forcing, config.student):
-            part.mesh, part.ema = call("distributed.make_mesh", devices=1), {}
-    config.update({"streams": 1, "length": 4, "spoken": 32, "flight": 4, "windows": 2, "window": 8} if smoke else
-                  {"streams": 8, "length": 100, "spoken": 200, "flight": 16, "windows": 8, "window": 32})  # fmt: skip
+    teacher, forced, student = (0, 0, 0) if smoke else (1050, 360, 150)
+    config = ConfigDict({"seed_numbers": (0,) if smoke else (10, 11, 12, 13, 14), "tuned_on": (0, 1, 2, 100, 101)})
+    by_block = call("timesteps.blockwise", draw=call("timesteps.uniform"), block=BLOCK)
+    logit, rates = call("timesteps.logit_normal"), {"student": 3e-5, "fake": 1e-4}
+    updates = {"student": student // EVERY + 1, "fake": max(student, 1)}
+    parts = {name: adamw(rate, updates[name]) for name, rate in rates.items()}
+    turns = call("training.optimizers.alternating", parts=parts, every={"student": EVERY})
+    config.teacher = stage(teacher, adamw(3e-3, max(teacher, 1)), logit, smoke=smoke)
+    config.forcing = stage(forced, adamw(1e-3, max(forced, 1)), by_block, BLOCK, smoke)
+    config.student = stage(student, turns, by_block, BLOCK, smoke)
+    levels = call("timesteps.linspace", steps=2 if smoke else 4)
+    # Distances of the sink in training, and in a stream; the time of the baseline's history.
+    config.student.update({"every": EVERY, "sinks": (float(BLOCK), float(FRAMES))})
+    config.student.grid = call("timesteps.shift", grid=levels, shift=3.0)
+    config.update({"sink_at": 2.0 * BLOCK, "fixed": 0.5, "frames": FRAMES})
+    config.teacher_grid = call("timesteps.linspace", steps=16 if smoke else 32)
+    # Streams of a seed, their length in training clips, windows in which they are measured; blocks that are in flight
+    # and frames of the stream that is timed.
+    config.update({"streams": 1, "length": 4, "windows": 2, "window": 8, "flight": 0, "timed": 0} if smoke else
+                  {"streams": 8, "length": 100, "windows": 8, "window": 32, "flight": 16, "timed": 200})  # fmt: skip
+    config.arms = ("ours",) if smoke else ARMS
     return config
 
 
+ARMS = (
+    *("ours", "teacher, chunks", "teacher, few steps", "not distilled", "trained clean", "clean cache", "fixed noise"),
+    *("sink falls back", "picture as sink", "lit", "lit, picture as sink"),
+)
+
+
 def paper() -> ConfigDict:
-    """What is published: Wan-S2V 14B on 84 frames of 720 x 400, which are 21 latents of 50 x 90 x 16 in blocks of 3."""
-    frames, block = 21, 3
-    text = (call("models.context"),)
-    fields = network(5120, 40, 40, frames, text, preset="S/2", mlp_ratio=2.7, remat="full", dtype="bfloat16")
-    config = ConfigDict({"seed": 0, "frames": frames, "sink_at": 10.0})
-    rates = {"student": 1e-5, "fake": 2e-6}
-    student, fake = (call("training.optimizers.adamw", learning_rate=rate) for rate in rates.values())
-    config.forcing = stage(25_000, 128, fields, student, forcing(block), block, window=3)
-    config.student = stage(500 * 5, 128, fields, in_turns(student, fake, 5), forcing(block), block, window=3)
-    config.every = 5
+    """Wan-S2V 14B on 84 frames of 720 x 400, which are 21 latents of 50 x 90 x 16 in blocks of 3; four steps at shift
+    3, LoRA of rank 128, 25,000 updates of diffusion forcing and 500 of distribution matching, of five steps each."""
+    size = {"width": 5120, "depth": 40, "heads": 40, "mlp_ratio": 2.7, "preset": "S/2", "remat": "full"}
+    config = ConfigDict({"block": 3})
+    config.model = network(3, 3, 21, (call("models.context"),), dtype="bfloat16", **size)
+    latent = (50, 90, 16)
+    told = {"audio": (21, 1024), "reference": latent, "context": (512, 4096)}
+    config.inputs = {"x0": (21, *latent), "cond": told}
+    config.grid = call("timesteps.shift", grid=call("timesteps.linspace", steps=4), shift=3.0)
     config.lora = call("adapters.lora", rank=128, alpha=64)
-    config.grid = call("timesteps.shift", grid=call("timesteps.linspace", steps=LEVELS), shift=3.0)
     return config

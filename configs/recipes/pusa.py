@@ -5,27 +5,31 @@ from typing import Any
 from diffusion_jax.baselines import clip_grid, clip_transformer, frame_times
 from diffusion_jax.config import ConfigDict, call
 
-NULL = {"label": 4}
 SELECT = ("q", "k", "v", "out", "feed_forward/up", "feed_forward/down")
+EACH, COMMON = (call(f"timesteps.{name}", draw=frame_times()) for name in ("independent", "shared"))
+DRAWS = {
+    "VTA": EACH,
+    "mixed": call("timesteps.mixture", first=EACH, second=COMMON, probability=0.2),
+    "first frames": call("timesteps.pinned", draw=COMMON, entries=1, value=0.0),
+    "mask-and-concat": COMMON,
+}
+"""Of the arms: independent times, those of FVDM, given first frames, and given frames as channels at one time."""
 
 
-def base(steps: int, **sizes: Any) -> ConfigDict:
-    """The label-to-video model: one time a clip, joint attention over the clip as in Wan, a token a frame."""
+def clips(steps: int, draw: ConfigDict, **sizes: Any) -> ConfigDict:
+    """A model from a label, a clip's shape, to video."""
     config = clip_transformer(steps, classes=("shape",), **sizes)
-    config.objective = call("objectives.denoising", draw=frame_times(), t_shape="batch", cond_dropout=0.1, null=NULL)
+    null = {"label": 4}
+    config.objective = call("objectives.denoising", draw=draw, t_shape=2, cond_dropout=0.1, null=null)
     return config
 
 
-def adapter(config: ConfigDict, draw: ConfigDict | None, steps: int, rate: float, rank: int) -> ConfigDict:
-    """How an adaptation of the experiment `config` is trained; draw None: one time a clip, given frames as channels."""
-    config = config.copy_and_resolve_references()
-    config.train.steps, config.ema = steps, {}
-    rates = call("training.optimizers.cosine", peak=rate, total_steps=steps, warmup_steps=steps // 10)
-    config.optimizer = call("training.optimizers.adamw", learning_rate=rates, weight_decay=0.0)
+def adapter(name: str, steps: int, rank: int, **sizes: Any) -> ConfigDict:
+    """How the factors of an arm are trained."""
+    config = clips(steps, DRAWS[name], **sizes)
+    config.ema, config.optimizer.weight_decay, config.optimizer.learning_rate.peak = {}, 0.0, 2e-3
     config.lora = call("adapters.lora", rank=rank, select=SELECT)
-    shape = {"draw": frame_times(), "t_shape": "batch"} if draw is None else {"draw": draw, "t_shape": 2}
-    config.objective = call("objectives.denoising", cond_dropout=0.1, null=NULL, **shape)
-    if draw is None:
+    if name == "mask-and-concat":
         config.model.conditions = (*config.model.conditions, call("models.concat").to_dict())
         config.lora.select = (*SELECT, "patch_embed")
     return config
@@ -34,28 +38,18 @@ def adapter(config: ConfigDict, draw: ConfigDict | None, steps: int, rate: float
 def get_config(variant: str = "") -> ConfigDict:
     if variant == "paper":
         return paper()
-    config = ConfigDict({"seed_numbers": (10, 11, 12), "tuned_on": (0, 1, 2, 100, 101, 102)})
-    smoke = variant == "smoke"
-    size: dict[str, Any] = {"width": 128, "depth": 2, "components": 128}
-    if smoke:
-        size = {"width": 16, "depth": 1, "heads": 2, "scan": False, "clips": 16, "components": 8, "batch_size": 4}
-    config.base = base(2 if smoke else 2000, **size)
-    times = frame_times()
-    each, common = call("timesteps.independent", draw=times), call("timesteps.shared", draw=times)
-    draws = {
-        "VTA": each,
-        "mixed": call("timesteps.mixture", first=each, second=common, probability=0.2),
-        "first frames": call("timesteps.pinned", draw=common, entries=1, value=0.0),
-        "mask-and-concat": None,
-    }
-    steps, rank = (2, 4) if smoke else (300, 16)
-    config.arms = {name: adapter(config.base, draw, steps, 5e-3, rank) for name, draw in draws.items()}
-    config.grid = clip_grid(2 if smoke else 10)
-    config.own = {"count": 8 if smoke else 1920, "labels": 4, "grid": config.grid}
-    config.update({"clips": 4 if smoke else 96, "scale": 1.0, "scales": (1.0, 2.0) if smoke else (0.5, 1.0, 1.5, 2.0)})
-    if smoke:
+    config = ConfigDict({"seed_numbers": (10, 11, 12), "tuned_on": (0, 1, 2, 100, 101, 102), "grid": clip_grid(10)})
+    size: dict[str, Any] = {"width": 128, "depth": 2}
+    config.base = clips(2000, COMMON, **size)
+    config.arms = {name: adapter(name, 300, 16, **size) for name in DRAWS}
+    config.update({"own": {"count": 1920, "grid": clip_grid(32)}, "clips": 96, "scale": 1.0})
+    config.scales = (0.5, 1.0, 1.5, 2.0)
+    if variant == "smoke":
         # One adaptation, of a base as it begins.
-        config.seed_numbers, config.arms, config.base.train.steps = (0,), {"VTA": config.arms["VTA"]}, 0
+        size = {"width": 16, "depth": 1, "heads": 2, "scan": False, "clips": 16, "components": 8, "batch_size": 4}
+        config.base, config.arms = clips(2, COMMON, **size), {"VTA": adapter("VTA", 2, 4, **size)}
+        config.base.train.steps, config.grid, config.own = 0, clip_grid(2), {"count": 8, "grid": clip_grid(2)}
+        config.update({"seed_numbers": (0,), "clips": 4, "scales": (1.0, 2.0)})
     return config
 
 
@@ -69,8 +63,7 @@ def paper() -> ConfigDict:
     config.inputs = {"x0": (21, 60, 104, 16), "cond": {"context": (512, 4096)}, "t": (21,)}
     times = call("timesteps.shift", grid=call("timesteps.linspace", steps=1000), shift=5.0)
     draw = call("timesteps.independent", draw=call("timesteps.on_grid", grid=times))
-    config.process = call("processes.rectified_flow")
+    config.process, config.lora = call("processes.rectified_flow"), call("adapters.lora", rank=512, select=SELECT)
     config.objective = call("objectives.denoising", draw=draw, t_shape=2)
-    config.lora = call("adapters.lora", rank=512, select=SELECT)
     config.grid = call("timesteps.shift", grid=call("timesteps.linspace", steps=10), shift=5.0)
     return config

@@ -5,23 +5,22 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
 
 from diffusion_jax import randomness
 from diffusion_jax.clock import single_step
 from diffusion_jax.processes import need_gaussian
-from diffusion_jax.typing import Condition, Denoiser, Keys, Numbers, Params
+from diffusion_jax.typing import Condition, Data, Denoiser, Keys, Numbers, Params
 
 
 def epsilon_gap(
     key: Keys,
     pair: Sequence[Denoiser],
     params: Sequence[Params],
-    x0: Numbers,
-    times: Float[np.ndarray, " T"] | Sequence[float],
+    x0: Numbers | Data,
+    times: Numbers,
     cond: Condition = None,
 ) -> np.ndarray:
-    """`E |eps_1(x_t, t) - eps_2(x_t, t)|^2`, the mean over samples and entries, at each of `times`: `[T]`.
+    """`E |eps_1(x_t, t) - eps_2(x_t, t)|^2`, the mean over samples and entries, at each of `times [T]`: `[T]`.
 
     x_t are the samples `x0 [B, ...]` with the same noise at every t and for both. Where the gap is small, either model
     can run: T-Stitch (Pan et al. 2024) gives those steps to the smaller one. Denoisers of other processes join by

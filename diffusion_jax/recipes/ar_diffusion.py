@@ -26,27 +26,29 @@ def study(s: Study) -> Results:
     space = first.source.space
     clips = data.moving_shapes("test", config.clips, frames=config.frames, classes=()).take(range(config.clips))["x0"]
     real = np.asarray(space.decode(space.encode(clips)))
-    arms = arms_of(s, first)
-    found = table(arms, s.seeds, measures(space, real), shape=first.shape, count=config.clips)
-    drawn = draw_strips(s, found, space, real) | draw_widths(s, found, first.shape[0])
-    return Results([*quality_rows(config, found), *cost_rows(found), *oracle_rows(config.oracle)], drawn, VARIED)
+    arms = staircase_arms(s, first)
+    found = table(arms, s.seeds, clip_measures(space, real), shape=first.shape, count=config.clips)
+    drawn = draw_long(s, found, space, real) | draw_widths(s, found, first.shape[0])
+    return Results(
+        [*quality_rows(config, found), *kept_rows(found), *oracle_rows(config.oracle)], drawn, "training and noise"
+    )
 
 
-VARIED = "training and noise"
-
-
-def arms_of(s: Study, one: Experiment) -> Callable[[int], dict[str, Arm]]:
+def staircase_arms(s: Study, one: Experiment) -> Callable[[int], dict[str, Arm]]:
     """The arms at a seed, of networks trained with it. one: an experiment of the causal network."""
     config, window, ddim = s.config, one.shape[0], solvers.ddim()
     grid, steps = timesteps.linspace(config.steps), config.steps
     whole = s.stage("synchronous", config.arms.synchronous, seed=s.seeds[0]).trained
     causal, together = (denoisers.denoiser(e.network, e.process) for e in (one, whole))
     plan = timesteps.staircase(grid, config.frames, config.width)
-    sliding = partial(windowed, one.process, config.frames, window, timesteps.windows(plan, window))
-    keeping = partial(kept_keys, models.incremental(one.network, window=window - 1), one.process)
-    # As many evaluations as the staircase, for all frames at once.
+    sliding = partial(slid, window, timesteps.windows(plan, window))
+    keeping = partial(kept_keys, models.incremental(one.network, window=window - 1))
+    nothing, longer = (np.zeros((config.clips, frames, *one.shape[1:])) for frames in (window, config.frames))
+    # As many evaluations as the staircases, for all frames at once, and shared out among the chunks.
+    chunks = 1 + -(-(config.frames - window) // (window - config.overlap))
     finer = timesteps.linspace(steps + (window - 1) * config.width)
-    going_on = partial(in_chunks, 1 + -(-(config.frames - window) // (window - config.overlap)), config.overlap)
+    by_chunk = timesteps.linspace((steps + (config.frames - 1) * config.width) // chunks)
+    going_on = partial(in_chunks, chunks, config.overlap)
 
     def arms(seed):
         params = {name: s.stage(name, arm, seed=seed).value for name, arm in config.arms.items()}
@@ -59,18 +61,17 @@ def arms_of(s: Study, one: Experiment) -> Callable[[int], dict[str, Arm]]:
         found["all at once"] = Arm(causal, params["anchored"], ddim, timesteps.synchronous(finer, window))
         found["synchronous"] = Arm(together, params["synchronous"], ddim, finer)
         for name in ("anchored", "independent"):
-            found[f"{name}, long"] = Arm(causal, params[name], ddim, plan, sampled=sliding)
-        found["in chunks, long"] = Arm(together, params["synchronous"], ddim, grid, sampled=going_on)
-        found["kept keys"] = Arm(causal, params["anchored"], ddim, grid, sampled=keeping)
+            found[f"{name}, long"] = Arm(causal, params[name], ddim, plan, sampled=sliding, known=longer)
+        found["in chunks, long"] = Arm(together, params["synchronous"], ddim, by_chunk, sampled=going_on)
+        found["kept keys"] = Arm(causal, params["anchored"], ddim, grid, sampled=keeping, known=nothing)
         return found
 
     return arms
 
 
-def windowed(process, frames, window, starts, key, denoiser, params, solver, plan, *, shape, cond):
+def slid(window, starts, key, denoiser, params, solver, plan, *, x_init, cond):
     """More frames than the network sees, along a staircase."""
-    x = timesteps.noised_start(key, process, plan, jnp.zeros((shape[0], frames, *shape[2:])))
-    return streaming.sample_windowed(key, denoiser, params, solver, plan, window, x_init=x, starts=starts)
+    return streaming.sample_windowed(key, denoiser, params, solver, plan, window, x_init=x_init, starts=starts)
 
 
 def in_chunks(chunks, overlap, key, denoiser, params, solver, grid, *, shape, cond):
@@ -79,13 +80,13 @@ def in_chunks(chunks, overlap, key, denoiser, params, solver, grid, *, shape, co
     return streaming.sample_chained(key, denoiser, params, solver, grid, **options)
 
 
-def kept_keys(incremental, process, key, denoiser, params, solver, grid, *, shape, cond):
+def kept_keys(incremental, key, denoiser, params, solver, grid, *, x_init, cond):
     """The staircase of full width, frame by frame from the kept keys of what is clean."""
-    x = timesteps.noised_start(key, process, timesteps.synchronous(grid, shape[1]), jnp.zeros(shape))
-    return streaming.sample_autoregressive(key, incremental, process, params, solver, grid, x_init=x)
+    process = denoiser.process
+    return streaming.sample_autoregressive(key, incremental, process, params, solver, grid, x_init=x_init)
 
 
-def measures(space: Any, real: Any) -> Callable[[Drawn], Mapping[str, float]]:
+def clip_measures(space: Any, real: Any) -> Callable[[Drawn], Mapping[str, float]]:
     """Distances to what the latent space makes of true clips, which tell of the diffusion model alone, and of long
     clips by which share size and speed have changed at the end."""
 
@@ -129,7 +130,7 @@ def quality_rows(config: ConfigDict, found: Tabulated) -> list[Row]:
     ]
 
 
-def cost_rows(found: Tabulated) -> list[Row]:
+def kept_rows(found: Tabulated) -> list[Row]:
     """What decoding from kept keys costs against the staircase of full width, which makes the same clips."""
     widest = max((name for name in found.figures if "s = " in name), key=lambda name: int(name.rpartition(" ")[2]))
     title, figure = "kept keys save what is finished", "seconds for all clips"
@@ -153,12 +154,11 @@ def causal_error(steps: int, width: int, frames: int = 6) -> float:
     return float(jnp.abs(made - clip.covariances[0]).max())
 
 
-def draw_strips(s: Study, found: Tabulated, space: Any, real: Any) -> dict[Any, str]:
+def draw_long(s: Study, found: Tabulated, space: Any, real: Any) -> dict[Any, str]:
     """Two clips of every way to make long ones."""
-    strips = {"true clips": real[:2]}
-    for name in (name for name in found.samples if name.endswith("long")):
-        strips[name] = np.asarray(space.decode(found.samples[name][:2, : real.shape[1]]))
-    pictures.save_strips(s.picture("strips"), strips, zoom=2)
+    long = {name: x[:2, : real.shape[1]] for name, x in found.samples.items() if name.endswith("long")}
+    strips = {name: np.asarray(space.decode(x)) for name, x in long.items()}
+    pictures.save_strips(s.picture("strips"), {"true clips": real[:2], **strips}, zoom=2)
     told = "An object should keep its look and move steadily to the end; continued in chunks it changes or fades."
     return {s.picture("strips"): f"Clips three times as long as those of training, two a row. {told}"}
 
@@ -166,10 +166,8 @@ def draw_strips(s: Study, found: Tabulated, space: Any, real: Any) -> dict[Any, 
 def draw_widths(s: Study, found: Tabulated, frames: int) -> dict[Any, str]:
     """Quality over the width of the staircase."""
     widths = list(s.config.widths)
-    curves = {
-        kind: (widths, [float(np.mean(found[f"anchored, s = {width}"][kind])) for width in widths])
-        for kind in ("frames", "motion")
-    }
+    swept = [found[f"anchored, s = {width}"] for width in widths]
+    curves = {kind: (widths, [float(np.mean(one[kind])) for one in swept]) for kind in ("frames", "motion")}
     label = f"width s of the staircase: S + {frames - 1} s calls, S = {s.config.steps}"
     pictures.save_curves(s.picture("widths"), curves, x_label=label, y_label="Fréchet distance")
     told = "Fréchet distances of 8 frames over the width of the staircase: s = 0 makes all frames together, s = S one "

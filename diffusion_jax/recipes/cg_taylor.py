@@ -1,13 +1,11 @@
-"""CG-Taylor: the first block says at each step whether the last block's output may be forecast.
+"""CG-Taylor (Guan et al. 2025): the first block says at each step whether the last block's output may be forecast.
 
-The first block is always run. Where a Taylor forecast of what it says was right, the last block is forecast as well and
-the blocks between are left out; elsewhere everything is computed (Guan et al. 2025). Compared with the same forecast at
-fixed intervals, on the exact denoiser of a mixture and on a small trained transformer, and there also with TaylorSeer,
-which forecasts every module.
+The gate is compared with a clock, the same forecast at fixed intervals, on the exact denoiser of a mixture, whose first
+stage says which component it sees, and on a transformer for digits under guidance; there also with TaylorSeer, which
+forecasts every module.
 """
 
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,193 +13,169 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusion_jax import denoisers, pictures
-from diffusion_jax.acceleration import GateTrace, cached_features, every, forecast_errors, gate_agreement, taylor
+from diffusion_jax import denoisers, metrics, pictures, processes, solvers
+from diffusion_jax.acceleration import (
+    cached_features,
+    either,
+    every,
+    first_and_last,
+    forecast_errors,
+    gate_agreement,
+    gated,
+    record_gate,
+    taylor,
+    threshold_for,
+)
 from diffusion_jax.baselines import CLASSES, NULL
 from diffusion_jax.config import build
-from diffusion_jax.costs import carry_bytes
-from diffusion_jax.experiment import Experiment, prepare
-from diffusion_jax.metrics import endpoint_error, error_at_cost, errors_by_sample, sampling_cost
+from diffusion_jax.metrics import Judged, endpoint_error, error_at_cost, errors_by_sample, feature_network
 from diffusion_jax.models import staged
-from diffusion_jax.recipes import Claim, Results, claim, seeds
-from diffusion_jax.recipes.frame import trained
-from diffusion_jax.recipes.parts.digits import judged
-from diffusion_jax.recipes.parts.gating import GateSettings, last_block, matched, run_of
+from diffusion_jax.recipes.study import Arm, Drawn, Results, Study, Tabulated, table
+from diffusion_jax.recipes.verdicts import Row
+from diffusion_jax.typing import Denoiser
+
+SOLVER, VP = solvers.ddim(), processes.vp_linear(time="t")
+STAGES = denoisers.analytic_stages(VP)
+NEVER, ALWAYS = 10**6, np.inf
+"""An interval that is longer than any run, and a threshold that trusts every forecast."""
+
+
+def judged(drawn: Drawn) -> Judged:
+    return metrics.judged(feature_network("digits"), drawn.x, np.arange(len(drawn.x)) % CLASSES)
+
 
 MEASURES = {
-    "root mean square": endpoint_error,
-    "median sample": lambda *pair: float(np.median(errors_by_sample(*pair))),
+    "error": lambda drawn: endpoint_error(drawn.x, drawn.reference),
+    "typical": lambda drawn: float(np.median(errors_by_sample(drawn.x, drawn.reference))),
+    "accuracy": lambda drawn: judged(drawn).accuracy,
 }
-PUBLISHED = {"fixed intervals": "at least as good", "TaylorSeer": "2.36x against 2.77x on DiT-XL/2"}
-"""What the gate is compared with at equal work, and what is published about it."""
-
-UNTESTED = "unexplained"
-REASONS = {
-    "mixture root mean square": "nearly all of it is a few samples in a thousand that end in another component than "
-    "in the full run; the gate has more of them, as its one error for the batch does not see them",
-    "time": "measured beside other work on a shared machine: 2.2 times in a first run, 1.8 in this one",
-    "fixed intervals passes of work": "a skipped step pays the first of only eight blocks, 12 % of a pass, where that "
-    "of DiT-XL/2 is 4 %; intervals need no probe",
-}
-"""The best explanations of what did not hold. Only the first was looked at, on seeds 100 to 102."""
 
 
-def run(config: ConfigDict, workdir: Path) -> Results:
-    exact, shown = on_mixture(config.mixture, list(seeds(config)))
-    digits, curves, decisions = gate_digits(config.digits, prepare(config.base), list(seeds(config)))
-    files = [workdir / f"{name}.png" for name in ("frontier", "gate", "decisions")]
-    pictures.save_curves(
-        files[0],
-        {name: tuple(np.mean([[one[key] for one in curve] for curve in found], axis=0) for key in ("compute", "error"))
-         for name, found in curves.items()},
-        x_label="work of a run, in full passes of the network",
-        y_label="distance to the full run's samples",
-    )  # fmt: skip
-    pictures.save_curves(files[1], shown, x_label="t, from right to left", y_label="relative error of a forecast")
-    label = "full evaluations so far"
-    pictures.save_curves(files[2], decisions, x_label="t, from right to left", y_label=label, log=False)
-    return Results([*exact, *digits], files, config.notes)
+def forecasting_last(network: Any, process: Any, config: ConfigDict, threshold: Any, interval: Any) -> Denoiser:
+    """The last block forecast below `threshold` and between the steps of `interval`: the gate has the interval `NEVER`,
+    the clock the threshold `ALWAYS`. Both begin with the same warm-up and compute the last step."""
+    refresh = either(every(interval, config.warmup), first_and_last(config.warmup))
+    return gated(network, process, threshold, refresh=refresh, **orders(config))
 
 
-def errors_along(stages, process, grid, settings, params, steps, cond=None):
-    full, x = steps
-    orders: Any = {"probe": taylor(settings.probe_order), "last": taylor(settings.order)}
-    trace: Any = GateTrace._make((x, full, None, None))
-    return forecast_errors(stages, process, params, trace, grid, cond, **orders)
+def orders(config: ConfigDict) -> dict[str, Any]:
+    return {"probe": taylor(config.probe_order), "last": taylor(config.order)}
 
 
-def on_mixture(config: ConfigDict, numbers: list[int]) -> tuple[list[Claim], dict]:
-    """The exact denoiser: gate and clock at matched full evaluations, and what the gate knows of the last block."""
-    process, grid, settings = build(config.process), build(config.grid), GateSettings(**config.settings)
-    stages, length = denoisers.analytic_stages(process), len(grid) - 1
-    sampled = run_of(
-        last_block(stages, process, settings), build(config.solver), grid, (config.samples, config.dimensions)
-    )
-    look = jax.jit(partial(errors_along, stages, process, grid, settings))
-    clock, gate, counts, known = ({n: [] for n in config.intervals} for _ in range(4))
-    for seed in numbers:
-        means = jax.random.normal(jax.random.key(seed), (config.components, config.dimensions))
-        mixture, key = denoisers.gaussian_mixture(means, config.std), jax.random.fold_in(jax.random.key(seed), 1)
-        full = sampled(key, mixture, 0.0, length + 1).x
+def tracer(network: Any, process: Any, config: ConfigDict, shape: tuple[int, ...], cond: Any = None) -> Any:
+    """The compiled `(key, params, threshold, interval) -> (full, errors of both forecasts)`, by step of a run."""
+    grid = build(config.grid)
+
+    @jax.jit
+    def traced(key, params, threshold, interval):
+        made = forecasting_last(network, process, config, threshold, interval)
+        trace = record_gate(key, made, params, SOLVER, grid, shape=(config.samples, *shape), cond=cond)
+        return trace.full, forecast_errors(network, process, params, trace, grid, cond, **orders(config))
+
+    return lambda key, params, at, interval=NEVER: traced(key, params, np.float32(at), np.int32(interval))
+
+
+def study(s: Study) -> Results:
+    curves, rows = on_digits(s, s.config.digits)
+    label = "work of a run, in full passes of the network"
+    points = {name: tuple(np.mean(found, axis=0)) for name, found in curves.items()}
+    pictures.save_curves(s.picture("frontier"), points, x_label=label, y_label="endpoint error, digits")
+    captions = {
+        s.picture("frontier"): "Digits: distance to the full run by work, skipped steps included: lower is better."
+    }
+    if "mixture" in s.config:
+        more, seen = on_mixture(s, s.config.mixture)
+        rows += more
+        pictures.save_curves(s.picture("gate"), seen, x_label="t, from right to left", y_label="error of a forecast")
+        captions[s.picture("gate")] = "Mixture, one run: the error that the gate sees, and that of the last forecast."
+    return Results(rows, captions, "the mixture's means and the noise; the transformer is trained once")
+
+
+def on_mixture(s: Study, config: ConfigDict) -> tuple[list[Row], dict[str, Any]]:
+    """The gate's threshold is found with other noise on the same mixture, for one evaluation less than the clock's."""
+    grid, denoiser = build(config.grid), partial(forecasting_last, STAGES, VP, config)
+    trace, thresholds, mixtures = tracer(STAGES, VP, config, (config.dims,)), {}, {}
+    for seed in s.seeds:
+        means = jax.random.normal(jax.random.key(1000 + seed), (config.components, config.dims))
+        mixtures[seed] = denoisers.gaussian_mixture(means, config.std)
+        asked = partial(trace, jax.random.key(2000 + seed), mixtures[seed])
         for interval in config.intervals:
-            fixed = sampled(key, mixture, jnp.inf, interval)
-            gated = matched(lambda at, k=key, m=mixture: sampled(k, m, at, length + 1), float(fixed.full))
-            clock[interval].append([measure(fixed.x, full) for measure in MEASURES.values()])
-            gate[interval].append([measure(gated.x, full) for measure in MEASURES.values()])
-            counts[interval].append((float(fixed.full), float(gated.full)))
-            errors = look(mixture, gated.steps)
-            known[interval].append(gate_agreement(errors, gated.steps[0]))
-            if seed == numbers[0] and interval == config.shown:
-                times = np.asarray(grid)[settings.warmup : -1]
-                probe, last = (np.asarray(error)[settings.warmup :] for error in errors)
-                shown = {"first block": (times, probe), "last block": (times, last)}
+            count = int(asked(ALWAYS, interval)[0].sum())
+            thresholds[seed, interval] = threshold_for(lambda at, asked=asked: int(asked(at)[0].sum()), count - 1)
+
+    def arms(seed):
+        settings = {"full": (0.0, NEVER)} | {f"clock {interval}": (ALWAYS, interval) for interval in config.intervals}
+        settings |= {f"gate {interval}": (thresholds[seed, interval], NEVER) for interval in config.intervals}
+        at = {name: (np.float32(one), np.int32(other)) for name, (one, other) in settings.items()}
+        return {name: Arm(denoiser, mixtures[seed], SOLVER, grid, None, both) for name, both in at.items()}
+
+    measures = {name: MEASURES[name] for name in ("error", "typical")}
+    found = table(arms, s.seeds, measures, shape=(config.dims,), count=config.samples, reference="full")
+    traces = [trace(jax.random.key(seed), mixtures[seed], thresholds[seed, config.shown]) for seed in s.seeds]
+    times, seen = np.asarray(grid)[config.warmup : -1], [np.asarray(one)[config.warmup :] for one in traces[0][1]]
+    shown = {"first stage": (times, seen[0]), "last stage": (times, seen[1])}
+    return mixture_rows(found, [gate_agreement(errors, full) for full, errors in traces], config), shown
+
+
+def mixture_rows(found: Tabulated, ranks: list[float], config: ConfigDict) -> list[Row]:
     rows = []
-    for interval in config.intervals:
-        used = "/".join(f"{int(gated)}" for _, gated in counts[interval])
-        at = f"{int(counts[interval][0][0])} full evaluations (gate: {used})"
-        for index, measure in enumerate(MEASURES):
-            title = f"Mixture: the gate knows better than fixed intervals of {interval} when to compute, {measure}"
-            published = "prototype of the card: a third of the error at 19 evaluations"
-            fixed, gated = ([errors[index] for errors in arm[interval]] for arm in (clock, gate))
-            reason = REASONS.get(f"mixture {measure}", UNTESTED)
-            rows.append(claim(title, f"endpoint error at {at}", fixed, gated, "lower", published, reason=reason))
-    title = f"Mixture: the gate's error ranks the last block's, interval {config.shown}"
-    text, published = "Spearman's correlation over skipped steps", "prototype of the card: 0.2 to 0.35"
-    reason = REASONS.get("mixture rank", UNTESTED)
-    rows.append(claim(title, text, 0.0, known[config.shown], "higher", published, reason=reason))
-    return rows, shown
+    for interval, published in config.intervals.items():
+        gate, clock = found[f"gate {interval}"], found[f"clock {interval}"]
+        at = f"mixture, {np.mean(clock['evaluations']):.0f} evaluations: gate against clock"
+        asked = f"the gate asks {np.mean(gate['evaluations']):.3g}"
+        typical, whole = ((gate[name], clock[name], "lower", published) for name in ("typical", "error"))
+        rows += [Row(f"{at}, typical", f"RMSE, median sample; {asked}", *typical), Row(f"{at}, all", "RMSE", *whole)]
+    return [
+        *rows,
+        Row("mixture: the gate ranks the last stage's error", "Spearman", ranks, 0.0, "higher", "0.2 to 0.35"),
+    ]
 
 
-def gate_digits(config: ConfigDict, experiment: Experiment, numbers: list[int]) -> tuple[list[Claim], dict, dict]:
-    """The trained transformer: gate, clock and TaylorSeer; claims, curves by arm, decisions along t."""
-    params, network, process = trained(experiment, "digits-transformer"), experiment.network, experiment.process
-    grid, solver, settings = build(config.grid), build(config.solver), GateSettings(**config.settings)
-    shape, length = (config.samples, 8, 8, 1), len(grid) - 1
-    cond = {"label": np.arange(config.samples) % CLASSES}
-    guided = None if config.guidance == 1.0 else partial(denoisers.guided, scale=config.guidance, null=NULL)
-    plain = partial(denoisers.denoiser, network, process)
-    alone = settings._replace(probe_order=0)
+def on_digits(s: Study, config: ConfigDict) -> tuple[dict[str, np.ndarray], list[Row]]:
+    """Work and errors of gate, clock and TaylorSeer at their settings, one curve a seed; the gate without guidance."""
+    base, cond = s.stage("digits", config.base), {"label": jnp.arange(config.samples) % CLASSES}
+    network, process, params, grid = base.trained.network, base.trained.process, base.value, build(config.grid)
+
+    def led(make, *at):
+        return denoisers.guided(make(*at), config.guidance, NULL)
 
     def seer(interval):
-        return cached_features(network, process, taylor(config.order), every(interval, settings.warmup))
+        return cached_features(network, process, taylor(config.order), every(interval, config.warmup))
 
-    gate, clock = last_block(network, process, settings), last_block(network, process, alone, head=0)
-    runs = {name: run_of(make, solver, grid, shape, guided) for name, make in
-            {"plain": plain, "gate": gate, "fixed intervals": clock, "TaylorSeer": seer}.items()}  # fmt: skip
-    arms = {
-        "gate": [(threshold, length + 1) for threshold in config.thresholds],
-        "fixed intervals": [(jnp.inf, interval) for interval in config.intervals],
-        "TaylorSeer": [(interval,) for interval in config.intervals],
-    }
-    arms = {name: arms[name] for name in config.arms}
-    unguided = runs["gate"] if guided is None else run_of(gate, solver, grid, shape)
-    stages = staged(network)
-    look = jax.jit(partial(errors_along, stages, process, grid, settings, cond=cond))
-    curves: dict[str, list] = {name: [] for name in arms}
-    apart, known, accuracy, decisions = [], [], {"plain": [], "gate": []}, {}
-    for seed in numbers:
-        key = jax.random.key(seed)
-        full = runs["plain"](key, params, cond=cond)
-        apart.append(float(np.abs(full.x - runs["gate"](key, params, 0.0, length + 1, cond=cond).x).max()))
-        accuracy["plain"].append(judged(full.x, cond["label"]).accuracy)
-        for name, settings_of_arm in arms.items():
-            found = [runs[name](key, params, *one, cond=cond) for one in settings_of_arm]
-            curves[name].append(
-                [
-                    {"full": float(one.full), "compute": float(one.compute), "error": endpoint_error(one.x, full.x)}
-                    for one in found
-                ]
-            )
-            if name == "gate":
-                accuracy["gate"].append(judged(found[config.chosen].x, cond["label"]).accuracy)
-            if seed == numbers[0] and name != "TaylorSeer":
-                for setting, one in list(zip(settings_of_arm, found))[1:3]:
-                    label = f"gate, {setting[0]:g}" if name == "gate" else f"intervals of {setting[1]}"
-                    decisions[label] = np.asarray(grid)[:-1], np.cumsum(one.steps[0])
-        probed = unguided(key, params, config.thresholds[config.chosen], length + 1, cond=cond)
-        known.append(gate_agreement(look(params, probed.steps), probed.steps[0]))
-
-    key, chosen = jax.random.key(numbers[0]), config.thresholds[config.chosen]
-    calls = {
-        "plain": lambda: runs["plain"](key, params, cond=cond).x,
-        "gate": lambda: runs["gate"](key, params, chosen, length + 1, cond=cond).x,
-    }
-    cost = {name: sampling_cost(call, config.samples, config.repeats) for name, call in calls.items()}
-    saved = length / curves["gate"][0][config.chosen]["compute"]
-    speed = saved, cost["plain"].seconds_per_sample / cost["gate"].seconds_per_sample
-    held = {name: float(carry_bytes(made, params, jnp.zeros(shape), cond)) for name, made in
-            {"gate": gate(0.0, 1), "TaylorSeer": seer(1)}.items()}  # fmt: skip
-    return claims(config, curves, apart, known, accuracy, speed, held), curves, decisions
+    gate = partial(forecasting_last, network, process, config, interval=NEVER)
+    # The clock needs no probe, so its head is the entrance alone.
+    clock = partial(forecasting_last, staged(network, 0), process, config, jnp.float32(ALWAYS))
+    arms = {"full": Arm(led(denoisers.denoiser, network, process), params, SOLVER, grid, cond)}
+    settings = {"gate": config.thresholds, "clock": config.intervals, "TaylorSeer": config.intervals}
+    for name, make in {"gate": gate, "clock": clock, "TaylorSeer": seer}.items():
+        guided, kind = partial(led, make), np.float32 if name == "gate" else np.int32
+        arms |= {f"{name} {at:g}": Arm(guided, params, SOLVER, grid, cond, (kind(at),)) for at in settings[name]}
+    measures = {name: MEASURES[name] for name in config.measures}
+    found = table(arms, s.seeds, measures, shape=base.trained.shape, count=config.samples, reference="full")
+    trace, ranks = tracer(network, process, config, base.trained.shape, cond), []
+    for seed in s.seeds:
+        full, errors = trace(jax.random.key(seed), params, config.chosen)
+        ranks.append(gate_agreement(errors, full))
+    curves = {}
+    for cost in ("evaluations", "compute"):
+        of = {name: [found[f"{name} {at:g}"] for at in values] for name, values in settings.items()}
+        points = {name: [[np.divide(row[cost], 2).tolist(), row["error"]] for row in rows] for name, rows in of.items()}
+        curves[cost] = {name: np.array(rows).transpose(2, 1, 0) for name, rows in points.items()}
+    return curves["compute"], digit_rows(config, found, curves, ranks)
 
 
-def claims(
-    config: ConfigDict, curves: dict, apart: list, known: list, accuracy: dict, speed: tuple[float, float], held: dict
-) -> list[Claim]:
-    at = f"threshold {config.thresholds[config.chosen]:g}"
-    text = "largest difference of samples"
-    rows = [claim("Digits: a threshold of 0 is the full run", text, 0.0, apart, "equal", "exact", margin=1e-4)]
-    compared = [("full", "full evaluations", value, "fixed intervals") for value in config.full]
-    compared += [("compute", "passes of work", value, name) for value in config.work for name in PUBLISHED]
-    for key, unit, value, name in (row for row in compared if row[-1] in curves):
-        of = {
-            arm: [
-                error_at_cost([one[key] for one in curve], [one["error"] for one in curve], value)
-                for curve in curves[arm]
-            ]
-            for arm in (name, "gate")
-        }
-        text = "endpoint error, read off the curves" + "; what skipped steps still run counts" * (key == "compute")
-        title, reason = f"Digits: the gate against {name} at {value:g} {unit}", REASONS.get(f"{name} {unit}", UNTESTED)
-        rows.append(claim(title, text, of[name], of["gate"], "lower", PUBLISHED[name], reason=reason))
-    title, text = "Digits: the gate's error ranks the last block's", f"Spearman's correlation, {at}, no guidance"
-    rows.append(claim(title, text, 0.0, known, "higher", "not reported", reason=REASONS.get("rank", UNTESTED)))
-    title, text = "Digits: samples keep their class", f"accuracy at {at}, at most 2 points below the full run's"
-    quality = accuracy["plain"], accuracy["gate"], "higher", "quality essentially kept"
-    rows.append(claim(title, text, *quality, margin=-0.02, reason=REASONS.get("accuracy", UNTESTED)))
-    title = "Digits: skipped work is saved time"
-    text = f"times as fast as the full run at {at}, at least 85 % of what the work says"
-    reason = REASONS.get("time", UNTESTED)
-    rows.append(claim(title, text, *speed, "higher", "2.36x on DiT-XL/2", factor=0.85, reason=reason))
-    title, text = "Digits: two tables in place of two a block", "bytes held from step to step, at most half"
-    bytes_held = held["TaylorSeer"], held["gate"]
-    return [*rows, claim(title, text, *bytes_held, "lower", "one table instead of 2 L", factor=0.5)]
+def digit_rows(config: ConfigDict, found: Tabulated, curves: Any, ranks: list[float]) -> list[Row]:
+    full, gate, rows = found["full"], found[f"gate {config.chosen:g}"], []
+    for cost, at, other, published in config.compared:
+        told = f"{at:g} full evaluations" if cost == "evaluations" else f"{at:g} passes of work"
+        ours, theirs = ([error_at_cost(xs, ys, at) for xs, ys in curves[cost][name]] for name in ("gate", other))
+        rows.append(Row(f"digits, {told}: gate against {other}", "endpoint error", ours, theirs, "lower", published))
+    if "accuracy" in gate:
+        kept, told = (gate["accuracy"], full["accuracy"]), f"accuracy at {config.chosen:g}, up to 2 points less"
+        rows.append(Row("digits: samples keep their class", told, *kept, "higher", "quality kept", margin=-0.02))
+    speed, work = (np.divide(full[name], gate[name]).tolist() for name in ("seconds", "compute"))
+    return [
+        *rows,
+        Row("digits: the gate ranks the last block's error", "Spearman, no guidance", ranks, 0.0, "higher"),
+        Row("digits: skipped work is saved time", "times faster", speed, work, "higher", "2.36 times", factor=0.85),
+    ]

@@ -24,12 +24,11 @@ from diffusion_jax.recipes.study import Arm, Results, Study, Tabulated, by_seed,
 from diffusion_jax.recipes.verdicts import Row
 from diffusion_jax.sampling import sample
 from diffusion_jax.stages import Stage
-from diffusion_jax.typing import Denoiser, Process
 
 WAYS = ("adaptive", "table", "fixed", "random", "reversed")
 
 
-def with_exits(config: ConfigDict, base: Stage) -> Experiment:
+def exit_training(config: ConfigDict, base: Stage) -> Experiment:
     """The base model with exits behind its blocks; `config.frozen` trains these alone."""
     exits = models.early_exit(base.trained.network, config.heads)
     own, params = prepare(config, network=exits.network), base.value
@@ -41,14 +40,6 @@ def with_exits(config: ConfigDict, base: Stage) -> Experiment:
 
     objective = objectives.with_frozen(own.objective, {"params": params}, "exits") if config.frozen else own.objective
     return prepare(config, network=exits.network, objective=objective, begin=begin)
-
-
-def leaving(exits: EarlyExit, process: Process, threshold: Any) -> Denoiser:
-    return denoisers.clipped(exit_by_uncertainty(exits, process, threshold))
-
-
-def stopping(exits: EarlyExit, process: Process, depths: Any) -> Denoiser:
-    return denoisers.clipped(at_depth(exits, process, depths))
 
 
 def equal_depths(depth: np.ndarray, seed: int) -> dict[str, np.ndarray]:
@@ -67,12 +58,12 @@ def study(s: Study) -> Results:
     exits = {name: models.early_exit(base.trained.network, config[name].heads) for name in kinds}
 
     def trained(name, seed):
-        found = s.stage(name, config[name], base, seed=seed, prepare=with_exits).value
+        found = s.stage(name, config[name], base, seed=seed, prepare=exit_training).value
         return {"params": base.value, "exits": found} if config[name].frozen else found
 
     depths: dict[tuple[str, float], list[np.ndarray]] = {}
-    runs = {name: compared(s, base, exits[name], name, partial(trained, name), depths) for name in kinds[:2]}
-    rows = rows_of(runs, depths, config) + (of_training(s, base, exits, trained) if config.held_out else [])
+    runs = {name: at_equal_blocks(s, base, exits[name], name, partial(trained, name), depths) for name in kinds[:2]}
+    rows = exit_rows(runs, depths, config) + (of_training(s, base, exits, trained) if config.held_out else [])
     grid = np.asarray(build(config.grid))[:-1]
     curves = {
         f"{name}, {share:.0%} fewer": (grid, np.mean(each, axis=(0, 2))) for (name, share), each in depths.items()
@@ -88,14 +79,14 @@ def study(s: Study) -> Results:
     pictures.save_curves(s.picture("quality"), {w: points(w) for w in WAYS}, x_label="blocks on average", y_label=label)
     drawn = {
         s.picture("depth"): "Blocks that samples run along the runs: few at high noise, most near clean images.",
-        s.picture(
-            "quality"
-        ): "What leaving costs at equal numbers of blocks, by how depths are spread: lower is better.",
+        s.picture("quality"): "What leaving costs at equal numbers of blocks, by how depths are spread.",
     }
     return Results(rows, drawn, "the training of the exits and the noise; the base model is trained once")
 
 
-def compared(s: Study, base: Stage, exits: EarlyExit, name: str, trained: Any, depths: dict[Any, Any]) -> Tabulated:
+def at_equal_blocks(
+    s: Study, base: Stage, exits: EarlyExit, name: str, trained: Any, depths: dict[Any, Any]
+) -> Tabulated:
     """Runs of all ways at equal numbers of blocks; adds the depths of adaptive ones, `[S, B]` a seed, to `depths`."""
     config, process, solver = s.config, base.trained.process, build(s.config.solver)
     grid, shape, count = jnp.asarray(build(config.grid)), base.trained.shape, config.samples
@@ -103,13 +94,15 @@ def compared(s: Study, base: Stage, exits: EarlyExit, name: str, trained: Any, d
 
     @partial(jax.jit, static_argnames=("entry", "axis"))
     def read(key, params, threshold, entry, axis):
-        inner = (
-            whole_depth(exits, process) if entry == "uncertainty" else exit_by_uncertainty(exits, process, threshold)
-        )
-        seen = denoisers.recorded(denoisers.clipped(inner), steps, lambda said, x, step: said.extras[entry], axes=axis)
+        inner = denoisers.clipped(whole_depth(exits, process)) if entry == "uncertainty" else leave(threshold)
+        seen = denoisers.recorded(inner, steps, lambda said, x, step: said.extras[entry], axes=axis)
         return sample(key, seen, params, solver, grid, shape=(count, *shape), cond=cond).run.carry.values
 
-    leave, stop = partial(leaving, exits, process), partial(stopping, exits, process)
+    def leave(threshold):
+        return denoisers.clipped(exit_by_uncertainty(exits, process, threshold))
+
+    def stop(depths):
+        return denoisers.clipped(at_depth(exits, process, depths))
 
     def arms(seed):
         params = trained(seed)
@@ -135,44 +128,40 @@ def compared(s: Study, base: Stage, exits: EarlyExit, name: str, trained: Any, d
     return table(arms, s.seeds, measures, shape=shape, count=count, reference="whole")
 
 
-def rows_of(runs: Mapping[str, Tabulated], depths: Mapping[Any, list[np.ndarray]], config: ConfigDict) -> list[Row]:
+def exit_rows(runs: Mapping[str, Tabulated], depths: Mapping[Any, list[np.ndarray]], config: ConfigDict) -> list[Row]:
     (few, many), found = config.reductions, runs["tuned"]
-    fewer = f"{many:.0%} fewer blocks:"
+    fewer, end, distance = f"{many:.0%} fewer blocks:", "distance to the samples of all blocks", "Fréchet distance"
+    adaptive, by_table, best = f"adaptive {many:g}", f"table {many:g}", ("lower", "adaptive is best")
 
-    def row(title, measure, ours, against, published, factor=1.0, of=found):
-        figure = {"endpoint": "distance to the samples of all blocks", "distance": "Fréchet distance"}[measure]
-        return Row(title, figure, of[ours][measure], against[measure], "lower", published, factor)
+    def ended(title, ours, other, *rest):
+        return found.row(f"{fewer} {title}", "endpoint", ours, other, *rest, figure=end)
 
     rows = [
-        row(f"{fewer} {ours} beats {other}", "endpoint", f"{ours} {many:g}", found[f"{other} {many:g}"], told, factor)
-        for ours, other, told, factor in (
-            ("adaptive", "fixed", "adaptive is best", 1.0),
-            ("adaptive", "random", "adaptive is best", 1.0),
-            ("table", "reversed", "clearly worse", 0.67),
-        )
+        ended("adaptive beats fixed", adaptive, f"fixed {many:g}", *best),
+        ended("adaptive beats random", adaptive, f"random {many:g}", *best),
+        ended("a table beats itself reversed", by_table, f"reversed {many:g}", "lower", "clearly worse", 0.67),
+        ended("better than fewer steps", by_table, "fewer steps", "lower", "not compared"),
     ]
-    title = f"{fewer} better than fewer steps"
-    rows.append(row(title, "endpoint", f"table {many:g}", found["fewer steps"], "not compared"))
     if config.judged:
-        fixed = found[f"fixed {many:g}"]
-        rows.append(
-            row(f"{fewer} nearer to digits than fixed", "distance", f"adaptive {many:g}", fixed, "adaptive is best")
-        )
+        title = f"{fewer} nearer to digits than fixed"
+        rows.append(found.row(title, "distance", adaptive, f"fixed {many:g}", *best, figure=distance))
     for name, kind in runs.items():
         quarter = max(len(depths[name, many][0]) // 4, 1)
         noisy, clean = (
-            [float(one[part].mean()) for one in depths[name, many]] for part in (np.s_[:quarter], np.s_[-quarter:])
+            [float(d[part].mean()) for d in depths[name, many]] for part in (np.s_[:quarter], np.s_[-quarter:])
         )
         figure, published = "blocks in the noisiest quarter; the cleanest", "very early at high noise"
         rows.append(Row(f"{name}: noise needs fewer blocks", figure, noisy, clean, "lower", published, margin=-2.0))
         if config.judged:
-            title, published = f"{name}: up to 5 % worse with {few:.0%} fewer", "FID 79.71, 79.34 (16.5 % fewer)"
-            rows.append(row(title, "distance", f"adaptive {few:g}", kind["whole"], published, 1.05, kind))
+            bounds = "whole", "lower", "FID 79.71, 79.34 (16.5 % fewer)", 1.05
+            title = f"{name}: up to 5 % worse with {few:.0%} fewer"
+            rows.append(kind.row(title, "distance", f"adaptive {few:g}", *bounds, figure=distance))
     if config.judged and "frozen" in runs:
-        title, published = "tuned: all blocks, up to 5 % worse than before", "it can degrade"
-        rows.append(row(title, "distance", "whole", runs["frozen"]["whole"], published, 1.05))
-    whole, by_table = found["whole"], found[f"table {many:g}"]
-    counted, clock = (np.divide(whole[cost], by_table[cost]).tolist() for cost in ("compute", "seconds"))
+        title, before = "tuned: all blocks, up to 5 % worse than before", runs["frozen"]["whole"]["distance"]
+        rows.append(Row(title, distance, found["whole"]["distance"], before, "lower", "it can degrade", 1.05))
+    counted, clock = (
+        np.divide(found["whole"][cost], found[by_table][cost]).tolist() for cost in ("compute", "seconds")
+    )
     title, published = "A table saves 85 % of what it counts", "a batch waits for its deepest"
     return [*rows, Row(title, "times faster; counted in blocks", clock, counted, "higher", published, 0.85)]
 
@@ -181,7 +170,7 @@ def of_training(s: Study, base: Stage, exits: Mapping[str, EarlyExit], trained: 
     """How good estimates are on held-out digits, and what the layer-wise loss is good for."""
     held_out = base.trained.held_out.take(range(s.config.held_out))
     batch, times = {"x0": jnp.asarray(held_out["x0"]), "cond": held_out["cond"]}, (np.arange(10) + 0.5) / 10
-    middle, found, rows = base.trained.network.anatomy.depth // 2 - 1, {}, []
+    middle, found = base.trained.network.anatomy.depth // 2 - 1, {}
     for name, one in exits.items():
         measure = jax.jit(partial(objectives.exit_errors, one.network, base.trained.process))
 
@@ -191,14 +180,13 @@ def of_training(s: Study, base: Stage, exits: Mapping[str, EarlyExit], trained: 
             return {"together": together, "middle": np.mean(errors.square[middle])}
 
         found[name] = by_seed(s.seeds, figures)
-    for name in (name for name in found if name != "without"):
-        figure = "correlation of estimated and actual error"
-        rows.append(Row(f"{name}: estimates are calibrated", figure, found[name]["together"], 0.9, "higher"))
+    figure = "correlation of estimated and actual error"
+    rows = [
+        Row(f"{name}: estimates are calibrated", figure, found[name]["together"], 0.9, "higher")
+        for name in sorted(found.keys() - {"without"})
+    ]
     if "without" in found:
-        title, figure = (
-            "The layer-wise loss makes early exits good",
-            f"squared error behind block {middle + 1} without it",
-        )
-        values = found["without"]["middle"], found["tuned"]["middle"]
-        rows.append(Row(title, figure, *values, "higher", "ablation: by a clear margin", 1.2))
+        figure, values = f"squared error behind block {middle + 1} without it", (found["without"], found["tuned"])
+        title, published = "The layer-wise loss makes early exits good", "ablation: by a clear margin"
+        rows.append(Row(title, figure, values[0]["middle"], values[1]["middle"], "higher", published, 1.2))
     return rows

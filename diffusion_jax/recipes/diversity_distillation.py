@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion_jax import denoisers, metrics, objectives, pictures, processes, solvers, timesteps
-from diffusion_jax.baselines import CLASSES
+from diffusion_jax.baselines import CLASSES, NULL
 from diffusion_jax.config import build
 from diffusion_jax.experiment import Experiment, prepare
 from diffusion_jax.recipes.study import Arm, Arms, Drawn, Results, Study, Tabulated, table
@@ -22,38 +22,30 @@ from diffusion_jax.recipes.verdicts import Row
 from diffusion_jax.sampling import sample
 from diffusion_jax.stages import Stage
 
-WITHIN, MODES = "distance of features within a class", "effective modes of 8"
-DIGITS: tuple[tuple[Any, ...], ...] = (
-    ("One base step restores diversity", WITHIN, "variety", "k = 1", "base", "higher", "0.350, 0.337", 0.95),
-    ("The student is collapsed", WITHIN, "variety", "k = 0", "base", "lower", "0.264, 0.337", 0.85),
-    ("Not in the reverse order", WITHIN, "variety", "student first", "k = 1", "lower", "it does not come back", 0.95),
-    ("A grid of the base's own restores it too", WITHIN, "variety", "own grid", "base", "higher", "20 steps", 0.95),
-    ("At no loss of accuracy", "read as its class", "accuracy", "k = 1", "k = 0", "higher", "pictures", 1.0, -0.01),
-    (
-        "Nearer to the data than the student",
-        "Fréchet distance",
-        "distance",
-        "k = 1",
-        "k = 0",
-        "lower",
-        "FID 10.8, 15.5",
-    ),
+WITHIN, MODES = {"figure": "distance of features within a class"}, {"figure": "effective modes of 8"}
+DIGITS: tuple[tuple[Any, dict[str, Any]], ...] = (
+    (("One base step restores diversity", "variety", "k = 1", "base", "higher", "0.350, 0.337", 0.95), WITHIN),
+    (("The student is collapsed", "variety", "k = 0", "base", "lower", "0.264, 0.337", 0.85), WITHIN),
+    (("Not in the reverse order", "variety", "student first", "k = 1", "lower", "it does not come back", 0.95), WITHIN),
+    (("A grid of the base's own restores it too", "variety", "own grid", "base", "higher", "20 steps", 0.95), WITHIN),
+    (("At no loss of accuracy, up to a point", "accuracy", "k = 1", "k = 0", "higher", "pictures", 1.0, -0.01), {}),
+    (("Nearer to the data than the student", "distance", "k = 1", "k = 0", "lower", "FID 10.8, 15.5"), {}),
 )
-PATTERNS: tuple[tuple[Any, ...], ...] = (
-    ("patterns: a collapsed first step", MODES, "modes", "student", "base", "lower", "prototype 5.39, 7.97", 0.8),
-    ("patterns: one base step restores it", MODES, "modes", "base first", "base", "higher", "7.96, 7.97", 0.98),
-    ("patterns: more than the base", "mean distance", "spread", "base first", "base", "higher", "1.329, 1.322"),
-    ("patterns: not in the reverse order", MODES, "modes", "student first", "student", "lower", "5.40, 5.39", 1.1),
+PATTERNS: tuple[tuple[Any, dict[str, Any]], ...] = (
+    (("patterns: a collapsed first step", "modes", "student", "base", "lower", "5.39, 7.97", 0.8), MODES),
+    (("patterns: one base step restores it", "modes", "base first", "base", "higher", "7.96, 7.97", 0.98), MODES),
+    (("patterns: more varied than the base", "spread", "base first", "base", "higher", "1.329, 1.322"), {}),
+    (("patterns: not in the reverse order", "modes", "student first", "student", "lower", "5.40, 5.39", 1.1), MODES),
 )
-"""Claims: title, figure, measure, the two arms, and what else a row has."""
+"""Claims, as arguments of `Tabulated.row`."""
 
 
 def distilled(config: ConfigDict, base: Stage) -> Experiment:
-    """The student: the base, trained to answer with a sample at each time of `config.grid`."""
-    network, teacher = base.trained.network, denoisers.denoiser(base.trained.network, base.trained.process)
+    """The student: the base, trained to answer as the guided base samples at each time of `config.grid`."""
+    network, inner = base.trained.network, denoisers.denoiser(base.trained.network, base.trained.process)
     objective = objectives.distribution_matching(
-        objectives.few_step_answers(teacher, build(config.grid), config.first),
-        teacher,
+        objectives.few_step_answers(inner, build(config.grid), config.first),
+        denoisers.guided(inner, config.guidance, NULL),
         base.value,
         network,
         draw=build(config.compared),
@@ -117,35 +109,25 @@ def patterns(s: Study) -> Tabulated:
     return table(arms, s.seeds, measures, shape=(config.dimensions,), count=config.samples)
 
 
-def compared(s: Study, base: Stage, student: Stage) -> Tabulated:
-    """Digits of every class, from the base in many steps, and from both by the student's solver on its grid: the first
-    `k` steps by the base, or all others, or the base's own grid down to the student's second time."""
+def of_digits(s: Study, base: Stage, student: Stage) -> Tabulated:
+    """Digits of every class: by the base, guided, in many steps, and by the student's solver on its grid, where the
+    base makes the first `k` steps, or all but the first, or steps of its own down to the student's second time."""
     config, inner = s.config, denoisers.denoiser(base.trained.network, base.trained.process)
-    label, params = np.repeat(np.arange(CLASSES), config.each), (base.value, student.value["student"])
+    cond, params = {"label": np.repeat(np.arange(CLASSES), config.each)}, (base.value, student.value["student"])
     solver, first, grid, long = (build(config[name]) for name in ("solver", "base_solver", "grid", "long"))
     handed, steps, judge = partial(denoisers.switched, (inner, inner)), len(grid) - 1, metrics.feature_network("digits")
-    orders = {f"k = {k}": timesteps.spliced(grid, grid, k).which for k in range(steps + 1)}
-    orders["student first"] = jnp.arange(steps) == 0
-    own = timesteps.spliced(build(config.own), grid, 1)
-    apart = solvers.switched((first, solver), own.which)
-    arms: Arms = {
-        "base": Arm(inner, base.value, first, long, {"label": label}),
-        "own grid": Arm(handed, params, apart, own.grid, {"label": label}, (own.which,)),
-        **{
-            name: Arm(handed, params, solver, grid, {"label": label}, (which.astype(jnp.int32),))
-            for name, which in orders.items()
-        },
+    orders = {f"k = {k}": timesteps.spliced(grid, grid, k).which for k in range(steps)}
+    orders["student first"] = (jnp.arange(steps) == 0).astype(jnp.int32)
+    own, guided = timesteps.spliced(build(config.own), grid, 1), denoisers.guided(inner, config.student.guidance, NULL)
+    arms = {name: Arm(handed, params, solver, grid, cond, (which,)) for name, which in orders.items()}
+    arms["own grid"] = Arm(handed, params, solvers.switched((first, solver), own.which), own.grid, cond, (own.which,))
+    arms["base"] = Arm(guided, base.value, first, long, cond)
+    measures = {
+        "variety": lambda drawn: metrics.pairwise_distance(judge.features(drawn.x), cond["label"]),
+        "accuracy": lambda drawn: metrics.judged(judge, drawn.x, cond["label"]).accuracy,
+        "distance": lambda drawn: metrics.judged(judge, drawn.x).distance,
     }
-
-    def variety(drawn):
-        return metrics.pairwise_distance(judge.features(drawn.x), label)
-
-    measures = {name: partial(_judged, judge, name) for name in ("accuracy", "distance")} | {"variety": variety}
-    return table(arms, s.seeds, measures, shape=base.trained.shape, count=len(label))
-
-
-def _judged(judge, name, drawn):
-    return getattr(metrics.judged(judge, drawn.x, drawn.cond["label"]), name)
+    return table(arms, s.seeds, measures, shape=base.trained.shape, count=len(cond["label"]))
 
 
 def decided(s: Study, base: Stage, student: Stage) -> dict[str, list[np.ndarray]]:
@@ -194,16 +176,12 @@ def study(s: Study) -> Results:
     config = s.config
     base = s.stage("digits", config.base)
     student = s.stage("student", config.student, base, prepare=distilled)
-    found = {"patterns": (patterns(s), PATTERNS)} | (
-        {"digits": (compared(s, base, student), DIGITS)} if config.each else {}
-    )
-    rows = [
-        Row(title, figure, arms[ours][measure], arms[other][measure], *more)
-        for arms, claims in reversed(found.values())
-        for title, figure, measure, ours, other, *more in claims
-    ]
+    found, rows = of_digits(s, base, student) if config.each else None, []
+    rows += [found.row(*claim, **bounds) for claim, bounds in DIGITS] if found else []
+    made = patterns(s)
+    rows += [made.row(*claim, **bounds) for claim, bounds in PATTERNS]
     captions: dict[Any, str] = {}
-    if config.each:
+    if found:
         said, times = (
             decided(s, base, student),
             {name: np.asarray(build(config[name]))[:-1] for name in ("long", "grid")},
@@ -220,7 +198,7 @@ def study(s: Study) -> Results:
         pictures.save_curves(s.picture("decided"), curves, x_label="1 - t", y_label=label, log=False)
         captions[s.picture("decided")] = "When a sample is decided: a collapsed student is at its first step."
         arms = {"base": "base", "student": "k = 0", "one base step": "k = 1", "the base's own grid": "own grid"}
-        shown = {name: found["digits"][0].samples[arm][2 * config.each :][:10] for name, arm in arms.items()}
+        shown = {name: found.samples[arm][2 * config.each :][:10] for name, arm in arms.items()}
         pictures.save_strips(s.picture("samples"), shown, zoom=5)
         captions[s.picture("samples")] = "Ten samples of one class: their variety is what the student lacks."
     areas = slid(s, base, student)

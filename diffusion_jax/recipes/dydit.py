@@ -96,60 +96,43 @@ def held_out_loss(base: Stage, network: Network, repeats: int) -> Callable[[Para
 def study(s: Study) -> Results:
     config, base = s.config, s.stage("digits", s.config.base)
     network, process = base.trained.network, base.trained.process
-    routed = build(config.dynamic.routed, network=network)
-    gates = gates_of(config.uniform, base, config.uniform.kept)
-    times = (np.arange(config.times, dtype=np.float32) + 0.5) / config.times
-    one = {name: held_out_loss(base, net, config.repeats) for name, net in
-           {"static": network, "dynamic": routed.network, "uniform": routed.opened}.items()}  # fmt: skip
-    reverse = held_out_loss(
-        base, acceleration.by_nearest_time(routed.opened, process.network_time(times)), config.repeats
-    )
-    by_time: dict[str, list[np.ndarray]] = {}
-    tables: dict[int, Any] = {}
+    routed, gates = build(config.dynamic.routed, network=network), gates_of(config.uniform, base, config.uniform.kept)
+    times, tenths = ((np.arange(count, dtype=np.float32) + 0.5) / count for count in (config.times, 10))
+    by_table = acceleration.by_nearest_time(routed.opened, process.network_time(times))
+    networks = {"static": network, "dynamic": routed.network, "uniform": routed.opened, "reversed": by_table}
+    measure = {name: held_out_loss(base, one, config.repeats) for name, one in networks.items()}
+    lost: list[dict[str, np.ndarray]] = []
+    kept: list[dict[str, np.ndarray]] = []
 
     def trees(seed):
-        narrow = {"params": s.stage("uniform", config.uniform, base, seed=seed, prepare=with_one_width).value}
+        narrow = s.stage("uniform", config.uniform, base, seed=seed, prepare=with_one_width).value
         dynamic = s.stage("dynamic", config.dynamic, base, seed=seed, prepare=with_widths).value
-        return {"static": base.value, "dynamic": dynamic, "uniform": {**narrow, "gates": gates}}
+        return {"static": base.value, "dynamic": dynamic, "uniform": {"params": narrow, "gates": gates}}
 
     def figures(seed):
         here = trees(seed)
-        tables[seed] = acceleration.tabulated(routed.fill, here["dynamic"], process, times)
-        for name, tree in here.items():
-            by_time.setdefault(name, []).append(one[name](tree))
-        turned = {"params": here["dynamic"]["params"], "table": jax.tree.map(lambda leaf: leaf[::-1], tables[seed])}
-        share = acceleration.executed_share(tables[seed], costs_of(base, routed, here["dynamic"]))
-        half = len(share) // 2
-        return {
-            **{name: every[-1].mean() for name, every in by_time.items()},
-            "reversed": reverse(turned).mean(),
-            **{
-                "share": share.mean(),
-                "range": np.ptp(share),
-                "clean": share[:half].mean(),
-                "noisy": share[half:].mean(),
-            },
-        }
+        on = acceleration.tabulated(routed.fill, here["dynamic"], process, times)
+        here["reversed"] = {"params": here["dynamic"]["params"], "table": jax.tree.map(lambda leaf: leaf[::-1], on)}
+        lost.append({name: measure[name](tree) for name, tree in here.items()})
+        kept.append({path: np.mean(leaf, axis=(1, 2, 3)) for path, leaf in models.by_path(on).items()})
+        share = acceleration.executed_share(on, costs_of(base, routed, here["dynamic"]))
+        clean, noisy = np.array_split(share, 2)
+        shares = {"share": share.mean(), "range": np.ptp(share), "clean": clean.mean(), "noisy": noisy.mean()}
+        return {name: values.mean() for name, values in lost[-1].items()} | shares
 
-    loss = by_seed(s.seeds, figures)
-    drawn = sampled(s, base, routed, trees) if config.samples else None
-    rows = [*loss_rows(config, loss), *(sample_rows(drawn) if drawn else ()), *factor_rows(s, base)]
-
-    kept = jax.tree.map(
-        lambda leaf: np.asarray(leaf).mean(axis=(1, 2, 3)), [models.by_path(tables[i]) for i in s.seeds]
-    )
-    curves = {name: (times, np.mean([v for each in kept for p, v in each.items() if part in p], axis=0))
-              for part, name in (("attention", "heads"), ("mlp", "hidden groups"))}  # fmt: skip
-    pictures.save_curves(
-        s.picture("kept"), curves, x_label="t: 0 is clean, 1 is noise", y_label="kept share", log=False
-    )
-    tenths = (np.arange(10) + 0.5) / 10
-    curves = {name: (tenths, np.mean(np.divide(by_time[name], by_time["static"]), axis=0)) for name in by_time}
-    pictures.save_curves(
-        s.picture("loss"), curves, x_label="t", y_label="held-out loss over that of the base", log=False
-    )
+    rows = loss_rows(config, by_seed(s.seeds, figures))
+    rows += (sample_rows(sampled(s, base, routed, trees)) if config.samples else []) + factor_rows(s, base)
+    curves = {
+        name: (times, np.mean([leaf for one in kept for path, leaf in one.items() if part in path], axis=0))
+        for part, name in (("attention", "heads"), ("mlp", "hidden groups"))
+    }
+    pictures.save_curves(s.picture("kept"), curves, x_label="t", y_label="kept share", log=False)
+    curves = {
+        name: (tenths, np.mean([one[name] / one["static"] for one in lost], axis=0)) for name in ("dynamic", "uniform")
+    }
+    pictures.save_curves(s.picture("loss"), curves, x_label="t", y_label="loss over that of the base", log=False)
     captions = {
-        s.picture("kept"): "Heads and hidden groups that are on, mean over blocks and seeds, by t.",
+        s.picture("kept"): "Heads and hidden groups that are on, mean over blocks and seeds, by t: 0 is clean.",
         s.picture("loss"): "Held-out loss over that of the static model, by t: what each spends its half on.",
     }
     return Results(rows, captions, "the fine-tuning and the noise; the base model is trained once")
@@ -174,9 +157,9 @@ def sampled(s: Study, base: Stage, routed: adapters.Timed, trees: Callable[[int]
         found = {name: Arm(made[name], tree, solver, grid, cond) for name, tree in here.items()}
         found["fewer steps"] = found["static"]._replace(grid=fewer)
         if seed in s.seeds[: config.cut]:
-            table = acceleration.tabulated(routed.fill, here["dynamic"], process, grid[:-1])
+            on = acceleration.tabulated(routed.fill, here["dynamic"], process, grid[:-1])
             costs = costs_of(base, routed, here["dynamic"])
-            cut = acceleration.static_widths(nets["static"], process, grid[:-1], table, costs, config.buckets)
+            cut = acceleration.static_widths(nets["static"], process, grid[:-1], on, costs, config.buckets)
             found["cut"] = Arm(cut.denoiser, cut.prepare({"params": here["dynamic"]["params"]}), solver, grid, cond)
         return found
 

@@ -15,7 +15,6 @@ from diffusion_jax import data, denoisers, metrics, pictures, solvers, streaming
 from diffusion_jax.config import build
 from diffusion_jax.recipes.study import Arm, Drawn, Results, Study, Tabulated, table
 from diffusion_jax.recipes.verdicts import Row
-from diffusion_jax.sampling import sample
 
 FRAMES = 8
 TASKS = {
@@ -37,22 +36,18 @@ def study(s: Study) -> Results:
     space = first.source.space
     true = first.held_out.take(range(config.count))["x0"]
     known = space.encode(true)
-    arms = arms_of(s, known)
-    found = table(arms, s.seeds, measures(space, true), shape=first.shape, count=config.count)
-    path = draw_strips(s, found, space, true)
-    return Results(rows(found), {path: CAPTION}, "training and noise")
+    arms = task_arms(s, known)
+    found = table(arms, s.seeds, follow_measures(space, true), shape=first.shape, count=config.count)
+    path = draw_tasks(s, found, space, true)
+    return Results(task_rows(found), {path: CAPTION}, "training and noise")
 
 
-def arms_of(s: Study, known: Any) -> Callable[[int], dict[str, Any]]:
+def task_arms(s: Study, known: Any) -> Callable[[int], dict[str, Any]]:
     """The arms at a seed, of networks trained with it: tasks are arrays of one program."""
     config, one = s.config, s.stage("fvdm, p = 0.2", s.config.arms.mixed, seed=s.seeds[0]).trained
     grid, denoiser, ddim = build(config.grid), denoisers.denoiser(one.network, one.process), solvers.ddim()
     given = np.arange(FRAMES) == 0
     replacing = solvers.inpainted(ddim, known, np.broadcast_to(given, known.shape[:2]))
-
-    def filled(key, denoiser, params, solver, plan, *, shape, cond):
-        start = timesteps.noised_start(key, one.process, plan, known)
-        return sample(key, denoiser, params, solver, plan, x_init=start, cond=cond)
 
     def going_on(key, denoiser, params, solver, grid, *, shape, cond):
         kept = {"overlap": FRAMES // 2, "context": known[:, : FRAMES // 2]}
@@ -62,7 +57,7 @@ def arms_of(s: Study, known: Any) -> Callable[[int], dict[str, Any]]:
         made = {name: s.stage(f"fvdm, {name}", arm, seed=seed).value for name, arm in config.arms.items()}
 
         def arm(name, task, solver=ddim):
-            return Arm(denoiser, made[name], solver, timesteps.frames(grid, FRAMES, TASKS[task]), sampled=filled)
+            return Arm(denoiser, made[name], solver, timesteps.frames(grid, FRAMES, TASKS[task]), known=known)
 
         found: dict[str, Any] = {f"{name}, {task}": arm(name, task) for name in made for task in config.tasks}
         found |= {f"mixed, {task}": arm("mixed", task) for task in TASKS}
@@ -75,7 +70,7 @@ def arms_of(s: Study, known: Any) -> Callable[[int], dict[str, Any]]:
     return arms
 
 
-def measures(space: Any, true: Any) -> Callable[[Drawn], Mapping[str, float]]:
+def follow_measures(space: Any, true: Any) -> Callable[[Drawn], Mapping[str, float]]:
     """What is read in the frames that follow the first one (of long clips: in the last ones), and distances to what
     the latent space makes of true clips: they tell of the diffusion model alone."""
     real = np.asarray(space.decode(space.encode(true)))
@@ -100,7 +95,7 @@ def blended_error(clips: Any) -> float:
     return float(np.square(blended(clips) - clips)[:, MIDDLE].mean())
 
 
-def rows(found: Tabulated) -> list[Row]:
+def task_rows(found: Tabulated) -> list[Row]:
     """What the paper says, with a value for each seed of training and sampling."""
     colour, both = "frames in the given colour", "frames in the given shape and colour"
     far, eight = "Fréchet distance of frames", "p = 0.2 of eight"
@@ -136,7 +131,7 @@ CAPTION = (
 )
 
 
-def draw_strips(s: Study, found: Tabulated, space: Any, true: Any) -> Any:
+def draw_tasks(s: Study, found: Tabulated, space: Any, true: Any) -> Any:
     """A strip of each task of the first seed; the given frames are those of the first strip."""
     shown = {"true clip": space.encode(true)[: s.config.shown]}
     shown |= {f"p = 0.2: {task}": found.samples[f"mixed, {task}"][: s.config.shown] for task in TASKS}

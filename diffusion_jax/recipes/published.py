@@ -4,7 +4,7 @@ The variant `paper` of a study's config has `model`, a call, or `models`, severa
 
     config.inputs = {"x0": (32, 32, 4), "cond": {"label": ("int",), "context": (77, 768)}}
 
-with "int" before the shape of what is no float, and `t` where the time has a shape of its own.
+with "int" or "bool" before the shape of what is no float, and `t` where the time has a shape of its own.
 """
 
 from collections.abc import Mapping
@@ -18,6 +18,8 @@ from diffusion_jax.config import build
 from diffusion_jax.costs import count_bytes, count_flops
 from diffusion_jax.errors import InvalidInput
 
+KINDS = {"int": jnp.int32, "bool": jnp.bool_}
+
 
 def published_inputs(config: ConfigDict) -> tuple[Any, Any, Any]:
     """Shapes of (x, t, cond) of one example, as `inputs` of the config says."""
@@ -26,7 +28,7 @@ def published_inputs(config: ConfigDict) -> tuple[Any, Any, Any]:
     inputs = config.inputs.to_dict()
 
     def shape(entry):
-        dtype, entry = (jnp.int32, entry[1:]) if entry and entry[0] == "int" else (jnp.float32, entry)
+        dtype, entry = (KINDS[entry[0]], entry[1:]) if entry and entry[0] in KINDS else (jnp.float32, entry)
         return jax.ShapeDtypeStruct((1, *entry), dtype)
 
     x, cond = (

@@ -9,10 +9,9 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion_jax.config import to_json
@@ -160,75 +159,3 @@ def on_what() -> str:
         return f"{jax.device_count()} x {device.device_kind}"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{cores} CPU core" + "s" * (cores != 1)
-
-
-# Until every recipe is a study.
-_ARROWS = {"higher": "↑", "lower": "↓", "equal": "="}
-
-
-@dataclasses.dataclass(frozen=True)
-class Claim:
-    """One comparison of ours with the natural baseline, made in the same run.
-
-    direction: which way ours should differ from the baseline: `higher`, `lower` or `equal`.
-    published: the paper's figure or size of the effect, in words.
-    seeds, spread: number of seeds and the standard deviation over them of ours (0 for exact claims).
-    holds: whether the claim holds here; when it does not, `reason` is the best explanation.
-    """
-
-    name: str
-    metric: str
-    baseline: float
-    ours: float
-    direction: str
-    published: str
-    holds: bool
-    seeds: int = 1
-    spread: float = 0.0
-    reason: str = ""
-
-    def __post_init__(self):
-        if self.direction not in _ARROWS:
-            raise unknown("direction", self.direction, _ARROWS)
-        if not self.holds and not self.reason:
-            raise InvalidInput(f"claim {self.name!r} does not hold and gives no reason: say why.")
-
-
-def claim(
-    name: str,
-    metric: str,
-    baseline: Sequence[float] | float,
-    ours: Sequence[float] | float,
-    direction: str,
-    published: str,
-    *,
-    factor: float = 1.0,
-    margin: float = 0.0,
-    reason: str = "it held when this recipe was written; look at what changed",
-) -> Claim:
-    """A claim about means over seeds; `baseline` and `ours` have one value a seed.
-
-    It holds where ours > factor * baseline + margin ("higher"), ours < factor * baseline + margin ("lower") or
-    |ours - baseline| <= margin ("equal"): `direction="higher", margin=-0.03` is "at most 3 points below".
-    reason: the best explanation in case that it does not hold; dropped when it does.
-    """
-    a, b = (np.atleast_1d(np.asarray(values, float)) for values in (baseline, ours))
-    bound = factor * a.mean() + margin
-    holds = {"higher": b.mean() > bound, "lower": b.mean() < bound, "equal": abs(b.mean() - a.mean()) <= margin}
-    if direction not in holds:
-        raise unknown("direction", direction, _ARROWS)
-    held = bool(holds[direction])
-    spread = float(b.std(ddof=1)) if b.size > 1 else 0.0
-    means = float(a.mean()), float(b.mean())
-    return Claim(name, metric, *means, direction, published, held, b.size, spread, "" if held else reason)
-
-
-class _OldResults(NamedTuple):
-    """What a recipe's `run` returns. pictures: paths of the files that it wrote into its workdir.
-
-    notes: what a reader must know to weigh the claims, e.g. what was chosen after looking at reported seeds.
-    """
-
-    claims: Sequence[Claim]
-    pictures: Sequence[Path] = ()
-    notes: str = ""

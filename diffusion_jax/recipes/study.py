@@ -20,6 +20,7 @@ from diffusion_jax.metrics import timed
 from diffusion_jax.recipes.verdicts import Row
 from diffusion_jax.sampling import Samples, sample
 from diffusion_jax.stages import Stage
+from diffusion_jax.timesteps import noised_start
 from diffusion_jax.typing import Condition, Denoiser, Grid, Params, Solver
 
 
@@ -67,6 +68,7 @@ class Arm(NamedTuple):
     a compiled program; with `settings`, arrays, it is a function of them that makes one: schedules, thresholds, ...
 
     sampled: with the arguments of `sampling.sample`, for other loops (`streaming.sample_chained`, ...).
+    known: what stands where the grid, a plan, stands still; the run begins with `timesteps.noised_start` of it.
     """
 
     denoiser: Denoiser | Callable[..., Denoiser]
@@ -76,6 +78,7 @@ class Arm(NamedTuple):
     cond: Condition = None
     settings: tuple[Any, ...] = ()
     sampled: Callable[..., Samples] = sample
+    known: Any = None
 
 
 class Drawn(NamedTuple):
@@ -166,11 +169,14 @@ def _prepared(arm: Any, key: Any, shape: Any, programs: dict[Any, Any]) -> tuple
             programs[id(arm)] = arm
         return (lambda: arm(key)), None
 
-    def run(key, params, grid, cond, settings):
+    def run(key, params, grid, cond, settings, known):
         denoiser = arm.denoiser if isinstance(arm.denoiser, Denoiser) else arm.denoiser(*settings)
-        return arm.sampled(key, denoiser, params, arm.solver, grid, shape=shape, cond=cond)
+        begin: dict[str, Any] = {"shape": shape}
+        if known is not None:
+            begin = {"x_init": noised_start(key, denoiser.process, grid, known)}
+        return arm.sampled(key, denoiser, params, arm.solver, grid, cond=cond, **begin)
 
-    arguments = jax.tree.map(jax.numpy.asarray, (key, arm.params, arm.grid, arm.cond, arm.settings))
+    arguments = jax.tree.map(jax.numpy.asarray, (key, arm.params, arm.grid, arm.cond, arm.settings, arm.known))
     leaves, structure = jax.tree.flatten(arguments)
     kinds = tuple((leaf.shape, leaf.dtype, getattr(leaf, "sharding", None)) for leaf in leaves)
     # Identities tell parts apart as long as those live, so the arm is kept beside its program.

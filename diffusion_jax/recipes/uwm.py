@@ -51,27 +51,23 @@ class Windows(NamedTuple):
 
 def study(s: Study) -> Results:
     config = s.config
-    stages = {name: s.stage(name, entry) for name, entry in config.arms.items()}
-    arm = stages["cotrained"]
-    space, experiment = arm.trained.source.space, arm.trained
-    made = denoiser(experiment.network, experiment.process)
+    stages = {name: {i: s.stage(name, entry, seed=i) for i in s.seeds} for name, entry in config.arms.items()}
+    first = {name: made[s.seeds[0]] for name, made in stages.items()}
+    experiment = first["cotrained"].trained
+    made, space = denoiser(experiment.network, experiment.process), experiment.source.space
     ask = make_role_sampler(made, ddim(), timesteps.linspace(config.steps), shape=experiment.shape)
-    drives = {name: policy_of(stage, config) for name, stage in stages.items()}
-    if "shared" in stages:
-        drives["shared, jointly"] = policy_of(stages["shared"], config, "joint")
-    held_out, programs = (
-        held_out_windows(config, space),
-        {name: driven(policy, config) for name, policy in drives.items()},
-    )
-    answers: dict[str, Any] = {}
+    policies = {name: policy_of(stage, config) for name, stage in first.items()}
+    if "shared" in first:
+        policies["shared, jointly"] = policy_of(first["shared"], config, "joint")
+    programs = {name: driven(policy, config) for name, policy in policies.items()}
+    held_out, answers = held_out_windows(config, space), {}
 
     def measured(seed: int) -> dict[str, float]:
-        key, figures = jax.random.key(seed), {}
-        for name, program in programs.items():
-            figures[name] = float(program(stages[name.partition(",")[0]].value, key))
+        key, params = jax.random.key(seed), {name: made[seed].value for name, made in stages.items()}
+        figures = {name: float(program(params[name.partition(",")[0]], key)) for name, program in programs.items()}
+        keys = dict(zip(MODES, jax.random.split(key, len(MODES)), strict=True))
         for where, windows in held_out.items():
-            keys = dict(zip(MODES, jax.random.split(key, len(MODES)), strict=True))
-            asked = partial(ask, params=arm.value, known=windows.known, cond={"frames": windows.frames})
+            asked = partial(ask, params=params["cotrained"], known=windows.known, cond={"frames": windows.frames})
             said = {mode: jax.device_get(asked(keys[mode], roles=roles).x) for mode, roles in MODES.items()}
             answers.setdefault(where, said)
             figures |= {f"{where}: {what}": value for what, value in mistakes(said, windows, space).items()}
@@ -79,25 +75,20 @@ def study(s: Study) -> Results:
 
     found = by_seed(s.seeds, measured)
     rows = [*success_rows(found), *mode_rows(found)]
-    if "cloned" in stages:
-        rows.append(cost_row(stages, drives, held_out["fork"].frames, config))
+    if "cloned" in first:
+        rows.append(cost_row(first, policies, held_out["fork"].frames, config))
     strips(s.picture("modes"), answers["fork"], held_out["fork"], space)
     caption = "At the fork: what is seen, what came of it, and the frames that each mode predicts."
-    return Results(rows, {s.picture("modes"): caption}, "starts of episodes and noise; networks are trained once")
+    return Results(rows, {s.picture("modes"): caption}, "training, starts of episodes and noise; the data is the same")
 
 
 def policy_of(stage: Stage, config: Any, mode: str = "policy") -> control.Policy:
     """Receding-horizon control by a network of actions, or of both modalities in one of its modes."""
-    experiment, grid = stage.trained, timesteps.linspace(config.steps)
-    joint = isinstance(experiment.shape, Mapping)
-    return control.receding_horizon(
-        denoiser(experiment.network, experiment.process),
-        ddim(),
-        timesteps.roles(grid, MODES[mode]) if joint else grid,
-        shape=experiment.shape,
-        execute=config.execute,
-        modality="action" if joint else None,
-    )
+    experiment, plan = stage.trained, timesteps.linspace(config.steps)
+    made, how = denoiser(experiment.network, experiment.process), {"execute": config.execute}
+    if isinstance(experiment.shape, Mapping):
+        plan, how["modality"] = timesteps.roles(plan, MODES[mode]), "action"
+    return control.receding_horizon(made, ddim(), plan, shape=experiment.shape, **how)
 
 
 def driven(policy: control.Policy, config: Any) -> Callable[..., Any]:
@@ -112,15 +103,16 @@ def held_out_windows(config: Any, space: LatentSpace) -> dict[str, Windows]:
     source = build(config.held_out)
     fork = np.flatnonzero(source.fork & (source.start == 0))
     anywhere = np.random.default_rng(0).choice(len(source), len(fork), replace=False)
-    found = {}
-    for name, chosen in (("fork", fork), ("anywhere", anywhere)):
+
+    def windows(chosen):
         batch = source.take(chosen)
-        future = batch["x0"]["future"]
+        future, seen = batch["x0"]["future"], batch["cond"]
         known = {"action": batch["x0"]["action"], "future": np.asarray(space.encode(future))}
-        state = tabletop.state_of(jnp.asarray(batch["cond"]["observation"][:, -1]))
         after = source.observations[source.episode[chosen], source.start[chosen] + source.chunk]
-        found[name] = Windows(batch["cond"]["frames"], state, known, future[:, 0], tabletop.state_of(after).disc)
-    return found
+        state = tabletop.state_of(jnp.asarray(seen["observation"][:, -1]))
+        return Windows(seen["frames"], state, known, future[:, 0], tabletop.state_of(after).disc)
+
+    return {"fork": windows(fork), "anywhere": windows(anywhere)}
 
 
 @jax.jit

@@ -36,12 +36,13 @@ def test_arms_differ_in_their_times_alone_and_the_ordinary_model_in_what_it_sees
 def test_ways_to_sample_cost_what_they_should_and_kept_keys_are_the_widest_staircase(tmp_path):
     s = Study(load(f"{CONFIG}:smoke"), (0,), tmp_path, True, {})
     one = s.stage("anchored", s.config.arms.anchored, seed=0).trained
-    arms = ar_diffusion.arms_of(s, one)(0)
+    arms = ar_diffusion.staircase_arms(s, one)(0)
     chosen = ("anchored, s = 2", "kept keys", "all at once", "in chunks, long", "anchored, long")
     found = table({name: arms[name] for name in chosen}, (0,), {}, shape=one.shape, count=2)
     evaluations = [found[name]["evaluations"][0] for name in chosen]
-    # S = 2: S + (F - 1) s; one frame of 8 at S + 1 times each; as many as the staircase; S a chunk; S + (N - 1) s.
-    assert evaluations == [16, 24, 16, 6, 32]
+    # S = 2: S + (F - 1) s; one frame of 8 at S + 1 times each; as many as the staircase; as many by chunk as the long
+    # one of S + (N - 1) s, in whole steps.
+    assert evaluations == [16, 24, 16, 30, 32]
     x = found.samples
     widest = x["anchored, s = 2"]
     assert np.abs(x["kept keys"] - widest).max() < 1e-3 * np.abs(widest).max()

@@ -7,7 +7,7 @@ import pytest
 from diffusion_jax.acceleration import exit_depths
 from diffusion_jax.config import load
 from diffusion_jax.recipes.__main__ import main
-from diffusion_jax.recipes.deediff import equal_depths, with_exits
+from diffusion_jax.recipes.deediff import equal_depths, exit_training
 from diffusion_jax.stages import stage
 
 UNCERTAINTY = np.sort(np.random.default_rng(0).uniform(size=(6, 8, 16)), axis=1)[:, ::-1]
@@ -31,7 +31,7 @@ def test_beside_a_frozen_network_the_exits_alone_learn():
     learned = {}
     for frozen in (True, False):
         config.tuned.frozen = frozen
-        experiment = with_exits(config.tuned, base)
+        experiment = exit_training(config.tuned, base)
         learned[frozen] = experiment.begin(jax.random.key(0))
     assert learned[False].keys() == {"params", "exits"}
     jax.tree.map(np.testing.assert_array_equal, learned[False]["params"], base.value)

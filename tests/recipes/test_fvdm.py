@@ -70,7 +70,7 @@ def test_long_clips_go_on_and_tasks_keep_what_is_given(tmp_path):
     config.chunks, config.tasks = 2, ("image to video",)
     s = Study(config, (0,), tmp_path, True, {})
     known = np.random.default_rng(0).standard_normal((2, 8, 1, 1, 8), np.float32)
-    arms = fvdm.arms_of(s, known)(0)
+    arms = fvdm.task_arms(s, known)(0)
     chosen = {name: arms[name] for name in ("mixed, start and end", "mixed, extension", "replacement", "mixed, long")}
     found = table(chosen, (0,), {}, shape=(8, 1, 1, 8), count=2)
     x = found.samples

@@ -8,6 +8,7 @@ import pytest
 from diffusion_jax.config import build, load
 from diffusion_jax.recipes import pusa
 from diffusion_jax.recipes.study import Study, table
+from diffusion_jax.stages import Stage, stage_key
 
 CONFIG = "configs/recipes/pusa.py"
 
@@ -19,6 +20,37 @@ def test_a_task_gives_one_frame_or_none():
     }
     assert given["first"][:, 0].all() and given["last"][:, -1].all()
     assert not given["middle"][:, [0, -1]].any() and (given["middle"].sum(0)[1:-1] == 2).all()
+
+
+def keys(change=None):
+    """The keys of the stages with a field of the config changed."""
+    config = load(CONFIG)
+    if change is not None:
+        config.update_from_flattened_dict(change)
+
+    def made(name, key):
+        return Stage(name, key, None, None, 0.0, False)
+
+    base = made("base", stage_key(config.base))
+    own = made("own", stage_key(config.own, base, function=pusa.own_samples))
+    arms = {name: stage_key(arm, base, own, function=pusa.adapted) for name, arm in config.arms.items()}
+    return {"base": base.key, "own": own.key, **arms}
+
+
+@pytest.mark.parametrize(
+    ("change", "changed"),
+    [
+        ({"clips": 7, "grid.grid.steps": 3, "scale": 2.0}, set()),
+        ({"arms.VTA.train.steps": 3}, {"VTA"}),
+        ({"own.count": 64}, {"own", *load(CONFIG).arms}),
+        ({"own.grid.grid.steps": 3}, {"own", *load(CONFIG).arms}),
+        ({"base.seed": 1}, {"base", "own", *load(CONFIG).arms}),
+    ],
+)
+def test_a_stage_depends_on_what_it_reads_and_on_its_parents_alone(change, changed):
+    before, after = keys(), keys(change)
+    assert {name for name in before if before[name] != after[name]} == changed
+    assert len(set(before.values())) == len(before)
 
 
 @pytest.mark.usefixtures("one_device")
@@ -36,7 +68,7 @@ def test_every_adaptation_begins_as_the_base_and_given_frames_do_not_move(tmp_pa
     factors = {name: {0: s.stage(name, arm, base, own, prepare=pusa.adapted)} for name, arm in config.arms.items()}
     known = np.random.default_rng(0).standard_normal((4, *base.trained.shape)).astype(np.float32)
     given = pusa.given_frames(4, 8)
-    arms = pusa.arms_of(s, base, factors, own.value["label"][:4], known, given)(0)
+    arms = pusa.adapted_arms(s, base, factors, own.value["label"][:4], known, given)(0)
     fresh = arms[f"{pusa.CONCAT}, first"]
     begun = jax.tree.map(jnp.zeros_like, fresh.params["lora"])
     chosen = {name: arms[name] for name in ("base, label", "VTA, middle", f"{pusa.CONCAT}, first")}

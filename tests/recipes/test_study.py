@@ -53,6 +53,21 @@ def test_arms_that_differ_in_arrays_share_one_program_at_all_seeds():
     assert [found[count]["evaluations"] for count in "358"] == [[3, 3], [5, 5], [8, 8]]
 
 
+def test_what_is_known_stands_where_a_plan_does_and_measures_may_be_one_function_that_is_told_the_arm():
+    grid, known = timesteps.linspace(6), np.full((4, 2), 0.7, np.float32)
+    plans = {name: timesteps.frames(grid, 2, given) for name, given in (("none", ()), ("first", (0,)))}
+    arms = {name: Arm(EXACT, WORLD, solvers.ddim(), plan, known=known) for name, plan in plans.items()}
+    arms["nothing known"] = Arm(EXACT, WORLD, solvers.ddim(), plans["none"])
+    found = table(arms, (0,), lambda drawn: {"first": float(drawn.arm == "first")}, shape=(2,), count=4)
+    np.testing.assert_array_equal(found.samples["first"][:, 0], known[:, 0])
+    np.testing.assert_allclose(found.samples["none"], found.samples["nothing known"], atol=1e-6)
+    assert {name: row["first"] for name, row in found.figures.items()} == {
+        "none": [0.0],
+        "first": [1.0],
+        "nothing known": [0.0],
+    }
+
+
 def test_an_arm_may_be_any_function_of_the_key():
     run = jax.jit(lambda key: jax.random.normal(key, (4, 2)))
     found = table({"noise": run}, (0,), {"size": lambda drawn: np.square(drawn.x).mean()})

@@ -1,58 +1,61 @@
-"""The published settings of TaylorSeer: what they would hold, ask and compute, from shapes alone."""
+"""The worlds of TaylorSeer, and its published settings: what they would hold, ask and compute, from shapes alone."""
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from diffusion_jax import models
-from diffusion_jax.acceleration import cached_features, refresh
+from diffusion_jax.acceleration import cached_features, every, refresh, refresh_table, taylor
 from diffusion_jax.clock import some_step
 from diffusion_jax.config import build, load
-from diffusion_jax.costs import count_bytes
+from diffusion_jax.costs import carry_bytes
 from diffusion_jax.denoisers import guided
-from diffusion_jax.recipes.taylorseer import asked
-from diffusion_jax.typing import Step
+from diffusion_jax.recipes import taylorseer
+from diffusion_jax.recipes.study import Study
 
 PAPER = load("configs/recipes/taylorseer.py:paper")
+SHAPE, COND = (32, 32, 4), {"label": jax.ShapeDtypeStruct((1,), jnp.int32)}
+
+
+def test_all_arms_of_an_interval_ask_as_often_and_fewer_steps_are_not_cached(tmp_path):
+    config = load("configs/recipes/taylorseer.py")
+    config.mixture.update({"samples": 8, "dims": 4, "intervals": (3, 1), "rules": ("reuse", "order 1")})
+    config.mixture.grid.steps, config.mixture.prototype = 9, {3: (1, "")}
+    s = Study(config, (0, 1), tmp_path, True, {})
+    found = taylorseer.compared(s, taylorseer.mixture(s), config.mixture)
+    for interval, count in ((3, 5), (1, 9)):
+        asked = {tuple(found[f"{rule} {interval}"]["evaluations"]) for rule in ("reuse", "order 1", taylorseer.FEWER)}
+        assert asked == {(count, count)}
+        assert all((found[f"{rule} {interval}"]["error"][0] < 1e-5) == (interval == 1) for rule in config.mixture.rules)
+    rows = taylorseer.mixture_rows(found, config.mixture)
+    assert len({row.title for row in rows}) == 4 and all(np.isfinite(row.ours).all() for row in rows)
 
 
 @pytest.fixture(scope="module")
 def published():
     network = build(PAPER.model)
-    cond = {"label": jax.ShapeDtypeStruct((1,), jnp.int32)}
-    return network, models.param_shapes(network, (1, *PAPER.shape), cond), cond
-
-
-def computed(policy, steps):
-    """At how many of the steps a cache is filled."""
-
-    def body(history, index):
-        now = refresh.due(policy, Step(index, 1.0, 0.0, steps), history)
-        return refresh.after(history, now), now
-
-    return int(jax.lax.scan(body, refresh.no_history(), jnp.arange(steps))[1].sum())
+    return network, models.param_shapes(network, (1, *SHAPE), COND)
 
 
 @pytest.mark.parametrize(("name", "times_fewer"), [("N3_m3", 2.77), ("N5_m3", 4.53)])
 def test_operations_are_saved_as_published(name, times_fewer, published):
-    network, params, cond = published
-    setting, steps = PAPER.settings[name], len(build(PAPER.grid)) - 1
-    policy = build(setting.refresh)
-    full = computed(policy, steps)
-    assert full == asked(steps, setting.refresh.interval, setting.refresh.warmup)
-    denoiser = cached_features(network, build(PAPER.process), build(setting.forecaster), policy)
-    rest = skipped_share(denoiser, params, cond)
+    network, params = published
+    (interval, order), grid = PAPER.settings[name], build(PAPER.grid)
+    full, steps = int(refresh_table(every(interval, PAPER.warmup), grid).sum()), len(grid) - 1
+    denoiser = cached_features(network, build(PAPER.process), taylor(order), every(interval, PAPER.warmup))
+    rest = skipped_share(denoiser, params)
     assert 0 < rest < 0.01
     assert steps / (full + (steps - full) * rest) == pytest.approx(times_fewer, rel=0.01)
 
 
-def skipped_share(denoiser, shapes, label):
+def skipped_share(denoiser, shapes):
     """The relative work of a skipped step; nothing else of the program is used, so nothing else is compiled."""
 
     @jax.jit
     def compute():
-        params, cond = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (shapes, label))
-        x = jnp.zeros((1, *PAPER.shape))
+        params, cond = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (shapes, COND))
+        x = jnp.zeros((1, *SHAPE))
         carry = denoiser.init(params, x, cond)._replace(history=refresh.RefreshHistory(jnp.int32(5), jnp.int32(0)))
         return denoiser.apply(params, carry, x, some_step(x), cond)[0].cost.compute
 
@@ -60,12 +63,10 @@ def skipped_share(denoiser, shapes, label):
 
 
 def test_order_3_keeps_224_outputs_and_guidance_doubles_them(published):
-    network, params, cond = published
-    setting = PAPER.settings["N3_m3"]
-    cached = cached_features(network, build(PAPER.process), build(setting.forecaster), build(setting.refresh))
-    x = jax.ShapeDtypeStruct((1, *PAPER.shape), jnp.float32)
-    one = 4 * 256 * 1152
-    kept = jax.eval_shape(cached.init, params, x, cond).table.values
-    assert count_bytes(kept) == 224 * one
+    network, params = published
+    cached = cached_features(network, build(PAPER.process), taylor(3), every(3, PAPER.warmup))
+    x, one = jax.ShapeDtypeStruct((1, *SHAPE), jnp.float32), 4 * 256 * 1152
+    # Beside the outputs: four knots, a basis of four by four, and three counters.
+    assert carry_bytes(cached, params, x, COND) == 224 * one + 4 * (4 + 16 + 3)
     both = guided(cached, PAPER.guidance, PAPER.null.to_dict())
-    assert count_bytes(jax.eval_shape(both.init, params, x, cond).inner.table.values) == 2 * 224 * one
+    assert carry_bytes(both, params, x, COND) >= 2 * 224 * one

@@ -5,10 +5,13 @@ import numpy as np
 import pytest
 
 from diffusion_jax import denoisers, models
-from diffusion_jax.config import build, load
+from diffusion_jax.config import build, call, load
 from diffusion_jax.experiment import prepare
 from diffusion_jax.recipes import unidiffuser
 from diffusion_jax.recipes.__main__ import main
+from diffusion_jax.recipes.parts.paired_latents import latent_rows
+from diffusion_jax.recipes.study import Study
+from diffusion_jax.stages import stage_key
 from tests.models.drawn import drawn
 
 FILE = "configs/recipes/unidiffuser.py"
@@ -99,3 +102,28 @@ def test_both_sides_of_a_claim_were_measured():
     rows = unidiffuser.rows_of(found)
     assert len({row.title for row in rows}) == len(rows) == 11
     assert [row.ours for row in rows if row.figure == "sum of their losses"] == [[0.5]]
+
+
+@pytest.mark.usefixtures("one_device")
+def test_latents_come_from_all_three_encoders_and_keys_say_so(tmp_path):
+    """The smoke run has none."""
+    config = load(FILE)
+    config.update({"steps": 2, "count": 10})
+    for entry in config.latent.values():
+        entry.optimizer, entry.ema = call("training.optimizers.sgd"), {}
+        entry.train.update({"steps": 2, "batch_size": 8})
+    config.latent.joint.model.update({"width": 16, "depth": 1, "scan": False, "skips": False})
+    s = Study(config, (0, 1), tmp_path, True, {})
+    found = {f"{task}: ours": [0.5, 0.5] for task in unidiffuser.CONDITIONALS}
+    judge = lambda images: np.eye(10)[np.arange(len(images)) % 10]  # noqa: E731
+    rows = latent_rows(s, found, judge)
+    assert len(rows) == 3 and rows[1].ours == [1.0, 1.0] and (tmp_path / "latents.png").stat().st_size > 0
+    image, pairs, captions, joint = s.ledger.values()
+    assert joint.trained.shape == {"image": (4, 4, 4), "vector": (16,), "text": (6, 8)}
+    for name in ("text", "vector"):
+        assert joint.trained.source.x0[name].std() == pytest.approx(1.0, abs=1e-4)
+    other = image._replace(key="other")
+    keys = {
+        stage_key(config.latent.joint, *parents) for parents in ((image, pairs, captions), (other, pairs, captions))
+    }
+    assert len(keys) == 2
