@@ -72,7 +72,7 @@ class Plan(NamedTuple):
     """Sizes of the comparison. steps: of the full run. samples: of each round. first: the seed of the first round."""
 
     steps: int = 50
-    samples: int = 250
+    samples: int = 200
     first: int = 0
     smoke: bool = False
 
