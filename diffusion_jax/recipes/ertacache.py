@@ -25,8 +25,8 @@ from diffusion_jax.recipes.verdicts import Row
 from diffusion_jax.typing import Condition, Denoiser, Params, Solver
 
 PARTS = ("fewer steps", "uniform reuse", "schedule", "and times", "and correction", "all three parts", "by influence")
-"""The arms at each setting: the plain solver, reuse, one part of the method after the other; and all of them for outputs
-in the place of residuals, with a schedule that weighs a step by what it does to the end of the run."""
+"""The arms at each setting: the plain solver, reuse, one part of the method after the other; all of them for outputs
+in place of residuals, with a schedule that weighs a step by what it does to the end of the run."""
 
 
 class Testbed(NamedTuple):
@@ -98,7 +98,7 @@ def digit_world(s: Study) -> Testbed:
 
 
 def by_influence(world: Testbed, runs: Trajectories, count: int) -> Calibration:
-    """A calibration of outputs at equal evaluations, steps weighed by influence; the data's spread is that of the runs."""
+    """A calibration of outputs at equal evaluations, steps weighed by influence; data spread as the runs end."""
     process = world.inner.process
     weight = acceleration.endpoint_influence(process, world.grid, float(runs.x[-1].std()))
     how = {"residual": False, "weight": weight}
