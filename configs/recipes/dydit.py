@@ -50,13 +50,13 @@ def get_config(variant: str | None = None) -> ConfigDict:
 
 
 def smoke(config: ConfigDict) -> ConfigDict:
-    """One block that learns for two steps from a base as it begins, without samples and factors."""
+    """One block, and widths as they begin, without samples and factors."""
     size = {"width": 24, "depth": 1, "heads": 2}
     config.base = tiny_digit_transformer(steps=0, **size)
     config.dynamic, config.uniform = tuning(2, {"params": 1e-3, "routers": 1e-2}, 2, **size), tuning(2, 1e-3, 2, **size)
     for part in (config.dynamic, config.uniform):
         part.update({"mesh": config.base.mesh, "ema": {}})
-    config.uniform.train.steps = 0
+        part.train.steps = 0
     config.update({"seed_numbers": (0,), "times": 16, "repeats": 1, "samples": 0})
     config.factors = {}
     return config

@@ -41,7 +41,7 @@ def test_regression_loses_variance_and_its_loss_grows_with_the_noise():
 def test_strokes_are_what_is_bright_and_ink_is_what_a_slider_adds():
     images = np.full((2, 4, 4, 1), -1.0)
     images[1, :2] = 0.5
-    assert stroke_area(Drawn(images, None, None, 0)) == 0.25
+    assert stroke_area(Drawn(images, None, None, 0, "base")) == 0.25
     dark, bright = ink(Prediction(jnp.asarray(images)), None, None)
     assert bright < dark == 0.0
 
