@@ -23,7 +23,10 @@ BUDGET = 20.0
 """Processor seconds of a test file."""
 
 SMOKE_BUDGET = 6.0
-"""Processor seconds of one system's smoke run, `tests/recipes/test_smoke.py::...[slug]`."""
+"""Processor seconds of one system's smoke run, `tests/recipes/test_smoke.py::...[slug]`, and of its page's code."""
+
+BY_SYSTEM = ("test_smoke.py::", "test_pages.py::")
+"""Files whose tests are one a system."""
 
 NOISE = 1.5
 """How many times as long one smoke run took in one run of the suite as in another (6.4 and 9.5 s of processor time)."""
@@ -64,8 +67,8 @@ def _seconds() -> float:
 
 
 def item_of(nodeid: str) -> str:
-    """What a test's time is counted for: its file, or a smoke run of its own."""
-    return nodeid if "test_smoke.py::" in nodeid else nodeid.partition("::")[0]
+    """What a test's time is counted for: its file, or a smoke run or a page of its own."""
+    return nodeid if any(name in nodeid for name in BY_SYSTEM) else nodeid.partition("::")[0]
 
 
 def budget_of(item: str) -> float:

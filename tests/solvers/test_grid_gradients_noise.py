@@ -17,6 +17,7 @@ SOLVERS = {
     "flow_sde odds": lambda: solvers.flow_sde(diffusion="odds"),
     "kdpm2 ancestral": lambda: solvers.kdpm2(ancestral=True),
     "lcm": solvers.lcm,
+    "switched": lambda: solvers.switched([solvers.ddim(0.5), solvers.ddpm()], lambda step: step.index // 2),
     "tcd": solvers.tcd,
 }
 
