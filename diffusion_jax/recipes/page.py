@@ -133,11 +133,14 @@ def _numbers(numbers: Sequence[int]) -> str:
 def index_page(reports: Mapping[str, Report]) -> str:
     """`docs/systems.md`: a row for each system that is built, and the names of the others."""
     built = [system for system in SYSTEMS if system.slug in reports]
+    others = [system.slug for system in SYSTEMS if system not in built]
+    waiting = [slug for slug in others if (TEXTS / f"{slug}.md").is_file()]
     lines = [
         "# Systems",
         "",
-        f"{len(built)} of {len(SYSTEMS)} published systems stand here, each with a page: what it does, ten lines on",
-        "your own network, what was measured, what does not hold. `python -m diffusion_jax.recipes SYSTEM` runs one.",
+        f"{len(built) + len(waiting)} of {len(SYSTEMS)} published systems stand here, each with a page: what it does,",
+        "ten lines on your own network, what was measured, what does not hold. `python -m diffusion_jax.recipes SYSTEM`",
+        "runs one.",
         "",
         "| system | what is a function of the timestep | " + " | ".join(VERDICTS) + " | headline |",
         "|---|---|---|---|---|---|",
@@ -150,8 +153,6 @@ def index_page(reports: Mapping[str, Report]) -> str:
         link = f"[{system.title.partition(':')[0]}](systems/{system.slug}.md)"
         lines.append(f"| {link} | {system.question} | {counts} | {headline.replace('|', '')} |")
     _check_width("systems.md", lines)
-    others = [system.slug for system in SYSTEMS if system not in built]
-    waiting = [slug for slug in others if (TEXTS / f"{slug}.md").is_file()]
     lines += ["", f"Built, their reports to come: {', '.join(waiting)}."] if waiting else []
     lines += ["", f"Not built yet: {', '.join(slug for slug in others if slug not in waiting)}."]
     lines += [
