@@ -6,6 +6,7 @@ measured, the pictures and the commands are added from the report.
 """
 
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -65,13 +66,18 @@ def system_page(report: Report) -> str:
         lines += ["", f"![{caption}](../images/{slug}_{name})", "", f"*{caption}*"]
     if unmet:
         lines += ["", f"## {REASONS}", ""]
-        lines += [f"- **{one.title}** ({one.verdict}): {reasons.get(one.title, 'nobody looked yet.')}" for one in unmet]
+        for one in unmet:
+            lines += _wrapped(
+                f"- **{one.title}** ({one.verdict}): {reasons.get(one.title, 'nobody looked yet.')}", "  "
+            )
     lines += ["", "## How to run it", "", "```", report.command, "```", ""]
-    lines += [f"The study is [`recipes/{slug}.py`](../../diffusion_jax/recipes/{slug}.py), its settings "]
-    lines[-1] += f"[`configs/recipes/{slug}.py`](../../configs/recipes/{slug}.py), all values "
-    lines[-1] += f"[`docs/reports/{slug}.json`](../reports/{slug}.json)."
+    lines += [
+        f"The study is [`recipes/{slug}.py`](../../diffusion_jax/recipes/{slug}.py), its settings are",
+        f"[`configs/recipes/{slug}.py`](../../configs/recipes/{slug}.py), and all values",
+        f"[`docs/reports/{slug}.json`](../reports/{slug}.json).",
+    ]
     text = "\n".join(lines) + "\n"
-    _check_width(slug, [line for line in text.splitlines() if line.startswith("|")])
+    _check_width(slug, [line for line in text.splitlines() if not line.startswith("![")])
     return text
 
 
@@ -79,14 +85,17 @@ def _about(report: Report) -> list[str]:
     versions = ", ".join(f"{name} {report.versions[name]}" for name in ("jax", "flax") if name in report.versions)
     of = "of one core" if "CPU" in report.device else ""
     tuned = f"choices were made on {_numbers(report.tuned_on)}" if report.tuned_on else "nothing was chosen"
-    return [
+    return _wrapped(
         f"{report.date}, commit {report.commit or 'unknown'}, {versions}, {report.device}: "
         f"{report.seconds / 60:.1f} minutes {of} from nothing, {report.cached_seconds / 60:.1f} with trained models in "
-        "the cache.",
-        f"Seeds {_numbers(report.seeds)}; {tuned}. From seed to seed differ: {report.varied}.",
-        "Sides are means and standard deviations over seeds; a verdict is that of the 95 % interval of the paired",
-        "differences ([rule](../systems.md#verdicts)).",
-    ]
+        f"the cache. Seeds {_numbers(report.seeds)}; {tuned}. From seed to seed differ: {report.varied}. Sides are means "
+        "and standard deviations over seeds; a verdict is that of the 95 % interval of the paired differences "
+        "([rule](../systems.md#verdicts))."
+    )
+
+
+def _wrapped(text: str, indent: str = "") -> list[str]:
+    return textwrap.wrap(text, 118, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def verdict_table(verdicts: Sequence[Verdict]) -> list[str]:
@@ -139,8 +148,8 @@ def index_page(reports: Mapping[str, Report]) -> str:
         "# Systems",
         "",
         f"{len(built) + len(waiting)} of {len(SYSTEMS)} published systems stand here, each with a page: what it does,",
-        "ten lines on your own network, what was measured, what does not hold. `python -m diffusion_jax.recipes SYSTEM`",
-        "runs one.",
+        "ten lines on your own network, what was measured, and what does not hold.",
+        "`python -m diffusion_jax.recipes SYSTEM` runs one.",
         "",
         "| system | what is a function of the timestep | " + " | ".join(VERDICTS) + " | headline |",
         "|---|---|---|---|---|---|",
@@ -154,7 +163,7 @@ def index_page(reports: Mapping[str, Report]) -> str:
         lines.append(f"| {link} | {system.question} | {counts} | {headline.replace('|', '')} |")
     _check_width("systems.md", lines)
     lines += ["", f"Built, their reports to come: {', '.join(waiting)}."] if waiting else []
-    lines += ["", f"Not built yet: {', '.join(slug for slug in others if slug not in waiting)}."]
+    lines += ["", *_wrapped(f"Not built yet: {', '.join(slug for slug in others if slug not in waiting)}.")]
     lines += [
         "",
         "## Verdicts",
