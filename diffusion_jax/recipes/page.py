@@ -88,8 +88,8 @@ def _about(report: Report) -> list[str]:
     return _wrapped(
         f"{report.date}, commit {report.commit or 'unknown'}, {versions}, {report.device}: "
         f"{report.seconds / 60:.1f} minutes {of} from nothing, {report.cached_seconds / 60:.1f} with trained models in "
-        f"the cache. Seeds {_numbers(report.seeds)}; {tuned}. From seed to seed differ: {report.varied}. Sides are means "
-        "and standard deviations over seeds; a verdict is that of the 95 % interval of the paired differences "
+        f"the cache. Seeds {_numbers(report.seeds)}; {tuned}. From seed to seed differ: {report.varied}. Sides are "
+        "means and standard deviations over seeds; a verdict is that of the 95 % interval of the paired differences "
         "([rule](../systems.md#verdicts))."
     )
 
