@@ -63,7 +63,7 @@ def system_page(report: Report) -> str:
     lines += _about(report)
     lines += ["", *verdict_table(report.verdicts)]
     for name, caption in report.pictures.items():
-        lines += ["", f"![{caption}](../images/{slug}_{name})", "", f"*{caption}*"]
+        lines += ["", f"![{caption}](../images/{slug}_{name})", "", *_wrapped(f"*{caption}*")]
     if unmet:
         lines += ["", f"## {REASONS}", ""]
         for one in unmet:
