@@ -29,13 +29,13 @@ def constructor(name: str) -> Callable[..., Any]:
     """The public object `diffusion_jax.<name>`: `"solvers.ddim"`, or one file deeper, `"training.ema.power"`."""
     path, _, attribute = str(name).rpartition(".")
     root = Path(__file__).parent
-    rooms = sorted(p.parent.name for p in root.glob("*/__init__.py"))
-    room, _, file = path.partition(".")
-    if room not in rooms:
-        raise unknown(f"the room of call {name!r}", room, rooms)
-    module = importlib.import_module(f"diffusion_jax.{room}")
+    packages = sorted(p.parent.name for p in root.glob("*/__init__.py"))
+    package, _, file = path.partition(".")
+    if package not in packages:
+        raise unknown(f"the package of call {name!r}", package, packages)
+    module = importlib.import_module(f"diffusion_jax.{package}")
     if file:
-        files = sorted(p.stem for p in (root / room).glob("*.py") if p.stem != "__init__")
+        files = sorted(p.stem for p in (root / package).glob("*.py") if p.stem != "__init__")
         if file not in files:
             raise unknown(f"the file of call {name!r}", file, files)
         module = importlib.import_module(f"diffusion_jax.{path}")

@@ -115,8 +115,7 @@ class Experiment(NamedTuple):
 
     def example(self, batch_size: int = 1) -> Any:
         """A batch of the data's first examples, as NumPy arrays."""
-        examples = [self.source[i % len(self.source)] for i in range(batch_size)]
-        batch = jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *examples)
+        batch = data.stacked_examples(self.source, np.arange(batch_size) % len(self.source))
         return {**batch, "index": np.arange(batch_size, dtype=np.int32)}
 
 

@@ -57,6 +57,9 @@ PROBE = 16
 TOLERANCE = 1e-3
 """Relative difference of two losses of the same parameters, on other devices or by another release of jax."""
 
+_PREPARE = prepare
+"""What an experiment is prepared by where nothing else is asked for; `stage` has an argument of that name."""
+
 
 class Stage(NamedTuple):
     """What was made. value: the parameters (their only average where the config keeps one), or what `make` returned.
@@ -98,7 +101,7 @@ def stage(
     An interrupted training goes on where it was. Raises InvalidInput for a function that could read more than its
     arguments, and for more than one average; KeyboardInterrupt when a training was stopped by a signal.
     """
-    key = stage_key(config, *parents, function=prepare if make is None else make)
+    key = stage_key(config, *parents, prepare=prepare, make=make)
     folder = cache_folder() / "stages" / key
     experiment = prepare(config, *parents) if make is None else None
     if experiment is not None and len(experiment.config.ema) > 1:
@@ -122,9 +125,16 @@ def spent() -> float:
     return sum(os.times()[:4]) if jax.default_backend() == "cpu" else time.monotonic()
 
 
-def stage_key(config: Any, *parents: Stage, function: Callable[..., Any] = prepare) -> str:
-    """The key of the stage that `function` makes of `config` and `parents`: 16 hexadecimal digits."""
-    read = [relevant(config), None if function is prepare else _source(function), [parent.key for parent in parents]]
+def stage_key(
+    config: Any,
+    *parents: Stage,
+    prepare: Callable[..., Experiment] = prepare,
+    make: Callable[..., Mapping[str, Any]] | None = None,
+) -> str:
+    """The key of `stage` of the same arguments: 16 hexadecimal digits."""
+    function = prepare if make is None else make
+    source = None if function is _PREPARE else _source(function)
+    read = [relevant(config), source, [parent.key for parent in parents]]
     return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -200,7 +210,8 @@ def _write(made: Stage, folder: Path, config: Any, parents: tuple[Stage, ...]) -
     loss = None if made.experiment is None else probe_loss(made.experiment, made.value)
     training.save_params(folder / "value", made.value)
     record = {"name": made.name, "seconds": made.seconds, "loss": loss, "config": relevant(config)}
-    text = json.dumps({**record, "parents": {parent.name: parent.key for parent in parents}}, indent=2)
+    record["parents"] = {parent.name: parent.key for parent in parents}
+    text = json.dumps(record, indent=2)
     # Written last: a stage without its record was not finished.
     draft = folder / "stage.json.tmp"
     draft.write_text(text + "\n", encoding="utf-8")
@@ -209,7 +220,10 @@ def _write(made: Stage, folder: Path, config: Any, parents: tuple[Stage, ...]) -
 
 
 def _read(name: str, key: str, folder: Path, experiment: Experiment | None) -> Stage | None:
-    """The stage that is kept in `folder`, if it is whole and still what it was."""
+    """The stage that is kept in `folder`, if it is whole and still what it was; what is not is set aside.
+
+    Raises InvalidInput where it cannot be read now, which says nothing of what is there.
+    """
     if not (folder / "stage.json").is_file():
         return None
     try:
@@ -220,7 +234,13 @@ def _read(name: str, key: str, folder: Path, experiment: Experiment | None) -> S
             if not np.isclose(loss, record["loss"], rtol=TOLERANCE, atol=0):
                 raise ValueError(f"its loss on a batch of its data is {loss:.6g}, and was {record['loss']:.6g}")
         return Stage(name, key, value, experiment, record["seconds"], True)
-    except (OSError, ValueError, KeyError, TypeError) as problem:
-        warnings.warn(f"The stage {name!r} in {folder} cannot be used ({problem}); it is made anew.", stacklevel=3)
-        shutil.rmtree(folder)
+    except OSError as problem:
+        raise InvalidInput(
+            f"The stage {name!r} in {folder} cannot be read now ({problem}); nothing was changed."
+        ) from None
+    except (ValueError, KeyError, TypeError) as problem:
+        aside = folder.with_name(f"{key}.unusable-{time.time_ns()}")
+        folder.rename(aside)
+        told = f"The stage {name!r} cannot be used ({problem}); it is made anew, and what was there is kept as {aside}."
+        warnings.warn(told, stacklevel=3)
         return None

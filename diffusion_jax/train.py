@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffusion_jax import distributed, objectives, pictures, training
+from diffusion_jax import data, distributed, objectives, pictures, training
 from diffusion_jax.command import cache_compilations, parse_config, run_command
 from diffusion_jax.experiment import Experiment, Sampling, compiled_sampler, fit, prepare, prepare_sampling
 
@@ -18,8 +18,7 @@ def validation(experiment: Experiment, every: int) -> training.Callback:
     """Logs the held-out loss at eight equidistant times, with the averaged parameters."""
     count = min(len(experiment.held_out), experiment.config.train.validation_examples)
     evaluate = jax.jit(objectives.validation_loss(experiment.validation))
-    examples = [experiment.held_out[i] for i in range(count)]
-    batch = jax.tree.map(lambda *leaves: np.stack(leaves), *examples) | {"index": np.arange(count, dtype=np.int32)}
+    batch = data.stacked_examples(experiment.held_out, range(count)) | {"index": np.arange(count, dtype=np.int32)}
     name = experiment.config.sampling.ema
 
     def function(state: training.TrainState, writer: Any) -> dict[str, Any]:

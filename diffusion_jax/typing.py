@@ -1,4 +1,4 @@
-"""The vocabulary that every room shares: shapes, `Step`, `Prediction`, `Denoiser`, `Solver`, `Network`, `Objective`.
+"""The vocabulary that every package shares: shapes, `Step`, `Prediction`, `Denoiser`, `Solver`, `Network`, `Objective`.
 
 Only types live here. A `NamedTuple` of pure functions is how this library spells an interface: anything that has
 the right functions fits, nothing has to be subclassed or registered.

@@ -78,8 +78,8 @@ def test_what_training_reads_changes_the_key_of_everything_downstream(path):
     before, after = stage_key(small()), stage_key(changed(path, READ[path]))
     assert before != after
     made = [stages.Stage("parent", key, None, None, 0.0, False) for key in (before, after)]
-    child = [stage_key(small(), one, function=shifted) for one in made]
-    grandchild = [stage_key({}, stages.Stage("child", key, None, None, 0.0, False), function=doubled) for key in child]
+    child = [stage_key(small(), one, prepare=shifted) for one in made]
+    grandchild = [stage_key({}, stages.Stage("child", key, None, None, 0.0, False), make=doubled) for key in child]
     assert len(set(child)) == len(set(grandchild)) == 2
 
 
@@ -105,8 +105,8 @@ def test_an_argument_with_a_default_may_be_added_to_a_constructor(monkeypatch):
 
 def test_whole_numbers_and_floats_are_one_value_and_names_are_not_read():
     one, other = ({"rate": value} for value in (2, 2.0))
-    assert stage_key(one, function=doubled) == stage_key(other, function=doubled)
-    assert stage_key(one, function=doubled) != stage_key(one, function=shifted) != stage_key(one)
+    assert stage_key(one, make=doubled) == stage_key(other, make=doubled)
+    assert stage_key(one, make=doubled) != stage_key(one, prepare=shifted) != stage_key(one)
 
 
 def test_a_function_that_could_read_more_than_its_arguments_is_refused():
@@ -157,13 +157,38 @@ def test_a_trained_stage_proves_itself_by_its_loss(cache, monkeypatch):
         assert not stage("net", small()).loaded
 
 
-def test_a_damaged_stage_is_made_anew(cache):
+def test_a_damaged_stage_is_set_aside_and_made_anew(cache):
     made = stage("net", {"value": 1.0}, make=doubled)
     record = cache / made.key / "stage.json"
     record.write_text(record.read_text()[:-20])
-    with pytest.warns(UserWarning, match="cannot be used"):
+    with pytest.warns(UserWarning, match="cannot be used .* kept as"):
         assert not stage("net", {"value": 1.0}, make=doubled).loaded
     assert json.loads(record.read_text())["name"] == "net"
+    (aside,) = cache.glob(f"{made.key}.unusable-*")
+    assert (aside / "value").is_dir()
+
+
+def test_what_cannot_be_read_now_is_told_and_left_alone(cache, monkeypatch):
+    made = stage("net", {"value": 1.0}, make=doubled)
+
+    def refused(*_, **__):
+        raise PermissionError("permission denied")
+
+    with monkeypatch.context() as patched, pytest.raises(InvalidInput, match="cannot be read now"):
+        patched.setattr(stages.training, "load_params", refused)
+        stage("net", {"value": 1.0}, make=doubled)
+    assert [path.name for path in cache.iterdir()] == [made.key]
+    assert stage("net", {"value": 1.0}, make=doubled).loaded
+
+
+def with_nothing(config):
+    return {"heads": {}, "body": {"of": {}, "w": jnp.ones(2)}}
+
+
+def test_dicts_without_entries_are_kept(cache):
+    made, loaded = (stage("net", {}, make=with_nothing) for _ in range(2))
+    assert loaded.loaded and jax.tree.structure(loaded.value) == jax.tree.structure(made.value)
+    assert loaded.value["heads"] == {} == loaded.value["body"]["of"]
 
 
 def test_no_steps_are_the_parameters_training_would_begin_with_and_two_averages_are_refused(cache):

@@ -11,7 +11,9 @@ from diffusion_jax.config import ConfigDict, call
 def get_config(variant: str = "") -> ConfigDict:
     if variant == "paper":
         return paper()
-    config = ConfigDict({"seed_numbers": (20, 21, 22, 23, 24), "tuned_on": (0, 1, 2, *range(10, 15), 100, 101, 102)})
+    config = ConfigDict(
+        {"seed_numbers": (30, 31, 32, 33, 34), "tuned_on": (0, 1, 2, *range(10, 15), *range(20, 25), 100, 101, 102)}
+    )
     config.mixture = {"modes": 10, "dims": 64, "std": 0.15, "steps": 30, "calibration": 64, "samples": 512}
     config.mixture.update({"settings": (0.05, 0.18, 0.4), "judged": False})
     # Further calibrations: at which threshold, which parts of them are used, and how they are made.

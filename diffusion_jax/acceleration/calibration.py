@@ -40,6 +40,7 @@ from diffusion_jax.acceleration import forecasting
 from diffusion_jax.acceleration.forecasting import Forecaster, reuse
 from diffusion_jax.acceleration.outputs import Correction, cached_outputs, output_of, parameterized
 from diffusion_jax.acceleration.refresh import on_schedule
+from diffusion_jax.acceleration.thresholds import threshold_for
 from diffusion_jax.clock import num_steps
 from diffusion_jax.denoisers import recorded
 from diffusion_jax.errors import InvalidInput, invalid, unknown
@@ -300,17 +301,16 @@ def calibrated_grid(grid: Any, calibration: Calibration, process: Any) -> Any:
 
 
 def threshold_at_count(runs: Trajectories, count: int, *, residual: bool = True, weight: Any = None) -> float:
-    """The smallest of 300 thresholds in 1e-5 .. 2 at which recorded runs ask for at most `count` steps.
+    """The smallest threshold in 1e-5 .. 2 at which recorded runs ask for at most `count` steps (`threshold_for`).
 
-    The largest of them where none asks for so few. residual, weight: as for `calibrate`.
-    Raises InvalidInput for a count below 2: the first and the last step are always computed.
+    residual, weight: as for `calibrate`. Raises InvalidInput for a count below 2, as the first and the last step are
+    always computed, and where even a threshold of 2 asks for more.
     """
     if count < 2:
         raise invalid("count", count, "the first and the last step are always computed, so it must be at least 2")
     kept = runs.output - runs.x if residual else runs.output
-    thresholds = np.geomspace(1e-5, 2.0, 300)
-    counts = jax.lax.map(lambda at: offline_schedule(kept, at, weight=weight).sum(), jnp.asarray(thresholds))
-    return float(thresholds[int(np.argmax(np.append(np.asarray(counts)[:-1] <= count, True)))])
+    asked = jax.jit(lambda kept, at: offline_schedule(kept, at, weight=weight).sum())
+    return threshold_for(lambda at: asked(kept, at), count, low=1e-5)
 
 
 def reuse_overlap(first: Calibration, second: Calibration) -> float:

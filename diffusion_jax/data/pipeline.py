@@ -3,7 +3,7 @@
 The stream of a run is epoch after epoch, each a permutation of the source; position p of the stream is example
 `permutation(seed, p // N)[p mod N]`, and p is the batch's `index`. Nothing depends on the number of hosts or on the
 batch size, except which rows a host reads: host h of H gets rows `h B / H .. (h + 1) B / H` of each global batch, the
-block that a `data`-sharded global array expects from it. Sources and worlds live in the other modules of this room.
+block that a `data`-sharded global array expects from it. Sources and worlds live in the other modules of this package.
 """
 
 import dataclasses

@@ -28,7 +28,7 @@ import optax
 
 from diffusion_jax import data
 from diffusion_jax.cache import cache_folder
-from diffusion_jax.data.sources import SPLITS, BatchSource, Source
+from diffusion_jax.data.sources import SPLITS, Source
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.metrics.frechet import frechet_distance
 from diffusion_jax.typing import Numbers
@@ -188,10 +188,7 @@ def feature_network(
 def _read(source, target, limit):
     """x0 `[N, ...]`, targets `[N]` or `[N, K]`, and how many classes the source has (0 for presences)."""
     count = min(len(source), limit)
-    if isinstance(source, BatchSource):
-        examples = source.take(np.arange(count))
-    else:
-        examples = jax.tree.map(lambda *leaves: np.stack(leaves), *[source[i] for i in range(count)])
+    examples = data.stacked_examples(source, range(count))
     if target not in examples.get("cond", {}):
         raise invalid("target", target, "every example must have it in its `cond`")
     x, targets = examples["x0"], np.asarray(examples["cond"][target])

@@ -119,9 +119,9 @@ def settings_of(world: Testbed, calibration: Calibration, part: str) -> tuple[An
     if part not in PARTS[4:]:
         correction = jax.tree.map(jnp.zeros_like, correction)
     if part == "fewer steps":
-        # The solver at `count` steps spread along the grid; the others stand still at the end, so it is one program.
-        places = jnp.minimum(jnp.arange(steps + 1) / count, 1.0) * steps
-        computed, grid = jnp.arange(steps) < count, jnp.interp(places, jnp.arange(steps + 1), grid)
+        # The solver at `count` steps spread along the grid; further ones stand still, so that it is one program.
+        coarse = jnp.interp(jnp.linspace(0, steps, count + 1), jnp.arange(steps + 1), grid)
+        computed, grid = jnp.arange(steps) < count, timesteps.padded(coarse, steps)
     if part == "uniform reuse":
         computed = acceleration.spread_schedule(steps, count)
     if part == PARTS[3] or part in PARTS[5:]:

@@ -137,7 +137,10 @@ def check_publishable(report: Report) -> None:
 
 
 def commit() -> str:
-    """The commit of the working tree, with a "+" where tracked files differ from it; "" outside of a repository."""
+    """The commit of the working tree, with a "+" where package or configs differ from it; "" outside of a repository.
+
+    Reports and pages under `docs/` may differ: publishing changes them.
+    """
 
     def git(*arguments: str) -> str:
         done = subprocess.run(
@@ -146,7 +149,7 @@ def commit() -> str:
         return done.stdout.strip()
 
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no")
+        changed = git("status", "--porcelain", "--", ":/diffusion_jax", ":/configs")
         return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return ""

@@ -37,7 +37,7 @@ class Study(NamedTuple):
         """`stages.stage`, at another seed where one is given. Nothing of a smoke run is kept; equal ones are shared."""
         if seed is not None:
             config = ConfigDict({**ConfigDict(config).to_dict(), "seed": seed})
-        key = stages.stage_key(config, *parents, **_function(how))
+        key = stages.stage_key(config, *parents, **how)
         if key not in self.ledger:
             self.ledger[key] = stages.stage(name, config, *parents, keep=not self.smoke, **how)
         return self.ledger[key]
@@ -45,11 +45,6 @@ class Study(NamedTuple):
     def picture(self, name: str) -> Path:
         """Where the picture `name` of this study goes."""
         return self.workdir / f"{name}.png"
-
-
-def _function(how):
-    made_by = how.get("make") or how.get("prepare")
-    return {} if made_by is None else {"function": made_by}
 
 
 class Results(NamedTuple):
@@ -110,12 +105,24 @@ class Tabulated(NamedTuple):
     def __getitem__(self, arm: str) -> dict[str, list[float]]:
         return self.figures[arm]
 
-    def row(self, title: str, measure: str, ours: str, against: str | float, direction: str, *rest: Any, **bounds: Any):
-        """The row that compares a measure of two arms, or of one with a number. rest: as of `Row`, `published` first;
-        figure: of the row, where that is not the measure's name."""
+    def row(
+        self,
+        title: str,
+        measure: str,
+        ours: str,
+        against: str | float,
+        direction: str,
+        published: str = "",
+        factor: float = 1.0,
+        margin: float = 0.0,
+        figure: str | None = None,
+    ) -> Row:
+        """The `Row` that compares a measure of two arms, or of one with a number.
+
+        figure: of the row, where that is not the measure's name.
+        """
         other = self[against][measure] if isinstance(against, str) else against
-        figure = bounds.pop("figure", measure)
-        return Row(title, figure, self[ours][measure], other, direction, *rest, **bounds)
+        return Row(title, figure or measure, self[ours][measure], other, direction, published, factor, margin)
 
 
 def table(

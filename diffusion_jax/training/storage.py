@@ -33,6 +33,10 @@ from diffusion_jax.training.state import TrainState
 FORMAT = 1
 
 
+EMPTY = {"empty": True}
+"""What the metadata say of a dict without entries, which has a place in the tree and no array."""
+
+
 class Damaged(RuntimeError):
     """A checkpoint that exists but cannot be trusted."""
 
@@ -178,11 +182,14 @@ def _fingerprints(item: Any) -> dict[str, int]:
 
 
 def described(item: Any) -> dict[str, dict[str, Any]]:
-    """Shape, dtype and fingerprint of every array, by path."""
-    leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(item)[0]}
-    sums = _fingerprints(item)
+    """Shape, dtype and fingerprint of every array, by path; `EMPTY` of a dict without entries."""
+    leaves = jax.tree_util.tree_flatten_with_path(item, is_leaf=lambda node: isinstance(node, dict) and not node)[0]
+    named, sums = {path_name(path): leaf for path, leaf in leaves}, _fingerprints(item)
     return {
-        path: {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "sum": sums[path]} for path, leaf in leaves.items()
+        path: EMPTY
+        if isinstance(leaf, dict)
+        else {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "sum": sums[path]}
+        for path, leaf in named.items()
     }
 
 
@@ -207,9 +214,9 @@ def read_meta(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
 def check_items(step: int, wanted: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
     """Raises InvalidInput, naming the first difference, if a healthy checkpoint belongs to another run."""
     for name, item in wanted.items():
-        stored = meta["items"].get(name)
-        if stored is None:
+        if name not in meta["items"]:
             raise InvalidInput(f"checkpoint {step} has no {name!r}: it is of a run with other settings.")
+        stored = {path: array for path, array in meta["items"][name].items() if array != EMPTY}
         leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(item)[0]}
         for path in sorted(set(leaves) ^ set(stored)):
             where = "the checkpoint" if path in leaves else "this run"
@@ -238,7 +245,8 @@ def load_item(
         branch = abstract
         for parent in parents:
             branch = branch.setdefault(parent, {})
-        branch[last] = jax.ShapeDtypeStruct(tuple(array["shape"]), jnp.dtype(array["dtype"]))
+        whole = array != EMPTY
+        branch[last] = jax.ShapeDtypeStruct(tuple(array["shape"]), jnp.dtype(array["dtype"])) if whole else {}
     try:
         args = ocp.args.Composite(**{name: ocp.args.StandardRestore(placed(abstract, mesh, rules))})
         item = manager.restore(step, args=args)[name]

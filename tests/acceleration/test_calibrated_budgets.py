@@ -79,7 +79,7 @@ def test_a_threshold_for_a_budget_is_the_smallest_that_keeps_it(weighted):
         at = threshold_at_count(runs, count, weight=weight)
         asked = [int(calibrate(runs, grid, FLOW, t, weight=weight).computed.sum()) for t in (at, 0.95 * at)]
         assert asked[0] <= count
-        assert asked[1] > count or (count == 12 and at == pytest.approx(1e-5))
+        assert asked[1] > count or (count == 12 and at == pytest.approx(1e-5, rel=1e-3))
     with pytest.raises(InvalidInput, match="at least 2"):
         threshold_at_count(runs, 1)
 

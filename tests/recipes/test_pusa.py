@@ -32,8 +32,8 @@ def keys(change=None):
         return Stage(name, key, None, None, 0.0, False)
 
     base = made("base", stage_key(config.base))
-    own = made("own", stage_key(config.own, base, function=pusa.own_samples))
-    arms = {name: stage_key(arm, base, own, function=pusa.adapted) for name, arm in config.arms.items()}
+    own = made("own", stage_key(config.own, base, make=pusa.own_samples))
+    arms = {name: stage_key(arm, base, own, prepare=pusa.adapted) for name, arm in config.arms.items()}
     return {"base": base.key, "own": own.key, **arms}
 
 

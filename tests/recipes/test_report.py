@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,10 @@ from diffusion_jax.command import run_command
 from diffusion_jax.config import ConfigDict
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.recipes import page
+from diffusion_jax.recipes import report as report_module
 from diffusion_jax.recipes.__main__ import main
 from diffusion_jax.recipes.page import index_page, read_text, reasons_of, system_page, verdict_table
-from diffusion_jax.recipes.report import check_publishable, read_report, reported
+from diffusion_jax.recipes.report import check_publishable, commit, read_report, reported
 from diffusion_jax.recipes.study import Results
 from diffusion_jax.recipes.systems import SYSTEMS
 from diffusion_jax.recipes.verdicts import Row, judge
@@ -53,6 +55,26 @@ def test_a_report_is_read_back_with_all_that_it_needs(report, tmp_path):
     assert {"jax", "python"} <= report.versions.keys() and report.config["tuned_on"] == [100, 101]
     assert [one.verdict for one in report.verdicts] == ["holds", "fails", "undecided"]
     assert report.verdicts[0].ours == (2.0, 2.1, 2.2)
+
+
+def test_a_commit_is_marked_where_the_code_differs_and_not_where_reports_do(tmp_path, monkeypatch):
+    package = tmp_path / "diffusion_jax" / "recipes"
+    for folder in (package, tmp_path / "configs", tmp_path / "docs"):
+        folder.mkdir(parents=True)
+        (folder / "file.py").write_text("x = 1\n")
+
+    def git(*arguments):
+        subprocess.run(["git", "-c", "user.name=x", "-c", "user.email=x@x", *arguments], cwd=tmp_path, check=True)
+
+    monkeypatch.setattr(report_module, "__file__", str(package / "report.py"))
+    assert commit() == ""
+    git("init", "--quiet")
+    git("add", ".")
+    git("commit", "--quiet", "--message", "all")
+    (tmp_path / "docs" / "file.py").write_text("x = 2\n")
+    assert re.fullmatch("[0-9a-f]{12}", commit())
+    (tmp_path / "configs" / "file.py").write_text("x = 2\n")
+    assert commit().endswith("+")
 
 
 def test_the_page_shows_verdicts_reasons_and_pictures(report, text):

@@ -1,4 +1,4 @@
-"""A tiny denoising problem and its parts, shared by the tests of this room."""
+"""A tiny denoising problem and its parts, shared by the tests of this package."""
 
 import jax
 import jax.numpy as jnp

@@ -32,7 +32,8 @@ def make(hidden=16, tracks=TRACKS, seed=0):
     return training.make_init(
         objective,
         optimizers.adamw(),
-        lambda key: init_params(key, hidden=hidden),
+        # A part without parameters has a place in the tree all the same.
+        lambda key: init_params(key, hidden=hidden) | {"unused": {"of": {}}},
         {"x0": np.zeros((2, 4))},
         ema=tracks,
         seed=seed,
@@ -108,6 +109,7 @@ def test_everything_comes_back_on_any_mesh(saved):
         found = restore(workdir, **where)
         assert found.step == 3
         assert equal(words(found.state), words(states[3]))
+        assert jax.tree.structure(found.state.params) == jax.tree.structure(states[3].params)
         assert found.data["at"] == 3 and found.data["bytes"] == b"\x00\xff" and found.data["tuple"] == (1, [2.5, None])
     assert found.state.params["up"]["kernel"].addressable_shards[0].data.size == 5 * 16 // 4
 
@@ -189,6 +191,7 @@ def test_another_runs_checkpoint_is_refused(saved, other, words):
 def test_parameters_alone_for_sampling(saved, tmp_path):
     workdir, states = saved
     assert equal(training.load_params(workdir), states[3].params)
+    assert training.load_params(workdir)["unused"] == {"of": {}}
     assert equal(training.load_params(workdir, ema="fixed", step=2), states[2].ema["fixed"])
     training.export_params(workdir, tmp_path / "out", ema="power")
     assert equal(training.load_params(tmp_path / "out"), states[3].ema["power"])

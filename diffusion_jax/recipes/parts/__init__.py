@@ -1,1 +1,1 @@
-"""What recipes are made of besides the rooms: latent spaces, worlds and procedures that one or several of them use."""
+"""What a study needs besides the packages and does not fit into its one file."""
