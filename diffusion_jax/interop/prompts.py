@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float
 from diffusion_jax.errors import InvalidInput, invalid, nearest, unknown
 from diffusion_jax.interop.pretrained import Pretrained
 from diffusion_jax.interop.prompt_weights import WEIGHTINGS, weighted, weighted_parts
+from diffusion_jax.interop.tokenizers import Tokenizer
 from diffusion_jax.models import Encoder
 from diffusion_jax.models.encoders import Encoded
 
@@ -71,11 +72,12 @@ class PromptEncoder(NamedTuple):
     """
 
     pretrained: Pretrained
+    tokenizer: Tokenizer
     encode: Callable[..., EncodedText]
     chunks: Callable[[Sequence[str], PromptReading], int]
 
 
-def text_encoder(pretrained: Pretrained, tokenizer: Any, max_length: int, masked: bool) -> PromptEncoder:
+def text_encoder(pretrained: Pretrained, tokenizer: Tokenizer, max_length: int, masked: bool) -> PromptEncoder:
     """masked: whether the encoder is told which tokens are padding (T5 is, CLIP in Stable Diffusion is not); then it
     reads one chunk, without weights."""
     apply = jax.jit(pretrained.network.apply)
@@ -104,7 +106,7 @@ def text_encoder(pretrained: Pretrained, tokenizer: Any, max_length: int, masked
     def chunks(texts, reading):
         return 1 if masked else tokenizer.count_chunks(_parts(texts, reading), max_length)
 
-    return PromptEncoder(pretrained, encode, chunks)
+    return PromptEncoder(pretrained, tokenizer, encode, chunks)
 
 
 def _parts(texts, reading):
