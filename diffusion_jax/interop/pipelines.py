@@ -24,6 +24,7 @@ from diffusion_jax.denoisers.branches import in_one_batch, steered
 from diffusion_jax.denoisers.guidance import linear_rule
 from diffusion_jax.distributed import Rules, batch_sharding, check_batch
 from diffusion_jax.errors import InvalidInput, invalid, unknown
+from diffusion_jax.interop.families import sample_size
 from diffusion_jax.interop.files import local_folder, read_json
 from diffusion_jax.interop.lora_files import components_of, load_lora
 from diffusion_jax.interop.pretrained import Pretrained, load_pretrained
@@ -51,7 +52,7 @@ class Pipeline(NamedTuple):
         adapters and export.
     scheduler: process, solver and grid of the checkpoint. prompter: prompts to conditions.
     autoencoder: between images and latents. channels: of the latents.
-    size: default height and width in pixels. num_steps, scale: defaults of sampling.
+    size: default height and width in pixels, None where the checkpoint names none. num_steps, scale: defaults.
     inpaints: whether the network was trained to, and takes a mask and a masked image.
     mesh: where samples are split, or None.
     """
@@ -61,7 +62,7 @@ class Pipeline(NamedTuple):
     scheduler: Scheduler
     prompter: Prompter
     autoencoder: Pretrained
-    size: tuple[int, int]
+    size: tuple[int, int] | None
     num_steps: int
     scale: float
     channels: int
@@ -163,15 +164,14 @@ def load_pipeline(
     scheduler = read_scheduler(root / "scheduler")
     channels = autoencoder.network.module.latent_channels
     factor = autoencoder.network.module.factor
-    size = network.config.get("sample_size", 64)
-    height, width = (size, size) if isinstance(size, int) else size
+    sides = sample_size(network.family, network.config, str(root / kind.network / "config.json"))
     pipeline = Pipeline(
         lifted(network.network, scheduler.process),
         network.params,
         scheduler,
         kind.prompter(load, lambda component: load_tokenizer(root / component), network, info),
         autoencoder,
-        (height * factor, width * factor),
+        None if sides is None else (sides[0] * factor, sides[1] * factor),
         kind.num_steps,
         kind.scale,
         channels,
@@ -299,6 +299,8 @@ def _checked_pictures(pipeline, image, mask, size, count) -> tuple[Any, Any, tup
             raise invalid("size", tuple(size), f"the image is {image.shape[1]} x {image.shape[2]}")
         size = image.shape[1:3]
     size = pipeline.size if size is None else tuple(size)
+    if size is None:
+        raise invalid("size", None, "this checkpoint names none: give size=(height, width) in pixels")
     factor = pipeline.autoencoder.network.module.factor
     if len(size) != 2 or any(side < factor or side % factor for side in size):
         raise invalid("size", size, f"height and width must be multiples of {factor}")
