@@ -17,6 +17,7 @@ from diffusion_jax.adapters import attached, combined_adapters, merged
 from diffusion_jax.denoisers import denoiser as lifted
 from diffusion_jax.distributed import Rules
 from diffusion_jax.errors import InvalidInput, unknown
+from diffusion_jax.interop.families import sample_size
 from diffusion_jax.interop.files import local_folder, read_json
 from diffusion_jax.interop.lora_files import components_of, load_lora
 from diffusion_jax.interop.pretrained import Pretrained, load_pretrained
@@ -42,7 +43,7 @@ class Pipeline(NamedTuple):
         adapters and export.
     scheduler: process, solver and grid of the checkpoint. prompter: prompts to conditions.
     autoencoder: between images and latents. channels: of the latents.
-    size: default height and width in pixels. num_steps, scale: defaults of sampling.
+    size: default height and width in pixels, None where the checkpoint names none. num_steps, scale: defaults.
     inpaints: whether the network was trained to, and takes a mask and a masked image.
     mesh: where samples are split, or None.
     """
@@ -52,7 +53,7 @@ class Pipeline(NamedTuple):
     scheduler: Scheduler
     prompter: Prompter
     autoencoder: Pretrained
-    size: tuple[int, int]
+    size: tuple[int, int] | None
     num_steps: int
     scale: float
     channels: int
@@ -160,15 +161,14 @@ def load_pipeline(
     scheduler = read_scheduler(root / "scheduler")
     channels = autoencoder.network.module.latent_channels
     factor = autoencoder.network.module.factor
-    size = network.config.get("sample_size", 64)
-    height, width = (size, size) if isinstance(size, int) else size
+    sides = sample_size(network.family, network.config, str(root / kind.network / "config.json"))
     pipeline = Pipeline(
         lifted(network.network, scheduler.process),
         network.params,
         scheduler,
         kind.prompter(load, lambda component: load_tokenizer(root / component), network, info),
         autoencoder,
-        (height * factor, width * factor),
+        None if sides is None else (sides[0] * factor, sides[1] * factor),
         kind.num_steps,
         kind.scale,
         channels,
