@@ -73,7 +73,7 @@ def test_brackets_weigh(prompt, expected):
 
 def test_deep_brackets_are_bounded():
     assert weighted_parts("[" * 50_000 + "x" + ")" * 50_000)[0][1] == 0.0
-    with pytest.raises(InvalidInput, match="must lie in -1000 .. 1000"):
+    with pytest.raises(InvalidInput, match=r"must lie in -1000 \.\. 1000"):
         weighted_parts("(" * 50_000 + "x")
     with pytest.raises(InvalidInput, match="must lie in"):
         weighted_parts("(x:" + "9" * 400 + ")")
