@@ -258,7 +258,8 @@ def generate(
 
     patch = getattr(pipeline.network.network.anatomy, "patch", 1)
     grid = jnp.asarray(pipeline.scheduler.grid(num_steps, seq_len=shape[1] * shape[2] // patch**2))
-    grid = grid[len(grid) - 1 - max(1, int((len(grid) - 1) * strength)) :]
+    first = len(grid) - 1 - max(1, int((len(grid) - 1) * strength))
+    grid = pipeline.scheduler.begun(grid, first)
     index = jnp.arange(len(prompts)) if index is None else jnp.asarray(index)
     keys = randomness.sample_keys(key, index)
     noise = randomness.normal(randomness.prior_key(keys), shape) if noise is None else jnp.asarray(noise, jnp.float32)
@@ -268,12 +269,12 @@ def generate(
     more = {} if cond is None else dict(cond)
     cond, null = ({**side(asked, size), **more} for side, asked in zip(pipeline.prompter, (prompts, negatives)))
     known = keep = None
-    start = pipeline.scheduler.initial_scale(grid) * noise
+    start = pipeline.scheduler.initial_scale(grid[first:]) * noise
     if image is not None:
         latents = _programs(pipeline.autoencoder.network)[0](pipeline.autoencoder.params, image)
         if mask is None or strength < 1:
             process = pipeline.scheduler.process
-            start = process.alpha(grid[0]) * latents + process.sigma(grid[0]) * noise
+            start = process.alpha(grid[first]) * latents + process.sigma(grid[first]) * noise
     if image is not None and mask is not None:
         small = mask.reshape(len(prompts), shape[1], factor, shape[2], factor)[:, :, 0, :, 0]
         if not pipeline.inpaints:
@@ -287,7 +288,8 @@ def generate(
     if pipeline.mesh is not None:
         batch = jax.device_put(batch, batch_sharding(pipeline.mesh))
     program = _sampler(pipeline.denoiser, pipeline.scheduler.solver, pipeline.scheduler.transform, float(rescale))
-    latents = program(pipeline.params, key, grid, jnp.float32(scale), *batch) * pipeline.scheduler.final_scale(grid)
+    latents = program(pipeline.params, key, grid, jnp.float32(scale), *batch, first=first)
+    latents = latents * pipeline.scheduler.final_scale(grid)
     return _programs(pipeline.autoencoder.network)[1](pipeline.autoencoder.params, latents)
 
 
@@ -319,7 +321,7 @@ def _checked_pictures(pipeline, image, mask, size, count) -> tuple[Any, Any, tup
 def _sampler(denoiser, solver, transform, rescale):
     """The compiled run. What differs from call to call is an argument, so that nothing compiles anew."""
 
-    def run(params, key, grid, scale, cond, null, start, noise, known, keep, index):
+    def run(params, key, grid, scale, cond, null, start, noise, known, keep, index, first):
         chosen, stepped = denoiser, solver
         if null is not None:
             # Not neutral at scale 1: the scale is traced, and a decision on it would compile both sides.
@@ -328,11 +330,11 @@ def _sampler(denoiser, solver, transform, rescale):
         if known is not None:
             stepped = inpainted(solver, known, keep, noise=noise, before=False)
         chosen = transform(chosen)
-        x = sample(key, chosen, params, stepped, grid, x_init=start, cond=cond, index=index).x
+        x = sample(key, chosen, params, stepped, grid, x_init=start, cond=cond, index=index, start=first).x
         # Grids may end above 0, where the known region still has a little noise.
         return x if known is None else jnp.where(keep, known, x)
 
-    return jax.jit(run)
+    return jax.jit(run, static_argnames="first")
 
 
 @lru_cache(maxsize=16)
