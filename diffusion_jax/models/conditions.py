@@ -5,6 +5,7 @@
                cond["time_ids"]: float [B, n], numbers that are embedded as times are: sizes and crops of the image
     sizes      cond["size"]: float [B, 2], height and width in pixels of the picture that a sample was made from or is
                to have; cond["aspect"]: float [B], its height over its width
+    guidance_scale  cond["guidance_scale"]: float [B], the scale of the guidance that a distilled network answers with
     context    cond["context"]: float [B, M, C], a sequence to attend to; cond["context_mask"]: [B, M], true where it
                counts, may be left out
     text       cond["tokens"]: int [B, M], for an encoder trained with the model; cond["tokens_mask"] as above
@@ -30,8 +31,10 @@ from diffusion_jax.models.layers.branches import AttentionBranch, MlpBranch, Sid
 from diffusion_jax.models.layers.conditioning import Attended, ConditionStream, CondKey, full_mask, nonempty
 from diffusion_jax.models.layers.dense import projection
 from diffusion_jax.models.layers.embeddings import (
+    LookupTable,
     TimeEmbedding,
     VectorEmbedding,
+    check_numbers,
     grid_positions,
     rotary_angles,
     timestep_embedding,
@@ -51,19 +54,27 @@ class Label(ConditionStream):
 
     def check(self, cond, sizes):
         super().check(cond, sizes)
+        self._check(cond, self.num_classes + 1)
+
+    def check_data(self, cond):
+        super().check_data(cond)
+        self._check(cond, self.num_classes)
+
+    def _check(self, cond, count):
         if not isinstance(cond["label"], Tracer):
             values = np.asarray(cond["label"])
-            if (wrong := values[(values < 0) | (values > self.num_classes)]).size:
-                classes = f"the network knows the classes 0 to {self.num_classes - 1}, and {self.num_classes} for none"
+            if (wrong := values[(values < 0) | (values >= count)]).size:
+                classes = f"the network knows the classes 0 to {self.num_classes - 1}"
+                classes += f", and {self.num_classes} for none" * (count > self.num_classes)
                 raise invalid("cond['label']", int(wrong[0]), classes)
 
     def embed(self, cond, place):
         init = nn.initializers.normal(place.table_std)
-        table = nn.Embed(self.num_classes + 1, place.width, embedding_init=init, name="label")
+        table = LookupTable(self.num_classes + 1, place.width, embedding_init=init, name="label")
         return {"vector": table(cond["label"])}
 
     def null(self, cond):
-        return {"label": jnp.full_like(cond["label"], self.num_classes)}
+        return {"label": jnp.full(jnp.shape(cond["label"]), self.num_classes, jnp.int32)}
 
 
 def label(num_classes: int) -> Label:
@@ -136,6 +147,36 @@ def sizes() -> Sizes:
 
 
 @dataclass(frozen=True)
+class GuidanceScale(ConditionStream):
+    """See `guidance_scale`."""
+
+    features: int
+
+    keys = (CondKey("guidance_scale", ("B",), jnp.number),)
+    enters = ("time",)
+
+    def embed(self, cond, place):
+        excess = 1000.0 * (cond["guidance_scale"].astype(jnp.float32) - 1.0)
+        cosines, sines = jnp.split(timestep_embedding(excess, self.features, frequency_shift=1.0), 2, axis=-1)
+        waves = jnp.concatenate([sines, cosines], axis=-1)
+        return {"time": nn.Dense(place.time_features, use_bias=False, name="guidance")(waves)}
+
+    def null(self, cond):
+        return {name: jnp.asarray(value) for name, value in cond.items()}
+
+
+def guidance_scale(features: int) -> GuidanceScale:
+    """The scale of guidance, for a network that was distilled from guided answers (Meng et al. 2023, section 3).
+
+    It is 1 for none, as everywhere here. features: sinusoids of 1000 times what it exceeds 1 by, which a linear layer
+    takes to those of the time (Luo et al. 2023, latent consistency models).
+    """
+    if _positive("features", features) % 2 or features < 4:
+        raise invalid("features", features, "an even number from 4 up is needed")
+    return GuidanceScale(features)
+
+
+@dataclass(frozen=True)
 class Context(ConditionStream):
     """See `context`."""
 
@@ -181,7 +222,7 @@ class TextEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, tokens, mask):
-        h = nn.Embed(self.vocab_size, self.width, name="embed")(tokens).astype(self.dtype)
+        h = LookupTable(self.vocab_size, self.width, name="embed")(tokens).astype(self.dtype)
         # The blocks want a conditioning vector; text has no time, so it is one learned vector for all.
         style = self.param("style", nn.initializers.normal(0.02), (self.width,))
         c = jnp.broadcast_to(style, (tokens.shape[0], self.width)).astype(self.dtype)
@@ -207,6 +248,10 @@ class Text(ConditionStream):
         CondKey("tokens_mask", ("B", "M"), jnp.generic, optional=True),
     )
     enters = ("context", "vector")
+
+    def check(self, cond, sizes):
+        super().check(cond, sizes)
+        check_numbers("cond['tokens']", cond["tokens"], self.vocab_size)
 
     def embed(self, cond, place):
         mask = full_mask(Attended(cond["tokens"], cond.get("tokens_mask")))
