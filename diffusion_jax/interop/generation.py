@@ -20,7 +20,7 @@ from diffusion_jax.distributed import batch_sharding, check_batch
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.interop import requests
 from diffusion_jax.interop.image_inputs import fitted, fitted_masks, read_images, read_masks
-from diffusion_jax.interop.pipelines import Pipeline
+from diffusion_jax.interop.pipelines import Pipeline, denoiser_of
 from diffusion_jax.interop.prompts import PromptReading
 from diffusion_jax.sampling import sample
 from diffusion_jax.timesteps import spliced
@@ -182,13 +182,13 @@ def _grid(pipelines, num_steps, handover, strength, shape):
 
     grid, first = whole(pipelines[0])
     if len(pipelines) == 1:
-        return _begun(pipelines[0].scheduler, grid, first), jnp.zeros(len(grid) - 1, jnp.int32), first
+        return pipelines[0].scheduler.begun(grid, first), jnp.zeros(len(grid) - 1, jnp.int32), first
     second, later = whole(pipelines[1])
     made = int(np.sum(np.asarray(second)[:-1] > handover + 1e-6))
     joined = spliced(grid, second, made)
     if first >= joined.stop:
-        return _begun(pipelines[1].scheduler, second, later), jnp.ones(len(second) - 1, jnp.int32), later
-    return _begun(pipelines[0].scheduler, joined.grid, first), joined.which, first
+        return pipelines[1].scheduler.begun(second, later), jnp.ones(len(second) - 1, jnp.int32), later
+    return pipelines[0].scheduler.begun(joined.grid, first), joined.which, first
 
 
 def _conditions(pipeline, prompts, negatives, size, reading, scale, more):
@@ -210,7 +210,7 @@ class SamplingStage(NamedTuple):
 
 def sampling_program(pipelines: Sequence[Pipeline], rescale: float = 0.0) -> Any:
     """The compiled run of one pipeline, or of several that take turns; the same for the same parts."""
-    stages = (SamplingStage(one.denoiser, one.scheduler.solver, one.scheduler.transform) for one in pipelines)
+    stages = (SamplingStage(denoiser_of(one), one.scheduler.solver, one.scheduler.transform) for one in pipelines)
     return _compiled(tuple(stages), float(rescale))
 
 
@@ -255,7 +255,3 @@ def _programs(autoencoder):
         return jnp.clip(autoencoder.decode(params, latents), -1.0, 1.0)
 
     return jax.jit(autoencoder.encode), jax.jit(decode)
-
-
-def _begun(scheduler, grid, first):
-    return getattr(scheduler, "begun", lambda grid, first: grid)(grid, first)
