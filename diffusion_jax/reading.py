@@ -61,7 +61,7 @@ def regular_file(path: str | os.PathLike, max_bytes: int | None = None) -> Path:
             raise InvalidInput(f"{_named(path)} is {kind}, but a regular file is needed.")
     if max_bytes is not None and found.st_size > max_bytes:
         raise InvalidInput(
-            f"{_named(path)} has {found.st_size} bytes, but at most {max_bytes} are read of such a file."
+            f"{_named(path)} has {found.st_size} bytes, but at most {max_bytes} are read of one."
         )
     return path
 
