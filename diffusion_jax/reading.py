@@ -60,9 +60,7 @@ def regular_file(path: str | os.PathLike, max_bytes: int | None = None) -> Path:
         if test(found.st_mode):
             raise InvalidInput(f"{_named(path)} is {kind}, but a regular file is needed.")
     if max_bytes is not None and found.st_size > max_bytes:
-        raise InvalidInput(
-            f"{_named(path)} has {found.st_size} bytes, but at most {max_bytes} are read of one."
-        )
+        raise InvalidInput(f"{_named(path)} has {found.st_size} bytes, but at most {max_bytes} are read of one.")
     return path
 
 
