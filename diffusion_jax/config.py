@@ -204,7 +204,7 @@ def load(path: str) -> ConfigDict:
             raise unknown("config", file, near)
         raise invalid("config", file, "expected an existing Python file with get_config()")
     if file.endswith(".json"):
-        return from_json(reading.read_json(file), file)
+        return _from_json(reading.read_json(file), file)
     spec = importlib.util.spec_from_file_location(Path(file).stem, file)
     if spec is None or spec.loader is None:
         raise invalid("config", file, "expected a Python file")
@@ -218,7 +218,7 @@ def load(path: str) -> ConfigDict:
     return module.get_config(variant) if variant else module.get_config()
 
 
-def from_json(stored: Mapping[str, Any], where: str) -> ConfigDict:
+def _from_json(stored: Mapping[str, Any], where: str) -> ConfigDict:
     """A stored config. It is data: it may call constructors of parts (`parts`), and nothing else.
 
     Raises InvalidInput, naming `where`, for names that no config has.

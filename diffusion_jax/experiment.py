@@ -31,7 +31,7 @@ from diffusion_jax import data, metrics, training
 from diffusion_jax.clock import as_grid
 from diffusion_jax.config import build, call, check_entry
 from diffusion_jax.data.pipeline import Transform
-from diffusion_jax.distributed import BATCH_AXES
+from diffusion_jax.distributed import BATCH_AXES, path_name
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.models import Autoencoder, Captioner, ConditionStream, DualEncoder, Encoder, check_values
 from diffusion_jax.sampling import make_sampler
@@ -242,17 +242,17 @@ def prepare(
     """
     stand_ins = {"data": source, "held_out": held_out, "model": network, "objective": objective}
     check_config(config, [name for name, value in stand_ins.items() if value is not None])
-    mesh = made("mesh", config)
-    source = made("data", config) if source is None else source
-    held_out = made("held_out", config) if held_out is None else held_out
-    network = made("model", config) if network is None else network
-    process = made("process", config)
+    mesh = part_of("mesh", config)
+    source = part_of("data", config) if source is None else source
+    held_out = part_of("held_out", config) if held_out is None else held_out
+    network = part_of("model", config) if network is None else network
+    process = part_of("process", config)
     parts = {"network": network, "autoencoder": network, "process": process}
     quiet = {name: value for name, value in {"cond_dropout": 0.0, "train": False}.items() if name in config.objective}
     still = ConfigDict({"objective": {**config.objective.to_dict(), **quiet}})
-    validation = objective or made("objective", still, **parts)
-    loss = objective or made("objective", config, **parts)
-    optimizer = made("optimizer", config)
+    validation = objective or part_of("objective", still, **parts)
+    loss = objective or part_of("objective", config, **parts)
+    optimizer = part_of("optimizer", config)
     if not len(source):
         raise invalid("config.data", config.data.get("call"), "it holds no example")
     shape = jax.tree.map(np.shape, source[0]["x0"])
@@ -264,12 +264,27 @@ def prepare(
     )
 
 
-def made(place: str, config: ConfigDict, **context: Any) -> Any:
+def check_params(experiment: Experiment, params: Any) -> None:
+    """Raises InvalidInput, naming the first differences, for parameters that are not those of the experiment's network,
+    before anything is compiled for them."""
+    wanted = jax.eval_shape(experiment.init_params, jax.random.key(0))
+    shapes, theirs = (
+        {path_name(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+        for tree in (wanted, params)
+    )
+    wrong = [name for name in sorted({*shapes, *theirs}) if shapes.get(name) != theirs.get(name)]
+    if wrong:
+        told = [f"{name} ({theirs.get(name, 'absent')}, config.model has {shapes.get(name, 'none')})" for name in wrong]
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise InvalidInput(f"the checkpoint is not of the network of this config: {', '.join(told[:3])}{more}.")
+
+
+def part_of(place: str, config: ConfigDict, **context: Any) -> Any:
     """The part in an entry of the config, "sampling.solver", of the type that `PARTS` says."""
     return build(_entry(config, place, None), PARTS[place], f"config.{place}", **context)
 
 
-def made_group(place: str, config: ConfigDict) -> dict[str, Any]:
+def parts_in(place: str, config: ConfigDict) -> dict[str, Any]:
     """The parts of a group by name, of the type that `GROUPS` says."""
     entries = _entry(config, place, {})
     return {name: build(entry, GROUPS[place], f"config.{place}.{name}") for name, entry in entries.items()}
@@ -291,7 +306,7 @@ def fit(
         experiment.source,
         config.train.batch_size,
         seed=config.seed,
-        transforms=tuple(made_group("train.transforms", config).values()),
+        transforms=tuple(parts_in("train.transforms", config).values()),
     )
     return training.train(
         experiment.objective,
@@ -300,7 +315,7 @@ def fit(
         init_params=experiment.init_params if init_params is None else init_params,
         workdir=None if workdir is None else str(workdir),
         seed=config.seed,
-        ema=made_group("ema", config),
+        ema=parts_in("ema", config),
         mesh=experiment.mesh,
         callbacks=callbacks,
         config=config.to_dict(),
@@ -327,16 +342,16 @@ def prepare_sampling(experiment: Experiment) -> Sampling:
     context = {"process": experiment.process}
     # Absent in the configs of runs that were trained before it existed.
     plain = ConfigDict({"sampling": {"acceleration": call("denoisers.denoiser")}})
-    denoiser = made(
+    denoiser = part_of(
         "sampling.acceleration", config if config.sampling.get("acceleration") else plain,
         network=experiment.network, **context,
     )  # fmt: skip
     for name, entry in config.sampling.transformations.items():
         field = f"config.sampling.transformations.{name}"
         denoiser = build(entry, GROUPS["sampling.transformations"], field, denoiser=denoiser, **context)
-    conditions = made("sampling.condition", config) if config.sampling.get("condition") else None
-    grid = made("sampling.grid", config, **context)
-    return Sampling(denoiser, made("sampling.solver", config, **context), as_grid(grid), conditions)
+    conditions = part_of("sampling.condition", config) if config.sampling.get("condition") else None
+    grid = part_of("sampling.grid", config, **context)
+    return Sampling(denoiser, part_of("sampling.solver", config, **context), as_grid(grid), conditions)
 
 
 def compiled_sampler(experiment: Experiment, sampling: Sampling, save_every: int | None = None):

@@ -223,7 +223,8 @@ def parts_of(wanted: Any) -> list[str]:
         for name in public_names(module):
             if _makes(getattr(module, name)):
                 made[f"{path}.{name}"] = made_by(getattr(module, name))
-    exact = [name for name, one in made.items() if one in places]
+    functions = [option for option in places if typing.get_origin(option) is collections.abc.Callable]
+    exact = [name for name, one in made.items() if one in functions]
     found = exact or [name for name, one in made.items() if any(fits(one, each) for each in places)]
     counts = collections.Counter(name.rpartition(".")[0] for name in found)
     return sorted(found, key=lambda name: (-counts[name.rpartition(".")[0]], name))
