@@ -17,6 +17,7 @@ A config has these entries; all of them are constructor calls (`config.call`) un
 and `NUMBERS` say what each entry takes, and all of it is looked at before anything is built.
 """
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -34,6 +35,7 @@ from diffusion_jax.data.pipeline import Transform
 from diffusion_jax.distributed import BATCH_AXES, path_name
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.models import Autoencoder, Captioner, ConditionStream, DualEncoder, Encoder, check_values
+from diffusion_jax.reading import first_line
 from diffusion_jax.sampling import make_sampler
 from diffusion_jax.typing import Denoiser, Grid, Network, Objective, Process, Solver
 
@@ -185,6 +187,10 @@ def _check_number(field: str, value: Any, least: int | None) -> None:
         raise invalid(field, _plain(value), f"a whole number of at least {least or 0} is needed{never}")
 
 
+MOST_BYTES = 2**42
+"""4 TiB of arrays in one state: more than what runs on many machines together has."""
+
+
 class Experiment(NamedTuple):
     """What `config` describes, made.
 
@@ -264,10 +270,28 @@ def prepare(
     )
 
 
+def abstractly(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """The shapes of `function(*arguments)`, for which nothing is computed or compiled.
+
+    Raises InvalidInput, saying `what`, where that fails or needs more than `MOST_BYTES`.
+    """
+    try:
+        shapes = jax.eval_shape(function, *arguments)
+    except InvalidInput:
+        raise
+    except Exception as error:
+        told = f"{type(error).__name__}: {first_line(error)}"
+        raise InvalidInput(f"{what} does not fit together ({told}).") from error
+    size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+    if size > MOST_BYTES:
+        raise InvalidInput(f"{what} needs {size} bytes, but at most {MOST_BYTES} are taken.")
+    return shapes
+
+
 def check_params(experiment: Experiment, params: Any) -> None:
     """Raises InvalidInput, naming the first differences, for parameters that are not those of the experiment's network,
     before anything is compiled for them."""
-    wanted = jax.eval_shape(experiment.init_params, jax.random.key(0))
+    wanted = abstractly("config.model on the data", experiment.init_params, jax.random.key(0))
     shapes, theirs = (
         {path_name(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
         for tree in (wanted, params)

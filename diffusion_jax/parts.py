@@ -74,7 +74,7 @@ def constructor(name: Any) -> Callable[..., Any]:
     if attribute not in public:
         raise unknown(f"call {name!r}", attribute, public)
     found = getattr(module, attribute)
-    if not callable(found) or made_by(found) in NO_PARTS:
+    if not callable(found) or typing.get_origin(found) is not None or made_by(found) in NO_PARTS:
         raise InvalidInput(f"call {name!r} makes no part of a config, and a config may call nothing else.")
     return found
 

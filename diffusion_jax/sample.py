@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,15 @@ from diffusion_jax import data, denoisers, distributed, generate, pictures, trai
 from diffusion_jax.command import cache_compilations, parse_config, run_command
 from diffusion_jax.config import to_json
 from diffusion_jax.errors import InvalidInput, invalid
-from diffusion_jax.experiment import Experiment, Sampling, check_params, compiled_sampler, prepare, prepare_sampling
+from diffusion_jax.experiment import (
+    Experiment,
+    Sampling,
+    abstractly,
+    check_params,
+    compiled_sampler,
+    prepare,
+    prepare_sampling,
+)
 from diffusion_jax.models import check_values
 from diffusion_jax.sampling import sample
 from diffusion_jax.shards import (
@@ -86,10 +95,20 @@ class BatchSampler:
 
     def batch(self, start: int) -> tuple[Any, Mapping[str, np.ndarray] | None]:
         """The samples `start .. start + batch_size - 1`, still on the device, and their conditions."""
+        cond, index = self._inputs(start)
+        return self.run(self.key, self.params, self.sampling.grid, cond, index), cond
+
+    def check(self) -> None:
+        """Raises InvalidInput where the parts of the sampler do not fit together, before anything is compiled."""
+        cond, index = self._inputs(0)
+        run = partial(self.run, grid=self.sampling.grid, cond=cond, index=index)
+        abstractly("config.sampling on the network", lambda params: run(self.key, params), self.params)
+
+    def _inputs(self, start: int) -> tuple[Mapping[str, np.ndarray] | None, jax.Array]:
         index = np.arange(start, start + self.batch_size, dtype=np.int32)
         cond = self.sampling.conditions(index) if self.sampling.conditions else None
         check_values(self.conditions, cond)
-        return self.run(self.key, self.params, self.sampling.grid, cond, jnp.asarray(index)), cond
+        return cond, jnp.asarray(index)
 
     def shard(self, start: int, size: int) -> dict[str, np.ndarray]:
         """Samples `start .. start + size - 1` with their indices, as a shard stores them."""
@@ -203,6 +222,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if jax.process_index() == 0:
         drop_stale(arguments.workdir, folder, who, anew=bool(todo))
     if todo:
+        sampler.check()
         first = time.perf_counter()
         warm, _ = sampler.batch(todo[0][1])
         jax.block_until_ready(warm.x)

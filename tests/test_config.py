@@ -1,5 +1,7 @@
 """Configs: an entry is a constructor call, every mistake is told before anything is compiled."""
 
+from types import FunctionType
+
 import pytest
 
 from diffusion_jax import config as configs
@@ -142,7 +144,8 @@ def test_no_constructor_that_a_config_can_call_is_there_to_do_something():
     for place in parts.CONFIGURABLE:
         module = __import__(f"diffusion_jax.{place}", fromlist=["x"])
         for name in parts.public_names(module):
-            made = parts.made_by(getattr(module, name)) if callable(getattr(module, name)) else None
+            function = getattr(module, name)
+            made = parts.made_by(function) if isinstance(function, FunctionType | type) else None
             if made in parts.NO_PARTS:
                 with pytest.raises(InvalidInput):
                     parts.constructor(f"{place}.{name}")
@@ -172,7 +175,7 @@ WRONG_KINDS = [
         "config.data is the call 'models.mlp', which makes a Network, but a Source",
         "data.",
     ),
-    ({"objective__draw": call("timesteps.linspace")}, "config.objective.draw is the call", "timesteps.uniform"),
+    ({"objective__draw": call("timesteps.linspace")}, "config.objective.draw is the call", "timesteps.mode"),
     (
         {"optimizer__learning_rate": call("solvers.ddim")},
         "config.optimizer.learning_rate is the call",
@@ -194,7 +197,7 @@ WRONG_KINDS = [
         "data.flip",
     ),
     ({"mesh": call("data.digits")}, "an ArraySource, but a Mesh is needed", "distributed.make_mesh"),
-    ({"process": call("timesteps.uniform")}, "a TimestepDraw, but a Process is needed", "'processes.uniform'"),
+    ({"process": call("timesteps.mode")}, "a TimestepDraw, but a Process is needed", "'processes.uniform'"),
     (
         {"process": {"call": "processes.JointProcess", "processes": {"a": call("solvers.ddim")}}},
         "processes.a is",
