@@ -118,8 +118,9 @@ def test_tokens_are_those_of_the_process(tokens, part):
 
 def test_numbers_outside_of_a_table_never_stand_for_others():
     """Refused where they are known; a compiled program gives NaN, not the null class, its last row."""
-    network = models.mlp(8, 1, conditions=(models.label(3), models.text(4, depth=1, heads=2)))
-    x, t = jnp.ones((1, 3)), jnp.zeros(1)
+    conditions = (models.label(3), models.text(4, depth=1, heads=2))
+    network = models.dit("S/2", width=32, depth=1, heads=2, in_channels=1, conditions=conditions)
+    x, t = jnp.ones((1, 4, 4, 1)), jnp.zeros(1)
     tokens = jnp.zeros((1, 2), jnp.int32)
     params = network.init(jax.random.key(0), x, t, {"label": tokens[:, 0], "tokens": tokens})
     params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(jax.random.key(1), p.shape), params)
