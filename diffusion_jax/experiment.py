@@ -17,8 +17,13 @@ A config has these entries; all of them are constructor calls (`config.call`) un
 and `NUMBERS` say what each entry takes, and all of it is looked at before anything is built.
 """
 
+<<<<<<< HEAD
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+=======
+from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
+>>>>>>> w14-c
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +33,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+<<<<<<< HEAD
 from diffusion_jax import data, metrics, training
 from diffusion_jax.clock import as_grid
 from diffusion_jax.config import build, call, check_entry
@@ -36,6 +42,16 @@ from diffusion_jax.distributed import BATCH_AXES, path_name
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.models import Autoencoder, Captioner, ConditionStream, DualEncoder, Encoder, check_values
 from diffusion_jax.reading import first_line
+=======
+from diffusion_jax import data, training
+from diffusion_jax.config import build, call
+from diffusion_jax.distributed import BATCH_AXES
+from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.models import ConditionStream, check_values
+from diffusion_jax.models.conditions import Label
+from diffusion_jax.models.layers.conditioning import find_stream
+from diffusion_jax.processes import is_discrete, members
+>>>>>>> w14-c
 from diffusion_jax.sampling import make_sampler
 from diffusion_jax.typing import Denoiser, Grid, Network, Objective, Process, Solver
 
@@ -226,6 +242,14 @@ class Experiment(NamedTuple):
         t = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[:1]), x)
         return self.network.init(key, x, t, cond)
 
+    def check_batch(self, batch: Mapping[str, Any]) -> None:
+        """Raises InvalidInput where a batch of data has a label or a token that network or process do not know."""
+        check_values(self.conditions, batch.get("cond"), data=True)
+        for name, process in members(self.process).items() if self.process is not None else ():
+            if is_discrete(process):
+                x0 = batch["x0"][name] if name else batch["x0"]
+                data.check_tokens(f"x0[{name!r}]" if name else "x0", x0, process.vocab_size)
+
     def example(self, batch_size: int = 1) -> Any:
         """A batch of the data's first examples, as NumPy arrays."""
         batch = data.stacked_examples(self.source, np.arange(batch_size) % len(self.source))
@@ -246,6 +270,7 @@ def prepare(
     source, held_out, network, objective: stand in place of what the config describes, e.g. data in a latent space or a
     network that was made of another one; the rest is made for them. begin: see `Experiment`.
     """
+<<<<<<< HEAD
     stand_ins = {"data": source, "held_out": held_out, "model": network, "objective": objective}
     check_config(config, [name for name, value in stand_ins.items() if value is not None])
     mesh = part_of("mesh", config)
@@ -253,6 +278,15 @@ def prepare(
     held_out = part_of("held_out", config) if held_out is None else held_out
     network = part_of("model", config) if network is None else network
     process = part_of("process", config)
+=======
+    for name in ENTRIES:
+        if name not in config:
+            raise InvalidInput(f"The config has no entry {name!r}; it needs {', '.join(ENTRIES)}.")
+    mesh = build(config.mesh)
+    config, source, held_out = _with_data(config, source, held_out)
+    network = build(config.model) if network is None else network
+    process = build(config.process)
+>>>>>>> w14-c
     parts = {"network": network, "autoencoder": network, "process": process}
     quiet = {name: value for name, value in {"cond_dropout": 0.0, "train": False}.items() if name in config.objective}
     still = ConfigDict({"objective": {**config.objective.to_dict(), **quiet}})
@@ -263,11 +297,52 @@ def prepare(
         raise invalid("config.data", config.data.get("call"), "it holds no example")
     shape = jax.tree.map(np.shape, source[0]["x0"])
     conditions = getattr(getattr(network, "module", None), "conditions", ())
-    for examples in (source, held_out):
-        check_values(conditions, getattr(examples, "cond", None))
-    return Experiment(
+    experiment = Experiment(
         config, source, held_out, network, process, loss, validation, optimizer, mesh, shape, conditions, begin
     )
+    _check_classes(experiment)
+    return experiment
+
+
+def _with_data(config: ConfigDict, source: Any, held_out: Any) -> tuple[ConfigDict, Any, Any]:
+    """The data, and the config with the names of their classes where an entry takes them and gives none.
+
+    So a run stores which number is which class, and held-out data are numbered as the data to train on.
+    """
+    config = config.copy_and_resolve_references()
+    made = {"data": source, "held_out": held_out}
+    names = getattr(source, "class_names", None)
+    for name, given in made.items():
+        if given is not None:
+            continue
+        entry = config[name]
+        takes_names = isinstance(entry, ConfigDict) and "class_names" in entry
+        if takes_names and entry.class_names is None:
+            entry.class_names = names
+        made[name] = build(entry)
+        names = names or getattr(made[name], "class_names", None)
+        if takes_names and name == "data":
+            entry.class_names = names
+    return config, made["data"], made["held_out"]
+
+
+def _check_classes(experiment: Experiment) -> None:
+    """Raises InvalidInput where data and network, or data to train on and held-out data, differ in their classes."""
+    label = find_stream(experiment.conditions, Label)
+    names = getattr(experiment.source, "class_names", None)
+    for entry, examples in (("data", experiment.source), ("held_out", experiment.held_out)):
+        classes, others = getattr(examples, "num_classes", None), getattr(examples, "class_names", None)
+        if label is not None and classes is not None and classes > label.num_classes:
+            known = f"the network knows {label.num_classes}, 0 to {label.num_classes - 1}"
+            raise invalid(f"the number of classes of {entry}", classes, known)
+        if names is not None and others is not None and tuple(others) != tuple(names):
+            first = next(pair for pair in zip_longest(names, others) if pair[0] != pair[1])
+            raise InvalidInput(
+                f"data and held_out have different classes: {first[0]!r} and {first[1]!r} have one number; give both "
+                "the same class_names."
+            )
+        check_values(experiment.conditions, getattr(examples, "cond", None), data=True)
+        experiment.check_batch(data.stacked_examples(examples, [0]))
 
 
 def abstractly(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -330,7 +405,12 @@ def fit(
         experiment.source,
         config.train.batch_size,
         seed=config.seed,
+<<<<<<< HEAD
         transforms=tuple(parts_in("train.transforms", config).values()),
+=======
+        transforms=tuple(build(transform) for transform in config.train.transforms.values()),
+        check=experiment.check_batch,
+>>>>>>> w14-c
     )
     return training.train(
         experiment.objective,

@@ -14,11 +14,11 @@ from diffusion_jax.data.faces import faces
 from diffusion_jax.data.files import (
     array_record,
     arrays,
-    image_folder,
     latents,
     write_array_record,
     write_latents,
 )
+from diffusion_jax.data.image_folders import captioned_folder, encoded_captions, image_folder
 from diffusion_jax.data.moving import moving_shapes
 from diffusion_jax.data.photographs import PHOTOGRAPHS, patches, photograph, textures
 from diffusion_jax.data.pipeline import Batches, pipeline
@@ -27,7 +27,7 @@ from diffusion_jax.data.prose import documents as prose_documents
 from diffusion_jax.data.prose import prose
 from diffusion_jax.data.push_t import push_t_demonstrations
 from diffusion_jax.data.scenes import shapes
-from diffusion_jax.data.sources import ArraySource, Source, check_finite, unconditional
+from diffusion_jax.data.sources import ArraySource, Source, check_finite, check_tokens, unconditional
 from diffusion_jax.data.tfds import tfds
 from diffusion_jax.data.tokenizers import Tokenizer, bpe_tokenizer, byte_tokenizer, word_tokenizer
 from diffusion_jax.data.toys2d import TOYS, Mixture, gaussian_blobs, toys2d
@@ -51,11 +51,14 @@ __all__ = [
     "bpe_tokenizer",
     "byte_tokenizer",
     "captioned_digits",
+    "captioned_folder",
     "check_finite",
+    "check_tokens",
     "conditions_of",
     "cycled_labels",
     "digits",
     "encoded",
+    "encoded_captions",
     "faces",
     "flip",
     "gaussian_blobs",
