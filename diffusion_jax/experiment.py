@@ -17,13 +17,9 @@ A config has these entries; all of them are constructor calls (`config.call`) un
 and `NUMBERS` say what each entry takes, and all of it is looked at before anything is built.
 """
 
-<<<<<<< HEAD
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-=======
-from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
->>>>>>> w14-c
 from typing import Any, NamedTuple
 
 import jax
@@ -33,7 +29,6 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-<<<<<<< HEAD
 from diffusion_jax import data, metrics, training
 from diffusion_jax.clock import as_grid
 from diffusion_jax.config import build, call, check_entry
@@ -41,17 +36,10 @@ from diffusion_jax.data.pipeline import Transform
 from diffusion_jax.distributed import BATCH_AXES, path_name
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.models import Autoencoder, Captioner, ConditionStream, DualEncoder, Encoder, check_values
-from diffusion_jax.reading import first_line
-=======
-from diffusion_jax import data, training
-from diffusion_jax.config import build, call
-from diffusion_jax.distributed import BATCH_AXES
-from diffusion_jax.errors import InvalidInput, invalid
-from diffusion_jax.models import ConditionStream, check_values
 from diffusion_jax.models.conditions import Label
 from diffusion_jax.models.layers.conditioning import find_stream
 from diffusion_jax.processes import is_discrete, members
->>>>>>> w14-c
+from diffusion_jax.reading import first_line
 from diffusion_jax.sampling import make_sampler
 from diffusion_jax.typing import Denoiser, Grid, Network, Objective, Process, Solver
 
@@ -270,23 +258,12 @@ def prepare(
     source, held_out, network, objective: stand in place of what the config describes, e.g. data in a latent space or a
     network that was made of another one; the rest is made for them. begin: see `Experiment`.
     """
-<<<<<<< HEAD
     stand_ins = {"data": source, "held_out": held_out, "model": network, "objective": objective}
     check_config(config, [name for name, value in stand_ins.items() if value is not None])
     mesh = part_of("mesh", config)
-    source = part_of("data", config) if source is None else source
-    held_out = part_of("held_out", config) if held_out is None else held_out
+    config, source, held_out = _with_data(config, source, held_out)
     network = part_of("model", config) if network is None else network
     process = part_of("process", config)
-=======
-    for name in ENTRIES:
-        if name not in config:
-            raise InvalidInput(f"The config has no entry {name!r}; it needs {', '.join(ENTRIES)}.")
-    mesh = build(config.mesh)
-    config, source, held_out = _with_data(config, source, held_out)
-    network = build(config.model) if network is None else network
-    process = build(config.process)
->>>>>>> w14-c
     parts = {"network": network, "autoencoder": network, "process": process}
     quiet = {name: value for name, value in {"cond_dropout": 0.0, "train": False}.items() if name in config.objective}
     still = ConfigDict({"objective": {**config.objective.to_dict(), **quiet}})
@@ -319,7 +296,7 @@ def _with_data(config: ConfigDict, source: Any, held_out: Any) -> tuple[ConfigDi
         takes_names = isinstance(entry, ConfigDict) and "class_names" in entry
         if takes_names and entry.class_names is None:
             entry.class_names = names
-        made[name] = build(entry)
+        made[name] = part_of(name, config)
         names = names or getattr(made[name], "class_names", None)
         if takes_names and name == "data":
             entry.class_names = names
@@ -405,12 +382,8 @@ def fit(
         experiment.source,
         config.train.batch_size,
         seed=config.seed,
-<<<<<<< HEAD
         transforms=tuple(parts_in("train.transforms", config).values()),
-=======
-        transforms=tuple(build(transform) for transform in config.train.transforms.values()),
         check=experiment.check_batch,
->>>>>>> w14-c
     )
     return training.train(
         experiment.objective,
