@@ -82,7 +82,7 @@ class UNet(UNetEncoder):
                 h = residual(jnp.concatenate([h, skips.pop()], -1), level, features, name)
                 h = attention(h, level, depth, name)
             if level > 0:
-                h = Upsample(h.shape[-1], dtype=dtype, name=f"up_{level}")(h)
+                h = Upsample(h.shape[-1], dtype=dtype, name=f"up_{level}")(h, skips[-1].shape[1:3])
 
         h = jax.nn.silu(GroupNorm(self.groups, 1e-5, dtype=dtype, name="norm_out")(h))
         features = self.out_channels or x.shape[-1]

@@ -33,7 +33,7 @@ class UNetEncoder(nn.Module):
     """What a U-Net and a ControlNet for it have in common.
 
     channels, multipliers: level l has `round(channels * multipliers[l])` features; every level but the last halves the
-        size.
+        size, rounded up.
     num_residual: residual blocks on the way down, one number or one for each level; there is one more on the way up.
     attention: blocks of attention after each residual block, per level; 0 for none. A tuple in the place of a level's
         number has one for each of its residual blocks. mid_attention: in the middle.
@@ -102,7 +102,8 @@ class UNetEncoder(nn.Module):
         """
         dtype = jnp.dtype(self.dtype)
         levels = len(self.multipliers)
-        check_images(x.shape, levels - 1, "x")
+        # Times of pixels are averaged from level to level; features of an odd size are not (see `Upsample`).
+        check_images(x.shape, levels - 1 if jnp.ndim(t) > 1 else 0, "x")
         if self.in_channels and x.shape[-1] != self.in_channels:
             raise invalid("x.shape", x.shape, f"the network was made for in_channels={self.in_channels}")
         if train and self.dropout and not self.has_rng("dropout"):
