@@ -15,7 +15,6 @@ import numpy as np
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.interop.clip import CLIP
 from diffusion_jax.interop.dit import DIT_ORIGINAL
-from diffusion_jax.interop.files import TensorFiles
 from diffusion_jax.interop.original import autoencoder_table, openclip_table, unet_table
 from diffusion_jax.interop.tables import TensorTable
 
@@ -263,7 +262,7 @@ SCHEDULERS = {
 PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
 
 
-def recognised(files: TensorFiles, prediction_type: str | None = None) -> SingleFile:
+def recognised(files: Any, prediction_type: str | None = None) -> SingleFile:
     """What the file is, by its names and shapes.
 
     prediction_type: "epsilon" or "v_prediction". Without it, it is what the file's metadata says, or epsilon; for
@@ -372,7 +371,7 @@ def _listed(names: list[str]) -> str:
     return f"{', '.join(names[:3])}{more}" if names else "no tensors"
 
 
-def lone_component(files: TensorFiles, scaling_factor: float | None = None) -> Component | None:
+def lone_component(files: Any, scaling_factor: float | None = None) -> Component | None:
     """The one network of a file in the original layout: a U-Net, an autoencoder or a DiT; None for anything else."""
     names = set(files.names)
     if "x_embedder.proj.weight" in names:

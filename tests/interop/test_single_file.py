@@ -49,7 +49,7 @@ NOISE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.
 
 def folder_of(kind, root):
     """A folder in the Hugging Face layout, with the sizes that an original file is recognised by."""
-    made = clip_folder(root / "tokenizer")
+    made = clip_folder(root / "tokenizer", **({"pad": "!"} if kind == "sd2" else {}))
     vocabulary = len(json.loads((made / "vocab.json").read_text()))
     sizes = {"vocab_size": vocabulary, "width": WIDTH, "depth": 2, "eos": vocabulary - 1, "mlp_width": 96}
     text = models.clip_text("vit_l", **sizes, heads=1, activation="gelu" if kind == "sd2" else "quick_gelu")
@@ -59,9 +59,9 @@ def folder_of(kind, root):
     if kind == "xl":
         big = models.clip_text("big_g", **sizes, heads=1, projection=32)
         components["text_encoder_2"] = drawn("CLIPTextModelWithProjection", big, 3)
-        clip_folder(root / "tokenizer_2")
+        clip_folder(root / "tokenizer_2", pad="!")
         conditions = (models.context("none", 2 * WIDTH), models.pooled(2, 32 + 6 * 256, 256))
-        info = {"_class_name": "StableDiffusionXLPipeline", **dict.fromkeys(components, ["transformers", "CLIP"])}
+        info = {"_class_name": "StableDiffusionXLPipeline", **{key: ["transformers", "CLIP"] for key in components}}
     unet = models.unet(
         "sd15", **NETWORKS[kind], num_residual=1, time_features=NETWORKS[kind]["channels"], conditions=conditions
     )
@@ -71,29 +71,20 @@ def folder_of(kind, root):
     return written(root, info, {**SCHEDULERS[kind], **NOISE}, **components)
 
 
-def padded(folder, kind):
-    """The folder, its OpenCLIP tokenizers padding with 0 as published ones do."""
-    for name in {"sd1": (), "sd2": ("tokenizer",), "xl": ("tokenizer_2",)}[kind]:
-        first = next(
-            word for word, number in json.loads((folder / name / "vocab.json").read_text()).items() if number == 0
-        )
-        (folder / name / "tokenizer_config.json").write_text(json.dumps({"pad_token": first}))
-    return folder
-
-
 @pytest.fixture(scope="module", params=NETWORKS)
 def both(request, tmp_path_factory):
     kind = request.param
     root = tmp_path_factory.mktemp(kind)
-    folder = padded(folder_of(kind, root / "folder"), kind)
-    return kind, folder, original_file(root / "model.safetensors", folder, kind)
+    folder = folder_of(kind, root / "folder")
+    clip_folder(root / "tokenizer")
+    file = original_file(root / "model.safetensors", folder, kind)
+    told = {"prediction_type": "v_prediction"} if kind == "sd2" else {}
+    return kind, folder, file, interop.load_pipeline(file, **told)
 
 
 def test_a_single_file_is_its_folder(both):
-    kind, folder, file = both
-    told = {"prediction_type": "v_prediction"} if kind == "sd2" else {}
+    kind, folder, _, single = both
     whole = interop.load_pipeline(folder)
-    single = interop.load_pipeline(file, tokenizer=folder / "tokenizer", **told)
     chex.assert_trees_all_equal(single.params, whole.params)
     chex.assert_trees_all_equal(single.autoencoder.params, whole.autoencoder.params)
     assert single.network.network.module == whole.network.network.module
@@ -103,13 +94,11 @@ def test_a_single_file_is_its_folder(both):
         found, expected = (getattr(pipe.prompter, side)(PROMPTS, (64, 64)) for pipe in (single, whole))
         chex.assert_trees_all_equal(found, expected)
     np.testing.assert_array_equal(single.scheduler.grid(7), whole.scheduler.grid(7))
-    assert single.scheduler.process.parameterization == whole.scheduler.process.parameterization
+    assert single.scheduler.process == whole.scheduler.process
 
 
 def test_what_was_one_file_is_stored_as_a_folder(both, tmp_path):
-    kind, folder, file = both
-    told = {"prediction_type": "epsilon"} if kind == "sd2" else {}
-    network = interop.load_pipeline(file, tokenizer=folder / "tokenizer", **told).network
+    network = both[3].network
     again = interop.load_pretrained(interop.save_pretrained(tmp_path, network))
     chex.assert_trees_all_equal(again.params, network.params)
     assert again.network.module == network.network.module
@@ -177,9 +166,9 @@ def without(prefix):
 MISTAKES = {
     "no text encoder": (without("cond_stage_model."), {}, "it holds no text encoder"),
     "no autoencoder": (without("first_stage_model."), {}, "holds no vae: give vae="),
-    "another network": (without("model.diffusion_model."), {}, "of a U-Net, or x_embedder"),
+    "another network": (without("model.diffusion_model."), {}, "holds a single network and no pipeline"),
     "a tensor is missing": (without("model.diffusion_model.out.0."), {}, "2 missing: out.0"),
-    "an unknown prediction": (lambda tensors: None, {"prediction_type": "v"}, "did you mean 'v_prediction'"),
+    "an unknown prediction": (lambda tensors: None, {"prediction_type": "v"}, "Valid: epsilon, v_prediction"),
     "a wrong head": (lambda tensors: None, {"heads": 5}, "heads is 5"),
 }
 
@@ -195,7 +184,16 @@ def test_what_cannot_be_read_is_told(name, sd1, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_what_has_to_be_given(sd1, both, tmp_path):
+def test_the_prediction_of_stable_diffusion_2_is_not_guessed(both):
+    kind, _, file, single = both
+    predicted = single.scheduler.process.prediction
+    assert predicted == {"sd1": "epsilon", "sd2": "v", "xl": "epsilon"}[kind]
+    if kind == "sd2":
+        with pytest.raises(InvalidInput, match="two kinds that its tensors do not tell apart"):
+            interop.load_pipeline(file)
+
+
+def test_what_has_to_be_given(sd1, tmp_path):
     folder, file = sd1
     with pytest.raises(InvalidInput, match="holds no tokenizer, as no single file does"):
         interop.load_pipeline(file)
@@ -207,10 +205,6 @@ def test_what_has_to_be_given(sd1, both, tmp_path):
     pickled.write_bytes(b"cos\nsystem\n(S'true'\ntR.")
     with pytest.raises(InvalidInput, match="it is a pickle, which can run code"):
         interop.load_pipeline(pickled)
-    kind, other, whole = both
-    if kind == "sd2":
-        with pytest.raises(InvalidInput, match="two kinds that its tensors do not tell apart"):
-            interop.load_pipeline(whole, tokenizer=other / "tokenizer")
 
 
 def test_what_belongs_to_no_part_is_told(sd1, tmp_path):
