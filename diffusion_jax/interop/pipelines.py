@@ -18,14 +18,14 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from diffusion_jax import randomness
-from diffusion_jax.adapters import attached, combined_adapters, merged
+from diffusion_jax.adapters import attached, combined_adapters, largest_rank
 from diffusion_jax.denoisers import denoiser as lifted
 from diffusion_jax.denoisers.branches import in_one_batch, steered
 from diffusion_jax.denoisers.guidance import linear_rule
 from diffusion_jax.distributed import Rules, batch_sharding, check_batch
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.interop.files import local_folder, read_json
-from diffusion_jax.interop.lora_files import components_of, load_lora
+from diffusion_jax.interop.lora_files import check_components, components_of, load_lora, merged_files
 from diffusion_jax.interop.pretrained import Pretrained, load_pretrained
 from diffusion_jax.interop.prompts import (
     Prompter,
@@ -149,15 +149,13 @@ def load_pipeline(
     if name not in KINDS:
         raise unknown("pipeline", name, KINDS)
     kind = KINDS[name]
+    encoders = [part for part in ("text_encoder", "text_encoder_2") if (root / part).is_dir()]
+    check_components([path for path, _ in loras], ("unet", *encoders))
 
     def load(component, **fields):
         where = {"mesh": mesh, "rules": rules, "variant": _variant(root / component, variant)}
         pretrained = load_pretrained(root / component, **where, param_dtype=param_dtype, **fields)
-        for path, weight in loras:
-            if component in components_of(path) and component != kind.network:
-                params = merged(pretrained.params, load_lora(path, pretrained, component), weight)
-                pretrained = pretrained._replace(params=params)
-        return pretrained
+        return pretrained if component == kind.network else merged_files(pretrained, loras, component)
 
     network, autoencoder = load(kind.network, **overrides), load("vae")
     scheduler = read_scheduler(root / "scheduler")
@@ -192,7 +190,7 @@ def with_lora(pipeline: Pipeline, weighted: Sequence[tuple[Any, int | float]], r
         pipeline._replace(params={**pipeline.params, "lora": adapters.combined_adapters(others, rank, like)})
     """
     if rank is None:
-        rank = sum(jax.tree.leaves(factors)[0].shape[-1] for factors, _ in weighted)
+        rank = sum(largest_rank(factors) for factors, _ in weighted)
     factors = combined_adapters(weighted, rank)
     network = attached(pipeline.network.network, factors)
     params = {"params": pipeline.network.params, "lora": factors}

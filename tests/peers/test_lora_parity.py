@@ -15,7 +15,8 @@ peft = pytest.importorskip("peft")
 from safetensors.numpy import load_file, save_file  # noqa: E402
 
 from diffusion_jax import adapters, interop  # noqa: E402
-from diffusion_jax.interop.lora_files import sgm_names, targets_of  # noqa: E402
+from diffusion_jax.interop.lora_names import sgm_names  # noqa: E402
+from diffusion_jax.interop.lora_targets import modules_of  # noqa: E402
 from diffusion_jax.models import by_path  # noqa: E402
 from tests.peers.comparison import TOLERANCE, randomised  # noqa: E402
 from tests.peers.figures import record  # noqa: E402
@@ -107,7 +108,7 @@ def test_an_sdxl_file_with_the_block_names_of_the_original_code(tmp_path):
     factors = jax.tree.map(lambda leaf: leaf + 0.2, factors)
     expected = ours(pretrained, factors, cond)
     file = interop.save_lora(tmp_path / "lora.safetensors", pretrained, factors, dialect="kohya")
-    spelled = {name: theirs for theirs, name in sgm_names(targets_of(pretrained)).items()}
+    spelled = {name: theirs for theirs, name in sgm_names(modules_of(pretrained)).items()}
     renamed = {}
     for name, value in load_file(file).items():
         module, dot, role = name.removeprefix("lora_unet_").partition(".")
