@@ -14,11 +14,11 @@ from diffusion_jax.data.faces import faces
 from diffusion_jax.data.files import (
     array_record,
     arrays,
-    image_folder,
     latents,
     write_array_record,
     write_latents,
 )
+from diffusion_jax.data.image_folders import captioned_folder, encoded_captions, image_folder
 from diffusion_jax.data.moving import moving_shapes
 from diffusion_jax.data.photographs import PHOTOGRAPHS, patches, photograph, textures
 from diffusion_jax.data.pipeline import Batches, pipeline
@@ -51,11 +51,13 @@ __all__ = [
     "bpe_tokenizer",
     "byte_tokenizer",
     "captioned_digits",
+    "captioned_folder",
     "check_finite",
     "conditions_of",
     "cycled_labels",
     "digits",
     "encoded",
+    "encoded_captions",
     "faces",
     "flip",
     "gaussian_blobs",

@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 
-from diffusion_jax.data import pixels
+from diffusion_jax import pixels
 from diffusion_jax.data.sources import ArraySource, check_split
 from diffusion_jax.errors import invalid
 

@@ -1,22 +1,28 @@
-"""Data from files: NumPy arrays, precomputed latents in shards, ArrayRecord, image folders. Nothing is ever unpickled.
+"""Data from files: NumPy arrays, precomputed latents in shards, ArrayRecord. Nothing is ever unpickled.
 
-Readers and the writers of the formats that are ours. tensorflow-datasets has a module of its own.
+Readers and the writers of the formats that are ours. In all of them unsigned integers and bools are pixels, scaled by
+the range of their type to [-1, 1] (`pixels.scaled`); signed integers are tokens; floats are taken as they are. Folders
+of pictures and tensorflow-datasets have modules of their own.
 """
 
 import dataclasses
 import functools
-import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+import os
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
-from diffusion_jax.data import pixels
-from diffusion_jax.data.sources import ArraySource, check_finite
+from diffusion_jax import pixels
+from diffusion_jax.data.sources import ArraySource, as_labels, as_numbers, check_finite
 from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.reading import first_line, read_array, read_arrays, regular_file
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+LOOKED_AT = 64
+"""Examples of a file that stays on disk whose range is looked at."""
 
 
 def _existing(path: Any, what: str) -> Path:
@@ -26,76 +32,156 @@ def _existing(path: Any, what: str) -> Path:
     return path
 
 
-def _load(path: Path, mmap: bool = False) -> Any:
+def as_data(values: Any, name: str, value_range: tuple[float, float] | None = None) -> np.ndarray:
+    """x0 of one example or many: pixels as float32 in [-1, 1], tokens as int32, floats as float32.
+
+    value_range: which values are -1 and 1, for pixels of another range or type; see `arrays`.
+    """
+    if value_range is None and np.issubdtype(values.dtype, np.signedinteger):
+        return as_numbers(values, name)
+    return pixels.scaled(values, name, value_range)
+
+
+def as_condition(values: Any, key: str, name: str, num_classes: int | None = None, axes: int = 1) -> np.ndarray:
+    """A condition of one example (`axes` 0) or of many (1): labels and other integers as int32, floats as float32.
+
+    Unsigned integers with the axes of a picture, `[H, W, C]`, are pixels; bools, of masks, stay.
+    """
+    if key == "label":
+        return as_labels(values, name, num_classes)
+    if values.dtype == bool:
+        return values
+    if np.issubdtype(values.dtype, np.unsignedinteger) and values.ndim >= axes + 3:
+        return pixels.scaled(values, name)
+    if np.issubdtype(values.dtype, np.integer):
+        return as_numbers(values, name)
+    if not jax.dtypes.issubdtype(values.dtype, np.floating):
+        raise invalid(
+            name, f"{values.dtype}{list(values.shape)}", "a condition consists of real numbers; text, of tokens"
+        )
+    return pixels.scaled(values, name)
+
+
+class MappedRows:
+    """The rows of a `.npy` file that stays on disk, converted when they are read.
+
+    Raises InvalidInput where the file was changed, replaced or removed since it was opened: what is mapped is then no
+    longer what the run began with, or is gone.
+    """
+
+    def __init__(self, file: Path, convert: Callable[[np.ndarray], np.ndarray]):
+        self._file, self._convert, self._identity = file, convert, identity(file)
+        self._array = read_array(file, mmap=True)
+        self.shape = self._array.shape
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        if identity(self._file) != self._identity:
+            raise InvalidInput(f"{str(self._file)!r} has changed since it was opened: start again to read it as it is.")
+        return self._convert(self._array[rows])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[:], dtype)
+
+
+def identity(file: Path) -> tuple[int, int, int]:
+    """What tells a file from another of its name, or from itself rewritten."""
     try:
-        return np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise InvalidInput(
-            f"{str(path)!r} is damaged, or no NumPy file that can be read without pickle ({error})."
-        ) from None
-
-
-def _as_data(array: Any) -> Any:
-    """uint8 images to [-1, 1]; integers to int32 tokens; other floats to float32 unless they are that already."""
-    if array.dtype == np.uint8:
-        return pixels.from_uint8(array)
-    if np.issubdtype(array.dtype, np.integer):
-        return array.astype(np.int32)
-    return array if array.dtype == np.float32 else array.astype(np.float32)
+        found = os.stat(file)
+    except OSError as error:
+        raise InvalidInput(f"{str(file)!r} can no longer be read ({error.strerror}).") from None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def arrays(
-    path: str | None = None, *, x0: Any = None, label: Any = None, num_classes: int | None = None
+    path: str | None = None,
+    *,
+    x0: Any = None,
+    label: Any = None,
+    num_classes: int | None = None,
+    value_range: tuple[float, float] | None = None,
 ) -> ArraySource:
     """A source from a `.npy` file (x0 alone, memory-mapped), a `.npz` file, or arrays in memory.
 
     path: an `.npz` holds `x0 [N, ...]` and, if there is one, `label [N]`; every other array in it becomes a condition
-        of that name. uint8 images are scaled to [-1, 1]; integers are tokens.
+        of that name. Unsigned integers (and bools) are pixels, scaled by the range of their type to [-1, 1]; signed
+        integers are tokens; floats are taken as they are, and images among them lie in [-1, 1].
     x0, label: arrays instead of a path.
     num_classes: one more than the largest label when None.
+    value_range: which values of x0 are -1 and 1 in the place of these rules: (0, 1), (0, 255), (0, 4095) of 12 bits;
+        (-1, 1) says that bright images in [0, 1] are meant as they are.
 
-    Raises InvalidInput when the file is missing, damaged, needs pickle, or holds a NaN.
+    Raises InvalidInput when the file is missing, damaged, needs pickle, or holds a NaN, for what is no number, floats
+    that are images in 0 .. 255, and labels that are no numbers of classes. Images that all lie in [0, 1] are told.
     """
     if (path is None) == (x0 is None):
         raise InvalidInput("arrays needs either a path or x0, and not both.")
-    name, cond = "arrays", {}
+    name, content = "arrays", {}
     if path is not None:
         file = _existing(path, "The file")
         name = str(file)
-        loaded = _load(file, mmap=file.suffix == ".npy")
-        if isinstance(loaded, np.ndarray):
-            x0 = loaded
+        if file.suffix == ".npy":
+            x0 = MappedRows(file, lambda rows: as_data(rows, f"x0 of {name}", value_range))
         else:
-            with loaded:
-                content = {key: _read_member(loaded, key, file) for key in loaded.files}
+            content = read_arrays(file)
             if "x0" not in content:
                 raise InvalidInput(f"{name!r} holds {sorted(content)}, but an array named 'x0' is needed.")
             x0 = content.pop("x0")
-            cond = {key: _as_data(value) for key, value in content.items()}
     if label is not None:
-        cond["label"] = np.asarray(label).astype(np.int32)
+        content["label"] = _as_array(label, "label")
+    values = x0 if isinstance(x0, MappedRows) else _as_array(x0, f"x0 of {name}")
+    if not values.shape:
+        raise InvalidInput(f"x0 of {name} is a single value, but an axis of examples is needed.")
+    cond = {key: as_condition(value, key, f"{key} of {name}", num_classes) for key, value in content.items()}
     if "label" in cond and num_classes is None:
-        num_classes = int(cond["label"].max()) + 1
-    source = ArraySource(_as_data(x0 if isinstance(x0, np.ndarray) else np.asarray(x0)), cond, name, num_classes)
-    if not isinstance(source.x0, np.memmap):
-        check_finite(source)
+        num_classes = int(cond["label"].max(initial=-1)) + 1
+    if isinstance(values, MappedRows):
+        source = ArraySource(values, cond, name, num_classes)
+        _check_range(values[np.unique(np.linspace(0, len(values) - 1, LOOKED_AT).astype(np.int64))], name, value_range)
+        return source
+    source = ArraySource(as_data(values, f"x0 of {name}", value_range), cond, name, num_classes)
+    check_finite(source)
+    if not np.issubdtype(values.dtype, np.integer) and values.dtype != bool:
+        _check_range(source.x0, name, value_range)
     return source
 
 
-def _read_member(archive, key, file):
+def _as_array(value: Any, name: str) -> np.ndarray:
     try:
-        return archive[key]
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise InvalidInput(
-            f"{key!r} in {str(file)!r} cannot be read without pickle, or is damaged ({error})."
-        ) from None
+        return np.asarray(value)
+    except Exception as error:  # whatever another library's array raises
+        raise InvalidInput(f"{name} is no array of numbers: {first_line(error)}.") from None
+
+
+def _check_range(x0: np.ndarray, name: str, value_range: Any) -> None:
+    """Raises InvalidInput for floats that are images in 0 .. 255, and warns of those in [0, 1]."""
+    if value_range is not None or x0.ndim not in (4, 5) or x0.shape[-1] not in (1, 3) or x0.dtype != np.float32:
+        return
+    low, high = float(x0.min()), float(x0.max())
+    if low < 0 or not high:
+        return
+    reach = f"from {low:g} to {high:g}"
+    if high > pixels.OVERSHOOT:
+        raise invalid(
+            f"the range of x0 of {name}",
+            reach,
+            f"images lie in [-1, 1]: value_range=(0, {255 if high <= 255 else high:g})",
+        )
+    warnings.warn(
+        f"x0 of {name} holds images {reach}, but those of this library lie in [-1, 1]: value_range=(0, 1) scales them, "
+        "and value_range=(-1, 1) says that they are meant so.",
+        stacklevel=3,
+    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Shards:
-    """Examples spread over files, each opened when it is first needed; the order is that of the file names."""
+    """Examples spread over files, which stay on disk; the order is that of the file names."""
 
     files: tuple[Path, ...]
+    identities: tuple[Any, ...]
     starts: tuple[int, ...]
     shape: tuple[int, ...]
     scale: float
@@ -110,24 +196,39 @@ class Shards:
         if not 0 <= index < len(self):
             raise IndexError(index)
         shard = int(np.searchsorted(self.starts, index, side="right")) - 1
-        content = _shard(self.files[shard])
+        content = _shard(self.files[shard], self.identities[shard])
         row = index - self.starts[shard]
-        example = {"x0": (content["x0"][row].astype(np.float32) - self.shift) * self.scale}
+        x0 = content["x0"][row]
+        example = {"x0": x0 if x0.dtype == np.int32 else (x0 - self.shift) * self.scale}
         cond = {key: value[row] for key, value in content.items() if key != "x0"}
         return {**example, "cond": cond} if cond else example
 
 
-@functools.lru_cache(maxsize=4096)
-def _shard(file: Path) -> dict:
-    """x0 as a memory map, the small arrays beside it (`NAME.label.npy`, ...) in memory."""
-    content = {"x0": _load(file, mmap=True)}
+def _beside(file: Path) -> dict[str, Path]:
+    """The files of a shard's conditions by name."""
     stem = file.name.removesuffix(".x0.npy")
-    for beside in sorted(file.parent.glob(f"{stem}.*.npy")):
-        key = beside.name.removeprefix(f"{stem}.").removesuffix(".npy")
-        if key != "x0":
-            content[key] = _as_data(_load(beside))
-            if len(content[key]) != len(content["x0"]):
-                raise invalid(f"length of {str(beside)!r}", len(content[key]), f"x0 has {len(content['x0'])} examples")
+    named = {
+        path.name.removeprefix(f"{stem}.").removesuffix(".npy"): path
+        for path in file.parent.glob("*.npy")
+        if path.name.startswith(f"{stem}.")
+    }
+    return {key: named[key] for key in sorted(named) if key != "x0"}
+
+
+def _identities(file: Path) -> tuple[Any, ...]:
+    return tuple((str(path), identity(path)) for path in (file, *_beside(file).values()))
+
+
+@functools.lru_cache(maxsize=512)
+def _shard(file: Path, identities: tuple[Any, ...]) -> dict:
+    """x0 as a memory map, the small arrays beside it (`NAME.label.npy`, ...) in memory: those of these identities."""
+    if _identities(file) != identities:
+        raise InvalidInput(f"The shard {str(file)!r} has changed since it was opened: start again to read it as it is.")
+    content: dict[str, Any] = {"x0": MappedRows(file, functools.partial(as_data, name=str(file)))}
+    for key, path in _beside(file).items():
+        content[key] = as_condition(read_array(path), key, repr(str(path)))
+        if len(content[key]) != len(content["x0"]):
+            raise invalid(f"length of {str(path)!r}", len(content[key]), f"x0 has {len(content['x0'])} examples")
     return content
 
 
@@ -135,28 +236,42 @@ def latents(folder: str, *, scale: float = 1.0, shift: float = 0.0, num_classes:
     """Latents computed beforehand: `NAME.x0.npy` shards, each with `NAME.label.npy` and the like beside it.
 
     Shards are memory-mapped, so the data may be larger than the memory. `x0 <- (x0 - shift) * scale`, e.g. scale
-    0.18215 for the latents of Stable Diffusion. `write_latents` writes the format.
+    0.18215 for the latents of Stable Diffusion; signed integers are tokens and stay. `write_latents` writes the format.
     """
     files = tuple(sorted(_existing(folder, "The folder of latents").glob("*.x0.npy")))
     if not files:
         raise InvalidInput(f"The folder {str(folder)!r} holds no shard: files named NAME.x0.npy are expected.")
-    shards = [_shard(file) for file in files]
-    shapes = {tuple(shard["x0"].shape[1:]) for shard in shards}
-    if len(shapes) > 1:
-        raise invalid("shapes of the latents", sorted(shapes), "all shards must have the same")
+    identities = tuple(_identities(file) for file in files)
+    shards = [_shard(*shard) for shard in zip(files, identities, strict=True)]
+    first = shards[0]
+    for file, shard in zip(files, shards, strict=True):
+        for what, here, there in (
+            ("shape", shard["x0"].shape[1:], first["x0"].shape[1:]),
+            ("conditions", sorted(shard.keys() - {"x0"}), sorted(first.keys() - {"x0"})),
+        ):
+            if here != there:
+                raise invalid(f"{what} of {str(file)!r}", here, f"{str(files[0])!r} has {there}")
+        if "label" in shard:
+            as_labels(shard["label"], f"label beside {str(file)!r}", num_classes)
     starts = tuple(np.cumsum([0] + [len(shard["x0"]) for shard in shards]).tolist())
-    if num_classes is None and all("label" in shard for shard in shards):
-        num_classes = int(max(shard["label"].max() for shard in shards)) + 1
-    return Shards(files, starts, shapes.pop(), float(scale), float(shift), num_classes, str(folder))
+    if num_classes is None and "label" in first:
+        num_classes = max(int(shard["label"].max(initial=-1)) for shard in shards) + 1
+    shape = tuple(first["x0"].shape[1:])
+    return Shards(files, identities, starts, shape, float(scale), float(shift), num_classes, str(folder))
 
 
 def write_latents(folder: str | Path, name: str, x0: np.ndarray, cond: Mapping[str, np.ndarray] | None = None) -> None:
-    """Writes one shard, `x0 [N, ...]` and its conditions `[N, ...]`, for `latents` to read."""
+    """Writes one shard, `x0 [N, ...]` and its conditions `[N, ...]`, for `latents` to read.
+
+    A shard of that name is replaced whole: who reads the old one still does.
+    """
     folder = Path(folder).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
-    for key, value in (cond or {}).items():
-        np.save(folder / f"{name}.{key}.npy", value, allow_pickle=False)
-    np.save(folder / f"{name}.x0.npy", x0, allow_pickle=False)
+    for key, value in {**(cond or {}), "x0": x0}.items():
+        part = folder / f".{name}.{key}.part"
+        with part.open("wb") as opened:
+            np.save(opened, value, allow_pickle=False)
+        part.replace(folder / f"{name}.{key}.npy")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -165,6 +280,7 @@ class ArrayRecords:
 
     paths: tuple[str, ...]
     records: Any
+    num_classes: int | None = None
     name: str = "array_record"
 
     def __len__(self) -> int:
@@ -173,9 +289,16 @@ class ArrayRecords:
     def __getitem__(self, index: int) -> dict:
         from safetensors.numpy import load
 
-        flat = load(self.records[index])
-        example = {key: value for key, value in flat.items() if not key.startswith("cond.")}
-        cond = {key.removeprefix("cond."): _scalar(value) for key, value in flat.items() if key.startswith("cond.")}
+        where = f"record {index} of {', '.join(self.paths)}"
+        try:
+            flat = load(self.records[index])
+        except Exception as error:  # the reader is C++ and raises whatever it likes
+            raise InvalidInput(f"{where} cannot be read as an example ({first_line(error)}).") from None
+        if "x0" not in flat:
+            raise InvalidInput(f"{where} holds {sorted(flat)}, but an array named 'x0' is needed.")
+        given = {key.removeprefix("cond."): _scalar(value) for key, value in flat.items() if key.startswith("cond.")}
+        cond = {key: as_condition(value, key, f"{key} of {where}", self.num_classes, 0) for key, value in given.items()}
+        example = {"x0": as_data(flat["x0"], f"x0 of {where}")}
         return {**example, "cond": cond} if cond else example
 
     @property
@@ -187,22 +310,23 @@ def _scalar(value):
     return value.reshape(()) if value.shape == (1,) else value
 
 
-def array_record(paths: str | Sequence[str]) -> ArrayRecords:
-    """Examples from ArrayRecord files written by `write_array_record` (one path or several)."""
+def array_record(paths: str | Sequence[str], num_classes: int | None = None) -> ArrayRecords:
+    """Examples from ArrayRecord files written by `write_array_record` (one path or several).
+
+    num_classes: how many classes labels are of; they are checked as they are read.
+    """
     import grain
 
     paths = (paths,) if isinstance(paths, str) else tuple(paths)
-    files = tuple(str(_existing(path, "The ArrayRecord file")) for path in paths)
+    files = tuple(str(regular_file(_existing(path, "The ArrayRecord file"))) for path in paths)
     try:
-        source = ArrayRecords(files, grain.sources.ArrayRecordDataSource(list(files)))
-        if len(source):
-            source[0]
-    except InvalidInput:
-        raise
+        records = grain.sources.ArrayRecordDataSource(list(files))
+        count = len(records)
     except Exception as error:  # the reader is C++ and raises whatever it likes
-        raise InvalidInput(
-            f"{files} cannot be read as ArrayRecord of examples ({str(error).splitlines()[0]})."
-        ) from None
+        raise InvalidInput(f"{', '.join(files)} cannot be read as ArrayRecord ({first_line(error)}).") from None
+    source = ArrayRecords(files, records, num_classes)
+    if count:
+        source[0]
     return source
 
 
@@ -217,61 +341,3 @@ def write_array_record(path: str | Path, examples: Iterable[dict]) -> None:
         flat = {"x0": example["x0"], **{f"cond.{key}": value for key, value in example.get("cond", {}).items()}}
         writer.write(save({key: np.ascontiguousarray(np.atleast_1d(value)) for key, value in flat.items()}))
     writer.close()
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class ImageFolder:
-    """Images of a folder, decoded when they are asked for; see `image_folder`."""
-
-    files: tuple[Path, ...]
-    labels: tuple[int, ...] | None
-    class_names: tuple[str, ...] | None
-    size: int
-    channels: int
-    name: str
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return (self.size, self.size, self.channels)
-
-    @property
-    def num_classes(self) -> int | None:
-        return None if self.class_names is None else len(self.class_names)
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> dict:
-        from PIL import Image, UnidentifiedImageError
-
-        try:
-            with Image.open(self.files[index]) as opened:
-                image = np.asarray(opened.convert("RGB" if self.channels == 3 else "L"))
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
-            raise InvalidInput(f"The image {str(self.files[index])!r} cannot be decoded ({error}).") from None
-        example = {"x0": pixels.centre_crop(pixels.from_uint8(image), self.size)}
-        return example if self.labels is None else {**example, "cond": {"label": np.int32(self.labels[index])}}
-
-
-def image_folder(folder: str, *, size: int = 64, channels: int = 3) -> ImageFolder:
-    """Images `[size, size, channels]` in [-1, 1]: `folder/class/image.png` with labels, or `folder/image.png` without.
-
-    The shorter side is resized to `size` and the middle square kept. Classes are the subfolders in alphabetical order.
-    """
-    if size < 1 or channels not in (1, 3):
-        raise invalid("size, channels", (size, channels), "size must be at least 1 and channels 1 or 3")
-    root = _existing(folder, "The image folder")
-    if not root.is_dir():
-        raise InvalidInput(f"{str(root)!r} is a file, but a folder of images is expected.")
-    files = sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not files:
-        raise InvalidInput(f"The folder {str(root)!r} holds no image ({', '.join(IMAGE_SUFFIXES)}).")
-    loose = [path.name for path in files if path.parent == root]
-    if len(loose) == len(files):
-        return ImageFolder(tuple(files), None, None, size, channels, str(root))
-    if loose:
-        raise InvalidInput(f"{str(root)!r} mixes class subfolders with loose images such as {loose[0]!r}: move those.")
-    parents = [path.relative_to(root).parts[0] for path in files]
-    names = tuple(sorted(set(parents)))
-    labels = tuple(names.index(parent) for parent in parents)
-    return ImageFolder(tuple(files), labels, names, size, channels, str(root))

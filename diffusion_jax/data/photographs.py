@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion_jax.data import pixels
+from diffusion_jax import pixels
 from diffusion_jax.data.sources import ArraySource, check_split
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 
@@ -52,7 +52,7 @@ def photograph(name: str) -> np.ndarray:
         from sklearn.datasets import load_sample_image
 
         image = load_sample_image(f"{name}.jpg")
-    image = pixels.from_uint8(image[..., :3] if image.ndim == 3 else image)
+    image = pixels.scaled(image[..., :3] if image.ndim == 3 else image[..., None], name)
     image.setflags(write=False)
     return image
 

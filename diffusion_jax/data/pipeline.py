@@ -14,7 +14,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from diffusion_jax.data.sources import BatchSource, Source, first_not_finite
+from diffusion_jax.data.sources import BatchSource, Source, as_labels, not_finite
 from diffusion_jax.errors import InvalidInput, invalid
 
 Transform = Callable[[dict, np.random.Generator], dict]
@@ -33,6 +33,7 @@ def pipeline(
     process_count: int | None = None,
     num_threads: int = 2,
     prefetch: int = 4,
+    check: Callable[[dict], None] | None = None,
 ) -> "Batches":
     """An iterator of batches `{"x0": [b, ...], "cond": {...}, "index": int32 [b]}` with b = batch_size / process_count.
 
@@ -44,9 +45,10 @@ def pipeline(
         across the border of two epochs.
     process_index, process_count: this host and the number of hosts; those of JAX when None.
     num_threads, prefetch: threads that read ahead, and how many batches; 0 threads reads in the calling thread.
+    check: looks at every batch and raises InvalidInput for what a network cannot take (`Experiment.check_batch`).
 
     Raises InvalidInput when a batch is larger than the data or not divisible by the hosts, and, while iterating, when
-    an example holds a NaN or an infinity.
+    x0 or a condition holds a NaN or an infinity, or a label is none of the source's classes.
     """
     if process_index is None or process_count is None:
         import jax
@@ -70,7 +72,7 @@ def pipeline(
     if num_threads < 0 or prefetch < 0:
         raise invalid("num_threads, prefetch", (num_threads, prefetch), "neither may be negative")
     stream = _Stream(source, batch_size // process_count, process_index, batch_size, seed, shuffle, tuple(transforms))
-    return Batches(stream, epochs, num_threads, prefetch)
+    return Batches(stream, epochs, num_threads, prefetch, check)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -85,6 +87,10 @@ class _Stream:
     shuffle: bool
     transforms: tuple
 
+    @property
+    def name(self) -> str:
+        return getattr(self.source, "name", type(self.source).__name__)
+
     def __call__(self, batch: int) -> dict:
         start = int(batch) * self.batch_size + self.process_index * self.rows
         positions = np.arange(start, start + self.rows, dtype=np.int64)
@@ -96,6 +102,9 @@ class _Stream:
                 here = epochs == epoch
                 indices[here] = _permutation(self.seed, int(epoch), len(self.source))[offsets[here]]
         out = self._examples(indices, positions)
+        classes = getattr(self.source, "num_classes", None)
+        if classes is not None and "label" in out.get("cond", {}):
+            as_labels(out["cond"]["label"], f"label of {self.name}", classes)
         # Positions stay below 2^31 in any run that ends; beyond, they wrap rather than overflow.
         return {**out, "index": (positions & 0x7FFFFFFF).astype(np.int32)}
 
@@ -132,14 +141,14 @@ def _stack(examples) -> Any:
 
 
 class Batches:
-    """Iterator over the batches of one host. Its state is how far the *global* stream has been read.
+    """Iterator over the batches of one host. Its state is how far the *global* stream has been read, and of what.
 
-    The state is a dict of plain numbers, the same on every host, so that a run may be resumed with another number of
+    The state is a dict of plain values, the same on every host, so that a run may be resumed with another number of
     hosts, or with another batch size that divides what has been read, and still sees every example in the same order.
     """
 
-    def __init__(self, stream: _Stream, epochs: int | None, num_threads: int, prefetch: int):
-        self._stream = stream
+    def __init__(self, stream: _Stream, epochs: int | None, num_threads: int, prefetch: int, check: Any):
+        self._stream, self._check = stream, check
         # 2^40 batches stand for "for ever": range datasets have a length.
         self._length = 2**40 if epochs is None else len(stream.source) * epochs // stream.batch_size
         options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch if num_threads else 0)
@@ -161,23 +170,27 @@ class Batches:
 
     def __next__(self) -> dict:
         batch = next(self._batches)
-        row = first_not_finite(batch["x0"])
-        if row is not None:
+        if found := not_finite(batch):
+            entry, row = found
             raise InvalidInput(
-                f"x0 at position {int(batch['index'][row])} of the data stream is not finite (NaN or infinity): "
+                f"{entry} at position {int(batch['index'][row])} of the data stream is not finite (NaN or infinity): "
                 "data.check_finite(source) names the example."
             )
+        if self._check is not None:
+            self._check(batch)
         self._done += 1
         return batch
 
     def get_state(self) -> dict:
-        """Where the stream stands: plain numbers, fit for JSON."""
+        """Where the stream stands: plain numbers, and the names of the classes where there are any; fit for JSON."""
         stream = self._stream
+        names = getattr(stream.source, "class_names", None)
         return {
             "examples": self._done * stream.batch_size,
             "length": len(stream.source),
             "seed": stream.seed,
             "shuffle": stream.shuffle,
+            **({} if names is None else {"class_names": list(names)}),
         }
 
     def set_state(self, state: dict) -> None:

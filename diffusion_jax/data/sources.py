@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from diffusion_jax.errors import InvalidInput, invalid, unknown
+from diffusion_jax.errors import InvalidInput, invalid, nearest, unknown
 
 SPLITS = ("train", "test")
 
@@ -45,7 +45,7 @@ class ArraySource:
     """Examples that lie in memory (or in a memory map) along the first axis of arrays.
 
     x0: `[N, ...]` float32 (images in [-1, 1], channels-last) or int32 tokens, or a dict of those for joint data.
-    cond: arrays `[N, ...]`, e.g. `{"label": int32 [N]}`; empty when there is no condition.
+    cond: arrays `[N, ...]`, e.g. `{"label": int32 [N]}`, the numbers of classes from 0; empty where there is none.
     num_classes, vocab_size, tokenizer, class_names, density: what is known about the data; None when it does not apply.
     """
 
@@ -65,6 +65,8 @@ class ArraySource:
             raise invalid(f"{self.name} lengths", sorted(lengths), "every array must have one entry per example")
         if not len(self):
             raise InvalidInput(f"{self.name} holds no example: at least one is needed.")
+        if "label" in self.cond and self.num_classes is not None:
+            as_labels(self.cond["label"], f"label of {self.name}", self.num_classes)
 
     @property
     def shape(self) -> Any:
@@ -116,27 +118,83 @@ def check_split(split: str) -> None:
         raise unknown("split", split, SPLITS)
 
 
-def first_not_finite(x0: Any) -> int | None:
-    """Row of the first NaN or infinity in a batch `[B, ...]` (or a dict of those); None when all is finite."""
-    rows = []
-    for leaf in x0.values() if isinstance(x0, Mapping) else [x0]:
-        leaf = np.asarray(leaf)
-        if np.issubdtype(leaf.dtype, np.floating) and not np.isfinite(leaf.sum(dtype=np.float64)):
+def as_labels(values: Any, name: str, num_classes: int | None = None) -> np.ndarray:
+    """Numbers of classes as int32, of the same shape `[N]` or `[]`.
+
+    Raises InvalidInput, with what to do, for anything else: one-hot rows, floats, bools, names, a negative number, and
+    one that is not below `num_classes`.
+    """
+    values = np.asarray(values)
+    given = f"{values.dtype}{list(values.shape)}"
+    if values.ndim > 1:
+        raise invalid(name, given, "one number of a class per example is needed: x.argmax(-1) of one-hot rows")
+    if not np.issubdtype(values.dtype, np.integer):
+        hints = {"f": "x.astype(int)", "b": "x.astype(int)", "U": "np.unique(x, return_inverse=True)[1]"}
+        hint = f": {hints[values.dtype.kind]}" if values.dtype.kind in hints else ""
+        raise invalid(name, given, f"integers, the numbers of classes from 0, are needed{hint}")
+    limit = np.iinfo(np.int32).max if num_classes is None else num_classes
+    outside = values[(values < 0) | (values >= limit)]
+    if outside.size:
+        classes = "classes are counted from 0" if num_classes is None else f"the {limit} classes are 0 to {limit - 1}"
+        raise invalid(name, int(outside[0]), classes)
+    return values.astype(np.int32)
+
+
+def as_numbers(values: np.ndarray, name: str) -> np.ndarray:
+    """Integers, such as tokens, as int32; one that int32 does not hold is refused."""
+    bounds = np.iinfo(np.int32)
+    if values.size and not (values.min() >= bounds.min and values.max() <= bounds.max):
+        raise invalid(f"the range of {name}", f"{values.min()} .. {values.max()}", "int32 holds less")
+    return values.astype(np.int32)
+
+
+def numbered(names: Sequence[str], class_names: Sequence[str], where: str) -> list[int]:
+    """The number of each name among `class_names`. Raises InvalidInput for a name that is not one of them."""
+    numbers = {name: number for number, name in enumerate(class_names)}
+    if len(numbers) != len(class_names):
+        raise invalid("class_names", tuple(class_names), "each name must occur once")
+    for name in names:
+        if name not in numbers:
+            match = nearest(name, numbers)
+            hint = f"; did you mean {match!r}?" if match else ""
+            raise InvalidInput(f"{where} has the class {name!r}, which is not one of class_names{hint}")
+    return [numbers[name] for name in names]
+
+
+def not_finite(batch: Mapping[str, Any]) -> tuple[str, int] | None:
+    """The entry of a batch, such as "x0" or "cond['audio']", and its first row that holds a NaN or an infinity."""
+    for entry in ("x0", "cond"):
+        value = batch.get(entry)
+        leaves = {f"{entry}[{key!r}]": value[key] for key in value} if isinstance(value, Mapping) else {entry: value}
+        for name, leaf in leaves.items():
+            leaf = np.asarray(leaf)
+            if not np.issubdtype(leaf.dtype, np.floating) or np.isfinite(leaf.sum(dtype=np.float64)):
+                continue
             bad = ~np.isfinite(leaf).reshape(len(leaf), -1).all(axis=1)
-            rows.extend(np.flatnonzero(bad)[:1].tolist())
-    return min(rows, default=None)
+            if bad.any():
+                return name, int(np.flatnonzero(bad)[0])
+    return None
 
 
 def check_finite(source: Source, *, max_examples: int | None = None) -> None:
-    """Raises InvalidInput, naming the example, when a source holds a NaN or an infinity.
+    """Raises InvalidInput, naming the example, when x0 or a condition of a source holds a NaN or an infinity.
 
+    Examples are read as in training, so that a file that cannot be decoded, say, is named too.
     max_examples: looks at no more than so many, spread evenly; all of them when None.
     """
     size = len(source)
     count = size if max_examples is None else min(size, max_examples)
     for index in np.unique(np.linspace(0, size - 1, count).astype(np.int64)):
-        x0 = source[int(index)]["x0"]
-        batched = {k: np.asarray(v)[None] for k, v in x0.items()} if isinstance(x0, Mapping) else np.asarray(x0)[None]
-        if first_not_finite(batched) is not None:
+        example = source[int(index)]
+        if found := not_finite(_batched(example)):
             name = getattr(source, "name", type(source).__name__)
-            raise InvalidInput(f"Example {index} of {name} is not finite (NaN or infinity): mend or remove it.")
+            raise InvalidInput(
+                f"Example {index} of {name} is not finite (NaN or infinity) in {found[0]}: mend or remove it."
+            )
+
+
+def _batched(example):
+    """An example as a batch of one."""
+    if isinstance(example, Mapping):
+        return {key: _batched(value) for key, value in example.items()}
+    return np.asarray(example)[None]

@@ -3,10 +3,10 @@
 import dataclasses
 from typing import Any
 
-import numpy as np
-
-from diffusion_jax.data import pixels
+from diffusion_jax import pixels
+from diffusion_jax.data.sources import as_labels
 from diffusion_jax.errors import InvalidInput
+from diffusion_jax.reading import first_line
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -19,18 +19,25 @@ class TfdsSource:
     size: int | None
     num_classes: int | None
     name: str
+    class_names: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> dict:
-        record = self.records[index]
-        image = pixels.from_uint8(record[self.image_key])
+        where = f"record {index} of {self.name}"
+        try:
+            record = self.records[index]
+        except Exception as error:  # the reader is C++ and raises whatever it likes
+            raise InvalidInput(f"{where} cannot be read ({first_line(error)}).") from None
+        image = pixels.scaled(record[self.image_key], f"{self.image_key} of {where}")
+        image = image[..., None] if image.ndim == 2 else image
         if self.size is not None:
             image = pixels.centre_crop(image, self.size)
         if self.label_key is None:
             return {"x0": image}
-        return {"x0": image, "cond": {"label": np.int32(record[self.label_key])}}
+        label = as_labels(record[self.label_key], f"{self.label_key} of {where}", self.num_classes)
+        return {"x0": image, "cond": {"label": label}}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -63,5 +70,7 @@ def tfds(
         if key is not None and len(records) and key not in records[0]:
             raise InvalidInput(f"{name!r} has the features {sorted(records[0])}, but {key!r} was asked for.")
     features = getattr(getattr(records, "dataset_info", None), "features", {})
-    classes = getattr(features.get(label_key), "num_classes", None) if label_key else None
-    return TfdsSource(records, image_key, label_key, size, classes, f"{name}/{split}")
+    feature = features.get(label_key) if label_key else None
+    classes, names = getattr(feature, "num_classes", None), getattr(feature, "names", None)
+    names = tuple(names) if names else None
+    return TfdsSource(records, image_key, label_key, size, classes, f"{name}/{split}", names)

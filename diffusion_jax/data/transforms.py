@@ -6,7 +6,7 @@ for guidance is part of the objective and is not here.
 
 import numpy as np
 
-from diffusion_jax.data import pixels
+from diffusion_jax import pixels
 from diffusion_jax.data.pipeline import Transform
 from diffusion_jax.errors import invalid
 

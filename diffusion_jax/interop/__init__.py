@@ -3,9 +3,10 @@ tensors between safetensors files and a mesh."""
 
 from diffusion_jax.interop.families import FAMILIES
 from diffusion_jax.interop.family import Family
+from diffusion_jax.interop.generation import generate
 from diffusion_jax.interop.images import Preprocessor, load_preprocessor
 from diffusion_jax.interop.lora_files import load_lora, save_lora
-from diffusion_jax.interop.pipelines import Pipeline, generate, load_pipeline, with_lora
+from diffusion_jax.interop.pipelines import Pipeline, load_pipeline, with_lora
 from diffusion_jax.interop.pretrained import Pretrained, load_pretrained, save_pretrained
 from diffusion_jax.interop.schedulers import Scheduler, read_scheduler, write_scheduler_config
 from diffusion_jax.interop.tables import StoredTensor, TensorTable

@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 
 from diffusion_jax.distributed import Rules, shardings
 from diffusion_jax.errors import InvalidInput, nearest
-from diffusion_jax.interop.families import FAMILIES, family_of
+from diffusion_jax.interop.families import FAMILIES, family_of, network_fields
 from diffusion_jax.interop.files import TensorFiles, TensorWriter, local_folder, read_json, write_json
 from diffusion_jax.interop.tables import Slot, nested, slots, their_shapes
 from diffusion_jax.models import by_path
@@ -60,11 +60,12 @@ def load_pretrained(
     """
     path = local_folder(folder)
     root = path if path.is_dir() else path.parent
-    config = read_json(root / "config.json") if (root / "config.json").is_file() or not family else {}
-    name = family_of(config, family)
+    source = root / "config.json"
+    config = read_json(source) if source.is_file() or not family else {}
+    name = family_of(config, family, str(source))
     entry = FAMILIES[name]
     files = TensorFiles(path, variant, entry.aliases)
-    network = entry.make(**{**entry.fields(config, files), **overrides})
+    network = entry.make(**{**network_fields(name, config, files, str(source)), **overrides})
     shapes = entry.shapes(network)
     places = slots(entry.table(network.module), {path: leaf.shape for path, leaf in by_path(shapes).items()})
     check_tensors(files, their_shapes(places), entry.ignored, name)

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from diffusion_jax import interop
 from diffusion_jax.errors import InvalidInput
+from diffusion_jax.interop.families import network_fields
 from diffusion_jax.models import kl_vae
 
 torch = pytest.importorskip("torch")
@@ -160,4 +161,4 @@ def test_names_and_shapes_of_the_published_sizes(name):
 )
 def test_options_that_there_are_not_are_told(option, message):
     with pytest.raises(InvalidInput, match=message):
-        interop.FAMILIES["AutoencoderKL"].fields({**CASES["sd"], **option}, None)
+        network_fields("AutoencoderKL", {**CASES["sd"], **option})

@@ -12,6 +12,7 @@ import pytest
 
 from diffusion_jax import interop, models
 from diffusion_jax.errors import InvalidInput
+from diffusion_jax.interop.families import network_fields
 from diffusion_jax.interop.tables import slots, their_shapes
 from tests.peers.figures import record
 
@@ -222,7 +223,7 @@ def test_true_sizes(case):
     expected = {prefix + key: tuple(value.shape) for key, value in stored.items()}
 
     family = interop.FAMILIES[name]
-    network = family.make(**family.fields({**model.config.to_dict(), "architectures": [name]}, None))
+    network = family.make(**network_fields(name, {**model.config.to_dict(), "architectures": [name]}))
     shapes = {path: leaf.shape for path, leaf in models.by_path(family.shapes(network)).items()}
     places = slots(family.table(network.module), shapes)
     assert their_shapes(places) == expected
@@ -290,7 +291,7 @@ def test_the_encoder_of_a_file_with_a_decoder(tmp_path):
 )
 def test_options_that_are_not_there_are_named(name, option, message):
     with pytest.raises(InvalidInput, match=re.escape(message)):
-        interop.FAMILIES[name].fields(option, None)
+        network_fields(name, option)
 
 
 def test_what_a_family_cannot_say_is_not_stored(tmp_path):

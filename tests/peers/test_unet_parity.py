@@ -5,6 +5,7 @@ import pytest
 
 from diffusion_jax import interop, models
 from diffusion_jax.errors import InvalidInput
+from diffusion_jax.interop.families import network_fields
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -176,11 +177,13 @@ def test_names_and_shapes_of_the_published_sizes(name):
     network = check_true_size(diffusers.UNet2DConditionModel, PUBLISHED[name], "UNet2DConditionModel")
     entry = interop.FAMILIES["UNet2DConditionModel"]
     assert network.module == entry.make(name).module
-    assert entry.fields(entry.config(network.module), None) == entry.fields(PUBLISHED[name], None)
+    assert network_fields("UNet2DConditionModel", entry.config(network.module)) == network_fields(
+        "UNet2DConditionModel", PUBLISHED[name]
+    )
 
 
 def test_inpainting_of_stable_diffusion_has_nine_channels():
-    fields = interop.FAMILIES["UNet2DConditionModel"].fields({**SD15, "in_channels": 9}, None)
+    fields = network_fields("UNet2DConditionModel", {**SD15, "in_channels": 9})
     assert (fields["in_channels"], fields["conditions"]) == (4, (models.context("none", 768), models.concat(5)))
 
 
@@ -202,4 +205,4 @@ def test_inpainting_of_stable_diffusion_has_nine_channels():
 )
 def test_options_that_there_are_not_are_told(option, message):
     with pytest.raises(InvalidInput, match=message):
-        interop.FAMILIES["UNet2DConditionModel"].fields({**SMALL, **option}, None)
+        network_fields("UNet2DConditionModel", {**SMALL, **option})
