@@ -196,6 +196,8 @@ def save_lora(
     for name in parts:
         if name not in COMPONENTS:
             raise unknown("component", name, COMPONENTS)
+    if dialect != "peft" and Path(path).suffix != ".safetensors":
+        raise invalid("path", str(path), "the name of a .safetensors file is needed")
     if dialect == "peft" and len(parts) > 1:
         raise invalid("beside", sorted(beside or {}), "a folder of PEFT holds one component")
     tensors: dict[str, np.ndarray] = {}
