@@ -16,7 +16,8 @@ A config has these entries; all of them are constructor calls (`config.call`) un
 `defaults` is the config to start from: it has every plain value, and leaves the entries to be set.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import jax
@@ -27,8 +28,11 @@ from ml_collections import ConfigDict
 from diffusion_jax import data, training
 from diffusion_jax.config import build, call
 from diffusion_jax.distributed import BATCH_AXES
-from diffusion_jax.errors import InvalidInput
+from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.models import ConditionStream, check_values
+from diffusion_jax.models.conditions import Label
+from diffusion_jax.models.layers.conditioning import find_stream
+from diffusion_jax.processes import is_discrete, members
 from diffusion_jax.sampling import make_sampler
 from diffusion_jax.typing import Denoiser, Network, Objective, Solver
 
@@ -113,6 +117,14 @@ class Experiment(NamedTuple):
         t = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[:1]), x)
         return self.network.init(key, x, t, cond)
 
+    def check_batch(self, batch: Mapping[str, Any]) -> None:
+        """Raises InvalidInput where a batch of data has a label or a token that network or process do not know."""
+        check_values(self.conditions, batch.get("cond"), data=True)
+        for name, process in members(self.process).items() if self.process is not None else ():
+            if is_discrete(process):
+                x0 = batch["x0"][name] if name else batch["x0"]
+                data.check_tokens(f"x0[{name!r}]" if name else "x0", x0, process.vocab_size)
+
     def example(self, batch_size: int = 1) -> Any:
         """A batch of the data's first examples, as NumPy arrays."""
         batch = data.stacked_examples(self.source, np.arange(batch_size) % len(self.source))
@@ -137,8 +149,7 @@ def prepare(
         if name not in config:
             raise InvalidInput(f"The config has no entry {name!r}; it needs {', '.join(ENTRIES)}.")
     mesh = build(config.mesh)
-    source = build(config.data) if source is None else source
-    held_out = build(config.held_out) if held_out is None else held_out
+    config, source, held_out = _with_data(config, source, held_out)
     network = build(config.model) if network is None else network
     process = build(config.process)
     parts = {"network": network, "autoencoder": network, "process": process}
@@ -148,11 +159,52 @@ def prepare(
     optimizer = build(config.optimizer)
     shape = jax.tree.map(np.shape, source[0]["x0"])
     conditions = getattr(getattr(network, "module", None), "conditions", ())
-    for examples in (source, held_out):
-        check_values(conditions, getattr(examples, "cond", None))
-    return Experiment(
+    experiment = Experiment(
         config, source, held_out, network, process, loss, validation, optimizer, mesh, shape, conditions, begin
     )
+    _check_classes(experiment)
+    return experiment
+
+
+def _with_data(config: ConfigDict, source: Any, held_out: Any) -> tuple[ConfigDict, Any, Any]:
+    """The data, and the config with the names of their classes where an entry takes them and gives none.
+
+    So a run stores which number is which class, and held-out data are numbered as the data to train on.
+    """
+    config = config.copy_and_resolve_references()
+    made = {"data": source, "held_out": held_out}
+    names = getattr(source, "class_names", None)
+    for name, given in made.items():
+        if given is not None:
+            continue
+        entry = config[name]
+        takes_names = isinstance(entry, ConfigDict) and "class_names" in entry
+        if takes_names and entry.class_names is None:
+            entry.class_names = names
+        made[name] = build(entry)
+        names = names or getattr(made[name], "class_names", None)
+        if takes_names and name == "data":
+            entry.class_names = names
+    return config, made["data"], made["held_out"]
+
+
+def _check_classes(experiment: Experiment) -> None:
+    """Raises InvalidInput where data and network, or data to train on and held-out data, differ in their classes."""
+    label = find_stream(experiment.conditions, Label)
+    names = getattr(experiment.source, "class_names", None)
+    for entry, examples in (("data", experiment.source), ("held_out", experiment.held_out)):
+        classes, others = getattr(examples, "num_classes", None), getattr(examples, "class_names", None)
+        if label is not None and classes is not None and classes > label.num_classes:
+            known = f"the network knows {label.num_classes}, 0 to {label.num_classes - 1}"
+            raise invalid(f"the number of classes of {entry}", classes, known)
+        if names is not None and others is not None and tuple(others) != tuple(names):
+            first = next(pair for pair in zip_longest(names, others) if pair[0] != pair[1])
+            raise InvalidInput(
+                f"data and held_out have different classes: {first[0]!r} and {first[1]!r} have one number; give both "
+                "the same class_names."
+            )
+        check_values(experiment.conditions, getattr(examples, "cond", None), data=True)
+        experiment.check_batch(data.stacked_examples(examples, [0]))
 
 
 def fit(
@@ -172,6 +224,7 @@ def fit(
         config.train.batch_size,
         seed=config.seed,
         transforms=tuple(build(transform) for transform in config.train.transforms.values()),
+        check=experiment.check_batch,
     )
     return training.train(
         experiment.objective,

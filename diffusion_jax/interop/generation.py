@@ -29,6 +29,9 @@ from diffusion_jax.typing import Denoiser, Solver
 GUIDANCE = "guidance_scale"
 """What a network that was distilled from guided answers reads the scale by."""
 
+NAMES = ("first", "refiner")
+"""What the conditions of several pipelines are called in one run."""
+
 
 def generate(
     pipeline: Pipeline,
@@ -213,21 +216,27 @@ def _compiled(stages: tuple[SamplingStage, ...], rescale: float):
 
     def run(params, key, grid, which, scale, conds, nulls, start, noise, known, release, index, first):
         asked = []
-        for number, (stage, null) in enumerate(zip(stages, nulls)):
+        for stage, null in zip(stages, nulls):
             chosen = stage.denoiser
             if null is not None:
                 # Not neutral at scale 1: the scale is traced, and a decision on it would compile both sides.
                 rule = linear_rule(chosen.process, rescale)._replace(neutral=False)
                 chosen = steered(in_one_batch(chosen, null), rule, scale)
-            chosen = stage.transform(chosen)
-            asked.append(denoisers.scheduled_condition(chosen, lambda cond, step, number=number: cond[number]))
-        denoiser, solver, own = asked[0], stages[0].solver, params[0]
+            asked.append(stage.transform(chosen))
+        denoiser, solver, own, cond = asked[0], stages[0].solver, params[0], conds[0]
         if len(stages) > 1:
-            denoiser, own = denoisers.switched(asked, which), params
+            cond, own = dict(zip(NAMES, conds)), params
+            denoiser = denoisers.switched(
+                [
+                    denoisers.scheduled_condition(one, lambda cond, step, name=name: cond[name])
+                    for one, name in zip(asked, NAMES)
+                ],
+                which,
+            )
             solver = solvers.switched([stage.solver for stage in stages], which)
         if known is not None:
             solver = solvers.released(solver, known, release, noise=noise, before=False)
-        x = sample(key, denoiser, own, solver, grid, x_init=start, cond=conds, index=index, start=first).x
+        x = sample(key, denoiser, own, solver, grid, x_init=start, cond=cond, index=index, start=first).x
         # Grids may end above 0, where the known region still has a little noise.
         return x if known is None else jnp.where(release == 0, known, x)
 

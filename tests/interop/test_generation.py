@@ -128,7 +128,7 @@ MISTAKES = {
     "mask of another shape": ({**IMAGE, "mask": np.ones((4, 4), bool)}, r"mask.shape is \(4, 4\)"),
     "mask beyond": ({**IMAGE, "mask": np.full((SIZE, SIZE), 1.5)}, "the range of mask"),
     "mask NaN": ({**IMAGE, "mask": np.full((SIZE, SIZE), np.nan)}, "the range of mask"),
-    "mask of tokens": ({**IMAGE, "mask": np.full((SIZE, SIZE), 7)}, "mask is an array of int64"),
+    "mask of tokens": ({**IMAGE, "mask": np.full((SIZE, SIZE), 7)}, "an array of int64"),
     "mask coloured": ({**IMAGE, "mask": Image.fromarray(BYTES)}, "coloured"),
     "masks too many": ({**IMAGE, "mask": np.stack([MASK] * 3)}, "the number of masks is 3"),
     "noise's shape": ({"noise": np.zeros((1, 2, 2, 4))}, "noise.shape"),
