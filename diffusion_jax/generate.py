@@ -137,6 +137,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--strength", type=float, help="how much of --image is redone, in (0, 1]")
     parser.add_argument("--lora", action="append", default=[], metavar="FILE[:WEIGHT]", help="repeatable")
+    parser.add_argument(
+        "--embedding", action="append", default=[], metavar="FILE", help="a word with vectors of its own; repeatable"
+    )
     parser.add_argument("--refiner", help="a second folder, whose network goes on from --handover")
     parser.add_argument("--handover", type=float, default=0.2, help="the time, from 1 (noise) to 0 (default 0.2)")
     parser.add_argument("--variant", help='such as "fp16", for files with that in their names')
@@ -177,6 +180,8 @@ def draw(arguments: argparse.Namespace) -> tuple[np.ndarray, float]:
     loras = [parse_lora(text) for text in arguments.lora]
     pipeline = interop.load_pipeline(arguments.pretrained, loras=loras, **options)
     refiner = interop.load_pipeline(arguments.refiner, **options) if arguments.refiner else None
+    for path in arguments.embedding:
+        pipeline, refiner = (one and interop.with_embeddings(one, path) for one in (pipeline, refiner))
     if arguments.solver:
         solver = build(call(f"solvers.{arguments.solver}"))
         if not isinstance(solver, Solver):
