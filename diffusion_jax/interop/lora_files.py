@@ -37,7 +37,7 @@ from diffusion_jax.interop.lora_targets import (
     place_change,
     place_factors,
 )
-from diffusion_jax.interop.lora_values import DECOMPOSED, Layer, Update
+from diffusion_jax.interop.lora_values import DECOMPOSED, Layer, LayerChange
 from diffusion_jax.interop.pretrained import Pretrained
 from diffusion_jax.interop.tables import nested
 from diffusion_jax.models import by_path
@@ -81,7 +81,7 @@ def load_lora(
     plain = [names["down"] for names in layers.values() if "down" in names and not DECOMPOSED & set(names)]
     rank = max((files.shape(name)[0] for name in plain if files.shape(name)), default=0)
     leaves: dict[str, np.ndarray] = {}
-    seen: dict[str, Update] = {}
+    seen: dict[str, LayerChange] = {}
     for key, names in layers.items():
         if config.get("use_dora") and "down" in names and not DECOMPOSED & set(names):
             raise InvalidInput(f"{location} says use_dora, but {names['down']} has no lora_magnitude_vector beside it.")
@@ -137,7 +137,7 @@ def _arrays(update):
     return [np.zeros(0) if one is None else one for one in (*(update.factors or (None, None)), *update[1:])]
 
 
-def _place(leaves, module: Module, update: Update, rank: int) -> None:
+def _place(leaves, module: Module, update: LayerChange, rank: int) -> None:
     if update.factors is not None:
         place_factors(leaves, module.weight, *update.factors, rank)
     for target, change in ((module.weight, update.weight), (module.bias, update.bias)):
@@ -276,13 +276,13 @@ def _paths(module: Module) -> set[str]:
     }
 
 
-def _update_of(leaves, module: Module) -> Update:
+def _update_of(leaves, module: Module) -> LayerChange:
     factors = joined_factors(leaves, module.weight) if module.weight and module.weight.low_rank else None
     changes = [joined_change(leaves, target) if target else None for target in module[1:]]
-    return Update(factors, *(None if change is None or not change.any() else change for change in changes))
+    return LayerChange(factors, *(None if change is None or not change.any() else change for change in changes))
 
 
-def _kohya(name, update: Update, module: Module) -> dict[str, np.ndarray]:
+def _kohya(name, update: LayerChange, module: Module) -> dict[str, np.ndarray]:
     tensors: dict[str, np.ndarray] = {}
     if update.factors is not None:
         down, up = update.factors

@@ -44,7 +44,7 @@ BESIDE = DECOMPOSED | {"alpha", "up_bias", "bias_change", "bias"}
 """Roles that stand beside those of a weight, or alone."""
 
 
-class Update(NamedTuple):
+class LayerChange(NamedTuple):
     """What an adapter adds to one layer, in the layout of the file; None where it adds nothing.
 
     factors: `(down [r, *I], up [O, r])` of the weight, with the scale in `up`. weight, bias: the changes themselves.
@@ -74,7 +74,7 @@ class Layer:
         self.where, self.module, self.names = where, module, names
         self._read, self._scale, self._base = read, scale, base
 
-    def update(self) -> Update:
+    def update(self) -> LayerChange:
         """Raises InvalidInput for tensors that do not belong together, or not to this layer."""
         roles = set(self.names) - BESIDE
         decomposed = bool(DECOMPOSED & set(self.names))
@@ -83,7 +83,7 @@ class Layer:
             raise self._incomplete(roles)
         bias = self._bias()
         if not roles:
-            return Update(None, None, bias)
+            return LayerChange(None, None, bias)
         weight = self.module.weight
         if weight is None:
             raise self._misfit("a weight there and none here")
@@ -93,9 +93,9 @@ class Layer:
             raise InvalidInput(f"{self.where}: {self.module.name} has DoRA of an embedding, which is not read.")
         if "down" in roles and not decomposed and weight.low_rank:
             more = self._like(self.get("change"), weight.shape, "change") if "change" in roles else None
-            return Update(self._factors(weight), more, bias)
+            return LayerChange(self._factors(weight), more, bias)
         change = self._change(roles, weight)
-        return Update(None, self._decomposed(change, weight) if decomposed else change, bias)
+        return LayerChange(None, self._decomposed(change, weight) if decomposed else change, bias)
 
     @property
     def rank(self) -> int:

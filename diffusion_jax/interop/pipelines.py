@@ -5,7 +5,7 @@ adapted one, the solver or the grid by others. `generation.generate` runs it.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -179,13 +179,16 @@ def load_pipeline(
 
 
 def with_lora(pipeline: Pipeline, weighted: Sequence[tuple[Any, int | float]], rank: int | None = None) -> Pipeline:
-    """The pipeline with factors of `load_lora` attached to its network, `(factors, weight)` each.
+    """The pipeline with factors of `load_lora` attached to its network, `(factors, weight)` each, beside those that it
+    has already.
 
     rank: the room for factors; what they need together, unless given. Later ones of that room swap in without
     compiling anew:
 
         pipeline._replace(params={**pipeline.params, "lora": adapters.combined_adapters(others, rank, like)})
     """
+    if isinstance(pipeline.params, Mapping) and set(pipeline.params) == {"params", "lora"}:
+        weighted = [(pipeline.params["lora"], 1.0), *weighted]
     if rank is None:
         rank = sum(largest_rank(factors) for factors, _ in weighted)
     factors = combined_adapters(weighted, rank)

@@ -1,6 +1,7 @@
 """LoRA files adapt every layer of every family as their arithmetic says, W + B A, however our kernel is laid out."""
 
 import functools
+import re
 import zlib
 
 import jax
@@ -10,7 +11,9 @@ from safetensors.numpy import load_file, save_file
 
 from diffusion_jax import interop, models
 from diffusion_jax.adapters import merged
+from diffusion_jax.interop.lora_names import sgm_names
 from diffusion_jax.interop.lora_targets import modules_of
+from diffusion_jax.models import by_path
 from tests.interop.folders import UNET, VAE
 from tests.interop.test_image_transformers import CASES
 from tests.models.test_encoders import ENCODERS
@@ -116,3 +119,33 @@ def test_every_parameter_takes_a_difference_and_gives_it_back(name, tmp_path):
     assert again.keys() == tensors.keys()
     for there, tensor in tensors.items():
         np.testing.assert_array_equal(again[there], tensor, err_msg=there)
+
+
+@pytest.mark.parametrize("name", ["UNet2DConditionModel, XL", "UNet2DConditionModel, scale_shift"])
+def test_every_module_of_a_unet_has_a_name_in_the_original_code(name, tmp_path):
+    """Under these names, with the text encoder in the same file, all is written and read again."""
+    pretrained, text = base(name), base("CLIPTextModel")
+    modules = modules_of(pretrained)
+    assert sorted(sgm_names(modules).values()) == sorted(modules)
+    trees = {}
+    for component, network in (("unet", pretrained), ("text_encoder", text)):
+        tensors = {}
+        for module in layers(network):
+            outputs, *inputs = module.weight.shape
+            down, up = drawn(module.weight, (2, *inputs), (outputs, 2, *(1,) * (len(inputs) - 1)))
+            stem = f"{component}.{module.name}.lora"
+            tensors |= {f"{stem}.down.weight": down, f"{stem}.up.weight": up}
+        save_file(tensors, tmp_path / "lora.safetensors")
+        trees[component] = interop.load_lora(tmp_path / "lora.safetensors", network, component)
+    beside = {"text_encoder": (text, trees["text_encoder"])}
+    file = interop.save_lora(
+        tmp_path / "all.safetensors", pretrained, trees["unet"], dialect="kohya_sdxl", beside=beside
+    )
+    stems = {there.partition(".")[0] for there in load_file(file)}
+    assert all(
+        re.match("lora_te1_text_model_|lora_unet_((in|out)put_blocks|middle_block|time|label|out)", s) for s in stems
+    )
+    for component, network in (("unet", pretrained), ("text_encoder", text)):
+        again = by_path(interop.load_lora(file, network, component))
+        for path, leaf in by_path(trees[component]).items():
+            np.testing.assert_array_equal(again[path], leaf, err_msg=path)
