@@ -138,10 +138,10 @@ def _arrays(update):
 
 
 def _place(leaves, module: Module, update: LayerChange, rank: int) -> None:
-    if update.factors is not None:
+    if update.factors is not None and module.weight is not None:
         place_factors(leaves, module.weight, *update.factors, rank)
     for target, change in ((module.weight, update.weight), (module.bias, update.bias)):
-        if change is not None:
+        if change is not None and target is not None:
             place_change(leaves, target, change)
 
 

@@ -76,6 +76,13 @@ class Layer:
 
     def update(self) -> LayerChange:
         """Raises InvalidInput for tensors that do not belong together, or not to this layer."""
+        found = self._update()
+        for value in (*(found.factors or ()), found.weight, found.bias):
+            if value is not None and not np.isfinite(value).all():
+                raise InvalidInput(f"{self.where}: what {self.module.name} is changed by is not finite.")
+        return found
+
+    def _update(self) -> LayerChange:
         roles = set(self.names) - BESIDE
         decomposed = bool(DECOMPOSED & set(self.names))
         of_weight = roles or decomposed or "up_bias" in self.names
@@ -202,7 +209,9 @@ class Layer:
         if not roles:
             return None
         if self.module.bias is None:
-            raise self._misfit(f"{self.names[roles[0]]} is for a bias, which it has not here")
+            raise InvalidInput(
+                f"{self.where}: {self.names[roles[0]]} is for a bias, which {self.module.name} has not here."
+            )
         total = np.zeros(self.module.bias.shape, np.float32)
         for role in roles:
             value = self._like(self.get(role), total.shape, role)
@@ -221,7 +230,7 @@ class Layer:
 
     def _fits(self, role, holds) -> None:
         if not holds:
-            raise self._misfit(f"{self.names[role]} is {list(self.get(role).shape)}")
+            raise self._misfit(f"{self.names[role]} {list(self.get(role).shape)} there")
 
     def _misfit(self, reason: str) -> InvalidInput:
         weight = self.module.weight

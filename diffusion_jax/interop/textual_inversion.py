@@ -164,7 +164,8 @@ def _with_tokens(tokenizer: Tokenizer, word: str, count: int) -> tuple[Tokenizer
         if backend.token_to_id(one) is not None:
             raise invalid("word", one, "the tokenizer has it already: give word= another name")
     backend.add_tokens([AddedToken(one, normalized=True) for one in words])
-    ids = [backend.token_to_id(one) for one in words]
+    vocabulary = backend.get_vocab()
+    ids = [vocabulary[one] for one in words]
     expansions = {**tokenizer.expansions, **({ids[0]: tuple(ids)} if count > 1 else {})}
     return replace(tokenizer, backend=backend, expansions=expansions), ids
 

@@ -117,7 +117,8 @@ TENSORS = {
     "another kind": ({"unet.layer.0.out.oft_blocks": np.ones(2, "f")}, "a tensor of OFT, which is not read"),
     "no adapter": ({"unet.layer.0.out.weight": np.ones(2, "f")}, "is no tensor of an adapter that is known here"),
     "a norm here": ({"unet.layer.0.qkv.diff_b": np.ones(5, "f")}, r"diff_b makes \[5\] there, but a weight \[48, 16\]"),
-    "lengths": ({"unet.layer.0.qkv.dora_scale": np.ones(5, "f")}, r"dora_scale is \[5\], but a weight \[48, 16\] here"),
+    "lengths": ({"unet.layer.0.qkv.dora_scale": np.ones(5, "f")}, r"dora_scale \[5\] there, but a weight \[48, 16\]"),
+    "beyond float32": ({ALPHA: np.asarray(1e308)}, "what layer.0.qkv is changed by is not finite"),
     "twice": ({DOWN.replace("lora_A", "lora_A.default"): np.ones((3, WIDTH), "f")}, "says the same twice"),
     "twice, spelled apart": (
         {f"lora_unet_layer_0_qkv.lora_{way}.weight": plain()[name] for way, name in (("down", DOWN), ("up", UP))},
