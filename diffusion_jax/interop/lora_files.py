@@ -167,10 +167,11 @@ def merged_files(
 
 def check_components(paths: Sequence[str | os.PathLike], known: Sequence[str]) -> None:
     """Raises InvalidInput for a LoRA file that adapts a component which is not among those `known`."""
+    there = ", ".join(name for name in COMPONENTS if name in known)
     for path in paths:
         if lacking := [name for name in components_of(path) if name not in known]:
             raise InvalidInput(
-                f"{path} adapts {', '.join(lacking)}, but the pipeline has {', '.join(known)} only: it is for another."
+                f"{path} adapts {', '.join(lacking)}, but the pipeline has {there} only: it is for another."
             )
 
 

@@ -10,7 +10,6 @@ from diffusion_jax.errors import invalid
 from diffusion_jax.interop.dit import check_stored, example_condition, stored_conditions
 from diffusion_jax.interop.family import Family
 from diffusion_jax.interop.fields import MOST_LEVELS, Fields, shown
-from diffusion_jax.interop.files import TensorFiles
 from diffusion_jax.interop.tables import TensorTable, conv, dense, norm, vector
 from diffusion_jax.models import ConditionStream, concat, context, guidance_scale, label, param_shapes, pooled, unet
 from diffusion_jax.models.conditions import Concat, Context, GuidanceScale, Label, Pooled
@@ -153,7 +152,7 @@ def _vectors(config: Fields) -> tuple[ConditionStream, ...]:
     return (*labels, pooled(1 if kind == "simple_projection" else 2, size, ids if extra else 0))
 
 
-def unet_fields(config: Fields, files: TensorFiles | None) -> dict[str, Any]:
+def unet_fields(config: Fields, files: Any) -> dict[str, Any]:
     """Fields of `UNet`. More channels that go in than come out are a condition, `concat`."""
     config.choice("num_attention_heads", (None,))
     fields = encoder_fields(config)
