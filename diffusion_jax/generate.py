@@ -134,6 +134,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--vae", help="a folder or file with another autoencoder")
     parser.add_argument("--tokenizer", help="of a single file: the folder of CLIP's tokenizer")
     parser.add_argument("--prediction-type", help="of a single file of Stable Diffusion 2: epsilon or v_prediction")
+    parser.add_argument(
+        "--embedding", action="append", default=[], metavar="FILE", help="a word with vectors of its own; repeatable"
+    )
     parser.add_argument("--refiner", help="a second folder, whose network goes on from --handover")
     parser.add_argument("--handover", type=float, default=0.2, help="the time, from 1 (noise) to 0 (default 0.2)")
     parser.add_argument("--variant", help='such as "fp16", for files with that in their names')
@@ -180,6 +183,8 @@ def draw(arguments: argparse.Namespace) -> tuple[np.ndarray, float]:
     single = {"vae": arguments.vae, "tokenizer": arguments.tokenizer, "prediction_type": arguments.prediction_type}
     pipeline = interop.load_pipeline(arguments.pretrained, loras=arguments.lora, **single, **options)
     refiner = interop.load_pipeline(arguments.refiner, **options) if arguments.refiner else None
+    for path in arguments.embedding:
+        pipeline, refiner = (one and interop.with_embeddings(one, path) for one in (pipeline, refiner))
     if arguments.solver:
         solver = build(call(f"solvers.{arguments.solver}"))
         if not isinstance(solver, Solver):
