@@ -252,7 +252,10 @@ class Sampling(NamedTuple):
 
 
 def prepare_sampling(experiment: Experiment) -> Sampling:
-    """The denoiser with its transformations, the solver and the grid of `config.sampling`."""
+    """The denoiser with its transformations, the solver and the grid of `config.sampling`.
+
+    Its conditions raise InvalidInput for what the network does not know; samples are of a class, as data are.
+    """
     group = experiment.config.sampling
     context = {"process": experiment.process}
     # Absent in the configs of runs that were trained before it existed.
@@ -261,7 +264,14 @@ def prepare_sampling(experiment: Experiment) -> Sampling:
     for name in group.transformations:
         denoiser = build(group.transformations[name], denoiser=denoiser, **context)
     conditions = build(group.condition) if group.condition else None
-    return Sampling(denoiser, build(group.solver, **context), jnp.asarray(build(group.grid, **context)), conditions)
+
+    def known(index):
+        cond = conditions(index)
+        check_values(experiment.conditions, cond, data=True)
+        return cond
+
+    grid = jnp.asarray(build(group.grid, **context))
+    return Sampling(denoiser, build(group.solver, **context), grid, known if conditions else None)
 
 
 def compiled_sampler(experiment: Experiment, sampling: Sampling, save_every: int | None = None):
