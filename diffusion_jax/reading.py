@@ -223,10 +223,10 @@ def _no_numpy(name: str, error: Exception) -> InvalidInput:
 
 
 def read_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Any:
-    """The picture of a file as Pillow decodes it, whole and closed; its first frame where it has several.
+    """The picture of a file as Pillow decodes it, whole and closed.
 
-    Raises InvalidInput for what is no regular file, none of `IMAGE_FORMATS`, damaged, or larger than `max_pixels`,
-    which is known before anything is decoded. Neither turned by its EXIF orientation nor converted.
+    Raises InvalidInput for what is no regular file, none of `IMAGE_FORMATS`, damaged, of several frames, or larger than
+    `max_pixels`, which is known before anything is decoded. Neither turned by its EXIF orientation nor converted.
     """
     from PIL import Image
 
@@ -252,5 +252,15 @@ def _decoded(pillow: Any, opened: BinaryIO, name: str, max_pixels: int) -> Any:
         raise InvalidInput(
             f"{name} has {image.width} x {image.height} pixels, but at most {max_pixels} are decoded; make it smaller."
         )
+    check_frames(image, name)
     image.load()
     return image
+
+
+def check_frames(image: Any, name: str) -> None:
+    """Raises InvalidInput for a Pillow image of several frames or pages, of which nobody said which one is meant.
+
+    The first of a camera's JPEG (MPO) is the picture, what follows are its thumbnail and its depth.
+    """
+    if getattr(image, "is_animated", False) and image.format != "MPO":
+        raise InvalidInput(f"{name} has several frames, but one picture is needed: store the one that is meant.")
