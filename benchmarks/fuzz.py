@@ -104,7 +104,7 @@ def worked(what: str, count: int, number: int) -> Iterable[tuple[int, str, str, 
             waiting = selectors.DefaultSelector()
             waiting.register(worker.stdout, selectors.EVENT_READ)
             patience = 10 * SECONDS  # importing and making what is to be damaged
-            died = ""
+            died, first = "", done
             while not died:
                 if not waiting.select(patience):
                     died = "hang"
@@ -115,6 +115,8 @@ def worked(what: str, count: int, number: int) -> Iterable[tuple[int, str, str, 
                         done, patience = done + 1, 2 * SECONDS
                 else:
                     died = "memory" if worker.wait() else "finished"
+        if died != "finished" and done == first == 0:
+            raise SystemExit("error: the worker could not begin; its last words are above.")
         if died != "finished" and done < count:
             yield done, f"{what} (the worker died)", died, f"case {done}", "", 0.0
             done += 1

@@ -120,12 +120,7 @@ class Case(NamedTuple):
 def drawn(strategy: st.SearchStrategy, count: int, number: int) -> list:
     """`count` examples of a strategy, the same for the same number."""
     found = []
-    quiet = {
-        "database": None,
-        "deadline": None,
-        "suppress_health_check": list(HealthCheck),
-        "phases": (Phase.generate,),
-    }
+    quiet = {"database": None, "deadline": None, "suppress_health_check": list(HealthCheck)}
 
     @seed(number)
     @settings(max_examples=count, phases=(Phase.generate,), **quiet)
