@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax import data, denoisers, distributed, generate, pictures, training
-from diffusion_jax.command import cache_compilations, parse_config, run_command
+from diffusion_jax.command import cache_compilations, leave, parse_config, run_command
 from diffusion_jax.config import differences, to_json
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.experiment import Experiment, Sampling, compiled_sampler, prepare, prepare_sampling
@@ -281,4 +281,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    leave(run_command(main))
