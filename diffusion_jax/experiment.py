@@ -405,7 +405,7 @@ def prepare_sampling(experiment: Experiment) -> Sampling:
     conditions = part_of("sampling.condition", config) if config.sampling.get("condition") else None
 
     def known(index):
-        cond = conditions(index)
+        cond = conditions(index) if conditions else None
         check_values(experiment.conditions, cond, data=True)
         return cond
 

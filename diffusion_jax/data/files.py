@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax import pixels
@@ -56,7 +56,7 @@ def as_condition(values: Any, key: str, name: str, num_classes: int | None = Non
         return pixels.scaled(values, name)
     if np.issubdtype(values.dtype, np.integer):
         return as_numbers(values, name)
-    if not jax.dtypes.issubdtype(values.dtype, np.floating):
+    if not jnp.issubdtype(values.dtype, np.floating):
         raise invalid(
             name, f"{values.dtype}{list(values.shape)}", "a condition consists of real numbers; text, of tokens"
         )
@@ -321,7 +321,7 @@ def array_record(paths: str | Sequence[str], num_classes: int | None = None) -> 
     paths = (paths,) if isinstance(paths, str) else tuple(paths)
     files = tuple(str(regular_file(_existing(path, "The ArrayRecord file"))) for path in paths)
     try:
-        records = grain.sources.ArrayRecordDataSource(list(files))
+        records: Any = grain.sources.ArrayRecordDataSource(list(files))
         count = len(records)
     except Exception as error:  # the reader is C++ and raises whatever it likes
         raise InvalidInput(f"{', '.join(files)} cannot be read as ArrayRecord ({first_line(error)}).") from None
