@@ -164,6 +164,16 @@ def check_range(values: np.ndarray, name: str, *, unsure: str = "refuse") -> Non
         warnings.warn(f"{told}; 2 * x - 1 makes pixels of those.", stacklevel=3)
 
 
+def check_signed(values: np.ndarray, name: str) -> None:
+    """Raises InvalidInput for floats without a negative value, which cannot be a batch of images in [-1, 1].
+
+    They may leave that range, as what a network predicts does; grey, a constant 0, passes.
+    """
+    if values.size and (low := float(values.min())) >= 0 and (high := float(values.max())) > 0:
+        hint = "give 2 * x - 1 of values in [0, 1], x / 127.5 - 1 of those in 0 .. 255, or uint8"
+        raise invalid(f"the range of {name}", f"from {low:g} to {high:g}", f"images lie in [-1, 1]: {hint}")
+
+
 def _of_array(value, name):
     """Pixels and alpha (or None) of an array."""
     try:
