@@ -68,9 +68,12 @@ def work(what: str, count: int, number: int, skip: int) -> None:
     """The worker: a line of JSON for each case from `skip` on."""
     import warnings
 
+    import absl.logging
+
     from benchmarks import fuzz_cases
 
     warnings.simplefilter("ignore")
+    absl.logging.set_verbosity(absl.logging.ERROR)
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         if what == "configs":

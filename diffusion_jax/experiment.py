@@ -127,6 +127,9 @@ NUMBERS = {
 }
 """Whole numbers and the least that each can be; None where None and 0 stand for never."""
 
+MOST, MOST_AT_ONCE = 2**40, 2**20
+"""Of a number of steps, and of what is made at once: examples of a batch, pictures of a side."""
+
 ENTRIES = ("seed", "data", "held_out", "model", "process", "objective", "optimizer", "mesh", "train", "ema", "sampling")
 
 
@@ -159,6 +162,8 @@ def check_config(config: ConfigDict, given: Collection[str] = ()) -> None:
     if clip is not None and (isinstance(clip, bool) or not isinstance(clip, int | float) or not clip > 0):
         raise invalid("config.train.clip_norm", clip, "a positive number is needed, or None")
     average = config.sampling.get("ema")
+    if average is not None and not isinstance(average, str):
+        raise invalid("config.sampling.ema", _plain(average), "the name of an average is needed, or None")
     if average is not None and config.ema and average not in config.ema:
         raise unknown("config.sampling.ema", average, [*config.ema, "None"])
 
@@ -183,9 +188,10 @@ def _check_number(field: str, value: Any, least: int | None) -> None:
         raise InvalidInput(f"{field} is missing: it is a whole number; experiment.defaults() has one for each.")
     if value is None and least is None:
         return
-    if isinstance(value, bool) or not isinstance(value, int) or not (least or 0) <= value < 2**63:
+    most = MOST_AT_ONCE if field.endswith(("size", "examples", "columns", "zoom", "accumulate")) else MOST
+    if isinstance(value, bool) or not isinstance(value, int) or not (least or 0) <= value <= most:
         never = ", or None" if least is None else ""
-        raise invalid(field, _plain(value), f"a whole number of at least {least or 0} is needed{never}")
+        raise invalid(field, _plain(value), f"a whole number from {least or 0} to {most} is needed{never}")
 
 
 MOST_BYTES = 2**42

@@ -5,9 +5,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.errors import InvalidInput, invalid
-from diffusion_jax.interop.family import Family, take
-from diffusion_jax.interop.files import TensorFiles
+from diffusion_jax.errors import invalid
+from diffusion_jax.interop.family import Family
+from diffusion_jax.interop.fields import MOST_LEVELS, SMALLEST, Fields
 from diffusion_jax.interop.tables import TensorTable, conv, dense, norm
 from diffusion_jax.interop.unet import multipliers
 from diffusion_jax.models import Autoencoder, kl_vae
@@ -21,30 +21,53 @@ OLD_NAMES = tuple(
 """What attention was called in the files of Stable Diffusion 1."""
 
 
-def fields(config: dict[str, Any], files: TensorFiles | None) -> dict[str, Any]:
-    take(config, "act_fn", "silu", ("silu", "swish"))
-    take(config, "latents_mean", None, (None,))
-    take(config, "latents_std", None, (None,))
-    features = tuple(take(config, "block_out_channels", (64,)))
+IRRELEVANT = ("force_upcast", "sample_size")
+"""What is computed in float32 is our own choice; the size is that from which the peer cuts images into tiles."""
+
+
+BLOCK_TENSORS = 8
+"""Of a residual block, at least."""
+
+
+def fields(config: Fields, files: Any) -> dict[str, Any]:
+    config.choice("act_fn", ("silu", "swish"))
+    features = config.wholes("block_out_channels", (64,))
     for name, kind in BLOCKS.items():
-        kinds = list(take(config, name, [kind]))
-        if kinds != [kind] * len(features):
-            raise InvalidInput(f"config.json says {name}={kinds}, but only {kind} can be loaded, one for each level.")
-    channels = take(config, "in_channels", 3)
-    take(config, "out_channels", 3, (channels,))
-    quant = take(config, "use_quant_conv", True)
-    take(config, "use_post_quant_conv", True, (quant,))
+        kinds = config.items(name, (kind,), 1, MOST_LEVELS)
+        if kinds != (kind,) * len(features):
+            raise config.wrong(name, f"only {kind} can be loaded, one for each level")
+    groups = config.whole("norm_num_groups", 32)
+    if any(size % groups for size in features):
+        raise config.wrong("norm_num_groups", f"it must divide block_out_channels, {list(features)}")
+    channels = config.whole("in_channels", 3)
+    config.choice("out_channels", (channels,), 3)
+    quant = config.flag("use_quant_conv", True)
+    config.choice("use_post_quant_conv", (quant,), True)
+    latent_channels = config.whole("latent_channels", 4)
+    layers = config.layers("layers_per_block", 1)
+    if layers * len(features) * BLOCK_TENSORS > config.most_layers:
+        raise config.wrong("layers_per_block", f"so many blocks have more than {config.most_layers} tensors")
+    mean, std = (config.numbers(name, None, latent_channels) for name in ("latents_mean", "latents_std"))
+    shift = config.number("shift_factor", None) or 0.0
+    if (mean is None) != (std is None):
+        raise config.wrong("latents_mean", "it and latents_std are needed both, or neither")
+    if mean is not None and shift:
+        raise config.wrong("latents_mean", f"shift_factor={shift} shifts the latents already: only one of them can be")
+    if std is not None and min(std) < SMALLEST:
+        raise config.wrong("latents_std", "numbers above 0 are needed")
     return {
         "channels": features[0],
         "multipliers": multipliers(features),
-        "num_residual": take(config, "layers_per_block", 1),
-        "latent_channels": take(config, "latent_channels", 4),
+        "num_residual": layers,
+        "latent_channels": latent_channels,
         "data_channels": channels,
-        "attention": take(config, "mid_block_add_attention", True),
+        "attention": config.flag("mid_block_add_attention", True),
         "quant_conv": quant,
-        "groups": take(config, "norm_num_groups", 32),
-        "scaling_factor": float(take(config, "scaling_factor", 0.18215)),
-        "shift_factor": float(take(config, "shift_factor", None) or 0.0),
+        "groups": groups,
+        "scaling_factor": config.positive("scaling_factor", 0.18215),
+        "shift_factor": shift,
+        "latents_mean": mean or (),
+        "latents_std": std or (),
     }
 
 
@@ -102,6 +125,8 @@ def config(module: Any) -> dict[str, Any]:
         "norm_num_groups": module.groups,
         "scaling_factor": module.scaling_factor,
         "shift_factor": module.shift_factor or None,
+        "latents_mean": list(module.latents_mean) or None,
+        "latents_std": list(module.latents_std) or None,
         "mid_block_add_attention": module.attention,
         "use_quant_conv": module.quant_conv,
         "use_post_quant_conv": module.quant_conv,
@@ -114,4 +139,4 @@ def shapes(autoencoder: Autoencoder) -> Any:
     return jax.eval_shape(autoencoder.init, jax.random.key(0), x)
 
 
-AUTOENCODER = Family("diffusers", kl_vae, fields, table, config, shapes, aliases=OLD_NAMES)
+AUTOENCODER = Family("diffusers", kl_vae, fields, table, config, shapes, aliases=OLD_NAMES, irrelevant=IRRELEVANT)

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 
 from diffusion_jax.errors import invalid
 from diffusion_jax.interop.dit import PATCHES
-from diffusion_jax.interop.family import Family, take
+from diffusion_jax.interop.family import Family
+from diffusion_jax.interop.fields import Fields
 from diffusion_jax.interop.tables import StoredTensor, TensorTable, dense, norm, vector
 from diffusion_jax.models import Encoder, clip_text, clip_vision
 
@@ -29,9 +30,47 @@ ACTIVATIONS = {
 """Their names of activations, and ours."""
 
 
-def activation(config: dict[str, Any], name: str, default: str) -> str:
+IRRELEVANT = (
+    "add_cross_attention",
+    "architectures",
+    "attention_dropout",
+    "attention_probs_dropout_prob",
+    "bos_token_id",
+    "chunk_size_feed_forward",
+    "cross_attention_hidden_size",
+    "decoder_start_token_id",
+    "dropout",
+    "dtype",
+    "hidden_dropout_prob",
+    "id2label",
+    "initializer_factor",
+    "initializer_range",
+    "is_encoder_decoder",
+    "label2id",
+    "logit_scale_init_value",
+    "model_type",
+    "output_attentions",
+    "output_hidden_states",
+    "pad_token_id",
+    "problem_type",
+    "return_dict",
+    "task_specific_params",
+    "tie_encoder_decoder",
+    "tie_last_hidden_states",
+    "tie_word_embeddings",
+    "torch_dtype",
+    "torchscript",
+    "transformers_version",
+    "use_bfloat16",
+    "use_return_dict",
+)
+"""Fields of transformers that change nothing of what an encoder computes: training alone, initialisation, heads and
+decoders beside it, and how the peer hands results over."""
+
+
+def activation(config: Fields, name: str, default: str) -> str:
     """Our name of the activation that `config[name]` says."""
-    return ACTIVATIONS[take(config, name, default, tuple(ACTIVATIONS))]
+    return ACTIVATIONS[config.choice(name, tuple(ACTIVATIONS), default)]
 
 
 def their_activation(ours: str) -> str:
@@ -55,15 +94,6 @@ def image_shapes(network: Encoder) -> Any:
     module = network.module
     image = jax.ShapeDtypeStruct((1, module.image_size, module.image_size, module.channels), jnp.float32)
     return jax.eval_shape(network.init, jax.random.key(0), image)
-
-
-def square(config: dict[str, Any], name: str, default: int) -> int:
-    """A size that their config gives as one number, or as two equal ones."""
-    value = take(config, name, default)
-    sides = set(value) if isinstance(value, list | tuple) else {value}
-    if len(sides) != 1 or not isinstance(next(iter(sides)), int):
-        raise invalid(f"config.json: {name}", value, "one number, or two equal ones, are needed")
-    return sides.pop()
 
 
 def _block(prefix: str) -> TensorTable:
@@ -94,41 +124,61 @@ def _vision_table(module):
     return table | (dense("projection", "visual_projection", bias=False) if module.projection else {})
 
 
-def _sizes(config, width, depth, heads, mlp_width):
+def _sizes(config: Fields, width: int, depth: int, heads: int, mlp_width: int, projected: bool) -> dict[str, Any]:
     """What both halves say alike; the numbers are the peer's defaults."""
-    return {
-        "width": take(config, "hidden_size", width),
-        "depth": take(config, "num_hidden_layers", depth),
-        "heads": take(config, "num_attention_heads", heads),
-        "mlp_width": take(config, "intermediate_size", mlp_width),
+    projection = config.whole("projection_dim", 512) if projected else config.raw("projection_dim")
+    fields = {
+        "width": config.whole("hidden_size", width),
+        "depth": config.layers("num_hidden_layers", depth),
+        "heads": config.whole("num_attention_heads", heads),
+        "mlp_width": config.whole("intermediate_size", mlp_width),
         "activation": activation(config, "hidden_act", "quick_gelu"),
-        "eps": take(config, "layer_norm_eps", 1e-5),
+        "eps": config.number("layer_norm_eps", 1e-5, least=0.0),
+        "projection": projection if projected else 0,
     }
+    if fields["width"] % fields["heads"]:
+        raise config.wrong("num_attention_heads", f"it must divide hidden_size, {fields['width']}")
+    return fields
+
+
+def _half(config: Fields, name: str) -> Fields:
+    """The config of one half, where the file is that of both."""
+    part = config.section(name)
+    config.known |= {"text_config", "vision_config"}
+    if not part.values:
+        return config
+    source = part.source
+    return Fields({**config.values, **part.values}, source, config.most_layers)
 
 
 def _text_fields(config, files, projected):
-    config = {**config, **(config.get("text_config") or {})}
-    eos = take(config, "eos_token_id", 49407)
-    if not isinstance(eos, int):
-        raise invalid("config.json: eos_token_id", eos, "one token is needed")
+    config = _half(config, "text_config")
+    eos = config.raw("eos_token_id", 49407)
+    if not isinstance(eos, int) or isinstance(eos, bool):
+        raise config.wrong("eos_token_id", "one token is needed")
     return {
-        **_sizes(config, 512, 12, 8, 2048),
-        "vocab_size": take(config, "vocab_size", 49408),
-        "positions": take(config, "max_position_embeddings", 77),
-        "projection": take(config, "projection_dim", 512) if projected else 0,
-        "eos": eos,
+        **_sizes(config, 512, 12, 8, 2048, projected),
+        "vocab_size": config.whole("vocab_size", 49408),
+        "positions": config.whole("max_position_embeddings", 77),
+        "eos": config.whole("eos_token_id", 49407, least=0),
     }
 
 
 def _vision_fields(config, files, projected):
-    config = {**config, **(config.get("vision_config") or {})}
-    return {
-        **_sizes(config, 768, 12, 12, 3072),
-        "image_size": square(config, "image_size", 224),
-        "patch": square(config, "patch_size", 32),
-        "channels": take(config, "num_channels", 3),
-        "projection": take(config, "projection_dim", 512) if projected else 0,
+    config = _half(config, "vision_config")
+    return {**_sizes(config, 768, 12, 12, 3072, projected), **picture_fields(config, 32)}
+
+
+def picture_fields(config: Fields, patch: int) -> dict[str, int]:
+    """What the configs of vision encoders say of the images that they take; patch: the peer's default."""
+    fields = {
+        "image_size": config.square("image_size", 224),
+        "patch": config.square("patch_size", patch),
+        "channels": config.whole("num_channels", 3),
     }
+    if fields["patch"] > fields["image_size"]:
+        raise config.wrong("patch_size", f"image_size is {fields['image_size']}")
+    return fields
 
 
 def _config(module, name, model_type):
@@ -175,7 +225,15 @@ def _text_family(projected):
     aliases = ((r"^(embeddings|encoder|final_layer_norm)\.", r"text_model.\1."),)
     fields = partial(_text_fields, projected=projected)
     return Family(
-        "transformers", clip_text, fields, _text_table, _text_config, text_shapes, (*_HEADS, *others), aliases
+        "transformers",
+        clip_text,
+        fields,
+        _text_table,
+        _text_config,
+        text_shapes,
+        (*_HEADS, *others),
+        aliases,
+        irrelevant=IRRELEVANT,
     )
 
 
@@ -184,7 +242,15 @@ def _vision_family(projected):
     aliases = ((r"^(embeddings|encoder|pre_layrnorm|post_layernorm)\.", r"vision_model.\1."),)
     fields = partial(_vision_fields, projected=projected)
     return Family(
-        "transformers", clip_vision, fields, _vision_table, _vision_config, image_shapes, (*_HEADS, *others), aliases
+        "transformers",
+        clip_vision,
+        fields,
+        _vision_table,
+        _vision_config,
+        image_shapes,
+        (*_HEADS, *others),
+        aliases,
+        irrelevant=(*IRRELEVANT, "eos_token_id"),
     )
 
 

@@ -3,8 +3,17 @@
 from functools import partial
 
 from diffusion_jax.errors import invalid
-from diffusion_jax.interop.clip import BLOCK, activation, image_shapes, patch_embedding, square, their_activation
-from diffusion_jax.interop.family import Family, take
+from diffusion_jax.interop.clip import (
+    BLOCK,
+    IRRELEVANT,
+    activation,
+    image_shapes,
+    patch_embedding,
+    picture_fields,
+    their_activation,
+)
+from diffusion_jax.interop.family import Family
+from diffusion_jax.interop.fields import MOST
 from diffusion_jax.interop.tables import dense, norm, vector
 from diffusion_jax.models import dinov2
 
@@ -37,28 +46,46 @@ def _table(module):
     return table | dense(f"{feed_forward}/down", f"{theirs}.mlp.weights_out")
 
 
-def _hidden(width: int, ratio: int, gated: bool) -> int:
+OTHERS = (
+    *IRRELEVANT,
+    "apply_layernorm",
+    "drop_path_rate",
+    "layerscale_value",
+    "out_features",
+    "out_indices",
+    "reshape_hidden_states",
+    "stage_names",
+)
+"""What is for training or initialisation, and what is for the peer's backbones, which are other classes."""
+
+
+def _hidden(width: int, ratio: int | float, gated: bool) -> int:
     """Two thirds of the hidden width, rounded up to a multiple of 8, where it is gated."""
     hidden = int(width * ratio)
     return (int(hidden * 2 / 3) + 7) // 8 * 8 if gated else hidden
 
 
 def _fields(config, files, registers):
-    width, gated = take(config, "hidden_size", 768), take(config, "use_swiglu_ffn", False)
+    width, gated = config.whole("hidden_size", 768), config.flag("use_swiglu_ffn", False)
+    heads = config.whole("num_attention_heads", 12)
+    if width % heads:
+        raise config.wrong("num_attention_heads", f"it must divide hidden_size, {width}")
+    activated = activation(config, "hidden_act", "gelu")
+    hidden = _hidden(width, config.positive("mlp_ratio", 4), gated)
+    if not 1 <= hidden <= MOST:
+        raise config.wrong("mlp_ratio", f"times hidden_size, {width}, it must come to a width from 1 to {MOST}")
     return {
-        "image_size": square(config, "image_size", 224),
-        "patch": square(config, "patch_size", 16 if registers else 14),
-        "channels": take(config, "num_channels", 3),
+        **picture_fields(config, 16 if registers else 14),
         "width": width,
-        "depth": take(config, "num_hidden_layers", 12),
-        "heads": take(config, "num_attention_heads", 12),
-        "mlp_width": _hidden(width, take(config, "mlp_ratio", 4), gated),
-        "activation": "silu" if gated else activation(config, "hidden_act", "gelu"),
+        "depth": config.layers("num_hidden_layers", 12),
+        "heads": heads,
+        "mlp_width": hidden,
+        "activation": "silu" if gated else activated,
         "gated": gated,
-        "eps": take(config, "layer_norm_eps", 1e-6),
-        "qkv_bias": take(config, "qkv_bias", True),
-        "registers": take(config, "num_register_tokens", 4) if registers else 0,
-        "mask_token": registers or take(config, "use_mask_token", True),
+        "eps": config.number("layer_norm_eps", 1e-6, least=0.0),
+        "qkv_bias": config.flag("qkv_bias", True),
+        "registers": config.whole("num_register_tokens", 4) if registers else 0,
+        "mask_token": registers or config.flag("use_mask_token", True),
         "antialias": registers,
     }
 
@@ -94,7 +121,7 @@ def _config(module):
 
 def _family(registers):
     fields = partial(_fields, registers=registers)
-    return Family("transformers", dinov2, fields, _table, _config, image_shapes)
+    return Family("transformers", dinov2, fields, _table, _config, image_shapes, irrelevant=OTHERS)
 
 
 DINOV2 = {"Dinov2Model": _family(False), "Dinov2WithRegistersModel": _family(True)}

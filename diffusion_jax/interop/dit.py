@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.errors import InvalidInput, invalid
-from diffusion_jax.interop.family import Family, take
-from diffusion_jax.interop.files import TensorFiles
+from diffusion_jax.interop.family import Family
+from diffusion_jax.interop.fields import MOST_SIDE, Fields
 from diffusion_jax.interop.tables import StoredTensor, TensorTable, dense, vector
 from diffusion_jax.models import dit, label, param_shapes
 from diffusion_jax.models.conditions import Label
@@ -97,29 +97,36 @@ def shapes(network: Network) -> Any:
     module = network.module
     if not module.in_channels:
         raise invalid("in_channels", 0, "to be loaded or stored the network must know it: give it to the constructor")
-    size = module.patch * max(module.base_size, 1)
+    # Learned positions are parameters; the table of fixed ones would be computed for a size that tells nothing.
+    size = module.patch * (max(module.base_size, 1) if module.positions == "learned" else 1)
     shape = (1, size, size, module.in_channels)
     return param_shapes(network, shape, example_condition(module.conditions, shape))
 
 
-def common_fields(config: dict[str, Any], sample_size: int, out_channels: int | None) -> dict[str, Any]:
+IRRELEVANT = ("norm_num_groups", "upcast_attention")
+"""The norm of images that are no patches; softmax is float32 here anyway."""
+
+
+def common_fields(config: Fields, sample_size: int, out_channels: int | None) -> dict[str, Any]:
     """What the configs of DiT and PixArt say alike; the two numbers are the defaults of the peer."""
-    take(config, "activation_fn", "gelu-approximate", ("gelu-approximate",))
-    take(config, "norm_elementwise_affine", False, (False,))
-    take(config, "dropout", 0.0, (0.0,))
-    heads, patch = take(config, "num_attention_heads", 16), take(config, "patch_size", 2)
-    channels, size = take(config, "in_channels", 4), take(config, "sample_size", sample_size)
-    if not isinstance(size, int):
-        raise invalid("config.json: sample_size", size, "an integer is needed")
-    out = take(config, "out_channels", out_channels, (None, channels, 2 * channels))
+    config.choice("activation_fn", ("gelu-approximate",))
+    config.choice("norm_elementwise_affine", (False,))
+    config.choice("dropout", (0.0,))
+    heads = config.whole("num_attention_heads", 16)
+    patch = config.whole("patch_size", 2, most=MOST_SIDE)
+    channels = config.whole("in_channels", 4)
+    size = config.whole("sample_size", sample_size, most=MOST_SIDE)
+    if size < patch:
+        raise config.wrong("sample_size", f"with patch_size={patch} at least that is needed")
+    out = config.choice("out_channels", (None, channels, 2 * channels), out_channels)
     return {
         "patch": patch,
-        "width": heads * take(config, "attention_head_dim", 72),
-        "depth": take(config, "num_layers", 28),
+        "width": heads * config.whole("attention_head_dim", 72),
+        "depth": config.layers("num_layers", 28),
         "heads": heads,
         "in_channels": channels,
         "learn_sigma": out == 2 * channels,
-        "qkv_bias": take(config, "attention_bias", True),
+        "qkv_bias": config.flag("attention_bias", True),
         "base_size": size // patch,
     }
 
@@ -147,16 +154,15 @@ PLAIN = {"qk_norm": False, "swiglu": False}
 """Options that no published image transformer of this kind has."""
 
 
-def _fields(config, files):
-    take(config, "norm_type", "ada_norm_zero", ("ada_norm_zero",))
+def dit_fields(config: Fields, files: Any) -> dict[str, Any]:
+    """Fields of `DiT` that make the peer's."""
+    config.choice("norm_type", ("ada_norm_zero",))
     fields = common_fields(config, 32, None)
-    classes = take(config, "num_embeds_ada_norm", 1000)
-    if not isinstance(classes, int):
-        raise invalid("config.json: num_embeds_ada_norm", classes, "the number of classes is needed")
+    classes = config.whole("num_embeds_ada_norm", 1000)
     return {
         **fields,
         "conditions": (label(classes),),
-        "mlp_norm_eps": take(config, "norm_eps", 1e-5),
+        "mlp_norm_eps": config.number("norm_eps", 1e-5, least=0.0),
         "frequency_shift": 1.0,
         "embeddings": "shared" if files is None or _copies(files, fields["depth"]) else "per_block",
     }
@@ -166,7 +172,7 @@ def _embedder(name):
     return f"transformer_blocks.{{}}.norm1.emb.{name}"
 
 
-def _copies(files: TensorFiles, depth: int) -> bool:
+def _copies(files: Any, depth: int) -> bool:
     """Whether all blocks of the file embed time and label by the same weights."""
     there = set(files.names)
     stems = [_embedder(LABELS)]
@@ -208,7 +214,17 @@ def _config(module):
     }
 
 
-DIT = Family("diffusers", dit, _fields, _table, _config, shapes, ignored=(r"^pos_embed\.pos_embed$",))
+DIT = Family(
+    "diffusers",
+    dit,
+    dit_fields,
+    _table,
+    _config,
+    shapes,
+    ignored=(r"^pos_embed\.pos_embed$",),
+    irrelevant=IRRELEVANT,
+    sample_size=32,
+)
 
 
 def _made(**fields):
@@ -237,7 +253,7 @@ def _original_fields(config, files):
         "patch": patch,
         "width": width,
         "depth": sum(re.fullmatch(r"blocks\.\d+\.attn\.qkv\.weight", name) is not None for name in files.names),
-        "heads": config.get("heads", heads.get(width, 0)),
+        "heads": config.whole("heads", heads.get(width, 0)),
         "mlp_ratio": files.shape(needed[2])[0] / width,
         "conditions": (label(files.shape(needed[3])[0] - 1),),
         "qkv_bias": "blocks.0.attn.qkv.bias" in files.names,
@@ -302,4 +318,5 @@ DIT_ORIGINAL = Family(
     shapes,
     ignored=(r"^pos_embed$",),
     buffers=_original_buffers,
+    sample_size=32,
 )

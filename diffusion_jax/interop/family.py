@@ -1,9 +1,9 @@
 """What makes an architecture loadable: a `Family` of functions between their config.json and names, and ours."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from diffusion_jax.errors import InvalidInput
+from diffusion_jax.interop.fields import Fields
 from diffusion_jax.interop.tables import TensorTable
 
 
@@ -20,23 +20,21 @@ class Family(NamedTuple):
     aliases: `(regex, replacement)` pairs from names of older files to those of the table.
     buffers: (module) -> tensors by name that are computed here and stored there: fixed position tables. They are
         written, and where they are read, `ignored` names them.
+    irrelevant: fields of their config that change nothing of what is computed, and are not read for that.
+    synonyms: other names of fields of their config, `{synonym: name}`.
+    sample_size: the peer's default for the height and width of x that the network was trained on; None where x has
+        none, or any.
     """
 
     library: str
     make: Callable[..., Any]
-    fields: Callable[[dict, Any], dict[str, Any]]
+    fields: Callable[[Fields, Any], dict[str, Any]]
     table: Callable[[Any], TensorTable]
     config: Callable[[Any], dict[str, Any]]
     shapes: Callable[[Any], Any]
     ignored: tuple[str, ...] = ()
     aliases: tuple[tuple[str, str], ...] = ()
     buffers: Callable[[Any], dict[str, Any]] = lambda module: {}
-
-
-def take(config: dict[str, Any], name: str, default: Any, allowed: tuple = ()) -> Any:
-    """`config[name]`, or the peer's `default`; InvalidInput unless it is among `allowed`, if that is given."""
-    value = config.get(name, default)
-    if allowed and value not in allowed:
-        choices = " or ".join(map(repr, allowed))
-        raise InvalidInput(f"config.json says {name}={value!r}, but only {choices} can be loaded.")
-    return value
+    irrelevant: tuple[str, ...] = ()
+    synonyms: Mapping[str, str] = {}
+    sample_size: int | None = None

@@ -166,6 +166,13 @@ class TensorFiles:
             self._read = 0
         return value
 
+    def scalar(self, name: str) -> float:
+        """The one entry of a tensor of any kind of numbers, such as an alpha."""
+        if math.prod(self.shape(name)) != 1:
+            raise InvalidInput(f"{self.path}: {name} is {list(self.shape(name))}, but one number is needed.")
+        file, original = self._where[name]
+        return float(self._handle(file).get_tensor(original).item())
+
     def _slice(self, name):
         file, original = self._where[name]
         return self._handle(file).get_slice(original)

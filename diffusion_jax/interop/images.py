@@ -13,7 +13,7 @@ from jax.core import Tracer
 
 from diffusion_jax import pixels
 from diffusion_jax.errors import invalid
-from diffusion_jax.interop.family import take
+from diffusion_jax.interop.fields import MOST_SIDE, SMALLEST, Fields
 from diffusion_jax.interop.files import local_folder, read_json
 from diffusion_jax.models.layers.embeddings import bicubic_matrix
 
@@ -80,27 +80,33 @@ def load_preprocessor(folder: str | os.PathLike) -> Preprocessor:
     Raises InvalidInput where the file is missing, or says something that is not known here.
     """
     path = local_folder(folder)
-    config = read_json(path / "preprocessor_config.json" if path.is_dir() else path)
-    normalized = take(config, "do_normalize", True)
-    mean = tuple(take(config, "image_mean", (0.5, 0.5, 0.5))) if normalized else (0.0, 0.0, 0.0)
-    std = tuple(take(config, "image_std", (0.5, 0.5, 0.5))) if normalized else (1.0, 1.0, 1.0)
-    take(config, "do_rescale", True, (True,))
-    crop = _pair(config, "crop_size") if config.get("do_center_crop") else None
-    if not take(config, "do_resize", True):
+    file = path / "preprocessor_config.json" if path.is_dir() else path
+    config = Fields(read_json(file), str(file))
+    mean, std = ((0.0,) * 3, (1.0,) * 3)
+    if config.flag("do_normalize", True):
+        mean, std = (config.numbers(name, (0.5,) * 3, 3) for name in ("image_mean", "image_std"))
+        if min(std) < SMALLEST:
+            raise config.wrong("image_std", "numbers above 0 are needed")
+    config.choice("do_rescale", (True,))
+    config.choice("rescale_factor", (1 / 255,))
+    crop = _pair(config, "crop_size") if config.flag("do_center_crop", None) else None
+    if not config.flag("do_resize", True):
         return Preprocessor(0, None, crop, mean, std)
-    take(config, "resample", BICUBIC, (BICUBIC,))
-    size = take(config, "size", 224)
+    config.choice("resample", (BICUBIC,))
+    size = config.raw("size")
     if isinstance(size, dict) and "shortest_edge" in size:
-        size = size["shortest_edge"]
-    if isinstance(size, int):
-        return Preprocessor(size, None, crop, mean, std)
+        return Preprocessor(config.section("size").whole("shortest_edge", 224, most=MOST_SIDE), None, crop, mean, std)
+    if not isinstance(size, dict):
+        return Preprocessor(config.whole("size", None, most=MOST_SIDE) or 224, None, crop, mean, std)
     return Preprocessor(0, _pair(config, "size"), crop, mean, std)
 
 
-def _pair(config, name):
-    value = config.get(name, 224)
-    if isinstance(value, int):
-        return value, value
-    if isinstance(value, dict) and {"height", "width"} <= value.keys():
-        return value["height"], value["width"]
-    raise invalid(f"preprocessor_config.json: {name}", value, "a height and a width are needed")
+def _pair(config: Fields, name: str) -> tuple[int, int]:
+    value = config.raw(name)
+    if isinstance(value, dict):
+        if not {"height", "width"} <= value.keys():
+            raise config.wrong(name, "a height and a width are needed")
+        sides = config.section(name)
+        return sides.whole("height", 224, most=MOST_SIDE), sides.whole("width", 224, most=MOST_SIDE)
+    side = config.whole(name, None, most=MOST_SIDE) or 224
+    return side, side

@@ -1,15 +1,12 @@
 """From a folder of components to images: class or text (or image) to image with the published latent models.
 
 A `Pipeline` is the parts by name, to be used as they are or with some of them replaced: the denoiser by a cached or
-adapted one, the solver or the grid by others. `generate` runs it: prompts are encoded, one compiled program denoises
-the latents, the autoencoder turns them into images. On a mesh, samples are split over (data, fsdp) and parameters lie
-where the rules put them.
+adapted one, the solver or the grid by others. `generation.generate` runs it.
 """
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
-from pathlib import Path
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,16 +14,16 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from diffusion_jax import randomness
-from diffusion_jax.adapters import attached, combined_adapters, merged
+from diffusion_jax.adapters import attached, combined_adapters, largest_rank
 from diffusion_jax.denoisers import denoiser as lifted
-from diffusion_jax.denoisers.branches import in_one_batch, steered
-from diffusion_jax.denoisers.guidance import linear_rule
-from diffusion_jax.distributed import Rules, batch_sharding, check_batch
-from diffusion_jax.errors import InvalidInput, invalid, unknown
-from diffusion_jax.interop.files import local_folder, read_json
-from diffusion_jax.interop.lora_files import components_of, load_lora
-from diffusion_jax.interop.pretrained import Pretrained, load_pretrained
+from diffusion_jax.distributed import Rules
+from diffusion_jax.errors import InvalidInput, unknown
+from diffusion_jax.interop.families import sample_size
+from diffusion_jax.interop.fields import REQUIRED
+from diffusion_jax.interop.files import local_folder
+from diffusion_jax.interop.lora_files import check_components, components_of, load_lora, merged_files
+from diffusion_jax.interop.pipeline_parts import file_parts, folder_parts, load_autoencoder
+from diffusion_jax.interop.pretrained import Placement, Pretrained
 from diffusion_jax.interop.prompts import (
     Prompter,
     class_labels,
@@ -36,12 +33,10 @@ from diffusion_jax.interop.prompts import (
     text_encoder,
 )
 from diffusion_jax.interop.schedulers import Scheduler, read_scheduler
-from diffusion_jax.interop.tokenizers import load_tokenizer
+from diffusion_jax.models import KLVAE, T5, CLIPText
 from diffusion_jax.models.conditions import Label, Sizes
 from diffusion_jax.models.layers.conditioning import find_stream
-from diffusion_jax.sampling import sample
-from diffusion_jax.solvers import inpainted
-from diffusion_jax.typing import Denoiser, Keys
+from diffusion_jax.typing import Denoiser
 
 
 class Pipeline(NamedTuple):
@@ -51,9 +46,10 @@ class Pipeline(NamedTuple):
         adapters and export.
     scheduler: process, solver and grid of the checkpoint. prompter: prompts to conditions.
     autoencoder: between images and latents. channels: of the latents.
-    size: default height and width in pixels. num_steps, scale: defaults of sampling.
+    size: default height and width in pixels, None where the checkpoint names none. num_steps, scale: defaults.
     inpaints: whether the network was trained to, and takes a mask and a masked image.
     mesh: where samples are split, or None.
+    lift: the network, adapters included, as the denoiser of a process; the same one for the same process.
     """
 
     denoiser: Denoiser
@@ -61,13 +57,14 @@ class Pipeline(NamedTuple):
     scheduler: Scheduler
     prompter: Prompter
     autoencoder: Pretrained
-    size: tuple[int, int]
+    size: tuple[int, int] | None
     num_steps: int
     scale: float
     channels: int
     inpaints: bool
     mesh: Mesh | None
     network: Pretrained
+    lift: Callable[[Any], Denoiser]
 
 
 class PipelineKind(NamedTuple):
@@ -75,7 +72,7 @@ class PipelineKind(NamedTuple):
 
     network: the folder of the denoising network. num_steps, scale: the family's defaults.
     prompter: (load, tokenizer, network, info) -> Prompter; `load(name)` and `tokenizer(name)` read a component, info is
-        model_index.json.
+        the `Fields` of model_index.json.
     """
 
     network: str
@@ -85,26 +82,39 @@ class PipelineKind(NamedTuple):
 
 
 def _labels(load, tokenizer, network, info):
-    return class_labels(find_stream(network.network.module.conditions, Label).num_classes, info.get("id2label"))
+    stream = find_stream(network.network.module.conditions, Label)
+    if stream is None:
+        raise InvalidInput("model_index.json says DiTPipeline, but its network takes no class.")
+    return class_labels(stream.num_classes, info.raw("id2label"))
+
+
+def _clip_encoder(encoder, tokenizer):
+    """As long as the tokenizer says, and no longer than the encoder has positions."""
+    if not isinstance(encoder.network.module, CLIPText):
+        raise InvalidInput(f"A text encoder of the pipeline is a {encoder.family}, but CLIP's is needed.")
+    positions = encoder.network.module.positions
+    return text_encoder(encoder, tokenizer, min(tokenizer.max_length or positions, positions), masked=False)
 
 
 def _clip(load, tokenizer, network, info):
-    return clip_prompts(text_encoder(load("text_encoder"), tokenizer("tokenizer"), 77, masked=False))
+    return clip_prompts(_clip_encoder(load("text_encoder"), tokenizer("tokenizer")))
 
 
 def _double_clip(load, tokenizer, network, info):
-    names = [name for name in ("text_encoder", "text_encoder_2") if (info.get(name) or [None])[0]]
-    encoders = [
-        text_encoder(load(name), tokenizer(name.replace("text_encoder", "tokenizer")), 77, masked=False)
-        for name in names
-    ]
-    scores = (6.0, 2.5) if info.get("requires_aesthetics_score") else None
-    return double_clip_prompts(encoders, info.get("force_zeros_for_empty_prompt", True), scores)
+    names = [name for name in ("text_encoder", "text_encoder_2") if (info.items(name, None) or (None,))[0]]
+    if not names:
+        raise InvalidInput(f"{info.source} names no text encoder: text_encoder or text_encoder_2 is needed.")
+    encoders = [_clip_encoder(load(name), tokenizer(name.replace("text_encoder", "tokenizer"))) for name in names]
+    scores = (6.0, 2.5) if info.flag("requires_aesthetics_score", None) else None
+    return double_clip_prompts(encoders, info.flag("force_zeros_for_empty_prompt", True), scores)
 
 
 def _t5(max_length):
     def prompter(load, tokenizer, network, info):
-        encoder = text_encoder(load("text_encoder"), tokenizer("tokenizer"), max_length, masked=True)
+        pretrained = load("text_encoder")
+        if not isinstance(pretrained.network.module, T5):
+            raise InvalidInput(f"The text encoder of the pipeline is a {pretrained.family}, but T5's is needed.")
+        encoder = text_encoder(pretrained, tokenizer("tokenizer"), max_length, masked=True)
         return t5_prompts(encoder, find_stream(network.network.module.conditions, Sizes) is not None)
 
     return prompter
@@ -132,214 +142,111 @@ def load_pipeline(
     variant: str | None = None,
     param_dtype: DTypeLike = jnp.float32,
     loras: Sequence[tuple[str | os.PathLike, int | float]] = (),
+    vae: str | os.PathLike | None = None,
+    scheduler: Mapping[str, Any] | str | os.PathLike | None = None,
+    tokenizer: str | os.PathLike | None = None,
+    prediction_type: str | None = None,
     **overrides: Any,
 ) -> Pipeline:
-    """A folder with model_index.json and a folder for each component, or the id of a repo.
+    """A folder with model_index.json and a folder for each component, the id of a repo, or one safetensors file in the
+    layout of the original code: Stable Diffusion 1, 2 and XL, or DiT.
 
     mesh, rules, variant, param_dtype: of every component, see `load_pretrained`. loras: files and their weights, all
     at once: attached to the denoising network (see `with_lora`), merged into the text encoders that they adapt.
+    vae: a folder or file with another autoencoder; a DiT in one file needs it. scheduler: another config, its folder or
+    its file.
+    tokenizer: for a single file, the folder of CLIP's tokenizer; `tokenizer` beside the file unless given.
+    prediction_type: for a single file, "epsilon" or "v_prediction"; needed for Stable Diffusion 2, of which both exist.
     overrides: fields of the denoising network, such as `dtype="bfloat16"` or `remat="full"`.
     Raises InvalidInput for a class of pipelines that is not in `KINDS`, and whatever `load_pretrained` raises.
     """
-    root = local_folder(folder)
-    if not (root / "model_index.json").is_file():
-        raise InvalidInput(f"{root} has no model_index.json; for a single network use load_pretrained.")
-    info = read_json(root / "model_index.json")
-    name = info.get("_class_name")
+    root, placement = local_folder(folder), Placement(mesh, rules, param_dtype)
+    if root.is_file():
+        parts = file_parts(root, placement, tokenizer, prediction_type)
+    elif tokenizer is not None or prediction_type is not None:
+        given = "tokenizer" if tokenizer is not None else "prediction_type"
+        raise InvalidInput(f"{given}= is for a pipeline in a single file, and {root} is a folder, whose files say it.")
+    else:
+        parts = folder_parts(root, placement, variant)
+    name = parts.info.text("_class_name", REQUIRED)
     if name not in KINDS:
-        raise unknown("pipeline", name, KINDS)
+        raise unknown(f"{parts.info.source}: _class_name", name, KINDS)
     kind = KINDS[name]
+    adaptable = ["unet"]
 
     def load(component, **fields):
-        where = {"mesh": mesh, "rules": rules, "variant": _variant(root / component, variant)}
-        pretrained = load_pretrained(root / component, **where, param_dtype=param_dtype, **fields)
-        for path, weight in loras:
-            if component in components_of(path) and component != kind.network:
-                params = merged(pretrained.params, load_lora(path, pretrained, component), weight)
-                pretrained = pretrained._replace(params=params)
-        return pretrained
+        pretrained = parts.read(component, **fields)
+        if component == kind.network:
+            return pretrained
+        adaptable.append(component)
+        return merged_files(pretrained, loras, component)
 
-    network, autoencoder = load(kind.network, **overrides), load("vae")
-    scheduler = read_scheduler(root / "scheduler")
+    network = load(kind.network, **overrides)
+    if network.network.anatomy is None or not hasattr(network.network.module, "in_channels"):
+        raise InvalidInput(f"{parts.source(kind.network)} is that of a {network.family}, but a denoiser is needed.")
+    autoencoder = load("vae") if vae is None else load_autoencoder(vae, placement, name)
+    if not isinstance(autoencoder.network.module, KLVAE):
+        raise InvalidInput(f"{parts.source('vae')} is that of a {autoencoder.family}, but an autoencoder is needed.")
+    noise = parts.scheduler() if scheduler is None else read_scheduler(scheduler)
     channels = autoencoder.network.module.latent_channels
     factor = autoencoder.network.module.factor
-    size = network.config.get("sample_size", 64)
-    height, width = (size, size) if isinstance(size, int) else size
+    sides = sample_size(network.family, network.config, parts.source(kind.network))
+    lift = _lifting(network.network)
     pipeline = Pipeline(
-        lifted(network.network, scheduler.process),
+        lift(noise.process),
         network.params,
-        scheduler,
-        kind.prompter(load, lambda component: load_tokenizer(root / component), network, info),
+        noise,
+        kind.prompter(load, parts.tokenizer, network, parts.info),
         autoencoder,
-        (height * factor, width * factor),
+        None if sides is None else (sides[0] * factor, sides[1] * factor),
         kind.num_steps,
         kind.scale,
         channels,
         bool(getattr(network.network.anatomy, "concat", 0)),
         mesh,
         network,
+        lift,
     )
+    check_components([path for path, _ in loras], adaptable)
     adapters = [(load_lora(path, network), weight) for path, weight in loras if "unet" in components_of(path)]
     return with_lora(pipeline, adapters) if adapters else pipeline
 
 
 def with_lora(pipeline: Pipeline, weighted: Sequence[tuple[Any, int | float]], rank: int | None = None) -> Pipeline:
-    """The pipeline with factors of `load_lora` attached to its network, `(factors, weight)` each.
+    """The pipeline with factors of `load_lora` attached to its network, `(factors, weight)` each, beside those that it
+    has already.
 
     rank: the room for factors; what they need together, unless given. Later ones of that room swap in without
     compiling anew:
 
         pipeline._replace(params={**pipeline.params, "lora": adapters.combined_adapters(others, rank, like)})
     """
+    if isinstance(pipeline.params, Mapping) and set(pipeline.params) == {"params", "lora"}:
+        weighted = [(pipeline.params["lora"], 1.0), *weighted]
     if rank is None:
-        rank = sum(jax.tree.leaves(factors)[0].shape[-1] for factors, _ in weighted)
+        rank = sum(largest_rank(factors) for factors, _ in weighted)
     factors = combined_adapters(weighted, rank)
-    network = attached(pipeline.network.network, factors)
+    lift = _lifting(attached(pipeline.network.network, factors))
     params = {"params": pipeline.network.params, "lora": factors}
-    return pipeline._replace(denoiser=lifted(network, pipeline.scheduler.process), params=params)
+    return pipeline._replace(denoiser=lift(pipeline.scheduler.process), params=params, lift=lift)
 
 
-def _variant(folder: Path, variant: str | None) -> str | None:
-    """The variant, where a component has it; published folders often lack it for some."""
-    return variant if variant and list(folder.glob(f"*.{variant}.*")) else None
+def _lifting(network):
+    return lru_cache(maxsize=16)(partial(lifted, network))
 
 
-def generate(
-    pipeline: Pipeline,
-    key: Keys,
-    prompts: Sequence[Any],
-    *,
-    negative: Sequence[str] | str | None = None,
-    num_steps: int | None = None,
-    scale: int | float | None = None,
-    rescale: int | float = 0.0,
-    size: tuple[int, int] | None = None,
-    image: Any = None,
-    mask: Any = None,
-    strength: int | float | None = None,
-    noise: Any = None,
-    cond: Mapping[str, Any] | None = None,
-    index: Any = None,
-) -> Any:
-    """Images `[B, H, W, 3]` in [-1, 1], one a prompt.
+def denoiser_of(pipeline: Pipeline) -> Denoiser:
+    """The denoiser at the scheduler's process, for that decides what the network predicts and what it is told.
 
-    key: one typed key. prompts: texts, or numbers or names of classes. negative: one for all, or one a prompt.
-    scale: of guidance, 1 for none. rescale: see `denoisers.guided`. size: height and width in pixels.
-    image: `[B, H, W, 3]` in [-1, 1] (or one for all) to start from: noised to the time that `strength` in (0, 1] of
-        the steps begins at (0.8 unless given, 1 with a mask).
-    mask: `[B, H, W]` (or one for all), true where `image` is to be painted anew; the rest is kept. A network that was
-        trained to inpaint (9 channels) is given mask and masked image; others are led.
-    cond: what the network is told besides, on both sides of guidance: `{"control": pictures}` of a ControlNet.
-    noise: `[B, h, w, C]` of unit variance in place of that drawn from `key`.
-    index: global index of each sample, `[B]`: sample i is the same in any batch. Calls of the same shapes do not
-        compile anew, whatever key, prompts, scale and strength (of equally many steps) are.
-    Raises InvalidInput for what does not fit together.
+    Where the scheduler was replaced, the denoiser that was loaded is made anew. Raises InvalidInput for one of the
+    user's own that was made for another process.
     """
-    prompts = list(prompts)
-    if not prompts:
-        raise invalid("prompts", prompts, "at least one is needed")
-    negatives = [negative] * len(prompts) if negative is None or isinstance(negative, str) else list(negative)
-    if len(negatives) != len(prompts):
-        raise invalid("negative", negatives, f"one for all or one for each of the {len(prompts)} prompts is needed")
-    if strength is not None and not 0 < strength <= 1:
-        raise invalid("strength", strength, "it must be in (0, 1]")
-    if mask is not None and image is None:
-        raise InvalidInput("mask= says what of an image is painted anew, but image= was not given.")
-    if image is None and strength is not None:
-        raise InvalidInput("strength= is for a run that starts from an image, but image= was not given.")
-    if strength is None:
-        strength = 0.8 if image is not None and mask is None else 1.0
-    num_steps = pipeline.num_steps if num_steps is None else num_steps
-    scale = pipeline.scale if scale is None else scale
-    check_batch(len(prompts), pipeline.mesh)
-    image, mask, size = _checked_pictures(pipeline, image, mask, size, len(prompts))
-    factor = pipeline.autoencoder.network.module.factor
-    shape = (len(prompts), size[0] // factor, size[1] // factor, pipeline.channels)
-
-    patch = getattr(pipeline.network.network.anatomy, "patch", 1)
-    grid = jnp.asarray(pipeline.scheduler.grid(num_steps, seq_len=shape[1] * shape[2] // patch**2))
-    grid = grid[len(grid) - 1 - max(1, int((len(grid) - 1) * strength)) :]
-    index = jnp.arange(len(prompts)) if index is None else jnp.asarray(index)
-    keys = randomness.sample_keys(key, index)
-    noise = randomness.normal(randomness.prior_key(keys), shape) if noise is None else jnp.asarray(noise, jnp.float32)
-    if noise.shape != shape:
-        raise invalid("noise.shape", noise.shape, f"{shape} is needed")
-
-    more = {} if cond is None else dict(cond)
-    cond, null = ({**side(asked, size), **more} for side, asked in zip(pipeline.prompter, (prompts, negatives)))
-    known = keep = None
-    start = pipeline.scheduler.initial_scale(grid) * noise
-    if image is not None:
-        latents = _programs(pipeline.autoencoder.network)[0](pipeline.autoencoder.params, image)
-        if mask is None or strength < 1:
-            process = pipeline.scheduler.process
-            start = process.alpha(grid[0]) * latents + process.sigma(grid[0]) * noise
-    if image is not None and mask is not None:
-        small = mask.reshape(len(prompts), shape[1], factor, shape[2], factor)[:, :, 0, :, 0]
-        if not pipeline.inpaints:
-            known, keep = latents, jnp.broadcast_to(~small[..., None], shape)
-        else:
-            behind = jnp.where(mask[..., None], 0.0, image)
-            behind = _programs(pipeline.autoencoder.network)[0](pipeline.autoencoder.params, behind)
-            concat = jnp.concatenate([small[..., None].astype(jnp.float32), behind], axis=-1)
-            cond, null = {**cond, "concat": concat}, {**null, "concat": concat}
-    batch = (cond, null if scale != 1 else None, start, noise, known, keep, index)
-    if pipeline.mesh is not None:
-        batch = jax.device_put(batch, batch_sharding(pipeline.mesh))
-    program = _sampler(pipeline.denoiser, pipeline.scheduler.solver, pipeline.scheduler.transform, float(rescale))
-    latents = program(pipeline.params, key, grid, jnp.float32(scale), *batch) * pipeline.scheduler.final_scale(grid)
-    return _programs(pipeline.autoencoder.network)[1](pipeline.autoencoder.params, latents)
-
-
-def _checked_pictures(pipeline, image, mask, size, count) -> tuple[Any, Any, tuple[int, int]]:
-    if image is not None:
-        image = jnp.asarray(image, jnp.float32)
-        image = jnp.broadcast_to(image, (count, *image.shape[-3:]))
-        if size is not None and tuple(size) != image.shape[1:3]:
-            raise invalid("size", tuple(size), f"the image is {image.shape[1]} x {image.shape[2]}")
-        size = image.shape[1:3]
-    size = pipeline.size if size is None else tuple(size)
-    factor = pipeline.autoencoder.network.module.factor
-    if len(size) != 2 or any(side < factor or side % factor for side in size):
-        raise invalid("size", size, f"height and width must be multiples of {factor}")
-    if mask is not None:
-        mask = jnp.asarray(mask)
-        mask = mask if mask.dtype == bool else mask > 0.5
-        if mask.shape[-2:] != size:
-            raise invalid("mask.shape", mask.shape, f"it must be that of the image, {size}")
-        mask = jnp.broadcast_to(mask, (count, *size))
-    elif image is not None and pipeline.inpaints:
-        raise InvalidInput("This network was trained to inpaint: give mask= with image=.")
-    if image is None and pipeline.inpaints:
-        raise InvalidInput("This network was trained to inpaint: give image= and mask=.")
-    return image, mask, size
-
-
-@lru_cache(maxsize=16)
-def _sampler(denoiser, solver, transform, rescale):
-    """The compiled run. What differs from call to call is an argument, so that nothing compiles anew."""
-
-    def run(params, key, grid, scale, cond, null, start, noise, known, keep, index):
-        chosen, stepped = denoiser, solver
-        if null is not None:
-            # Not neutral at scale 1: the scale is traced, and a decision on it would compile both sides.
-            rule = linear_rule(denoiser.process, rescale)._replace(neutral=False)
-            chosen = steered(in_one_batch(denoiser, null), rule, scale)
-        if known is not None:
-            stepped = inpainted(solver, known, keep, noise=noise, before=False)
-        chosen = transform(chosen)
-        x = sample(key, chosen, params, stepped, grid, x_init=start, cond=cond, index=index).x
-        # Grids may end above 0, where the known region still has a little noise.
-        return x if known is None else jnp.where(keep, known, x)
-
-    return jax.jit(run)
-
-
-@lru_cache(maxsize=16)
-def _programs(autoencoder):
-    """Image to latents (the mean of the posterior) and back, compiled."""
-
-    def decode(params, latents):
-        return jnp.clip(autoencoder.decode(params, latents), -1.0, 1.0)
-
-    return jax.jit(autoencoder.encode), jax.jit(decode)
+    made, process = pipeline.denoiser.process, pipeline.scheduler.process
+    if made == process:
+        return pipeline.denoiser
+    if pipeline.denoiser is not pipeline.lift(made):
+        raise InvalidInput(
+            "pipeline.denoiser was made for another process than that of pipeline.scheduler: make it of "
+            "pipeline.lift(pipeline.scheduler.process)."
+        )
+    return pipeline.lift(process)

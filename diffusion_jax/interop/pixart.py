@@ -4,20 +4,23 @@ PixArt had classes of their own (`Transformer2DModel`)."""
 from typing import Any
 
 from diffusion_jax.errors import invalid
-from diffusion_jax.interop import dit as dit_layout
 from diffusion_jax.interop.dit import (
     BLOCK,
+    DIT,
+    IRRELEVANT,
     PLAIN,
     attention_layer,
     block_layers,
     check_stored,
     common_config,
     common_fields,
+    dit_fields,
     patch_embedding,
     shapes,
     stored_conditions,
 )
-from diffusion_jax.interop.family import Family, take
+from diffusion_jax.interop.family import Family
+from diffusion_jax.interop.fields import Fields
 from diffusion_jax.interop.tables import TensorTable, dense, vector
 from diffusion_jax.models import context, dit, sizes
 from diffusion_jax.models.conditions import Context, Sizes
@@ -25,19 +28,19 @@ from diffusion_jax.models.conditions import Context, Sizes
 NAME = "PixArtTransformer2DModel"
 
 
-def _fields(config, files):
-    take(config, "norm_type", "ada_norm_single", ("ada_norm_single",))
-    take(config, "attention_type", "default", ("default",))
+def pixart_fields(config: Fields, files: Any) -> dict[str, Any]:
+    """Fields of `DiT` that make a PixArt."""
+    config.choice("norm_type", ("ada_norm_single",))
+    config.choice("attention_type", ("default",))
     fields = common_fields(config, 128, 8)
-    size = take(config, "sample_size", 128)
-    captions, crossed = take(config, "caption_channels", None), take(config, "cross_attention_dim", 1152)
+    size = config.raw("sample_size", 128)
+    captions = config.whole("caption_channels", None)
+    crossed = config.whole("cross_attention_dim", 1152)
     if captions is not None and crossed != fields["width"]:
-        raise invalid("config.json: cross_attention_dim", crossed, f"with caption_channels it is {fields['width']}")
-    if crossed is None:
-        raise invalid("config.json: cross_attention_dim", crossed, "the width of the captions is needed")
+        raise config.wrong("cross_attention_dim", f"with caption_channels it is the width, {fields['width']}")
     told = context("none", crossed) if captions is None else context("mlp", captions)
-    scale, given = config.get("interpolation_scale"), config.get("use_additional_conditions")
-    eps = take(config, "norm_eps", 1e-6)
+    scale, given = config.positive("interpolation_scale", None), config.flag("use_additional_conditions", None)
+    eps = config.number("norm_eps", 1e-6, least=0.0)
     return {
         **fields,
         "modulation": "single",
@@ -99,16 +102,36 @@ def _config(module):
 # Folders of the first releases also hold the caption that stands for none, which their networks do not read.
 IGNORED = (r"^pos_embed\.pos_embed$", r"^caption_projection\.y_embedding$")
 
-PIXART = Family("diffusers", dit, _fields, _table, _config, shapes, ignored=IGNORED)
+# The number of classes is handed on by the peer and not used.
+PIXART = Family(
+    "diffusers",
+    dit,
+    pixart_fields,
+    _table,
+    _config,
+    shapes,
+    ignored=IGNORED,
+    irrelevant=(*IRRELEVANT, "num_embeds_ada_norm"),
+    sample_size=128,
+)
 
 
 def _either(module) -> Family:
-    return PIXART if module.modulation == "single" else dit_layout.DIT
+    return PIXART if module.modulation == "single" else DIT
 
 
 def _either_fields(config, files):
-    kind = take(config, "norm_type", "layer_norm", ("ada_norm_zero", "ada_norm_single"))
-    return (PIXART if kind == "ada_norm_single" else dit_layout.DIT).fields(config, files)
+    # The peer remaps such a folder by its norm, so defaults are those of the class that took its place; these are gone.
+    for name in ("only_cross_attention", "double_self_attention"):
+        config.choice(name, (False,))
+    config.choice("num_vector_embeds", (None,))
+    kind = config.choice("norm_type", ("ada_norm_zero", "ada_norm_single"), "layer_norm")
+    if kind == "ada_norm_single":
+        return pixart_fields(config, files)
+    config.choice("attention_type", ("default",))
+    for name in ("cross_attention_dim", "caption_channels"):
+        config.choice(name, (None,))
+    return dit_fields(config, files)
 
 
 TRANSFORMER_2D = Family(
@@ -119,5 +142,12 @@ TRANSFORMER_2D = Family(
     lambda module: _either(module).config(module),
     shapes,
     ignored=IGNORED,
+    irrelevant=(
+        *IRRELEVANT,
+        "interpolation_scale",
+        "num_embeds_ada_norm",
+        "use_additional_conditions",
+        "use_linear_projection",
+    ),
 )
 """A folder whose config says `Transformer2DModel`; it is stored as the class that took its place."""

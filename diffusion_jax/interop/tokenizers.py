@@ -6,14 +6,15 @@ in `data.tokenizers`.
 
 import os
 import struct
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import tokenizers
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, processors
 
 from diffusion_jax.errors import InvalidInput, invalid
@@ -42,6 +43,9 @@ NORMAL, UNKNOWN, USER_DEFINED, BYTE = 1, 2, 4, 6
 NO_LIMIT = 10**6
 """A `model_max_length` beyond this is how their configs say that there is none."""
 
+SHOWN = 120
+"""How many characters a warning shows of each end of what is left out."""
+
 
 class TokenBatch(NamedTuple):
     """Prompts as arrays: tokens, padded on the right, and the mask, True where a token is not padding."""
@@ -50,18 +54,37 @@ class TokenBatch(NamedTuple):
     mask: Bool[np.ndarray, "B M"]
 
 
+class TokenChunks(NamedTuple):
+    """Prompts in n chunks of an encoder's length each: tokens, mask, and the weight of each token."""
+
+    tokens: Int[np.ndarray, "B n M"]
+    mask: Bool[np.ndarray, "B n M"]
+    weights: Float[np.ndarray, "B n M"]
+
+
+class Content(NamedTuple):
+    """A text without start and end tokens: ids, and where each of them begins in the text."""
+
+    ids: list[int]
+    begins: list[int]
+
+
 @dataclass(frozen=True)
 class Tokenizer:
-    """A checkpoint's tokenizer; `tokenizer(["a cat", ""], max_length=77)` is `Tokens` of shape `[2, 77]`.
+    """A checkpoint's tokenizer; `tokenizer(["a cat", ""], max_length=77)` is `TokenBatch` of shape `[2, 77]`.
 
     backend: the pipeline, which adds the start and end tokens of the checkpoint. pad, end: ids; a prompt that is too
-    long is cut and keeps its end token, where the checkpoint has one. max_length: the checkpoint's, or None.
+    long is cut and keeps its end token, where the checkpoint has one; a warning names what is left out.
+    max_length: the checkpoint's, or None. name: of its folder, for warnings.
+    expansions: tokens that stand for several: the ids of all by the first one's (`textual_inversion`).
     """
 
     backend: Any
     pad: int
     end: int | None
     max_length: int | None
+    name: str = "tokenizer"
+    expansions: Mapping[int, tuple[int, ...]] = field(default_factory=dict, hash=False)
 
     @property
     def vocab_size(self) -> int:
@@ -69,30 +92,102 @@ class Tokenizer:
 
     def encode(self, prompt: str) -> list[int]:
         """The ids of one prompt with its start and end tokens, neither cut nor padded."""
-        return self.backend.encode(prompt).ids
+        return [one for token in self.backend.encode(_encodable(prompt)).ids for one in self._expanded(token)]
+
+    def _expanded(self, token: int) -> tuple[int, ...]:
+        return self.expansions.get(token, (token,))
 
     def __call__(self, prompts: Sequence[Any], max_length: int | None = None) -> TokenBatch:
         """The prompts as `int32 [B, M]` and their mask, M = `max_length` or the checkpoint's.
 
-        Raises InvalidInput unless prompts is a list of strings and there is a length with room for a token.
+        Warns of each prompt that is longer, with the words that are left out. Raises InvalidInput unless prompts is a
+        list of strings and there is a length with room for a token.
         """
         if isinstance(prompts, str) or not all(isinstance(prompt, str) for prompt in prompts):
             raise invalid("prompts", prompts, "a list of strings is needed")
+        found = self.chunked([[(prompt, 1.0)] for prompt in prompts], max_length)
+        return TokenBatch(found.tokens[:, 0], found.mask[:, 0])
+
+    def chunked(
+        self,
+        texts: Sequence[Sequence[tuple[str, float]]],
+        max_length: int | None = None,
+        count: int = 1,
+        hint: str = "",
+    ) -> TokenChunks:
+        """Texts in `count` chunks, each with start and end tokens and padding of its own.
+
+        texts: each in parts with their weights, which are tokenized one by one. hint: a sentence for the end of the
+        warning that names what has no place in the chunks.
+        """
+        length, start, end = self._ends(max_length)
+        room = length - len(start) - len(end)
+        shape = (len(texts), count, length)
+        tokens, mask, weights = np.full(shape, self.pad, np.int32), np.zeros(shape, bool), np.ones(shape, np.float32)
+        left_out = []
+        for row, parts in enumerate(texts):
+            contents = [self._content(text) for text, _ in parts]
+            ids = [token for content in contents for token in content.ids]
+            own = [weight for content, (_, weight) in zip(contents, parts) for _ in content.ids]
+            for number in range(count):
+                place = slice(number * room, (number + 1) * room)
+                chunk = [*start, *ids[place], *end]
+                tokens[row, number, : len(chunk)] = chunk
+                mask[row, number, : len(chunk)] = True
+                weights[row, number, len(start) : len(chunk) - len(end)] = own[place]
+            if len(ids) > room * count:
+                left_out.append((len(ids), _behind(parts, contents, room * count)))
+        for total, words in dict.fromkeys(left_out):
+            warnings.warn(
+                f"{self.name} has room for {room * count} tokens, but a prompt has {total}; its end is left out: "
+                f"{words!r}. {hint}".rstrip(),
+                stacklevel=2,
+            )
+        return TokenChunks(tokens, mask, weights)
+
+    def count_chunks(self, texts: Sequence[Sequence[tuple[str, float]]], max_length: int | None = None) -> int:
+        """How many chunks the longest text fills, 1 or more."""
+        length, start, end = self._ends(max_length)
+        room = max(length - len(start) - len(end), 1)
+        return max([1, *(-(-sum(len(self._content(text).ids) for text, _ in parts) // room) for parts in texts)])
+
+    def _ends(self, max_length: int | None) -> tuple[int, list[int], list[int]]:
+        """The length of a chunk, the tokens that start it and those that end it."""
         length = self.max_length if max_length is None else max_length
-        least = len(self.encode(""))
         if length is None:
             raise invalid("max_length", None, "the checkpoint names no length, so one must be given")
-        if length < max(least, 1):
-            raise invalid("max_length", length, f"at least {max(least, 1)} is needed")
-        tokens = np.full((len(prompts), length), self.pad, np.int32)
-        mask = np.zeros((len(prompts), length), bool)
-        for row, prompt in enumerate(prompts):
-            ids = self.encode(prompt)
-            if len(ids) > length:
-                ids = [*ids[: length - 1], self.end if ids[-1] == self.end else ids[length - 1]]
-            tokens[row, : len(ids)] = ids
-            mask[row, : len(ids)] = True
-        return TokenBatch(tokens, mask)
+        whole, inner = self.encode("a"), self.backend.encode("a", add_special_tokens=False).ids
+        before = next((i for i in range(len(whole)) if whole[i : i + len(inner)] == inner), 0)
+        least = max(len(whole) - len(inner), 1)
+        if isinstance(length, bool) or not isinstance(length, int) or length < least:
+            raise invalid("max_length", length, f"at least {least} is needed")
+        return length, whole[:before], whole[before + len(inner) :]
+
+    def _content(self, text: str) -> Content:
+        found = self.backend.encode(_encodable(text), add_special_tokens=False)
+        every = [(one, begin) for token, (begin, _) in zip(found.ids, found.offsets) for one in self._expanded(token)]
+        return Content([one for one, _ in every], [begin for _, begin in every])
+
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise invalid("prompt", text, "half of a surrogate pair is no character") from None
+    return text
+
+
+def _behind(parts: Sequence[tuple[str, float]], contents: Sequence[Content], kept: int) -> str:
+    """The text behind the first `kept` tokens, from the beginning of a word; the middle of a long one is left out."""
+    at = 0
+    while kept >= len(contents[at].ids):
+        kept -= len(contents[at].ids)
+        at += 1
+    text, begin = parts[at][0], contents[at].begins[kept]
+    while begin and not (text[begin - 1].isspace() or text[begin].isspace()):
+        begin -= 1
+    words = " ".join((text[begin:] + "".join(text for text, _ in parts[at + 1 :])).split())
+    return words if len(words) <= 2 * SHOWN else f"{words[:SHOWN]} ... {words[-SHOWN:]}"
 
 
 def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
@@ -132,7 +227,7 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
         raise InvalidInput(f"{path} names no padding token: tokenizer_config.json must give pad_token.")
     length = config.get("model_max_length")
     known = int(length) if isinstance(length, int | float) and 0 < length < NO_LIMIT else None
-    return Tokenizer(backend, ids["pad_token"], ids.get("eos_token"), known)
+    return Tokenizer(backend, ids["pad_token"], ids.get("eos_token"), known, path.name)
 
 
 def _built(file: Path, build: Any) -> Any:

@@ -6,7 +6,17 @@ of uniform blocks (`layers.branches`). What is attached to a frozen network is i
 """
 
 from diffusion_jax.models.caption_decoder import CaptionDecoder, Captioner, caption_decoder
-from diffusion_jax.models.conditions import audio, concat, context, label, pooled, reference, sizes, text
+from diffusion_jax.models.conditions import (
+    audio,
+    concat,
+    context,
+    guidance_scale,
+    label,
+    pooled,
+    reference,
+    sizes,
+    text,
+)
 from diffusion_jax.models.controlnet import ControlNet, control_from_unet, controlled, controlnet
 from diffusion_jax.models.dit import DiT, dit, pixart
 from diffusion_jax.models.dual_encoder import DualEncoder, dual_encoder
@@ -117,6 +127,7 @@ __all__ = [
     "exits",
     "framewise",
     "gates",
+    "guidance_scale",
     "gumbel_sigmoid_st",
     "incremental",
     "inner_modules",

@@ -5,6 +5,7 @@
                cond["time_ids"]: float [B, n], numbers that are embedded as times are: sizes and crops of the image
     sizes      cond["size"]: float [B, 2], height and width in pixels of the picture that a sample was made from or is
                to have; cond["aspect"]: float [B], its height over its width
+    guidance_scale  cond["guidance_scale"]: float [B], the scale of the guidance that a distilled network answers with
     context    cond["context"]: float [B, M, C], a sequence to attend to; cond["context_mask"]: [B, M], true where it
                counts, may be left out
     text       cond["tokens"]: int [B, M], for an encoder trained with the model; cond["tokens_mask"] as above
@@ -143,6 +144,36 @@ class Sizes(ConditionStream):
 def sizes() -> Sizes:
     """Size and aspect of the picture, a third of the width for each of the three numbers (PixArt-alpha)."""
     return Sizes()
+
+
+@dataclass(frozen=True)
+class GuidanceScale(ConditionStream):
+    """See `guidance_scale`."""
+
+    features: int
+
+    keys = (CondKey("guidance_scale", ("B",), jnp.number),)
+    enters = ("time",)
+
+    def embed(self, cond, place):
+        excess = 1000.0 * (cond["guidance_scale"].astype(jnp.float32) - 1.0)
+        cosines, sines = jnp.split(timestep_embedding(excess, self.features, frequency_shift=1.0), 2, axis=-1)
+        waves = jnp.concatenate([sines, cosines], axis=-1)
+        return {"time": nn.Dense(place.time_features, use_bias=False, name="guidance")(waves)}
+
+    def null(self, cond):
+        return {name: jnp.asarray(value) for name, value in cond.items()}
+
+
+def guidance_scale(features: int) -> GuidanceScale:
+    """The scale of guidance, for a network that was distilled from guided answers (Meng et al. 2023, section 3).
+
+    It is 1 for none, as everywhere here. features: sinusoids of 1000 times what it exceeds 1 by, which a linear layer
+    takes to those of the time (Luo et al. 2023, latent consistency models).
+    """
+    if _positive("features", features) % 2 or features < 4:
+        raise invalid("features", features, "an even number from 4 up is needed")
+    return GuidanceScale(features)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,14 @@ from diffusion_jax.models.layers.conditioning import ConditionStream, CondKey
 from diffusion_jax.models.layers.convolution import Upsample, conv
 from diffusion_jax.models.layers.norms import GroupNorm
 from diffusion_jax.models.network import chosen, make_module, network
-from diffusion_jax.models.unet_encoder import UNetEncoder, check_encoder, encoder_anatomy
+from diffusion_jax.models.unet_encoder import (
+    UNetEncoder,
+    block_depths,
+    check_depths,
+    check_encoder,
+    check_heads,
+    encoder_anatomy,
+)
 from diffusion_jax.typing import Network
 
 
@@ -37,6 +44,8 @@ class UNet(UNetEncoder):
     """Predicts an image-shaped output from `x [B, H, W, C]`, `t` of shape `[B]`, `[B, H]` or `[B, H, W]`, and `cond`.
 
     The fields of `UNetEncoder`, and
+    up_attention: blocks of attention on the way up, as `attention` has those of the way down, whose levels have one
+        residual block less; () for as many as there.
     out_channels: channels of the output; 0 for those of x.
     learn_sigma: a second set of output channels, reported as `extras["log_variance"]`.
 
@@ -44,8 +53,19 @@ class UNet(UNetEncoder):
     the last one to the middle (`models.controlnet`).
     """
 
+    up_attention: tuple[int | tuple[int, ...], ...] = ()
     out_channels: int = 0
     learn_sigma: bool = False
+
+    @property
+    def up_depths(self) -> tuple[tuple[int, ...], ...]:
+        """Blocks of attention behind each residual block of each level, on the way up."""
+        return block_depths(self.up_attention or self.attention, self.up_residuals)
+
+    @property
+    def up_residuals(self) -> tuple[int, ...]:
+        """Residual blocks of each level on the way up."""
+        return tuple(count + 1 for count in self.residuals)
 
     @nn.compact
     def __call__(self, x, t, cond, train):
@@ -57,12 +77,12 @@ class UNet(UNetEncoder):
 
         dtype = jnp.dtype(self.dtype)
         for level, features in reversed(list(enumerate(self.features))):
-            for index in range(self.num_residual + 1):
+            for index, depth in enumerate(self.up_depths[level]):
                 name = f"up_{level}_{index}"
                 h = residual(jnp.concatenate([h, skips.pop()], -1), level, features, name)
-                h = attention(h, level, self.attention[level], name)
+                h = attention(h, level, depth, name)
             if level > 0:
-                h = Upsample(h.shape[-1], dtype=dtype, name=f"up_{level}")(h)
+                h = Upsample(h.shape[-1], dtype=dtype, name=f"up_{level}")(h, skips[-1].shape[1:3])
 
         h = jax.nn.silu(GroupNorm(self.groups, 1e-5, dtype=dtype, name="norm_out")(h))
         features = self.out_channels or x.shape[-1]
@@ -158,5 +178,8 @@ def unet(preset: str = "digits", **fields) -> Network:
     check_encoder(module)
     if module.out_channels < 0:
         raise invalid("out_channels", module.out_channels, "it must not be negative")
+    told = "up_attention" if module.up_attention else "attention"
+    depths = check_depths(told, module.up_attention or module.attention, module.up_residuals)
+    check_heads(module, tuple(map(max, depths)))
     cuts = ("conv_in", "down_0_0")
     return network(module, encoder_anatomy(module, cuts=cuts, tail="norm_out", last=("norm_out", "conv_out")))

@@ -33,9 +33,10 @@ class UNetEncoder(nn.Module):
     """What a U-Net and a ControlNet for it have in common.
 
     channels, multipliers: level l has `round(channels * multipliers[l])` features; every level but the last halves the
-        size.
-    num_residual: residual blocks per level on the way down; one more on the way up.
-    attention: blocks of attention after each residual block, per level; 0 for none. mid_attention: in the middle.
+        size, rounded up.
+    num_residual: residual blocks on the way down, one number or one for each level; there is one more on the way up.
+    attention: blocks of attention after each residual block, per level; 0 for none. A tuple in the place of a level's
+        number has one for each of its residual blocks. mid_attention: in the middle.
     mid_residual: residual blocks in the middle: one before its attention, the others after it.
     heads, or head_dim: attention heads (one number, or one for each level), or channels of each; the latter wins.
     transformer: attention within a `SpatialTransformer` (as Stable Diffusion) instead of `PixelAttention` (as ADM).
@@ -50,8 +51,8 @@ class UNetEncoder(nn.Module):
 
     channels: int = 64
     multipliers: tuple[int | float, ...] = (1, 2, 2)
-    num_residual: int = 2
-    attention: tuple[int, ...] = (0, 1, 1)
+    num_residual: int | tuple[int, ...] = 2
+    attention: tuple[int | tuple[int, ...], ...] = (0, 1, 1)
     mid_attention: int = 1
     mid_residual: int = 2
     heads: int | tuple[int, ...] = 4
@@ -69,12 +70,22 @@ class UNetEncoder(nn.Module):
     remat: str = "none"
     dtype: str = "float32"
 
-    takes = ("vector", "context", "channels")
+    takes = ("vector", "context", "channels", "time")
 
     @property
     def features(self) -> tuple[int, ...]:
         """Channels of each level."""
         return tuple(round(self.channels * multiplier) for multiplier in self.multipliers)
+
+    @property
+    def residuals(self) -> tuple[int, ...]:
+        """Residual blocks of each level on the way down."""
+        return self.num_residual if isinstance(self.num_residual, tuple) else (self.num_residual,) * len(self.features)
+
+    @property
+    def down_depths(self) -> tuple[tuple[int, ...], ...]:
+        """Blocks of attention behind each residual block of each level, on the way down."""
+        return block_depths(self.attention, self.residuals)
 
     @property
     def level_heads(self) -> tuple[int, ...]:
@@ -91,7 +102,8 @@ class UNetEncoder(nn.Module):
         """
         dtype = jnp.dtype(self.dtype)
         levels = len(self.multipliers)
-        check_images(x.shape, levels - 1, "x")
+        # Times of pixels are averaged from level to level; features of an odd size are not (see `Upsample`).
+        check_images(x.shape, levels - 1 if jnp.ndim(t) > 1 else 0, "x")
         if self.in_channels and x.shape[-1] != self.in_channels:
             raise invalid("x.shape", x.shape, f"the network was made for in_channels={self.in_channels}")
         if train and self.dropout and not self.has_rng("dropout"):
@@ -135,9 +147,9 @@ class UNetEncoder(nn.Module):
         skips = [h]
         last = len(self.multipliers) - 1
         for level, features in enumerate(self.features):
-            for index in range(self.num_residual):
+            for index, depth in enumerate(self.down_depths[level]):
                 name = f"down_{level}_{index}"
-                h = attention(residual(h, level, features, name), level, self.attention[level], name)
+                h = attention(residual(h, level, features, name), level, depth, name)
                 skips.append(h)
             if level < last:
                 h = Downsample(h.shape[-1], dtype=jnp.dtype(self.dtype), name=f"down_{level}")(h)
@@ -171,15 +183,42 @@ class UNetEncoder(nn.Module):
         return encoder(t, cond, x.shape)
 
 
+def block_depths(attention: tuple[int | tuple[int, ...], ...], residuals: tuple[int, ...]) -> tuple:
+    """The number of blocks of attention behind each residual block, by level. residuals: how many these are."""
+    each = zip(attention, residuals, strict=True)
+    return tuple(depth if isinstance(depth, tuple) else (depth,) * count for depth, count in each)
+
+
+def check_depths(name: str, attention: tuple, residuals: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """`block_depths`, once they are one for each level, or for each of its residual blocks."""
+    if len(attention) != len(residuals):
+        told = f"one depth, 0 or more, is needed for each of the {len(residuals)} levels"
+        raise invalid(name, attention, told)
+    depths = block_depths(attention, residuals)
+    for level, (found, count) in enumerate(zip(depths, residuals, strict=True)):
+        if len(found) != count or min(found) < 0:
+            told = f"level {level} has {count} residual blocks: one depth, 0 or more, for all or for each is needed"
+            raise invalid(name, attention, told)
+    return depths
+
+
 def encoder_anatomy(module: UNetEncoder, **fields: Any) -> Anatomy:
     """What a U-Net and a ControlNet for it have in common, and further fields."""
     fields = {"width": module.width or 4 * module.channels, "entrance": "conv_in", **fields}
     return Anatomy(axes=4, **condition_fields(module, fields["entrance"]), **fields)
 
 
+def check_heads(module: UNetEncoder, depths: tuple[int, ...]) -> None:
+    """Raises InvalidInput unless the features of each level of attention divide into heads."""
+    for depth, head, features in zip(depths, module.level_heads, module.features, strict=True):
+        field, divisor = ("head_dim", module.head_dim) if module.head_dim else ("heads", head)
+        if depth and features % divisor:
+            raise invalid(field, divisor, f"it must divide the {features} features that attend")
+
+
 def check_encoder(module: UNetEncoder) -> None:
     """Raises InvalidInput unless the sizes fit together and the named choices exist."""
-    for name in ("channels", "num_residual", "groups", "time_features"):
+    for name in ("channels", "groups", "time_features"):
         if getattr(module, name) < 1:
             raise invalid(name, getattr(module, name), "it must be a positive integer")
     for name in ("mid_attention", "mid_residual", "head_dim", "width", "in_channels"):
@@ -188,19 +227,17 @@ def check_encoder(module: UNetEncoder) -> None:
     if not module.multipliers or min(module.features) < 1:
         raise invalid("multipliers", module.multipliers, "one positive number per level is needed")
     levels = len(module.multipliers)
-    if len(module.attention) != levels or min(module.attention) < 0:
-        raise invalid("attention", module.attention, f"one depth, 0 or more, is needed for each of the {levels} levels")
+    if len(module.residuals) != levels or min(module.residuals) < 1:
+        told = f"a positive integer, or one for each of the {levels} levels is needed"
+        raise invalid("num_residual", module.num_residual, told)
+    deepest = [max(depths) for depths in check_depths("attention", module.attention, module.residuals)]
     if isinstance(module.heads, tuple) and len(module.heads) != levels:
         raise invalid("heads", module.heads, f"one number, or one for each of the {levels} levels is needed")
     if min(module.heads if isinstance(module.heads, tuple) else (module.heads,)) < 1:
         raise invalid("heads", module.heads, "it must be a positive integer")
     if module.mid_attention and not module.mid_residual:
         raise invalid("mid_attention", module.mid_attention, "attention in the middle follows a residual block there")
-    depths, heads = (*module.attention, module.mid_attention), (*module.level_heads, module.level_heads[-1])
-    for depth, head, features in zip(depths, heads, (*module.features, module.features[-1]), strict=True):
-        field, divisor = ("head_dim", module.head_dim) if module.head_dim else ("heads", head)
-        if depth and features % divisor:
-            raise invalid(field, divisor, f"it must divide the {features} features that attend")
+    check_heads(module, (*deepest[:-1], max(deepest[-1], module.mid_attention)))
     if module.modulation not in MODULATIONS:
         raise unknown("modulation", module.modulation, MODULATIONS)
     if not 0 <= module.dropout < 1:

@@ -2,7 +2,8 @@
 
 The encoder turns images `[B, H, W, C]` into a diagonal Gaussian over latents `[B, H/f, W/f, Z]`, f = 2^(levels - 1);
 the decoder turns latents into images. Diffusion wants latents of unit variance, so what `Autoencoder.encode` returns
-and `decode` takes is `(z - shift_factor) * scaling_factor`. The loss that trains it is `objectives.vae_loss`.
+and `decode` takes is `(z - shift_factor) * scaling_factor`, or with the mean and standard deviation of each channel
+`(z - latents_mean) / latents_std * scaling_factor`. The loss that trains it is `objectives.vae_loss`.
 """
 
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from diffusion_jax import randomness
 from diffusion_jax.errors import invalid, unknown
@@ -115,6 +117,7 @@ class KLVAE(nn.Module):
     quant_conv: whether a 1 x 1 convolution stands on either side of the latents (latent diffusion has them, FLUX not).
     groups: of the group norms. remat: a key of `REMAT`, applied to each residual block.
     scaling_factor, shift_factor: see the module's docstring; 0.18215 and 0 in Stable Diffusion 1.
+    latents_mean, latents_std: of each channel of the latents, where they are known; both or neither.
     dtype: compute dtype; parameters, mean, logvar and reconstructions are float32.
     """
 
@@ -129,6 +132,8 @@ class KLVAE(nn.Module):
     remat: str = "none"
     scaling_factor: float = 1.0
     shift_factor: float = 0.0
+    latents_mean: tuple[float, ...] = ()
+    latents_std: tuple[float, ...] = ()
     dtype: str = "float32"
 
     @property
@@ -140,6 +145,14 @@ class KLVAE(nn.Module):
     def features(self) -> tuple[int, ...]:
         """Channels of each level."""
         return tuple(round(self.channels * multiplier) for multiplier in self.multipliers)
+
+    @property
+    def scales(self) -> tuple[Any, Any]:
+        """What latents are shifted by and then multiplied by, each a number or one for each channel."""
+        if not self.latents_std:
+            return self.shift_factor, self.scaling_factor
+        factor = self.scaling_factor / np.asarray(self.latents_std, np.float64)
+        return np.asarray(self.latents_mean, np.float32), factor.astype(np.float32)
 
     def setup(self):
         dtype = jnp.dtype(self.dtype)
@@ -198,7 +211,7 @@ class Autoencoder(NamedTuple):
 
     init:      (key, x) -> params
     posterior: (params, x) -> GaussianPosterior      over latents as the network has them
-    scale:     (z) -> (z - shift_factor) * scaling_factor, latents as a diffusion model sees them
+    scale:     (z) -> (z - shift) * scale, latents as a diffusion model sees them
     encode:    (params, x, key=None) -> scaled latents: a sample of the posterior, its mean when there is no key
     decode:    (params, latents) -> x                undoes the scaling first
     """
@@ -235,6 +248,13 @@ def kl_vae(preset: str = "kl_f8", **fields) -> Autoencoder:
         raise invalid("multipliers", module.multipliers, "one positive number per level is needed")
     if not module.scaling_factor > 0:
         raise invalid("scaling_factor", module.scaling_factor, "it must be positive")
+    for name in ("latents_mean", "latents_std"):
+        given = getattr(module, name)
+        if len(given) != (module.latent_channels if module.latents_mean or module.latents_std else 0):
+            told = f"it and its fellow need one number for each of the {module.latent_channels} latent channels, or ()"
+            raise invalid(name, given, told)
+    if module.latents_std and (module.shift_factor or min(module.latents_std) <= 0):
+        raise invalid("latents_std", module.latents_std, "positive numbers are needed, and shift_factor must be 0")
     if module.remat not in REMAT:
         raise unknown("remat", module.remat, REMAT)
     check_dtype(module.dtype)
@@ -262,15 +282,17 @@ def autoencoder(
         h = around_encoder(lambda part: call(params, "posterior", part, "levels"), x)
         return call(params, "posterior", h, "end")
 
+    shift, factor = module.scales
+
     def scale(z):
-        return (z - module.shift_factor) * module.scaling_factor
+        return (z - shift) * factor
 
     def encode(params, x, key=None):
         latents = posterior(params, x)
         return scale(latents.mean if key is None else latents.sample(key))
 
     def decode(params, latents):
-        z = latents / module.scaling_factor + module.shift_factor
+        z = latents / factor + shift
         if around_decoder is None:
             return call(params, "reconstruct", z)
         h = call(params, "reconstruct", z, "start")

@@ -76,17 +76,31 @@ def inpainted(solver: Solver, known: Any, mask: Any, *, noise: Any = None, befor
 
     Works for every process that can `corrupt`. Lugmayr et al. 2022, equation 8.
     """
+    release = jax.tree.map(lambda mask: jnp.where(jnp.asarray(mask), 0.0, 1.0), mask)
+    return released(solver, known, release, noise=noise, before=before)
+
+
+def released(solver: Solver, known: Any, release: Any, *, noise: Any = None, before: bool = True) -> Solver:
+    """`inpainted`, each entry of whose known region is let go when the time has fallen to its `release`.
+
+    release: times in [0, 1], a prefix of the data's shape: an entry is known while t is above, so 1 is never known, and
+        0 is known to the end. The lower it is, the less is left for the entry to change in. Of images this is the
+        soft mask of differential diffusion (Levin & Fried 2023, section 3.3, with the time in the place of the share
+        of steps).
+    The other arguments are those of `inpainted`.
+    """
 
     def renoise(process, x, key, t):
-        def region(process, x, known, mask, noise, key, t):
+        def region(process, x, known, release, noise, key, t):
             if noise is None:
                 level, _ = process.corrupt(key, known, t)
             else:
                 level = process.marginal(known, noise, t)
-            return where(mask, level.astype(x.dtype), x)
+            release = expand(release, x)
+            return jnp.where((expand(t, x) > release) | (release == 0), level.astype(x.dtype), x)
 
         keys = {name: fold(key, i) for i, name in enumerate(sorted(x))} if isinstance(x, dict) else key
-        return per_modality(region, process, x, known, mask, noise, keys, t)
+        return per_modality(region, process, x, known, release, noise, keys, t)
 
     return with_hooks(
         solver,

@@ -77,7 +77,9 @@ def sd_folder(folder, **fields):
         folder,
         {"_class_name": "StableDiffusionPipeline"},
         {"_class_name": "EulerDiscreteScheduler", "beta_schedule": "scaled_linear", "timestep_spacing": "leading"},
-        unet=drawn("UNet2DConditionModel", network),
+        unet=drawn("UNet2DConditionModel", network)._replace(
+            config={"_class_name": "UNet2DConditionModel", "sample_size": LATENTS}
+        ),
         text_encoder=drawn("CLIPTextModel", text, 2),
         vae=autoencoder(),
     )

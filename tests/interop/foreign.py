@@ -3,15 +3,16 @@
 import jax.numpy as jnp
 
 from diffusion_jax import models
-from diffusion_jax.interop.family import Family, take
+from diffusion_jax.interop.family import Family
+from diffusion_jax.interop.fields import REQUIRED
 from diffusion_jax.interop.tables import dense, vector
 
 FIELDS = {"vocab_size": 12, "width": 16, "depth": 3, "heads": 2}
 
 
 def fields(config, files):
-    take(config, "act", "gelu", ("gelu",))
-    return {name: config[name] for name in FIELDS}
+    config.choice("act", ("gelu",))
+    return {name: (config.layers if name == "depth" else config.whole)(name, REQUIRED) for name in FIELDS}
 
 
 def table(module):

@@ -11,7 +11,7 @@ import pytest
 from diffusion_jax import adapters, denoisers, distributed, generate, interop, models, sample
 from diffusion_jax.command import run_command
 from diffusion_jax.errors import InvalidInput
-from diffusion_jax.interop import pipelines
+from diffusion_jax.interop import generation
 from diffusion_jax.models import by_path
 from tests.interop.folders import SIZE, UNET, dit_folder, sd_folder
 from tests.interop.folders import drawn as drawn_as
@@ -50,7 +50,7 @@ def test_a_sample_does_not_depend_on_its_neighbours(pipeline, images):
 
 
 def test_prompts_scale_and_key_are_arguments(pipeline, images):
-    program = pipelines._sampler(pipeline.denoiser, pipeline.scheduler.solver, pipeline.scheduler.transform, 0.0)
+    program = generation.sampling_program([pipeline])
     before = program._cache_size()
     other = interop.generate(
         pipeline, jax.random.key(5), PROMPTS[::-1], negative=["x", "", "y", "z"], scale=1.5, **SHORT
@@ -89,7 +89,7 @@ def test_adapters_are_attached_and_swapped_without_compiling(sd, pipeline, image
     np.testing.assert_allclose(found, expected, atol=1e-3)
     assert np.abs(found - images).max() > 1e-2
 
-    program = pipelines._sampler(adapted.denoiser, adapted.scheduler.solver, adapted.scheduler.transform, 0.0)
+    program = generation.sampling_program([adapted])
     before = program._cache_size()
     none = adapters.combined_adapters([], rank=2, like=adapted.params["lora"])
     swapped = adapted._replace(params={**adapted.params, "lora": none})
@@ -99,7 +99,7 @@ def test_adapters_are_attached_and_swapped_without_compiling(sd, pipeline, image
 
 def test_what_is_kept_of_an_image_comes_back(pipeline, images):
     image = np.random.default_rng(0).uniform(-1.0, 1.0, (SIZE, SIZE, 3)).astype(np.float32)
-    encode, decode = pipelines._programs(pipeline.autoencoder.network)
+    encode, decode = generation._programs(pipeline.autoencoder.network)
     params = pipeline.autoencoder.params
     kept, redone = (
         interop.generate(pipeline, KEY, PROMPTS, image=image, mask=np.full((SIZE, SIZE), anew), **GUIDED)
@@ -149,12 +149,12 @@ def test_networks_of_several_levels_are_saved_and_loaded(tmp_path):
 MISTAKES = {
     "no prompts": ({"prompts": []}, "at least one is needed"),
     "negatives": ({"negative": ["a", "b"]}, "one for all or one for each of the 1 prompts"),
-    "strength": ({"strength": 1.5, "image": np.zeros((SIZE, SIZE, 3))}, r"strength is 1.5, but it must be in \(0, 1\]"),
+    "strength": ({"strength": 1.5, "image": -np.ones((SIZE, SIZE, 3))}, r"strength is 1.5, but it must be in \(0, 1\]"),
     "strength alone": ({"strength": 0.5}, "image= was not given"),
     "mask alone": ({"mask": np.ones((SIZE, SIZE), bool)}, "image= was not given"),
-    "mask's shape": ({"image": np.zeros((SIZE, SIZE, 3)), "mask": np.ones((4, 4), bool)}, r"mask.shape is \(4, 4\)"),
+    "mask's shape": ({"image": -np.ones((SIZE, SIZE, 3)), "mask": np.ones((4, 4), bool)}, r"mask.shape is \(4, 4\)"),
     "odd size": ({"size": (15, 16)}, "multiples of 2"),
-    "size": ({"image": np.zeros((8, 8, 3)), "size": (16, 16)}, "the image is 8 x 8"),
+    "size": ({"image": -np.ones((8, 8, 3)), "size": (16, 16)}, "the image is 8 x 8"),
     "noise": ({"noise": np.zeros((1, 2, 2, 4)), "size": (16, 16)}, "noise.shape"),
     "not a text": ({"prompts": [3]}, "a text is needed"),
 }
@@ -172,7 +172,7 @@ def test_an_inpainting_network_asks_for_a_mask(tmp_path):
     with pytest.raises(InvalidInput, match="give image= and mask="):
         interop.generate(pipeline, KEY, ["a"], **SHORT)
     with pytest.raises(InvalidInput, match="give mask= with image="):
-        interop.generate(pipeline, KEY, ["a"], image=np.zeros((SIZE, SIZE, 3)), num_steps=2)
+        interop.generate(pipeline, KEY, ["a"], image=-np.ones((SIZE, SIZE, 3)), num_steps=2)
 
 
 def test_a_folder_that_is_no_pipeline(sd, tmp_path):

@@ -175,3 +175,36 @@ def test_bad_calls(clip, tmp_path):
     unlimited = interop.load_tokenizer(changed(clip, tmp_path, "tokenizer_config.json", lambda data: config))
     assert "one must be given" in rejected(unlimited, ["a cat"])
     assert "does not exist" in rejected(interop.load_tokenizer, tmp_path / "nowhere")
+
+
+def test_what_is_cut_is_named(clip, t5):
+    for folder, count in ((clip, 20), (t5, 20)):
+        tokenizer = interop.load_tokenizer(folder)
+        with pytest.warns(UserWarning, match=f"{folder.name} has room for .*'value on a beach'.$") as caught:
+            prompt = "value " * count
+            length = len(tokenizer.encode(prompt))
+            tokenizer([prompt + "value on a beach", "short", prompt + "value on a beach"], max_length=length)
+        assert len(caught) == 1
+    with pytest.warns(UserWarning, match=r"'unbrokenstring.* \.\.\. .*spaces'"):
+        interop.load_tokenizer(clip)(["unbrokenstringwithoutanyspaces" * 100])
+    with pytest.warns(UserWarning, match="a prompt has 90; its end is left out"):
+        interop.load_tokenizer(clip)(["a" + " b" * 89])
+
+
+def test_chunks_have_ends_of_their_own(clip):
+    tokenizer = interop.load_tokenizer(clip)
+    start, *content, end = tokenizer.encode("one two three four five six")
+    room = 3
+    tokens, mask, weights = tokenizer.chunked([[("one two ", 1.0), ("three four five six", 2.0)]], room + 2, 9)
+    used = -(-len(content) // room)
+    assert tokenizer.count_chunks([[("one two three four five six", 1.0)], [("", 1.0)]], room + 2) == used < 9
+    for number in range(9):
+        inner = content[number * room : (number + 1) * room]
+        expected = [start, *inner, end, *[tokenizer.pad] * (room - len(inner))]
+        assert tokens[0, number].tolist() == expected and mask[0, number].sum() == len(inner) + 2
+    heavy = len(tokenizer.encode("three four five six")) - 2
+    assert (weights == 2).sum() == heavy and (weights[~mask] == 1).all()
+    for text in ODD:
+        np.testing.assert_array_equal(
+            tokenizer.chunked([[(text, 1.0)]], 20, 1, "").tokens[:, 0], tokenizer([text], 20).tokens
+        )

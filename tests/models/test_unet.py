@@ -204,7 +204,7 @@ def test_wrong_fields_are_told_at_construction(fields, message):
 @pytest.mark.parametrize(
     ("x", "t", "cond", "message"),
     [
-        (shape(2, 7, 8, 3), T, None, "divisible by 2: pad it to 8 x 8"),
+        (shape(2, 7, 8, 3), shape(2, 7, 8), None, "divisible by 2: pad it to 8 x 8"),
         (shape(2, 8, 3), T, None, r"\[B, H, W, C\]"),
         (X, shape(3), None, "t.shape"),
         (X, shape(*X.shape), None, r"\[B, H\] or \[B, H, W\]"),
@@ -214,6 +214,14 @@ def test_wrong_fields_are_told_at_construction(fields, message):
 def test_wrong_inputs_are_told(x, t, cond, message):
     with pytest.raises(InvalidInput, match=message):
         jax.eval_shape(unet(**TINY).init, jax.random.key(0), x, t, cond)
+
+
+@pytest.mark.parametrize("size", [(5, 7), (1, 2), (6, 4)])
+def test_any_height_and_width_will_do_where_times_are_of_samples(size):
+    network = unet(**{**TINY, "multipliers": (1, 2, 2), "attention": (0, 0, 0)})
+    x = shape(2, *size, 3)
+    params = jax.eval_shape(network.init, jax.random.key(0), x, T, None)
+    assert jax.eval_shape(network.apply, params, x, T, None)[0].shape == x.shape
 
 
 def test_labels_weigh_as_much_as_times_from_the_start():

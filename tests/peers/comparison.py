@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from diffusion_jax import interop
+from diffusion_jax.interop.families import network_fields
 from diffusion_jax.interop.tables import slots, their_shapes
 from diffusion_jax.models import by_path
 from tests.peers.figures import record
@@ -97,7 +98,7 @@ def check_true_size(peer_class, config, family, ignored=(), **overrides):
     with torch.device("meta"):
         peer = peer_class(**config)
     entry = interop.FAMILIES[family]
-    network = entry.make(**{**entry.fields(config, None), **overrides})
+    network = entry.make(**{**network_fields(family, config), **overrides})
     shapes = {path: leaf.shape for path, leaf in by_path(entry.shapes(network)).items()}
     expected = {name: tuple(value.shape) for name, value in peer.state_dict().items() if name not in ignored}
     assert their_shapes(slots(entry.table(network.module), shapes)) == expected

@@ -8,6 +8,7 @@ import pytest
 
 from diffusion_jax import interop
 from diffusion_jax.errors import InvalidInput
+from diffusion_jax.interop.families import network_fields
 from diffusion_jax.models import controlled
 from diffusion_jax.models.controlnet import control_from_unet
 
@@ -109,8 +110,7 @@ def test_names_and_shapes_of_the_published_sizes():
 
 
 def test_options_that_there_are_not_are_told():
-    family = interop.FAMILIES["ControlNetModel"]
     with pytest.raises(InvalidInput, match="controlnet_conditioning_channel_order='bgr'"):
-        family.fields({"controlnet_conditioning_channel_order": "bgr"}, None)
+        network_fields("ControlNetModel", {"controlnet_conditioning_channel_order": "bgr"})
     with pytest.raises(InvalidInput, match="global_pool_conditions=True"):
-        family.fields({"global_pool_conditions": True}, None)
+        network_fields("ControlNetModel", {"global_pool_conditions": True})

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file  # noqa: E402
 
 from diffusion_jax import interop, models  # noqa: E402
 from diffusion_jax.errors import InvalidInput  # noqa: E402
+from diffusion_jax.interop.families import network_fields  # noqa: E402
 from diffusion_jax.models.dit import SIZES  # noqa: E402
 from tests.peers.comparison import TOLERANCE, Case, check_parity, check_true_size, ours, randomised  # noqa: E402
 
@@ -229,9 +230,9 @@ def test_an_original_becomes_a_folder_of_diffusers(tmp_path):
         ({"activation_fn": "geglu"}, "activation_fn='geglu'"),
         ({"out_channels": 5}, "out_channels=5"),
         ({"norm_elementwise_affine": True}, "norm_elementwise_affine=True"),
-        ({"num_embeds_ada_norm": None}, "number of classes"),
+        ({"num_embeds_ada_norm": None}, "num_embeds_ada_norm=null, but a whole number"),
     ],
 )
 def test_options_that_are_not_there_are_named(option, message):
     with pytest.raises(InvalidInput, match=message):
-        interop.FAMILIES["DiTTransformer2DModel"].fields({**SMALL, **option}, None)
+        network_fields("DiTTransformer2DModel", {**SMALL, **option})

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file  # noqa: E402
 
 from diffusion_jax import interop, models  # noqa: E402
 from diffusion_jax.errors import InvalidInput  # noqa: E402
+from diffusion_jax.interop.families import network_fields  # noqa: E402
 from diffusion_jax.models.dit import SIZES  # noqa: E402
 from tests.peers.comparison import TOLERANCE, Case, check_parity, check_true_size, ours, randomised  # noqa: E402
 
@@ -115,10 +116,10 @@ def test_true_sizes(config, sizes, scale):
     ("option", "message"),
     [
         ({"attention_type": "gated"}, "attention_type='gated'"),
-        ({"cross_attention_dim": 9}, "cross_attention_dim is 9"),
+        ({"cross_attention_dim": 9}, "cross_attention_dim=9"),
         ({"norm_type": "ada_norm"}, "norm_type='ada_norm'"),
     ],
 )
 def test_options_that_are_not_there_are_named(option, message):
     with pytest.raises(InvalidInput, match=message):
-        interop.FAMILIES["PixArtTransformer2DModel"].fields({**ALPHA, **option}, None)
+        network_fields("PixArtTransformer2DModel", {**ALPHA, **option})

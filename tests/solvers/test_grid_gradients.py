@@ -78,6 +78,7 @@ SOLVERS = {
     "inpainted": lambda: solvers.inpainted(solvers.ddim(), np.zeros(X.shape), np.tile([True, False], (3, 2))),
     "kdpm2": solvers.kdpm2,
     "optimised": lambda: solvers.optimised(solvers.ddim(), lambda x, step: jnp.sum(x**4)),
+    "released": lambda: solvers.released(solvers.ddim(), np.zeros(X.shape), np.full((3, 4), 0.5)),
     "repainted": lambda: solvers.repainted(solvers.ddim(), np.zeros(X.shape), np.zeros((3, 4), bool), repeats=2),
     "strided": lambda: solvers.strided(solvers.ddim()),
     "tcd": solvers.tcd,

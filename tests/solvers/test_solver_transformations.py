@@ -36,6 +36,25 @@ def test_inpainting_holds_the_known_region(solver):
     np.testing.assert_array_equal(nothing, run(solver).x)
 
 
+def test_an_entry_is_known_until_the_time_has_fallen_to_its_release():
+    known, noise = jnp.full((1, 5), 7.0), jnp.linspace(-1.0, 1.0, 5)[None]
+    release = jnp.array([[0.0, 0.25, 0.3, 1.0, 0.9]])
+    mixture = gaussian_mixture([[0.0] * 5], 0.3)
+
+    def trace(solver):
+        args = (jax.random.key(0), analytic(FLOW), mixture, solver, GRID)
+        return jax.jit(lambda: sample(*args, x_init=noise, save_every=1).trace)()
+
+    found = np.asarray(trace(solvers.released(solvers.ddim(), known, release, noise=noise, before=False)))[:, 0]
+    free = np.asarray(trace(solvers.ddim()))[:, 0]
+    for t, x in zip(np.asarray(GRID)[1:], found, strict=True):
+        held = (t > np.asarray(release[0])) | (np.asarray(release[0]) == 0)
+        np.testing.assert_allclose(x[held], ((1 - t) * known + t * noise)[0, held], atol=1e-6)
+        assert (np.abs(x[~held] - ((1 - t) * known + t * noise)[0, ~held]) > 1e-3).all()
+    np.testing.assert_array_equal(found[:, 3], free[:, 3])
+    assert found[-1, 0] == 7.0
+
+
 def test_repainting_finds_the_exact_conditional():
     """Given one coordinate of a correlated Gaussian, the other has a known mean; repeating comes closer to it."""
     covariance = np.array([[1.0, 0.9], [0.9, 1.0]])

@@ -19,6 +19,7 @@ Where a stream can enter, and what it then gives:
     tokens    `Attended`: they join those of x in self-attention, modulated by the mean of the vectors of x
     channels  [*axes of x, C]: they join the channels of x
     layers    [depth, *prefix, width], a prefix of the residual stream's shape: block i adds entry i
+    time      [*prefix, time_features]: added to the sinusoids of the time, before it is embedded
 
 Each network says which of these it `takes`, and may take others, which only it knows what to do with ("control",
 "residuals", "audio", "reference"). The kinds of conditions that the library has are in `models.conditions`.
@@ -67,7 +68,8 @@ class Attended(NamedTuple):
 class Place(NamedTuple):
     """What an embedding may depend on besides `cond`.
 
-    t: the time as the network is fed it, `[*prefix]`. time: its embedding, `[*prefix, width]`. shape: of x.
+    t: the time as the network is fed it, `[*prefix]`. time: its embedding, `[*prefix, width]`; None for a stream that
+    enters by "time", and so comes before it. time_features: of its sinusoids. shape: of x.
     width, depth, dtype: of the network. table_std: of the entries of learned tables at the start.
     """
 
@@ -78,6 +80,7 @@ class Place(NamedTuple):
     depth: int
     dtype: Any
     table_std: float
+    time_features: int = 0
 
 
 class ConditionStream:
@@ -275,14 +278,14 @@ class ConditionEncoder(nn.Module):
         batch = t.shape[0]
         cond = check_condition(self.conditions, cond, {"B": batch, "*x": tuple(shape[:-1])})
         cond = jax.tree.map(jnp.asarray, cond)
-        time = TimeEmbedding(self.width, self.time_features, self.frequency_shift, name="time")(t)
-        place = Place(t, time, tuple(shape), self.width, self.depth, self.dtype, self.table_std)
-        given: dict[str, list] = {}
-        for stream in self.conditions:
-            for entry, value in stream.embed(cond, place).items():
-                if entry not in stream.enters:
-                    raise invalid("enters", stream.enters, f"{stream} gives {entry!r} too")
-                given.setdefault(entry, []).append(value)
+        place = Place(t, None, tuple(shape), self.width, self.depth, self.dtype, self.table_std, self.time_features)
+        first = [stream for stream in self.conditions if "time" in stream.enters]
+        given = _embedded(first, cond, place)
+        added = sum(expand_vector(other, t[..., None]) for other in given.pop("time")) if first else None
+        time = TimeEmbedding(self.width, self.time_features, self.frequency_shift, name="time")(t, added)
+        others = [stream for stream in self.conditions if stream not in first]
+        for entry, values in _embedded(others, cond, place._replace(time=time)).items():
+            given.setdefault(entry, []).extend(values)
 
         vector = time
         for other in given.pop("vector", ()):
@@ -315,6 +318,17 @@ class ConditionEncoder(nn.Module):
             return values, None
         mask = jnp.concatenate([full_mask(sequence) for sequence in sequences], axis=1)
         return values, nonempty(mask) if null_token and not begun else mask
+
+
+def _embedded(streams: Iterable[ConditionStream], cond: Mapping[str, Any], place: Place) -> dict[str, list]:
+    """What the streams give to each entry."""
+    given: dict[str, list] = {}
+    for stream in streams:
+        for entry, value in stream.embed(cond, place).items():
+            if entry not in stream.enters:
+                raise invalid("enters", stream.enters, f"{stream} gives {entry!r} too")
+            given.setdefault(entry, []).append(value)
+    return given
 
 
 def full_mask(sequence: Attended):

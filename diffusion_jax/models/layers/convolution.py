@@ -66,14 +66,20 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubles height and width by repetition, then convolves 3 x 3."""
+    """Doubles height and width by repetition, then convolves 3 x 3.
+
+    size: height and width of the result where they were odd before they were halved: the last row or column is then
+        not repeated.
+    """
 
     features: int
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
-        return conv(self.features, dtype=self.dtype, name="conv")(x.repeat(2, axis=1).repeat(2, axis=2))
+    def __call__(self, x, size=None):
+        height, width = size or (None, None)
+        x = x.repeat(2, axis=1).repeat(2, axis=2)[:, :height, :width]
+        return conv(self.features, dtype=self.dtype, name="conv")(x)
 
 
 class ResidualBranch(Branch):

@@ -30,6 +30,7 @@ def timestep_embedding(
 class TimeEmbedding(nn.Module):
     """`[*prefix]` to `[*prefix, width]`: sinusoids, then `Dense(silu(Dense(.)))` in float32.
 
+    added: what joins the sinusoids, `[*prefix, features]` or of a prefix that broadcasts to it.
     Float32 throughout: it is a sliver of the compute, and bfloat16 cannot tell neighbouring times apart.
     """
 
@@ -38,9 +39,11 @@ class TimeEmbedding(nn.Module):
     frequency_shift: float = 0.0
 
     @nn.compact
-    def __call__(self, t):
+    def __call__(self, t, added=None):
         init = nn.initializers.normal(0.02)
         y = timestep_embedding(t, self.features, frequency_shift=self.frequency_shift)
+        if added is not None:
+            y = y + added
         y = nn.Dense(self.width, kernel_init=init, name="up")(y)
         return nn.Dense(self.width, kernel_init=init, name="down")(jax.nn.silu(y))
 
