@@ -58,7 +58,7 @@ def check_classes(source: Source, held_out: Source, conditions: Iterable[Conditi
             check_known(stacked_examples(examples, [0]), conditions, process)
 
 
-def check_null(field: str, null: Any, source: Source, conditions: Iterable[ConditionStream]) -> None:
+def check_null_class(field: str, null: Any, source: Source, conditions: Iterable[ConditionStream]) -> None:
     """Raises InvalidInput where the label of a null condition is a class of the data, or beyond the network's."""
     label = find_stream(conditions, Label)
     value = null.get("label") if isinstance(null, Mapping) else None
