@@ -68,9 +68,12 @@ def work(what: str, count: int, number: int, skip: int) -> None:
     """The worker: a line of JSON for each case from `skip` on."""
     import warnings
 
+    import absl.logging
+
     from benchmarks import fuzz_cases
 
     warnings.simplefilter("ignore")
+    absl.logging.set_verbosity(absl.logging.ERROR)
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         if what == "configs":
@@ -104,7 +107,7 @@ def worked(what: str, count: int, number: int) -> Iterable[tuple[int, str, str, 
             waiting = selectors.DefaultSelector()
             waiting.register(worker.stdout, selectors.EVENT_READ)
             patience = 10 * SECONDS  # importing and making what is to be damaged
-            died = ""
+            died, first = "", done
             while not died:
                 if not waiting.select(patience):
                     died = "hang"
@@ -115,6 +118,8 @@ def worked(what: str, count: int, number: int) -> Iterable[tuple[int, str, str, 
                         done, patience = done + 1, 2 * SECONDS
                 else:
                     died = "memory" if worker.wait() else "finished"
+        if died != "finished" and done == first == 0:
+            raise SystemExit("error: the worker could not begin; its last words are above.")
         if died != "finished" and done < count:
             yield done, f"{what} (the worker died)", died, f"case {done}", "", 0.0
             done += 1

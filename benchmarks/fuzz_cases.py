@@ -17,8 +17,6 @@ from PIL import Image
 from diffusion_jax import acceleration, adapters, data, interop, parts, shards, training
 from diffusion_jax.config import load
 from diffusion_jax.experiment import Experiment, abstractly, prepare, prepare_sampling
-from tests.interop.folders import dit_folder, sd_folder
-from tests.interop.vocabularies import t5_folder
 
 CONFIGS = ("digits_dit", "digits_unet", "toy2d", "prose_masked", "shapes_text_dit", "faces_dit", "imagenet_dit")
 
@@ -120,12 +118,7 @@ class Case(NamedTuple):
 def drawn(strategy: st.SearchStrategy, count: int, number: int) -> list:
     """`count` examples of a strategy, the same for the same number."""
     found = []
-    quiet = {
-        "database": None,
-        "deadline": None,
-        "suppress_health_check": list(HealthCheck),
-        "phases": (Phase.generate,),
-    }
+    quiet = {"database": None, "deadline": None, "suppress_health_check": list(HealthCheck)}
 
     @seed(number)
     @settings(max_examples=count, phases=(Phase.generate,), **quiet)
@@ -250,6 +243,9 @@ class Checkpoints:
     """Tiny checkpoints, made once: whole pipelines, and a LoRA file with the network that it belongs to."""
 
     def __init__(self, root: Path):
+        from tests.interop.folders import dit_folder, sd_folder
+        from tests.interop.vocabularies import t5_folder
+
         self.sd, self.dit = sd_folder(root / "sd"), dit_folder(root / "dit")
         self.t5 = t5_folder(root / "t5")
         self.unet = interop.load_pretrained(self.sd / "unet")

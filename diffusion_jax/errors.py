@@ -1,7 +1,8 @@
-"""The one error a user's mistake raises, and the sentences it is told in.
+"""The one error that a user's mistake raises, and the sentences it is told in.
 
 Every message names the field, the value, what was expected, and the nearest valid choice when there is one.
-Command lines print it without a traceback and leave with exit code 2.
+Command lines print it without a traceback and leave with exit code 2. What stops a run from outside is `Halted`, with
+exit code 3.
 """
 
 import difflib
@@ -11,6 +12,10 @@ from typing import Any
 
 class InvalidInput(ValueError):
     """The user gave something that cannot work; the message says what and how to mend it."""
+
+
+class Halted(RuntimeError):
+    """What a run stands on failed (a full disk, a lost process); the message says what, and how the run goes on."""
 
 
 def invalid(field: str, value: Any, expected: str) -> InvalidInput:

@@ -2,12 +2,11 @@
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from diffusion_jax import training
-from diffusion_jax.command import cache_compilations, parse_config, run_command
+from diffusion_jax.command import cache_compilations, leave, parse_config, run_command
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.experiment import check_config, part_of, parts_in
 from diffusion_jax.shards import COST, read_identity, read_samples, set_identity, write_whole
@@ -52,4 +51,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    leave(run_command(main))

@@ -19,7 +19,6 @@ and `NUMBERS` say what each entry takes, and all of it is looked at before anyth
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import jax
@@ -32,13 +31,11 @@ from ml_collections import ConfigDict
 from diffusion_jax import data, metrics, training
 from diffusion_jax.clock import as_grid
 from diffusion_jax.config import build, call, check_entry
+from diffusion_jax.data.agreement import check_classes, check_known
 from diffusion_jax.data.pipeline import Transform
 from diffusion_jax.distributed import BATCH_AXES, path_name
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.models import Autoencoder, Captioner, ConditionStream, DualEncoder, Encoder, check_values
-from diffusion_jax.models.conditions import Label
-from diffusion_jax.models.layers.conditioning import find_stream
-from diffusion_jax.processes import is_discrete, members
 from diffusion_jax.reading import first_line
 from diffusion_jax.sampling import make_sampler
 from diffusion_jax.typing import Denoiser, Grid, Network, Objective, Process, Solver
@@ -130,6 +127,9 @@ NUMBERS = {
 }
 """Whole numbers and the least that each can be; None where None and 0 stand for never."""
 
+MOST, MOST_AT_ONCE = 2**40, 2**20
+"""Of a number of steps, and of what is made at once: examples of a batch, pictures of a side."""
+
 ENTRIES = ("seed", "data", "held_out", "model", "process", "objective", "optimizer", "mesh", "train", "ema", "sampling")
 
 
@@ -162,6 +162,8 @@ def check_config(config: ConfigDict, given: Collection[str] = ()) -> None:
     if clip is not None and (isinstance(clip, bool) or not isinstance(clip, int | float) or not clip > 0):
         raise invalid("config.train.clip_norm", clip, "a positive number is needed, or None")
     average = config.sampling.get("ema")
+    if average is not None and not isinstance(average, str):
+        raise invalid("config.sampling.ema", _plain(average), "the name of an average is needed, or None")
     if average is not None and config.ema and average not in config.ema:
         raise unknown("config.sampling.ema", average, [*config.ema, "None"])
 
@@ -186,9 +188,10 @@ def _check_number(field: str, value: Any, least: int | None) -> None:
         raise InvalidInput(f"{field} is missing: it is a whole number; experiment.defaults() has one for each.")
     if value is None and least is None:
         return
-    if isinstance(value, bool) or not isinstance(value, int) or not (least or 0) <= value < 2**63:
+    most = MOST_AT_ONCE if field.endswith(("size", "examples", "columns", "zoom", "accumulate")) else MOST
+    if isinstance(value, bool) or not isinstance(value, int) or not (least or 0) <= value <= most:
         never = ", or None" if least is None else ""
-        raise invalid(field, _plain(value), f"a whole number of at least {least or 0} is needed{never}")
+        raise invalid(field, _plain(value), f"a whole number from {least or 0} to {most} is needed{never}")
 
 
 MOST_BYTES = 2**42
@@ -232,11 +235,7 @@ class Experiment(NamedTuple):
 
     def check_batch(self, batch: Mapping[str, Any]) -> None:
         """Raises InvalidInput where a batch of data has a label or a token that network or process do not know."""
-        check_values(self.conditions, batch.get("cond"), data=True)
-        for name, process in members(self.process).items() if self.process is not None else ():
-            if is_discrete(process):
-                x0 = batch["x0"][name] if name else batch["x0"]
-                data.check_tokens(f"x0[{name!r}]" if name else "x0", x0, process.vocab_size)
+        check_known(batch, self.conditions, self.process)
 
     def example(self, batch_size: int = 1) -> Any:
         """A batch of the data's first examples, as NumPy arrays."""
@@ -274,11 +273,10 @@ def prepare(
         raise invalid("config.data", config.data.get("call"), "it holds no example")
     shape = jax.tree.map(np.shape, source[0]["x0"])
     conditions = getattr(getattr(network, "module", None), "conditions", ())
-    experiment = Experiment(
+    check_classes(source, held_out, conditions, process)
+    return Experiment(
         config, source, held_out, network, process, loss, validation, optimizer, mesh, shape, conditions, begin
     )
-    _check_classes(experiment)
-    return experiment
 
 
 def _with_data(config: ConfigDict, source: Any, held_out: Any) -> tuple[ConfigDict, Any, Any]:
@@ -301,25 +299,6 @@ def _with_data(config: ConfigDict, source: Any, held_out: Any) -> tuple[ConfigDi
         if takes_names and name == "data":
             entry.class_names = names
     return config, made["data"], made["held_out"]
-
-
-def _check_classes(experiment: Experiment) -> None:
-    """Raises InvalidInput where data and network, or data to train on and held-out data, differ in their classes."""
-    label = find_stream(experiment.conditions, Label)
-    names = getattr(experiment.source, "class_names", None)
-    for entry, examples in (("data", experiment.source), ("held_out", experiment.held_out)):
-        classes, others = getattr(examples, "num_classes", None), getattr(examples, "class_names", None)
-        if label is not None and classes is not None and classes > label.num_classes:
-            known = f"the network knows {label.num_classes}, 0 to {label.num_classes - 1}"
-            raise invalid(f"the number of classes of {entry}", classes, known)
-        if names is not None and others is not None and tuple(others) != tuple(names):
-            first = next(pair for pair in zip_longest(names, others) if pair[0] != pair[1])
-            raise InvalidInput(
-                f"data and held_out have different classes: {first[0]!r} and {first[1]!r} have one number; give both "
-                "the same class_names."
-            )
-        check_values(experiment.conditions, getattr(examples, "cond", None), data=True)
-        experiment.check_batch(data.stacked_examples(examples, [0]))
 
 
 def abstractly(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -411,7 +390,10 @@ class Sampling(NamedTuple):
 
 
 def prepare_sampling(experiment: Experiment) -> Sampling:
-    """The denoiser with its transformations, the solver and the grid of `config.sampling`."""
+    """The denoiser with its transformations, the solver and the grid of `config.sampling`.
+
+    Its conditions raise InvalidInput for what the network does not know; samples are of a class, as data are.
+    """
     config = experiment.config
     for name in ("solver", "grid"):
         if name not in config.sampling:
@@ -427,8 +409,14 @@ def prepare_sampling(experiment: Experiment) -> Sampling:
         field = f"config.sampling.transformations.{name}"
         denoiser = build(entry, GROUPS["sampling.transformations"], field, denoiser=denoiser, **context)
     conditions = part_of("sampling.condition", config) if config.sampling.get("condition") else None
-    grid = part_of("sampling.grid", config, **context)
-    return Sampling(denoiser, part_of("sampling.solver", config, **context), as_grid(grid), conditions)
+
+    def known(index):
+        cond = conditions(index)
+        check_values(experiment.conditions, cond, data=True)
+        return cond
+
+    grid = as_grid(part_of("sampling.grid", config, **context))
+    return Sampling(denoiser, part_of("sampling.solver", config, **context), grid, known if conditions else None)
 
 
 def compiled_sampler(experiment: Experiment, sampling: Sampling, save_every: int | None = None):

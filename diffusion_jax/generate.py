@@ -67,12 +67,12 @@ def starting_picture(arguments: argparse.Namespace, step: int) -> dict[str, Any]
     """What `generate` is given of --image, --mask and --size; how they are made to fit is told."""
     if arguments.image is None:
         return {"size": arguments.size}
-    height, width = given = pixels.as_image(arguments.image).shape[:2]
+    height, width = given = pixels.as_image(arguments.image, background=arguments.background).shape[:2]
     wanted = arguments.size or next_smaller(given, step)
     if given != wanted:
         how = "cropped in the middle and resized" if arguments.fit == "crop" else "stretched"
         print(f"{arguments.image} is {height} x {width}; it is {how} to {wanted[0]} x {wanted[1]}")
-    found = {"size": wanted, "image": arguments.image, "fit": arguments.fit}
+    found = {"size": wanted, "image": arguments.image, "fit": arguments.fit, "background": arguments.background}
     if arguments.mask is None:
         return found
     own = pixels.as_image(arguments.mask).shape[:2]
@@ -132,6 +132,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--solver", help="such as dpm_solver_pp or euler (default: the checkpoint's)")
     parser.add_argument("--image", type=Path, help="a picture to start from")
     parser.add_argument("--fit", choices=FITS, default="crop", help="how --image is brought to the size (default crop)")
+    parser.add_argument("--background", help="a colour, seen where --image is transparent")
     parser.add_argument(
         "--mask", type=Path, help="a picture that is white where --image is to be painted anew; grey changes less"
     )

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax import data, denoisers, distributed, generate, pictures, training
-from diffusion_jax.command import cache_compilations, parse_config, run_command
+from diffusion_jax.command import cache_compilations, leave, parse_config, run_command
 from diffusion_jax.config import to_json
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.experiment import (
@@ -297,4 +297,4 @@ def drop_stale(workdir: Path, folder: Path, who: Mapping[str, Any], anew: bool) 
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    leave(run_command(main))

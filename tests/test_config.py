@@ -221,7 +221,7 @@ WRONG_KINDS = [
     ({"train__clip_norm": "no"}, "config.train.clip_norm is 'no'", "positive"),
     ({"sampling__transformations": call("denoisers.guided")}, "config.sampling.transformations is", "group"),
     ({"sampling__ema": "avrage"}, "config.sampling.ema is 'avrage'", "did you mean 'average'"),
-    ({"sampling__picture_columns": -1}, "config.sampling.picture_columns is -1", "at least 1"),
+    ({"sampling__picture_columns": -1}, "config.sampling.picture_columns is -1", "from 1 to"),
     ({"seed": "zero"}, "config.seed is 'zero'", "whole number"),
     ({"seed": -1}, "config.seed is -1", "whole number"),
 ]

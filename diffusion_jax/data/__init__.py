@@ -27,7 +27,7 @@ from diffusion_jax.data.prose import documents as prose_documents
 from diffusion_jax.data.prose import prose
 from diffusion_jax.data.push_t import push_t_demonstrations
 from diffusion_jax.data.scenes import shapes
-from diffusion_jax.data.sources import ArraySource, Source, check_finite, check_tokens, unconditional
+from diffusion_jax.data.sources import ArraySource, Source, check_finite, unconditional
 from diffusion_jax.data.tfds import tfds
 from diffusion_jax.data.tokenizers import Tokenizer, bpe_tokenizer, byte_tokenizer, word_tokenizer
 from diffusion_jax.data.toys2d import TOYS, Mixture, gaussian_blobs, toys2d
@@ -53,7 +53,6 @@ __all__ = [
     "captioned_digits",
     "captioned_folder",
     "check_finite",
-    "check_tokens",
     "conditions_of",
     "cycled_labels",
     "digits",

@@ -148,16 +148,6 @@ def as_numbers(values: np.ndarray, name: str) -> np.ndarray:
     return values.astype(np.int32)
 
 
-def check_tokens(name: str, values: Any, vocab_size: int) -> None:
-    """Raises InvalidInput unless `values` are integers, as JAX has them, in 0 .. vocab_size - 1."""
-    values = np.asarray(values)
-    if values.dtype not in (np.int32, np.int64):
-        expected = f"int32 tokens in 0 .. {vocab_size - 1} are needed (unsigned integers in files are read as pixels)"
-        raise invalid(name, f"{values.dtype}{list(values.shape)}", expected)
-    if (outside := values[(values < 0) | (values >= vocab_size)]).size:
-        raise invalid(f"a token of {name}", int(outside[0]), f"the process knows {vocab_size}, 0 to {vocab_size - 1}")
-
-
 def numbered(names: Sequence[str], class_names: Sequence[str], where: str) -> list[int]:
     """The number of each name among `class_names`. Raises InvalidInput for a name that is not one of them."""
     numbers = {name: number for number, name in enumerate(class_names)}

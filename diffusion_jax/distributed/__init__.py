@@ -2,6 +2,7 @@
 mesh), the timestep pipeline, and the start of several processes. Nothing here knows models or training.
 """
 
+from diffusion_jax.distributed.agreement import first_said, said_by_all
 from diffusion_jax.distributed.mesh import AXES, automatic, initialize, make_mesh, wait_for_all
 from diffusion_jax.distributed.pipeline import NOTHING, Flight, TimestepPipeline, sequential, timestep_pipeline
 from diffusion_jax.distributed.sharding import (
@@ -31,10 +32,12 @@ __all__ = [
     "batch_shards",
     "check_batch",
     "constrain",
+    "first_said",
     "init_sharded",
     "initialize",
     "make_mesh",
     "path_name",
+    "said_by_all",
     "sequential",
     "shard_batch",
     "shardings",

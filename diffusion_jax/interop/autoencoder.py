@@ -25,6 +25,10 @@ IRRELEVANT = ("force_upcast", "sample_size")
 """What is computed in float32 is our own choice; the size is that from which the peer cuts images into tiles."""
 
 
+BLOCK_TENSORS = 8
+"""Of a residual block, at least."""
+
+
 def fields(config: Fields, files: Any) -> dict[str, Any]:
     config.choice("act_fn", ("silu", "swish"))
     features = config.wholes("block_out_channels", (64,))
@@ -40,6 +44,9 @@ def fields(config: Fields, files: Any) -> dict[str, Any]:
     quant = config.flag("use_quant_conv", True)
     config.choice("use_post_quant_conv", (quant,), True)
     latent_channels = config.whole("latent_channels", 4)
+    layers = config.layers("layers_per_block", 1)
+    if layers * len(features) * BLOCK_TENSORS > config.most_layers:
+        raise config.wrong("layers_per_block", f"so many blocks have more than {config.most_layers} tensors")
     mean, std = (config.numbers(name, None, latent_channels) for name in ("latents_mean", "latents_std"))
     shift = config.number("shift_factor", None) or 0.0
     if (mean is None) != (std is None):
@@ -51,7 +58,7 @@ def fields(config: Fields, files: Any) -> dict[str, Any]:
     return {
         "channels": features[0],
         "multipliers": multipliers(features),
-        "num_residual": config.layers("layers_per_block", 1),
+        "num_residual": layers,
         "latent_channels": latent_channels,
         "data_channels": channels,
         "attention": config.flag("mid_block_add_attention", True),

@@ -6,8 +6,10 @@ adapted one, the solver or the grid by others. `generation.generate` runs it.
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
@@ -47,6 +49,7 @@ class Pipeline(NamedTuple):
     size: default height and width in pixels, None where the checkpoint names none. num_steps, scale: defaults.
     inpaints: whether the network was trained to, and takes a mask and a masked image.
     mesh: where samples are split, or None.
+    lift: the network, adapters included, as the denoiser of a process; the same one for the same process.
     """
 
     denoiser: Denoiser
@@ -61,6 +64,7 @@ class Pipeline(NamedTuple):
     inpaints: bool
     mesh: Mesh | None
     network: Pretrained
+    lift: Callable[[Any], Denoiser]
 
 
 class PipelineKind(NamedTuple):
@@ -187,8 +191,9 @@ def load_pipeline(
     channels = autoencoder.network.module.latent_channels
     factor = autoencoder.network.module.factor
     sides = sample_size(network.family, network.config, parts.source(kind.network))
+    lift = _lifting(network.network)
     pipeline = Pipeline(
-        lifted(network.network, noise.process),
+        lift(noise.process),
         network.params,
         noise,
         kind.prompter(load, parts.tokenizer, network, parts.info),
@@ -200,6 +205,7 @@ def load_pipeline(
         bool(getattr(network.network.anatomy, "concat", 0)),
         mesh,
         network,
+        lift,
     )
     check_components([path for path, _ in loras], adaptable)
     adapters = [(load_lora(path, network), weight) for path, weight in loras if "unet" in components_of(path)]
@@ -220,6 +226,27 @@ def with_lora(pipeline: Pipeline, weighted: Sequence[tuple[Any, int | float]], r
     if rank is None:
         rank = sum(largest_rank(factors) for factors, _ in weighted)
     factors = combined_adapters(weighted, rank)
-    network = attached(pipeline.network.network, factors)
+    lift = _lifting(attached(pipeline.network.network, factors))
     params = {"params": pipeline.network.params, "lora": factors}
-    return pipeline._replace(denoiser=lifted(network, pipeline.scheduler.process), params=params)
+    return pipeline._replace(denoiser=lift(pipeline.scheduler.process), params=params, lift=lift)
+
+
+def _lifting(network):
+    return lru_cache(maxsize=16)(partial(lifted, network))
+
+
+def denoiser_of(pipeline: Pipeline) -> Denoiser:
+    """The denoiser at the scheduler's process, for that decides what the network predicts and what it is told.
+
+    Where the scheduler was replaced, the denoiser that was loaded is made anew. Raises InvalidInput for one of the
+    user's own that was made for another process.
+    """
+    made, process = pipeline.denoiser.process, pipeline.scheduler.process
+    if made == process:
+        return pipeline.denoiser
+    if pipeline.denoiser is not pipeline.lift(made):
+        raise InvalidInput(
+            "pipeline.denoiser was made for another process than that of pipeline.scheduler: make it of "
+            "pipeline.lift(pipeline.scheduler.process)."
+        )
+    return pipeline.lift(process)

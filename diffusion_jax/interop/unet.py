@@ -43,6 +43,9 @@ FIXED: dict[str, tuple] = {
 IRRELEVANT = ("upcast_attention", "mid_block_only_cross_attention", "addition_embed_type_num_heads", "sample_size")
 """Softmax is float32 here anyway; the next two belong to blocks that cannot be loaded; the last is for pipelines."""
 
+BLOCK_TENSORS = 10
+"""Of a residual block, at least."""
+
 DOWN, UP = ("DownBlock2D", "CrossAttnDownBlock2D"), ("UpBlock2D", "CrossAttnUpBlock2D")
 """Types of levels, without and with attention."""
 
@@ -67,6 +70,8 @@ def encoder_fields(config: Fields) -> dict[str, Any]:
     if any(size % groups for size in features):
         raise config.wrong("norm_num_groups", f"it must divide block_out_channels, {list(features)}")
     residuals = config.layers_per_level("layers_per_block", 2, count)
+    if sum(residuals) * BLOCK_TENSORS > config.most_layers:
+        raise config.wrong("layers_per_block", f"so many blocks have more than {config.most_layers} tensors")
     attended = level_types(config, "down_block_types", ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",), DOWN, count)
     depths = config.per_level("transformer_layers_per_block", 1, count)
     attention = tuple(

@@ -102,7 +102,9 @@ class _Discrete:
 
     def log_prob(self, prediction: Prediction, x0):
         """Log-probability of each clean token under the prediction, the shape of `x0`."""
-        return jnp.take_along_axis(prediction.x0, x0[..., None], axis=-1)[..., 0]
+        # What is no token, negative ones included, has the probability NaN and never that of another.
+        tokens = jnp.where(x0 < 0, prediction.x0.shape[-1], x0)[..., None]
+        return jnp.take_along_axis(prediction.x0, tokens, axis=-1, mode="fill", fill_value=jnp.nan)[..., 0]
 
     def _check_logits(self, logits, x_t, sizes):
         if logits.shape[:-1] != x_t.shape or logits.shape[-1] not in sizes:

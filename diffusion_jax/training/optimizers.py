@@ -229,8 +229,8 @@ def _rate(learning_rate: float | RateSchedule) -> RateSchedule:
 
 
 def _positive(field: str, value: float) -> None:
-    if not value > 0:
-        raise invalid(field, value, "it must be positive")
+    if not 0 < value < float("inf"):
+        raise invalid(field, value, "it must be positive and finite")
 
 
 def _steps(field: str, value: int) -> None:
@@ -243,8 +243,8 @@ def _span(peak: float, total_steps: int, warmup_steps: int, end: float) -> None:
     _steps("warmup_steps", warmup_steps)
     if total_steps <= warmup_steps:
         raise invalid("total_steps", total_steps, f"it must be larger than warmup_steps, {warmup_steps}")
-    if end < 0:
-        raise invalid("end", end, "it must not be negative")
+    if not 0 <= end < float("inf"):
+        raise invalid("end", end, "it must be finite and not negative")
 
 
 def _unit(**values: float) -> None:

@@ -140,3 +140,17 @@ def test_the_null_class_fits_whatever_type_labels_have():
     network = models.mlp(8, 1, conditions=(models.label(1000),))
     null = models.empty_condition(network.module.conditions, {"label": np.zeros(2, np.uint8)})
     np.testing.assert_array_equal(null["label"], [1000, 1000])
+
+
+def test_samples_are_of_classes_that_the_network_knows():
+    config = configured(call("data.digits"), call("data.digits"), num_classes=10)
+    config.sampling.solver = call("solvers.ddim")
+    config.sampling.grid = call("timesteps.linspace", steps=2)
+    for count, known in ((10, True), (11, False)):
+        config.sampling.condition = call("data.cycled_labels", num_classes=count)
+        conditions = experiment.prepare_sampling(experiment.prepare(config)).conditions
+        if known:
+            assert set(conditions(np.arange(20))["label"]) == set(range(10))
+            continue
+        with pytest.raises(InvalidInput, match=r"is 10, but the network knows the classes 0 to 9\."):
+            conditions(np.arange(20))
