@@ -7,6 +7,7 @@ of what is there, so nothing is changed and the user is told.
 
 import contextlib
 import errno
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -17,9 +18,8 @@ from diffusion_jax.errors import Halted, InvalidInput
 ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 """Errors that say what is there: something is missing, or is not of its kind."""
 
-REFUSED = re.compile(
-    r"\[OS error (\d+): ([^\]]*)|\b(RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAUTHENTICATED|UNAVAILABLE)\b"
-)
+CODE = re.compile(r"os[ _]error(?:_code)?[ =:']+(\d+)", re.IGNORECASE)
+STATUS = re.compile(r"\b(RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAUTHENTICATED|UNAVAILABLE)\b")
 """How tensorstore, which writes and reads arrays, reports what the system said."""
 
 
@@ -34,13 +34,15 @@ def system_error(error: BaseException | None) -> str | None:
     if isinstance(error, MemoryError):
         return "out of memory"
     if isinstance(error, OSError) and error.errno is not None:
-        return None if error.errno in ABSENT else first_line(error)
+        where = f": {error.filename}" if error.filename else ""
+        return None if error.errno in ABSENT else f"{error.strerror}{where}"
     for one in getattr(error, "exceptions", ()):
         if told := system_error(one):
             return told
-    found = REFUSED.search(str(error))
-    if found and (found[1] is None or int(found[1]) not in ABSENT):
-        return found[2] or first_line(error)
+    if found := CODE.search(str(error)):
+        return None if int(found[1]) in ABSENT else os.strerror(int(found[1]))
+    if STATUS.search(str(error)):
+        return first_line(error)
     return system_error(error.__cause__ or error.__context__)
 
 

@@ -123,6 +123,7 @@ def train(
     with contextlib.ExitStack() as stack:
         asked_to_stop = stack.enter_context(stop_requests())
         stack.enter_context(watched(going_on(workdir)))
+        stack.enter_context(halting(workdir))
         checkpointer, restored = None, None
         if workdir is not None:
             checkpointer = stack.enter_context(Checkpointer(workdir, keep=keep))
@@ -146,6 +147,7 @@ def train(
         shown = progress and jax.process_index() == 0
         bar = stack.enter_context(tqdm(total=steps, initial=at, unit="step", disable=not shown, dynamic_ncols=True))
         clock = _Clock()
+        # Within what waits for the other processes on leaving: those must not be waited for once one is lost.
         stack.enter_context(halting(workdir))
         leaving = asked_to_stop(at)
 
