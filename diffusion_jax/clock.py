@@ -53,7 +53,9 @@ def _times(name: str, values: Any) -> Any:
 
 def num_steps(grid: Plan) -> int:
     """S. Raises InvalidInput where the grids of joint data have different ones."""
-    lengths = {jnp.shape(leaf)[0] for leaf in jax.tree.leaves(grid)}
+    leaves = grid.values() if isinstance(grid, Mapping) else [grid]
+    # Lists of times are grids too: not trees of numbers.
+    lengths = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else 0 for leaf in leaves}
     if len(lengths) != 1:
         raise invalid("grid", sorted(lengths), "the grids of all modalities must have the same number of entries")
     return lengths.pop() - 1
@@ -90,6 +92,7 @@ class Clock(NamedTuple):
 
 def clock(grid: Plan) -> Clock:
     """The clock of a grid, or of a dict of grids, whose runs have no keys yet."""
+    grid = {name: _times(name, g) for name, g in grid.items()} if isinstance(grid, Mapping) else _times("grid", grid)
     return Clock(grid, remaining(grid))
 
 
