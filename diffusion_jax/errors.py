@@ -15,7 +15,13 @@ class InvalidInput(ValueError):
 
 def invalid(field: str, value: Any, expected: str) -> InvalidInput:
     """An error saying that `field` has `value` but `expected` was needed. Usage: `raise invalid(...)`."""
-    return InvalidInput(f"{field} is {value!r}, but {expected}.")
+    return InvalidInput(f"{field} is {shortened(value)}, but {expected}.")
+
+
+def shortened(value: Any, length: int = 200) -> str:
+    """`repr(value)` in one line, cut where it would make a message longer than a reader wants."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= length else f"{text[:length]}..."
 
 
 def nearest(value: Any, choices: Iterable[str]) -> str | None:
@@ -29,4 +35,4 @@ def unknown(field: str, value: Any, choices: Iterable[str]) -> InvalidInput:
     choices = sorted(map(str, choices))
     match = nearest(value, choices)
     hint = f"did you mean {match!r}? " if match else ""
-    return InvalidInput(f"{field} is {value!r}, which does not exist; {hint}Valid: {', '.join(choices)}.")
+    return InvalidInput(f"{field} is {shortened(value)}, which does not exist; {hint}Valid: {', '.join(choices)}.")

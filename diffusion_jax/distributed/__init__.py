@@ -2,7 +2,7 @@
 mesh), the timestep pipeline, and the start of several processes. Nothing here knows models or training.
 """
 
-from diffusion_jax.distributed.mesh import AXES, automatic, initialize, make_mesh
+from diffusion_jax.distributed.mesh import AXES, automatic, initialize, make_mesh, wait_for_all
 from diffusion_jax.distributed.pipeline import NOTHING, Flight, TimestepPipeline, sequential, timestep_pipeline
 from diffusion_jax.distributed.sharding import (
     BATCH_AXES,
@@ -39,4 +39,5 @@ __all__ = [
     "shard_batch",
     "shardings",
     "timestep_pipeline",
+    "wait_for_all",
 ]

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 
 from diffusion_jax.errors import invalid
 from diffusion_jax.interop.family import Family
-from diffusion_jax.interop.fields import MOST_LEVELS, Fields
-from diffusion_jax.interop.files import TensorFiles
+from diffusion_jax.interop.fields import MOST_LEVELS, SMALLEST, Fields
 from diffusion_jax.interop.tables import TensorTable, conv, dense, norm
 from diffusion_jax.interop.unet import multipliers
 from diffusion_jax.models import Autoencoder, kl_vae
@@ -26,7 +25,11 @@ IRRELEVANT = ("force_upcast", "sample_size")
 """What is computed in float32 is our own choice; the size is that from which the peer cuts images into tiles."""
 
 
-def fields(config: Fields, files: TensorFiles | None) -> dict[str, Any]:
+BLOCK_TENSORS = 8
+"""Of a residual block, at least."""
+
+
+def fields(config: Fields, files: Any) -> dict[str, Any]:
     config.choice("act_fn", ("silu", "swish"))
     features = config.wholes("block_out_channels", (64,))
     for name, kind in BLOCKS.items():
@@ -41,18 +44,21 @@ def fields(config: Fields, files: TensorFiles | None) -> dict[str, Any]:
     quant = config.flag("use_quant_conv", True)
     config.choice("use_post_quant_conv", (quant,), True)
     latent_channels = config.whole("latent_channels", 4)
+    layers = config.layers("layers_per_block", 1)
+    if layers * len(features) * BLOCK_TENSORS > config.most_layers:
+        raise config.wrong("layers_per_block", f"so many blocks have more than {config.most_layers} tensors")
     mean, std = (config.numbers(name, None, latent_channels) for name in ("latents_mean", "latents_std"))
     shift = config.number("shift_factor", None) or 0.0
     if (mean is None) != (std is None):
         raise config.wrong("latents_mean", "it and latents_std are needed both, or neither")
     if mean is not None and shift:
         raise config.wrong("latents_mean", f"shift_factor={shift} shifts the latents already: only one of them can be")
-    if std is not None and min(std) <= 0:
+    if std is not None and min(std) < SMALLEST:
         raise config.wrong("latents_std", "numbers above 0 are needed")
     return {
         "channels": features[0],
         "multipliers": multipliers(features),
-        "num_residual": config.layers("layers_per_block", 1),
+        "num_residual": layers,
         "latent_channels": latent_channels,
         "data_channels": channels,
         "attention": config.flag("mid_block_add_attention", True),

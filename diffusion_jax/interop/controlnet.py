@@ -8,14 +8,13 @@ import jax.numpy as jnp
 from diffusion_jax.errors import invalid
 from diffusion_jax.interop.family import Family
 from diffusion_jax.interop.fields import Fields
-from diffusion_jax.interop.files import TensorFiles
 from diffusion_jax.interop.tables import TensorTable, conv
 from diffusion_jax.interop.unet import IRRELEVANT, encoder_config, encoder_fields, encoder_table, example
 from diffusion_jax.models import controlnet, param_shapes
 from diffusion_jax.typing import Network
 
 
-def fields(config: Fields, files: TensorFiles | None) -> dict[str, Any]:
+def fields(config: Fields, files: Any) -> dict[str, Any]:
     config.choice("controlnet_conditioning_channel_order", ("rgb",))
     config.choice("global_pool_conditions", (False,))
     config.choice("class_embed_type", (None, "projection"))

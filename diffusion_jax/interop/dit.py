@@ -14,7 +14,6 @@ import numpy as np
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.interop.family import Family
 from diffusion_jax.interop.fields import MOST_SIDE, Fields
-from diffusion_jax.interop.files import TensorFiles
 from diffusion_jax.interop.tables import StoredTensor, TensorTable, dense, vector
 from diffusion_jax.models import dit, label, param_shapes
 from diffusion_jax.models.conditions import Label
@@ -155,7 +154,7 @@ PLAIN = {"qk_norm": False, "swiglu": False}
 """Options that no published image transformer of this kind has."""
 
 
-def dit_fields(config: Fields, files: TensorFiles | None) -> dict[str, Any]:
+def dit_fields(config: Fields, files: Any) -> dict[str, Any]:
     """Fields of `DiT` that make the peer's."""
     config.choice("norm_type", ("ada_norm_zero",))
     fields = common_fields(config, 32, None)
@@ -173,7 +172,7 @@ def _embedder(name):
     return f"transformer_blocks.{{}}.norm1.emb.{name}"
 
 
-def _copies(files: TensorFiles, depth: int) -> bool:
+def _copies(files: Any, depth: int) -> bool:
     """Whether all blocks of the file embed time and label by the same weights."""
     there = set(files.names)
     stems = [_embedder(LABELS)]

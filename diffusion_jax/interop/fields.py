@@ -24,6 +24,9 @@ MOST_LEVELS = 12
 MOST_SIDE = 2**12
 """Height and width of an x that a config may name."""
 
+LARGEST, SMALLEST = 1e30, 1e-30
+"""Numbers, and numbers above 0, that are believed: float32 holds them and their inverses."""
+
 SHOWN = 80
 """Characters of a value that a message repeats."""
 
@@ -100,8 +103,8 @@ class Fields:
         return self._number(name, self.values[name], least, most)
 
     def _number(self, name, value, least, most):
-        if not isinstance(value, int | float) or isinstance(value, bool) or not finite(value):
-            raise self.wrong(name, "a number is needed")
+        if not isinstance(value, int | float) or isinstance(value, bool) or not -LARGEST <= value <= LARGEST:
+            raise self.wrong(name, "a number that float32 holds is needed")
         if not least <= value <= most:
             bounds = f"from {least:g}" + (f" to {most:g}" if most < math.inf else " up")
             raise self.wrong(name, f"a number {bounds} is needed" if least > -math.inf else f"at most {most:g} can be")
@@ -110,7 +113,7 @@ class Fields:
     def positive(self, name: str, default: Any) -> Any:
         """A number above 0."""
         value = self.number(name, default)
-        if value is not None and value <= 0:
+        if value is not None and value < SMALLEST:
             raise self.wrong(name, "a number above 0 is needed")
         return value
 
@@ -217,14 +220,6 @@ class Fields:
                     f"ignored: was {near[0]} meant?",
                     stacklevel=4,
                 )
-
-
-def finite(value: int | float) -> bool:
-    """Whether a number out of JSON, which may have hundreds of digits, is a finite float."""
-    try:
-        return math.isfinite(float(value))
-    except OverflowError:
-        return False
 
 
 def shown(value: Any) -> str:

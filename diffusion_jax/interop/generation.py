@@ -48,6 +48,7 @@ def generate(
     mask: Any = None,
     strength: Any = None,
     fit: Any = None,
+    background: Any = None,
     refiner: Any = None,
     handover: Any = 0.2,
     chunks: Any = 1,
@@ -70,7 +71,7 @@ def generate(
         fallen to its value, so that it changes the less, the darker the mask (Levin & Fried 2023). A network that was
         trained to inpaint (9 channels) is given mask and masked image, and 1/2 and more are white.
     fit: how an image of another size is brought to `size` (or to the next smaller size that fits): "crop" keeps the
-        proportions, "stretch" does not. None refuses it.
+        proportions, "stretch" does not. None refuses it. background: a colour seen where `image` is transparent.
     refiner: a pipeline that takes over where the time has fallen to `handover` (0.2 is denoising_end=0.8 in diffusers).
     chunks: chunks of 75 tokens that a prompt may fill, or "auto" for as many as the longest needs; what is beyond is
         left out, with a warning. weighting: "a1111" or "comfyui" reads `(word:1.3)`, see `prompt_weights`.
@@ -96,7 +97,7 @@ def generate(
     pipelines = (pipeline,) if refiner is None else requests.checked_pair(pipeline, refiner, handover)
     requests.check_painting(pipelines, image, mask)
     check_batch(count, pipeline.mesh)
-    image, mask, size = _pictures(pipeline, image, mask, size, fit, count, images_per_prompt)
+    image, mask, size = _pictures(pipeline, image, mask, size, fit, background, count, images_per_prompt)
     factor = pipeline.autoencoder.network.module.factor
     shape = (count, size[0] // factor, size[1] // factor, pipeline.channels)
     index = requests.indices(index, count)
@@ -118,14 +119,17 @@ def generate(
     if image is not None:
         encode = _programs(pipeline.autoencoder.network)[0]
         latents = encode(pipeline.autoencoder.params, image)
+        begin = grid[first]
+        noised = scheduler.process.alpha(begin) * latents + scheduler.process.sigma(begin) * noise
         if mask is None or strength < 1:
-            process = scheduler.process
-            start = process.alpha(grid[first]) * latents + process.sigma(grid[first]) * noise
+            start = noised
         if mask is not None:
             # As diffusers makes a mask smaller.
             small = mask[:, ::factor, ::factor, None]
             if not pipeline.inpaints:
                 known, release = latents, small
+                # What is never painted begins as the rest does, as in diffusers.
+                start = jnp.where((release > 0) & (begin > release), noised, start)
             else:
                 behind = encode(pipeline.autoencoder.params, jnp.where(mask[..., None] >= 0.5, 0.0, image))
                 concat = {"concat": jnp.concatenate([(small >= 0.5).astype(jnp.float32), behind], axis=-1)}
@@ -140,12 +144,12 @@ def generate(
     return _programs(last.autoencoder.network)[1](last.autoencoder.params, latents * last.scheduler.final_scale(grid))
 
 
-def _pictures(pipeline, image, mask, size, fit, count, repeats) -> tuple[Any, Any, tuple[int, int]]:
+def _pictures(pipeline, image, mask, size, fit, background, count, repeats) -> tuple[Any, Any, tuple[int, int]]:
     """Image and mask as `[B, H, W, 3]` and `[B, H, W]`, one a sample, and the size of the samples."""
     step = pixel_step(pipeline)
     if image is None:
         return None, None, requests.checked_size(pipeline.size if size is None else size, step)
-    image = read_images(image)
+    image = read_images(image, background=background)
     given = image.shape[1:3]
     mask = None if mask is None else read_masks(mask, given)
     wanted = given if size is None else requests.height_and_width("size", size)

@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from diffusion_jax.errors import invalid
-from diffusion_jax.interop.fields import MOST_SIDE, Fields
+from diffusion_jax.interop.fields import MOST_SIDE, SMALLEST, Fields
 from diffusion_jax.interop.files import local_folder, read_json
 from diffusion_jax.models.layers.embeddings import bicubic_matrix
 
@@ -76,7 +76,7 @@ def load_preprocessor(folder: str | os.PathLike) -> Preprocessor:
     mean, std = ((0.0,) * 3, (1.0,) * 3)
     if config.flag("do_normalize", True):
         mean, std = (config.numbers(name, (0.5,) * 3, 3) for name in ("image_mean", "image_std"))
-        if min(std) <= 0:
+        if min(std) < SMALLEST:
             raise config.wrong("image_std", "numbers above 0 are needed")
     config.choice("do_rescale", (True,))
     config.choice("rescale_factor", (1 / 255,))

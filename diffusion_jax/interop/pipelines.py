@@ -5,33 +5,35 @@ adapted one, the solver or the grid by others. `generation.generate` runs it.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from diffusion_jax.adapters import attached, combined_adapters, merged
+from diffusion_jax.adapters import attached, combined_adapters, largest_rank
 from diffusion_jax.denoisers import denoiser as lifted
 from diffusion_jax.distributed import Rules
 from diffusion_jax.errors import InvalidInput, unknown
 from diffusion_jax.interop.families import sample_size
-from diffusion_jax.interop.files import local_folder, read_json
-from diffusion_jax.interop.lora_files import components_of, load_lora
-from diffusion_jax.interop.pretrained import Pretrained, load_pretrained
+from diffusion_jax.interop.fields import REQUIRED
+from diffusion_jax.interop.files import local_folder
+from diffusion_jax.interop.lora_files import check_components, components_of, load_lora, merged_files
+from diffusion_jax.interop.pipeline_parts import file_parts, folder_parts, load_autoencoder
+from diffusion_jax.interop.pretrained import Placement, Pretrained
 from diffusion_jax.interop.prompts import (
     Prompter,
-    class_labels,
+    class_prompts,
     clip_prompts,
     double_clip_prompts,
     t5_prompts,
     text_encoder,
 )
 from diffusion_jax.interop.schedulers import Scheduler, read_scheduler
-from diffusion_jax.interop.tokenizers import load_tokenizer
+from diffusion_jax.models import KLVAE, T5, CLIPText
 from diffusion_jax.models.conditions import Label, Sizes
 from diffusion_jax.models.layers.conditioning import find_stream
 from diffusion_jax.typing import Denoiser
@@ -70,7 +72,7 @@ class PipelineKind(NamedTuple):
 
     network: the folder of the denoising network. num_steps, scale: the family's defaults.
     prompter: (load, tokenizer, network, info) -> Prompter; `load(name)` and `tokenizer(name)` read a component, info is
-        model_index.json.
+        the `Fields` of model_index.json.
     """
 
     network: str
@@ -83,11 +85,13 @@ def _labels(load, tokenizer, network, info):
     stream = find_stream(network.network.module.conditions, Label)
     if stream is None:
         raise InvalidInput("model_index.json says DiTPipeline, but its network takes no class.")
-    return class_labels(stream.num_classes, info.get("id2label"))
+    return class_prompts(stream.num_classes, info.raw("id2label"))
 
 
 def _clip_encoder(encoder, tokenizer):
     """As long as the tokenizer says, and no longer than the encoder has positions."""
+    if not isinstance(encoder.network.module, CLIPText):
+        raise InvalidInput(f"A text encoder of the pipeline is a {encoder.family}, but CLIP's is needed.")
     positions = encoder.network.module.positions
     return text_encoder(encoder, tokenizer, min(tokenizer.max_length or positions, positions), masked=False)
 
@@ -97,15 +101,20 @@ def _clip(load, tokenizer, network, info):
 
 
 def _double_clip(load, tokenizer, network, info):
-    names = [name for name in ("text_encoder", "text_encoder_2") if (info.get(name) or [None])[0]]
+    names = [name for name in ("text_encoder", "text_encoder_2") if (info.items(name, None) or (None,))[0]]
+    if not names:
+        raise InvalidInput(f"{info.source} names no text encoder: text_encoder or text_encoder_2 is needed.")
     encoders = [_clip_encoder(load(name), tokenizer(name.replace("text_encoder", "tokenizer"))) for name in names]
-    scores = (6.0, 2.5) if info.get("requires_aesthetics_score") else None
-    return double_clip_prompts(encoders, info.get("force_zeros_for_empty_prompt", True), scores)
+    scores = (6.0, 2.5) if info.flag("requires_aesthetics_score", None) else None
+    return double_clip_prompts(encoders, info.flag("force_zeros_for_empty_prompt", True), scores)
 
 
 def _t5(max_length):
     def prompter(load, tokenizer, network, info):
-        encoder = text_encoder(load("text_encoder"), tokenizer("tokenizer"), max_length, masked=True)
+        pretrained = load("text_encoder")
+        if not isinstance(pretrained.network.module, T5):
+            raise InvalidInput(f"The text encoder of the pipeline is a {pretrained.family}, but T5's is needed.")
+        encoder = text_encoder(pretrained, tokenizer("tokenizer"), max_length, masked=True)
         return t5_prompts(encoder, find_stream(network.network.module.conditions, Sizes) is not None)
 
     return prompter
@@ -133,44 +142,61 @@ def load_pipeline(
     variant: str | None = None,
     param_dtype: DTypeLike = jnp.float32,
     loras: Sequence[tuple[str | os.PathLike, int | float]] = (),
+    vae: str | os.PathLike | None = None,
+    scheduler: Mapping[str, Any] | str | os.PathLike | None = None,
+    tokenizer: str | os.PathLike | None = None,
+    prediction_type: str | None = None,
     **overrides: Any,
 ) -> Pipeline:
-    """A folder with model_index.json and a folder for each component, or the id of a repo.
+    """A folder with model_index.json and a folder for each component, the id of a repo, or one safetensors file in the
+    layout of the original code: Stable Diffusion 1, 2 and XL, or DiT.
 
     mesh, rules, variant, param_dtype: of every component, see `load_pretrained`. loras: files and their weights, all
     at once: attached to the denoising network (see `with_lora`), merged into the text encoders that they adapt.
+    vae: a folder or file with another autoencoder; a DiT in one file needs it. scheduler: another config, its folder or
+    its file.
+    tokenizer: for a single file, the folder of CLIP's tokenizer; `tokenizer` beside the file unless given.
+    prediction_type: for a single file, "epsilon" or "v_prediction"; needed for Stable Diffusion 2, of which both exist.
     overrides: fields of the denoising network, such as `dtype="bfloat16"` or `remat="full"`.
     Raises InvalidInput for a class of pipelines that is not in `KINDS`, and whatever `load_pretrained` raises.
     """
-    root = local_folder(folder)
-    if not (root / "model_index.json").is_file():
-        raise InvalidInput(f"{root} has no model_index.json; for a single network use load_pretrained.")
-    info = read_json(root / "model_index.json")
-    name = info.get("_class_name")
+    root, placement = local_folder(folder), Placement(mesh, rules, param_dtype)
+    if root.is_file():
+        parts = file_parts(root, placement, tokenizer, prediction_type)
+    elif tokenizer is not None or prediction_type is not None:
+        given = "tokenizer" if tokenizer is not None else "prediction_type"
+        raise InvalidInput(f"{given}= is for a pipeline in a single file, and {root} is a folder, whose files say it.")
+    else:
+        parts = folder_parts(root, placement, variant)
+    name = parts.info.text("_class_name", REQUIRED)
     if name not in KINDS:
-        raise unknown("pipeline", name, KINDS)
+        raise unknown(f"{parts.info.source}: _class_name", name, KINDS)
     kind = KINDS[name]
+    adaptable = ["unet"]
 
     def load(component, **fields):
-        where = {"mesh": mesh, "rules": rules, "variant": _variant(root / component, variant)}
-        pretrained = load_pretrained(root / component, **where, param_dtype=param_dtype, **fields)
-        for path, weight in loras:
-            if component in components_of(path) and component != kind.network:
-                params = merged(pretrained.params, load_lora(path, pretrained, component), weight)
-                pretrained = pretrained._replace(params=params)
-        return pretrained
+        pretrained = parts.read(component, **fields)
+        if component == kind.network:
+            return pretrained
+        adaptable.append(component)
+        return merged_files(pretrained, loras, component)
 
-    network, autoencoder = load(kind.network, **overrides), load("vae")
-    scheduler = read_scheduler(root / "scheduler")
+    network = load(kind.network, **overrides)
+    if network.network.anatomy is None or not hasattr(network.network.module, "in_channels"):
+        raise InvalidInput(f"{parts.source(kind.network)} is that of a {network.family}, but a denoiser is needed.")
+    autoencoder = load("vae") if vae is None else load_autoencoder(vae, placement, name)
+    if not isinstance(autoencoder.network.module, KLVAE):
+        raise InvalidInput(f"{parts.source('vae')} is that of a {autoencoder.family}, but an autoencoder is needed.")
+    noise = parts.scheduler() if scheduler is None else read_scheduler(scheduler)
     channels = autoencoder.network.module.latent_channels
     factor = autoencoder.network.module.factor
-    sides = sample_size(network.family, network.config, str(root / kind.network / "config.json"))
+    sides = sample_size(network.family, network.config, parts.source(kind.network))
     lift = _lifting(network.network)
     pipeline = Pipeline(
-        lift(scheduler.process),
+        lift(noise.process),
         network.params,
-        scheduler,
-        kind.prompter(load, lambda component: load_tokenizer(root / component), network, info),
+        noise,
+        kind.prompter(load, parts.tokenizer, network, parts.info),
         autoencoder,
         None if sides is None else (sides[0] * factor, sides[1] * factor),
         kind.num_steps,
@@ -181,20 +207,24 @@ def load_pipeline(
         network,
         lift,
     )
+    check_components([path for path, _ in loras], adaptable)
     adapters = [(load_lora(path, network), weight) for path, weight in loras if "unet" in components_of(path)]
     return with_lora(pipeline, adapters) if adapters else pipeline
 
 
 def with_lora(pipeline: Pipeline, weighted: Sequence[tuple[Any, int | float]], rank: int | None = None) -> Pipeline:
-    """The pipeline with factors of `load_lora` attached to its network, `(factors, weight)` each.
+    """The pipeline with factors of `load_lora` attached to its network, `(factors, weight)` each, beside those that it
+    has already.
 
     rank: the room for factors; what they need together, unless given. Later ones of that room swap in without
     compiling anew:
 
         pipeline._replace(params={**pipeline.params, "lora": adapters.combined_adapters(others, rank, like)})
     """
+    if isinstance(pipeline.params, Mapping) and set(pipeline.params) == {"params", "lora"}:
+        weighted = [(pipeline.params["lora"], 1.0), *weighted]
     if rank is None:
-        rank = sum(jax.tree.leaves(factors)[0].shape[-1] for factors, _ in weighted)
+        rank = sum(largest_rank(factors) for factors, _ in weighted)
     factors = combined_adapters(weighted, rank)
     lift = _lifting(attached(pipeline.network.network, factors))
     params = {"params": pipeline.network.params, "lora": factors}
@@ -220,8 +250,3 @@ def denoiser_of(pipeline: Pipeline) -> Denoiser:
             "pipeline.lift(pipeline.scheduler.process)."
         )
     return pipeline.lift(process)
-
-
-def _variant(folder: Path, variant: str | None) -> str | None:
-    """The variant, where a component has it; published folders often lack it for some."""
-    return variant if variant and list(folder.glob(f"*.{variant}.*")) else None

@@ -21,7 +21,6 @@ from diffusion_jax.interop.dit import (
 )
 from diffusion_jax.interop.family import Family
 from diffusion_jax.interop.fields import Fields
-from diffusion_jax.interop.files import TensorFiles
 from diffusion_jax.interop.tables import TensorTable, dense, vector
 from diffusion_jax.models import context, dit, sizes
 from diffusion_jax.models.conditions import Context, Sizes
@@ -29,7 +28,7 @@ from diffusion_jax.models.conditions import Context, Sizes
 NAME = "PixArtTransformer2DModel"
 
 
-def pixart_fields(config: Fields, files: TensorFiles | None) -> dict[str, Any]:
+def pixart_fields(config: Fields, files: Any) -> dict[str, Any]:
     """Fields of `DiT` that make a PixArt."""
     config.choice("norm_type", ("ada_norm_single",))
     config.choice("attention_type", ("default",))

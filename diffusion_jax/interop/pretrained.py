@@ -19,9 +19,11 @@ from jax.typing import DTypeLike
 from diffusion_jax.distributed import Rules, shardings
 from diffusion_jax.errors import InvalidInput, nearest
 from diffusion_jax.interop.families import FAMILIES, family_of, network_fields
-from diffusion_jax.interop.files import TensorFiles, TensorWriter, local_folder, read_json, write_json
+from diffusion_jax.interop.files import TensorFiles, TensorWriter, local_folder, write_json
+from diffusion_jax.interop.single_file import Component, lone_component
 from diffusion_jax.interop.tables import Slot, nested, slots, their_shapes
 from diffusion_jax.models import by_path
+from diffusion_jax.reading import read_json
 
 SHOWN = 5
 """How many tensors a message lists of each kind."""
@@ -51,29 +53,66 @@ def load_pretrained(
 ) -> Pretrained:
     """The network of a folder (config.json and safetensors, in one file or in shards), and its parameters.
 
-    folder: a folder, a safetensors file, or a repo id (fetched by huggingface_hub where there is a network).
+    folder: a folder, a safetensors file, or a repo id (fetched by huggingface_hub where there is a network). A file
+        without config.json beside it may be a U-Net, an autoencoder or a DiT in the layout of the original code.
     family: the class of the network, where no config.json tells. variant: "fp16" for `*.fp16.safetensors`.
     mesh, rules: where the parameters are put; on the first device without a mesh.
     param_dtype: dtype of the parameters. overrides: fields of the network, `dtype="bfloat16"`, `remat="full"`, ...
     Raises InvalidInput for files that are missing, damaged, pickled or of another network, with all tensors that are
     missing, unexpected or of another shape in one message.
     """
+    placement = Placement(mesh, rules, param_dtype)
     path = local_folder(folder)
     root = path if path.is_dir() else path.parent
     source = root / "config.json"
-    config = read_json(source) if source.is_file() or not family else {}
+    known = source.is_file()
+    if path.is_file() and not family and not known:
+        return _load_lone(path, placement, overrides)
+    config = read_json(source) if known or not family else {}
     name = family_of(config, family, str(source))
     entry = FAMILIES[name]
     files = TensorFiles(path, variant, entry.aliases)
-    network = entry.make(**{**network_fields(name, config, files, str(source)), **overrides})
+    return assembled(Component(name, files, config, entry.table, entry.ignored), str(source), placement, overrides)
+
+
+class Placement(NamedTuple):
+    """Where parameters are put, and their dtype; see `load_pretrained`."""
+
+    mesh: Mesh | None = None
+    rules: Rules | None = None
+    param_dtype: DTypeLike = jnp.float32
+
+
+def assembled(component: Component, source: str, placement: Placement, overrides: Mapping[str, Any]) -> Pretrained:
+    """The network of a component with its parameters. source: what messages call its config. overrides: its fields."""
+    name, files, config = component.family, component.part, component.config
+    entry = FAMILIES[name]
+    network = entry.make(**{**network_fields(name, config, files, source), **overrides})
     shapes = entry.shapes(network)
-    places = slots(entry.table(network.module), {path: leaf.shape for path, leaf in by_path(shapes).items()})
-    check_tensors(files, their_shapes(places), entry.ignored, name)
+    places = slots(component.table(network.module), {path: leaf.shape for path, leaf in by_path(shapes).items()})
+    check_tensors(files, their_shapes(places), component.ignored, name)
     check_copies(files, places)
-    return Pretrained(network, read_params(files, places, shapes, mesh, rules, param_dtype), name, config)
+    return Pretrained(network, read_params(files, places, shapes, *placement), name, config)
 
 
-def check_tensors(files: TensorFiles, expected: Mapping[str, tuple], ignored: tuple[str, ...], family: str) -> None:
+def _load_lone(path: Path, placement: Placement, overrides: Mapping[str, Any]) -> Pretrained:
+    """The network of a file without a config, which its tensors tell."""
+    files = TensorFiles(path)
+    if any(name.startswith(("cond_stage_model.", "conditioner.")) for name in files.names):
+        raise InvalidInput(f"{path} holds a whole pipeline: use load_pipeline, or sample --pretrained.")
+    component = lone_component(files)
+    if component is None:
+        raise InvalidInput(
+            f"{path} has no config.json beside it, and its tensors are of no network that is known in the original "
+            f"layout: give family=, one of {', '.join(sorted(FAMILIES))}."
+        )
+    if component.family == "AutoencoderKL" and "scaling_factor" not in overrides:
+        told = "0.18215 for Stable Diffusion 1 and 2, 0.13025 for XL"
+        raise InvalidInput(f"{path} is an autoencoder, whose tensors do not tell scaling_factor: give it ({told}).")
+    return assembled(component, str(path), placement, overrides)
+
+
+def check_tensors(files: Any, expected: Mapping[str, tuple], ignored: tuple[str, ...], family: str) -> None:
     """Raises InvalidInput with every tensor that is missing, unexpected or misshapen."""
     there = [name for name in files.names if not any(re.search(pattern, name) for pattern in ignored)]
     missing = [name for name in expected if name not in files.names]
@@ -99,7 +138,7 @@ def _listed(kind: str, names: list[str]) -> str:
     return f"{len(names)} {kind}: {', '.join(names[:SHOWN])}{more}"
 
 
-def check_copies(files: TensorFiles, places: Mapping[str, Slot]) -> None:
+def check_copies(files: Any, places: Mapping[str, Slot]) -> None:
     """Raises InvalidInput where the copies that become one tensor of ours differ."""
     for slot in places.values():
         if not slot.source.copies:
@@ -112,7 +151,7 @@ def check_copies(files: TensorFiles, places: Mapping[str, Slot]) -> None:
 
 
 def read_params(
-    files: TensorFiles,
+    files: Any,
     places: Mapping[str, Slot],
     shapes: Any,
     mesh: Mesh | None,

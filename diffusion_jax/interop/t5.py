@@ -21,7 +21,6 @@ OTHERS = (
     "classifier_dropout",
     "dropout_rate",
     "eos_token_id",
-    "feed_forward_proj",
     "n_positions",
     "num_decoder_layers",
     "output_past",

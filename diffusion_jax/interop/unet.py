@@ -10,7 +10,6 @@ from diffusion_jax.errors import invalid
 from diffusion_jax.interop.dit import check_stored, example_condition, stored_conditions
 from diffusion_jax.interop.family import Family
 from diffusion_jax.interop.fields import MOST_LEVELS, Fields, shown
-from diffusion_jax.interop.files import TensorFiles
 from diffusion_jax.interop.tables import TensorTable, conv, dense, norm, vector
 from diffusion_jax.models import ConditionStream, concat, context, guidance_scale, label, param_shapes, pooled, unet
 from diffusion_jax.models.conditions import Concat, Context, GuidanceScale, Label, Pooled
@@ -44,6 +43,9 @@ FIXED: dict[str, tuple] = {
 IRRELEVANT = ("upcast_attention", "mid_block_only_cross_attention", "addition_embed_type_num_heads", "sample_size")
 """Softmax is float32 here anyway; the next two belong to blocks that cannot be loaded; the last is for pipelines."""
 
+BLOCK_TENSORS = 10
+"""Of a residual block, at least."""
+
 DOWN, UP = ("DownBlock2D", "CrossAttnDownBlock2D"), ("UpBlock2D", "CrossAttnUpBlock2D")
 """Types of levels, without and with attention."""
 
@@ -68,6 +70,8 @@ def encoder_fields(config: Fields) -> dict[str, Any]:
     if any(size % groups for size in features):
         raise config.wrong("norm_num_groups", f"it must divide block_out_channels, {list(features)}")
     residuals = config.layers_per_level("layers_per_block", 2, count)
+    if sum(residuals) * BLOCK_TENSORS > config.most_layers:
+        raise config.wrong("layers_per_block", f"so many blocks have more than {config.most_layers} tensors")
     attended = level_types(config, "down_block_types", ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",), DOWN, count)
     depths = config.per_level("transformer_layers_per_block", 1, count)
     attention = tuple(
@@ -153,7 +157,7 @@ def _vectors(config: Fields) -> tuple[ConditionStream, ...]:
     return (*labels, pooled(1 if kind == "simple_projection" else 2, size, ids if extra else 0))
 
 
-def unet_fields(config: Fields, files: TensorFiles | None) -> dict[str, Any]:
+def unet_fields(config: Fields, files: Any) -> dict[str, Any]:
     """Fields of `UNet`. More channels that go in than come out are a condition, `concat`."""
     config.choice("num_attention_heads", (None,))
     fields = encoder_fields(config)

@@ -57,7 +57,7 @@ class Label(ConditionStream):
         self._check(cond, self.num_classes + 1)
 
     def check_data(self, cond):
-        super().check_data(cond)
+        super().check(cond, {})
         self._check(cond, self.num_classes)
 
     def _check(self, cond, count):

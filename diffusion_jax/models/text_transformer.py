@@ -8,7 +8,7 @@ from diffusion_jax.models.anatomy import transformer_anatomy
 from diffusion_jax.models.layers.branches import Stack, modulated_output, transformer_branches
 from diffusion_jax.models.layers.conditioning import ConditionEncoder, ConditionStream, check_streams
 from diffusion_jax.models.layers.embeddings import LookupTable, grid_positions, rotary_angles
-from diffusion_jax.models.network import check_transformer, network
+from diffusion_jax.models.network import check_fields, check_transformer, network
 from diffusion_jax.typing import Network
 
 
@@ -72,6 +72,7 @@ def text_transformer(
     """A bidirectional transformer over tokens; see `TextTransformer`. Raises InvalidInput for sizes that do not fit."""
     if not isinstance(vocab_size, int) or vocab_size < 2:
         raise invalid("vocab_size", vocab_size, "it must be an integer of at least 2")
+    check_fields("text_transformer", TextTransformer, {"vocab_size": vocab_size, "width": width, "depth": depth})
     conditions = check_streams("text_transformer", conditions, TextTransformer.takes)
     module = TextTransformer(
         vocab_size, width, depth, heads, mlp_ratio, qk_norm, swiglu, conditions, remat, scan, dtype

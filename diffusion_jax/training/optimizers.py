@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax import Array
 
 from diffusion_jax.distributed import path_name
 from diffusion_jax.errors import invalid, unknown
 
-RateSchedule = Callable[[Any], Any]
+RateSchedule = Callable[[Any], Array]
 
 
 class Optimizer(NamedTuple):

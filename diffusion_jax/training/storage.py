@@ -27,6 +27,7 @@ from jax.sharding import Mesh
 
 from diffusion_jax.distributed import Rules, path_name, shardings
 from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.reading import first_line
 from diffusion_jax.training.data_position import DataPosition, PositionHandler
 from diffusion_jax.training.state import TrainState
 
@@ -254,8 +255,3 @@ def load_item(
         raise Damaged(first_line(error)) from error
     check_fingerprints(name, item, meta)
     return item
-
-
-def first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0][:200]}" if text else type(error).__name__

@@ -95,6 +95,28 @@ def test_the_autoencoder_is_the_peers(name, tmp_path):
         np.testing.assert_allclose(last(a), last(b), atol=TOLERANCE)
 
 
+def test_the_mean_and_deviation_of_each_channel_of_the_latents(tmp_path):
+    """As the peer's pipelines of XL apply them, around a network that knows nothing of them."""
+    mean, std = [0.4, -0.2, 1.0, 0.0], [0.5, 2.0, 1.25, 0.1]
+    peer = randomised(diffusers.AutoencoderKL(**CASES["sd"], latents_mean=mean, latents_std=std))
+    peer.save_pretrained(tmp_path / "peer")
+    loaded = interop.load_pretrained(tmp_path / "peer")
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(2, 16, 24, 3)).astype(np.float32)
+    latents = rng.normal(size=(2, 8, 12, 4)).astype(np.float32)
+    scale = CASES["sd"]["scaling_factor"]
+    m, s = (torch.tensor(value).reshape(1, 4, 1, 1) for value in (mean, std))
+    with torch.no_grad():
+        encoded = (peer.encode(first(x)).latent_dist.mean - m) * scale / s
+        decoded = peer.decode(first(latents) * s / scale + m).sample
+    vae = loaded.network
+    np.testing.assert_allclose(vae.encode(loaded.params, x), last(encoded), atol=TOLERANCE)
+    np.testing.assert_allclose(vae.decode(loaded.params, latents), last(decoded), atol=TOLERANCE)
+    interop.save_pretrained(tmp_path / "ours", loaded)
+    back = diffusers.AutoencoderKL.from_pretrained(tmp_path / "ours")
+    assert (list(back.config.latents_mean), list(back.config.latents_std)) == (mean, std)
+
+
 def test_bfloat16_is_as_near_to_float32_as_the_peers(tmp_path):
     peer = randomised(diffusers.AutoencoderKL(**CASES["sd"]))
     peer.save_pretrained(tmp_path)
@@ -156,6 +178,10 @@ def test_names_and_shapes_of_the_published_sizes(name):
         ({"down_block_types": ["DownEncoderBlock2D", "AttnDownEncoderBlock2D"]}, "AttnDownEncoderBlock2D"),
         ({"use_post_quant_conv": False}, "use_post_quant_conv=False"),
         ({"latents_mean": [0.0] * 4}, "latents_mean"),
+        ({"latents_mean": [0.0] * 3, "latents_std": [1.0] * 4}, "latents_mean"),
+        ({"latents_mean": [0.0] * 4, "latents_std": [1.0, 2.0, 0.0, 1.0]}, "latents_std"),
+        ({"latents_mean": [0.0] * 4, "latents_std": [1.0] * 4, "shift_factor": 0.1}, "shift_factor=0.1"),
+        ({"norm_num_groups": 3}, "norm_num_groups=3, but it must divide"),
         ({"out_channels": 6}, "out_channels=6"),
     ],
 )

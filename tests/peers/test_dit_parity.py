@@ -230,7 +230,7 @@ def test_an_original_becomes_a_folder_of_diffusers(tmp_path):
         ({"activation_fn": "geglu"}, "activation_fn='geglu'"),
         ({"out_channels": 5}, "out_channels=5"),
         ({"norm_elementwise_affine": True}, "norm_elementwise_affine=True"),
-        ({"num_embeds_ada_norm": None}, "number of classes"),
+        ({"num_embeds_ada_norm": None}, "num_embeds_ada_norm=null, but a whole number"),
     ],
 )
 def test_options_that_are_not_there_are_named(option, message):

@@ -3,6 +3,7 @@
 Needs the peers extra: `make test-peers`.
 """
 
+import json
 import re
 
 import jax
@@ -302,5 +303,33 @@ def test_what_a_family_cannot_say_is_not_stored(tmp_path):
     with pytest.raises(InvalidInput, match="a multiple of its width, 24"):
         sizes = {"width": 24, "depth": 1, "heads": 3, "image_size": 8, "patch": 4}
         store(models.dinov2("base", **sizes, mlp_width=50), "Dinov2Model")
-    with pytest.raises(InvalidInput, match="a T5 file cannot say so"):
-        store(models.t5_encoder("small", activation="quick_gelu"), "T5EncoderModel")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"dense_act_fn": "gelu", "feed_forward_proj": "gated-gelu"},
+        {"dense_act_fn": "silu", "is_gated_act": True},
+        {"feed_forward_proj": "gated-quick_gelu"},
+        {"num_hidden_layers": 1},
+    ],
+)
+def test_the_activation_and_the_sizes_of_t5_by_each_of_their_names(said, tmp_path):
+    """Fields that later versions of the peer derive and files still say."""
+    options = {name: value for name, value in T5.items() if name != "num_layers" or "num_hidden_layers" not in said}
+    model = transformers.T5EncoderModel(transformers.T5Config(**{**options, **said})).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(
+                torch.randn(weight.shape, generator=torch.Generator().manual_seed(3)) * weight[0].numel() ** -0.5
+            )
+    model.save_pretrained(tmp_path / "peer")
+    config = json.loads((tmp_path / "peer" / "config.json").read_text())
+    (tmp_path / "peer" / "config.json").write_text(json.dumps({**config, **said}))
+    tokens = inputs(None)[0]
+    expected = model(torch.tensor(tokens)).last_hidden_state.detach()
+    loaded = interop.load_pretrained(tmp_path / "peer")
+    np.testing.assert_allclose(loaded.network.apply(loaded.params, tokens).hidden, expected, atol=1e-4)
+    interop.save_pretrained(tmp_path / "ours", loaded)
+    back = transformers.T5EncoderModel.from_pretrained(tmp_path / "ours").eval()
+    np.testing.assert_allclose(back(torch.tensor(tokens)).last_hidden_state.detach(), expected, atol=1e-4)

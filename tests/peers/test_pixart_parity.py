@@ -116,7 +116,7 @@ def test_true_sizes(config, sizes, scale):
     ("option", "message"),
     [
         ({"attention_type": "gated"}, "attention_type='gated'"),
-        ({"cross_attention_dim": 9}, "cross_attention_dim is 9"),
+        ({"cross_attention_dim": 9}, "cross_attention_dim=9"),
         ({"norm_type": "ada_norm"}, "norm_type='ada_norm'"),
     ],
 )

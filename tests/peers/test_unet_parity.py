@@ -52,6 +52,28 @@ CASES = {
         "mid_block_type": None,
         "out_channels": 8,
     },
+    # Distilled: two residual blocks in one level and three in the other, attention of another depth behind each of them
+    # and on the way up, where another level attends; half a middle.
+    "distilled": {
+        **SMALL,
+        "layers_per_block": (2, 1),
+        "transformer_layers_per_block": ((1, 2), 3),
+        "reverse_transformer_layers_per_block": ((2, 1), (1, 3, 1)),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        "mid_block_type": "UNetMidBlock2D",
+    },
+    # As SSD-1B: the middle has the first depth of the last level.
+    "ssd": {
+        **SMALL,
+        "layers_per_block": 2,
+        "use_linear_projection": True,
+        "down_block_types": LATER[0],
+        "up_block_types": LATER[1],
+        "transformer_layers_per_block": (1, (2, 1)),
+        "reverse_transformer_layers_per_block": ((1, 2, 1), 1),
+    },
+    # Latent consistency models are told the scale of guidance.
+    "lcm": {**SMALL, "time_cond_proj_dim": 6},
 }
 T = np.array([7.0, 981.0], np.float32)
 
@@ -73,6 +95,8 @@ def case(name, size=(4, 6)):
         cond["pooled"] = normal(2, 7)
     if config.get("addition_embed_type"):
         cond["time_ids"] = np.array([[64.0, 48, 0, 3, 64, 48], [32, 32, 8, 0, 64, 64]], np.float32)
+    if config.get("time_cond_proj_dim"):
+        cond["guidance_scale"] = np.array([7.5, 1.25], np.float32)
     return Case(
         diffusers.UNet2DConditionModel, config, lambda *args: peer_call(*args, cond), normal(2, *size, 4), T, cond
     )
@@ -82,7 +106,12 @@ def peer_arguments(cond, dtype=torch.float32):
     told = {name: torch.tensor(value) for name, value in cond.items()}
     told = {name: value.to(dtype) if value.is_floating_point() else value for name, value in told.items()}
     added = {"text_embeds": told.get("pooled"), "time_ids": told.get("time_ids")}
+    scale = None
+    if "guidance_scale" in told:
+        embed = diffusers.StableDiffusionPipeline.get_guidance_scale_embedding
+        scale = embed(None, told["guidance_scale"] - 1, 6).to(dtype)
     return {
+        "timestep_cond": scale,
         "encoder_hidden_states": told["context"],
         "class_labels": told.get("label", told.get("pooled")),
         "added_cond_kwargs": added,
@@ -194,11 +223,14 @@ def test_inpainting_of_stable_diffusion_has_nine_channels():
         ({"only_cross_attention": [True, False]}, "only_cross_attention"),
         ({"dual_cross_attention": True}, "dual_cross_attention=True"),
         ({"down_block_types": ["AttnDownBlock2D", "DownBlock2D"]}, "AttnDownBlock2D"),
-        ({"up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"]}, "mirror"),
+        ({"up_block_types": ["AttnUpBlock2D", "UpBlock2D"]}, "up_block_types"),
+        ({"transformer_layers_per_block": [[1], 2]}, "reverse_transformer_layers_per_block is needed"),
+        ({"transformer_layers_per_block": [0, 2]}, "transformer_layers_per_block"),
         ({"class_embed_type": "timestep"}, "class_embed_type='timestep'"),
         ({"encoder_hid_dim": 16}, "encoder_hid_dim=16"),
         ({"conv_in_kernel": 5}, "conv_in_kernel=5"),
-        ({"layers_per_block": [1, 2]}, "layers_per_block"),
+        ({"layers_per_block": [1, 2, 3]}, "layers_per_block"),
+        ({"norm_num_groups": 5}, "norm_num_groups=5, but it must divide"),
         ({"out_channels": 6}, "out_channels=6"),
         ({"reverse_transformer_layers_per_block": [[1], [2]]}, "reverse_transformer_layers_per_block"),
     ],
