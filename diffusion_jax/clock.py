@@ -18,7 +18,7 @@ from jax.core import Tracer
 from diffusion_jax import randomness
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.time_axes import fill
-from diffusion_jax.typing import ONE_EVALUATION, Cost, Plan, Prediction, Step
+from diffusion_jax.typing import ONE_EVALUATION, Cost, Plan, Prediction, Step, Times
 
 
 def as_grid(grid: Any) -> Any:
@@ -51,7 +51,7 @@ def _times(name: str, values: Any) -> Any:
         raise invalid(name, values, "falling times from 1 to 0 were expected, an array [S + 1, ...]") from None
 
 
-def num_steps(grid: Plan) -> int:
+def num_steps(grid: Plan | Times) -> int:
     """S. Raises InvalidInput where the grids of joint data have different ones."""
     leaves = grid.values() if isinstance(grid, Mapping) else [grid]
     # Lists of times are grids too: not trees of numbers.
@@ -90,7 +90,7 @@ class Clock(NamedTuple):
         return randomness.fold(self.solver_keys, index)
 
 
-def clock(grid: Plan) -> Clock:
+def clock(grid: Plan | Times) -> Clock:
     """The clock of a grid, or of a dict of grids, whose runs have no keys yet."""
     grid = {name: _times(name, g) for name, g in grid.items()} if isinstance(grid, Mapping) else _times("grid", grid)
     return Clock(grid, remaining(grid))

@@ -57,7 +57,7 @@ TAKERS = {
     "roles": lambda grid: timesteps.roles(grid, {"image": "generate"})["image"],
     "staircase": lambda grid: timesteps.staircase(grid, 2, 1),
     "chunk_staircase": lambda grid: timesteps.chunk_staircase(grid, 2, 1),
-    "on_grid": lambda grid: timesteps.on_grid(grid)(KEY, (4,)),
+    "on_grid": lambda grid: timesteps.on_grid(grid).draw((), KEY, (4,))[0],
     "rolling": _buffer,
     "refresh_table": lambda grid: acceleration.refresh_table(acceleration.every(2), grid),
     "time_table": lambda grid: denoisers.time_table((0.4,), grid),

@@ -10,7 +10,7 @@ from typing import Any
 
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.interop.continuous_classes import CONTINUOUS_CLASSES
-from diffusion_jax.interop.fields import Fields, finite
+from diffusion_jax.interop.fields import Fields
 from diffusion_jax.interop.files import read_json
 from diffusion_jax.interop.multistep_classes import MULTISTEP_CLASSES
 from diffusion_jax.interop.scheduler_classes import DISCRETE_CLASSES, Scheduler
@@ -80,7 +80,7 @@ def read_scheduler(config: Any, eta: Any = None) -> Scheduler:
     if eta is not None:
         if name not in OF_ETA:
             raise InvalidInput(f"eta is {eta!r}, but {name} has none; it belongs to {', '.join(OF_ETA)}.")
-        if isinstance(eta, bool) or not isinstance(eta, int | float) or not finite(eta):
+        if isinstance(eta, bool) or not isinstance(eta, int | float):
             raise invalid("eta", eta, "a number is needed")
     fields = Fields(config, name)
     scheduler = SCHEDULERS[name](fields) if eta is None else SCHEDULERS[name](fields, eta)

@@ -49,17 +49,21 @@ def _numbers(field: str, values: Any) -> np.ndarray:
         raise invalid(field, values, "an array of numbers was expected") from None
 
 
-def from_array(values: Any) -> Float[Array, "..."]:
-    """Any falling values in [0, 1] as a grid, `[S + 1, *t_shape]`."""
-    values = _numbers("values", values)
+def _checked(field: str, values: Any) -> np.ndarray:
+    values = _numbers(field, values)
     if values.ndim < 1 or values.shape[0] < 2:
-        raise invalid("values.shape", values.shape, "a grid needs at least two times along its first axis")
+        raise invalid(f"{field}.shape", values.shape, "a grid needs at least two times along its first axis")
     if not np.all((values >= 0) & (values <= 1)):
-        raise InvalidInput(f"values must lie in [0, 1]; they span [{values.min():g}, {values.max():g}].")
+        raise InvalidInput(f"{field} must lie in [0, 1]; they span [{values.min():g}, {values.max():g}].")
     rises = np.argwhere(np.diff(values, axis=0) > 0)
     if rises.size:
-        raise InvalidInput(f"values must not rise; entry {rises[0][0] + 1} is larger than entry {rises[0][0]}.")
-    return jnp.asarray(values, jnp.result_type(float))
+        raise InvalidInput(f"{field} must not rise; entry {rises[0][0] + 1} is larger than entry {rises[0][0]}.")
+    return values
+
+
+def from_array(values: Any) -> Float[Array, "..."]:
+    """Any falling values in [0, 1] as a grid, `[S + 1, *t_shape]`."""
+    return jnp.asarray(_checked("values", values), jnp.result_type(float))
 
 
 SPACINGS: dict[str, Callable[[int, int, int], np.ndarray]] = {
@@ -225,7 +229,7 @@ def shift(grid: Times, shift: Number = 3.0) -> Float[Array, "..."]:
     For `rectified_flow` it moves the log-SNR by `-2 log s`.
     """
     check_positive(shift=shift)
-    grid = _numbers("grid", grid)
+    grid = _checked("grid", grid)
     return from_array(np.minimum(shift * grid / (1.0 + (shift - 1.0) * grid), 1.0))
 
 
