@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from diffusion_jax.clock import clock, num_steps
+from diffusion_jax.clock import as_grid, clock, num_steps
 from diffusion_jax.denoisers.base import cost_like
 from diffusion_jax.denoisers.conditions import sample_time
 from diffusion_jax.denoisers.scales import is_static
@@ -81,8 +81,8 @@ def time_table(which: Any, grid: Any) -> Int[Array, " S"]:
 
     Counting its entries tells how often each denoiser will be asked, and what a run will cost.
     """
-    rule, ticks = rule_of(which), clock(jax.tree.map(jnp.asarray, grid))
-    steps = jnp.arange(num_steps(grid), dtype=jnp.int32)
+    rule, ticks = rule_of(which), clock(as_grid(grid))
+    steps = jnp.arange(num_steps(ticks.grid), dtype=jnp.int32)
     return jax.lax.map(lambda index: jnp.asarray(rule(ticks.step(index)), jnp.int32), steps)
 
 
