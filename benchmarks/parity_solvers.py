@@ -10,7 +10,7 @@ import importlib
 import inspect
 import logging
 import warnings
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from unittest import mock
 
 import jax

@@ -9,6 +9,7 @@ from typing import Any
 
 from diffusion_jax.errors import InvalidInput, unknown
 from diffusion_jax.interop.scheduler_classes import SCHEDULERS, Scheduler
+from diffusion_jax.reading import read_json
 
 __all__ = ["SCHEDULERS", "Scheduler", "read_scheduler", "write_scheduler_config"]
 
@@ -48,8 +49,5 @@ def write_scheduler_config(folder: str | Path, scheduler: Scheduler) -> Path:
 def _from_folder(folder: Path) -> dict[str, Any]:
     for path in (folder, folder / FILE, folder / "scheduler" / FILE):
         if path.is_file():
-            try:
-                return json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise InvalidInput(f"{path} is not JSON: {error}.") from None
+            return read_json(path)
     raise InvalidInput(f"{folder} holds no {FILE}, nor does its folder scheduler.")
