@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from diffusion_jax.errors import Halted, InvalidInput
+from diffusion_jax.reading import first_line
 
 ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 """Errors that say what is there: something is missing, or is not of its kind."""
@@ -78,8 +79,3 @@ def set_aside(path: Any) -> Any:
     aside = path.parent / f"{path.name}.unusable-{time.time_ns()}"
     path.rename(aside)
     return aside
-
-
-def first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0][:200]}" if text else type(error).__name__

@@ -19,9 +19,9 @@ from tqdm.auto import tqdm
 from diffusion_jax.config import differences
 from diffusion_jax.distributed import Rules, init_sharded, make_mesh, shard_batch, shardings
 from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.reading import first_line
 from diffusion_jax.training import ema as averages
 from diffusion_jax.training.checkpoint import Checkpointer, Restored
-from diffusion_jax.training.damage import first_line
 from diffusion_jax.training.logging import Several, Writer, default_writer
 from diffusion_jax.training.optimizers import Optimizer
 from diffusion_jax.training.peers import watched
