@@ -14,13 +14,14 @@ Each weight here is written down as its u, which is finite at both ends where w_
 alpha^2 / sigma^2. Weights of draws (importance) multiply these.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.errors import InvalidInput
+from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.processes import is_gaussian
 from diffusion_jax.processes.gaussian import PARAMETERIZATIONS
 from diffusion_jax.processes.schedules import as_time, at_least, at_most, check_positive, check_time
@@ -97,6 +98,8 @@ def sigmoid_weight(bias: Number = -1.0) -> Weight:
 
     t being uniform, that is `w_eps = -(d log_snr / dt) sigmoid(bias - log_snr)`.
     """
+    if not math.isfinite(bias):
+        raise invalid("bias", bias, "a finite number was expected")
 
     def u(process, t, alpha, sigma):
         gate = jax.nn.sigmoid(bias - 2.0 * jnp.log(alpha / sigma))

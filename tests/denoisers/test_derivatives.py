@@ -90,7 +90,7 @@ def test_every_transformation_of_every_degenerate_answer_has_derivatives(name):
 @pytest.mark.parametrize(
     "mixture",
     [
-        gaussian_mixture(RNG.standard_normal((3, 4, 4, 1)), 0.0),
+        gaussian_mixture(10 * RNG.standard_normal((3, 4, 4, 1)), 0.0),
         gaussian_mixture(np.stack(IMAGES), [0.0, 0.5, 1.0]),
         gaussian_mixture(np.stack(IMAGES), covariances=np.stack([0.1 * np.eye(16) + 0.9] * 3)),
     ],
