@@ -110,7 +110,7 @@ def endpoint_influence(process: Any, grid: Any, data_std: float) -> Float[Array,
     grid: of times `[S + 1]`. data_std: standard deviation of the clean data, per entry.
     Raises InvalidInput for a deviation that is not positive, and where sigma / alpha is infinite (see `adjusted_grid`).
     """
-    if data_std <= 0:
+    if not data_std > 0:
         raise invalid("data_std", data_std, "a standard deviation above 0 was expected")
     grid = as_grid(grid)
     in_t = integrated(process) == "velocity"
