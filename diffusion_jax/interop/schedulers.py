@@ -8,18 +8,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-<<<<<<< HEAD
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.interop.continuous_classes import CONTINUOUS_CLASSES
 from diffusion_jax.interop.fields import Fields
-from diffusion_jax.interop.files import read_json
 from diffusion_jax.interop.multistep_classes import MULTISTEP_CLASSES
 from diffusion_jax.interop.scheduler_classes import DISCRETE_CLASSES, Scheduler
-=======
-from diffusion_jax.errors import InvalidInput, unknown
-from diffusion_jax.interop.scheduler_classes import SCHEDULERS, Scheduler
 from diffusion_jax.reading import read_json
->>>>>>> w14-b
 
 __all__ = ["SCHEDULERS", "UNREAD", "Scheduler", "read_scheduler", "write_scheduler_config"]
 
