@@ -13,6 +13,9 @@ from benchmarks.harness import Ratio, Summary, processor, vector_bits
 from diffusion_jax.malloc import keep_freed_memory
 
 RESULTS = Path(__file__).parent / "results"
+NO_TIMINGS = ("chaos", "fuzz", "parity")
+"""Results that are no times, and have no place on the page of timings."""
+
 PACKAGES = ("jax", "jaxlib", "flax", "torch", "diffusers", "numpy")
 
 
@@ -107,7 +110,7 @@ def _row(fields: dict) -> Row:
 def write_page(folder: Path = RESULTS) -> Path:
     """Writes `<folder>/README.md` from every `*.json` beside it."""
     path = folder / "README.md"
-    files = [file for file in sorted(folder.glob("*.json")) if file.name != "parity.json"]
+    files = [file for file in sorted(folder.glob("*.json")) if file.stem not in NO_TIMINGS]
     path.write_text(page([read(file) for file in files]), encoding="utf-8")
     return path
 

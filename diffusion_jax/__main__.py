@@ -4,7 +4,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from diffusion_jax.command import run_command
+from diffusion_jax.command import leave, run_command
 from diffusion_jax.errors import unknown
 
 COMMANDS = {
@@ -30,7 +30,7 @@ def dispatch(argv: Sequence[str] | None) -> None:
 
 
 def main() -> None:
-    sys.exit(run_command(dispatch))
+    leave(run_command(dispatch))
 
 
 if __name__ == "__main__":

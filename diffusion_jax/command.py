@@ -1,10 +1,13 @@
 """What every command line shares: how it ends, where compiled programs are kept, how a config is named."""
 
 import argparse
+import contextlib
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import absl.logging
 import jax
@@ -12,22 +15,45 @@ from ml_collections import ConfigDict
 
 from diffusion_jax.cache import cache_folder
 from diffusion_jax.config import apply_overrides, load
-from diffusion_jax.errors import InvalidInput
+from diffusion_jax.errors import Halted, InvalidInput
 
 
 def run_command(main: Callable[..., None], argv: Sequence[str] | None = None) -> int:
-    """Runs `main(argv)`; a user's mistake is told in one sentence, without a traceback. Returns the exit code."""
-    # Orbax warns of every option that it derives from another one.
-    absl.logging.set_verbosity(absl.logging.ERROR)
+    """Runs `main(argv)`; what stops it is told in one sentence, without a traceback. Returns the exit code.
+
+    0: done. 2: a user's mistake. 3: the system refused something (a full disk), or a process of several was lost.
+    130: interrupted.
+    """
+    # Orbax warns of every option that it derives from another one, and logs what it then raises, with its traceback;
+    # so do the loops in which it reads, and objects that cannot raise.
+    absl.logging.set_verbosity(absl.logging.FATAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL + 1)
+    unraisable, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
         main(argv)
     except InvalidInput as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except (Halted, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return 130
+    finally:
+        sys.unraisablehook = unraisable
     return 0
+
+
+def leave(code: int) -> NoReturn:
+    """Ends this process. With an error it does so at once: what still runs in threads is not waited for, nor are the
+    other processes of the run, which would wait for this one."""
+    if code == 0:
+        sys.exit(0)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def cache_compilations() -> None:

@@ -7,51 +7,24 @@ is no second set of option names anywhere, and a wrong name or type is told befo
 """
 
 import ast
-import importlib
 import importlib.util
 import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 from beartype.door import is_bearable
+from beartype.roar import BeartypeException
 
+from diffusion_jax import parts, reading
 from diffusion_jax.errors import InvalidInput, invalid, unknown
+from diffusion_jax.parts import constructor
 
 ConfigDict = ml_collections.ConfigDict
 
 PLAIN = (bool, int, float, str, tuple, list, dict, type(None))
-
-
-def constructor(name: str) -> Callable[..., Any]:
-    """The public object `diffusion_jax.<name>`: `"solvers.ddim"`, or one file deeper, `"training.ema.power"`."""
-    path, _, attribute = str(name).rpartition(".")
-    root = Path(__file__).parent
-    packages = sorted(p.parent.name for p in root.glob("*/__init__.py"))
-    package, _, file = path.partition(".")
-    if package not in packages:
-        raise unknown(f"the package of call {name!r}", package, packages)
-    module = importlib.import_module(f"diffusion_jax.{package}")
-    if file:
-        files = sorted(p.stem for p in (root / package).glob("*.py") if p.stem != "__init__")
-        if file not in files:
-            raise unknown(f"the file of call {name!r}", file, files)
-        module = importlib.import_module(f"diffusion_jax.{path}")
-    public = getattr(module, "__all__", None) or _own_functions(module)
-    if attribute not in public:
-        raise unknown(f"call {name!r}", attribute, public)
-    return getattr(module, attribute)
-
-
-def _own_functions(module: Any) -> list[str]:
-    """The public functions and classes that a file defines itself."""
-    return [
-        name
-        for name, value in vars(module).items()
-        if callable(value) and not name.startswith("_") and getattr(value, "__module__", None) == module.__name__
-    ]
 
 
 def call(name: str, /, **arguments: Any) -> ConfigDict:
@@ -77,24 +50,88 @@ def call(name: str, /, **arguments: Any) -> ConfigDict:
     return entry
 
 
-def build(entry: Any, **context: Any) -> Any:
+def build(entry: Any, takes: Any = Any, field: str = "", /, **context: Any) -> Any:
     """Makes what `entry` describes; entries inside its arguments are made first.
 
+    takes: the type that is needed here, as an annotation; arguments take what their constructors' annotations say, and
+        all of it is checked before anything is made (`check_entry`). field: what messages call the entry.
     context: objects that a config cannot hold (the network, the process, the mesh). Each is handed to the
     constructor when it takes an argument of that name which the entry does not give.
     Values that are not entries are returned as they are (ConfigDicts as dicts).
     """
-    if isinstance(entry, (list, tuple)):
-        return type(entry)(build(value, **context) for value in entry)
-    if not isinstance(entry, (ConfigDict, Mapping)):
-        return entry
-    if "call" not in entry:
-        return {key: build(value, **context) for key, value in entry.items()}
+    check_entry(entry, takes, field)
+    return _built(entry, takes, field, context)
+
+
+def check_entry(entry: Any, takes: Any, field: str) -> None:
+    """Raises InvalidInput, naming `field` or what lies within, where calls do not exist or make something else than
+    their places take, and where plain values are of a wrong type. Nothing is built.
+    """
+    if not _is_call(entry):
+        inside = _taken_inside(entry, takes)
+        if inside is None:
+            parts.check_value(field, _plain(entry), takes)
+        for key, value in _items(entry):
+            check_entry(value, Any if inside is None else inside[key], f"{field}.{key}")
+        return
     name = entry["call"]
     function = constructor(name)
+    parts.check_made(field or "the entry", name, function, takes)
     parameters = inspect.signature(function).parameters
-    arguments = {key: build(value, **context) for key, value in entry.items() if key != "call"}
-    _check_names(name, arguments, parameters)
+    given = {key: value for key, value in entry.items() if key != "call"}
+    _check_names(name, given, parameters)
+    for key, value in given.items():
+        where, wanted = f"{field or name}.{key}", parts.taken_by(function, parameters.get(key))
+        if _has_calls(value):
+            check_entry(value, wanted, where)
+        else:
+            of_type(where, _plain(value), wanted)
+
+
+def _is_call(entry: Any) -> bool:
+    return isinstance(entry, ConfigDict | Mapping) and "call" in entry
+
+
+def _items(entry: Any) -> list[tuple[Any, Any]]:
+    """The entries of a group or of a list, by name or by number."""
+    if isinstance(entry, ConfigDict | Mapping):
+        return list(entry.items())
+    return list(enumerate(entry)) if isinstance(entry, list | tuple) else []
+
+
+def _has_calls(entry: Any) -> bool:
+    return _is_call(entry) or any(_has_calls(value) for _, value in _items(entry))
+
+
+def _taken_inside(entry: Any, takes: Any) -> dict[Any, Any] | None:
+    """What each entry of a group or a list takes; None where the place takes no group, or no list."""
+    named = isinstance(entry, ConfigDict | Mapping)
+    if takes is not Any and not parts.holds(takes, Mapping if named else Sequence):
+        return None
+    return {key: parts.within(takes, key if named else None) for key, _ in _items(entry)}
+
+
+def _plain(entry: Any) -> Any:
+    return entry.to_dict() if isinstance(entry, ConfigDict) else entry
+
+
+def _built(entry: Any, takes: Any, field: str, context: Mapping[str, Any]) -> Any:
+    if not _is_call(entry):
+        if isinstance(entry, list | tuple):
+            inside = parts.within(takes)
+            return type(entry)(_built(value, inside, f"{field}.{i}", context) for i, value in _items(entry))
+        if isinstance(entry, ConfigDict | Mapping):
+            return {
+                key: _built(value, parts.within(takes, key), f"{field}.{key}", context) for key, value in _items(entry)
+            }
+        return entry
+    name, function = entry["call"], constructor(entry["call"])
+    parameters = inspect.signature(function).parameters
+    arguments = {}
+    for key, value in entry.items():
+        if key != "call":
+            where, wanted = f"{field or name}.{key}", parts.taken_by(function, parameters.get(key))
+            arguments[key] = of_type(where, _built(value, wanted, where, context), wanted)
     for key, value in context.items():
         if key in parameters and arguments.get(key) is None:
             arguments[key] = value
@@ -104,10 +141,17 @@ def build(entry: Any, **context: Any) -> Any:
             parameter.VAR_KEYWORD,
         )
         if key not in arguments and not optional:
-            raise InvalidInput(f"{name} needs the argument {key!r}, which the config does not give.")
-    for key, value in arguments.items():
-        arguments[key] = _of_type(f"{name}.{key}", value, parameters.get(key))
-    return function(**arguments)
+            raise InvalidInput(f"{field or name}: {name} needs the argument {key!r}, which the config does not give.")
+    try:
+        made = function(**arguments)
+    except InvalidInput:
+        raise
+    except Exception as error:
+        told = f"{type(error).__name__}: {reading.first_line(error)}"
+        raise InvalidInput(f"{field or name}: {name} cannot be made of these arguments ({told}).") from error
+    if parts.fits(parts.made_by(function), takes) is None and not _is(made, takes):
+        raise invalid(field or "the entry", name, f"it makes a {type(made).__name__}, not {parts.described_as(takes)}")
+    return made
 
 
 def _check_names(name: str, arguments: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]) -> None:
@@ -124,18 +168,28 @@ def _takes(name: str, key: str) -> bool:
     return key in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
-def _of_type(field: str, value: Any, parameter: inspect.Parameter | None) -> Any:
+def of_type(field: str, value: Any, hint: Any) -> Any:
     """Plain values are checked against the constructor's annotation; an int will do for a float, a list (of a stored
     config) for a tuple, which it becomes."""
-    if parameter is None or parameter.annotation is parameter.empty or not isinstance(value, PLAIN):
+    if (isinstance(value, float) and value != value) or (isinstance(value, int) and abs(value) >= 2**63):
+        raise invalid(field, value, "a number is needed that 64 bits can hold")
+    if hint is Any or not isinstance(value, PLAIN):
         return value
-    hint = parameter.annotation
     as_float = float(value) if isinstance(value, int) and not isinstance(value, bool) else value
-    if is_bearable(value, hint) or is_bearable(as_float, hint):
-        return value
-    if isinstance(value, list) and is_bearable(tuple(value), hint):
-        return tuple(value)
-    raise invalid(field, value, f"expected {getattr(hint, '__name__', None) or str(hint).replace('typing.', '')}")
+    if not isinstance(value, bool) or parts.takes_bool(hint):
+        if _is(value, hint) or _is(as_float, hint):
+            return value
+        if isinstance(value, list) and _is(tuple(value), hint):
+            return tuple(value)
+    raise invalid(field, value, f"expected {parts.described_as(hint)}")
+
+
+def _is(value: Any, hint: Any) -> bool:
+    """Whether `value` is of a type; true of types that cannot be looked for in a value."""
+    try:
+        return is_bearable(value, hint)
+    except BeartypeException:
+        return True
 
 
 def load(path: str) -> ConfigDict:
@@ -143,15 +197,14 @@ def load(path: str) -> ConfigDict:
     or a `config.json` that a run has stored."""
     file, _, variant = str(path).partition(":")
     if not Path(file).is_file():
+        if Path(file).exists() and not Path(file).is_dir():
+            reading.regular_file(file)
         near = sorted(str(p) for p in Path(file).parent.glob("*.py")) if Path(file).parent.is_dir() else []
         if near:
             raise unknown("config", file, near)
         raise invalid("config", file, "expected an existing Python file with get_config()")
     if file.endswith(".json"):
-        try:
-            return ConfigDict(json.loads(Path(file).read_text(encoding="utf-8")))
-        except ValueError as error:
-            raise InvalidInput(f"{file} is not JSON ({error}).") from None
+        return _from_json(reading.read_json(file), file)
     spec = importlib.util.spec_from_file_location(Path(file).stem, file)
     if spec is None or spec.loader is None:
         raise invalid("config", file, "expected a Python file")
@@ -163,6 +216,17 @@ def load(path: str) -> ConfigDict:
     if variant and not takes_variant:
         raise invalid("config", path, "this config has no variants; leave out what follows the colon")
     return module.get_config(variant) if variant else module.get_config()
+
+
+def _from_json(stored: Mapping[str, Any], where: str) -> ConfigDict:
+    """A stored config. It is data: it may call constructors of parts (`parts`), and nothing else.
+
+    Raises InvalidInput, naming `where`, for names that no config has.
+    """
+    try:
+        return ConfigDict(stored)
+    except Exception as error:  # names with dots, mostly
+        raise InvalidInput(f"{where} is no config: {reading.first_line(error)}.") from None
 
 
 def apply_overrides(config: ConfigDict, assignments: Sequence[str]) -> ConfigDict:
@@ -227,7 +291,7 @@ def _within(entries: Any, number: str, parents: Sequence[str], last: str, path: 
 def _literal(text: str) -> Any:
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return {"true": True, "false": False, "none": None}.get(text.lower(), text)
 
 

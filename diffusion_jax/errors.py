@@ -1,7 +1,8 @@
-"""The one error a user's mistake raises, and the sentences it is told in.
+"""The one error that a user's mistake raises, and the sentences it is told in.
 
 Every message names the field, the value, what was expected, and the nearest valid choice when there is one.
-Command lines print it without a traceback and leave with exit code 2.
+Command lines print it without a traceback and leave with exit code 2. What stops a run from outside is `Halted`, with
+exit code 3.
 """
 
 import difflib
@@ -13,9 +14,19 @@ class InvalidInput(ValueError):
     """The user gave something that cannot work; the message says what and how to mend it."""
 
 
+class Halted(RuntimeError):
+    """What a run stands on failed (a full disk, a lost process); the message says what, and how the run goes on."""
+
+
 def invalid(field: str, value: Any, expected: str) -> InvalidInput:
     """An error saying that `field` has `value` but `expected` was needed. Usage: `raise invalid(...)`."""
-    return InvalidInput(f"{field} is {value!r}, but {expected}.")
+    return InvalidInput(f"{field} is {shortened(value)}, but {expected}.")
+
+
+def shortened(value: Any, length: int = 200) -> str:
+    """`repr(value)` in one line, cut where it would make a message longer than a reader wants."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= length else f"{text[:length]}..."
 
 
 def nearest(value: Any, choices: Iterable[str]) -> str | None:
@@ -29,4 +40,4 @@ def unknown(field: str, value: Any, choices: Iterable[str]) -> InvalidInput:
     choices = sorted(map(str, choices))
     match = nearest(value, choices)
     hint = f"did you mean {match!r}? " if match else ""
-    return InvalidInput(f"{field} is {value!r}, which does not exist; {hint}Valid: {', '.join(choices)}.")
+    return InvalidInput(f"{field} is {shortened(value)}, which does not exist; {hint}Valid: {', '.join(choices)}.")

@@ -2,15 +2,14 @@
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from diffusion_jax import training
-from diffusion_jax.command import cache_compilations, parse_config, run_command
-from diffusion_jax.config import build
+from diffusion_jax.command import cache_compilations, leave, parse_config, run_command
 from diffusion_jax.errors import InvalidInput
-from diffusion_jax.sample import read_samples
+from diffusion_jax.experiment import check_config, part_of, parts_in
+from diffusion_jax.shards import COST, read_identity, read_samples, set_identity, write_whole
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -27,27 +26,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     cache_compilations()
     if not config.get("metrics"):
         raise InvalidInput("The config has no metrics; name some, as in configs/digits_dit.py.")
-    samples = read_samples(arguments.samples or arguments.workdir / "samples")
-    real, held_out = build(config.data), build(config.held_out)
+    check_config(config)
+    folder = arguments.samples or arguments.workdir / "samples"
+    samples = read_samples(folder)
+    real, held_out = part_of("data", config), part_of("held_out", config)
 
     values = {"num_samples": len(samples["index"])}
-    for name in config.metrics:
-        values |= build(config.metrics[name])(samples, real, held_out)
-    sampling = arguments.workdir / "sampling.json"
-    if sampling.is_file():
-        cost = json.loads(sampling.read_text())
-        values |= {key: cost[key] for key in ("nfe", "compute", "images_per_second")}
+    for measure in parts_in("metrics", config).values():
+        values |= measure(samples, real, held_out)
+    cost = read_identity(folder / COST) or {}
+    # What another set cost says nothing of this one.
+    if cost.get("identity") == set_identity(folder):
+        values |= {key: cost[key] for key in ("nfe", "compute", "images_per_second") if key in cost}
     log = arguments.workdir / "metrics.jsonl"
     if log.is_file():
         rates = [r["steps_per_second"] for r in training.logging.read_log(log) if "steps_per_second" in r]
         if rates:
             values["train_steps_per_second"] = sorted(rates)[len(rates) // 2]
     path = arguments.output or arguments.workdir / "metrics.json"
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(values | {"samples": set_identity(folder)}, indent=2) + "\n")
     width = max(map(len, values))
     print("\n".join(f"{name:{width}}  {value:.4g}" for name, value in values.items()))
     print(f"Wrote {path}")
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    leave(run_command(main))

@@ -13,24 +13,32 @@ A config has these entries; all of them are constructor calls (`config.call`) un
                   (a group, applied in its order), condition, batch_size, ema
     metrics       a group of what `evaluate` measures, each a constructor call
 
-`defaults` is the config to start from: it has every plain value, and leaves the entries to be set.
+`defaults` is the config to start from: it has every plain value, and leaves the entries to be set. `PARTS`, `GROUPS`
+and `NUMBERS` say what each entry takes, and all of it is looked at before anything is built.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from diffusion_jax import data, training
-from diffusion_jax.config import build, call
-from diffusion_jax.distributed import BATCH_AXES
-from diffusion_jax.errors import InvalidInput
-from diffusion_jax.models import ConditionStream, check_values
+from diffusion_jax import data, metrics, training
+from diffusion_jax.clock import as_grid
+from diffusion_jax.config import build, call, check_entry
+from diffusion_jax.data.agreement import check_classes, check_known
+from diffusion_jax.data.pipeline import Transform
+from diffusion_jax.distributed import BATCH_AXES, path_name
+from diffusion_jax.errors import InvalidInput, invalid, unknown
+from diffusion_jax.models import Autoencoder, Captioner, ConditionStream, DualEncoder, Encoder, check_values
+from diffusion_jax.reading import first_line
 from diffusion_jax.sampling import make_sampler
-from diffusion_jax.typing import Denoiser, Network, Objective, Solver
+from diffusion_jax.typing import Denoiser, Grid, Network, Objective, Process, Solver
 
 
 def defaults(steps: int, batch_size: int) -> ConfigDict:
@@ -75,7 +83,119 @@ OF_THE_LOOP = (
 )
 """Entries of `config.train` that `training.train` takes under the same name."""
 
+Trained = Network | Autoencoder | Encoder | DualEncoder | Captioner
+"""What a config can train: `init(key, x, ...) -> params`, and an objective that knows the rest."""
+
+PARTS = {
+    "data": data.Source,
+    "held_out": data.Source | None,
+    "model": Trained,
+    "process": Process | None,
+    "objective": Objective,
+    "optimizer": training.optimizers.Optimizer | optax.GradientTransformation,
+    "mesh": Mesh,
+    "sampling.solver": Solver,
+    "sampling.grid": Grid,
+    "sampling.acceleration": Denoiser | None,
+    "sampling.condition": data.Conditions | None,
+}
+"""What the call in each entry must make."""
+
+GROUPS = {
+    "train.transforms": Transform,
+    "ema": training.ema.Ema,
+    "sampling.transformations": Denoiser,
+    "metrics": metrics.SetMetric,
+}
+"""What each call in a group must make."""
+
+NUMBERS = {
+    "train": {
+        "steps": 0,
+        "batch_size": 1,
+        "accumulate": 1,
+        "log_every": 1,
+        "checkpoint_every": 1,
+        "keep": 1,
+        "snapshot_every": None,
+        "max_skipped": 1,
+        "validate_every": None,
+        "validation_examples": 1,
+        "sample_every": None,
+    },
+    "sampling": {"batch_size": 1, "picture_columns": 1, "picture_zoom": 1},
+}
+"""Whole numbers and the least that each can be; None where None and 0 stand for never."""
+
+MOST, MOST_AT_ONCE = 2**40, 2**20
+"""Of a number of steps, and of what is made at once: examples of a batch, pictures of a side."""
+
 ENTRIES = ("seed", "data", "held_out", "model", "process", "objective", "optimizer", "mesh", "train", "ema", "sampling")
+
+
+def check_config(config: ConfigDict, given: Collection[str] = ()) -> None:
+    """Raises InvalidInput, naming the entry, for what is missing, of a wrong type, or makes something else than its
+    place takes. Nothing is built. given: entries that come from elsewhere, and which the config may leave out.
+    """
+    for name in ENTRIES:
+        if name not in config:
+            raise InvalidInput(f"The config has no entry {name!r}; it needs {', '.join(ENTRIES)}.")
+    seed = config.seed
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise invalid("config.seed", seed, "a whole number from 0 to 2^32 - 1 is needed")
+    groups = {name for place in (*PARTS, *GROUPS, *NUMBERS) for name in (place.rpartition(".")[0],) if name}
+    for place in sorted({*groups, *NUMBERS, *GROUPS}):
+        group = _entry(config, place, {})
+        if not isinstance(group, Mapping | ConfigDict) or "call" in group:
+            raise invalid(f"config.{place}", _plain(group), "a group of entries is needed")
+    for place, takes in PARTS.items():
+        entry = _entry(config, place, MISSING)
+        if entry is not MISSING and (entry is not None or place not in given):
+            check_entry(entry, takes, f"config.{place}")
+    for place, takes in GROUPS.items():
+        for name, entry in _entry(config, place, {}).items():
+            check_entry(entry, takes, f"config.{place}.{name}")
+    for place, numbers in NUMBERS.items():
+        for name, least in numbers.items():
+            _check_number(f"config.{place}.{name}", _entry(config, f"{place}.{name}", MISSING), least)
+    clip = config.train.get("clip_norm")
+    if clip is not None and (isinstance(clip, bool) or not isinstance(clip, int | float) or not clip > 0):
+        raise invalid("config.train.clip_norm", clip, "a positive number is needed, or None")
+    average = config.sampling.get("ema")
+    if average is not None and not isinstance(average, str):
+        raise invalid("config.sampling.ema", _plain(average), "the name of an average is needed, or None")
+    if average is not None and config.ema and average not in config.ema:
+        raise unknown("config.sampling.ema", average, [*config.ema, "None"])
+
+
+MISSING = object()
+
+
+def _entry(config: Any, place: str, default: Any) -> Any:
+    for name in place.split("."):
+        if not isinstance(config, Mapping | ConfigDict) or name not in config:
+            return default
+        config = config[name]
+    return config
+
+
+def _plain(value: Any) -> Any:
+    return value.to_dict() if isinstance(value, ConfigDict) else value
+
+
+def _check_number(field: str, value: Any, least: int | None) -> None:
+    if value is MISSING:
+        raise InvalidInput(f"{field} is missing: it is a whole number; experiment.defaults() has one for each.")
+    if value is None and least is None:
+        return
+    most = MOST_AT_ONCE if field.endswith(("size", "examples", "columns", "zoom", "accumulate")) else MOST
+    if isinstance(value, bool) or not isinstance(value, int) or not (least or 0) <= value <= most:
+        never = ", or None" if least is None else ""
+        raise invalid(field, _plain(value), f"a whole number from {least or 0} to {most} is needed{never}")
+
+
+MOST_BYTES = 2**42
+"""4 TiB of arrays in one state: more than what runs on many machines together has."""
 
 
 class Experiment(NamedTuple):
@@ -113,6 +233,10 @@ class Experiment(NamedTuple):
         t = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[:1]), x)
         return self.network.init(key, x, t, cond)
 
+    def check_batch(self, batch: Mapping[str, Any]) -> None:
+        """Raises InvalidInput where a batch of data has a label or a token that network or process do not know."""
+        check_known(batch, self.conditions, self.process)
+
     def example(self, batch_size: int = 1) -> Any:
         """A batch of the data's first examples, as NumPy arrays."""
         batch = data.stacked_examples(self.source, np.arange(batch_size) % len(self.source))
@@ -133,26 +257,92 @@ def prepare(
     source, held_out, network, objective: stand in place of what the config describes, e.g. data in a latent space or a
     network that was made of another one; the rest is made for them. begin: see `Experiment`.
     """
-    for name in ENTRIES:
-        if name not in config:
-            raise InvalidInput(f"The config has no entry {name!r}; it needs {', '.join(ENTRIES)}.")
-    mesh = build(config.mesh)
-    source = build(config.data) if source is None else source
-    held_out = build(config.held_out) if held_out is None else held_out
-    network = build(config.model) if network is None else network
-    process = build(config.process)
+    stand_ins = {"data": source, "held_out": held_out, "model": network, "objective": objective}
+    check_config(config, [name for name, value in stand_ins.items() if value is not None])
+    mesh = part_of("mesh", config)
+    config, source, held_out = _with_data(config, source, held_out)
+    network = part_of("model", config) if network is None else network
+    process = part_of("process", config)
     parts = {"network": network, "autoencoder": network, "process": process}
     quiet = {name: value for name, value in {"cond_dropout": 0.0, "train": False}.items() if name in config.objective}
-    validation = objective or build(ConfigDict({**config.objective.to_dict(), **quiet}), **parts)
-    loss = objective or build(config.objective, **parts)
-    optimizer = build(config.optimizer)
+    still = ConfigDict({"objective": {**config.objective.to_dict(), **quiet}})
+    validation = objective or part_of("objective", still, **parts)
+    loss = objective or part_of("objective", config, **parts)
+    optimizer = part_of("optimizer", config)
+    if not len(source):
+        raise invalid("config.data", config.data.get("call"), "it holds no example")
     shape = jax.tree.map(np.shape, source[0]["x0"])
     conditions = getattr(getattr(network, "module", None), "conditions", ())
-    for examples in (source, held_out):
-        check_values(conditions, getattr(examples, "cond", None))
+    check_classes(source, held_out, conditions, process)
     return Experiment(
         config, source, held_out, network, process, loss, validation, optimizer, mesh, shape, conditions, begin
     )
+
+
+def _with_data(config: ConfigDict, source: Any, held_out: Any) -> tuple[ConfigDict, Any, Any]:
+    """The data, and the config with the names of their classes where an entry takes them and gives none.
+
+    So a run stores which number is which class, and held-out data are numbered as the data to train on.
+    """
+    config = config.copy_and_resolve_references()
+    made = {"data": source, "held_out": held_out}
+    names = getattr(source, "class_names", None)
+    for name, given in made.items():
+        if given is not None:
+            continue
+        entry = config[name]
+        takes_names = isinstance(entry, ConfigDict) and "class_names" in entry
+        if takes_names and entry.class_names is None:
+            entry.class_names = names
+        made[name] = part_of(name, config)
+        names = names or getattr(made[name], "class_names", None)
+        if takes_names and name == "data":
+            entry.class_names = names
+    return config, made["data"], made["held_out"]
+
+
+def abstractly(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """The shapes of `function(*arguments)`, for which nothing is computed or compiled.
+
+    Raises InvalidInput, saying `what`, where that fails or needs more than `MOST_BYTES`.
+    """
+    try:
+        shapes = jax.eval_shape(function, *arguments)
+    except InvalidInput:
+        raise
+    except Exception as error:
+        told = f"{type(error).__name__}: {first_line(error)}"
+        raise InvalidInput(f"{what} does not fit together ({told}).") from error
+    size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+    if size > MOST_BYTES:
+        raise InvalidInput(f"{what} needs {size} bytes, but at most {MOST_BYTES} are taken.")
+    return shapes
+
+
+def check_params(experiment: Experiment, params: Any) -> None:
+    """Raises InvalidInput, naming the first differences, for parameters that are not those of the experiment's network,
+    before anything is compiled for them."""
+    wanted = abstractly("config.model on the data", experiment.init_params, jax.random.key(0))
+    shapes, theirs = (
+        {path_name(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+        for tree in (wanted, params)
+    )
+    wrong = [name for name in sorted({*shapes, *theirs}) if shapes.get(name) != theirs.get(name)]
+    if wrong:
+        told = [f"{name} ({theirs.get(name, 'absent')}, config.model has {shapes.get(name, 'none')})" for name in wrong]
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise InvalidInput(f"the checkpoint is not of the network of this config: {', '.join(told[:3])}{more}.")
+
+
+def part_of(place: str, config: ConfigDict, **context: Any) -> Any:
+    """The part in an entry of the config, "sampling.solver", of the type that `PARTS` says."""
+    return build(_entry(config, place, None), PARTS[place], f"config.{place}", **context)
+
+
+def parts_in(place: str, config: ConfigDict) -> dict[str, Any]:
+    """The parts of a group by name, of the type that `GROUPS` says."""
+    entries = _entry(config, place, {})
+    return {name: build(entry, GROUPS[place], f"config.{place}.{name}") for name, entry in entries.items()}
 
 
 def fit(
@@ -171,7 +361,8 @@ def fit(
         experiment.source,
         config.train.batch_size,
         seed=config.seed,
-        transforms=tuple(build(transform) for transform in config.train.transforms.values()),
+        transforms=tuple(parts_in("train.transforms", config).values()),
+        check=experiment.check_batch,
     )
     return training.train(
         experiment.objective,
@@ -180,7 +371,7 @@ def fit(
         init_params=experiment.init_params if init_params is None else init_params,
         workdir=None if workdir is None else str(workdir),
         seed=config.seed,
-        ema={name: build(track) for name, track in config.ema.items()},
+        ema=parts_in("ema", config),
         mesh=experiment.mesh,
         callbacks=callbacks,
         config=config.to_dict(),
@@ -199,16 +390,33 @@ class Sampling(NamedTuple):
 
 
 def prepare_sampling(experiment: Experiment) -> Sampling:
-    """The denoiser with its transformations, the solver and the grid of `config.sampling`."""
-    group = experiment.config.sampling
+    """The denoiser with its transformations, the solver and the grid of `config.sampling`.
+
+    Its conditions raise InvalidInput for what the network does not know; samples are of a class, as data are.
+    """
+    config = experiment.config
+    for name in ("solver", "grid"):
+        if name not in config.sampling:
+            raise InvalidInput(f"config.sampling has no entry {name!r}: how samples are drawn is not said.")
     context = {"process": experiment.process}
     # Absent in the configs of runs that were trained before it existed.
-    acceleration = group.get("acceleration") or call("denoisers.denoiser")
-    denoiser = build(acceleration, network=experiment.network, process=experiment.process)
-    for name in group.transformations:
-        denoiser = build(group.transformations[name], denoiser=denoiser, **context)
-    conditions = build(group.condition) if group.condition else None
-    return Sampling(denoiser, build(group.solver, **context), jnp.asarray(build(group.grid, **context)), conditions)
+    plain = ConfigDict({"sampling": {"acceleration": call("denoisers.denoiser")}})
+    denoiser = part_of(
+        "sampling.acceleration", config if config.sampling.get("acceleration") else plain,
+        network=experiment.network, **context,
+    )  # fmt: skip
+    for name, entry in config.sampling.transformations.items():
+        field = f"config.sampling.transformations.{name}"
+        denoiser = build(entry, GROUPS["sampling.transformations"], field, denoiser=denoiser, **context)
+    conditions = part_of("sampling.condition", config) if config.sampling.get("condition") else None
+
+    def known(index):
+        cond = conditions(index)
+        check_values(experiment.conditions, cond, data=True)
+        return cond
+
+    grid = as_grid(part_of("sampling.grid", config, **context))
+    return Sampling(denoiser, part_of("sampling.solver", config, **context), grid, known if conditions else None)
 
 
 def compiled_sampler(experiment: Experiment, sampling: Sampling, save_every: int | None = None):

@@ -67,12 +67,12 @@ def starting_picture(arguments: argparse.Namespace, step: int) -> dict[str, Any]
     """What `generate` is given of --image, --mask and --size; how they are made to fit is told."""
     if arguments.image is None:
         return {"size": arguments.size}
-    height, width = given = pixels.as_image(arguments.image).shape[:2]
+    height, width = given = pixels.as_image(arguments.image, background=arguments.background).shape[:2]
     wanted = arguments.size or next_smaller(given, step)
     if given != wanted:
         how = "cropped in the middle and resized" if arguments.fit == "crop" else "stretched"
         print(f"{arguments.image} is {height} x {width}; it is {how} to {wanted[0]} x {wanted[1]}")
-    found = {"size": wanted, "image": arguments.image, "fit": arguments.fit}
+    found = {"size": wanted, "image": arguments.image, "fit": arguments.fit, "background": arguments.background}
     if arguments.mask is None:
         return found
     own = pixels.as_image(arguments.mask).shape[:2]
@@ -132,11 +132,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--solver", help="such as dpm_solver_pp or euler (default: the checkpoint's)")
     parser.add_argument("--image", type=Path, help="a picture to start from")
     parser.add_argument("--fit", choices=FITS, default="crop", help="how --image is brought to the size (default crop)")
+    parser.add_argument("--background", help="a colour, seen where --image is transparent")
     parser.add_argument(
         "--mask", type=Path, help="a picture that is white where --image is to be painted anew; grey changes less"
     )
     parser.add_argument("--strength", type=float, help="how much of --image is redone, in (0, 1]")
     parser.add_argument("--lora", action="append", default=[], metavar="FILE[:WEIGHT]", help="repeatable")
+    parser.add_argument(
+        "--embedding", action="append", default=[], metavar="FILE", help="a word with vectors of its own; repeatable"
+    )
     parser.add_argument("--refiner", help="a second folder, whose network goes on from --handover")
     parser.add_argument("--handover", type=float, default=0.2, help="the time, from 1 (noise) to 0 (default 0.2)")
     parser.add_argument("--variant", help='such as "fp16", for files with that in their names')
@@ -177,6 +181,8 @@ def draw(arguments: argparse.Namespace) -> tuple[np.ndarray, float]:
     loras = [parse_lora(text) for text in arguments.lora]
     pipeline = interop.load_pipeline(arguments.pretrained, loras=loras, **options)
     refiner = interop.load_pipeline(arguments.refiner, **options) if arguments.refiner else None
+    for path in arguments.embedding:
+        pipeline, refiner = (one and interop.with_embeddings(one, path) for one in (pipeline, refiner))
     if arguments.solver:
         solver = build(call(f"solvers.{arguments.solver}"))
         if not isinstance(solver, Solver):

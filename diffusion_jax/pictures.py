@@ -1,5 +1,6 @@
 """Pictures for people: grids of images, named strips, scatter plots, curves, all written as PNG."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,18 +13,34 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib import ticker
 
+from diffusion_jax import pixels
 from diffusion_jax.errors import invalid
 from diffusion_jax.typing import Numbers
 
+SCALED = 16.0
+"""Floats from 0 to more than this were never in [-1, 1], however far a network overshot."""
+
 
 def to_uint8(images: Numbers) -> np.ndarray:
-    """Images in [-1, 1], `[..., H, W, C]`, as bytes; values outside are clipped."""
-    images = np.clip(np.asarray(images, np.float32), -1, 1)
+    """Images `[..., H, W, C]` as bytes: floats in [-1, 1], or what `pixels.scaled` makes pixels of.
+
+    Values outside are clipped, as those that a network overshoots, and NaN is black. Raises InvalidInput for floats
+    that can only be pixels in 0 .. 255.
+    """
+    images = pixels.scaled(images, "images")
+    images = np.nan_to_num(images, nan=-1.0)
+    if images.size and images.min() >= 0 and images.max() > SCALED:
+        raise invalid("the range of images", f"0 to {images.max():g}", "floats in [-1, 1] or uint8 are needed")
+    images = np.clip(images, -1, 1)
     return np.round((images + 1) * 127.5).astype(np.uint8)
 
 
 def grid(images: Numbers, columns: int, *, pad: int = 1, zoom: int = 1) -> np.ndarray:
-    """Tiles `[B, H, W, C]` images in [-1, 1] row by row into one uint8 picture `[rows (H + pad), ..., 3]`."""
+    """Tiles `[B, H, W, C]` images in [-1, 1] row by row into one uint8 picture `[rows (H + pad), ..., 3]`.
+
+    Takes uint8 as well. Floats that all lie in [0, 1], which would be shown pale, are told in a warning.
+    """
+    _warn_pale(images)
     images = to_uint8(images)
     if images.ndim != 4 or images.shape[-1] not in (1, 3):
         raise invalid("images.shape", images.shape, "expected [B, H, W, C] with 1 or 3 channels")
@@ -37,6 +54,13 @@ def grid(images: Numbers, columns: int, *, pad: int = 1, zoom: int = 1) -> np.nd
         top, left = (i // columns) * (height + pad) + pad, (i % columns) * (width + pad) + pad
         sheet[top : top + height, left : left + width] = image
     return sheet
+
+
+def _warn_pale(images):
+    """Warns of floats that all lie in [0, 1]: those of another convention."""
+    values = np.asarray(images)
+    if values.dtype.kind == "f" and values.size and values.min() >= 0 and 0 < values.max() <= 1:
+        warnings.warn("images hold floats from 0 to 1, which are pale in [-1, 1]: 2 * x - 1 scales them.", stacklevel=4)
 
 
 def save_grid(path: Path | str, images: Numbers, columns: int, *, zoom: int = 1) -> None:

@@ -22,6 +22,7 @@ from PIL import Image, ImageColor, ImageOps
 
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.reading import check_frames, first_line, read_image
+from diffusion_jax.typing import Number
 
 GREY = np.asarray([0.299, 0.587, 0.114], np.float32)
 """Weights of red, green and blue in grey (ITU-R BT.601)."""
@@ -80,7 +81,7 @@ def colour(value: str | tuple[int, ...]) -> Float[np.ndarray, "3"]:
     return np.asarray(rgb, np.float32) / 127.5 - 1.0
 
 
-def scaled(values: Any, name: str, value_range: tuple[float, float] | None = None) -> np.ndarray:
+def scaled(values: Any, name: str, value_range: tuple[Number, Number] | None = None) -> np.ndarray:
     """An array of pixels as float32, of the same shape: bool and unsigned by the range of their type, floats unchanged.
 
     value_range: the values that become -1 and 1, of whatever real numbers there are.

@@ -41,6 +41,10 @@ SPECIAL = {
 }
 
 
+class Unreadable(InvalidInput):
+    """What is there and cannot be read now, or is no file: not to be taken for damaged, and never replaced."""
+
+
 def regular_file(path: str | os.PathLike, max_bytes: int | None = None) -> Path:
     """`path`, where it is a regular file that can be looked at, of at most `max_bytes`; links are followed.
 
@@ -55,20 +59,20 @@ def regular_file(path: str | os.PathLike, max_bytes: int | None = None) -> Path:
     except OSError as error:
         raise unreadable(path, error) from None
     if stat.S_ISDIR(found.st_mode):
-        raise InvalidInput(f"{_named(path)} is a folder, but a file is needed.")
+        raise Unreadable(f"{_named(path)} is a folder, but a file is needed.")
     for test, kind in SPECIAL.items():
         if test(found.st_mode):
-            raise InvalidInput(f"{_named(path)} is {kind}, but a regular file is needed.")
+            raise Unreadable(f"{_named(path)} is {kind}, but a regular file is needed.")
     if max_bytes is not None and found.st_size > max_bytes:
         raise InvalidInput(f"{_named(path)} has {found.st_size} bytes, but at most {max_bytes} are read of one.")
     return path
 
 
-def unreadable(path: str | os.PathLike, error: BaseException) -> InvalidInput:
-    """The sentence for a file that is there and cannot be read now: a permission, too many open files, no memory."""
+def unreadable(path: str | os.PathLike, error: BaseException) -> Unreadable:
+    """The error for a file that is there and cannot be read now: a permission, too many open files, no memory."""
     reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else first_line(error)
     hint = "; close other files or raise the limit (ulimit -n)" if getattr(error, "errno", 0) == errno.EMFILE else ""
-    return InvalidInput(f"{_named(path)} cannot be read: {reason}{hint}.")
+    return Unreadable(f"{_named(path)} cannot be read: {reason}{hint}.")
 
 
 def first_line(error: BaseException) -> str:

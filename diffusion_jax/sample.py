@@ -11,8 +11,8 @@ import json
 import os
 import sys
 import time
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,44 +21,43 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax import data, denoisers, distributed, generate, pictures, training
-from diffusion_jax.command import cache_compilations, parse_config, run_command
-from diffusion_jax.config import differences, to_json
+from diffusion_jax.command import cache_compilations, leave, parse_config, run_command
+from diffusion_jax.config import to_json
 from diffusion_jax.errors import InvalidInput, invalid
-from diffusion_jax.experiment import Experiment, Sampling, compiled_sampler, prepare, prepare_sampling
+from diffusion_jax.experiment import (
+    Experiment,
+    Sampling,
+    abstractly,
+    check_params,
+    compiled_sampler,
+    prepare,
+    prepare_sampling,
+)
 from diffusion_jax.models import check_values
 from diffusion_jax.sampling import sample
+from diffusion_jax.shards import (
+    COST,
+    check_identity,
+    identified,
+    identity_of,
+    read_identity,
+    read_samples,
+    read_shard,
+    shard_paths,
+    write_shard,
+    write_whole,
+)
 from diffusion_jax.training.storage import described
 from diffusion_jax.typing import Params
 
 SHOWN = ("batch_size", "picture_columns", "picture_zoom")
 """Fields of `config.sampling` that do not change the samples."""
 
+EXPORT = "samples.array_record"
+"""The same samples as one file, beside the shards."""
 
-def shard_paths(folder: Path, num_samples: int, shard_size: int) -> list[tuple[Path, int, int]]:
-    """The shards of a set: `(path, first index, number of samples)`."""
-    starts = range(0, num_samples, shard_size)
-    return [
-        (folder / f"samples-{number:05d}-of-{len(starts):05d}.npz", start, min(shard_size, num_samples - start))
-        for number, start in enumerate(starts)
-    ]
-
-
-def write_shard(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes an NPZ file in one go: it is whole, or it is not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(f".{os.getpid()}.partial")
-    with draft.open("wb") as file:
-        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]: no array is named allow_pickle
-    draft.replace(path)
-
-
-def read_shard(path: Path) -> dict[str, np.ndarray] | None:
-    """The arrays of a finished shard; None when it is not there or damaged."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError):
-        return None
+PICTURES, SHOWN_SET = ("samples.png", "samples.txt", "denoising.png", "predictions.png"), "shown.json"
+"""Pictures in the workdir, and the identity of the set that they show."""
 
 
 def provenance(experiment: Experiment, params: Any, seed: int) -> dict[str, Any]:
@@ -70,33 +69,6 @@ def provenance(experiment: Experiment, params: Any, seed: int) -> dict[str, Any]
     return {"seed": seed, "parameters": digest, "sampling": drawn} | {
         name: config[name] for name in ("model", "process")
     }
-
-
-def check_provenance(path: Path, shard: Mapping[str, np.ndarray], wanted: Mapping[str, Any]) -> None:
-    """Raises InvalidInput where a shard was drawn by other parameters, with another seed or in another way."""
-    stored = json.loads(str(shard["identity"])) if "identity" in shard else {}
-    if changed := differences(stored, wanted):
-        raise InvalidInput(
-            f"{path} holds other samples than those asked for: {', '.join(changed[:5])}; "
-            "empty the folder or give --output."
-        )
-
-
-def read_samples(folder: Path) -> dict[str, np.ndarray]:
-    """All samples of a finished set, in the order of their index. Raises InvalidInput when shards are missing."""
-    paths = sorted(folder.glob("samples-*-of-*.npz"))
-    if not paths:
-        raise InvalidInput(f"{folder} holds no samples; draw them with `python -m diffusion_jax.sample` first.")
-    total = int(paths[0].stem.rpartition("-")[2])
-    shards = [shard for path in paths if (shard := read_shard(path)) is not None]
-    if len(shards) != total:
-        raise InvalidInput(
-            f"{folder} holds {len(shards)} readable shards of {total}; run the same sample command again."
-        )
-    for path, shard in zip(paths, shards):
-        check_provenance(path, shard, json.loads(str(shards[0].get("identity", "{}"))))
-    names = [name for name in shards[0] if name != "identity"]
-    return {name: np.concatenate([shard[name] for shard in shards]) for name in names}
 
 
 def flat(x: Any, cond: Mapping[str, Any] | None) -> dict[str, np.ndarray]:
@@ -123,10 +95,20 @@ class BatchSampler:
 
     def batch(self, start: int) -> tuple[Any, Mapping[str, np.ndarray] | None]:
         """The samples `start .. start + batch_size - 1`, still on the device, and their conditions."""
+        cond, index = self._inputs(start)
+        return self.run(self.key, self.params, self.sampling.grid, cond, index), cond
+
+    def check(self) -> None:
+        """Raises InvalidInput where the parts of the sampler do not fit together, before anything is compiled."""
+        cond, index = self._inputs(0)
+        run = partial(self.run, grid=self.sampling.grid, cond=cond, index=index)
+        abstractly("config.sampling on the network", lambda params: run(self.key, params), self.params)
+
+    def _inputs(self, start: int) -> tuple[Mapping[str, np.ndarray] | None, jax.Array]:
         index = np.arange(start, start + self.batch_size, dtype=np.int32)
         cond = self.sampling.conditions(index) if self.sampling.conditions else None
         check_values(self.conditions, cond)
-        return self.run(self.key, self.params, self.sampling.grid, cond, jnp.asarray(index)), cond
+        return cond, jnp.asarray(index)
 
     def shard(self, start: int, size: int) -> dict[str, np.ndarray]:
         """Samples `start .. start + size - 1` with their indices, as a shard stores them."""
@@ -217,36 +199,36 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in ("num_samples", "shard_size"):
         if getattr(arguments, name) < 1:
             raise invalid("--" + name.replace("_", "-"), getattr(arguments, name), "it must be at least 1")
+    folder = arguments.output or arguments.workdir / "samples"
+    if not 0 <= arguments.seed < 2**32:
+        raise invalid("--seed", arguments.seed, "a whole number from 0 to 2^32 - 1 is needed")
     distributed.initialize()
     cache_compilations()
     experiment = prepare(config)
+    shards = shard_paths(folder, arguments.num_samples, arguments.shard_size)
     if jax.process_count() > 1:
         experiment = experiment._replace(mesh=distributed.make_mesh(devices=jax.local_devices()))
     sampling = prepare_sampling(experiment)
     params = training.load_params(arguments.workdir, config.sampling.ema, arguments.step, experiment.mesh)
+    check_params(experiment, params)
     sampler = BatchSampler(experiment, sampling, params, arguments.seed)
-    folder = arguments.output or arguments.workdir / "samples"
 
-    shards = shard_paths(folder, arguments.num_samples, arguments.shard_size)
     stale = [p for p in folder.glob("samples-*.npz") if p not in {path for path, _, _ in shards}]
     if stale:
         raise InvalidInput(f"{folder} holds another set of samples ({stale[0].name}); empty it or give --output.")
     mine = shards[jax.process_index() :: jax.process_count()]
     who = provenance(experiment, params, arguments.seed)
-    todo = []
-    for entry in mine:
-        stored = read_shard(entry[0])
-        if stored is None:
-            todo.append(entry)
-        else:
-            check_provenance(entry[0], stored, who)
+    todo = missing(mine, who)
+    if jax.process_index() == 0:
+        drop_stale(arguments.workdir, folder, who, anew=bool(todo))
     if todo:
+        sampler.check()
         first = time.perf_counter()
         warm, _ = sampler.batch(todo[0][1])
         jax.block_until_ready(warm.x)
         begun = time.perf_counter()
         for path, start, size in todo:
-            write_shard(path, sampler.shard(start, size) | {"identity": np.asarray(json.dumps(who))})
+            write_shard(path, identified(sampler.shard(start, size), who, start))
         seconds = time.perf_counter() - begun
         drawn = sum(-(-size // sampler.batch_size) * sampler.batch_size for _, _, size in todo)
         cost = {
@@ -258,14 +240,19 @@ def main(argv: Sequence[str] | None = None) -> None:
             "seed": arguments.seed,
             "devices": jax.device_count(),
             "platform": jax.default_backend(),
+            "identity": who,
         }
         if jax.process_index() == 0:
-            (arguments.workdir / "sampling.json").write_text(json.dumps(cost, indent=2) + "\n")
+            write_whole(folder / COST, json.dumps(cost, indent=2) + "\n")
     print(f"{len(todo)} of {len(mine)} shards drawn, {len(mine) - len(todo)} were there: {folder}")
+    distributed.wait_for_all("samples")
     if jax.process_index() != 0:
         return
+    missing(shards, who)
     if arguments.format == "arrayrecord":
-        data.write_array_record(folder / "samples.array_record", examples(read_samples(folder)))
+        draft = folder / f"samples.{os.getpid()}.partial"
+        data.write_array_record(draft, examples(read_samples(folder)))
+        draft.replace(folder / EXPORT)
     first_shard = read_shard(shards[0][0])
     picture = first_shard and show(experiment, first_shard, arguments.workdir)
     if picture:
@@ -278,7 +265,36 @@ def main(argv: Sequence[str] | None = None) -> None:
             strip = images.swapaxes(0, 1).reshape(-1, *images.shape[2:])
             pictures.save_grid(path, strip, len(images), zoom=config.sampling.picture_zoom)
             print(f"Wrote {path}")
+    write_whole(arguments.workdir / SHOWN_SET, json.dumps(who) + "\n")
+
+
+def missing(shards: Sequence[tuple[Path, int, int]], who: Mapping[str, Any]) -> list[tuple[Path, int, int]]:
+    """The shards that are still to be drawn; damaged ones are told.
+
+    Raises InvalidInput for a shard of other samples: of another checkpoint, seed, way of sampling or range.
+    """
+    todo = []
+    for path, start, size in shards:
+        stored = read_shard(path)
+        if stored is not None:
+            check_identity(path, identity_of(stored), {**who, "index": [start, start + size]})
+            continue
+        todo.append((path, start, size))
+        if os.path.lexists(path):
+            print(f"{path} is damaged and is drawn again.")
+    return todo
+
+
+def drop_stale(workdir: Path, folder: Path, who: Mapping[str, Any], anew: bool) -> None:
+    """Removes what shows or measures other samples than those of `who`: pictures of the workdir, and, where any shard
+    is drawn `anew`, the export of the folder and what an earlier set cost."""
+    if read_identity(workdir / SHOWN_SET) != who:
+        for name in (*PICTURES, SHOWN_SET):
+            (workdir / name).unlink(missing_ok=True)
+    if anew:
+        (folder / EXPORT).unlink(missing_ok=True)
+        (folder / COST).unlink(missing_ok=True)
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    leave(run_command(main))

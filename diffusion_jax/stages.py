@@ -30,10 +30,11 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import training
 from diffusion_jax.cache import cache_folder
-from diffusion_jax.config import constructor
 from diffusion_jax.distributed import init_sharded
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.experiment import Experiment, fit, prepare
+from diffusion_jax.parts import constructor
+from diffusion_jax.training.damage import set_aside
 from diffusion_jax.typing import Params
 
 NOT_READ = {
@@ -208,6 +209,9 @@ def probe_loss(experiment: Experiment, params: Params) -> float:
 
 def _write(made: Stage, folder: Path, config: Any, parents: tuple[Stage, ...]) -> None:
     loss = None if made.experiment is None else probe_loss(made.experiment, made.value)
+    if (folder / "value").exists():
+        # Of one that was killed before its record was written.
+        set_aside(folder / "value")
     training.save_params(folder / "value", made.value)
     record = {"name": made.name, "seconds": made.seconds, "loss": loss, "config": relevant(config)}
     record["parents"] = {parent.name: parent.key for parent in parents}
@@ -239,8 +243,7 @@ def _read(name: str, key: str, folder: Path, experiment: Experiment | None) -> S
             f"The stage {name!r} in {folder} cannot be read now ({problem}); nothing was changed."
         ) from None
     except (ValueError, KeyError, TypeError) as problem:
-        aside = folder.with_name(f"{key}.unusable-{time.time_ns()}")
-        folder.rename(aside)
+        aside = set_aside(folder)
         told = f"The stage {name!r} cannot be used ({problem}); it is made anew, and what was there is kept as {aside}."
         warnings.warn(told, stacklevel=3)
         return None

@@ -1,7 +1,6 @@
 """`python -m diffusion_jax.train`: trains what a config describes, and goes on where it stopped."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,23 +9,36 @@ import jax
 import numpy as np
 
 from diffusion_jax import data, distributed, objectives, pictures, training
-from diffusion_jax.command import cache_compilations, parse_config, run_command
+from diffusion_jax.command import cache_compilations, leave, parse_config, run_command
+from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.experiment import Experiment, Sampling, compiled_sampler, fit, prepare, prepare_sampling
+
+
+def averaged(experiment: Experiment, state: training.TrainState) -> Any:
+    """The parameters that `sampling.ema` names: those of an average, or the raw ones."""
+    name = experiment.config.sampling.ema
+    if name and name not in state.ema:
+        raise unknown("sampling.ema", name, state.ema)
+    return state.ema[name] if name else state.params
 
 
 def validation(experiment: Experiment, every: int) -> training.Callback:
     """Logs the held-out loss at eight equidistant times, with the averaged parameters."""
     count = min(len(experiment.held_out), experiment.config.train.validation_examples)
+    if count < 1:
+        raise invalid(
+            "train.validate_every", every, "there are no held-out examples to validate on (validation_examples)"
+        )
     evaluate = jax.jit(objectives.validation_loss(experiment.validation))
     batch = data.stacked_examples(experiment.held_out, range(count)) | {"index": np.arange(count, dtype=np.int32)}
-    name = experiment.config.sampling.ema
+
+    def at(state: training.TrainState) -> tuple[Any, ...]:
+        return averaged(experiment, state), state.objective_state, batch, jax.random.key(0)
 
     def function(state: training.TrainState, writer: Any) -> dict[str, Any]:
-        params = state.ema[name] if name else state.params
-        metrics = evaluate(params, state.objective_state, batch, jax.random.key(0))
-        return {f"validation/{key}": value for key, value in metrics.items()}
+        return {f"validation/{key}": value for key, value in evaluate(*at(state)).items()}
 
-    return training.Callback(every, function, at_end=True)
+    return training.Callback(every, function, True, lambda state: jax.eval_shape(evaluate, *at(state)))
 
 
 def sample_pictures(experiment: Experiment, sampling: Sampling, every: int) -> training.Callback:
@@ -38,12 +50,26 @@ def sample_pictures(experiment: Experiment, sampling: Sampling, every: int) -> t
     index = np.arange(count, dtype=np.int32)
     cond = sampling.conditions(index) if sampling.conditions else None
 
-    def function(state: training.TrainState, writer: Any) -> None:
-        params = state.ema[group.ema] if group.ema else state.params
-        x = np.asarray(sampler(jax.random.key(experiment.config.seed), params, sampling.grid, cond, index).x)
-        writer.image(int(state.step), "samples", pictures.grid(x, group.picture_columns, zoom=group.picture_zoom))
+    def draw(params: Any) -> Any:
+        return sampler(jax.random.key(experiment.config.seed), params, sampling.grid, cond, index).x
 
-    return training.Callback(every, function)
+    def picture(x: Any) -> np.ndarray:
+        return pictures.grid(np.asarray(x), group.picture_columns, zoom=group.picture_zoom)
+
+    def function(state: training.TrainState, writer: Any) -> None:
+        writer.image(int(state.step), "samples", picture(draw(averaged(experiment, state))))
+
+    def check(state: training.TrainState) -> None:
+        shape = jax.eval_shape(draw, averaged(experiment, state))
+        try:
+            picture(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shape))
+        except (InvalidInput, TypeError, ValueError, KeyError):
+            shapes = jax.tree.map(lambda leaf: leaf.shape[1:], shape)
+            raise invalid(
+                "train.sample_every", every, f"no picture can be made of samples of shape {shapes}: leave it at None"
+            ) from None
+
+    return training.Callback(every, function, check=check)
 
 
 def run(experiment: Experiment, workdir: Path | str | None, progress: bool = True) -> training.TrainState:
@@ -74,7 +100,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         prog="python -m diffusion_jax.train",
         description=__doc__,
         epilog="example: python -m diffusion_jax.train --config=configs/digits_dit.py --config.train.steps=500 "
-        "--workdir=out/digits. Started again with the same --workdir, it resumes; SIGTERM saves and leaves.",
+        "--workdir=out/digits. Started again with the same --workdir, it resumes; SIGTERM and SIGINT (Ctrl-C) save and "
+        "leave. Exit codes: 0 trained or stopped, 1 nothing finite to learn from, 2 refused, 3 halted by the system, "
+        "130 left at once.",
         allow_abbrev=False,
     )
     parser.add_argument("--workdir", type=Path, required=True, help="checkpoints, logs and pictures go there")
@@ -95,8 +123,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         elif done > config.train.steps:
             print(f"Nothing to do: the run is at step {done}, and {config.train.steps} were asked for.")
         else:
-            print(f"Trained {done} steps. Samples: python -m diffusion_jax.sample --workdir={arguments.workdir}")
+            skipped = int(state.skipped)
+            but = f" ({skipped} of them were not finite and changed nothing)" if skipped else ""
+            print(f"Trained {done} steps{but}. Samples: python -m diffusion_jax.sample --workdir={arguments.workdir}")
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    leave(run_command(main))

@@ -21,6 +21,7 @@ from diffusion_jax import (
     objectives,
     processes,
     sample,
+    shards,
     solvers,
     timesteps,
     train,
@@ -176,9 +177,9 @@ def test_a_wrong_call_is_told_in_one_sentence(wrong, says):
 def test_a_damaged_shard_is_drawn_again_and_a_damaged_config_is_told(tmp_path):
     path = tmp_path / "samples-00000-of-00001.npz"
     path.write_bytes(b"PK not a zip")
-    assert sample.read_shard(path) is None
+    assert shards.read_shard(path) is None
     with pytest.raises(InvalidInput, match="run the same sample command again"):
-        sample.read_samples(tmp_path)
+        shards.read_samples(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(InvalidInput, match="not JSON"):
         load(str(tmp_path / "config.json"))

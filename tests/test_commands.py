@@ -23,6 +23,7 @@ TRAIN = [
     "--config.train.validate_every=4",
     "--config.train.validation_examples=16",
     "--config.train.sample_every=4",
+    "--config.train.checkpoint_every=2",
     "--config.sampling.grid.steps=4",
     "--config.sampling.batch_size=16",
     "--config.sampling.picture_columns=4",
@@ -102,6 +103,8 @@ def test_another_set_is_not_mixed_in(workdir, tmp_path, capsys):
         (["--seed=1"], "seed (was 0, is 1)"),
         (["--config.sampling.grid.steps=3"], "sampling.grid.steps (was 4, is 3)"),
         (["--config.sampling.ema=None"], "parameters (was "),
+        (["--step=2"], "The parameters are those of another checkpoint"),
+        (["--num-samples=36"], "index (was [24, 40], is [24, 36])"),
     ],
     ids=str,
 )
@@ -114,7 +117,13 @@ def test_samples_of_another_seed_checkpoint_or_sampling_are_not_taken_for_these(
     assert {path.name: path.read_bytes() for path in drawn.iterdir()} == before
 
 
-def test_a_mixture_of_samples_is_not_evaluated(workdir, drawn, tmp_path, capsys):
+def test_a_checkpoint_of_another_network_is_told_before_anything_is_compiled(workdir, tmp_path, capsys):
+    argv = [f"--workdir={workdir}", f"--output={tmp_path}", "--config.model.width=32", "--num-samples=2"]
+    assert run_command(sample.main, argv) == 2
+    assert "the checkpoint is not of the network of this config" in capsys.readouterr().err
+
+
+def test_a_mixture_of_samples_is_neither_exported_nor_evaluated(workdir, drawn, tmp_path, capsys):
     first, second = sorted(drawn.glob("*.npz"))
     (tmp_path / first.name).write_bytes(first.read_bytes())
     shard = sample.read_shard(second)
@@ -122,6 +131,10 @@ def test_a_mixture_of_samples_is_not_evaluated(workdir, drawn, tmp_path, capsys)
     sample.write_shard(tmp_path / second.name, shard | {"identity": np.asarray(json.dumps(other))})
     assert run_command(evaluate.main, [f"--workdir={workdir}", f"--samples={tmp_path}"]) == 2
     assert "seed (was 1, is 0)" in capsys.readouterr().err
+    argv = [f"--workdir={workdir}", f"--output={tmp_path}", "--num-samples=40", "--shard-size=24"]
+    assert run_command(sample.main, [*argv, "--format=arrayrecord"]) == 2
+    assert "seed (was 1, is 0)" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {first.name, second.name}
 
 
 @pytest.mark.parametrize(
@@ -143,8 +156,20 @@ def test_fewer_steps_than_a_run_has_made_are_told(workdir, capsys):
     assert "Nothing to do: the run is at step 4, and 2 were asked for." in capsys.readouterr().out
 
 
-def test_array_record_holds_the_same_samples(workdir, tmp_path):
-    whole = draw(workdir, tmp_path / "a", "--format=arrayrecord")
+def test_array_record_holds_the_same_samples(workdir, tmp_path, capsys):
+    """Also once a shard whose identity is damaged was drawn again; pictures and costs of other samples are removed."""
+    whole = draw(workdir, tmp_path / "a")
+    for stale in ("denoising.png", "shown.json"):
+        (workdir / stale).write_text('{"seed": 7}')
+    for stale in ("sampling.json", "samples.array_record"):
+        (tmp_path / "a" / stale).write_text("{}")
+    first = sorted((tmp_path / "a").glob("*.npz"))[0]
+    np.savez(first, **sample.read_shard(first) | {"identity": np.asarray("{")})
+    draw(workdir, tmp_path / "a", "--format=arrayrecord")
+    assert "samples-00000-of-00002.npz is damaged and is drawn again" in capsys.readouterr().out
+    assert not (workdir / "denoising.png").exists()
+    cost = json.loads((tmp_path / "a" / "sampling.json").read_text())
+    assert cost["identity"] == json.loads((workdir / "shown.json").read_text()) and cost["seed"] == 0
     source = data.array_record(str(tmp_path / "a" / "samples.array_record"))
     assert len(source) == 40
     np.testing.assert_array_equal(source[7]["x0"], whole["x"][7])
@@ -156,7 +181,7 @@ def test_evaluate_writes_the_metrics(workdir, tmp_path, monkeypatch):
     draw(workdir, workdir / "samples")
     evaluate.main([f"--workdir={workdir}"])
     values = json.loads((workdir / "metrics.json").read_text())
-    assert values["num_samples"] == 40
+    assert values["num_samples"] == 40 and values["samples"]["seed"] == 0
     assert values["nfe"] == 8, "four steps under guidance"
     assert values["frechet_distance"] > 3 * values["frechet_distance_real_split"], "four steps of training do not do"
     assert 0 <= values["class_accuracy"] <= 1

@@ -45,6 +45,7 @@ from diffusion_jax.clock import num_steps
 from diffusion_jax.denoisers import recorded
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.processes import is_joint, need_gaussian
+from diffusion_jax.reading import first_line, read_json
 from diffusion_jax.sampling import sample
 from diffusion_jax.timesteps.mapping import noise_ratio, time_at_noise_ratio
 from diffusion_jax.typing import Denoiser
@@ -329,9 +330,11 @@ def save_calibration(path: Path | str, calibration: Calibration) -> None:
 def load_calibration(path: Path | str) -> Calibration:
     """Reads what `save_calibration` wrote. Raises InvalidInput for a file that is something else."""
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        found = read_json(path)
         slope, bias, fraction, grid = (jnp.asarray(found[name]) for name in ("slope", "bias", "fraction", "grid"))
         computed = jnp.asarray(found["computed"], bool)
         return Calibration(computed, fraction, Correction(slope, bias), grid, found["valid_for"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InvalidInput(f"{path} is not a calibration ({error!r}).") from None
+    except InvalidInput:
+        raise
+    except Exception as error:  # arrays are made of whatever it holds
+        raise InvalidInput(f"{path} is not a calibration ({type(error).__name__}: {first_line(error)}).") from None

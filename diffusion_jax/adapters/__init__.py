@@ -2,19 +2,18 @@
 timestep, and routers that read the timestep; and further channels at its entrance."""
 
 from diffusion_jax.adapters.channels import masked_channels, with_channels
-from diffusion_jax.adapters.lora import (
-    Lora,
+from diffusion_jax.adapters.lora import Lora, attached, lora
+from diffusion_jax.adapters.routed import Timed, at_time, embedded_time, routed, routed_logits, routers
+from diffusion_jax.adapters.time_lora import TimeLora, time_lora
+from diffusion_jax.adapters.trees import (
     adapted_modules,
     at_scale,
-    attached,
     combined_adapters,
-    lora,
+    largest_rank,
     merged,
     relative_change,
     transplanted,
 )
-from diffusion_jax.adapters.routed import Timed, at_time, embedded_time, routed, routed_logits, routers
-from diffusion_jax.adapters.time_lora import TimeLora, time_lora
 
 __all__ = [
     "Lora",
@@ -26,6 +25,7 @@ __all__ = [
     "attached",
     "combined_adapters",
     "embedded_time",
+    "largest_rank",
     "lora",
     "masked_channels",
     "merged",

@@ -5,18 +5,18 @@ they are trained, stored, swapped and merged without touching the network. Readi
 others keep theirs is in `interop.lora_files`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from diffusion_jax.adapters.trees import FACTORS, largest_rank, merged, modules, transplanted
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.models.anatomy import module_params, with_module_params
 from diffusion_jax.models.interception import Edit, Select, Site, intercepted
-from diffusion_jax.models.paths import by_path
 from diffusion_jax.typing import Network
 
 
@@ -63,31 +63,7 @@ def lora(
         raise invalid("alpha", alpha, "it must be positive")
     scale = (rank if alpha is None else alpha) / rank
 
-    def apply(site: Site, x):
-        module = site.module
-        if not isinstance(module, nn.Dense | nn.Conv):
-            kind = type(module).__name__
-            raise InvalidInput(
-                f"lora adapts Dense layers and convolutions, but {'/'.join(module.path)} is {kind}: narrow select."
-            )
-        y = site.run(x)
-        window = tuple(cast(Sequence[int], module.kernel_size)) if isinstance(module, nn.Conv) else ()
-        fan_in = x.shape[-1]
-        for size in window:
-            fan_in *= size
-
-        def down():
-            return jax.random.normal(site.key(), (*window, x.shape[-1], rank)) * fan_in**-0.5
-
-        a = site.get(collection, "a", down).astype(y.dtype)
-        b = site.get(collection, "b", lambda: jnp.zeros((rank, y.shape[-1]))).astype(y.dtype)
-        if window:
-            narrow = module.clone(features=a.shape[-1], use_bias=False, parent=None, name=None)
-            low = narrow.apply({"params": {"kernel": a}}, x.astype(y.dtype))
-        else:
-            low = x.astype(y.dtype) @ a
-        return y + scale * (low @ b)
-
+    apply = partial(_with_factors, rank=rank, scale=scale, collection=collection)
     opened = intercepted(network, Edit(select, apply, (collection,)))
 
     def init(key, params, x, t, cond=None):
@@ -100,148 +76,74 @@ def lora(
     return Lora(init, opened.network, merge)
 
 
-def merged(params: Any, factors: Any, scale: int | float = 1.0) -> Any:
-    """The adapted weights `W + scale A B` themselves; whatever has no factors is shared with `params`."""
-    result = dict(params)
-    for name, entry in factors.items():
-        if name in ("a", "b"):
-            continue
-        result[name] = merged(result[name], entry, scale)
-    if "a" in factors:
-        a, b, kernel = factors["a"], factors["b"], result["kernel"]
-        # A convolution's B stands for a 1 x 1 window.
-        b = b[..., None, None, :, :] if a.ndim == b.ndim + 2 else b
-        result["kernel"] = kernel + (scale * (a @ b)).astype(kernel.dtype)
-    return result
+def _with_factors(site: Site, x: Any, *, rank: int, scale: int | float, collection: str, run: Any = None) -> Any:
+    """The layer's output, or that of `run`, and `scale A B` of its input."""
+    module = site.module
+    if not isinstance(module, nn.Dense | nn.Conv):
+        kind = type(module).__name__
+        raise InvalidInput(
+            f"lora adapts Dense layers and convolutions, but {'/'.join(module.path)} is {kind}: narrow select."
+        )
+    y = site.run(x) if run is None else run(x)
+    window = tuple(cast(Sequence[int], module.kernel_size)) if isinstance(module, nn.Conv) else ()
+    fan_in = x.shape[-1]
+    for size in window:
+        fan_in *= size
 
+    def down():
+        return jax.random.normal(site.key(), (*window, x.shape[-1], rank)) * fan_in**-0.5
 
-def at_scale(params: Any, factors: Any, scale: Any = 1.0) -> dict[str, Any]:
-    """The parameters of `Lora.network` with the update at `scale` times its trained size; 0 is the base, bit for bit.
-
-    scale: a number, or a traced value: a sweep of scales is one program (Liu et al. 2025 sample at 1.4).
-    """
-    return {"params": params, "lora": _scaled(factors, scale)}
-
-
-def _scaled(factors, scale):
-    return {
-        name: _scaled(entry, scale) if isinstance(entry, Mapping) else scale * entry if name == "b" else entry
-        for name, entry in factors.items()
-    }
-
-
-def relative_change(params: Any, factors: Any, scale: int | float = 1.0) -> dict[str, float]:
-    """`|W' - W| / |W|` of each module that has factors, by its path: where a network was changed, and by how much.
-
-    Norms are those of Frobenius, over all blocks at once where they are stacked over depth. scale: see `merged`.
-    """
-    before, after = by_path(params), by_path(merged(params, factors, scale))
-
-    def change(path):
-        weights = jnp.asarray(before[f"{path}/kernel"])
-        return float(jnp.linalg.norm(after[f"{path}/kernel"] - weights) / jnp.linalg.norm(weights))
-
-    return {path: change(path) for path in adapted_modules(factors)}
-
-
-def adapted_modules(factors: Any) -> tuple[str, ...]:
-    """The paths of the modules that have factors, as a `select` of `lora`."""
-    paths: list[str] = []
-    for name, entry in factors.items():
-        if name == "a":
-            paths.append("")
-        elif name != "b":
-            paths += [f"{name}/{path}".rstrip("/") for path in adapted_modules(entry)]
-    return tuple(paths)
+    a = site.get(collection, "a", down).astype(y.dtype)
+    b = site.get(collection, "b", lambda: jnp.zeros((rank, y.shape[-1]))).astype(y.dtype)
+    if window:
+        narrow = module.clone(features=a.shape[-1], use_bias=False, parent=None, name=None)
+        low = narrow.apply({"params": {"kernel": a}}, x.astype(y.dtype))
+    else:
+        low = x.astype(y.dtype) @ a
+    return y + scale * (low @ b)
 
 
 def attached(network: Network, like: Any) -> Network:
-    """The network with a place for factors of the modules and the rank of `like`, at scale 1.
+    """The network with a place for the entries of `like`: factors of its rank, at scale 1, and other changes.
 
-    Its parameters are `{"params": params, "lora": factors}`; factors of the same shapes swap without compiling anew.
+    Its parameters are `{"params": params, "lora": factors}`; trees of the same shapes swap without compiling anew.
+    Raises InvalidInput for a module that the network lacks, and for factors of what is no Dense layer or convolution.
     """
-    rank = next(leaf.shape[-1] for path, leaf in by_path(like).items() if path.endswith("/a"))
-    return lora(network, rank, select=adapted_modules(like)).network
-
-
-def combined_adapters(weighted: Sequence[tuple[Any, Any]], rank: int, like: Any = None) -> Any:
-    """One tree of factors for several adapters at once: `sum_i weight_i A_i B_i`, at exactly `rank`.
-
-    weighted: `(factors, weight)` pairs, of any ranks; their factors stand side by side, and zeros fill the rank up. So
-    the result always has the same shapes, and other adapters or weights do not compile anew.
-    like: a tree of factors that says which modules there are, where adapters differ in that; modules that an adapter
-    lacks are zero in it. Use with `attached`.
-    Raises InvalidInput where the ranks add up to more than `rank`, and for a module that `like` lacks.
-    """
-    trees = [factors for factors, _ in weighted]
-    if like is None:
-        like = _union(trees)
-    for tree in trees:
-        if extra := sorted(set(adapted_modules(tree)) - set(adapted_modules(like))):
-            raise InvalidInput(f"An adapter has factors for {', '.join(extra)}, which `like` lacks.")
-    return _combined(like, [(tree, weight) for tree, weight in weighted], rank, "")
-
-
-def transplanted(factors: Any, params: Any, scale: Any = 1.0, select: str | tuple[str, ...] = "*") -> Any:
-    """`scale` times those factors whose module's path `select` matches, for a network with the parameters `params`.
-
-    Factors trained beside one network serve any other with the same modules: a model distilled from it, for example
-    (Gandikota & Bau 2025). They are scaled by B alone: 0 is the network itself, a negative scale the opposite update.
-    scale: a number, or a traced value. select: patterns on the end of a path, see `models.interception.Select`.
-    Raises InvalidInput where `params` lacks a module or has one of another shape, and where `select` selects nothing.
-    """
-    patterns = (select,) if isinstance(select, str) else tuple(select)
-    weights, found = by_path(params), by_path(factors)
-    chosen = [
-        path
-        for path in adapted_modules(factors)
-        if any(fnmatchcase(path, pattern) or fnmatchcase(path, f"*/{pattern}") for pattern in patterns)
+    rank = largest_rank(like)
+    by_entries: dict[frozenset, list[str]] = {}
+    for path, entries in modules(like):
+        if not path:
+            raise InvalidInput(f"{', '.join(entries)} belong to no layer of the network: merge them instead.")
+        by_entries.setdefault(frozenset(entries), []).append(path)
+    edits = [
+        Edit(tuple(map(_exactly, paths)), partial(_with_changes, rank=rank, names=names), ("lora",))
+        for names, paths in by_entries.items()
     ]
-    if not chosen:
-        raise invalid("select", select, f"it selects no module; factors are of {', '.join(adapted_modules(factors))}")
-    for path in chosen:
-        there = weights.get(f"{path}/kernel")
-        if there is None:
-            raise InvalidInput(f"There are factors for {path}, which the network does not have.")
-        a, b = found[f"{path}/a"].shape, found[f"{path}/b"].shape
-        if (*a[:-1], b[-1]) != there.shape:
-            raise invalid(f"factors of {path}", (a, b), f"those of a kernel {there.shape} were expected")
-
-    def pruned(tree, path):
-        result = {}
-        for name, entry in tree.items():
-            if isinstance(entry, Mapping):
-                inner = pruned(entry, f"{path}/{name}".lstrip("/"))
-                result |= {name: inner} if inner else {}
-            elif path in chosen:
-                result[name] = scale * entry if name == "b" else entry
-        return result
-
-    return pruned(factors, "")
+    return intercepted(network, *edits).network
 
 
-def _union(trees):
-    union: dict[str, Any] = {}
-    for tree in trees:
-        for name, entry in tree.items():
-            union[name] = _union([union.get(name, {}), entry]) if isinstance(entry, Mapping) else entry
-    return union
+def _exactly(path: str) -> Callable[[nn.Module], bool]:
+    """Selects the module at a path, and none whose path only ends alike."""
+
+    def select(module):
+        return "/".join(module.path) == path
+
+    select.__name__ = path
+    return select
 
 
-def _combined(like, weighted, rank, path):
-    result: dict[str, Any] = {}
-    for name, entry in like.items():
-        if isinstance(entry, Mapping):
-            inner = [(tree[name], weight) for tree, weight in weighted if name in tree]
-            result[name] = _combined(entry, inner, rank, f"{path}/{name}".lstrip("/"))
-    if "a" not in like:
-        return result
-    there = [(tree, weight) for tree, weight in weighted if "a" in tree]
-    ranks = sum(tree["a"].shape[-1] for tree, _ in there)
-    if ranks > rank:
-        raise invalid("rank", rank, f"the adapters of {path} have {ranks} together")
-    spare = rank - ranks
-    a = [tree["a"] for tree, _ in there] + [jnp.zeros((*like["a"].shape[:-1], spare))]
-    b = [weight * tree["b"] for tree, weight in there]
-    b += [jnp.zeros((*like["b"].shape[:-2], spare, like["b"].shape[-1]))]
-    return {**result, "a": jnp.concatenate(a, -1), "b": jnp.concatenate(b, -2)}
+def _with_changes(site: Site, *args: Any, rank: int, names: frozenset) -> Any:
+    def run(*args):
+        change = {name: site.get("lora", name, partial(_zeros, site, name)) for name in sorted(names - set(FACTORS))}
+        if site.initialising or not change:
+            return site.run(*args)
+        moved = {name: site.params[name] + leaf.astype(site.params[name].dtype) for name, leaf in change.items()}
+        return site.run_with({**site.params, **moved}, *args)
+
+    if "a" not in names:
+        return run(*args)
+    return _with_factors(site, *args, rank=rank, scale=1, collection="lora", run=run)
+
+
+def _zeros(site, name):
+    return jnp.zeros_like(site.params[name])

@@ -12,8 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.adapters.lora import merged
 from diffusion_jax.adapters.routed import at_time, embedded_time, routed_logits, routers
+from diffusion_jax.adapters.trees import merged
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.models.anatomy import collects, module_params, required, with_module_params
 from diffusion_jax.models.interception import Edit, Select, Site, intercepted

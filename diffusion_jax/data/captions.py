@@ -54,21 +54,28 @@ def _rows(table: Path, text_column: str) -> Iterator[tuple[str, str]]:
         lines = enumerate(content.split("\n"), 1)
         rows = ((number, parse_json(line, f"{table}, line {number},")) for number, line in lines if line.strip())
     else:
-        rows = _csv_rows(table, content)
+        rows = _csv_rows(table, content, text_column)
     for number, row in rows:
         for column in ("file_name", text_column):
             if not isinstance(row.get(column), str):
-                has = ", ".join(str(key) for key in row if key is not None) or "nothing"
-                raise InvalidInput(
-                    f"{table}, line {number}, has no text in the column {column!r}; it has {has}. Tables need the "
-                    "columns file_name and text (text_column= names another)."
-                )
+                raise _no_text(table, number, column, row)
         yield row["file_name"], row[text_column].strip()
 
 
-def _csv_rows(table, content):
+def _no_text(table, number, column, row):
+    has = ", ".join(str(key) for key in row if key is not None) or "nothing"
+    return InvalidInput(
+        f"{table}, line {number}, has no text in the column {column!r}; it has {has}. Tables need the columns "
+        "file_name and text (text_column= names another)."
+    )
+
+
+def _csv_rows(table, content, text_column):
     try:
         reader = csv.DictReader(io.StringIO(content, newline=""), strict=True)
+        for column in ("file_name", text_column):
+            if column not in (reader.fieldnames or ()):
+                raise _no_text(table, 1, column, reader.fieldnames or ())
         for row in reader:
             yield reader.line_num, row
     except csv.Error as error:

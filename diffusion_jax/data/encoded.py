@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from diffusion_jax.data.sources import ArraySource, BatchSource, Indices, Source
-from diffusion_jax.errors import invalid
+from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.models import LatentSpace, latent_space, principal_components
 
 KNOWN = ("num_classes", "vocab_size", "tokenizer", "class_names")
@@ -29,6 +29,8 @@ def encoded(source: Source, encode: Callable[[Any], Any], batch: int = 256) -> A
     """
     if batch < 1:
         raise invalid("batch", batch, "it must be positive")
+    if "weight" in source[0]:
+        raise InvalidInput("The source weighs its pixels ('weight'), which latents have none of: leave the weight out.")
     parts = []
     for start in range(0, len(source), batch):
         # The last ones are repeated until the batch is full.

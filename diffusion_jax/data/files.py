@@ -20,6 +20,7 @@ from diffusion_jax import pixels
 from diffusion_jax.data.sources import ArraySource, as_labels, as_numbers, check_finite
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.reading import first_line, read_array, read_arrays, regular_file
+from diffusion_jax.typing import Number
 
 LOOKED_AT = 64
 """Examples of a file that stays on disk whose range is looked at."""
@@ -32,7 +33,7 @@ def _existing(path: Any, what: str) -> Path:
     return path
 
 
-def as_data(values: Any, name: str, value_range: tuple[float, float] | None = None) -> np.ndarray:
+def as_data(values: Any, name: str, value_range: tuple[Number, Number] | None = None) -> np.ndarray:
     """x0 of one example or many: pixels as float32 in [-1, 1], tokens as int32, floats as float32.
 
     value_range: which values are -1 and 1, for pixels of another range or type; see `arrays`.
@@ -101,7 +102,7 @@ def arrays(
     x0: Any = None,
     label: Any = None,
     num_classes: int | None = None,
-    value_range: tuple[float, float] | None = None,
+    value_range: tuple[Number, Number] | None = None,
 ) -> ArraySource:
     """A source from a `.npy` file (x0 alone, memory-mapped), a `.npz` file, or arrays in memory.
 

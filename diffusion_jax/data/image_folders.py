@@ -40,7 +40,7 @@ class ImageFolder:
     """
 
     files: tuple[Path, ...]
-    cond: Mapping[str, np.ndarray]
+    cond: Mapping[str, Any]
     size: int
     channels: int
     name: str

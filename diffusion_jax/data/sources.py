@@ -107,7 +107,7 @@ class _Unconditional:
         return getattr(self._source, name)
 
 
-def unconditional(source: Source) -> Any:
+def unconditional(source: Source) -> Source:
     """`source` without its conditions, for a network that takes none."""
     return _Unconditional(source)
 

@@ -1,7 +1,8 @@
 """Transforms of single examples, `(example, generator) -> example`, for `data.pipeline(transforms=...)`.
 
-Randomness comes from the generator alone, which belongs to the example's position in the stream. Dropping conditions
-for guidance is part of the objective and is not here.
+Randomness comes from the generator alone, which belongs to the example's position in the stream. What moves pixels
+moves all that lies on them: `x0 [H, W, C]`, its `weight [H, W]`, and conditions `[H, W, C]` of its height and width.
+Dropping conditions for guidance is part of the objective and is not here.
 """
 
 import numpy as np
@@ -11,14 +12,26 @@ from diffusion_jax.data.pipeline import Transform
 from diffusion_jax.errors import invalid
 
 
+def _on_pixels(example, function):
+    """The example with `function`, of arrays `[H, W, C]`, applied to x0 and to what lies on its pixels."""
+    size, changed = example["x0"].shape[:2], {**example, "x0": function(example["x0"])}
+    if "weight" in example:
+        changed["weight"] = function(example["weight"][..., None])[..., 0]
+    if "cond" in example:
+        on_pixels = {key: np.ndim(value) == 3 and value.shape[:2] == size for key, value in example["cond"].items()}
+        changed["cond"] = {key: function(value) if on_pixels[key] else value for key, value in example["cond"].items()}
+    return changed
+
+
 def flip(probability: float = 0.5) -> Transform:
     """Mirrors `x0 [H, W, C]` left to right with this probability."""
     if not 0 <= probability <= 1:
         raise invalid("probability", probability, "it must lie in [0, 1]")
 
     def apply(example, rng):
-        mirrored = rng.random() < probability
-        return {**example, "x0": np.ascontiguousarray(example["x0"][:, ::-1])} if mirrored else example
+        if rng.random() >= probability:
+            return example
+        return _on_pixels(example, lambda image: np.ascontiguousarray(image[:, ::-1]))
 
     return apply
 
@@ -35,7 +48,7 @@ def resize(size: int = 32) -> Transform:
     """Resizes the shorter side of `x0 [H, W, C]` to `size` (bicubic, antialiased) and keeps the middle square."""
     if size < 1:
         raise invalid("size", size, "it must be at least 1")
-    return lambda example, rng: {**example, "x0": pixels.centre_crop(example["x0"], size)}
+    return lambda example, rng: _on_pixels(example, lambda image: pixels.centre_crop(image, size))
 
 
 def random_crop(size: int = 32) -> Transform:
@@ -48,6 +61,6 @@ def random_crop(size: int = 32) -> Transform:
         if min(height, width) < size:
             raise invalid("size of random_crop", size, f"an image of {height} x {width} pixels is smaller")
         top, left = rng.integers(height - size + 1), rng.integers(width - size + 1)
-        return {**example, "x0": example["x0"][top : top + size, left : left + size]}
+        return _on_pixels(example, lambda image: image[top : top + size, left : left + size])
 
     return apply

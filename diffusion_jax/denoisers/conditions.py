@@ -10,6 +10,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from diffusion_jax.clock import single_step
 from diffusion_jax.denoisers.scales import Scale, check_scale, is_static, value_at
@@ -39,6 +41,10 @@ def null_condition(cond: Any, null: Any, size: int | None = None) -> Any:
     def broadcast(value, leaf):
         leaf = jnp.asarray(leaf)
         shape = leaf.shape if leaf.shape or size is None else (size,)
+        if jnp.issubdtype(leaf.dtype, jnp.integer) and not isinstance(value, Tracer):
+            bounds, numbers = jnp.iinfo(leaf.dtype), np.asarray(value)
+            if not (bounds.min <= numbers.min() and numbers.max() <= bounds.max):
+                raise invalid("the null condition", numbers.tolist(), f"the condition's {leaf.dtype} does not hold it")
         value = jnp.asarray(value).astype(leaf.dtype)
         try:
             return jnp.broadcast_to(value, shape)

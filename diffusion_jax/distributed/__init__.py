@@ -2,7 +2,8 @@
 mesh), the timestep pipeline, and the start of several processes. Nothing here knows models or training.
 """
 
-from diffusion_jax.distributed.mesh import AXES, automatic, initialize, make_mesh
+from diffusion_jax.distributed.agreement import first_said, said_by_all
+from diffusion_jax.distributed.mesh import AXES, automatic, initialize, make_mesh, wait_for_all
 from diffusion_jax.distributed.pipeline import NOTHING, Flight, TimestepPipeline, sequential, timestep_pipeline
 from diffusion_jax.distributed.sharding import (
     BATCH_AXES,
@@ -31,12 +32,15 @@ __all__ = [
     "batch_shards",
     "check_batch",
     "constrain",
+    "first_said",
     "init_sharded",
     "initialize",
     "make_mesh",
     "path_name",
+    "said_by_all",
     "sequential",
     "shard_batch",
     "shardings",
     "timestep_pipeline",
+    "wait_for_all",
 ]

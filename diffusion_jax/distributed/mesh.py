@@ -128,3 +128,11 @@ def _cluster_has_several_processes() -> bool:
     if "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
         return True
     return os.environ.get("MEGASCALE_NUM_SLICES", "1") not in ("", "1")
+
+
+def wait_for_all(name: str) -> None:
+    """Returns once every process has come here; at once where there is only one."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)

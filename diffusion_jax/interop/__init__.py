@@ -10,6 +10,13 @@ from diffusion_jax.interop.pipelines import Pipeline, load_pipeline, with_lora
 from diffusion_jax.interop.pretrained import Pretrained, load_pretrained, save_pretrained
 from diffusion_jax.interop.schedulers import Scheduler, read_scheduler, write_scheduler_config
 from diffusion_jax.interop.tables import StoredTensor, TensorTable
+from diffusion_jax.interop.textual_inversion import (
+    WordEmbedding,
+    embedding_of,
+    load_embeddings,
+    save_embeddings,
+    with_embeddings,
+)
 from diffusion_jax.interop.tokenizers import Tokenizer, load_tokenizer
 
 __all__ = [
@@ -22,15 +29,20 @@ __all__ = [
     "StoredTensor",
     "TensorTable",
     "Tokenizer",
+    "WordEmbedding",
+    "embedding_of",
     "generate",
+    "load_embeddings",
     "load_lora",
     "load_pipeline",
     "load_preprocessor",
     "load_pretrained",
     "load_tokenizer",
     "read_scheduler",
+    "save_embeddings",
     "save_lora",
     "save_pretrained",
+    "with_embeddings",
     "with_lora",
     "write_scheduler_config",
 ]

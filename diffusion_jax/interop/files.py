@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.errors import InvalidInput, invalid, nearest
+from diffusion_jax.reading import Unreadable, file_within, first_line, read_json, regular_file, unreadable
 
 FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 """Kinds of tensors that are weights, and their bytes an entry."""
@@ -26,6 +28,12 @@ PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 """How either library names its files of weights."""
 
+ENDINGS = (*PICKLES, ".safetensors", ".json", ".txt", ".model")
+"""Of files: a name with one is a path."""
+
+HUB_SECONDS = 5
+"""How long the hub may take to say whether it has a repo id."""
+
 REMAP_BYTES = 2**27
 """Files are mapped afresh after this many bytes were read, so that pages already used do not count as memory."""
 
@@ -33,13 +41,16 @@ REMAP_BYTES = 2**27
 def local_folder(folder: str | os.PathLike) -> Path:
     """A folder or file of this machine; a repo id ("owner/name") is downloaded by huggingface_hub where that can be.
 
+    What looks like a path is one, and never asked for elsewhere. The hub is asked once, for `HUB_SECONDS`; where it
+    does not answer, what was downloaded before is taken.
+
     Raises InvalidInput where there is neither.
     """
     path = Path(folder).expanduser()
-    if path.exists():
+    if path.is_dir():
         return path
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder)):
-        raise InvalidInput(f"{path} does not exist: a folder with config.json and safetensors files is needed.")
+    if os.path.lexists(path) or _looks_like_a_path(str(folder), path):
+        return _existing_file(path)
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
@@ -47,25 +58,52 @@ def local_folder(folder: str | os.PathLike) -> Path:
             f"{folder} is no folder here, and to fetch it as a repo id the package huggingface_hub is needed: "
             "pip install huggingface_hub."
         ) from None
+    reason = _unreachable(str(folder))
     try:
         kinds = ["*.json", "*.safetensors", "*.txt", "*.model"]
-        return Path(snapshot_download(str(folder), allow_patterns=kinds))
+        return Path(snapshot_download(str(folder), allow_patterns=kinds, local_files_only=reason is not None))
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InvalidInput(f"{folder} is no folder here, and as a repo id it could not be fetched: {reason}") from None
+        told = reason or first_line(error)
+        raise InvalidInput(f"{folder} is no folder here, and as a repo id it could not be fetched: {told}.") from None
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds a dict. Raises InvalidInput where it is not there or not such a file."""
-    if not path.is_file():
-        raise InvalidInput(f"{path} does not exist.")
+def _looks_like_a_path(text: str, path: Path) -> bool:
+    """Whether a name that does not exist is meant as a path: it is no "owner/name", or its first part is here."""
+    return not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", text) or path.suffix in ENDINGS or Path(path.parts[0]).exists()
+
+
+def _existing_file(path: Path) -> Path:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"{path} is not a JSON file: {error}.") from None
-    if not isinstance(value, dict):
-        raise InvalidInput(f"{path} holds a JSON {type(value).__name__}, but a dict is needed.")
-    return value
+        return regular_file(path)
+    except Unreadable:
+        raise
+    except InvalidInput:
+        beside = [str(one) for one in path.parent.iterdir()] if path.parent.is_dir() else []
+        near = nearest(path, beside)
+        hint = f" Did you mean {near}?" if near else ""
+        raise InvalidInput(
+            f"{path} does not exist: a folder with config.json and safetensors files is needed.{hint}"
+        ) from None
+
+
+def _unreachable(repo: str) -> str | None:
+    """Why the hub does not tell of a repo id within `HUB_SECONDS`; None where it does."""
+    from huggingface_hub import HfApi
+
+    found: list[str | None] = [f"the hub did not answer within {HUB_SECONDS} seconds"]
+
+    def ask():
+        try:
+            HfApi().model_info(repo, timeout=HUB_SECONDS)
+            found[0] = None
+        except Exception as error:
+            found[0] = first_line(error)
+
+    # The library may try again and again: whatever it does, nobody waits for it any longer.
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(HUB_SECONDS)
+    return found[0]
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -128,21 +166,32 @@ class TensorFiles:
             self._read = 0
         return value
 
+    def scalar(self, name: str) -> float:
+        """The one entry of a tensor of any kind of numbers, such as an alpha."""
+        if math.prod(self.shape(name)) != 1:
+            raise InvalidInput(f"{self.path}: {name} is {list(self.shape(name))}, but one number is needed.")
+        file, original = self._where[name]
+        return float(self._handle(file).get_tensor(original).item())
+
     def _slice(self, name):
         file, original = self._where[name]
         return self._handle(file).get_slice(original)
 
     def _handle(self, file: Path):
         if file not in self._open:
+            regular_file(file)
             try:
                 self._open[file] = safe_open(file, framework="numpy")
-            except (SafetensorError, OSError) as error:
-                raise InvalidInput(f"{file} is damaged or cut short: {error}.") from None
+            except SafetensorError as error:
+                raise InvalidInput(f"{file} is damaged or cut short: {first_line(error)}.") from None
+            except OSError as error:
+                raise unreadable(file, error) from None
         return self._open[file]
 
 
 def _weight_files(path: Path, variant: str | None) -> list[Path]:
-    if path.is_file():
+    if not path.is_dir():
+        regular_file(path)
         if path.suffix != ".safetensors":
             raise invalid("checkpoint", str(path), _advice(path))
         return [path]
@@ -151,11 +200,7 @@ def _weight_files(path: Path, variant: str | None) -> list[Path]:
     indices = [path / f"{stem}.safetensors.index{'.' + variant if variant else ''}.json" for stem in STEMS.values()]
     for index in indices:
         if index.is_file():
-            shards = sorted(set(read_json(index).get("weight_map", {}).values()))
-            for shard in shards:
-                if not (path / shard).is_file():
-                    raise InvalidInput(f"{index} names the shard {shard}, but {path / shard} does not exist.")
-            return [path / shard for shard in shards]
+            return _shards(path, index)
     for file in single:
         if file.is_file():
             return [file]
@@ -172,6 +217,20 @@ def _weight_files(path: Path, variant: str | None) -> list[Path]:
     expected = f"{single[0].name} or {single[1].name}"
     there = f"it holds {', '.join(others)}" if others else "it holds no safetensors"
     raise InvalidInput(f"{path} has no {expected}: {there}.")
+
+
+def _shards(path: Path, index: Path) -> list[Path]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise invalid(f"weight_map of {index}", weight_map, "a dict from tensors to files is needed")
+    files = {file_within(path, shard, index) for shard in weight_map.values()}
+    for file in sorted(files):
+        if not os.path.lexists(file):
+            raise InvalidInput(f"{index} names the shard {file.name}, but {file} does not exist.")
+        regular_file(file)
+        if file.suffix != ".safetensors":
+            raise invalid(f"a shard that {index} names", file.name, _advice(file))
+    return sorted(files)
 
 
 def _advice(path: Path) -> str:

@@ -20,7 +20,7 @@ from diffusion_jax.distributed import batch_sharding, check_batch
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.interop import requests
 from diffusion_jax.interop.image_inputs import fitted, fitted_masks, read_images, read_masks
-from diffusion_jax.interop.pipelines import Pipeline
+from diffusion_jax.interop.pipelines import Pipeline, denoiser_of
 from diffusion_jax.interop.prompts import PromptReading
 from diffusion_jax.sampling import sample
 from diffusion_jax.timesteps import spliced
@@ -28,6 +28,9 @@ from diffusion_jax.typing import Denoiser, Solver
 
 GUIDANCE = "guidance_scale"
 """What a network that was distilled from guided answers reads the scale by."""
+
+NAMES = ("first", "refiner")
+"""What the conditions of several pipelines are called in one run."""
 
 
 def generate(
@@ -45,6 +48,7 @@ def generate(
     mask: Any = None,
     strength: Any = None,
     fit: Any = None,
+    background: Any = None,
     refiner: Any = None,
     handover: Any = 0.2,
     chunks: Any = 1,
@@ -67,7 +71,7 @@ def generate(
         fallen to its value, so that it changes the less, the darker the mask (Levin & Fried 2023). A network that was
         trained to inpaint (9 channels) is given mask and masked image, and 1/2 and more are white.
     fit: how an image of another size is brought to `size` (or to the next smaller size that fits): "crop" keeps the
-        proportions, "stretch" does not. None refuses it.
+        proportions, "stretch" does not. None refuses it. background: a colour seen where `image` is transparent.
     refiner: a pipeline that takes over where the time has fallen to `handover` (0.2 is denoising_end=0.8 in diffusers).
     chunks: chunks of 75 tokens that a prompt may fill, or "auto" for as many as the longest needs; what is beyond is
         left out, with a warning. weighting: "a1111" or "comfyui" reads `(word:1.3)`, see `prompt_weights`.
@@ -93,7 +97,7 @@ def generate(
     pipelines = (pipeline,) if refiner is None else requests.checked_pair(pipeline, refiner, handover)
     requests.check_painting(pipelines, image, mask)
     check_batch(count, pipeline.mesh)
-    image, mask, size = _pictures(pipeline, image, mask, size, fit, count, images_per_prompt)
+    image, mask, size = _pictures(pipeline, image, mask, size, fit, background, count, images_per_prompt)
     factor = pipeline.autoencoder.network.module.factor
     shape = (count, size[0] // factor, size[1] // factor, pipeline.channels)
     index = requests.indices(index, count)
@@ -115,14 +119,17 @@ def generate(
     if image is not None:
         encode = _programs(pipeline.autoencoder.network)[0]
         latents = encode(pipeline.autoencoder.params, image)
+        begin = grid[first]
+        noised = scheduler.process.alpha(begin) * latents + scheduler.process.sigma(begin) * noise
         if mask is None or strength < 1:
-            process = scheduler.process
-            start = process.alpha(grid[first]) * latents + process.sigma(grid[first]) * noise
+            start = noised
         if mask is not None:
             # As diffusers makes a mask smaller.
             small = mask[:, ::factor, ::factor, None]
             if not pipeline.inpaints:
                 known, release = latents, small
+                # What is never painted begins as the rest does, as in diffusers.
+                start = jnp.where((release > 0) & (begin > release), noised, start)
             else:
                 behind = encode(pipeline.autoencoder.params, jnp.where(mask[..., None] >= 0.5, 0.0, image))
                 concat = {"concat": jnp.concatenate([(small >= 0.5).astype(jnp.float32), behind], axis=-1)}
@@ -137,12 +144,12 @@ def generate(
     return _programs(last.autoencoder.network)[1](last.autoencoder.params, latents * last.scheduler.final_scale(grid))
 
 
-def _pictures(pipeline, image, mask, size, fit, count, repeats) -> tuple[Any, Any, tuple[int, int]]:
+def _pictures(pipeline, image, mask, size, fit, background, count, repeats) -> tuple[Any, Any, tuple[int, int]]:
     """Image and mask as `[B, H, W, 3]` and `[B, H, W]`, one a sample, and the size of the samples."""
     step = pixel_step(pipeline)
     if image is None:
         return None, None, requests.checked_size(pipeline.size if size is None else size, step)
-    image = read_images(image)
+    image = read_images(image, background=background)
     given = image.shape[1:3]
     mask = None if mask is None else read_masks(mask, given)
     wanted = given if size is None else requests.height_and_width("size", size)
@@ -175,13 +182,13 @@ def _grid(pipelines, num_steps, handover, strength, shape):
 
     grid, first = whole(pipelines[0])
     if len(pipelines) == 1:
-        return _begun(pipelines[0].scheduler, grid, first), jnp.zeros(len(grid) - 1, jnp.int32), first
+        return pipelines[0].scheduler.begun(grid, first), jnp.zeros(len(grid) - 1, jnp.int32), first
     second, later = whole(pipelines[1])
     made = int(np.sum(np.asarray(second)[:-1] > handover + 1e-6))
     joined = spliced(grid, second, made)
     if first >= joined.stop:
-        return _begun(pipelines[1].scheduler, second, later), jnp.ones(len(second) - 1, jnp.int32), later
-    return _begun(pipelines[0].scheduler, joined.grid, first), joined.which, first
+        return pipelines[1].scheduler.begun(second, later), jnp.ones(len(second) - 1, jnp.int32), later
+    return pipelines[0].scheduler.begun(joined.grid, first), joined.which, first
 
 
 def _conditions(pipeline, prompts, negatives, size, reading, scale, more):
@@ -203,7 +210,7 @@ class SamplingStage(NamedTuple):
 
 def sampling_program(pipelines: Sequence[Pipeline], rescale: float = 0.0) -> Any:
     """The compiled run of one pipeline, or of several that take turns; the same for the same parts."""
-    stages = (SamplingStage(one.denoiser, one.scheduler.solver, one.scheduler.transform) for one in pipelines)
+    stages = (SamplingStage(denoiser_of(one), one.scheduler.solver, one.scheduler.transform) for one in pipelines)
     return _compiled(tuple(stages), float(rescale))
 
 
@@ -213,21 +220,27 @@ def _compiled(stages: tuple[SamplingStage, ...], rescale: float):
 
     def run(params, key, grid, which, scale, conds, nulls, start, noise, known, release, index, first):
         asked = []
-        for number, (stage, null) in enumerate(zip(stages, nulls)):
+        for stage, null in zip(stages, nulls):
             chosen = stage.denoiser
             if null is not None:
                 # Not neutral at scale 1: the scale is traced, and a decision on it would compile both sides.
                 rule = linear_rule(chosen.process, rescale)._replace(neutral=False)
                 chosen = steered(in_one_batch(chosen, null), rule, scale)
-            chosen = stage.transform(chosen)
-            asked.append(denoisers.scheduled_condition(chosen, lambda cond, step, number=number: cond[number]))
-        denoiser, solver, own = asked[0], stages[0].solver, params[0]
+            asked.append(stage.transform(chosen))
+        denoiser, solver, own, cond = asked[0], stages[0].solver, params[0], conds[0]
         if len(stages) > 1:
-            denoiser, own = denoisers.switched(asked, which), params
+            cond, own = dict(zip(NAMES, conds)), params
+            denoiser = denoisers.switched(
+                [
+                    denoisers.scheduled_condition(one, lambda cond, step, name=name: cond[name])
+                    for one, name in zip(asked, NAMES)
+                ],
+                which,
+            )
             solver = solvers.switched([stage.solver for stage in stages], which)
         if known is not None:
             solver = solvers.released(solver, known, release, noise=noise, before=False)
-        x = sample(key, denoiser, own, solver, grid, x_init=start, cond=conds, index=index, start=first).x
+        x = sample(key, denoiser, own, solver, grid, x_init=start, cond=cond, index=index, start=first).x
         # Grids may end above 0, where the known region still has a little noise.
         return x if known is None else jnp.where(release == 0, known, x)
 
@@ -242,7 +255,3 @@ def _programs(autoencoder):
         return jnp.clip(autoencoder.decode(params, latents), -1.0, 1.0)
 
     return jax.jit(autoencoder.encode), jax.jit(decode)
-
-
-def _begun(scheduler, grid, first):
-    return getattr(scheduler, "begun", lambda grid, first: grid)(grid, first)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,20 +19,19 @@ COLOURED = 0.1
 """Channels of a mask that differ by more than this are colours, and what those mean is not known."""
 
 
-def read_images(value: Any, name: str = "image") -> Float[np.ndarray, "N H W 3"]:
+def read_images(value: Any, name: str = "image", background: Any = None) -> Float[np.ndarray, "N H W 3"]:
     """One picture or several of one size, as `pixels.as_image` takes them; several are a list or `[N, H, W, C]`."""
-    if _several(value):
-        return _stacked([pixels.as_image(one, f"{name}[{i}]", channels=3) for i, one in enumerate(value)], name)
-    if _axes(value) != 4:
-        return pixels.as_image(value, name, channels=3)[None]
-    value = np.asarray(value)
-    if value.shape[-1] not in (1, 3) or 0 in value.shape:
-        return _stacked([pixels.as_image(one, f"{name}[{i}]", channels=3) for i, one in enumerate(value)], name)
+    read = partial(pixels.as_image, channels=3, background=background)
+    if not _several(value) and _axes(value) != 4:
+        return read(value, name)[None]
+    value = value if _several(value) else np.asarray(value)
+    if not isinstance(value, np.ndarray) or value.shape[-1] not in (1, 3) or 0 in value.shape:
+        return _stacked([read(one, f"{name}[{i}]") for i, one in enumerate(value)], name)
     images = pixels.scaled(value, name)
     if value.dtype.kind not in "bu":
         # The range of all of them: one may well be bright alone.
         pixels.check_range(images, name)
-    return pixels.with_channels(images, 3)
+    return np.broadcast_to(images, (*images.shape[:3], 3))
 
 
 def read_masks(value: Any, size: tuple[int, int], name: str = "mask") -> Float[np.ndarray, "N H W"]:
@@ -77,9 +77,10 @@ def _stacked(images, name):
 
 
 def _brightness(value, name):
-    if (pixels.alpha_of(value, name) < 1).any():
+    picture, alpha = pixels.image_and_alpha(value, name, background="black")
+    if (alpha < 1).any():
         raise InvalidInput(f"{name} has transparent pixels: give one that is white where the image is painted anew.")
-    picture = pixels.as_image(value, name) / 2 + 0.5
+    picture = picture / 2 + 0.5
     if (picture.max(-1) - picture.min(-1)).max() > COLOURED:
         raise InvalidInput(
             f"{name} is coloured: give one that is white where the image is painted anew, black elsewhere."

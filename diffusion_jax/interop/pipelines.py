@@ -6,20 +6,22 @@ adapted one, the solver or the grid by others. `generation.generate` runs it.
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from diffusion_jax.adapters import attached, combined_adapters, merged
+from diffusion_jax.adapters import attached, combined_adapters, largest_rank
 from diffusion_jax.denoisers import denoiser as lifted
 from diffusion_jax.distributed import Rules
 from diffusion_jax.errors import InvalidInput, unknown
 from diffusion_jax.interop.families import sample_size
 from diffusion_jax.interop.fields import REQUIRED
 from diffusion_jax.interop.files import local_folder
-from diffusion_jax.interop.lora_files import components_of, load_lora
+from diffusion_jax.interop.lora_files import check_components, components_of, load_lora, merged_files
 from diffusion_jax.interop.pipeline_parts import file_parts, folder_parts, load_autoencoder
 from diffusion_jax.interop.pretrained import Placement, Pretrained
 from diffusion_jax.interop.prompts import (
@@ -47,6 +49,7 @@ class Pipeline(NamedTuple):
     size: default height and width in pixels, None where the checkpoint names none. num_steps, scale: defaults.
     inpaints: whether the network was trained to, and takes a mask and a masked image.
     mesh: where samples are split, or None.
+    lift: the network, adapters included, as the denoiser of a process; the same one for the same process.
     """
 
     denoiser: Denoiser
@@ -61,6 +64,7 @@ class Pipeline(NamedTuple):
     inpaints: bool
     mesh: Mesh | None
     network: Pretrained
+    lift: Callable[[Any], Denoiser]
 
 
 class PipelineKind(NamedTuple):
@@ -168,14 +172,14 @@ def load_pipeline(
     if name not in KINDS:
         raise unknown(f"{parts.info.source}: _class_name", name, KINDS)
     kind = KINDS[name]
+    adaptable = ["unet"]
 
     def load(component, **fields):
         pretrained = parts.read(component, **fields)
-        for path, weight in loras:
-            if component in components_of(path) and component != kind.network:
-                params = merged(pretrained.params, load_lora(path, pretrained, component), weight)
-                pretrained = pretrained._replace(params=params)
-        return pretrained
+        if component == kind.network:
+            return pretrained
+        adaptable.append(component)
+        return merged_files(pretrained, loras, component)
 
     network = load(kind.network, **overrides)
     if network.network.anatomy is None or not hasattr(network.network.module, "in_channels"):
@@ -187,8 +191,9 @@ def load_pipeline(
     channels = autoencoder.network.module.latent_channels
     factor = autoencoder.network.module.factor
     sides = sample_size(network.family, network.config, parts.source(kind.network))
+    lift = _lifting(network.network)
     pipeline = Pipeline(
-        lifted(network.network, noise.process),
+        lift(noise.process),
         network.params,
         noise,
         kind.prompter(load, parts.tokenizer, network, parts.info),
@@ -200,22 +205,48 @@ def load_pipeline(
         bool(getattr(network.network.anatomy, "concat", 0)),
         mesh,
         network,
+        lift,
     )
+    check_components([path for path, _ in loras], adaptable)
     adapters = [(load_lora(path, network), weight) for path, weight in loras if "unet" in components_of(path)]
     return with_lora(pipeline, adapters) if adapters else pipeline
 
 
 def with_lora(pipeline: Pipeline, weighted: Sequence[tuple[Any, int | float]], rank: int | None = None) -> Pipeline:
-    """The pipeline with factors of `load_lora` attached to its network, `(factors, weight)` each.
+    """The pipeline with factors of `load_lora` attached to its network, `(factors, weight)` each, beside those that it
+    has already.
 
     rank: the room for factors; what they need together, unless given. Later ones of that room swap in without
     compiling anew:
 
         pipeline._replace(params={**pipeline.params, "lora": adapters.combined_adapters(others, rank, like)})
     """
+    if isinstance(pipeline.params, Mapping) and set(pipeline.params) == {"params", "lora"}:
+        weighted = [(pipeline.params["lora"], 1.0), *weighted]
     if rank is None:
-        rank = sum(jax.tree.leaves(factors)[0].shape[-1] for factors, _ in weighted)
+        rank = sum(largest_rank(factors) for factors, _ in weighted)
     factors = combined_adapters(weighted, rank)
-    network = attached(pipeline.network.network, factors)
+    lift = _lifting(attached(pipeline.network.network, factors))
     params = {"params": pipeline.network.params, "lora": factors}
-    return pipeline._replace(denoiser=lifted(network, pipeline.scheduler.process), params=params)
+    return pipeline._replace(denoiser=lift(pipeline.scheduler.process), params=params, lift=lift)
+
+
+def _lifting(network):
+    return lru_cache(maxsize=16)(partial(lifted, network))
+
+
+def denoiser_of(pipeline: Pipeline) -> Denoiser:
+    """The denoiser at the scheduler's process, for that decides what the network predicts and what it is told.
+
+    Where the scheduler was replaced, the denoiser that was loaded is made anew. Raises InvalidInput for one of the
+    user's own that was made for another process.
+    """
+    made, process = pipeline.denoiser.process, pipeline.scheduler.process
+    if made == process:
+        return pipeline.denoiser
+    if pipeline.denoiser is not pipeline.lift(made):
+        raise InvalidInput(
+            "pipeline.denoiser was made for another process than that of pipeline.scheduler: make it of "
+            "pipeline.lift(pipeline.scheduler.process)."
+        )
+    return pipeline.lift(process)

@@ -19,10 +19,11 @@ from jax.typing import DTypeLike
 from diffusion_jax.distributed import Rules, shardings
 from diffusion_jax.errors import InvalidInput, nearest
 from diffusion_jax.interop.families import FAMILIES, family_of, network_fields
-from diffusion_jax.interop.files import TensorFiles, TensorWriter, local_folder, read_json, write_json
+from diffusion_jax.interop.files import TensorFiles, TensorWriter, local_folder, write_json
 from diffusion_jax.interop.single_file import Component, lone_component
 from diffusion_jax.interop.tables import Slot, nested, slots, their_shapes
 from diffusion_jax.models import by_path
+from diffusion_jax.reading import read_json
 
 SHOWN = 5
 """How many tensors a message lists of each kind."""

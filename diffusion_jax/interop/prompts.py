@@ -48,11 +48,14 @@ class Prompter(NamedTuple):
     main: (prompts, size, reading=PLAIN) -> cond, one row a prompt; size is height and width in pixels.
     null: (prompts, size, reading=PLAIN) -> cond, from a negative prompt or None a row: the other side of guidance.
     chunks: (prompts, reading) -> how many chunks of an encoder the longest fills.
+    encoders: the encoders of CLIP behind it. with_encoders: (encoders) -> the same with others in their places.
     """
 
     main: Callable[..., PromptCondition]
     null: Callable[..., PromptCondition]
     chunks: Callable[[Sequence[Any], PromptReading], int] = lambda prompts, reading: 1
+    encoders: tuple[Any, ...] = ()
+    with_encoders: Callable[..., Any] | None = None
 
 
 class EncodedText(NamedTuple):
@@ -69,12 +72,14 @@ class PromptEncoder(NamedTuple):
 
     encode: (texts, reading, hidden) -> EncodedText; `hidden: Encoded -> [B, N, D]` says which states are wanted.
     chunks: (texts, reading) -> how many chunks the longest fills.
+    with_parts: (pretrained, tokenizer) -> the same with others in their places.
     """
 
     pretrained: Pretrained
     tokenizer: Tokenizer
     encode: Callable[..., EncodedText]
     chunks: Callable[[Sequence[str], PromptReading], int]
+    with_parts: Callable[[Pretrained, Tokenizer], Any]
 
 
 def text_encoder(pretrained: Pretrained, tokenizer: Tokenizer, max_length: int, masked: bool) -> PromptEncoder:
@@ -106,7 +111,10 @@ def text_encoder(pretrained: Pretrained, tokenizer: Tokenizer, max_length: int, 
     def chunks(texts, reading):
         return 1 if masked else tokenizer.count_chunks(_parts(texts, reading), max_length)
 
-    return PromptEncoder(pretrained, tokenizer, encode, chunks)
+    def with_parts(pretrained, tokenizer):
+        return text_encoder(pretrained, tokenizer, max_length, masked)
+
+    return PromptEncoder(pretrained, tokenizer, encode, chunks, with_parts)
 
 
 def _parts(texts, reading):
@@ -187,7 +195,10 @@ def clip_prompts(encoder: PromptEncoder) -> Prompter:
     def null(prompts, size, reading=PLAIN):
         return context(_negatives(prompts), reading, 0)
 
-    return Prompter(main, null, lambda prompts, reading: encoder.chunks(_negatives(prompts), reading))
+    def chunks(prompts, reading):
+        return encoder.chunks(_negatives(prompts), reading)
+
+    return Prompter(main, null, chunks, (encoder,), lambda encoders: clip_prompts(*encoders))
 
 
 def double_clip_prompts(
@@ -225,7 +236,10 @@ def double_clip_prompts(
     def chunks(prompts, reading):
         return max(encoder.chunks(_negatives(prompts), reading) for encoder in encoders)
 
-    return Prompter(main, null, chunks)
+    def with_encoders(encoders):
+        return double_clip_prompts(encoders, zero_empty, aesthetic_scores)
+
+    return Prompter(main, null, chunks, tuple(encoders), with_encoders)
 
 
 def t5_prompts(encoder: PromptEncoder, sized: bool) -> Prompter:

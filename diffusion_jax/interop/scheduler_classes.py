@@ -45,6 +45,10 @@ def _unchanged(denoiser: Denoiser) -> Denoiser:
     return denoiser
 
 
+def _as_it_is(grid: Any, first: int) -> Any:
+    return grid
+
+
 class Scheduler(NamedTuple):
     """What a scheduler config says, in parts to give to `sample`.
 
@@ -56,6 +60,8 @@ class Scheduler(NamedTuple):
     transform: denoiser -> denoiser: clipping, thresholding, the boundary condition of consistency models.
     initial_scale: (grid) -> what standard normal noise is multiplied by to be x at the first time.
     final_scale: (grid) -> what x at the last time is multiplied by to be the image or latent.
+    begun: (grid, first) -> the grid of a run that begins at step `first`, as image to image does: an image noised to
+        `grid[first]`, then `sample(..., start=first)`, since where a method lowers its order depends on the whole grid.
     config: the config itself, as read.
     """
 
@@ -65,6 +71,7 @@ class Scheduler(NamedTuple):
     transform: Callable[[Denoiser], Denoiser] = _unchanged
     initial_scale: Callable[[Any], Any] = _unit
     final_scale: Callable[[Any], Any] = _unit
+    begun: Callable[[Any, int], Any] = _as_it_is
     config: dict[str, Any] = {}
 
 
@@ -138,7 +145,7 @@ def _kdpm2(ancestral):
 
 
 def _lms(config):
-    return _scaled(config, discrete_levels(config, LMS), solvers.lms())
+    return _scaled(config, discrete_levels(config, LMS), solvers.lms(start="zeros"))
 
 
 def _ddim(config, eta=0.0):
@@ -179,8 +186,19 @@ def _pndm(config):
 
     # It combines what the network said, whatever that is.
     combined = "eps" if levels.process.prediction == "epsilon" else "output"
-    solver = solvers.pndm(combined) if runge_kutta else solvers.plms(4, "heun", combined)
-    return Scheduler(levels.process, solver, grid)
+    if runge_kutta:
+        return Scheduler(levels.process, solvers.pndm(combined), grid)
+    solver = solvers.strided(solvers.plms(4, "heun", combined), total)
+    return Scheduler(levels.process, solver, grid, begun=_one_earlier)
+
+
+def _one_earlier(grid, first):
+    """A run of diffusers' PLMS that begins at step 2 or later begins one step earlier, and leaves out the next one.
+
+    Its list of indices has the second one twice, for the two evaluations of the first step, and is cut at `first`: the
+    first step is made from the index before, to the one at `first`, and what it comes to is taken for the one after.
+    """
+    return grid if first < 2 else grid.at[first].set(grid[first - 1])
 
 
 def _multistep_levels(config, kind):

@@ -7,6 +7,7 @@ that architecture's file; how tensors get from the disk to a mesh is in `files` 
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import einops
@@ -187,6 +188,7 @@ def _inverse(source: StoredTensor) -> Callable[[Any], Any]:
     return lambda layer: einops.rearrange(layer, f"{right.strip()} -> {left.strip()}", **dict(source.sizes))
 
 
+@lru_cache(maxsize=2**14)
 def _their_shape(source: StoredTensor, shape: tuple[int, ...]) -> tuple[int, ...]:
     struct = jax.ShapeDtypeStruct(shape, np.float32)
     return tuple(jax.eval_shape(_inverse(source), struct).shape)

@@ -7,8 +7,8 @@ in `data.tokenizers`.
 import os
 import struct
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,6 +76,7 @@ class Tokenizer:
     backend: the pipeline, which adds the start and end tokens of the checkpoint. pad, end: ids; a prompt that is too
     long is cut and keeps its end token, where the checkpoint has one; a warning names what is left out.
     max_length: the checkpoint's, or None. name: of its folder, for warnings.
+    expansions: tokens that stand for several: the ids of all by the first one's (`textual_inversion`).
     """
 
     backend: Any
@@ -83,6 +84,7 @@ class Tokenizer:
     end: int | None
     max_length: int | None
     name: str = "tokenizer"
+    expansions: Mapping[int, tuple[int, ...]] = field(default_factory=dict, hash=False)
 
     @property
     def vocab_size(self) -> int:
@@ -90,7 +92,10 @@ class Tokenizer:
 
     def encode(self, prompt: str) -> list[int]:
         """The ids of one prompt with its start and end tokens, neither cut nor padded."""
-        return self.backend.encode(_encodable(prompt)).ids
+        return [one for token in self.backend.encode(_encodable(prompt)).ids for one in self._expanded(token)]
+
+    def _expanded(self, token: int) -> tuple[int, ...]:
+        return self.expansions.get(token, (token,))
 
     def __call__(self, prompts: Sequence[Any], max_length: int | None = None) -> TokenBatch:
         """The prompts as `int32 [B, M]` and their mask, M = `max_length` or the checkpoint's.
@@ -160,7 +165,8 @@ class Tokenizer:
 
     def _content(self, text: str) -> Content:
         found = self.backend.encode(_encodable(text), add_special_tokens=False)
-        return Content(found.ids, [begin for begin, _ in found.offsets])
+        every = [(one, begin) for token, (begin, _) in zip(found.ids, found.offsets) for one in self._expanded(token)]
+        return Content([one for one, _ in every], [begin for _, begin in every])
 
 
 def _encodable(text: str) -> str:

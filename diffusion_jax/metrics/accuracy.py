@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffusion_jax.errors import invalid
+from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.metrics.arrays import class_labels, real_numbers
 from diffusion_jax.typing import Numbers
 
 
@@ -20,11 +21,14 @@ def class_accuracy(logits: Callable[[Any], Any] | Any, images: Numbers | None, l
     """Accuracy of `labels [N]` under a classifier.
 
     logits: a function of the images (such as `Judge.logits`), or the logits `[N, K]` themselves.
+    labels: whole numbers from 0 to K - 1. Raises InvalidInput for others, for no samples, and for logits with a NaN.
     """
-    scores = np.asarray(logits(images) if callable(logits) else logits)
-    labels = np.asarray(labels)
-    if scores.ndim != 2 or labels.shape != scores.shape[:1]:
-        raise invalid("labels.shape", labels.shape, f"expected one label per row of logits {scores.shape}")
+    scores = real_numbers("logits", logits(images) if callable(logits) else logits)
+    if scores.ndim != 2 or not scores.size:
+        raise invalid("logits.shape", scores.shape, "[N, K] with at least one sample was expected")
+    if np.isnan(scores).any():
+        raise InvalidInput("logits hold a NaN: they name no class.")
+    labels = class_labels(labels, *scores.shape)
     right = scores.argmax(axis=1) == labels
     per_class = [right[labels == c].mean() if (labels == c).any() else np.nan for c in range(scores.shape[1])]
     return ClassAccuracy(float(right.mean()), np.asarray(per_class))

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.metrics.arrays import feature_set, real_numbers
 from diffusion_jax.typing import Numbers
 
 
@@ -30,14 +31,10 @@ class Moments(NamedTuple):
 
 def moments(features: Numbers) -> Moments:
     """Moments of a batch of features `[N, D]`. Raises InvalidInput when one is not finite."""
-    features = np.asarray(features, np.float64)
-    if features.ndim != 2 or not len(features):
-        raise invalid("features.shape", features.shape, "expected [N, D] with at least one row")
-    if not np.isfinite(features).all():
-        raise InvalidInput("The features hold a NaN or an infinity: a distance to them means nothing.")
-    mean = features.mean(axis=0)
-    apart = features - mean
-    return Moments(len(features), mean, apart.T @ apart)
+    rows = feature_set("features", features)
+    mean = rows.mean(axis=0)
+    apart = rows - mean
+    return Moments(len(rows), mean, apart.T @ apart)
 
 
 def merge(a: Moments, b: Moments) -> Moments:
@@ -50,27 +47,32 @@ def merge(a: Moments, b: Moments) -> Moments:
     return Moments(count, mean, a.scatter + b.scatter + np.outer(apart, apart) * (a.count * b.count / count))
 
 
-def gaussian_frechet_distance(
-    mean_a: Float[np.ndarray, " D"],
-    covariance_a: Float[np.ndarray, "D D"],
-    mean_b: Float[np.ndarray, " D"],
-    covariance_b: Float[np.ndarray, "D D"],
-) -> float:
+def gaussian_frechet_distance(mean_a: Numbers, covariance_a: Numbers, mean_b: Numbers, covariance_b: Numbers) -> float:
     """`|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2))` (Dowson and Landau 1982; squared, as usual for FID).
 
     The trace of the root is the nuclear norm of `R_a^T R_b` with `S = R R^T`, which needs no root of a product, is
-    never complex, and loses no digits when a covariance is singular.
+    never complex, and loses no digits when a covariance is singular. Raises InvalidInput for shapes that do not fit
+    and for a NaN or an infinity.
     """
-    root_a, root_b = _root(covariance_a), _root(covariance_b)
+    mean_a, mean_b = real_numbers("mean_a", mean_a), real_numbers("mean_b", mean_b)
+    covariances = real_numbers("covariance_a", covariance_a), real_numbers("covariance_b", covariance_b)
+    shapes = [one.shape for one in (mean_a, mean_b, *covariances)]
+    if mean_a.ndim != 1 or shapes != [mean_a.shape] * 2 + [2 * mean_a.shape] * 2:
+        raise invalid("shapes of the means and covariances", shapes, "[D], [D], [D, D] and [D, D] were expected")
+    if not all(np.isfinite(one).all() for one in (mean_a, mean_b, *covariances)):
+        raise InvalidInput("The moments hold a NaN or an infinity: a distance to them means nothing.")
+    root_a, root_b = map(_root, covariances)
     cross = np.linalg.svd(root_a.T @ root_b, compute_uv=False).sum()
-    apart = np.asarray(mean_a, np.float64) - np.asarray(mean_b, np.float64)
-    distance = apart @ apart + np.trace(covariance_a) + np.trace(covariance_b) - 2.0 * cross
+    apart = mean_a - mean_b
+    distance = apart @ apart + sum(map(np.trace, covariances)) - 2.0 * cross
     return float(max(distance, 0.0))
 
 
 def _root(covariance):
-    values, vectors = np.linalg.eigh(np.asarray(covariance, np.float64))
-    return vectors * np.sqrt(np.clip(values, 0.0, None))
+    values, vectors = np.linalg.eigh(covariance)
+    # What is 0 but for rounding would be a root of 1e-8, and thousands of those add up.
+    kept = values > len(values) * np.finfo(np.float64).eps * values[-1]
+    return vectors[:, kept] * np.sqrt(values[kept])
 
 
 def frechet_distance(a: Numbers | Moments, b: Numbers | Moments) -> float:

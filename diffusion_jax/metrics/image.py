@@ -6,33 +6,54 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from diffusion_jax.errors import invalid
+from diffusion_jax.metrics.arrays import image_pair
+from diffusion_jax.typing import Number, Numbers
 
 
 def psnr(
-    a: Float[Array, "B H W C"],
-    b: Float[Array, "B H W C"],
+    a: Numbers,
+    b: Numbers,
     *,
-    data_range: float = 2.0,
-    mask: Float[Array | np.ndarray, "B H W 1"] | None = None,
+    data_range: Number | None = None,
+    mask: Numbers | None = None,
 ) -> Float[Array, " B"]:
     """Peak signal-to-noise ratio in dB, `10 log10(range^2 / mean (a - b)^2)`; infinite for equal images.
 
-    data_range: largest minus smallest possible value; 2 for images in [-1, 1]. mask: weights of pixels in the mean, all
-    the same when None.
+    a, b: images `[B, H, W, C]`.
+    data_range: largest minus smallest possible value. When None that of the type: 255 for bytes, 65535 for uint16, 1
+        for bool, and 2 for floats, which lie in [-1, 1].
+    mask: weights of pixels in the mean, `[B or 1, H, W, 1]`; all the same when None.
+
+    Whatever the type, it is computed in float32. NaN for an image that holds one, or of which the mask shows nothing.
+    Raises InvalidInput for shapes that differ, for types that differ or have no range of their own (int32) unless
+    data_range is given, and, looking at values that are not traced, for images that span more than twice data_range
+    and, unless it is given, for floats without a negative value, which are not in [-1, 1].
     """
-    error, weight = (a - b).astype(jnp.float32) ** 2, jnp.ones_like(a[..., :1]) if mask is None else mask
-    error = (error * weight).sum((1, 2, 3)) / (weight.sum((1, 2, 3)) * a.shape[-1])
+    a, b, data_range = image_pair(a, b, data_range)
+    weight = jnp.ones((1, *a.shape[1:3], 1)) if mask is None else jnp.asarray(mask, jnp.float32)
+    if weight.shape not in [(size, *a.shape[1:3], 1) for size in (1, len(a))]:
+        raise invalid(
+            "mask.shape", weight.shape, f"a weight for each pixel, {(len(a), *a.shape[1:3], 1)}, was expected"
+        )
+    error = ((a - b) ** 2 * weight).sum((1, 2, 3)) / (weight.sum((1, 2, 3)) * a.shape[-1])
     return 10.0 * jnp.log10(data_range**2 / error)
 
 
 def ssim(
-    a: Float[Array, "B H W C"], b: Float[Array, "B H W C"], *, data_range: float = 2.0, gaussian: bool = False
+    a: Numbers,
+    b: Numbers,
+    *,
+    data_range: Number | None = None,
+    gaussian: bool = False,
 ) -> Float[Array, " B"]:
     """Structural similarity, the mean over pixels and channels (Wang et al. 2004, equation 13), K1 = 0.01, K2 = 0.03.
 
+    a, b: images `[B, H, W, C]`.
     gaussian: the paper's weights (sigma 1.5, 11 x 11) in place of a uniform window of 7 x 7 with sample covariances.
     Both equal scikit-image's `structural_similarity`, which leaves out the border that a window does not fit into.
+    data_range, types, and what is refused: as for `psnr`.
     """
+    a, b, data_range = image_pair(a, b, data_range)
     if gaussian:
         offsets = np.arange(-5, 6)
         window = np.exp(-0.5 * (offsets / 1.5) ** 2)
@@ -44,7 +65,7 @@ def ssim(
     window = jnp.asarray(window / window.sum(), jnp.float32)
     # Means are taken of deviations from the image's own mean, which keeps float32 variances accurate.
     centre = jnp.mean(a, axis=(1, 2), keepdims=True)
-    x, y = (a - centre).astype(jnp.float32), (b - centre).astype(jnp.float32)
+    x, y = a - centre, b - centre
 
     def local(values):
         batch, height, width, channels = values.shape

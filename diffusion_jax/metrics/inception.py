@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.metrics.arrays import signed_images
 
 
 class _Conv(nn.Module):
@@ -193,7 +194,10 @@ def from_torch(tensors: Mapping[str, np.ndarray]) -> Any:
 
 
 class Inception(NamedTuple):
-    """features, logits: images `[N, H, W, 3]` in [-1, 1], any size, to `[N, 2048]` and `[N, 1008]` (on the host)."""
+    """features, logits: images `[N, H, W, 3]` in [-1, 1], any size, to `[N, 2048]` and `[N, 1008]` (on the host).
+
+    Bytes (uint8) are scaled to [-1, 1]; other integers, and floats without a negative value, are refused.
+    """
 
     features: Callable[[Any], np.ndarray]
     logits: Callable[[Any], np.ndarray]
@@ -228,8 +232,8 @@ def inception(path: str, batch_size: int = 64) -> Inception:
         return network.apply(variables, jax.image.resize(images, shape, "bilinear", antialias=False))
 
     def run(images, which):
-        images = np.asarray(images, np.float32)
-        if images.ndim != 4 or images.shape[-1] != 3:
+        images = signed_images("images", images)
+        if images.ndim != 4 or images.shape[-1] != 3 or not images.size:
             raise invalid("images.shape", images.shape, "Inception-v3 takes colour images [N, H, W, 3]")
         chunks = [apply(variables, images[i : i + batch_size])[which] for i in range(0, len(images), batch_size)]
         if chunks[0] is None:

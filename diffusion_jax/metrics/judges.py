@@ -30,6 +30,7 @@ from diffusion_jax import data
 from diffusion_jax.cache import cache_folder
 from diffusion_jax.data.sources import SPLITS, Source
 from diffusion_jax.errors import InvalidInput, invalid, unknown
+from diffusion_jax.metrics.arrays import class_labels, signed_images
 from diffusion_jax.metrics.frechet import frechet_distance
 from diffusion_jax.typing import Numbers
 
@@ -55,6 +56,9 @@ class _Settings:
 @dataclasses.dataclass(frozen=True, eq=False)
 class Judge:
     """A trained judge; images `[N, H, W, C]` or vectors `[N, D]` in [-1, 1], as those it was trained on.
+
+    Images of bytes (uint8) are scaled to [-1, 1]; other integers, and images without a negative value, which are in
+    [0, 1] or 0 .. 255, are refused.
 
     target: the entry of `cond` that it reads. exclusive: whether that is one class of several, or what is present.
     held_out: features `[M, features]` of the held-out data. accuracy: on those, the share of examples whose class, or
@@ -194,9 +198,10 @@ def _read(source, target, limit):
     x, targets = examples["x0"], np.asarray(examples["cond"][target])
     if isinstance(x, Mapping) or np.ndim(x) not in (2, 4):
         raise invalid("x0.shape", jax.tree.map(np.shape, x), "images [N, H, W, C] or vectors [N, D] were expected")
-    x = np.asarray(x, np.float32)
+    x = _in_range("x0", x)
     if targets.ndim == 1 and np.issubdtype(targets.dtype, np.integer):
-        return x, targets.astype(np.int32), getattr(source, "num_classes", None) or int(targets.max()) + 1
+        classes = getattr(source, "num_classes", None) or int(targets.max()) + 1
+        return x, class_labels(targets, count, classes).astype(np.int32), classes
     if targets.ndim != 2 or not np.isin(targets, (0, 1)).all():
         raise invalid(f"cond[{target!r}]", targets[0], "a class (an integer) or zeros and ones [K] were expected")
     return x, targets.astype(np.float32), 0
@@ -235,20 +240,25 @@ def _save(file, params):
 
 def _answers(settings, params, images):
     """Features and logits, in batches."""
-    images = np.asarray(images, np.float32)
-    if images.shape[1:] != settings.shape:
+    images = _in_range("images", images)
+    if images.shape[1:] != settings.shape or not len(images):
         raise invalid("images.shape", images.shape, f"the judge takes [N, *{settings.shape}]")
     run = partial(_apply_jit, pooled=settings.pooled)
     batches = [run(params, images[i : i + 512]) for i in range(0, len(images), 512)]
     return tuple(np.concatenate(parts) for parts in zip(*jax.device_get(batches), strict=True))
 
 
+def _in_range(field, x):
+    """Images by the rule of `signed_images`; vectors have no range of their own."""
+    return signed_images(field, x) if np.ndim(x) == 4 else np.asarray(x, np.float32)
+
+
 def _share_right(settings, logits, targets):
-    expected = logits.shape[:1] if settings.exclusive else logits.shape
-    if targets.shape != expected:
-        raise invalid("labels.shape", targets.shape, f"{expected} was expected, for logits {logits.shape}")
-    right = logits.argmax(1) == targets if settings.exclusive else (logits > 0) == (targets > 0.5)
-    return float(np.mean(right))
+    if settings.exclusive:
+        return float(np.mean(logits.argmax(1) == class_labels(targets, *logits.shape)))
+    if targets.shape != logits.shape or not np.isin(targets, (0, 1)).all():
+        raise invalid("labels.shape", targets.shape, f"zeros and ones {logits.shape} were expected")
+    return float(np.mean((logits > 0) == (targets > 0.5)))
 
 
 def _layers(size):

@@ -5,7 +5,8 @@ from typing import NamedTuple
 import numpy as np
 
 from diffusion_jax.errors import invalid
-from diffusion_jax.metrics.kernel import squared_distances
+from diffusion_jax.metrics.arrays import two_sets
+from diffusion_jax.metrics.kernel import exact_where, squared_distances
 from diffusion_jax.typing import Numbers
 
 
@@ -23,19 +24,26 @@ class Manifold(NamedTuple):
     coverage: float
 
 
-def manifold(real: Numbers, samples: Numbers, k: int = 5) -> Manifold:
-    """The four numbers from features `real [N, D]` and `samples [M, D]`; float64, memory of order N M."""
-    a, b = np.asarray(real, np.float64), np.asarray(samples, np.float64)
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
-        raise invalid("shapes of the two sets", (a.shape, b.shape), "expected [N, D] and [M, D]")
-    if not 1 <= k < min(len(a), len(b)):
-        raise invalid("k", k, f"it must be at least 1 and less than the smaller set, {min(len(a), len(b))}")
-    # Around a common centre the expansion of the squared distance loses fewer digits.
-    centre = a.mean(axis=0)
-    a, b = a - centre, b - centre
+def manifold(real: Numbers, samples: Numbers, k: int = 5, *, closed: bool = False) -> Manifold:
+    """The four numbers from features `real [N, D]` and `samples [M, D]`; float64, memory of order N M.
+
+    closed: whether what lies exactly on the surface of a ball is inside of it. It is not in the code of Naeem et al.
+    (prdc), which computes all four; it is in that of Kynkäänniemi et al. Only ties differ, which discrete features and
+    repeated examples have: k + 1 equal examples have balls of radius 0, which, open, hold nothing.
+    """
+    a, b = two_sets(real, samples)
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k < min(len(a), len(b)):
+        raise invalid(
+            "k", k, f"a whole number from 1 to less than the smaller set, {min(len(a), len(b))}, was expected"
+        )
     across = squared_distances(a, b)
-    inside_real = across <= _reach(a, k)[:, None]
-    inside_samples = across <= _reach(b, k)
+
+    def inside(reach):
+        # Ties are ties of exact distances: what is equal to rounding is computed as it stands.
+        exact_where(np.abs(across - reach) <= 1e-9 * reach, across, a, b)
+        return across <= reach if closed else across < reach
+
+    inside_real, inside_samples = inside(_reach(a, k)[:, None]), inside(_reach(b, k))
     return Manifold(
         precision=float(inside_real.any(axis=0).mean()),
         recall=float(inside_samples.any(axis=1).mean()),
@@ -48,4 +56,5 @@ def _reach(features, k):
     """Squared distance of each to its k-th neighbour other than itself."""
     within = squared_distances(features, features)
     np.fill_diagonal(within, -1.0)
-    return np.partition(within, k, axis=1)[:, k]
+    neighbour = np.argpartition(within, k, axis=1)[:, k]
+    return ((features - features[neighbour]) ** 2).sum(axis=1)

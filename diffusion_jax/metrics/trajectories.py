@@ -7,6 +7,7 @@ Everything is float64 on the host.
 import numpy as np
 
 from diffusion_jax.errors import invalid
+from diffusion_jax.metrics.arrays import real_numbers
 from diffusion_jax.typing import Numbers
 
 
@@ -60,7 +61,7 @@ def undecided(predictions: Numbers, x: Numbers) -> np.ndarray:
     the sample is decided; 1 where nothing but zero is predicted (Gandikota & Bau 2025).
     Raises InvalidInput for shapes that do not fit, and for a sample that is zero.
     """
-    said, x = np.asarray(predictions, np.float64), np.asarray(x, np.float64)
+    said, x = real_numbers("predictions", predictions), real_numbers("x", x)
     if said.shape[1:] != x.shape or not said.size:
         raise invalid("predictions.shape", said.shape, f"[S, ...] behind which stands the shape of x, {x.shape}")
     sizes = np.linalg.norm(x.reshape(len(x), -1), axis=-1)
@@ -97,7 +98,7 @@ def pairwise_distance(features: Numbers, labels: Numbers | None = None) -> float
     """
     from scipy.spatial.distance import pdist
 
-    features = np.asarray(features, np.float64)
+    features = real_numbers("features", features)
     features = features.reshape(len(features), -1)
     labels = np.zeros(len(features)) if labels is None else np.asarray(labels)
     if labels.shape != (len(features),):
@@ -109,7 +110,7 @@ def pairwise_distance(features: Numbers, labels: Numbers | None = None) -> float
 
 
 def _alike(name, x, reference):
-    x, reference = np.asarray(x, np.float64), np.asarray(reference, np.float64)
+    x, reference = real_numbers(name, x), real_numbers("reference", reference)
     if x.shape != reference.shape or not x.size:
         raise invalid(f"{name}.shape", x.shape, f"it must be that of what it is compared with, {reference.shape}")
     return x, reference

@@ -16,6 +16,7 @@ from diffusion_jax.errors import invalid, unknown
 from diffusion_jax.models.encoders import prenorm_stack
 from diffusion_jax.models.layers.branches import REMAT, Side
 from diffusion_jax.models.layers.dense import projection
+from diffusion_jax.models.layers.embeddings import LookupTable
 from diffusion_jax.models.layers.mlp import ACTIVATIONS
 from diffusion_jax.models.layers.prenorm import affine_norm
 from diffusion_jax.models.network import check_dtype, make_module
@@ -45,7 +46,7 @@ class CaptionDecoder(nn.Module):
         init = nn.initializers.normal(0.02)
         begin = jnp.full_like(tokens[:, :1], self.vocab_size)
         before = jnp.concatenate([begin, tokens[:, :-1]], axis=1)
-        embedded = nn.Embed(self.vocab_size + 1, self.width, embedding_init=init, name="embed")(before)
+        embedded = LookupTable(self.vocab_size + 1, self.width, embedding_init=init, name="embed")(before)
         h = jnp.concatenate([projection(self.width, name="prefix")(latents), embedded], axis=1)
         h = h + self.param("positions", init, h.shape[1:])
         last, _ = prenorm_stack(self, h, Side(), {"causal": True}, {})

@@ -31,8 +31,10 @@ from diffusion_jax.models.layers.branches import AttentionBranch, MlpBranch, Sid
 from diffusion_jax.models.layers.conditioning import Attended, ConditionStream, CondKey, full_mask, nonempty
 from diffusion_jax.models.layers.dense import projection
 from diffusion_jax.models.layers.embeddings import (
+    LookupTable,
     TimeEmbedding,
     VectorEmbedding,
+    check_numbers,
     grid_positions,
     rotary_angles,
     timestep_embedding,
@@ -52,19 +54,27 @@ class Label(ConditionStream):
 
     def check(self, cond, sizes):
         super().check(cond, sizes)
+        self._check(cond, self.num_classes + 1)
+
+    def check_data(self, cond):
+        super().check(cond, {})
+        self._check(cond, self.num_classes)
+
+    def _check(self, cond, count):
         if not isinstance(cond["label"], Tracer):
             values = np.asarray(cond["label"])
-            if (wrong := values[(values < 0) | (values > self.num_classes)]).size:
-                classes = f"the network knows the classes 0 to {self.num_classes - 1}, and {self.num_classes} for none"
+            if (wrong := values[(values < 0) | (values >= count)]).size:
+                classes = f"the network knows the classes 0 to {self.num_classes - 1}"
+                classes += f", and {self.num_classes} for none" * (count > self.num_classes)
                 raise invalid("cond['label']", int(wrong[0]), classes)
 
     def embed(self, cond, place):
         init = nn.initializers.normal(place.table_std)
-        table = nn.Embed(self.num_classes + 1, place.width, embedding_init=init, name="label")
+        table = LookupTable(self.num_classes + 1, place.width, embedding_init=init, name="label")
         return {"vector": table(cond["label"])}
 
     def null(self, cond):
-        return {"label": jnp.full_like(cond["label"], self.num_classes)}
+        return {"label": jnp.full(jnp.shape(cond["label"]), self.num_classes, jnp.int32)}
 
 
 def label(num_classes: int) -> Label:
@@ -212,7 +222,7 @@ class TextEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, tokens, mask):
-        h = nn.Embed(self.vocab_size, self.width, name="embed")(tokens).astype(self.dtype)
+        h = LookupTable(self.vocab_size, self.width, name="embed")(tokens).astype(self.dtype)
         # The blocks want a conditioning vector; text has no time, so it is one learned vector for all.
         style = self.param("style", nn.initializers.normal(0.02), (self.width,))
         c = jnp.broadcast_to(style, (tokens.shape[0], self.width)).astype(self.dtype)
@@ -238,6 +248,10 @@ class Text(ConditionStream):
         CondKey("tokens_mask", ("B", "M"), jnp.generic, optional=True),
     )
     enters = ("context", "vector")
+
+    def check(self, cond, sizes):
+        super().check(cond, sizes)
+        check_numbers("cond['tokens']", cond["tokens"], self.vocab_size)
 
     def embed(self, cond, place):
         mask = full_mask(Attended(cond["tokens"], cond.get("tokens_mask")))

@@ -34,7 +34,7 @@ from diffusion_jax.models.layers.branches import CARRIED
 from diffusion_jax.models.network import dropout_rngs
 from diffusion_jax.typing import Anatomy, Inside, Network
 
-Select = str | tuple[str, ...] | Callable[[nn.Module], bool]
+Select = str | tuple[str | Callable[[nn.Module], bool], ...] | Callable[[nn.Module], bool]
 """Which modules: a pattern on the end of the path ("cross_attention", "blocks/*/mlp", "attend"), several of them, each
 of which must select something, or a test of the module, which may be a `ByAnatomy`."""
 

@@ -25,7 +25,7 @@ from diffusion_jax.models.layers.branches import (
 )
 from diffusion_jax.models.layers.conditioning import ConditionEncoder, ConditionStream
 from diffusion_jax.models.layers.dense import projection
-from diffusion_jax.models.layers.embeddings import grid_positions, sincos_positions
+from diffusion_jax.models.layers.embeddings import LookupTable, grid_positions, sincos_positions
 from diffusion_jax.models.layers.modulation import Modulation, modulate
 from diffusion_jax.models.layers.norms import layer_norm
 from diffusion_jax.models.layers.patches import from_patches, times_of_patches, to_patches
@@ -167,7 +167,7 @@ class JointTransformer(nn.Module):
         """The tokens of a part, `[B, N, width]`, with their positions."""
         if part.vocab_size:
             init = nn.initializers.normal(0.02)
-            embed = nn.Embed(part.vocab_size + 1, self.width, embedding_init=init, name=f"embed_{part.entry}")
+            embed = LookupTable(part.vocab_size + 1, self.width, embedding_init=init, name=f"embed_{part.entry}")
             h = embed(x).astype(dtype)
         else:
             init = nn.initializers.xavier_uniform()

@@ -9,7 +9,7 @@ from diffusion_jax.errors import invalid
 from diffusion_jax.models.anatomy import transformer_anatomy
 from diffusion_jax.models.layers.branches import MlpBranch, Stack, modulated_output
 from diffusion_jax.models.layers.conditioning import ConditionEncoder, ConditionStream, check_streams
-from diffusion_jax.models.network import check_dtype, network
+from diffusion_jax.models.network import check_dtype, check_fields, network
 from diffusion_jax.time_axes import fill
 from diffusion_jax.typing import Network
 
@@ -62,5 +62,6 @@ def mlp(
     if ratio <= 0:
         raise invalid("ratio", ratio, "it must be positive")
     check_dtype(dtype)
+    check_fields("mlp", Mlp, {"width": width, "depth": depth})
     module = Mlp(width, depth, ratio, check_streams("mlp", conditions, Mlp.takes), scan, dtype)
     return network(module, transformer_anatomy(module, axes=2, entrance="embed"))

@@ -4,6 +4,7 @@ Modules are called as `module(x, t, cond, train) -> (output, extras)`, positiona
 """
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from diffusion_jax.config import of_type
 from diffusion_jax.errors import invalid, unknown
 from diffusion_jax.models.layers.branches import REMAT
 from diffusion_jax.models.layers.conditioning import check_streams
@@ -41,6 +43,10 @@ def network(module: nn.Module, anatomy: Anatomy | None = None) -> Network:
     return Network(init, apply, module, anatomy, Inside(run, bare=True))
 
 
+LARGEST_SIZE, MOST_BLOCKS = 2**24, 2**12
+"""Of any axis, and of what is traced one by one: far beyond what is trained."""
+
+
 def make_module(kind: Any, what: str, preset: Mapping[str, Any], fields: Mapping[str, Any], *fixed: Any) -> Any:
     """`kind(*fixed, **{**preset, **fields})`; raises InvalidInput for a field that it does not have.
 
@@ -52,9 +58,22 @@ def make_module(kind: Any, what: str, preset: Mapping[str, Any], fields: Mapping
         if name not in known:
             raise unknown(f"field of {what}", name, known)
     made = {**preset, **fields}
+    check_fields(what, kind, made)
     if "conditions" in made:
         made["conditions"] = check_streams(what, made["conditions"], kind.takes)
     return kind(*fixed, **made)
+
+
+def check_fields(what: str, kind: Any, fields: Mapping[str, Any]) -> None:
+    """Raises InvalidInput for a field that is not of the type that the module `kind` declares, or of a size that no
+    network has: such a number would be traced or allocated before it is seen to be wrong."""
+    for name, value in fields.items():
+        if name != "conditions":
+            of_type(f"{what}.{name}", value, kind.__dataclass_fields__[name].type)
+        most = MOST_BLOCKS if re.search("depth|residual|layers", name) else LARGEST_SIZE
+        for number in value if isinstance(value, tuple | list) else [value]:
+            if isinstance(number, int) and number > most:
+                raise invalid(f"{what}.{name}", value, f"at most {most} is taken")
 
 
 def chosen(preset: str, presets: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:

@@ -13,6 +13,7 @@ from diffusion_jax.errors import invalid
 from diffusion_jax.models.encoders import Encoded, Encoder, check_mask, make_encoder, prenorm_stack
 from diffusion_jax.models.layers.branches import Side
 from diffusion_jax.models.layers.dense import projection
+from diffusion_jax.models.layers.embeddings import LookupTable
 from diffusion_jax.models.layers.prenorm import RelativeBias, affine_norm
 
 HIGHEST_ID = 2
@@ -55,7 +56,7 @@ class CLIPText(nn.Module):
         _check_tokens(tokens, self.positions)
         check_mask(mask, tokens.shape)
         init = nn.initializers.normal(0.02)
-        embed = nn.Embed(self.vocab_size, self.width, embedding_init=init, name="embed")
+        embed = LookupTable(self.vocab_size, self.width, embedding_init=init, name="embed")
         positions = self.param("positions", init, (self.positions, self.width))
         h = embed(tokens) + positions[: tokens.shape[1]]
         last, states = prenorm_stack(self, h, Side(mask=mask), {"causal": True}, {})
@@ -117,7 +118,7 @@ class T5(nn.Module):
     def __call__(self, tokens, mask):
         _check_tokens(tokens)
         check_mask(mask, tokens.shape)
-        h = nn.Embed(self.vocab_size, self.width, embedding_init=nn.initializers.normal(1.0), name="embed")(tokens)
+        h = LookupTable(self.vocab_size, self.width, embedding_init=nn.initializers.normal(1.0), name="embed")(tokens)
         bias = None
         if self.shared_bias:
             bias = RelativeBias(self.heads, self.buckets, self.max_distance, name="relative_bias")(tokens.shape[1])

@@ -7,8 +7,8 @@ from diffusion_jax.errors import invalid
 from diffusion_jax.models.anatomy import transformer_anatomy
 from diffusion_jax.models.layers.branches import Stack, modulated_output, transformer_branches
 from diffusion_jax.models.layers.conditioning import ConditionEncoder, ConditionStream, check_streams
-from diffusion_jax.models.layers.embeddings import grid_positions, rotary_angles
-from diffusion_jax.models.network import check_transformer, network
+from diffusion_jax.models.layers.embeddings import LookupTable, grid_positions, rotary_angles
+from diffusion_jax.models.network import check_fields, check_transformer, network
 from diffusion_jax.typing import Network
 
 
@@ -40,7 +40,7 @@ class TextTransformer(nn.Module):
         if t.shape not in (tokens.shape[:1], tokens.shape):
             raise invalid("t.shape", t.shape, f"tokens {tokens.shape} take a time per sample or per token")
         dtype = jnp.dtype(self.dtype)
-        embed = nn.Embed(self.vocab_size + 1, self.width, embedding_init=nn.initializers.normal(0.02), name="embed")
+        embed = LookupTable(self.vocab_size + 1, self.width, embedding_init=nn.initializers.normal(0.02), name="embed")
         h = embed(tokens).astype(dtype)
         rotary = jnp.asarray(rotary_angles(grid_positions(tokens.shape[1]), self.width // self.heads))
         encoder = ConditionEncoder(self.width, self.conditions, self.depth, dtype, name="condition")
@@ -72,6 +72,7 @@ def text_transformer(
     """A bidirectional transformer over tokens; see `TextTransformer`. Raises InvalidInput for sizes that do not fit."""
     if not isinstance(vocab_size, int) or vocab_size < 2:
         raise invalid("vocab_size", vocab_size, "it must be an integer of at least 2")
+    check_fields("text_transformer", TextTransformer, {"vocab_size": vocab_size, "width": width, "depth": depth})
     conditions = check_streams("text_transformer", conditions, TextTransformer.takes)
     module = TextTransformer(
         vocab_size, width, depth, heads, mlp_ratio, qk_norm, swiglu, conditions, remat, scan, dtype

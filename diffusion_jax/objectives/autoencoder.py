@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from diffusion_jax.errors import invalid, unknown
 from diffusion_jax.models.vae import Autoencoder
-from diffusion_jax.objectives.batches import batch_size, example_keys
+from diffusion_jax.objectives.batches import batch_size, example_keys, refuse_weight
 from diffusion_jax.objectives.entries import per_example
 from diffusion_jax.typing import Aux, Objective
 
@@ -35,6 +35,7 @@ def vae_loss(autoencoder: Autoencoder, kl_weight: float = 1e-6, reconstruction: 
     distance = RECONSTRUCTIONS[reconstruction]
 
     def init(key, params, batch):
+        refuse_weight(batch, "autoencoder")
         return ()
 
     def loss(params, state, batch, key):

@@ -1,7 +1,8 @@
 """What objectives do with a batch before the loss: draw times, give each example its keys, drop conditions.
 
 A batch is a dict: `x0` (an array `[B, ...]` or a dict of those), optionally `cond` (a dict), `index [B]`, the global
-index of each example, to which its randomness belongs, and `missing`, which examples lack which modality.
+index of each example, to which its randomness belongs, `missing`, which examples lack which modality, and `weight`, how
+much each entry of the data counts.
 """
 
 from collections.abc import Mapping
@@ -107,6 +108,31 @@ def _drawn(draw, state, batch, key, axes):
         raise invalid("t_shape", axes, "modalities that share a time must agree in those axes; use a dict of draws")
     t, weight = draw.draw(state, key, prefix)
     return {**batch, "t": t, "t_weight": weight}
+
+
+def entry_weights(batch: Mapping[str, Any]) -> Any:
+    """`weight` of a batch, of a prefix of the shape of its data, or for joint data a dict; 1.0 where it says nothing.
+
+    Raises InvalidInput for a modality that x0 lacks, or another shape.
+    """
+    x0, given = batch["x0"], batch.get("weight")
+    joint = isinstance(x0, Mapping)
+    if given is None:
+        return dict.fromkeys(x0, 1.0) if joint else 1.0
+    if isinstance(given, Mapping) != joint or (joint and not set(given) <= set(x0)):
+        have = f"x0 has {sorted(x0)}" if joint else "x0 is one array"
+        raise invalid("weight", sorted(given) if isinstance(given, Mapping) else "one array", have)
+    for name, weight in given.items() if joint else [("", given)]:
+        shape, like = jnp.shape(weight), (x0[name] if joint else x0).shape
+        if not shape or any(a not in (1, b) for a, b in zip(shape, like)) or len(shape) > len(like):
+            raise invalid(f"weight{[name] if name else ''}.shape", shape, f"a prefix of the data's, {like}, is needed")
+    return {name: given.get(name, 1.0) for name in x0} if joint else given
+
+
+def refuse_weight(batch: Mapping[str, Any], what: str) -> None:
+    """Raises InvalidInput where a batch weighs its entries and the loss `what` would not."""
+    if batch.get("weight") is not None:
+        raise InvalidInput(f"The batch weighs its entries ('weight'), which {what} does not: leave it out of the data.")
 
 
 def distinct_draws(draw: Mapping[str, Any]) -> dict[str, Any]:

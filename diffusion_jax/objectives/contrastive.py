@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from diffusion_jax.models.caption_decoder import Captioner
 from diffusion_jax.models.dual_encoder import DualEncoder
+from diffusion_jax.objectives.batches import refuse_weight
 from diffusion_jax.typing import Aux, Objective
 
 
@@ -20,6 +21,7 @@ def contrastive(network: DualEncoder) -> Objective:
     """
 
     def init(key, params, batch):
+        refuse_weight(batch, "contrastive")
         return ()
 
     def loss(params, state, batch, key):
@@ -44,6 +46,7 @@ def caption_loss(network: Captioner) -> Objective:
     """
 
     def init(key, params, batch):
+        refuse_weight(batch, "caption_loss")
         return ()
 
     def loss(params, state, batch, key):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from diffusion_jax import timesteps
 from diffusion_jax.clock import network_inputs
 from diffusion_jax.errors import InvalidInput, invalid, unknown
-from diffusion_jax.objectives.batches import distinct_draws, drawn, drop_condition, example_keys, updated
+from diffusion_jax.objectives.batches import distinct_draws, drawn, drop_condition, entry_weights, example_keys, updated
 from diffusion_jax.objectives.entries import EntryLoss, per_example, regression, tokens
 from diffusion_jax.processes import by_modality, is_discrete, is_gaussian, is_joint
 from diffusion_jax.randomness import split
@@ -40,10 +40,13 @@ def denoising(
     modality_weights: Mapping[str, float | int] | None = None,
     missing_weight: float | int = 0.0,
 ) -> Objective:
-    """Equation (1) as an `Objective` on batches `{"x0"}`, optionally with "cond", "index" and "missing".
+    """Equation (1) as an `Objective` on batches `{"x0"}`, optionally with "cond", "index", "weight" and "missing".
 
     x0: `[B, ...]`, or a dict of those for a joint process. index: `[B]` global index of each example, to which all its
         noise belongs; 0 .. B - 1 when absent.
+    weight (of the batch): how much each entry of the data counts, of a prefix of its shape, such as `[B, H, W]`
+        with 0 where a picture is not to be learned; `{modality: weight}` for joint data. The mean stays over all
+        entries, and metrics without weights stay so.
     missing: `{modality: bool [B]}`, examples that lack a modality of joint data: it is pure noise to the network, at
         t = 1, and has no loss (see `missing_weight`); the mean is still over all examples.
     draw: which times are trained, uniform by default; for joint data one draw gives all modalities the same time, a
@@ -119,9 +122,10 @@ def objective(
         def answered(x0, process, output, noise, x_t, t):
             return entry(process, output, x0, noise, x_t, t)
 
-        def averaged(answer, draw_weight, weight, present):
+        def averaged(answer, draw_weight, weight, present, entry_weight):
             weighted, name, plain, share = answer
             weighted = weighted if weight == 1 else weight * weighted
+            weighted = weighted if isinstance(entry_weight, float) else expand(entry_weight, weighted) * weighted
             shown = jnp.mean(present * plain) / jnp.maximum(jnp.mean(present * share), jnp.finfo(jnp.float32).tiny)
             return per_example(expand(draw_weight, weighted) * weighted), per_example(weighted), name, shown
 
@@ -130,7 +134,7 @@ def objective(
         _check_known(process, missing, missing_weight)
         present = {name: 1.0 - jnp.asarray(missing[name]) if name in missing else 1.0 for name in x0} if joint else 1.0
         answers = each(answered, x0, by_modality(process), output, noise, x_t, t)
-        results = each(averaged, answers, batch["t_weight"], weights, present)
+        results = each(averaged, answers, batch["t_weight"], weights, present, entry_weights(batch))
         entries = results if joint else {"": results}
         total = sum((value[0] for value in entries.values()), start=jnp.zeros(()))
         recorded = {name: value[1] for name, value in entries.items()}

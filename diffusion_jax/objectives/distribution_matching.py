@@ -20,7 +20,7 @@ from diffusion_jax import timesteps
 from diffusion_jax.clock import as_grid, clock, num_steps, single_step
 from diffusion_jax.denoisers import denoiser
 from diffusion_jax.errors import invalid, unknown
-from diffusion_jax.objectives.batches import batch_size, drawn, example_keys
+from diffusion_jax.objectives.batches import batch_size, drawn, example_keys, refuse_weight
 from diffusion_jax.objectives.denoising import denoising
 from diffusion_jax.objectives.entries import per_example
 from diffusion_jax.randomness import fold, split
@@ -70,6 +70,7 @@ def distribution_matching(
     own, judge = denoising(fake, process, draw), denoiser(fake, process)
 
     def init(key, params, batch):
+        refuse_weight(batch, "distribution_matching")
         for name in PARTS:
             if name not in params:
                 raise unknown("an entry of the parameters", name, params)

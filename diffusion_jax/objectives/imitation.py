@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from diffusion_jax import timesteps
 from diffusion_jax.clock import network_inputs, single_step
 from diffusion_jax.errors import InvalidInput
-from diffusion_jax.objectives.batches import drawn, example_keys, updated
+from diffusion_jax.objectives.batches import drawn, example_keys, refuse_weight, updated
 from diffusion_jax.objectives.entries import per_example
 from diffusion_jax.objectives.frozen import with_frozen
 from diffusion_jax.randomness import split
@@ -59,6 +59,7 @@ def imitation(
     draw = timesteps.uniform() if draw is None else draw
 
     def init(key, params, batch):
+        refuse_weight(batch, "imitation")
         carry = jax.eval_shape(lambda: teacher.init(teacher_params, batch["x0"], batch.get("cond")))
         if jax.tree.leaves(carry):
             raise InvalidInput("The teacher remembers its last step, but each example has a time of its own.")

@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 from diffusion_jax import randomness
 from diffusion_jax.errors import invalid, unknown
 from diffusion_jax.processes.keep import KEEP_SCHEDULES
-from diffusion_jax.processes.schedules import as_time
+from diffusion_jax.processes.schedules import as_time, check_time
 from diffusion_jax.time_axes import expand
 from diffusion_jax.typing import Keys, Prediction
 
@@ -64,19 +64,22 @@ class _Discrete:
             object.__setattr__(self, "schedule", KEEP_SCHEDULES[self.schedule]())
 
     def alpha(self, t: ArrayLike) -> Array:
-        """The probability that a token has been kept until t, any shape."""
+        """The probability that a token has been kept until t; raises InvalidInput for a known t outside of [0, 1]."""
+        check_time(t)
         return self.schedule.alpha(as_time(t))
 
     def sigma(self, t: ArrayLike) -> Array:
-        """1 - alpha(t): the probability that it has been lost."""
+        """1 - alpha(t): the probability that it has been lost. Raises InvalidInput as `alpha` does."""
+        check_time(t)
         return self.schedule.sigma(as_time(t))
 
     def log_snr(self, t: ArrayLike) -> Array:
-        """log(alpha / (1 - alpha))."""
+        """log(alpha / (1 - alpha)). Raises InvalidInput as `alpha` does."""
+        check_time(t)
         return self.schedule.log_snr(as_time(t))
 
     def inverse_log_snr(self, log_snr: ArrayLike) -> Array:
-        """The t at which `log_snr(t)` is the given one."""
+        """The t at which `log_snr(t)` is the given one; 1 where there is none, of more noise than t = 1 has."""
         return self.schedule.inverse_log_snr(as_time(log_snr))
 
     def _lost(self, key, x0, t):
@@ -89,7 +92,8 @@ class _Discrete:
         return x_t
 
     def network_time(self, t):
-        """What the network is fed for t; see `TOKEN_NETWORK_TIMES`."""
+        """What the network is fed for t; see `TOKEN_NETWORK_TIMES`. Raises InvalidInput as `alpha` does."""
+        check_time(t)
         return TOKEN_NETWORK_TIMES[self.time](self, as_time(t))
 
     def target(self, x0, noise, t):
@@ -98,7 +102,9 @@ class _Discrete:
 
     def log_prob(self, prediction: Prediction, x0):
         """Log-probability of each clean token under the prediction, the shape of `x0`."""
-        return jnp.take_along_axis(prediction.x0, x0[..., None], axis=-1)[..., 0]
+        # What is no token, negative ones included, has the probability NaN and never that of another.
+        tokens = jnp.where(x0 < 0, prediction.x0.shape[-1], x0)[..., None]
+        return jnp.take_along_axis(prediction.x0, tokens, axis=-1, mode="fill", fill_value=jnp.nan)[..., 0]
 
     def _check_logits(self, logits, x_t, sizes):
         if logits.shape[:-1] != x_t.shape or logits.shape[-1] not in sizes:
@@ -233,13 +239,16 @@ class Uniform(_Discrete):
         )
         size = self.vocab_size
         here = x_t[..., None] == jnp.arange(size)
+        still = lost == lost_next
+        # Where nothing moves any finite numbers do: at t = 0 those of the formula have an infinite derivative.
+        keep, lost = jnp.where(still, 0.5, keep), jnp.where(still, 0.5, lost)
         tiny = jnp.finfo(keep.dtype).tiny
         weights = jnp.exp(x0) / jnp.maximum(keep * here + lost / size, tiny)
         # The step's own keep probability is keep / keep_next; the common factor 1 / keep_next cancels when normalised.
         likelihood = keep * here + (lost - lost_next) / size
         mass = likelihood * (keep_next * weights + lost_next / size * weights.sum(-1, keepdims=True))
         mass = mass / jnp.maximum(mass.sum(-1, keepdims=True), tiny)
-        return jnp.where(lost == lost_next, _log_one_hot(x_t, size), _log(mass))
+        return jnp.where(still, _log_one_hot(x_t, size), _log(mass))
 
 
 def absorbing(vocab_size: int, schedule: Any = "linear", mask_id: int | None = None, time: str = "1000t") -> Absorbing:

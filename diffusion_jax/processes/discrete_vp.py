@@ -15,7 +15,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from diffusion_jax.errors import InvalidInput, invalid, unknown
-from diffusion_jax.processes.schedules import as_time, safe_log, safe_sqrt
+from diffusion_jax.processes.schedules import as_time, at_least, at_most, safe_log, safe_sqrt
 from diffusion_jax.typing import Number
 
 
@@ -218,8 +218,9 @@ class DiscreteVP:
         if self.interpolation == "variance":
             fraction = self._variance_fraction(node, log_snr)
         else:
-            fraction = self._ratio_fraction(node, log_snr)
-        return (node + jnp.clip(fraction, 0.0, 1.0)) / self.num_steps
+            # Ratios below the last one would overflow.
+            fraction = self._ratio_fraction(node, at_least(log_snr, -float(nodes[-1])))
+        return (node + at_most(at_least(fraction, 0.0), 1.0)) / self.num_steps
 
     def _variance_fraction(self, node, log_snr):
         (alpha2, sigma2), (alpha2_slope, sigma2_slope) = (

@@ -27,7 +27,7 @@ from jax.typing import ArrayLike
 
 from diffusion_jax import randomness
 from diffusion_jax.errors import invalid, unknown
-from diffusion_jax.processes.schedules import as_time, check_positive, safe_inverse
+from diffusion_jax.processes.schedules import as_time, check_positive, check_time, safe_inverse
 from diffusion_jax.time_axes import expand
 from diffusion_jax.typing import Keys, Number, Prediction
 
@@ -153,19 +153,22 @@ class GaussianProcess:
                 raise invalid("schedule", self.schedule, f"a schedule must have the method {name}")
 
     def alpha(self, t: ArrayLike) -> Array:
-        """alpha(t), any shape; exactly 1 at t = 0."""
+        """alpha(t), any shape; exactly 1 at t = 0. Raises InvalidInput for a known t outside of [0, 1]."""
+        check_time(t)
         return self.schedule.alpha(as_time(t))
 
     def sigma(self, t: ArrayLike) -> Array:
-        """sigma(t), any shape; exactly 0 at t = 0."""
+        """sigma(t), any shape; exactly 0 at t = 0. Raises InvalidInput for a known t outside of [0, 1]."""
+        check_time(t)
         return self.schedule.sigma(as_time(t))
 
     def log_snr(self, t: ArrayLike) -> Array:
-        """log(alpha^2 / sigma^2), any shape; decreasing in t, infinite at t = 0."""
+        """log(alpha^2 / sigma^2), any shape; falls with t from infinity at 0. Raises InvalidInput as `alpha` does."""
+        check_time(t)
         return self.schedule.log_snr(as_time(t))
 
     def inverse_log_snr(self, log_snr: ArrayLike) -> Array:
-        """The t at which `log_snr(t)` is the given one."""
+        """The t at which `log_snr(t)` is the given one; 1 where there is none, of more noise than t = 1 has."""
         return self.schedule.inverse_log_snr(as_time(log_snr))
 
     def rates(self, t):
@@ -175,11 +178,14 @@ class GaussianProcess:
         return tuple(jnp.where(jnp.isfinite(rate), rate, 0.0) for rate in rates)
 
     def edm_scalings(self, t):
-        """c_skip, c_out, sigma / alpha and c_in of Karras et al. 2022, table 1, for data seen as x_t / alpha."""
+        """c_skip, c_out, sigma / alpha and c_in of Karras et al. 2022, table 1, for data seen as x_t / alpha.
+
+        sigma / alpha is a very large number where alpha = 0.
+        """
         alpha, sigma = self.alpha(t), self.sigma(t)
-        sigma_hat = sigma / jnp.where(alpha == 0, jnp.finfo(alpha.dtype).tiny, alpha)
-        total = jnp.hypot(sigma_hat, self.sigma_data)
-        return (self.sigma_data / total) ** 2, sigma_hat * (self.sigma_data / total), sigma_hat, 1 / total
+        sigma_hat = sigma * jnp.where(alpha == 0, 1.0 / jnp.finfo(alpha.dtype).tiny, safe_inverse(alpha))
+        total = jnp.hypot(sigma, alpha * self.sigma_data)
+        return (alpha * self.sigma_data / total) ** 2, sigma * (self.sigma_data / total), sigma_hat, alpha / total
 
     def corrupt(self, key: Keys, x0, t):
         """`x_t = alpha x0 + sigma eps` with fresh `eps ~ N(0, I)`; returns `(x_t, eps)`."""
@@ -203,7 +209,8 @@ class GaussianProcess:
         return expand(1.0 / jnp.hypot(self.sigma(t), self.alpha(t) * self.sigma_data), x_t) * x_t
 
     def network_time(self, t):
-        """What the network is fed for t; see `NETWORK_TIMES`."""
+        """What the network is fed for t; see `NETWORK_TIMES`. Raises InvalidInput as `alpha` does."""
+        check_time(t)
         return NETWORK_TIMES[self.time](self, as_time(t))
 
     def predict(self, network_output, x_t, t) -> Prediction:

@@ -9,7 +9,7 @@ from typing import Any
 
 from diffusion_jax import randomness
 from diffusion_jax.errors import InvalidInput, invalid
-from diffusion_jax.typing import Keys, Prediction
+from diffusion_jax.typing import Keys, Prediction, Process
 
 
 @dataclasses.dataclass(frozen=True, init=False)
@@ -23,7 +23,7 @@ class JointProcess:
     entries: tuple[tuple[str, Any], ...]
     kind = "joint"
 
-    def __init__(self, processes: Mapping[str, Any]):
+    def __init__(self, processes: Mapping[str, Process]):
         if not processes:
             raise invalid("processes", dict(processes), "a joint process needs at least one entry")
         object.__setattr__(self, "entries", tuple(sorted(processes.items())))

@@ -14,7 +14,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from diffusion_jax.errors import invalid
-from diffusion_jax.processes.schedules import as_time, check_positive, safe_log
+from diffusion_jax.processes.schedules import as_time, at_most, check_positive, safe_log, safe_sqrt
 from diffusion_jax.typing import Number
 
 
@@ -28,6 +28,14 @@ class _Keep(abc.ABC):
     def log_snr(self, t: ArrayLike) -> Array:
         """log(alpha / (1 - alpha)), infinite at t = 0."""
         return safe_log(self.alpha(t)) - safe_log(self.sigma(t))
+
+
+def _power(value, exponent):
+    """`value ** exponent`; its derivative at 0, where it may be infinite, is 0."""
+    if exponent == 1:
+        return value
+    zero = value == 0
+    return jnp.where(zero, 0.0, jnp.where(zero, 1.0, value) ** exponent)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +54,7 @@ class KeepPolynomial(_Keep):
             raise invalid("eps", self.eps, "it must lie in [0, 1)")
 
     def _powered(self, t):
-        t = as_time(t)
-        return t if self.power == 1 else t**self.power
+        return _power(as_time(t), self.power)
 
     def alpha(self, t: ArrayLike) -> Array:
         return 1.0 - (1.0 - self.eps) * self._powered(t)
@@ -57,7 +64,7 @@ class KeepPolynomial(_Keep):
 
     def inverse_log_snr(self, log_snr: ArrayLike) -> Array:
         lost = jax.nn.sigmoid(-as_time(log_snr)) / (1.0 - self.eps)
-        return jnp.minimum(lost, 1.0) ** (1.0 / self.power)
+        return _power(at_most(lost, 1.0), 1.0 / self.power)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,9 +81,11 @@ class KeepCosine(_Keep):
 
     def inverse_log_snr(self, log_snr: ArrayLike) -> Array:
         log_snr = as_time(log_snr)
-        from_start = 2.0 / jnp.pi * jnp.arcsin(jax.nn.sigmoid(-log_snr))
-        from_end = 1.0 - 4.0 / jnp.pi * jnp.arcsin(jnp.sqrt(0.5 * jax.nn.sigmoid(log_snr)))
-        return jnp.where(log_snr > 0, from_start, from_end)
+        kept = log_snr > 0
+        # Each side is asked for its own values alone: the derivative of the arcsine is infinite at the other end.
+        from_start = 2.0 / jnp.pi * jnp.arcsin(jax.nn.sigmoid(-jnp.where(kept, log_snr, 0.0)))
+        root = safe_sqrt(0.5 * jax.nn.sigmoid(jnp.where(kept, 0.0, log_snr)))
+        return jnp.where(kept, from_start, 1.0 - 4.0 / jnp.pi * jnp.arcsin(root))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,8 +110,8 @@ class KeepGeometric(_Keep):
         return -jnp.expm1(-self._total(t))
 
     def inverse_log_snr(self, log_snr: ArrayLike) -> Array:
-        total = jax.nn.softplus(-as_time(log_snr))
-        return jnp.log1p(total / self.rate_min) / math.log(self.rate_max / self.rate_min)
+        total = at_most(jax.nn.softplus(-as_time(log_snr)), self.rate_max - self.rate_min)
+        return at_most(jnp.log1p(total / self.rate_min) / math.log(self.rate_max / self.rate_min), 1.0)
 
 
 KEEP_SCHEDULES = {"linear": KeepPolynomial, "cosine": KeepCosine, "geometric": KeepGeometric}

@@ -3,8 +3,8 @@
 Every schedule is exactly clean at t = 0 (alpha = 1, sigma = 0) and decreases `log_snr = log(alpha^2 / sigma^2)` towards
 the prior at t = 1. Results have the dtype of t (at least float32), and each formula keeps its relative accuracy at
 both ends. A derivative that would be infinite, at an end, is 0 (`safe_log`, `safe_sqrt`), so that a run can be
-differentiated with respect to its grid. Schedules given by a table of betas live in `discrete_vp`; what a network
-predicts lives in `gaussian`.
+differentiated with respect to its grid; so is that of `inverse_log_snr` for noise that no t has, where it is 1.
+Schedules given by a table of betas live in `discrete_vp`; what a network predicts lives in `gaussian`.
 
 `family` says which identity holds between alpha and sigma, so that a change of log-SNR can keep it:
 `vp` alpha^2 + sigma^2 = 1, `flow` alpha + sigma = 1, `ve` alpha = 1.
@@ -16,7 +16,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from diffusion_jax.errors import invalid
@@ -29,6 +31,27 @@ def as_time(t: Any) -> jax.Array:
     if not jnp.issubdtype(t.dtype, jnp.floating):
         return t.astype(jnp.result_type(float))
     return t.astype(jnp.promote_types(t.dtype, jnp.float32))
+
+
+def check_time(t: Any) -> None:
+    """Raises InvalidInput for a known time outside of [0, 1] by more than rounding, or a NaN."""
+    if isinstance(t, Tracer) or (isinstance(t, jax.Array) and not t.is_fully_addressable):
+        return
+    known = np.asarray(t)
+    within = (known >= -1e-5) & (known <= 1.0 + 1e-5)
+    if not within.all():
+        wrong = float(known[~within].flat[0]) if known.ndim else float(known)
+        raise invalid("t", wrong, "times lie in [0, 1]; the index k of T steps is t = (k + 1) / T")
+
+
+def at_most(value: Any, limit: Any) -> jax.Array:
+    """The value, or `limit` where that is less; the whole derivative of the value where both are equal."""
+    return jnp.where(value > limit, limit, value)
+
+
+def at_least(value: Any, limit: Any) -> jax.Array:
+    """The value, or `limit` where that is more; the whole derivative of the value where both are equal."""
+    return jnp.where(value < limit, limit, value)
 
 
 def safe_log(value: Any) -> jax.Array:
@@ -99,8 +122,12 @@ class Cosine:
         return 2.0 * (safe_log(self.alpha(t)) - safe_log(self.sigma(t)))
 
     def inverse_log_snr(self, log_snr: ArrayLike) -> Array:
-        angle = jnp.arctan(jnp.exp(-0.5 * as_time(log_snr)))
-        return jnp.minimum(2.0 / jnp.pi * angle, 1.0)
+        log_snr = as_time(log_snr)
+        noisy = log_snr < 0
+        # Each side by an exponential that is at most 1, so that neither it nor its derivative overflows.
+        from_start = jnp.arctan(jnp.exp(-0.5 * jnp.where(noisy, 0.0, log_snr)))
+        from_end = jnp.arctan(jnp.exp(0.5 * jnp.where(noisy, log_snr, 0.0)))
+        return jnp.where(noisy, 1.0 - 2.0 / jnp.pi * from_end, 2.0 / jnp.pi * from_start)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,9 +160,10 @@ class LinearVP:
         return -integral - safe_log(-jnp.expm1(-integral))
 
     def inverse_log_snr(self, log_snr: ArrayLike) -> Array:
-        integral = jax.nn.softplus(-as_time(log_snr))
+        last = 0.5 * (self.beta_min + self.beta_max)
+        integral = at_most(jax.nn.softplus(-as_time(log_snr)), last)
         root = jnp.sqrt(self.beta_min**2 + 2.0 * (self.beta_max - self.beta_min) * integral)
-        return 2.0 * integral / (self.beta_min + root)
+        return at_most(2.0 * integral / (self.beta_min + root), 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +193,7 @@ class VarianceExploding:
         return -2.0 * safe_log(self.sigma(t))
 
     def inverse_log_snr(self, log_snr: ArrayLike) -> Array:
-        return jax.nn.softplus(-as_time(log_snr) - 2.0 * math.log(self.sigma_min)) / self._rate
+        return at_most(jax.nn.softplus(-as_time(log_snr) - 2.0 * math.log(self.sigma_min)) / self._rate, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,7 +216,8 @@ class EDM:
         return -2.0 * safe_log(self.sigma(t))
 
     def inverse_log_snr(self, log_snr: ArrayLike) -> Array:
-        return jnp.exp(-0.5 * as_time(log_snr)) / self.sigma_max
+        log_snr = at_least(as_time(log_snr), -2.0 * math.log(self.sigma_max))
+        return at_most(jnp.exp(-0.5 * log_snr) / self.sigma_max, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusion_jax.command import cache_compilations, run_command
+from diffusion_jax.command import cache_compilations, leave, run_command
 from diffusion_jax.config import apply_overrides, load
 from diffusion_jax.errors import InvalidInput, unknown
 from diffusion_jax.recipes.page import verdict_table, write_pages
@@ -101,4 +101,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    leave(run_command(main))

@@ -190,12 +190,12 @@ def part_rows(found: Tabulated, name: str, config: ConfigDict) -> list[Row]:
 
 def mixture_rows(found: Tabulated) -> list[Row]:
     """What the card's prototype found about the distance d by which a step is shortened."""
-    told = {"figure": "endpoint error with adjusted times"}
+    told = "endpoint error with adjusted times"
     lose, gain = "mixture: d = change of v, residuals lose", "mixture: d = change of v, outputs gain"
     return [
         found.row("mixture: threshold 0 is the plain sampler", "error", "none", 0.0, "equal", "exact", margin=1e-5),
-        found.row(lose, "error", "residual, change", "residual", "higher", "0.111 against 0.064", **told),
-        found.row(gain, "error", "output, change", "output", "lower", "0.024 against 0.043", **told),
+        found.row(lose, "error", "residual, change", "residual", "higher", "0.111 against 0.064", figure=told),
+        found.row(gain, "error", "output, change", "output", "lower", "0.024 against 0.043", figure=told),
     ]
 
 

@@ -67,9 +67,7 @@ def system_page(report: Report) -> str:
     if unmet:
         lines += ["", f"## {REASONS}", ""]
         for one in unmet:
-            lines += _wrapped(
-                f"- **{one.title}** ({one.verdict}): {reasons.get(one.title, 'nobody looked yet.')}", "  "
-            )
+            lines += _wrapped(f"- **{one.title}** ({one.verdict}): {reasons.get(one.title) or _unexplained(one)}", "  ")
     lines += ["", "## How to run it", "", "```", report.command, "```", ""]
     lines += [
         f"The study is [`recipes/{slug}.py`](../../diffusion_jax/recipes/{slug}.py), its settings are",
@@ -79,6 +77,14 @@ def system_page(report: Report) -> str:
     text = "\n".join(lines) + "\n"
     _check_width(slug, [line for line in text.splitlines() if not line.startswith("![")])
     return text
+
+
+def _unexplained(one: Verdict) -> str:
+    """What is said of a claim that does not hold as long as no experiment gave a reason."""
+    if one.verdict == "undecided":
+        low, high = one.interval
+        return f"these seeds do not decide it; from the bound it is {low:.2g} to {high:.2g}."
+    return "nobody looked yet."
 
 
 def _about(report: Report) -> list[str]:

@@ -21,7 +21,7 @@ from diffusion_jax.solvers.multistep import (
     linear_multistep,
     power_moments,
 )
-from diffusion_jax.time_axes import batch_first, expand, where
+from diffusion_jax.time_axes import batch_axes, batch_first, expand, where
 from diffusion_jax.typing import Prediction, Solver
 
 DEIS_VARIABLES = ("log_rho", "t")
@@ -32,22 +32,52 @@ ADAMS_BASHFORTH = np.array(
 """Weights of eps now and at the three steps before, for equal steps; row k - 1 has order k."""
 
 
-def lms(order: int = 4, lower_order_final: bool | int = False) -> Solver:
+LMS_STARTS = ("lower_order", "zeros")
+
+
+def lms(order: int = 4, lower_order_final: bool | int = False, start: str = "lower_order") -> Solver:
     """Linear multistep: the polynomial for eps is in sigma / alpha (k-diffusion `sample_lms`; rho-AB-DEIS).
 
         x' = alpha' (x / alpha + integral of P(s) ds over sigma / alpha)
 
     order: 1 (Euler) to 4. One evaluation a step. Finite at sigma' = 0; a step from alpha = 0 is of first order.
     lower_order_final: lowers the order over the last steps; an integer: in runs of fewer steps than that.
-    Raises InvalidInput for another order.
+    start: of a run that begins in the middle of its grid. 'lower_order' takes as many terms as there are outputs;
+        'zeros' takes those of the whole grid, where the outputs of steps that were not made are 0, as diffusers does.
+    Raises InvalidInput for another order or start.
     """
     check_order(order, (1, 2, 3, 4))
+    if start not in LMS_STARTS:
+        raise unknown("start", start, LMS_STARTS)
 
     def frame(process, t, t_next, count):
         h, usable = difference(sigma_hat(process, t_next), sigma_hat(process, t))
         return Frame(lambda t: sigma_hat(process, t), process.alpha(t_next), power_moments(h, count), None, usable)
 
-    return linear_multistep("lms", order, frame, "eps", Ending(lower_order_final))
+    solver = linear_multistep("lms", order, frame, "eps", Ending(lower_order_final))
+    return _zeros_before(solver, order - 1) if start == "zeros" else solver
+
+
+def _zeros_before(solver, length):
+    """`solver`, whose history of `length` has outputs of 0 at the times of the grid before the run began."""
+
+    def init(process, x, grid):
+        return solver.init(process, x, grid), grid
+
+    def step(process, denoise, carry, state, x, step, key):
+        history, grid = state
+
+        def filled(process, x, history, grid):
+            times = [grid[jnp.maximum(step.index - 1 - j, 0)] for j in range(length)]
+            times = [jnp.where(history.count > j, old, t) for j, (old, t) in enumerate(zip(history.times, times))]
+            count = jnp.maximum(history.count, jnp.minimum(step.index, length).astype(jnp.int32))
+            return history._replace(times=tuple(times), count=count)
+
+        history = per_modality(filled, process, x, history, grid)
+        x, history, carry = solver.step(process, denoise, carry, history, x, step, key)
+        return x, (history, grid), carry
+
+    return Solver(init, step, solver.order, lambda state: (batch_axes(solver, state[0]), 1))
 
 
 def deis(
@@ -150,7 +180,8 @@ def plms(order: int = 4, start: str = "euler", combined: str = "eps") -> Solver:
 
     The weights are those of equal steps in t. The first steps have as many terms as there is history; one evaluation
     a step. Converges at second order in the step, with small constants. order: number of terms, 1 (DDIM) to 4.
-    start: 'heun' averages eps at both ends of the first step, one evaluation more, as latent diffusion does.
+    start: 'heun' averages eps at both ends of the first step, one evaluation more, as latent diffusion does (but not
+        in a run of one step).
     combined: what the weights are applied to, 'eps' or the network's own 'output'; these differ where the network
         predicts something else than eps, and diffusers takes the output (of first order then: an average of outputs
         makes no pair with x).
@@ -168,7 +199,7 @@ def plms(order: int = 4, start: str = "euler", combined: str = "eps") -> Solver:
         if start == "heun":
 
             def starting(process, x, history, t, t_next):
-                return (history.count == 0) & (t != t_next) & (process.sigma(t_next) != 0)
+                return (history.count == 0) & (t != t_next) & (process.sigma(t_next) != 0) & (step.num_steps > 1)
 
             needed = per_modality(starting, process, x, state, step.t, step.t_next)
             guess = per_modality(hub_step, process, answer.x0, answer.eps, step.t_next)

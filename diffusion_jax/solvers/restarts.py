@@ -7,11 +7,13 @@ This is how diffusers spends a number of evaluations on DPM-Solver's singlestep 
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
+from diffusion_jax.clock import remaining
 from diffusion_jax.randomness import normal_like
-from diffusion_jax.solvers.base import hub_step, per_modality
-from diffusion_jax.solvers.history import History, empty_history, init_per_modality, push
+from diffusion_jax.solvers.base import check_gaussian, hub_step, per_modality
+from diffusion_jax.solvers.history import History, empty_history, push
 from diffusion_jax.solvers.multistep import (
     Ending,
     Frame,
@@ -28,7 +30,7 @@ from diffusion_jax.typing import Solver
 class RestartState(NamedTuple):
     """Where the block of an entry began, the outputs before the current one, and how many steps the entry has made.
 
-    x0, eps: like x. t, count: prefix-shaped.
+    x0, eps: like x. t, count: prefix-shaped. total: how many steps the grid has for it.
     """
 
     x0: Any
@@ -36,12 +38,13 @@ class RestartState(NamedTuple):
     t: Any
     history: History
     count: Any
+    total: Any
 
 
 def block_order(made: Any, left: Any, order: int, ending: Ending) -> Any:
     """The order of a step: 1, 2, .., `order`, again and again; prefix-shaped.
 
-    made, left: how many steps an entry has made and has to make, this one included. With `lower_order_final` the last
+    made, left: how many steps of its grid are behind an entry and before it, this one included. With `lower_order_final` the last
     step is of first order where it would end a whole block.
     """
     total = made + left
@@ -59,11 +62,20 @@ def restarting(
 
     frame: (process, t, t_next, count) -> Frame of the step from the block's start.
     nearest_only: third-order steps use the start and the latest time of the block only.
+
+    A run that begins in the middle of its grid keeps the blocks of the whole grid: its first step is of first order,
+    and those that follow have as many outputs as there are.
     """
 
-    def empty(x, t):
+    def empty(process, x, t, total):
         history = empty_history(x, t, max(order - 1, 1))
-        return RestartState(jnp.zeros_like(x), jnp.zeros_like(x), t, history, jnp.zeros(jnp.shape(t), jnp.int32))
+        count = jnp.zeros(jnp.shape(t), jnp.int32)
+        return RestartState(jnp.zeros_like(x), jnp.zeros_like(x), t, history, count, total)
+
+    def init(process, x, grid):
+        check_gaussian(process, name)
+        first, total = (jax.tree.map(lambda leaf: leaf[0], tree) for tree in (grid, remaining(grid)))
+        return per_modality(empty, process, x, first, total)
 
     def step(process, denoise, carry, state, x, step, key):
         answer, carry = denoise(carry, x, step)
@@ -71,7 +83,9 @@ def restarting(
 
         def update(process, x, block, answer, noise, step):
             (x0, eps), t, t_next = answer[:2], step.t, step.t_next
-            this = block_order(block.count, steps_left(step), order, ending)
+            left = steps_left(step)
+            this = block_order(jnp.maximum(block.total - left, block.count), left, order, ending)
+            this = jnp.minimum(this, block.count + 1)
             fresh = this == 1
             value = x0 if prediction == "x0" else eps
             start = jnp.where(fresh, t, block.t)
@@ -104,10 +118,11 @@ def restarting(
                 jnp.where(moves, start, block.t),
                 push(past, value, t, moves),
                 jnp.where(moves, block.count + 1, block.count),
+                block.total,
             )
             return moved + expand(whole.scale, x) * terms, began
 
         x, state = per_modality(update, process, x, state, answer, noise, step)
         return x, state, carry
 
-    return Solver(init_per_modality(name, empty), step, order, batch_first)
+    return Solver(init, step, order, batch_first)

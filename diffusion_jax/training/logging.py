@@ -7,6 +7,7 @@ killed equals that of one that was not.
 import json
 import math
 import os
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -77,23 +78,47 @@ def read_log(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 class TensorBoard:
-    """Event files for TensorBoard in `directory`; what came after `resume_step` is hidden."""
+    """Event files for TensorBoard in `directory`, whole up to the last record whenever the process is killed.
+
+    What earlier files hold of steps after `resume_step` is hidden, as TensorBoard does it for runs that begin again.
+    """
 
     def __init__(self, directory: str | os.PathLike, resume_step: int = 0):
-        from tensorboardX import SummaryWriter
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.record_writer import directory_check
 
-        self._writer = SummaryWriter(os.fspath(directory), purge_step=resume_step + 1 if resume_step else None)
+        directory_check(os.fspath(directory))
+        # Its SummaryWriter hands events to a thread through a queue, which no flush waits for.
+        # Its names count seconds, in which a run can be killed and started again: the older file would be emptied.
+        self._file = EventsWriter(os.path.join(os.fspath(directory), "events"), f".{time.time_ns()}")
+        started = SessionLog(status=SessionLog.START)
+        self._write(Event(wall_time=time.time(), step=resume_step + 1, session_log=started))
+
+    def _write(self, event: Any) -> None:
+        self._file.write_event(event)
+        self._file.flush()
+
+    def _add(self, step: int, summary: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        self._write(Event(wall_time=time.time(), step=step, summary=summary))
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        self._add(
+            step, Summary(value=[Summary.Value(tag=tag, simple_value=float(value)) for tag, value in values.items()])
+        )
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
+        from tensorboardX.summary import image as picture
+
         image = image[..., None] if image.ndim == 2 else image
-        self._writer.add_image(name, image, step, dataformats="HWC")
+        self._add(step, picture(name, image, dataformats="HWC"))
 
     def close(self) -> None:
-        self._writer.close()
+        self._file.close()
 
 
 class PictureFolder:

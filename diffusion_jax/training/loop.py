@@ -1,16 +1,14 @@
 """The loop: batches in, steps, logs, checkpoints and callbacks out. It knows nothing about diffusion.
 
 Killed at any instant it resumes from its last checkpoint bit for bit: the state and the position in the data are saved
-together, and the step's randomness is a function of (seed, step, example). SIGTERM saves and leaves.
+together, and the step's randomness is a function of (seed, step, example). SIGTERM and SIGINT save and leave.
 """
 
 import contextlib
 import itertools
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,9 +20,12 @@ from diffusion_jax.config import differences
 from diffusion_jax.distributed import Rules, init_sharded, make_mesh, shard_batch, shardings
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.training import ema as averages
-from diffusion_jax.training.checkpoint import Checkpointer
+from diffusion_jax.training.checkpoint import Checkpointer, Restored
+from diffusion_jax.training.damage import first_line
 from diffusion_jax.training.logging import Several, Writer, default_writer
 from diffusion_jax.training.optimizers import Optimizer
+from diffusion_jax.training.peers import watched
+from diffusion_jax.training.signals import going_on, halting, stop_requests
 from diffusion_jax.training.state import TrainState, make_init
 from diffusion_jax.training.step import make_train_step
 from diffusion_jax.training.weights import read_config, write_config
@@ -37,15 +38,18 @@ class Callback(NamedTuple):
     every: after steps every, 2 every, ...; and after the last step if `at_end`.
     function: `(state, writer) -> scalars or None`; scalars are logged. The state's buffers belong to the loop: whoever
         wants to keep them beyond the call copies them.
+    check: called once with the abstract state, before the first step and before anything is written; raises
+        InvalidInput for what `function` could not do.
     """
 
     every: int
     function: Callable[[TrainState, Writer], Mapping[str, Any] | None]
     at_end: bool = False
+    check: Callable[[TrainState], Any] | None = None
 
 
 class Diverged(RuntimeError):
-    """Too many steps in a row were not finite; the parameters are those of the last good one."""
+    """Too many steps in a row were not finite, or all of them; the parameters are those of the last good one."""
 
 
 def train(
@@ -86,10 +90,12 @@ def train(
     config: written to `workdir/config.json`.
     writer: further place for figures and pictures, besides `workdir`.
 
-    Returns the last state. After SIGTERM it is that of an early step: `state.step < steps`.
+    Returns the last state. After SIGTERM or SIGINT it is that of an early step: `state.step < steps`; a second SIGINT
+    raises KeyboardInterrupt at once.
 
-    Raises InvalidInput for values that cannot work, before anything is compiled; `Diverged`, with the last good state
-    saved, after `max_skipped` non-finite steps.
+    Raises InvalidInput for values that cannot work, before anything is compiled or written; `Diverged`, with the last
+    good state saved, after `max_skipped` non-finite steps, or if no step at all could be applied; Halted, with all
+    checkpoints as they were, if the system refuses to write or a process of several is lost.
     """
     numbers = {"steps": steps, "log_every": log_every, "checkpoint_every": checkpoint_every, "max_skipped": max_skipped}
     numbers |= {} if snapshot_every is None else {"snapshot_every": snapshot_every}
@@ -109,19 +115,25 @@ def train(
     initial = make_init(objective, optimizer, init_params, shard_batch(first, mesh), ema=tracks, seed=seed)
     abstract = jax.eval_shape(initial)
     shardings(abstract.params, mesh, rules, strict=True)
+    if snapshot_every is not None and all(track.sigma_rel is None for track in tracks.values()):
+        raise invalid("snapshot_every", snapshot_every, "there is no power-function track in ema to be kept")
+    for number, callback in enumerate(callbacks):
+        _check(callback, number, abstract)
 
     with contextlib.ExitStack() as stack:
+        asked_to_stop = stack.enter_context(stop_requests())
+        stack.enter_context(watched(going_on(workdir)))
         checkpointer, restored = None, None
         if workdir is not None:
             checkpointer = stack.enter_context(Checkpointer(workdir, keep=keep))
             try:
                 restored = checkpointer.restore(abstract, mesh, rules)
                 if restored is not None:
-                    iterator.set_state(restored.data)
+                    _set_position(iterator, restored)
             except InvalidInput as problem:
                 raise InvalidInput(f"{problem}{_changes(workdir, config)}") from None
             # Only a run that goes on may replace what is stored of it.
-            if config is not None:
+            if config is not None and (restored is None or restored.step < steps):
                 write_config(workdir, config)
         if restored is None:
             state, at = init_sharded(initial, mesh=mesh, rules=rules), 0
@@ -131,12 +143,13 @@ def train(
             checkpointer.drop_snapshots_after(at)
         writers = Several((default_writer(workdir, at), *((writer,) if writer else ())))
         stack.callback(writers.close)
-        asked_to_stop = stack.enter_context(_termination())
         shown = progress and jax.process_index() == 0
         bar = stack.enter_context(tqdm(total=steps, initial=at, unit="step", disable=not shown, dynamic_ncols=True))
         clock = _Clock()
+        stack.enter_context(halting(workdir))
+        leaving = asked_to_stop(at)
 
-        while at < steps:
+        while at < steps and not leaving:
             batch = shard_batch(_next(iterator, at, steps), mesh)
             state, metrics = step(state, batch)
             at += 1
@@ -151,9 +164,9 @@ def train(
                     if checkpointer is not None:
                         checkpointer.save(state, iterator.get_state(), wait=True)
                     raise Diverged(
-                        f"The loss or gradient was not finite for {int(values['skipped_in_a_row'])} steps in a row, up "
-                        f"to step {at}; lower the learning rate or look at the data. "
-                        "The parameters are the last good ones."
+                        "The loss, the gradient or the update was not finite for "
+                        f"{int(values['skipped_in_a_row'])} steps in a row, up to step {at}; lower the learning rate "
+                        "or look at the data. The parameters are the last good ones."
                     )
             for callback in callbacks:
                 if at % callback.every == 0 or (last and callback.at_end):
@@ -168,10 +181,35 @@ def train(
                 if snapshot_every is not None and at % snapshot_every == 0:
                     checkpointer.save_snapshot(at, tracks, state.ema)
                 if last or leaving or at % checkpoint_every == 0:
-                    checkpointer.save(state, iterator.get_state(), wait=leaving)
-            if leaving:
-                break
+                    checkpointer.save(state, iterator.get_state(), wait=last or leaving)
+        if at >= steps and int(state.skipped) == at:
+            raise Diverged(
+                f"Nothing was learned: the loss, the gradient or the update was not finite in any of {at} steps, so "
+                "none was applied. Lower the learning rate or look at the data, and begin in another workdir."
+            )
     return state
+
+
+def _check(callback: Callback, number: int, abstract: TrainState) -> None:
+    try:
+        if callback.check is not None:
+            callback.check(abstract)
+    except InvalidInput:
+        raise
+    except Exception as error:
+        raise InvalidInput(f"callbacks[{number}], due every {callback.every} steps, cannot run: {error}") from error
+
+
+def _set_position(iterator: Any, restored: Restored) -> None:
+    try:
+        iterator.set_state(restored.data)
+    except InvalidInput:
+        raise
+    except Exception as error:
+        raise InvalidInput(
+            f"the data do not take the position that checkpoint {restored.step} holds ({first_line(error)}): it was "
+            "written by data of another kind."
+        ) from error
 
 
 def _changes(workdir: Any, config: Any) -> str:
@@ -207,25 +245,6 @@ def _next(iterator: Any, at: int, steps: int) -> Any:
         raise InvalidInput(
             f"the data ended after {at} batches, but {steps} steps were asked for; repeat it, e.g. num_epochs=None."
         ) from None
-
-
-@contextlib.contextmanager
-def _termination() -> Iterator[Callable[[int], bool]]:
-    """Gives `at -> whether to stop now`: after SIGTERM, and at the same step in all processes."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        yield multihost_utils.reached_preemption_sync_point
-        return
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda at: False
-        return
-    asked = threading.Event()
-    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
-    try:
-        yield lambda at: asked.is_set()
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 class _Clock:

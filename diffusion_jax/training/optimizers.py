@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax import Array
 
 from diffusion_jax.distributed import path_name
 from diffusion_jax.errors import invalid, unknown
 
-RateSchedule = Callable[[Any], Any]
+RateSchedule = Callable[[Any], Array]
 
 
 class Optimizer(NamedTuple):
@@ -228,8 +229,8 @@ def _rate(learning_rate: float | RateSchedule) -> RateSchedule:
 
 
 def _positive(field: str, value: float) -> None:
-    if not value > 0:
-        raise invalid(field, value, "it must be positive")
+    if not 0 < value < float("inf"):
+        raise invalid(field, value, "it must be positive and finite")
 
 
 def _steps(field: str, value: int) -> None:
@@ -242,8 +243,8 @@ def _span(peak: float, total_steps: int, warmup_steps: int, end: float) -> None:
     _steps("warmup_steps", warmup_steps)
     if total_steps <= warmup_steps:
         raise invalid("total_steps", total_steps, f"it must be larger than warmup_steps, {warmup_steps}")
-    if end < 0:
-        raise invalid("end", end, "it must not be negative")
+    if not 0 <= end < float("inf"):
+        raise invalid("end", end, "it must be finite and not negative")
 
 
 def _unit(**values: float) -> None:

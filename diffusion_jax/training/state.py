@@ -21,7 +21,7 @@ class TrainState(NamedTuple):
     step: batches consumed, skipped ones included; the run's randomness is a function of (seed, step, example).
     params, opt_state, objective_state: pytrees.
     ema: a pytree like `params` for each track.
-    skipped: steps whose loss or gradient was not finite; they changed nothing but these counters.
+    skipped: steps whose loss, gradient or update was not finite; they changed nothing but these counters.
     skipped_in_a_row: how many of them ended the run so far.
     """
 

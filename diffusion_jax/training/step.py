@@ -33,8 +33,8 @@ def make_train_step(
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]:
     """The jitted `(state, batch) -> (state, metrics)`; the given state's buffers are consumed, except on CPUs.
 
-    The loss is the mean over the batch. A step whose loss or gradient is not finite leaves parameters, averages,
-    optimiser and objective untouched and is counted.
+    The loss is the mean over the batch. A step whose loss or gradient is not finite, or that would make anything NaN or
+    infinite which is not, leaves parameters, averages, optimiser and objective untouched and is counted.
 
     accumulate: into how many parts the batch is cut; their gradients are averaged, so the step equals the whole
         batch's to rounding for every objective whose loss is a sum over examples.
@@ -83,7 +83,6 @@ def make_train_step(
         loss, grads, objective_state, metrics = accumulated(state.params, state.objective_state, batch, key)
         grads = constrain(grads, mesh, rules)
         norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         if clip_norm is not None:
             scale = jnp.minimum(1.0, clip_norm / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny))
             grads = jax.tree.map(lambda leaf: leaf * scale.astype(leaf.dtype), grads)
@@ -97,6 +96,7 @@ def make_train_step(
             objective_state,
         )
         kept = (state.params, state.ema, state.opt_state, state.objective_state)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.logical_not(_anything_lost(kept, moved))
         params, ema_state, opt_state, objective_state = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old), moved, kept
         )
@@ -127,6 +127,16 @@ def make_train_step(
     # Several of XLA's loops on CPUs read the old moments while one writes the new ones, so for an update in place it
     # would first copy the whole state.
     return jax.jit(step, donate_argnums=() if platform == "cpu" else 0)
+
+
+def _anything_lost(before: Any, after: Any) -> Any:
+    """Whether an entry that was finite is not any more. What begins as infinite, a best loss so far, may stay so."""
+    lost = [
+        jnp.any(jnp.isfinite(old) & ~jnp.isfinite(new))
+        for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
+        if jnp.issubdtype(new.dtype, jnp.inexact)
+    ]
+    return jnp.any(jnp.stack(lost)) if lost else False
 
 
 def _cut(leaf: Any, parts: int, mesh: Mesh | None) -> Any:

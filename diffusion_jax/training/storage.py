@@ -6,16 +6,17 @@ Layout of a workdir, also of an exported one:
     checkpoints/<step>/params       nested dict of arrays
     checkpoints/<step>/ema_<name>   one such dict for each track
     checkpoints/<step>/rest         the other fields of the state, flat by path
-    checkpoints/<step>/meta         JSON: format, and shape, dtype and fingerprint of every array
-    checkpoints/<step>/data         position in the data, one file for each process
+    checkpoints/<step>/meta         JSON: format, shape, dtype and fingerprint of every array, and a digest of all that
+    checkpoints/<step>/data         position in the data, one file for each process, with its digest
     snapshots/<step>/ema_<name>     power-function tracks, kept for `ema.reconstruct`
+    lock                            who is training here (`lock`)
 
 A fingerprint is the sum modulo 2^32 of an array's words: it does not depend on the mesh, and a flipped bit always
 changes it. Files are data, never code: nothing is unpickled.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,18 +28,15 @@ from jax.sharding import Mesh
 
 from diffusion_jax.distributed import Rules, path_name, shardings
 from diffusion_jax.errors import InvalidInput, invalid
-from diffusion_jax.training.data_position import DataPosition, PositionHandler
+from diffusion_jax.training.damage import Damaged, reading
+from diffusion_jax.training.data_position import DataPosition, PositionHandler, digest
 from diffusion_jax.training.state import TrainState
 
-FORMAT = 1
-
+FORMAT = 2
+"""What is written: 1 had no digests, so that parameters of it can be read, but no run can go on from it."""
 
 EMPTY = {"empty": True}
 """What the metadata say of a dict without entries, which has a place in the tree and no array."""
-
-
-class Damaged(RuntimeError):
-    """A checkpoint that exists but cannot be trusted."""
 
 
 def folder(workdir: str | os.PathLike) -> epath.Path:
@@ -56,16 +54,30 @@ def made_folder(workdir: str | os.PathLike) -> epath.Path:
 
 
 def writable(path: epath.Path, keep: int | None) -> ocp.CheckpointManager:
-    # Folders of an interrupted save are cleared away; they never had a finished checkpoint's name.
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+    # Folders of an interrupted save are cleared away; they never had a finished checkpoint's name. What Orbax says of
+    # finished ones is read with them, so that a damaged one does not stand in the way of the others.
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True, lightweight_initialize=True)
     return ocp.CheckpointManager(path, options=options, handler_registry=_registry())
 
 
 def readable(path: epath.Path) -> ocp.CheckpointManager:
+    """For this process alone, so that what one of several cannot read does not leave the others waiting."""
     if not path.is_dir():
         raise InvalidInput(f"{path} does not exist: workdir must be the folder of a run.")
-    options = ocp.CheckpointManagerOptions(read_only=True)
-    return ocp.CheckpointManager(path, options=options, handler_registry=_registry())
+    options = ocp.CheckpointManagerOptions(
+        read_only=True, lightweight_initialize=True, multiprocessing_options=_alone()
+    )
+    with reading(str(path)):
+        return ocp.CheckpointManager(path, options=options, handler_registry=_registry())
+
+
+def _alone() -> ocp.options.MultiprocessingOptions:
+    if jax.process_count() == 1:
+        return ocp.options.MultiprocessingOptions()
+    me = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"reader_{me}"
+    )
 
 
 def _registry():
@@ -199,16 +211,47 @@ def check_fingerprints(name: str, item: Any, meta: Mapping[str, Any]) -> None:
             raise Damaged(f"{name}/{path} is not what was saved")
 
 
-def read_meta(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
-    try:
+def meta_of(items: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """What is stored beside `items`, with a digest of itself; `more` are further plain values."""
+    described_items = {name: described(item) for name, item in items.items()}
+    meta = {"format": FORMAT, "items": described_items, **more}
+    return {**meta, "sha256": digest(meta)}
+
+
+def read_meta(manager: ocp.CheckpointManager, step: int, formats: Sequence[int] = (1, FORMAT)) -> dict[str, Any]:
+    """What `meta_of` made. Raises Damaged if it is anything else, InvalidInput for another format than `formats`."""
+    with reading(f"checkpoint {step} in {manager.directory}"):
         meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-    except Exception as error:
-        raise Damaged(first_line(error)) from error
-    if not isinstance(meta, dict) or "format" not in meta:
+    if not isinstance(meta, dict) or not isinstance(meta.get("format"), int):
         raise Damaged("its meta file is incomplete")
-    if meta["format"] != FORMAT:
-        raise InvalidInput(f"checkpoint {step} has format {meta['format']}, but this version reads format {FORMAT}.")
+    rest = {name: value for name, value in meta.items() if name != "sha256"}
+    if meta.get("sha256", None if meta["format"] == 1 else "missing") not in (None, digest(rest)):
+        raise Damaged("its meta file is not what was saved")
+    if meta["format"] not in formats:
+        read = " and ".join(map(str, formats))
+        raise InvalidInput(
+            f"checkpoint {step} in {manager.directory} has format {meta['format']}, but format {read} is needed."
+        )
+    if not _describes_items(meta.get("items")):
+        raise Damaged("its meta file does not describe arrays")
     return meta
+
+
+def _describes_items(items: Any) -> bool:
+    def is_array(entry):
+        return entry == EMPTY or (
+            isinstance(entry, dict)
+            and isinstance(entry.get("shape"), list)
+            and all(type(size) is int and size >= 0 for size in entry["shape"])
+            and isinstance(entry.get("dtype"), str)
+            and isinstance(entry.get("sum"), int)
+        )
+
+    return (
+        isinstance(items, dict)
+        and bool(items)
+        and all(isinstance(item, dict) and all(map(is_array, item.values())) for item in items.values())
+    )
 
 
 def check_items(step: int, wanted: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
@@ -240,22 +283,15 @@ def load_item(
 ) -> Any:
     """One item as nested dicts, whose structure is that of the paths."""
     abstract: dict[str, Any] = {}
-    for path, array in meta["items"][name].items():
-        *parents, last = path.split("/")
-        branch = abstract
-        for parent in parents:
-            branch = branch.setdefault(parent, {})
-        whole = array != EMPTY
-        branch[last] = jax.ShapeDtypeStruct(tuple(array["shape"]), jnp.dtype(array["dtype"])) if whole else {}
-    try:
+    with reading(f"{name} of checkpoint {step} in {manager.directory}"):
+        for path, array in meta["items"][name].items():
+            *parents, last = path.split("/")
+            branch = abstract
+            for parent in parents:
+                branch = branch.setdefault(parent, {})
+            whole = array != EMPTY
+            branch[last] = jax.ShapeDtypeStruct(tuple(array["shape"]), jnp.dtype(array["dtype"])) if whole else {}
         args = ocp.args.Composite(**{name: ocp.args.StandardRestore(placed(abstract, mesh, rules))})
         item = manager.restore(step, args=args)[name]
-    except Exception as error:
-        raise Damaged(first_line(error)) from error
-    check_fingerprints(name, item, meta)
+        check_fingerprints(name, item, meta)
     return item
-
-
-def first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0][:200]}" if text else type(error).__name__

@@ -3,7 +3,7 @@
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,13 +13,12 @@ from jax.sharding import Mesh
 from diffusion_jax.distributed import Rules
 from diffusion_jax.errors import InvalidInput, unknown
 from diffusion_jax.training import ema as averages
+from diffusion_jax.training.damage import Damaged, reading
 from diffusion_jax.training.storage import (
-    FORMAT,
-    Damaged,
-    described,
     folder,
     load_item,
     made_folder,
+    meta_of,
     plain,
     read_meta,
     readable,
@@ -40,14 +39,15 @@ def write_config(workdir: str | os.PathLike, config: Any) -> None:
 
 
 def read_config(workdir: str | os.PathLike) -> Any:
-    """The run's configuration. Raises InvalidInput if there is none or it is not JSON."""
+    """The run's configuration. Raises InvalidInput if there is none, or it is not JSON or cannot be read now."""
     path = folder(workdir) / "config.json"
     if not path.is_file():
         raise InvalidInput(f"{path} does not exist: workdir must be the folder of a run.")
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise InvalidInput(f"{path} is not JSON ({error}).") from None
+        with reading(str(path)):
+            return json.loads(path.read_text())
+    except Damaged as problem:
+        raise InvalidInput(f"{path} is not JSON ({problem}).") from None
 
 
 def load_params(
@@ -61,7 +61,8 @@ def load_params(
 
     ema: name of an average, None for the raw parameters. step: the newest undamaged checkpoint when absent.
 
-    Raises InvalidInput if there is no checkpoint, no such step, no such average, or the checkpoint is damaged.
+    Raises InvalidInput if there is no checkpoint, no such step, no such average, or the checkpoint is damaged or cannot
+    be read now.
     """
     root = folder(workdir)
     manager = readable(root / "checkpoints")
@@ -89,7 +90,8 @@ def export_params(
 ) -> None:
     """Copies parameters (an average when `ema` names one) and the configuration to a workdir of their own.
 
-    `load_params(destination)` gives them back. Raises InvalidInput as `load_params` does.
+    `load_params(destination)` gives them back. Raises InvalidInput as `load_params` does, and if there is a checkpoint
+    in `destination` already.
     """
     params = load_params(workdir, ema, step)
     has_config = (folder(workdir) / "config.json").is_file()
@@ -97,11 +99,16 @@ def export_params(
 
 
 def save_params(destination: str | os.PathLike, params: Params, config: Any = None, step: int = 0) -> None:
-    """Writes parameters alone (and the configuration) in the layout that `load_params` reads."""
+    """Writes parameters alone (and the configuration) in the layout that `load_params` reads.
+
+    Raises InvalidInput if there is such a checkpoint already.
+    """
     root = made_folder(destination)
     stored = plain(params)
     with writable(root / "checkpoints", None) as manager:
-        meta = {"format": FORMAT, "items": {"params": described(stored)}}
+        if step in manager.all_steps():
+            raise InvalidInput(f"{root} holds a checkpoint {step} already; give another destination, or remove it.")
+        meta = meta_of({"params": stored})
         args = ocp.args.Composite(params=ocp.args.StandardSave(stored), meta=ocp.args.JsonSave(meta))
         manager.save(step, args=args, force=True)
         manager.wait_until_finished()
@@ -112,23 +119,38 @@ def save_params(destination: str | os.PathLike, params: Params, config: Any = No
 def reconstruct_ema(workdir: str | os.PathLike, sigma_rel: float, step: int | None = None) -> Any:
     """The power-function average of any width from a run's snapshots; see `ema.reconstruct`.
 
-    Raises InvalidInput if the run kept no snapshots, or one of them is damaged.
+    Raises InvalidInput if the run kept no snapshots, or one of them is damaged or cannot be read now: an average of
+    the others would be another one.
     """
     root = folder(workdir)
     if not (root / "snapshots").is_dir():
         raise InvalidInput(f"{root} has no EMA snapshots; train with snapshot_every and power-function tracks.")
     with readable(root / "snapshots") as manager:
-        try:
-            metas = {at: read_meta(manager, at) for at in sorted(manager.all_steps())}
-            snapshots = [
-                (at, width, _loader(manager, at, f"ema_{name}", meta))
-                for at, meta in metas.items()
-                for name, width in meta["sigma_rel"].items()
-            ]
-            return averages.reconstruct(snapshots, sigma_rel, step)
-        except Damaged as problem:
-            raise InvalidInput(f"an EMA snapshot in {root} is damaged ({problem}).") from problem
+        snapshots = [
+            (at, width, load) for at in sorted(manager.all_steps()) for width, load in _snapshots_at(manager, at)
+        ]
+        return averages.reconstruct(snapshots, sigma_rel, step)
 
 
-def _loader(manager: ocp.CheckpointManager, step: int, name: str, meta: Mapping[str, Any]):
-    return lambda: load_item(manager, step, name, meta, None, None)
+def _snapshots_at(manager: ocp.CheckpointManager, step: int) -> list[tuple[float, Callable[[], Any]]]:
+    """The width of each track that was kept at `step`, and what loads it."""
+    meta = _whole(manager, step, lambda: read_meta(manager, step))
+    widths = meta.get("sigma_rel")
+    if not isinstance(widths, dict) or not all(
+        f"ema_{name}" in meta["items"] and isinstance(width, float) for name, width in widths.items()
+    ):
+        raise InvalidInput(f"snapshot {step} in {manager.directory} is damaged (its meta file has no widths).")
+
+    def loader(name):
+        return lambda: _whole(manager, step, lambda: load_item(manager, step, f"ema_{name}", meta, None, None))
+
+    return [(width, loader(name)) for name, width in widths.items()]
+
+
+def _whole(manager: ocp.CheckpointManager, step: int, read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except Damaged as problem:
+        raise InvalidInput(
+            f"snapshot {step} in {manager.directory} is damaged ({problem}); move it elsewhere to go on without it."
+        ) from problem

@@ -59,6 +59,10 @@ def test_the_influence_is_what_a_wrong_output_does_to_the_end_of_a_gaussian_run(
         np.testing.assert_allclose(found, influence[step] * push, rtol=0.03)
 
 
+def test_an_error_of_the_last_step_stays_as_it_is():
+    np.testing.assert_allclose(endpoint_influence(FLOW, jnp.array([1.0, 0.7, 0.3, 0.0]), STD)[-1], 0.3, rtol=1e-6)
+
+
 def test_weights_of_one_over_the_size_are_the_relative_change():
     runs = recorded()
     kept = runs.output - runs.x

@@ -27,10 +27,147 @@ def test_npz_and_npy_hold_what_was_saved(tmp_path):
     assert "cond" not in batch
 
 
-def test_uint8_is_scaled_and_integers_are_tokens():
-    pixels = data.arrays(x0=np.array([[0, 255]], np.uint8).reshape(1, 1, 2, 1)).x0
-    np.testing.assert_array_equal(pixels.ravel(), [-1, 1])
+def test_unsigned_integers_are_pixels_and_signed_ones_tokens(tmp_path):
+    bright = {np.uint8: 255, np.uint16: 65535, np.uint32: 2**32 - 1, bool: 1}
+    for kind, white in bright.items():
+        stored = np.array([0, white], kind).reshape(2, 1, 1, 1)
+        np.save(tmp_path / "a.npy", stored)
+        np.savez(tmp_path / "a.npz", x0=stored)
+        data.write_latents(str(tmp_path / f"latents of {kind.__name__}"), "a", stored)
+        data.write_array_record(str(tmp_path / "a.array_record"), [{"x0": row} for row in stored])
+        for source in (
+            data.arrays(x0=stored),
+            data.arrays(str(tmp_path / "a.npy")),
+            data.arrays(str(tmp_path / "a.npz")),
+            data.latents(str(tmp_path / f"latents of {kind.__name__}")),
+            data.array_record(str(tmp_path / "a.array_record")),
+        ):
+            x0 = next(data.pipeline(source, 2, shuffle=False))["x0"]
+            assert x0.dtype == np.float32 and x0.shape == (2, 1, 1, 1)
+            np.testing.assert_array_equal(x0.ravel(), [-1, 1])
     assert data.arrays(x0=np.arange(6).reshape(2, 3)).x0.dtype == np.int32
+    assert data.arrays(x0=np.zeros((2, 5), np.uint8)).x0.shape == (2, 5)
+    twelve = data.arrays(x0=np.array([[0, 4095]], np.uint16), value_range=(0, 4095))
+    np.testing.assert_array_equal(twelve.x0, [[-1, 1]])
+    with pytest.raises(InvalidInput, match="int32"):
+        data.arrays(x0=np.array([[2**31]]))
+
+
+def test_conditions_keep_what_they_are(tmp_path):
+    cond = {
+        "label": np.arange(3, dtype=np.uint8),
+        "tokens": np.array([[7], [8], [9]], np.uint16),
+        "tokens_mask": np.array([[True], [False], [True]]),
+        "concat": np.full((3, 2, 2, 1), 255, np.uint8),
+        "pooled": np.ones((3, 2)),
+    }
+    np.savez(tmp_path / "a.npz", x0=X0[:3], **cond)
+    data.write_latents(str(tmp_path / "shards"), "a", X0[:3], cond)
+    rows = [{"x0": X0[i], "cond": {key: value[i] for key, value in cond.items()}} for i in range(3)]
+    data.write_array_record(str(tmp_path / "a.array_record"), [{**row, "cond": {**row["cond"]}} for row in rows])
+    for source in (data.arrays(str(tmp_path / "a.npz")), data.latents(str(tmp_path / "shards"))):
+        read = next(data.pipeline(source, 3, shuffle=False))["cond"]
+        for key, kind in (("label", np.int32), ("tokens", np.int32), ("tokens_mask", bool), ("pooled", np.float32)):
+            assert read[key].dtype == kind
+            np.testing.assert_array_equal(read[key], cond[key])
+        np.testing.assert_array_equal(read["concat"], np.ones((3, 2, 2, 1), np.float32))
+    record = data.array_record(str(tmp_path / "a.array_record"))[2]["cond"]
+    assert record["label"].dtype == np.int32 and record["label"] == 2 and (record["concat"] == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("label", "part"),
+    [
+        (np.arange(12) - 1, "is -1"),
+        (np.arange(1, 13), "is 12, but the 12 classes are 0 to 11"),
+        (np.eye(12), "argmax"),
+        (np.arange(12.0), "astype"),
+        (np.ones(12, bool), "astype"),
+        (list("abcdefghijkl"), "return_inverse"),
+    ],
+    ids=["from -1", "from 1", "one-hot", "floats", "bools", "names"],
+)
+def test_labels_are_numbers_of_classes(label, part, tmp_path):
+    np.savez(tmp_path / "a.npz", x0=X0, label=label)
+    data.write_latents(str(tmp_path / "shards"), "a", X0, {"label": np.asarray(label)})
+    for make in (
+        lambda: data.arrays(x0=X0, label=label, num_classes=12),
+        lambda: data.arrays(str(tmp_path / "a.npz"), num_classes=12),
+        lambda: data.latents(str(tmp_path / "shards"), num_classes=12),
+        lambda: data.ArraySource(X0, {"label": np.asarray(label)}, num_classes=12),
+    ):
+        with pytest.raises(InvalidInput, match=part):
+            make()
+    if np.asarray(label).dtype.kind in "if" and np.ndim(label) == 1:
+        data.write_array_record(
+            str(tmp_path / "a.array_record"), [{"x0": X0[i], "cond": {"label": label[i]}} for i in range(12)]
+        )
+        with pytest.raises(InvalidInput, match=rf"(record \d+ of .*a.array_record).*{part}"):
+            next(data.pipeline(data.array_record(str(tmp_path / "a.array_record"), num_classes=12), 12))
+
+
+def test_ranges_of_images_are_those_of_the_library(tmp_path):
+    inside = (X0 + 1) / 2
+    for make in (lambda **k: data.arrays(x0=inside, **k), lambda **k: data.arrays(str(tmp_path / "a.npy"), **k)):
+        np.save(tmp_path / "a.npy", inside)
+        with pytest.warns(UserWarning, match=r"value_range=\(0, 1\)"):
+            make()
+        np.testing.assert_allclose(make(value_range=(0, 1)).take(np.arange(12))["x0"], X0, atol=1e-6)
+        np.testing.assert_array_equal(make(value_range=(-1, 1)).take(np.arange(12))["x0"], inside)
+    np.save(tmp_path / "b.npy", 255 * inside)
+    for make in (lambda: data.arrays(x0=255 * inside), lambda: data.arrays(str(tmp_path / "b.npy"))):
+        with pytest.raises(InvalidInput, match=r"value_range=\(0, 255\)"):
+            make()
+    # Vectors and latents have any range.
+    data.arrays(x0=255 * inside.reshape(12, -1))
+    data.arrays(x0=np.repeat(inside, 2, -1)[..., :4] * 9)
+
+
+def test_shards_are_read_as_they_are_now(tmp_path):
+    for value in (0.25, 0.5):
+        data.write_latents(str(tmp_path), "a", np.full((3, 2, 2, 4), value, np.float32), {"label": np.arange(3)})
+        source = data.latents(str(tmp_path))
+        assert (source[0]["x0"] == value).all()
+    np.save(tmp_path / "a.label.npy", np.arange(3) + 2)
+    assert data.latents(str(tmp_path))[0]["cond"]["label"] == 2
+    # What is mapped was replaced by another file, or is gone.
+    data.write_latents(str(tmp_path), "a", np.full((1, 2, 2, 4), 1, np.float32), {"label": np.arange(1)})
+    with pytest.raises(InvalidInput, match=r"a.x0.npy.*has changed"):
+        source[2]
+    (tmp_path / "a.x0.npy").unlink()
+    with pytest.raises(InvalidInput, match=r"a.x0.npy.*can no longer be read"):
+        source[2]
+    np.save(tmp_path / "b.npy", X0)
+    mapped = data.arrays(str(tmp_path / "b.npy"))
+    np.save(tmp_path / "b.npy", X0[:2])
+    with pytest.raises(InvalidInput, match=r"b.npy.*has changed"):
+        mapped[11]
+
+
+def test_shards_must_agree(tmp_path):
+    data.write_latents(str(tmp_path), "a", X0, {"label": LABEL})
+    data.write_latents(str(tmp_path), "b", X0[:, :2], {"label": LABEL})
+    with pytest.raises(InvalidInput, match=r"shape of '.*b.x0.npy'"):
+        data.latents(str(tmp_path))
+    data.write_latents(str(tmp_path), "b", X0)
+    (tmp_path / "b.label.npy").unlink()
+    with pytest.raises(InvalidInput, match=r"conditions of '.*b.x0.npy'"):
+        data.latents(str(tmp_path))
+
+
+def test_nan_is_found_wherever_it_stands(tmp_path):
+    late = X0.copy()
+    late[11, 0, 0, 0] = np.inf
+    np.save(tmp_path / "a.npy", late)
+    with pytest.raises(InvalidInput, match="x0 at position 11"):
+        list(data.pipeline(data.arrays(str(tmp_path / "a.npy")), 4, shuffle=False, epochs=1))
+    pooled = np.zeros((12, 2), np.float32)
+    pooled[7, 1] = np.nan
+    np.savez(tmp_path / "a.npz", x0=X0, pooled=pooled)
+    with pytest.raises(InvalidInput, match=r"Example 7 .*cond\['pooled'\]"):
+        data.arrays(str(tmp_path / "a.npz"))
+    with pytest.raises(InvalidInput, match=r"cond\['pooled'\] at position 7"):
+        list(data.pipeline(data.ArraySource(X0, {"pooled": pooled}), 4, shuffle=False, epochs=1))
 
 
 def test_latents_are_read_across_shards_scaled(tmp_path):
@@ -110,6 +247,10 @@ def test_broken_files_are_named(tmp_path):
         (lambda: data.arrays(str(tmp_path / "uneven.npz")), "one entry per example"),
         (lambda: data.arrays(str(tmp_path / "nan.npz")), "Example 0"),
         (lambda: data.arrays(cut), "damaged"),
+        (lambda: data.arrays(x0=X0 * 1j), "complex"),
+        (lambda: data.arrays(x0=np.array(["2020-01-01"], "M8[D]")), "datetime64"),
+        (lambda: data.arrays(x0=[[1], [1, 2]]), "no array of numbers"),
+        (lambda: data.arrays(x0=np.float32(1)), "axis of examples"),
         (lambda: data.arrays(str(tmp_path / "no.npz")), "does not exist"),
         (lambda: data.arrays(), "either a path or x0"),
         (lambda: data.latents(str(tmp_path / "no")), "does not exist"),

@@ -133,6 +133,17 @@ def test_transforms_draw_anew_each_epoch_and_mirror_what_they_say(source):
     np.testing.assert_allclose(normalised.mean(), (images.x0.mean() - 0.5) / 2, atol=1e-6)
 
 
+@pytest.mark.parametrize("transform", [data.flip(1.0), data.random_crop(3), data.resize(3)])
+def test_what_lies_on_pixels_moves_with_them(transform):
+    image = np.random.default_rng(0).uniform(0, 1, (4, 6, 1)).astype(np.float32)
+    example = {"x0": image, "weight": image[..., 0], "cond": {"concat": image, "audio": np.ones((2, 6, 1)), "label": 3}}
+    moved = transform(example, np.random.default_rng(1))
+    assert moved["x0"].shape != image.shape or (moved["x0"] == image[:, ::-1]).all()
+    np.testing.assert_array_equal(moved["weight"], moved["x0"][..., 0])
+    np.testing.assert_array_equal(moved["cond"]["concat"], moved["x0"])
+    assert moved["cond"]["audio"] is example["cond"]["audio"] and moved["cond"]["label"] == 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [

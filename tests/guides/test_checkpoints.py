@@ -21,6 +21,7 @@ def test_checkpoints(tmp_path, monkeypatch):
     assert names["images"].shape == (2, SIZE, SIZE, 3)
     assert float(names["metrics"]["loss"]) > 0
     assert {path.name for path in (tmp_path / "out").rglob("*") if path.is_file()} == {
+        "cube.safetensors",
         "style.safetensors",
         "config.json",
         "diffusion_pytorch_model.safetensors",

@@ -21,6 +21,11 @@ MASK = np.zeros((SIZE, SIZE), bool)
 MASK[4:12, 2:10] = True
 
 
+def differ(images, others):
+    """Of one program, so that nothing but what was asked makes a difference."""
+    return (images != others).any()
+
+
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory):
     return interop.load_pipeline(sd_folder(tmp_path_factory.mktemp("sd")))
@@ -47,7 +52,7 @@ def test_one_prompt_is_a_list_of_one(ask, cats, prompts):
 @pytest.mark.parametrize("scale", [0, 0.5, np.float32(0.0), jnp.float32(1.0), ml_dtypes.bfloat16(1.0)])
 def test_a_scale_of_one_or_less_is_the_prompt_alone(ask, cats, scale):
     np.testing.assert_array_equal(ask(scale=scale), cats)
-    assert np.abs(ask("a house", scale=0.0) - cats).max() > 1e-3
+    assert differ(ask("a house", scale=0.0), cats)
 
 
 def test_a_negative_prompt_without_guidance_is_told(ask, cats):
@@ -59,7 +64,7 @@ def test_several_images_of_a_prompt(ask):
     each = ask(["a", "b"], images_per_prompt=2, scale=2.0, negative=["c", None])
     same = ask(["a", "a", "b", "b"], scale=2.0, negative=["c", "c", None, None])
     np.testing.assert_array_equal(each, same)
-    assert np.abs(each[0] - each[1]).max() > 1e-3
+    assert differ(each[0], each[1])
 
 
 IMAGE = {"image": PICTURE}
@@ -128,7 +133,7 @@ MISTAKES = {
     "mask of another shape": ({**IMAGE, "mask": np.ones((4, 4), bool)}, r"mask.shape is \(4, 4\)"),
     "mask beyond": ({**IMAGE, "mask": np.full((SIZE, SIZE), 1.5)}, "the range of mask"),
     "mask NaN": ({**IMAGE, "mask": np.full((SIZE, SIZE), np.nan)}, "the range of mask"),
-    "mask of tokens": ({**IMAGE, "mask": np.full((SIZE, SIZE), 7)}, "mask is an array of int64"),
+    "mask of tokens": ({**IMAGE, "mask": np.full((SIZE, SIZE), 7)}, "an array of int64"),
     "mask coloured": ({**IMAGE, "mask": Image.fromarray(BYTES)}, "coloured"),
     "masks too many": ({**IMAGE, "mask": np.stack([MASK] * 3)}, "the number of masks is 3"),
     "noise's shape": ({"noise": np.zeros((1, 2, 2, 4))}, "noise.shape"),
@@ -248,18 +253,18 @@ def test_a_soft_mask_lies_between_keeping_and_painting(ask):
 
 def test_chunks_and_weights_reach_the_network(pipeline, ask, cats):
     program = generation.sampling_program([pipeline])
-    long, other = "value of the name " * 30 + "beach", "name of the value " * 40
+    long, other = "value of the name " * 30 + "beach", "name of the value " * 30
     first = ask(long, chunks="auto", scale=2.0)
     before = program._cache_size()
-    assert np.abs(ask(other, chunks="auto", scale=2.0, negative="x") - first).max() > 1e-3
-    np.testing.assert_array_equal(ask(long, chunks=3, scale=2.0), first)
+    assert differ(ask(other, chunks="auto", scale=2.0, negative="x"), first)
+    np.testing.assert_array_equal(ask(long, chunks=2, scale=2.0), first)
     assert program._cache_size() == before
     # A long negative prompt brings the other side to its length.
     assert ask("a", negative=long, chunks="auto", scale=2.0).shape == first.shape
     assert program._cache_size() == before
     np.testing.assert_array_equal(ask(weighting="a1111", chunks="auto"), cats)
-    assert np.abs(ask("two (cats:1.5)", weighting="comfyui") - cats).max() > 1e-4
-    assert np.abs(ask(clip_skip=1) - cats).max() > 1e-4
+    assert differ(ask("two (cats:1.5)", weighting="comfyui"), cats)
+    assert differ(ask(clip_skip=1), cats)
 
 
 def test_a_refiner_takes_over(pipeline, ask, cats):

@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from diffusion_jax import interop
+from diffusion_jax import interop, models
 from diffusion_jax.adapters import merged
 from diffusion_jax.errors import InvalidInput
-from diffusion_jax.interop.lora_files import DIALECTS, sgm_names
+from diffusion_jax.interop.lora_files import components_of, merged_files
+from diffusion_jax.interop.lora_names import sgm_names
 from diffusion_jax.models import by_path
+from tests.interop.folders import UNET, drawn, sd_folder
 from tests.interop.foreign import FIELDS
 
 RANK = 3
@@ -70,7 +72,7 @@ def test_what_is_read_is_what_they_add(tmp_path, pretrained, theirs, spelling):
         np.testing.assert_allclose(after[name], expected, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("dialect", ["diffusers", "peft", "kohya"])
 def test_what_is_saved_is_loaded(tmp_path, pretrained, theirs, dialect):
     factors = interop.load_lora(written(tmp_path / "lora.safetensors", theirs), pretrained)
     file = interop.save_lora(tmp_path / "saved" / "x.safetensors", pretrained, factors, dialect=dialect)
@@ -136,13 +138,6 @@ def test_a_lora_of_another_base(tmp_path, pretrained, theirs):
         interop.load_lora(wide, pretrained)
 
 
-def test_other_kinds_of_adapters(tmp_path, pretrained, theirs):
-    file = tmp_path / "x.safetensors"
-    save_file({"lora_unet_layer_0_qkv.hada_w1_a": np.ones((2, 2), np.float32)}, file)
-    with pytest.raises(InvalidInput, match="'hada_' is another kind"):
-        interop.load_lora(file, pretrained)
-
-
 def test_mistaken_words(tmp_path, pretrained, theirs):
     file = written(tmp_path / "x.safetensors", theirs)
     with pytest.raises(InvalidInput, match="component"):
@@ -177,3 +172,100 @@ def test_block_names_of_the_original_code():
         "output_blocks_2_2_conv": "up_blocks_0_upsamplers_0_conv",
     }
     assert expected.items() <= known.items()
+
+
+OLD = {
+    "processors": [f"unet.{{}}.attn1.processor.to_{{}}_lora.{role}.weight" for role in ("down", "up")],
+    "processors without a prefix": [f"{{}}.attn1.processor.to_{{}}_lora.{role}.weight" for role in ("down", "up")],
+    "ComfyUI": [f"diffusion_model.{{}}.attn1.to_{{}}.lora_{role}.weight" for role in "AB"],
+}
+
+
+@pytest.mark.parametrize("spelling", OLD)
+def test_old_spellings_of_attention(tmp_path, spelling):
+    pretrained = drawn("UNet2DConditionModel", models.unet("sd15", **{**UNET, "attention": (1,)}))
+    block, rng = "down_blocks.0.attentions.0.transformer_blocks.0", np.random.default_rng(0)
+    draws = {(way, role): rng.normal(size=(2, 8)).astype("f") for way in ("q", "out") for role in range(2)}
+    tensors = {}
+    for (way, role), value in draws.items():
+        name = OLD[spelling][role].format(block, way)
+        name = name.replace("to_out.", "to_out.0.") if spelling == "ComfyUI" else name
+        tensors[name] = np.ascontiguousarray(value.T) if role else value
+    save_file(tensors, tmp_path / "x.safetensors")
+    factors = by_path(interop.load_lora(tmp_path / "x.safetensors", pretrained))
+    for way in ("q", "out"):
+        path = f"down_0_0_attention/blocks/block/attention/attention/{way}"
+        np.testing.assert_allclose(
+            factors[f"{path}/a"][0] @ factors[f"{path}/b"][0], draws[way, 0].T @ draws[way, 1], atol=1e-5
+        )
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        "text_encoder.text_model.encoder.layers.0.self_attn.{}.lora_linear_layer.{}.weight",
+        "text_encoder.encoder.layers.0.self_attn.{}.lora.{}.weight",
+        "text_encoder.text_model.encoder.layers.0.self_attn.{}_lora.{}.weight",
+        "lora_te_text_model_encoder_layers_0_self_attn_{}.lora_{}.weight",
+        "lora_te1_text_model_encoder_layers_0_self_attn_{}.lora_{}.weight",
+    ],
+)
+def test_spellings_of_text_encoders(tmp_path, spelling):
+    text = drawn("CLIPTextModel", models.clip_text("vit_l", vocab_size=9, width=8, depth=2, heads=2, mlp_width=8))
+    rng, names = np.random.default_rng(0), ("to_q", "to_out") if "_lora." in spelling else ("q_proj", "out_proj")
+    tensors = {}
+    for name in names:
+        for role in ("down", "up"):
+            value = rng.normal(size=(2, 8)).astype("f")
+            tensors[spelling.format(name, role)] = np.ascontiguousarray(value.T) if role == "up" else value
+    save_file(tensors, tmp_path / "x.safetensors")
+    assert components_of(tmp_path / "x.safetensors") == ("text_encoder",)
+    factors = by_path(interop.load_lora(tmp_path / "x.safetensors", text, "text_encoder"))
+    for name, ours in zip(names, ("q", "out"), strict=True):
+        down, up = (tensors[spelling.format(name, role)] for role in ("down", "up"))
+        a, b = (factors[f"blocks/block/attention/attention/{ours}/{part}"][0] for part in "ab")
+        np.testing.assert_allclose(a @ b, (up @ down).T, atol=1e-5)
+
+
+def test_names_of_a_transformer_without_a_prefix(tmp_path):
+    """Its blocks are called like the prefix of a component."""
+    network = models.dit("S/2", width=8, depth=1, heads=2, conditions=(models.label(3),), in_channels=4, base_size=2,
+                         frequency_shift=1.0)  # fmt: skip
+    rng, stem = np.random.default_rng(0), "transformer_blocks.0.attn1.to_q"
+    down, up = rng.normal(size=(2, 8)).astype("f"), rng.normal(size=(8, 2)).astype("f")
+    for head in ("", "transformer.", "lora_transformer_"):
+        name = f"{head}{stem.replace('.', '_') if head.endswith('_') else stem}"
+        save_file({f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}, tmp_path / "x.safetensors")
+        pretrained = drawn("DiTTransformer2DModel", network)
+        factors = by_path(interop.load_lora(tmp_path / "x.safetensors", pretrained))
+        a, b = (factors[f"blocks/block/attention/attention/q/{part}"][0] for part in "ab")
+        np.testing.assert_allclose(a @ b, (up @ down).T, atol=1e-5)
+
+
+def test_files_beside_each_other_in_a_pipeline(tmp_path):
+    """Text encoders are merged, networks attached, one file after the other; what no component takes is refused."""
+    folder = sd_folder(tmp_path / "sd", attention=(1,))
+    plain = interop.load_pipeline(folder)
+    rng, files = np.random.default_rng(0), []
+    for number in range(2):
+        tensors = {}
+        for stem, width in (("unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q", 8),
+                            ("text_encoder.text_model.encoder.layers.0.mlp.fc2", 12)):  # fmt: skip
+            tensors[f"{stem}.lora_A.weight"] = rng.normal(size=(2, width if width == 8 else 24)).astype("f")
+            tensors[f"{stem}.lora_B.weight"] = rng.normal(size=(width, 2)).astype("f")
+        save_file(tensors, tmp_path / f"{number}.safetensors")
+        files.append((tmp_path / f"{number}.safetensors", 0.5 + number))
+    both = interop.load_pipeline(folder, loras=files)
+    (before,), (after,) = plain.prompter.encoders, both.prompter.encoders
+    expected = merged_files(before.pretrained, files, "text_encoder").params
+    for path, leaf in by_path(after.pretrained.params).items():
+        np.testing.assert_array_equal(leaf, by_path(expected)[path])
+    # One after the other is both.
+    first = interop.load_pipeline(folder, loras=files[:1])
+    again = interop.with_lora(first, [(interop.load_lora(files[1][0], plain.network), files[1][1])])
+    for path, leaf in by_path(both.params).items():
+        np.testing.assert_allclose(by_path(again.params)[path], leaf, rtol=1e-6, err_msg=path)
+    named = {name.replace("text_encoder", "text_encoder_2"): value for name, value in load_file(files[0][0]).items()}
+    save_file(named, tmp_path / "xl.safetensors")
+    with pytest.raises(InvalidInput, match="adapts text_encoder_2, but the pipeline has unet, text_encoder only"):
+        interop.load_pipeline(folder, loras=[(tmp_path / "xl.safetensors", 1.0)])

@@ -149,12 +149,12 @@ def test_networks_of_several_levels_are_saved_and_loaded(tmp_path):
 MISTAKES = {
     "no prompts": ({"prompts": []}, "at least one is needed"),
     "negatives": ({"negative": ["a", "b"]}, "one for all or one for each of the 1 prompts"),
-    "strength": ({"strength": 1.5, "image": np.zeros((SIZE, SIZE, 3))}, r"strength is 1.5, but it must be in \(0, 1\]"),
+    "strength": ({"strength": 1.5, "image": -np.ones((SIZE, SIZE, 3))}, r"strength is 1.5, but it must be in \(0, 1\]"),
     "strength alone": ({"strength": 0.5}, "image= was not given"),
     "mask alone": ({"mask": np.ones((SIZE, SIZE), bool)}, "image= was not given"),
-    "mask's shape": ({"image": np.zeros((SIZE, SIZE, 3)), "mask": np.ones((4, 4), bool)}, r"mask.shape is \(4, 4\)"),
+    "mask's shape": ({"image": -np.ones((SIZE, SIZE, 3)), "mask": np.ones((4, 4), bool)}, r"mask.shape is \(4, 4\)"),
     "odd size": ({"size": (15, 16)}, "multiples of 2"),
-    "size": ({"image": np.zeros((8, 8, 3)), "size": (16, 16)}, "the image is 8 x 8"),
+    "size": ({"image": -np.ones((8, 8, 3)), "size": (16, 16)}, "the image is 8 x 8"),
     "noise": ({"noise": np.zeros((1, 2, 2, 4)), "size": (16, 16)}, "noise.shape"),
     "not a text": ({"prompts": [3]}, "a text is needed"),
 }
@@ -172,7 +172,7 @@ def test_an_inpainting_network_asks_for_a_mask(tmp_path):
     with pytest.raises(InvalidInput, match="give image= and mask="):
         interop.generate(pipeline, KEY, ["a"], **SHORT)
     with pytest.raises(InvalidInput, match="give mask= with image="):
-        interop.generate(pipeline, KEY, ["a"], image=np.zeros((SIZE, SIZE, 3)), num_steps=2)
+        interop.generate(pipeline, KEY, ["a"], image=-np.ones((SIZE, SIZE, 3)), num_steps=2)
 
 
 def test_a_folder_that_is_no_pipeline(sd, tmp_path):

@@ -60,7 +60,7 @@ def encoder(tmp_path_factory):
         ("(a:b)", [("a:b", 1.1)]),
         ("(a:1.2.3)", [("a:1.2.3", 1.1)]),
         ("(a:nan) :2) )", [("a:nan", 1.1), (" :2) )", 1.0)]),
-        ("(a[b) c]", [("a", 1.1), ("b", 1.0), (" c]", 1.0)]),
+        ("(a[b) c]", [("a", 1.1), ("b c]", 1.0)]),
         (r"a\b \\ c\:", [(r"a\b \ c\:", 1.0)]),
         ("e\u0301 (🐈:2)", [("e\u0301 ", 1.0), ("🐈", 2.0)]),
     ],
@@ -72,7 +72,7 @@ def test_brackets_weigh(prompt, expected):
 
 
 def test_deep_brackets_are_bounded():
-    assert weighted_parts("[" * 50_000 + "x" + ")" * 50_000)[0][1] == 0.0
+    assert 0 <= weighted_parts("[" * 50_000 + "x" + ")" * 50_000)[0][1] < 1e-300
     with pytest.raises(InvalidInput, match=r"must lie in -1000 \.\. 1000"):
         weighted_parts("(" * 50_000 + "x")
     with pytest.raises(InvalidInput, match="must lie in"):

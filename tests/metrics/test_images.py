@@ -62,6 +62,69 @@ def test_ssim_falls_with_noise_and_has_a_gradient(pair):
     assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0
 
 
+TYPES = {
+    "uint8": (255, None),
+    "uint16": (65535, None),
+    "bool": (1, None),
+    "int32": (1000, 1000.0),
+    "float16": (2, None),
+    "bfloat16": (2, None),
+    "float64": (2, None),
+}
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_images_of_every_type_are_compared_by_the_arithmetic_of_their_values(pair, name):
+    """Integers are not subtracted as integers, which wrap, and half precision is not rounded on the way."""
+    span, data_range = TYPES[name]
+    dtype = jnp.dtype(name)
+    if jnp.issubdtype(dtype, jnp.floating):
+        a, b = (np.asarray(one).astype(dtype) for one in pair)
+    else:
+        a, b = (np.round((one + 1) / 2 * span).astype(dtype) for one in pair)
+    exact = [one.astype(np.float64) for one in (a, b)]
+    psnr = 10 * np.log10(span**2 / np.square(exact[0] - exact[1]).mean((1, 2, 3)))
+    ssim = [structural_similarity(*both, data_range=span, channel_axis=-1) for both in zip(*exact)]
+    for convert in (np.asarray, jnp.asarray):
+        np.testing.assert_allclose(metrics.psnr(convert(a), convert(b), data_range=data_range), psnr, rtol=1e-5)
+        np.testing.assert_allclose(metrics.ssim(convert(a), convert(b), data_range=data_range), ssim, atol=5e-5)
+    traced = jax.jit(lambda a, b: metrics.psnr(a, b, data_range=data_range))(a, b)
+    np.testing.assert_allclose(traced, psnr, rtol=1e-5)
+
+
+def test_a_nan_is_that_of_its_image_and_an_empty_mask_compares_nothing(pair):
+    a, b = (np.array(one) for one in pair)
+    a[1, 3, 3, 0] = np.nan
+    for measure in (metrics.psnr, metrics.ssim):
+        np.testing.assert_array_equal(np.isnan(measure(a, b)), np.arange(len(a)) == 1)
+    mask = np.ones((*b.shape[:3], 1), bool)
+    mask[2] = False
+    np.testing.assert_array_equal(np.isnan(metrics.psnr(b, pair[0], mask=mask)), np.arange(len(a)) == 2)
+
+
+@pytest.mark.parametrize("measure", [metrics.psnr, metrics.ssim])
+def test_images_whose_range_is_another_are_refused(pair, measure):
+    a, b = pair
+    for first, second, options, part in [
+        (a, b[:1], {}, "two batches of one shape"),
+        (a[0], b[0], {}, "two batches of one shape"),
+        (a[:0], b[:0], {}, "two batches of one shape"),
+        ((a + 1) / 2, (b + 1) / 2, {}, "nothing negative"),
+        ((a + 1) * 127.5, (b + 1) * 127.5, {}, "span"),
+        ((a + 1) * 127.5, b, {"data_range": 2.0}, "span"),
+        ((a * 100).astype(np.uint8), b, {}, "give data_range"),
+        ((a * 100).astype(np.int32), (b * 100).astype(np.int32), {}, "give data_range"),
+        (a + 1j, b, {}, "real numbers"),
+        (a, b, {"data_range": 0}, "data_range"),
+        (a, b, {"data_range": np.nan}, "data_range"),
+    ]:
+        with pytest.raises(InvalidInput, match=part):
+            measure(first, second, **options)
+    with pytest.raises(InvalidInput, match=r"mask\.shape"):
+        metrics.psnr(a, b, mask=np.ones(a.shape))
+    np.testing.assert_allclose(metrics.psnr((a + 1) / 2, (b + 1) / 2, data_range=1), metrics.psnr(a, b), rtol=1e-5)
+
+
 def test_an_image_smaller_than_the_window_is_refused():
     with pytest.raises(InvalidInput, match="at least 7 x 7"):
         metrics.ssim(jnp.zeros((1, 6, 6, 1)), jnp.zeros((1, 6, 6, 1)))
@@ -73,8 +136,12 @@ def test_class_accuracy_counts_over_all_and_per_class():
     assert result.mean == 0.75
     np.testing.assert_array_equal(result.per_class, [1, 1, 0.5, np.nan])
     assert metrics.class_accuracy(lambda images: images, logits, [0, 1, 1, 2]).mean == 1
-    with pytest.raises(InvalidInput, match="labels"):
-        metrics.class_accuracy(logits, None, [0, 1])
+    for labels in ([0, 1], [0, 1, 2, 4], [-1, 1, 2, 2], [0.0, 1.0, 2.0, 2.0], np.eye(4), ["a", "b", "c", "c"]):
+        with pytest.raises(InvalidInput, match="label"):
+            metrics.class_accuracy(logits, None, labels)
+    for wrong in (logits[:0], logits * np.nan, logits[0]):
+        with pytest.raises(InvalidInput, match="logits"):
+            metrics.class_accuracy(wrong, None, [0, 1, 2, 2])
 
 
 class Result(NamedTuple):

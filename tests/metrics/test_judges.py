@@ -4,6 +4,7 @@ load."""
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -140,6 +141,26 @@ def test_a_set_of_any_world_is_measured_by_its_judge(judge_cache):
     assert "class_accuracy" not in measure({"x": held_out.x0}, real, held_out)
 
 
+def test_bytes_are_scaled_and_other_ranges_refused(judge):
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), np.uint8)
+    signed = pixels.astype(np.float32) / 127.5 - 1
+    for values in (pixels, jnp.asarray(pixels), pixels.astype(np.uint16) * 257, signed.astype(np.float64)):
+        np.testing.assert_allclose(judge.features(values), judge.features(signed), atol=1e-5)
+        np.testing.assert_allclose(judge.logits(values), judge.logits(signed), atol=1e-5)
+    for wrong, part in (
+        (pixels / 255.0, "nothing negative"),
+        (pixels.astype(np.float32), "nothing negative"),
+        (pixels.astype(np.int32), "type of images"),
+        (pixels + 1j, "type of images"),
+        (signed[:0], "images.shape"),
+    ):
+        for ask in (judge.features, judge.logits, lambda x: metrics.judged(judge, x)):
+            with pytest.raises(InvalidInput, match=part):
+                ask(wrong)
+    with pytest.raises(InvalidInput, match="a label is 10"):
+        metrics.judged(judge, signed, [0, 1, 2, 10])
+
+
 @pytest.mark.parametrize(
     ("call", "part"),
     [
@@ -223,6 +244,10 @@ def test_inception_loads_a_local_file_and_runs(tmp_path):
         network.logits(np.zeros((1, 32, 32, 3)))
     with pytest.raises(InvalidInput, match="colour images"):
         network.features(np.zeros((1, 32, 32, 1)))
+    with pytest.raises(InvalidInput, match="colour images"):
+        network.features(np.zeros((0, 32, 32, 3)))
+    with pytest.raises(InvalidInput, match="nothing negative"):
+        network.features(np.ones((1, 32, 32, 3)))
 
 
 def test_what_is_not_inception_is_said(tmp_path):

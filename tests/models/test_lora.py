@@ -10,7 +10,9 @@ import pytest
 from diffusion_jax.adapters import (
     adapted_modules,
     at_scale,
+    attached,
     combined_adapters,
+    largest_rank,
     lora,
     merged,
     relative_change,
@@ -179,3 +181,55 @@ def test_factors_move_to_another_network_of_the_same_shape():
     kernels = {"blocks": {"block": {"attention": {"attention": {"q": {"kernel": jnp.zeros((3, 16, 32))}}}}}}
     with pytest.raises(InvalidInput, match=r"those of a kernel \(3, 16, 32\)"):
         transplanted(factors, kernels, select="q")
+
+
+def test_changes_of_any_parameter_are_attached_merged_and_summed():
+    """Of a kernel, a bias and a norm, beside factors: run beside the network they are its changed parameters."""
+    sizes = {"multipliers": (1, 1), "attention": (0, 0), "mid_attention": 0, "mid_residual": 0}
+    network = unet("digits", channels=8, groups=4, **sizes)
+    x, t = image((2, 8, 8, 1)), jnp.full((2,), 0.3)
+    params = drawn_params(network, x, t)
+    rng = np.random.default_rng(0)
+
+    def like(*path):
+        return (0.3 * rng.normal(size=by_path(params)["/".join(path)].shape)).astype(np.float32)
+
+    # The residual block has a conv_in too, which stays as it is.
+    first = {
+        "conv_in": {"a": rng.normal(size=(3, 3, 1, 2)), "b": rng.normal(size=(2, 8)), "bias": like("conv_in", "bias")}
+    }
+    inner = {"norm_in": {"scale": like("down_0_0", "residual", "norm_in", "scale")}}
+    inner["conv_out"] = {"kernel": like("down_0_0", "residual", "conv_out", "kernel")}
+    second = {"down_0_0": {"residual": inner}}
+    both = combined_adapters([(first, 0.5), (second, -2.0)], largest_rank(first))
+    assert set(adapted_modules(both)) == {
+        "conv_in", "down_0_0/residual/norm_in", "down_0_0/residual/conv_out"
+    }  # fmt: skip
+    adapted = compiled(attached(network, both).apply)
+    weights = merged(merged(params, first, 0.5), second, -2.0)
+    plain = compiled(network.apply)
+    found = adapted({"params": params, "lora": both}, x, t)[0]
+    np.testing.assert_allclose(found, plain(weights, x, t)[0], atol=1e-4)
+    assert np.abs(found - plain(params, x, t)[0]).max() > 0.1
+    np.testing.assert_array_equal(adapted(at_scale(params, both, 0.0), x, t)[0], plain(params, x, t)[0])
+    opposite = transplanted(both, params, -1.0)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), merged(weights, opposite), dict(params))
+    path = "down_0_0/residual/norm_in"
+    size = np.linalg.norm(2 * inner["norm_in"]["scale"]) / np.linalg.norm(by_path(params)[f"{path}/scale"])
+    assert relative_change(params, both)[path] == pytest.approx(size, rel=1e-4)
+    with pytest.raises(InvalidInput, match="change of down_0_0/residual/norm_in/scale is"):
+        transplanted({"down_0_0": {"residual": {"norm_in": {"scale": np.zeros(3)}}}}, params)
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), "0.8", None, True])
+def test_a_scale_that_is_no_finite_number(scale):
+    factors = {"q": {"a": jnp.ones((2, 1)), "b": jnp.ones((1, 2))}}
+    params = {"q": {"kernel": jnp.zeros((2, 2))}}
+    for call in (
+        lambda: merged(params, factors, scale),
+        lambda: at_scale(params, factors, scale),
+        lambda: combined_adapters([(factors, scale)], rank=1),
+        lambda: transplanted(factors, params, scale),
+    ):
+        with pytest.raises(InvalidInput, match="the scale of an adapter is a finite number"):
+            call()

@@ -150,3 +150,44 @@ def test_wrong_flags_are_told(draw, batch, words):
     made = objectives.denoising(NET, PROCESS, draw)
     with pytest.raises(InvalidInput, match=words):
         made.prepare(made.init(KEY, PARAMS, batch), batch, KEY)
+
+
+# How much entries count (`weight` of the batch)
+
+
+def test_what_weighs_nothing_has_no_loss_and_no_gradient():
+    process, net = processes.rectified_flow(), network()
+    x0 = jax.random.normal(KEY, (4, 5))
+    params = net.init(KEY, x0, jnp.zeros(4), None)
+    made = objectives.denoising(net, process)
+    weight = jnp.asarray([[1, 1, 0, 0, 0.5]] * 4)
+    state = made.init(KEY, params, {"x0": x0})
+
+    def values(batch):
+        loss, aux = made.loss(params, state, batch, KEY)
+        return loss, aux.per_example["t"]
+
+    loss, t = values({"x0": x0, "weight": weight})
+    keys = split(example_keys(KEY, jnp.arange(4)), 3)[0]
+    x_t, noise = process.corrupt(keys, x0, t)
+    square = (net.apply(params, *process_inputs(process, x_t, t), None)[0] - process.target(x0, noise, t)) ** 2
+    np.testing.assert_allclose(loss, (weight * square).mean(1), rtol=1e-5)
+    np.testing.assert_array_equal(values({"x0": x0, "weight": jnp.ones((4, 1))})[0], values({"x0": x0})[0])
+    for wrong in (jnp.ones((4, 3)), jnp.ones((4, 5, 1)), {"image": weight}, jnp.ones(())):
+        with pytest.raises(InvalidInput, match="weight"):
+            values({"x0": x0, "weight": wrong})
+
+
+def process_inputs(process, x_t, t):
+    return process.network_input(x_t, t), process.network_time(t)
+
+
+def test_modalities_weigh_their_own_entries():
+    made = objectives.denoising(NET, PROCESS, DRAWS)
+    _, (loss, aux) = gradient(made, {"x0": X0})
+    _, (half, again) = gradient(made, {"x0": X0, "weight": {"image": jnp.full((6, 1), 0.5)}})
+    np.testing.assert_array_equal(aux.per_example["loss/action"], again.per_example["loss/action"])
+    np.testing.assert_allclose(0.5 * aux.per_example["loss/image"], again.per_example["loss/image"], rtol=1e-6)
+    np.testing.assert_allclose(loss - half, 0.5 * aux.per_example["loss/image"], rtol=1e-4)
+    with pytest.raises(InvalidInput, match="weight"):
+        gradient(made, {"x0": X0, "weight": {"text": jnp.ones((6, 1))}})

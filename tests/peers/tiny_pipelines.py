@@ -113,6 +113,22 @@ def sd2(folder):
     )
 
 
+def sdxl_refiner(folder):
+    encoder, tokenizer = clip(folder / "second", projected=True, width=14, act="gelu")
+    network = unet(
+        14,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=5 * 4 + 10,
+    )
+    scheduler = diffusers.EulerDiscreteScheduler(**SCALED, steps_offset=1, timestep_spacing="leading")
+    return diffusers.StableDiffusionXLImg2ImgPipeline(
+        autoencoder(), None, encoder, None, tokenizer, randomised(network, 5), scheduler, add_watermarker=False,
+        requires_aesthetics_score=True, force_zeros_for_empty_prompt=False,
+    )  # fmt: skip
+
+
 def sdxl(folder):
     first, tokenizer = clip(folder / "first")
     second, other = clip(folder / "second", projected=True, width=14, act="gelu")
@@ -144,7 +160,7 @@ PIPELINES = {"DiT": dit, "PixArt": pixart, "SD 1.5": sd1, "SD 2.1": sd2, "SDXL":
 def saved(name, folder):
     """The peer's pipeline and the folder that it was saved to."""
     torch.set_num_threads(1)
-    pipeline = (PIPELINES | {"inpainting": inpainting})[name](folder / "vocabulary")
+    pipeline = (PIPELINES | {"inpainting": inpainting, "refiner": sdxl_refiner})[name](folder / "vocabulary")
     pipeline.set_progress_bar_config(disable=True)
     pipeline.save_pretrained(folder / "pipeline")
     if name == "DiT":

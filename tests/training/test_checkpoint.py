@@ -1,16 +1,23 @@
 """Checkpoints give back every bit on any mesh, notice damage, and refuse another run's state."""
 
+import contextlib
+import errno
 import json
+import os
+import resource
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from diffusion_jax import distributed, training
-from diffusion_jax.errors import InvalidInput
-from diffusion_jax.training import ema, optimizers, storage
+from diffusion_jax.errors import Halted, InvalidInput
+from diffusion_jax.training import data_position, ema, optimizers, storage
 from diffusion_jax.training.data_position import as_json, from_json
 from diffusion_jax.typing import Objective
 
@@ -147,8 +154,36 @@ DAMAGE = {
     "a truncated file": lambda step: _largest(step / "rest").write_bytes(b""),
     "a lost item": lambda step: shutil.rmtree(step / "ema_fixed"),
     "a torn meta": lambda step: _largest(step / "meta").write_bytes(b'{"form'),
+    "a null meta": lambda step: _largest(step / "meta").write_text("null"),
+    "a meta without entries": lambda step: _edit(step / "meta", lambda meta: {"format": meta["format"]}),
+    "a meta of another kind": lambda step: _edit(step / "meta", lambda meta: {**meta, "items": [5]}),
+    "another shape": lambda step: _edit(step / "meta", _another_shape),
     "a lost position": lambda step: shutil.rmtree(step / "data"),
+    "a position of null": lambda step: _position(step).write_text("null"),
+    "a number as position": lambda step: _position(step).write_text("5"),
+    "another position": lambda step: _edit(step / "data", lambda data: {**data, "state": {"dict": [["at", 2]]}}),
+    "a flipped bit in the position": lambda step: _position(step).write_text(
+        _position(step).read_text().replace('["at", 3]', '["at", 2]')
+    ),
 }
+
+
+def _position(step):
+    return step / "data" / "0_of_1.json"
+
+
+def _edit(folder, change):
+    path = _largest(folder)
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+
+
+def _another_shape(meta):
+    meta["items"]["params"]["up/kernel"]["shape"][0] += 1
+    return meta
+
+
+def listing(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -156,12 +191,160 @@ DAMAGE = {
 def test_a_damaged_newest_checkpoint_falls_back_with_a_warning(saved, tmp_path, kind):
     workdir = copied(saved, tmp_path)
     DAMAGE[kind](workdir / "checkpoints" / "3")
+    before = listing(workdir / "checkpoints" / "3")
     with pytest.warns(UserWarning, match="Checkpoint 3 .* is damaged"):
         found = restore(workdir)
-    assert found.step == 2
+    assert found.step == 2 and found.data["at"] == 2
     assert equal(words(found.state), words(saved[1][2]))
-    # The run will come by this step again and save it.
+    # The run will come by this step again and save it; what there was is kept under another name.
     assert not (workdir / "checkpoints" / "3").exists()
+    (aside,) = (workdir / "checkpoints").glob("3.unusable-*")
+    assert listing(aside) == before
+    with training.Checkpointer(workdir) as checkpointer:
+        assert checkpointer.steps() == [1, 2]
+        checkpointer.save(saved[1][3], {"at": 3}, wait=True)
+        assert checkpointer.steps() == [1, 2, 3]
+
+
+TENSORSTORE = (
+    'PERMISSION_DENIED: Error opening "zarr" driver: Error reading local file "d/a" [OS error 13: Permission denied]'
+)
+
+
+@pytest.mark.parametrize(
+    "error, words",
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "d/a"), "Permission denied"),
+        (OSError(errno.EMFILE, "Too many open files", "d/a"), "Too many open files"),
+        (OSError(errno.EIO, "Input/output error"), "Input/output error"),
+        (MemoryError(), "out of memory"),
+        (ValueError(TENSORSTORE), "Permission denied"),
+    ],
+)
+def test_what_cannot_be_read_now_is_not_damaged(saved, tmp_path, monkeypatch, error, words):
+    workdir = copied(saved, tmp_path)
+    before = listing(workdir)
+
+    def refused(*_, **__):
+        raise ValueError("wrapped") from error
+
+    monkeypatch.setattr(ocp.CheckpointManager, "restore", refused)
+    for read in (restore, training.load_params, lambda folder: training.reconstruct_ema(folder, 0.1)):
+        with pytest.raises(InvalidInput, match=f"cannot be read now .*{words}.*nothing was changed"):
+            read(workdir)
+    monkeypatch.undo()
+    assert listing(workdir) == before
+    assert restore(workdir).step == 3
+
+
+def test_too_many_open_files_lose_nothing(saved, tmp_path):
+    workdir = copied(saved, tmp_path)
+    before = listing(workdir / "checkpoints")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held, refused = [], 0
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 8, limits[1]))
+        with contextlib.suppress(OSError):
+            while True:
+                held.append(os.open(os.devnull, os.O_RDONLY))
+        for _ in range(5):
+            os.close(held.pop())
+            try:
+                assert restore(workdir).step == 3
+            except (InvalidInput, Halted) as error:
+                refused += 1
+                assert "Too many open files" in str(error)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for number in held:
+            os.close(number)
+    assert refused >= 3 and listing(workdir / "checkpoints") == before
+
+
+def test_what_orbax_says_of_a_checkpoint_is_not_needed(saved, tmp_path):
+    workdir = copied(saved, tmp_path)
+    for step in (2, 3):
+        (workdir / "checkpoints" / str(step) / "_CHECKPOINT_METADATA").write_text("5")
+    assert restore(workdir).step == 3 and equal(training.load_params(workdir), saved[1][3].params)
+
+
+def _as_of(processes, *states):
+    """Writes the position in the data as so many processes would have."""
+
+    def change(folder):
+        text = json.loads((folder / "0_of_1.json").read_text())
+        (folder / "0_of_1.json").unlink()
+        for number, at in enumerate(states):
+            state = json.loads(json.dumps(text["state"]).replace('["at", 3]', f'["at", {at}]'))
+            stored = {"state": state, "sha256": data_position.digest(state)}
+            (folder / f"{number}_of_{processes}.json").write_text(json.dumps(stored))
+
+    return change
+
+
+def test_any_number_of_processes_resumes_where_all_stood_at_one_position(saved, tmp_path):
+    folder = copied(saved, tmp_path) / "checkpoints" / "3" / "data"
+    original = (folder / "0_of_1.json").read_bytes()
+    cases = {(2, 7, 7): 7, (2, 7, 8): "data positions of 2 processes, which differ", (2, 7): "is damaged"}
+    for (processes, *states), expected in cases.items():
+        for path in folder.glob("*.json"):
+            path.unlink()
+        (folder / "0_of_1.json").write_bytes(original)
+        _as_of(processes, *states)(folder)
+        if expected == "is damaged":
+            with pytest.warns(UserWarning, match=expected):
+                assert restore(tmp_path / "copy").step == 2
+        elif isinstance(expected, str):
+            with pytest.raises(InvalidInput, match=expected):
+                restore(tmp_path / "copy")
+        else:
+            assert restore(tmp_path / "copy").data["at"] == expected
+
+
+def test_a_damaged_snapshot_is_named(saved, tmp_path):
+    workdir = copied(saved, tmp_path)
+    _edit(workdir / "snapshots" / "2" / "meta", lambda meta: {**meta, "sigma_rel": {"power": 0.2}})
+    with pytest.raises(InvalidInput, match=r"snapshot 2 in .* is damaged"):
+        training.reconstruct_ema(workdir, 0.1)
+
+
+def test_one_run_in_a_folder_at_a_time(tmp_path):
+    owner = rf"in use: process {os.getpid()} on \S+ .*since \d{{4}}-"
+    with training.Checkpointer(tmp_path), pytest.raises(InvalidInput, match=owner):
+        training.Checkpointer(tmp_path)
+    holding = f"""if True:
+        import os, time
+        from diffusion_jax.training.lock import FolderLock
+        lock = FolderLock({str(tmp_path)!r})
+        print(os.getpid(), flush=True)
+        time.sleep(60)"""
+    with subprocess.Popen([sys.executable, "-c", holding], stdout=subprocess.PIPE, text=True) as other:
+        pid = other.stdout.readline().strip()
+        with pytest.raises(InvalidInput, match=f"in use: process {pid} on"):
+            training.Checkpointer(tmp_path)
+        other.kill()
+        other.wait()
+        training.Checkpointer(tmp_path).close()
+
+
+def test_what_is_exported_overwrites_nothing(saved, tmp_path):
+    training.export_params(saved[0], tmp_path / "out")
+    before = listing(tmp_path / "out")
+    with pytest.raises(InvalidInput, match="holds a checkpoint 0 already"):
+        training.export_params(saved[0], tmp_path / "out", ema="fixed")
+    assert listing(tmp_path / "out") == before
+
+
+def test_parameters_of_the_format_before_can_be_read_but_no_run_goes_on_from_it(saved, tmp_path):
+    workdir = copied(saved, tmp_path)
+    for step in (1, 2, 3):
+        _edit(
+            workdir / "checkpoints" / str(step) / "meta",
+            lambda meta: {"format": 1} | {name: meta[name] for name in meta if name not in ("format", "sha256")},
+        )
+    assert equal(training.load_params(workdir), saved[1][3].params)
+    with pytest.raises(InvalidInput, match="has format 1, but format 2 is needed"):
+        restore(workdir)
 
 
 def test_all_damaged_is_an_error_and_none_is_none(saved, tmp_path):

@@ -2,9 +2,8 @@
 
 import json
 import os
-import signal
+import struct
 
-import grain
 import jax
 import numpy as np
 import pytest
@@ -24,8 +23,7 @@ def train(data=None, steps=6, **settings):
         Batches() if data is None else data,
         init_params=init_params,
         steps=steps,
-        ema={"power": ema.power(0.1)},
-        **settings,
+        **{"ema": {"power": ema.power(0.1)}, **settings},
     )
 
 
@@ -81,22 +79,61 @@ def test_callbacks_logs_and_checkpoints_come_when_they_are_due(tmp_path, capsys)
     assert "6/6" in capsys.readouterr().err
 
 
-def test_sigterm_in_the_middle_then_the_rest_equals_the_whole(tmp_path):
-    def ask(state, writer):
-        if int(state.step) == 4:
-            os.kill(os.getpid(), signal.SIGTERM)
+def test_a_run_whose_every_step_was_skipped_is_not_trained_however_often_it_is_started(tmp_path):
+    for _ in range(2):
+        with pytest.raises(training.Diverged, match=r"Nothing was learned: .* in any of 2 steps"):
+            train(Batches(poison=range(100)), steps=2, workdir=str(tmp_path))
 
-    def source():
-        data = grain.MapDataset.source(np.arange(64)).shuffle(seed=1).repeat().batch(16)
-        table = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
-        return data.map(lambda index: {"x0": table[index], "index": index}).to_iter_dataset()
 
-    before = signal.getsignal(signal.SIGTERM)
-    whole = train(source())
-    early = train(source(), workdir=str(tmp_path), callbacks=[training.Callback(1, ask)], checkpoint_every=100)
-    assert int(early.step) == 4 and os.listdir(tmp_path / "checkpoints") == ["4"]
-    assert signal.getsignal(signal.SIGTERM) is before
-    assert equal(train(source(), workdir=str(tmp_path)), whole)
+def test_what_a_callback_will_need_is_checked_before_the_first_step(tmp_path):
+    seen = []
+
+    def check(state):
+        seen.append(jax.tree.map(lambda leaf: (leaf.shape, str(leaf.dtype)), state.params["up"]["bias"]))
+        return state.ema["power"]["up"], state.ema["fast"]
+
+    callback = training.Callback(1500, print, check=check)
+    with pytest.raises(InvalidInput, match=r"callbacks\[0\], due every 1500 steps, cannot run: 'fast'"):
+        train(workdir=str(tmp_path / "new"), callbacks=[callback])
+    assert seen == [((16,), "float32")] and not (tmp_path / "new").exists()
+
+
+def _points(folder):
+    """What TensorBoard shows: (tag, step) in the order of files, without what the start of a later one hides."""
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+    shown = []
+    for path in sorted(folder.iterdir()):
+        data, at = path.read_bytes(), 0
+        while at + 12 <= len(data):
+            (length,) = struct.unpack("<Q", data[at : at + 8])
+            event = Event.FromString(data[at + 12 : at + 12 + length])
+            at += 16 + length
+            if event.session_log.status == SessionLog.START:
+                shown = [point for point in shown if point[1] < event.step]
+            shown += [(value.tag, event.step, round(value.simple_value, 4)) for value in event.summary.value]
+    return shown
+
+
+def test_tensorboard_has_each_point_once_and_at_once(tmp_path):
+    def log(resume_step, steps):
+        board = logging.TensorBoard(tmp_path, resume_step)
+        for step in steps:
+            board.scalars(step, {"loss": 1.0 / step, "time=0.5": 2.0})
+        # Killed: it is not closed.
+        return board
+
+    boards = [log(0, (1, 2, 3))]
+    assert [point[1] for point in _points(tmp_path) if point[0] == "loss"] == [1, 2, 3]
+    boards.append(log(0, (1, 2, 3)))
+    assert [point[1] for point in _points(tmp_path) if point[0] == "loss"] == [1, 2, 3]
+    boards.append(log(2, (3, 4)))
+    assert [point for point in _points(tmp_path) if point[0] == "loss"] == [
+        ("loss", step, round(1 / step, 4)) for step in (1, 2, 3, 4)
+    ]
+    boards[-1].image(4, "sheet", np.zeros((3, 4, 3), np.uint8))
+    assert _points(tmp_path)[-1][:2] == ("sheet", 4)
+    assert len(list(tmp_path.iterdir())) == len(boards)
 
 
 def test_too_many_steps_that_are_not_finite_end_the_run_with_the_last_good_state(tmp_path):
@@ -117,6 +154,10 @@ def test_too_many_steps_that_are_not_finite_end_the_run_with_the_last_good_state
         ({"callbacks": [training.Callback(0, print)]}, r"callbacks\[0\].every is 0"),
         ({"data": [{"x0": np.zeros((16, 4), np.float32)}]}, "the data ended after 1 batches, but 6 steps"),
         ({"data": Batches(size=12)}, "batch_size is 12"),
+        (
+            {"ema": {"fixed": ema.fixed(0.9)}, "snapshot_every": 2},
+            "snapshot_every is 2, but .* no power-function track",
+        ),
     ],
 )
 def test_mistakes_are_named(settings, words):

@@ -117,6 +117,38 @@ def test_a_batch_that_is_not_finite_changes_nothing_and_is_counted():
     assert (int(after.skipped), int(after.skipped_in_a_row)) == (2, 0)
 
 
+LOSES_AT_TWO = {"fixed": ema.Ema(lambda n: jnp.where(n == 2, jnp.nan, 0.5))}
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "tracks", "gradient", "good"),
+    [
+        (optax.sgd(float("inf")), TRACKS, 1.0, 0),
+        (optax.adagrad(1e-3), TRACKS, 1.5e19, 1),
+        (optax.sgd(3e38), TRACKS, 1.0, 1),
+        (optax.sgd(0.1), LOSES_AT_TWO, 1.0, 1),
+    ],
+    ids=["the rate", "the moments", "the parameters", "an average"],
+)
+def test_an_update_that_is_not_finite_changes_nothing_and_is_counted(optimizer, tracks, gradient, good):
+    """Loss and gradient are finite in all of them; what begins as infinite does not count."""
+    objective = Objective(
+        lambda key, params, batch: {"best": jnp.float32(jnp.inf)},
+        lambda params, state, batch, key: (params["w"] * batch["x0"], Aux(state, {}, {})),
+    )
+    batch = {"x0": jnp.full(1, gradient)}
+    state = training.init_state(objective, optimizer, lambda key: {"w": jnp.float32(2.0)}, batch, ema=tracks)
+    step = training.make_train_step(objective, optimizer, ema=tracks)
+    for _ in range(good):
+        state, _ = step(state, batch)
+        assert int(state.skipped) == 0
+    after, metrics = step(state, batch)
+    assert np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"])
+    counters = {"step": 0, "skipped": 0, "skipped_in_a_row": 0}
+    assert equal(after._replace(**counters), state._replace(**counters))
+    assert (int(after.skipped), int(after.skipped_in_a_row)) == (1, 1)
+
+
 def test_objectives_keep_their_state_and_any_optax_optimiser_fits():
     objective = make_objective(timesteps.importance(num_buckets=2, history=4))
     state, _, _ = run(steps=3, objective=objective, optimizer=optax.adam(1e-3), accumulate=2)

@@ -103,6 +103,10 @@ class ConditionStream:
             if key.shape is not None and cond.get(key.name) is not None:
                 _check_axes(key, cond[key.name], sizes)
 
+    def check_data(self, cond: Mapping[str, Any]) -> None:
+        """`check` of what training data say, which must say something: no label of theirs is the null class."""
+        self.check(cond, {})
+
     def null(self, cond: Mapping[str, Any]) -> Mapping[str, Any]:
         """Its keys of `cond` as they are when nothing is said: zeros, and masks that hide everything."""
         return jax.tree.map(jnp.zeros_like, dict(cond))
@@ -145,11 +149,14 @@ def check_condition(conditions: Iterable[ConditionStream], cond: Any, sizes: Map
     return cond
 
 
-def check_values(conditions: Iterable[ConditionStream], cond: Any) -> None:
-    """Raises InvalidInput where a value that `cond` has, as known data, does not fit; what is missing is not told."""
+def check_values(conditions: Iterable[ConditionStream], cond: Any, *, data: bool = False) -> None:
+    """Raises InvalidInput where a value that `cond` has, and is known, does not fit; what is missing is not told.
+
+    data: whether `cond` is of training data, whose labels are classes and never the null class.
+    """
     for stream in conditions:
         if all(key.optional or key.name in (cond or {}) for key in stream.keys):
-            stream.check(cond or {}, {})
+            stream.check_data(cond or {}) if data else stream.check(cond or {}, {})
 
 
 def empty_condition(conditions: Iterable[ConditionStream], cond: Mapping[str, Any] | None) -> dict[str, Any] | None:

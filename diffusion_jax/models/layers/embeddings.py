@@ -1,4 +1,4 @@
-"""Embeddings of times and positions. Angles are computed in float32 whatever the compute dtype."""
+"""Embeddings of times, positions and numbers. Angles are computed in float32 whatever the compute dtype."""
 
 import math
 from typing import Any
@@ -7,7 +7,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
+
+from diffusion_jax.errors import invalid
 
 
 def timestep_embedding(
@@ -43,6 +46,34 @@ class TimeEmbedding(nn.Module):
             y = y + added
         y = nn.Dense(self.width, kernel_init=init, name="up")(y)
         return nn.Dense(self.width, kernel_init=init, name="down")(jax.nn.silu(y))
+
+
+class LookupTable(nn.Module):
+    """Integers to learned vectors. A number outside of the table never stands for another one.
+
+    It is refused where numbers are known, and gives NaN in a compiled program, which cannot refuse; `jnp.take` alone
+    counts negative ones from the end, where the null class is.
+    """
+
+    rows: int
+    width: int
+    embedding_init: Any = nn.initializers.variance_scaling(1.0, "fan_in", "normal", out_axis=0)
+
+    @nn.compact
+    def __call__(self, numbers):
+        check_numbers(f"the numbers for the table {self.name!r}", numbers, self.rows)
+        table = self.param("embedding", self.embedding_init, (self.rows, self.width))
+        numbers = jnp.asarray(numbers).astype(jnp.int32)
+        return jnp.take(table, jnp.where(numbers < 0, self.rows, numbers), axis=0, mode="fill", fill_value=jnp.nan)
+
+
+def check_numbers(name: str, numbers: Any, count: int) -> None:
+    """Raises InvalidInput where known integers do not lie in 0 .. count - 1; traced ones are not looked at."""
+    if isinstance(numbers, Tracer):
+        return
+    values = np.asarray(numbers)
+    if (wrong := values[(values < 0) | (values >= count)]).size:
+        raise invalid(name, int(wrong[0]), f"there are {count}, from 0 to {count - 1}")
 
 
 class VectorEmbedding(nn.Module):
