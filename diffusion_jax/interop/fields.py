@@ -96,7 +96,7 @@ class Fields:
             raise self.wrong(name, f"there can be at most {self.most_layers} layers, a tensor of the files for each")
         return value
 
-    def number(self, name: str, default: Any, least: float = -math.inf, most: float = math.inf) -> Any:
+    def number(self, name: str, default: Any, least: int | float = -math.inf, most: int | float = math.inf) -> Any:
         """A finite number, as a float."""
         if self._absent(name, default):
             return default
