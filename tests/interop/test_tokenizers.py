@@ -142,7 +142,7 @@ def rejected(call, *args, **options):
     [
         ("clip", "merges.txt", None, "has no tokenizer.json, no vocab.json with merges.txt, and no spiece.model"),
         ("clip", "merges.txt", lambda data: data + b"zz qqq\n", "'zz qqq', but two parts of a token of vocab.json"),
-        ("clip", "vocab.json", lambda data: data[:100], "is not a JSON file"),
+        ("clip", "vocab.json", lambda data: data[:100], "is not JSON"),
         ("clip", "vocab.json", lambda data: b"[1]", "holds a JSON list"),
         ("clip", "vocab.json", lambda data: data.replace(b"startoftext", b"start"), "lacks the bos_token"),
         ("clip", "tokenizer.json", lambda data: b'{"model": 3}', "is damaged or no tokenizer's file"),
