@@ -27,7 +27,7 @@ from diffusion_jax.interop.generation import pixel_step
 from diffusion_jax.interop.image_inputs import FITS, fitted_masks, read_masks
 from diffusion_jax.interop.prompt_weights import WEIGHTINGS
 from diffusion_jax.interop.requests import next_smaller
-from diffusion_jax.reading import read_json
+from diffusion_jax.reading import read_image, read_json
 from diffusion_jax.typing import Solver
 
 MEASURED = ("seconds", "devices", "platform")
@@ -97,9 +97,7 @@ def check_output(folder: Path, asked: dict[str, Any]) -> None:
     other = [name for name in asked if stored.get(name) != asked[name]]
     if there and other:
         told = f"they were made with another {', '.join(other[:5])}" if stored else "nothing tells what made them"
-        raise InvalidInput(
-            f"{folder} holds {there[0]} and {len(there) - 1} more, and {told}: empty it or give --output."
-        )
+        raise InvalidInput(f"{folder} holds {len(there)} images, and {told}: empty it or give --output.")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -111,24 +109,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--pretrained", required=True, help="a folder with model_index.json, or the id of a repo")
+    parser.add_argument(
+        "--pretrained", required=True, help="a folder with model_index.json, one safetensors file, or the id of a repo"
+    )
     parser.add_argument("--prompt", action="append", default=[], help="text, or number or name of a class; repeatable")
     parser.add_argument("--negative", help="what the images should not show")
     parser.add_argument("--images-per-prompt", type=int, default=1, help="default 1")
     parser.add_argument("--num-steps", type=int, help="default: that of the family")
     parser.add_argument("--scale", type=float, help="of guidance; 1 or less is none (default: that of the family)")
     parser.add_argument("--rescale", type=float, default=0.0, help="of guided answers, from 0 (default) to 1")
-    parser.add_argument(
-        "--chunks",
-        type=parse_chunks,
-        default=1,
-        help="chunks of 75 tokens that a prompt may fill, or auto (default 1)",
-    )
+    parser.add_argument("--chunks", default="1", help="of 75 tokens, that prompts may fill, or auto (default 1)")
     parser.add_argument("--weighting", choices=sorted(WEIGHTINGS), help="read (word:1.3) and let it weigh so")
     parser.add_argument("--clip-skip", type=int, default=0, help="layers of CLIP left out (default 0)")
-    parser.add_argument(
-        "--size", type=parse_size, help="HEIGHTxWIDTH in pixels (default: what the network is made for)"
-    )
+    parser.add_argument("--size", help="HEIGHTxWIDTH in pixels (default: what the network is made for)")
     parser.add_argument("--solver", help="such as dpm_solver_pp or euler (default: the checkpoint's)")
     parser.add_argument("--image", type=Path, help="a picture to start from")
     parser.add_argument("--fit", choices=FITS, default="crop", help="how --image is brought to the size (default crop)")
@@ -138,6 +131,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--strength", type=float, help="how much of --image is redone, in (0, 1]")
     parser.add_argument("--lora", action="append", default=[], metavar="FILE[:WEIGHT]", help="repeatable")
+    parser.add_argument("--vae", help="a folder or file with another autoencoder")
+    parser.add_argument("--tokenizer", help="of a single file: the folder of CLIP's tokenizer")
+    parser.add_argument("--prediction-type", help="of a single file of Stable Diffusion 2: epsilon or v_prediction")
     parser.add_argument(
         "--embedding", action="append", default=[], metavar="FILE", help="a word with vectors of its own; repeatable"
     )
@@ -157,6 +153,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     if not 0 <= arguments.seed < 2**32:
         raise invalid("--seed", arguments.seed, "a number in 0 .. 2^32 - 1 is needed")
+    arguments.size = None if arguments.size is None else parse_size(arguments.size)
+    arguments.chunks = parse_chunks(arguments.chunks)
+    arguments.lora = [parse_lora(text) for text in arguments.lora]
+    for path in (arguments.image, arguments.mask):
+        if path is not None:
+            read_image(path)
     asked = {name: str(value) if isinstance(value, Path) else value for name, value in vars(arguments).items()}
     check_output(arguments.output, asked)
 
@@ -178,8 +180,8 @@ def draw(arguments: argparse.Namespace) -> tuple[np.ndarray, float]:
     # A batch that the devices do not divide runs on one of them.
     mesh = distributed.make_mesh() if count % jax.device_count() == 0 else None
     options = {"mesh": mesh, "variant": arguments.variant, "dtype": arguments.dtype}
-    loras = [parse_lora(text) for text in arguments.lora]
-    pipeline = interop.load_pipeline(arguments.pretrained, loras=loras, **options)
+    single = {"vae": arguments.vae, "tokenizer": arguments.tokenizer, "prediction_type": arguments.prediction_type}
+    pipeline = interop.load_pipeline(arguments.pretrained, loras=arguments.lora, **single, **options)
     refiner = interop.load_pipeline(arguments.refiner, **options) if arguments.refiner else None
     for path in arguments.embedding:
         pipeline, refiner = (one and interop.with_embeddings(one, path) for one in (pipeline, refiner))

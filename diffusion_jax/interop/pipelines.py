@@ -25,7 +25,7 @@ from diffusion_jax.interop.pipeline_parts import file_parts, folder_parts, load_
 from diffusion_jax.interop.pretrained import Placement, Pretrained
 from diffusion_jax.interop.prompts import (
     Prompter,
-    class_labels,
+    class_prompts,
     clip_prompts,
     double_clip_prompts,
     t5_prompts,
@@ -84,7 +84,7 @@ def _labels(load, tokenizer, network, info):
     stream = find_stream(network.network.module.conditions, Label)
     if stream is None:
         raise InvalidInput("model_index.json says DiTPipeline, but its network takes no class.")
-    return class_labels(stream.num_classes, info.raw("id2label"))
+    return class_prompts(stream.num_classes, info.raw("id2label"))
 
 
 def _clip_encoder(encoder, tokenizer):

@@ -125,7 +125,7 @@ def _parts(texts, reading):
     return [weighted_parts(text) for text in texts]
 
 
-def class_labels(num_classes: int, names: Any = None) -> Prompter:
+def class_prompts(num_classes: int, names: Any = None) -> Prompter:
     """Numbers of classes, or their names. names: number to names with commas between, as in DiT's model_index.json."""
     known: dict[str, list[int]] = {}
     if not isinstance(names, Mapping | None):

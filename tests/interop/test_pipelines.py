@@ -2,14 +2,12 @@
 
 import json
 
-import imageio.v3 as imageio
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax import adapters, denoisers, distributed, generate, interop, models, sample
-from diffusion_jax.command import run_command
+from diffusion_jax import adapters, denoisers, distributed, interop, models
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.interop import generation
 from diffusion_jax.models import by_path
@@ -181,39 +179,3 @@ def test_a_folder_that_is_no_pipeline(sd, tmp_path):
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipelin"}))
     with pytest.raises(InvalidInput, match="did you mean 'StableDiffusionPipeline'"):
         interop.load_pipeline(tmp_path)
-
-
-def test_the_command_writes_pictures_and_what_made_them(sd, tmp_path):
-    picture = tmp_path / "start.png"
-    imageio.imwrite(picture, np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8))
-    command = [
-        f"--pretrained={sd}", "--prompt=a cat", "--prompt=a dog", "--images-per-prompt=2", "--num-steps=2",
-        f"--size={SIZE}x{SIZE}", "--solver=ddim", f"--image={picture}", "--strength=0.5",
-    ]  # fmt: skip
-    sample.main([*command, f"--output={tmp_path / 'a'}"])
-    names = sorted(path.name for path in (tmp_path / "a").glob("*.png"))
-    assert names == [f"{i:05d}.png" for i in range(4)]
-    assert imageio.imread(tmp_path / "a" / names[0]).shape == (SIZE, SIZE, 3)
-    assert json.loads((tmp_path / "a" / "generated.json").read_text())["prompt"] == ["a cat", "a dog"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--pretrained=/nowhere"], "--prompt is missing"),
-        (["--pretrained=/nowhere", "--prompt=a"], "/nowhere does not exist"),
-        (["--pretrained=/nowhere", "--prompt=a", "--mask=m.png"], "--image was not given"),
-        (["--pretrained=/nowhere", "--prompt=a", "--images-per-prompt=0"], "it must be at least 1"),
-    ],
-)
-def test_the_command_tells_mistakes(arguments, message, capsys):
-    assert run_command(sample.main, arguments) == 2
-    assert message in capsys.readouterr().err
-
-
-def test_weights_of_adapters_on_the_command_line():
-    assert generate.parse_lora("style.safetensors:0.5") == ("style.safetensors", 0.5)
-    assert generate.parse_lora("C:/style.safetensors") == ("C:/style.safetensors", 1.0)
-    assert generate.parse_size("512x768") == (512, 768)
-    with pytest.raises(InvalidInput, match="HEIGHTxWIDTH"):
-        generate.parse_size("512")

@@ -198,7 +198,7 @@ NAMES = {"0": "ant, emmet", "1": "crane", "2": "bee", "3": "crane, jib"}
     ],
 )  # fmt: skip
 def test_classes_by_number_and_name(prompt, expected):
-    prompter = prompts.class_labels(5, NAMES)
+    prompter = prompts.class_prompts(5, NAMES)
     if isinstance(expected, int):
         assert prompter.main([prompt], SIZE)["label"].tolist() == [expected]
     else:
@@ -209,4 +209,4 @@ def test_classes_by_number_and_name(prompt, expected):
 @pytest.mark.parametrize("names", [["ant"], {"x": "ant"}, {"0": 3}, "ant"])
 def test_names_of_classes_of_another_kind_are_told(names):
     with pytest.raises(InvalidInput, match="id2label"):
-        prompts.class_labels(5, names)
+        prompts.class_prompts(5, names)
