@@ -1,5 +1,6 @@
 """What `benchmarks.fuzz` tries: configs with values, types and calls changed, and files of every reader damaged."""
 
+import copy
 import json
 import os
 import shutil
@@ -86,6 +87,7 @@ def changed(tree: Any, what: list) -> Any:
         paths = list(places(tree))
         if not paths:
             return value
+        value = copy.deepcopy(value)
         *way, last = paths[number % len(paths)]
         node = tree
         for key in way:

@@ -96,7 +96,7 @@ class Fields:
             raise self.wrong(name, f"there can be at most {self.most_layers} layers, a tensor of the files for each")
         return value
 
-    def number(self, name: str, default: Any, least: float = -math.inf, most: float = math.inf) -> Any:
+    def number(self, name: str, default: Any, least: int | float = -math.inf, most: int | float = math.inf) -> Any:
         """A finite number, as a float."""
         if self._absent(name, default):
             return default
@@ -168,7 +168,8 @@ class Fields:
             return default
         value = self.values[name]
         if not isinstance(value, list | tuple) or not least <= len(value) <= most:
-            raise self.wrong(name, f"a list of {least} to {most} entries is needed")
+            count = f"{least}" if least == most else f"{least} to {most}"
+            raise self.wrong(name, f"a list of {count} entries is needed")
         return tuple(value)
 
     def wholes(self, name: str, default: Any, least: int = 1, most: int = MOST, count: int = MOST_LEVELS) -> Any:

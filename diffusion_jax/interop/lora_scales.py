@@ -3,7 +3,6 @@
 alpha / rank, or alpha / sqrt(rank) where the config says `use_rslora`; 1 where nothing says an alpha
 """
 
-import json
 import math
 import re
 from collections.abc import Callable
@@ -11,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_jax.errors import InvalidInput, invalid
-from diffusion_jax.interop.files import TensorFiles, read_json
+from diffusion_jax.interop.files import TensorFiles
 from diffusion_jax.interop.lora_names import DOTTED, PEFT, component_of
+from diffusion_jax.reading import parse_json, read_json
 
 METADATA = "lora_adapter_metadata"
 """Where diffusers keeps PEFT's config within a file, by component."""
@@ -34,12 +34,7 @@ def adapter_config(files: TensorFiles, location: Path, component: str) -> tuple[
     told = files.metadata().get(METADATA)
     if told is not None:
         where = f"{location}: {METADATA}"
-        try:
-            config = json.loads(told)
-        except (ValueError, RecursionError):
-            raise InvalidInput(f"{where} is no JSON.") from None
-        if not isinstance(config, dict):
-            raise InvalidInput(f"{where} is a JSON {type(config).__name__}, but a dict is needed.")
+        config = parse_json(told, where)
         for head in DOTTED[component]:
             if own := {k.removeprefix(f"{head}."): v for k, v in config.items() if k.startswith(f"{head}.")}:
                 return own, where

@@ -18,9 +18,13 @@ from jaxtyping import Bool, Float, Int
 from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, processors
 
 from diffusion_jax.errors import InvalidInput, invalid
-from diffusion_jax.interop.files import local_folder, read_json
+from diffusion_jax.interop.fields import REQUIRED, Fields
+from diffusion_jax.interop.files import local_folder
+from diffusion_jax.reading import read_bytes, read_json, read_text, regular_file
 
 SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
+
+ADDED = ("lstrip", "rstrip", "single_word", "normalized")
 
 CLIP_TOKENS = {
     "bos_token": "<|startoftext|>",
@@ -45,6 +49,10 @@ NO_LIMIT = 10**6
 
 SHOWN = 120
 """How many characters a warning shows of each end of what is left out."""
+
+
+MOST_BYTES = 2**28
+"""256 MiB: many times the largest vocabulary that is published."""
 
 
 class TokenBatch(NamedTuple):
@@ -199,7 +207,8 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
     path = local_folder(folder)
     if not path.is_dir():
         raise invalid("tokenizer", str(path), "a folder with the tokenizer's files is needed")
-    config = read_json(path / "tokenizer_config.json") if (path / "tokenizer_config.json").is_file() else {}
+    file = path / "tokenizer_config.json"
+    config = Fields(read_json(file) if file.is_file() else {}, str(file))
     named = _named_tokens(path, config)
     if (path / "tokenizer.json").is_file():
         backend = _built(path / "tokenizer.json", lambda file: tokenizers.Tokenizer.from_file(str(file)))
@@ -209,14 +218,15 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
         if padding and "pad_token" not in named:
             named["pad_token"] = AddedToken(padding["pad_token"], special=True)
     elif (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
-        kind = config.get("tokenizer_class", "CLIPTokenizer")
+        kind = config.text("tokenizer_class", None) or "CLIPTokenizer"
         if kind not in ("CLIPTokenizer", "CLIPTokenizerFast"):
             raise InvalidInput(f"{path} holds the vocab.json and merges.txt of a {kind}: its tokenizer.json is needed.")
         named = {**_special(CLIP_TOKENS), **named}
         backend = _built(path / "vocab.json", lambda file: _clip(file, path / "merges.txt", named))
     elif (path / "spiece.model").is_file():
         named = {**_special(T5_TOKENS), **named}
-        backend = _built(path / "spiece.model", lambda file: _sentencepiece(file, named, config.get("extra_ids", 100)))
+        extra_ids = config.whole("extra_ids", 100, least=0, most=10**4)
+        backend = _built(path / "spiece.model", lambda file: _sentencepiece(file, named, extra_ids))
     else:
         raise InvalidInput(f"{path} has no tokenizer.json, no vocab.json with merges.txt, and no spiece.model.")
     # What tokenizer.json says of a token says more than its name in a config.
@@ -225,14 +235,14 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
     ids = {name: backend.token_to_id(token.content) for name, token in named.items()}
     if ids.get("pad_token") is None:
         raise InvalidInput(f"{path} names no padding token: tokenizer_config.json must give pad_token.")
-    length = config.get("model_max_length")
-    known = int(length) if isinstance(length, int | float) and 0 < length < NO_LIMIT else None
+    length = config.number("model_max_length", None, least=1)
+    known = None if length is None or length >= NO_LIMIT else int(length)
     return Tokenizer(backend, ids["pad_token"], ids.get("eos_token"), known, path.name)
 
 
 def _built(file: Path, build: Any) -> Any:
     try:
-        return build(file)
+        return build(regular_file(file, MOST_BYTES))
     except InvalidInput:
         raise
     except Exception as error:
@@ -245,18 +255,20 @@ def _special(names: dict[str, str]) -> dict[str, AddedToken]:
     return {name: AddedToken(token, special=True) for name, token in names.items()}
 
 
-def _named_tokens(path: Path, config: dict[str, Any]) -> dict[str, AddedToken]:
+def _named_tokens(path: Path, config: Fields) -> dict[str, AddedToken]:
     """The tokens that the configs name. Older folders say in a file of their own what then counts."""
-    said = {name: config.get(name) for name in SPECIAL}
-    if "added_tokens_decoder" not in config and (path / "special_tokens_map.json").is_file():
-        said |= {name: value for name, value in read_json(path / "special_tokens_map.json").items() if name in SPECIAL}
+    said, older = dict.fromkeys(SPECIAL, config), path / "special_tokens_map.json"
+    if "added_tokens_decoder" not in config.values and older.is_file():
+        more = Fields(read_json(older), str(older))
+        said |= {name: more for name in SPECIAL if name in more.values}
     named = {}
-    for name, value in said.items():
-        if isinstance(value, dict) and "content" in value:
-            kept = {key: value[key] for key in ("lstrip", "rstrip", "single_word", "normalized") if key in value}
-            named[name] = AddedToken(value["content"], special=True, **kept)
-        elif isinstance(value, str):
-            named[name] = AddedToken(value, special=True)
+    for name, fields in said.items():
+        if isinstance(fields.raw(name), dict):
+            token = fields.section(name)
+            kept = {key: token.flag(key, False) for key in ADDED if key in token.values}
+            named[name] = AddedToken(token.text("content", REQUIRED), special=True, **kept)
+        elif (content := fields.text(name, None)) is not None:
+            named[name] = AddedToken(content, special=True)
     return named
 
 
@@ -264,7 +276,7 @@ def _clip(vocab_file: Path, merges_file: Path, named: dict[str, AddedToken]) -> 
     """Lower-cased byte-pair encoding whose words end in "</w>" (Sennrich et al. 2016), between start and end tokens."""
     vocab = read_json(vocab_file)
     merges = []
-    for number, line in enumerate(merges_file.read_text(encoding="utf-8").splitlines()):
+    for number, line in enumerate(read_text(merges_file).splitlines()):
         parts = line.split()
         if not parts or (number == 0 and line.startswith("#version")):
             continue
@@ -310,7 +322,7 @@ def _sentencepiece(file: Path, named: dict[str, AddedToken], extra_ids: int) -> 
 
     extra_ids: how many sentinels <extra_id_0>, ... T5 appends to its vocabulary, the last one first.
     """
-    model = _read_sentencepiece(file.read_bytes())
+    model = _read_sentencepiece(read_bytes(file, MOST_BYTES))
     if model.kind != 1:
         raise InvalidInput(
             f"{file} is a sentencepiece model of kind {model.kind}, but only unigram models can be read."

@@ -15,7 +15,7 @@ from diffusion_jax.sampling import Loop, Run, initialised, one_step
 from diffusion_jax.streaming.entries import by_entry, check_entries
 from diffusion_jax.time_axes import batch_size, where
 from diffusion_jax.timesteps import plans
-from diffusion_jax.typing import Denoiser, Grid, Solver
+from diffusion_jax.typing import Denoiser, Solver, Times
 
 
 class Stream(NamedTuple):
@@ -45,7 +45,14 @@ class Rolling(NamedTuple):
 
 
 def rolling(
-    denoiser: Denoiser, solver: Solver, grid: Grid, *, entries: int, chunk: int, past: int = 0, given_past: bool = False
+    denoiser: Denoiser,
+    solver: Solver,
+    grid: Times,
+    *,
+    entries: int,
+    chunk: int,
+    past: int = 0,
+    given_past: bool = False,
 ) -> Rolling:
     """A buffer of `entries` that gives a clean chunk a call for S / h evaluations, not S (Høeg et al. 2024, SDP).
 

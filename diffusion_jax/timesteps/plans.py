@@ -21,21 +21,22 @@ import numpy as np
 from jax.core import Tracer
 
 from diffusion_jax import randomness
+from diffusion_jax.clock import as_grid
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.time_axes import batch_size, each, where
-from diffusion_jax.typing import Grid, Keys, Plan, Process
+from diffusion_jax.typing import Keys, Plan, Process, Times
 
 ROLES: dict[str, float | None] = {"generate": None, "given": 0.0, "ignored": 1.0}
 """The time at which a modality stands in each role; None runs along the grid."""
 
 
-def synchronous(grid: Grid, frames: int) -> Any:
+def synchronous(grid: Times, frames: int) -> Any:
     """All frames run along `grid [S + 1]` together, `[S + 1, 1, frames]`: the run of the scalar time, bit for bit."""
     _positive("frames", frames)
     return multiplied(grid, np.ones(frames))
 
 
-def multiplied(grid: Grid, multipliers: Any) -> Any:
+def multiplied(grid: Times, multipliers: Any) -> Any:
     """`t_i = m_i t` with the `multipliers [N]` in [0, 1], `[S + 1, 1, N]` (Liu et al. 2025, Pusa).
 
     1 generates, 0 is a clean condition, in between a soft one: it begins at the level `m_i t_1`, to which
@@ -52,7 +53,7 @@ def multiplied(grid: Grid, multipliers: Any) -> Any:
     return grid[:, None, None] * multipliers.reshape(-1, shape[-1])
 
 
-def frames(grid: Grid, frames: int, given: Sequence[int] = (0,)) -> Any:
+def frames(grid: Times, frames: int, given: Sequence[int] = (0,)) -> Any:
     """The frames with the indices `given` stand at 0, the others run along `grid`, `[S + 1, 1, frames]`.
 
     `given=(0,)` is image to video, `(0, -1)` interpolates between two frames, `range(m)` goes on after m frames, `()`
@@ -67,7 +68,7 @@ def frames(grid: Grid, frames: int, given: Sequence[int] = (0,)) -> Any:
     return multiplied(grid, multipliers)
 
 
-def roles(grid: Grid, roles: Mapping[str, Any]) -> dict[str, Any]:
+def roles(grid: Times, roles: Mapping[str, Any]) -> dict[str, Any]:
     """A grid for each modality from its role in the run: the query table of UniDiffuser (Bao et al. 2023) and UWM.
 
     roles: for each modality a key of `ROLES`: "generate" runs along `grid [S + 1]`, "given" stands at 0 (its clean
@@ -116,7 +117,7 @@ def staircase_levels(steps: int, frames: int, width: int, chunk: int = 1) -> np.
     return np.clip(np.arange(steps + delay[-1] + 1)[:, None] - delay, 0, steps)
 
 
-def staircase(grid: Grid, frames: int, width: int, chunk: int = 1) -> Any:
+def staircase(grid: Times, frames: int, width: int, chunk: int = 1) -> Any:
     """Frames that follow each other `width` steps behind, `[R + 1, 1, frames]` along `grid [S + 1]`; equation (2).
 
     width 0 is `synchronous`, width S is autoregressive; R = S + (frames - 1) width evaluations. chunk: so many
@@ -153,7 +154,7 @@ def chunk_levels(steps: int, entries: int, chunk: int, past: int = 0, given_past
     return np.maximum(before - np.arange((before - after).max() + 1)[:, None], after)
 
 
-def chunk_staircase(grid: Grid, entries: int, chunk: int, past: int = 0, given_past: bool = False) -> Any:
+def chunk_staircase(grid: Times, entries: int, chunk: int, past: int = 0, given_past: bool = False) -> Any:
     """The times of a rolling buffer during one call, `[M + 1, 1, entries]` along `grid [S + 1]`; see `chunk_levels`.
 
     The first row holds the stationary levels, at which the buffer rests between calls. Without a past, and where h
@@ -213,7 +214,9 @@ def _begin(known, t, noised, noise):
 
 
 def _scalar_grid(grid):
-    grid = jnp.asarray(grid, jnp.result_type(float))
+    grid = as_grid(grid)
+    if isinstance(grid, Mapping):
+        raise invalid("grid", sorted(grid), "one grid of scalar times was expected")
     if grid.ndim != 1 or grid.shape[0] < 2:
         raise invalid("grid.shape", grid.shape, "a grid of at least two scalar times, [S + 1], was expected")
     return grid

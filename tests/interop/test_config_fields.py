@@ -138,12 +138,13 @@ def test_what_would_change_any_network_is_refused(name):
 
 
 def test_a_config_names_its_file(tmp_path):
-    network = NETWORKS["AutoencoderKL"]()
-    (tmp_path / "config.json").write_text(
-        json.dumps({**interop.FAMILIES["AutoencoderKL"].config(network.module), "latents_std": [1]})
-    )
+    config = {**interop.FAMILIES["AutoencoderKL"].config(NETWORKS["AutoencoderKL"]().module), "block_out_channels": "8"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "diffusion_pytorch_model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
-    with pytest.raises(
-        InvalidInput, match=r"config.json says latents_std=\[1\], but a list of 4 to 4 entries is needed"
-    ):
+    with pytest.raises(InvalidInput, match=r"config.json says block_out_channels='8', but a list of 1 to 12 entries"):
         interop.load_pretrained(tmp_path)
+
+
+def test_lists_have_as_many_entries_as_there_are_channels():
+    with pytest.raises(InvalidInput, match=r"latents_std=\[1\], but a list of 4 entries is needed"):
+        network_fields("AutoencoderKL", {"latents_mean": [0, 0, 0, 0], "latents_std": [1]})

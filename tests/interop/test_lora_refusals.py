@@ -61,8 +61,8 @@ def test_metadata_of_diffusers(pretrained, tmp_path):
 
 
 SAID = {
-    "no JSON": ({"lora_adapter_metadata": "{"}, "lora_adapter_metadata is no JSON"),
-    "a list": ({"lora_adapter_metadata": "[]"}, "is a JSON list"),
+    "no JSON": ({"lora_adapter_metadata": "{"}, "lora_adapter_metadata is not JSON"),
+    "a list": ({"lora_adapter_metadata": "[]"}, "holds a JSON list"),
     "no alpha": (described(r=3, lora_alpha=None), "lora_alpha is None, but a finite number other than 0"),
     "alpha as text": (described(r=3, lora_alpha="6"), "lora_alpha is '6'"),
     "alpha as a list": (described(r=3, lora_alpha=[6]), r"lora_alpha is \[6\]"),

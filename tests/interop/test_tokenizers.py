@@ -1,6 +1,7 @@
 """Tokenizers from the files of a checkpoint: their pieces against the packages that trained them, and bad files."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -208,3 +209,23 @@ def test_chunks_have_ends_of_their_own(clip):
         np.testing.assert_array_equal(
             tokenizer.chunked([[(text, 1.0)]], 20, 1, "").tokens[:, 0], tokenizer([text], 20).tokens
         )
+
+
+@pytest.mark.parametrize("name", ["clip", "t5"])
+def test_fields_of_any_type_are_read_or_refused_in_one_sentence(name, request, tmp_path):
+    folder = shutil.copytree(request.getfixturevalue(name), tmp_path / "odd")
+    file = folder / "tokenizer_config.json"
+    config = json.loads(file.read_text()) if file.is_file() else {}
+    (folder / "special_tokens_map.json").unlink(missing_ok=True)
+    fields = ("model_max_length", "tokenizer_class", "pad_token", "eos_token", "extra_ids")
+    odd = (None, True, 5, -1, 10**13, 1e30, "", "x", [1], {"content": 5}, {"content": "<|endoftext|>", "lstrip": 1}, {})
+    refused = 0
+    for field in fields:
+        for value in odd:
+            file.write_text(json.dumps({**config, field: value}))
+            try:
+                interop.load_tokenizer(folder)
+            except InvalidInput as error:
+                refused += 1
+                assert "\n" not in str(error)
+    assert refused >= 20

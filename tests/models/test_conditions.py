@@ -229,3 +229,30 @@ def test_nulls_of_guidance_come_from_the_conditions():
     chex.assert_trees_all_equal(null(cond), expected)
     assert null(None) is None
     chex.assert_trees_all_equal(null_condition(cond, null), expected)
+
+
+def test_the_scale_of_guidance_joins_the_sinusoids_of_the_time():
+    """1000 (scale - 1) at frequencies from 1 to 1/10000, sines first, through a linear layer."""
+    encoder = ConditionEncoder(8, (models.guidance_scale(6),), time_features=4)
+    t, scale = jnp.asarray([3.0, 500.0]), jnp.asarray([1.0, 7.5])
+    made = encoder.init(jax.random.key(0), t, {"guidance_scale": scale}, (2, 2, 2, 1))["params"]
+    params = jax.tree.map(lambda leaf: 10 * leaf + 0.1, made)
+    found = encoder.apply({"params": params}, t, {"guidance_scale": scale}, (2, 2, 2, 1)).vector
+
+    angles = 1000 * (np.asarray(scale)[:, None] - 1) * 10.0 ** np.array([0.0, -2.0, -4.0])
+    waves = np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
+    times = np.asarray(t)[:, None] * 10.0 ** np.array([0.0, -2.0])
+    y = np.concatenate([np.cos(times), np.sin(times)], axis=-1) + waves @ np.asarray(params["guidance"]["kernel"])
+    y = y @ np.asarray(params["time"]["up"]["kernel"]) + np.asarray(params["time"]["up"]["bias"])
+    y = y / (1 + np.exp(-y))
+    y = y @ np.asarray(params["time"]["down"]["kernel"]) + np.asarray(params["time"]["down"]["bias"])
+    np.testing.assert_allclose(found, y, rtol=2e-4, atol=2e-4)
+
+
+def test_a_network_that_is_told_the_scale_is_unconditional_at_no_other():
+    stream = models.guidance_scale(4)
+    cond = {"guidance_scale": jnp.asarray([1.0, 3.0])}
+    chex.assert_trees_all_equal(models.empty_condition((stream,), cond), cond)
+    for features in (0, 2, 5):
+        with pytest.raises(InvalidInput, match=f"features is {features}"):
+            models.guidance_scale(features)

@@ -169,6 +169,30 @@ def test_published_numbers_of_parameters():
     assert 0.9 < count_params(adm) / 295.9e6 < 1  # its resampling residual blocks are plain convolutions here
 
 
+DISTILLED = {
+    **TINY,
+    "transformer": True,
+    "conditions": (context("none", 6),),
+    "num_residual": (2, 1),
+    "attention": ((0, 2), 1),
+    "up_attention": ((1, 0, 3), 0),
+    "mid_attention": 0,
+}
+
+
+def test_each_residual_block_has_its_own_depth_of_attention():
+    """Distilled networks leave blocks out; which are left is read off the parameters."""
+    shapes = param_shapes(unet(**DISTILLED), (1, 4, 4, 3), {"context": jnp.zeros((1, 2, 6))})
+    depth = {
+        name.removesuffix("_attention"): entry["blocks"]["block"]["attention"]["norm"]["scale"].shape[0]
+        for name, entry in shapes.items()
+        if name.endswith("_attention")
+    }
+    assert depth == {"down_0_1": 2, "down_1_0": 1, "up_0_0": 1, "up_0_2": 3}
+    blocks = {name for name in shapes if name.startswith(("down_", "up_")) and "residual" in shapes[name]}
+    assert blocks == {"down_0_0", "down_0_1", "down_1_0", "up_1_0", "up_1_1", "up_0_0", "up_0_1", "up_0_2"}
+
+
 @pytest.mark.parametrize("remat", ["dots", "dots_no_batch"])
 def test_parameters_are_laid_out_alike_whatever_the_remat_policy(remat):
     plain = param_shapes(unet(**TEXT), X.shape, CONTEXT)
@@ -193,6 +217,11 @@ def test_parameters_are_laid_out_alike_whatever_the_remat_policy(remat):
         ({"conditions": (reference(),)}, "unet takes vector, context, channels"),
         ({"heads": (4, 4, 4)}, "each of the 2 levels"),
         ({"mid_residual": 0}, "mid_attention is 1"),
+        ({"num_residual": (1, 2, 3)}, "one for each of the 2 levels is needed"),
+        ({"num_residual": (1, 0)}, r"num_residual is \(1, 0\)"),
+        ({"attention": (0, (1, 1))}, "level 1 has 1 residual blocks"),
+        ({"attention": (0, (1,)), "up_attention": ()}, "level 1 has 2 residual blocks"),
+        ({"up_attention": (0, 1, 2)}, r"up_attention is \(0, 1, 2\)"),
         ({"linear_projection": True}, "transformer=True"),
     ],
 )

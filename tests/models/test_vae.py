@@ -40,6 +40,16 @@ def test_scaling_is_undone_by_the_decoder(tiny):
     np.testing.assert_allclose(jax.jit(vae.decode)(params, latents), expected, atol=1e-5)
 
 
+def test_each_channel_of_the_latents_has_its_mean_and_deviation(tiny):
+    _, params = tiny
+    mean, std = np.array([0.5, -1.0, 0.0, 2.0], np.float32), np.array([1.0, 0.5, 2.0, 4.0], np.float32)
+    vae = kl_vae(**TINY, scaling_factor=0.5, latents_mean=tuple(mean.tolist()), latents_std=tuple(std.tolist()))
+    z = np.random.default_rng(0).normal(size=(2, 4, 6, 4)).astype(np.float32)
+    np.testing.assert_allclose(vae.scale(z), (z - mean) / std * 0.5, rtol=1e-6)
+    decoded = compiled(vae.decode)(params, vae.scale(z))
+    np.testing.assert_allclose(decoded, compiled(kl_vae(**TINY).decode)(params, z), atol=1e-5)
+
+
 def test_remat_changes_neither_values_nor_gradients(tiny):
     vae, params = tiny
 
@@ -97,6 +107,9 @@ def test_published_number_of_parameters():
         ({"latent_channels": 0}, "latent_channels is 0"),
         ({"multipliers": (1, 0)}, "multipliers is"),
         ({"scaling_factor": 0.0}, "scaling_factor is 0.0"),
+        ({"latents_mean": (0.0,) * 4}, r"latents_std is \(\)"),
+        ({"latents_mean": (0.0,) * 4, "latents_std": (1.0, 1.0, 1.0, 0.0)}, "positive numbers are needed"),
+        ({"latents_mean": (0.0,) * 4, "latents_std": (1.0,) * 4, "shift_factor": 0.1}, "shift_factor must be 0"),
         ({"remat": "yes"}, "remat is 'yes'"),
         ({"dtype": "float64"}, "dtype is 'float64'"),
     ],

@@ -211,6 +211,29 @@ def test_names_and_shapes_of_the_published_sizes(name):
     )
 
 
+SSD = {
+    **SDXL,
+    "mid_block_type": "UNetMidBlock2D",
+    "transformer_layers_per_block": [1, [2, 2], [4, 4]],
+    "reverse_transformer_layers_per_block": [[4, 4, 10], [2, 1, 1], 1],
+}
+SMALL_SD = {**SD15, "layers_per_block": 1}
+TINY_SD = {
+    **SMALL_SD,
+    "block_out_channels": [320, 640, 1280],
+    "down_block_types": ["CrossAttnDownBlock2D"] * 3,
+    "up_block_types": ["CrossAttnUpBlock2D"] * 3,
+    "mid_block_type": None,
+}
+
+
+@pytest.mark.parametrize("config", [SSD, SMALL_SD, TINY_SD, {**SD15, "time_cond_proj_dim": 256}])
+def test_names_and_shapes_of_distilled_networks(config):
+    network = check_true_size(diffusers.UNet2DConditionModel, config, "UNet2DConditionModel")
+    stored = interop.FAMILIES["UNet2DConditionModel"].config(network.module)
+    assert network_fields("UNet2DConditionModel", stored) == network_fields("UNet2DConditionModel", config)
+
+
 def test_inpainting_of_stable_diffusion_has_nine_channels():
     fields = network_fields("UNet2DConditionModel", {**SD15, "in_channels": 9})
     assert (fields["in_channels"], fields["conditions"]) == (4, (models.context("none", 768), models.concat(5)))
