@@ -180,15 +180,18 @@ def _grid(pipelines, num_steps, handover, strength, shape):
         steps = len(grid) - 1
         return grid, steps - max(1, int(steps * strength))
 
+    def begun(pipeline, grid, first):
+        return pipeline.scheduler.begun(grid, first, solver=pipeline.scheduler.solver)
+
     grid, first = whole(pipelines[0])
     if len(pipelines) == 1:
-        return pipelines[0].scheduler.begun(grid, first), jnp.zeros(len(grid) - 1, jnp.int32), first
+        return begun(pipelines[0], grid, first), jnp.zeros(len(grid) - 1, jnp.int32), first
     second, later = whole(pipelines[1])
     made = int(np.sum(np.asarray(second)[:-1] > handover + 1e-6))
     joined = spliced(grid, second, made)
     if first >= joined.stop:
-        return pipelines[1].scheduler.begun(second, later), jnp.ones(len(second) - 1, jnp.int32), later
-    return pipelines[0].scheduler.begun(joined.grid, first), joined.which, first
+        return begun(pipelines[1], second, later), jnp.ones(len(second) - 1, jnp.int32), later
+    return begun(pipelines[0], joined.grid, first), joined.which, first
 
 
 def _conditions(pipeline, prompts, negatives, size, reading, scale, more):

@@ -43,7 +43,7 @@ def unchanged(denoiser: Denoiser) -> Denoiser:
     return denoiser
 
 
-def _as_it_is(grid: Any, first: int) -> Any:
+def _as_it_is(grid: Any, first: int, solver: Solver | None = None) -> Any:
     return grid
 
 
@@ -58,8 +58,9 @@ class Scheduler(NamedTuple):
     transform: denoiser -> denoiser: clipping, thresholding, the boundary condition of consistency models.
     initial_scale: (grid) -> what standard normal noise is multiplied by to be x at the first time.
     final_scale: (grid) -> what x at the last time is multiplied by to be the image or latent.
-    begun: (grid, first) -> the grid of a run that begins at step `first`, as image to image does: an image noised to
-        `grid[first]`, then `sample(..., start=first)`, since where a method lowers its order depends on the whole grid.
+    begun: (grid, first, solver=...) -> the grid of a run that begins at step `first`, as image to image does: an image
+        noised to `grid[first]`, then `sample(..., start=first)`, since where a method lowers its order depends on the
+        whole grid. solver: the one that makes the run, where it is another.
     config: the config itself, as read.
     """
 
@@ -69,7 +70,7 @@ class Scheduler(NamedTuple):
     transform: Callable[[Denoiser], Denoiser] = unchanged
     initial_scale: Callable[[Any], Any] = _unit
     final_scale: Callable[[Any], Any] = _unit
-    begun: Callable[[Any, int], Any] = _as_it_is
+    begun: Callable[..., Any] = _as_it_is
     config: dict[str, Any] = {}
 
 
@@ -197,16 +198,17 @@ def _pndm(fields):
     if runge_kutta:
         return Scheduler(levels.process, solvers.pndm(combined), grid)
     solver = solvers.strided(solvers.plms(4, "heun", combined), total)
-    return Scheduler(levels.process, solver, grid, begun=_one_earlier)
 
+    def one_earlier(grid, first, solver=solver, own=solver):
+        """A run of diffusers' PLMS that begins at step 2 or later begins one step earlier, and leaves out the next one.
 
-def _one_earlier(grid, first):
-    """A run of diffusers' PLMS that begins at step 2 or later begins one step earlier, and leaves out the next one.
+        Its list of indices has the second one twice, for the two evaluations of the first step, and is cut at `first`:
+        the first step is made from the index before, to the one at `first`, and what it comes to is taken for the one
+        after. Another solver has no such list.
+        """
+        return grid if first < 2 or solver is not own else grid.at[first].set(grid[first - 1])
 
-    Its list of indices has the second one twice, for the two evaluations of the first step, and is cut at `first`: the
-    first step is made from the index before, to the one at `first`, and what it comes to is taken for the one after.
-    """
-    return grid if first < 2 else grid.at[first].set(grid[first - 1])
+    return Scheduler(levels.process, solver, grid, begun=one_earlier)
 
 
 def _lcm(fields):

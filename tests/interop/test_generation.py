@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_jax import interop
+from diffusion_jax import interop, models
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.interop import generation, image_inputs, requests
 from tests.interop.folders import SIZE, drawn, sd_folder
@@ -289,3 +289,19 @@ def test_a_refiner_takes_over(pipeline, ask, cats):
     ):
         with pytest.raises(InvalidInput, match=message):
             ask(**change)
+
+
+def test_a_network_of_distilled_guidance_is_told_the_scale(tmp_path):
+    conditions = (models.context("none", 12), models.guidance_scale(8))
+    pipeline = interop.load_pipeline(sd_folder(tmp_path, conditions=conditions))
+
+    def ask(scale, **options):
+        return np.asarray(interop.generate(pipeline, KEY, "two cats", **{**CALL, "scale": scale}, **options))
+
+    weak = ask(1.0)
+    program = generation.sampling_program([pipeline])
+    assert program._cache_size() == 1 and differ(ask(8.0), weak)
+    with pytest.warns(UserWarning, match="negative= changes nothing"):
+        np.testing.assert_array_equal(ask(1.0, negative="ugly"), weak)
+    # One program, which asks the network once a step.
+    assert program._cache_size() == 1

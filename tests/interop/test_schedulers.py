@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion_jax import solvers
 from diffusion_jax.denoisers.analytic import analytic, gaussian_mixture
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.interop.schedulers import SCHEDULERS, read_scheduler, write_scheduler_config
@@ -81,6 +82,8 @@ def test_a_run_that_begins_in_the_middle_follows_the_whole_grid():
     np.testing.assert_allclose(1000 * read_scheduler(SD).begun(grid, 3), [802, 602, 402, 402, 2, 1], rtol=1e-6)
     for first in (0, 1):
         np.testing.assert_array_equal(read_scheduler(SD).begun(grid, first), grid)
+    # Another solver in its place makes every step.
+    np.testing.assert_array_equal(read_scheduler(SD).begun(grid, 3, solver=solvers.ddim()), grid)
     other = read_scheduler(euler())
     np.testing.assert_array_equal(other.begun(grid, 3), grid)
 
