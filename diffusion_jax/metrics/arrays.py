@@ -44,7 +44,7 @@ def two_sets(x: Numbers, y: Numbers, least: int = 1) -> tuple[np.ndarray, np.nda
     return first, second
 
 
-def class_labels(labels: Any, count: int, classes: int) -> np.ndarray:
+def labels_within(labels: Any, count: int, classes: int) -> np.ndarray:
     """`[count]` whole numbers from 0 to `classes` - 1. Raises InvalidInput for anything else."""
     found = np.asarray(labels)
     if found.shape != (count,):
