@@ -288,8 +288,8 @@ def prepare_sampling(experiment: Experiment) -> Sampling:
         denoiser = build(entry, GROUPS["sampling.transformations"], field, denoiser=denoiser, **context)
     conditions = part_of("sampling.condition", config) if config.sampling.get("condition") else None
 
-    def known(index):
-        cond = conditions(index) if conditions else None
+    def known(index: np.ndarray) -> dict[str, np.ndarray]:
+        cond = conditions(index)
         check_values(experiment.conditions, cond, data=True)
         return cond
 
