@@ -29,7 +29,7 @@ from diffusion_jax.typing import Denoiser, Solver
 GUIDANCE = "guidance_scale"
 """What a network that was distilled from guided answers reads the scale by."""
 
-NAMES = ("first", "refiner")
+NAMES: tuple[str, ...] = ("first", "refiner")
 """What the conditions of several pipelines are called in one run."""
 
 
