@@ -359,7 +359,7 @@ _OF_IMAGES = {
 IMAGE_CASES: dict[str, Case] = {
     f"{name}, from {first} of {case.steps}": case._replace(first=first)
     for name, case in _OF_IMAGES.items()
-    for first in (case.steps // 2, case.steps // 3)
+    for first in (case.steps // 2, case.steps // 3, *([1] if name.startswith("PNDM") else []))
     if case.steps
 }
 """Runs that begin in the middle of their grid, as image to image does."""
