@@ -9,8 +9,6 @@ def test_checkpoints(tmp_path, monkeypatch):
     folder = checkpoints(tmp_path / "checkpoints")
     smaller = {
         "checkpoints/sd15": str(folder),
-        "checkpoints/sdxl-refiner": str(folder),
-        "checkpoints/sdxl": str(folder),
         "num_steps=30": "num_steps=2",
         "checkpoints/sd-controlnet-canny": str(folder.parent / "control"),
         "(2, 512, 512, 3)": f"(2, {SIZE}, {SIZE}, 3)",
