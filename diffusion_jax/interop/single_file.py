@@ -83,12 +83,12 @@ class Part:
 class Component(NamedTuple):
     """A part of a single file as the network of a family.
 
-    family: a key of `FAMILIES`. part: its tensors. config: what its config.json would say. table: (module) -> the
-    rows of the original layout. ignored: as of a `Family`.
+    family: a key of `FAMILIES`. part: its tensors, a `Part` or `TensorFiles`. config: what its config.json would say.
+    table: (module) -> the rows of the original layout. ignored: as of a `Family`.
     """
 
     family: str
-    part: Part
+    part: Any
     config: dict[str, Any]
     table: Callable[[Any], TensorTable]
     ignored: tuple[str, ...] = ()
