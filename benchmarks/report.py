@@ -107,7 +107,7 @@ def _row(fields: dict) -> Row:
 def write_page(folder: Path = RESULTS) -> Path:
     """Writes `<folder>/README.md` from every `*.json` beside it."""
     path = folder / "README.md"
-    files = [file for file in sorted(folder.glob("*.json")) if file.name != "parity.json"]
+    files = [file for file in sorted(folder.glob("*.json")) if file.name not in ("parity.json", "chaos.json")]
     path.write_text(page([read(file) for file in files]), encoding="utf-8")
     return path
 
