@@ -288,13 +288,20 @@ def prepare_sampling(experiment: Experiment) -> Sampling:
         denoiser = build(entry, GROUPS["sampling.transformations"], field, denoiser=denoiser, **context)
     conditions = part_of("sampling.condition", config) if config.sampling.get("condition") else None
 
+    known = conditions and _checked(conditions, experiment.conditions)
+    grid = as_grid(part_of("sampling.grid", config, **context))
+    return Sampling(denoiser, part_of("sampling.solver", config, **context), grid, known)
+
+
+def _checked(conditions: data.Conditions, streams: Any) -> data.Conditions:
+    """`conditions`, whose values are looked at before they are given out."""
+
     def known(index):
-        cond = conditions(index) if conditions else None
-        check_values(experiment.conditions, cond, data=True)
+        cond = conditions(index)
+        check_values(streams, cond, data=True)
         return cond
 
-    grid = as_grid(part_of("sampling.grid", config, **context))
-    return Sampling(denoiser, part_of("sampling.solver", config, **context), grid, known if conditions else None)
+    return known
 
 
 def compiled_sampler(experiment: Experiment, sampling: Sampling, save_every: int | None = None):
