@@ -47,6 +47,8 @@ def edm_levels(fields: Fields, time: str = "log_sigma", schedule: str = "karras"
     def grid(num_steps=None, seq_len=None, timesteps=None, sigmas=None):
         refuse(fields, sigmas=sigmas, timesteps=timesteps)
         ratios = NOISE_RATIOS[name](checked_steps(num_steps, MOST_STEPS), low, high, **shape)
+        if len(ratios) == 1 and name == "exponential":
+            ratios = np.array([low])  # The peer counts from the data.
         times = times_at_noise_ratios(process, ratios)
         return from_array(np.append(times, times[-1] if idle else 0.0))
 

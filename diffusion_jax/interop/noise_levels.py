@@ -219,6 +219,8 @@ def discrete_levels(
             spaced = SPACINGS[spacing](steps + 1, last, offset)[:-1]
         elif last != total:
             spaced = np.round(np.arange(last, 0, -total / steps)) - 1.0
+        elif spacing == "linspace" and steps == 1:
+            spaced = np.zeros(1)  # The peer counts from the data: its only index is the first.
         else:
             spaced = SPACINGS[spacing](steps, last, offset)
         return np.round(spaced) if kind.rounded else spaced

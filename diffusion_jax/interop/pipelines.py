@@ -7,6 +7,7 @@ adapted one, the solver or the grid by others. `generation.generate` runs it.
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -186,7 +187,8 @@ def load_pipeline(
     autoencoder = load("vae") if vae is None else load_autoencoder(vae, placement, name)
     if not isinstance(autoencoder.network.module, KLVAE):
         raise InvalidInput(f"{parts.source('vae')} is that of a {autoencoder.family}, but an autoencoder is needed.")
-    noise = parts.scheduler() if scheduler is None else read_scheduler(scheduler)
+    given = dict(scheduler) if isinstance(scheduler, Mapping) else scheduler and Path(scheduler)
+    noise = read_scheduler(given) if given else parts.scheduler()
     channels = autoencoder.network.module.latent_channels
     factor = autoencoder.network.module.factor
     sides = sample_size(network.family, network.config, parts.source(kind.network))

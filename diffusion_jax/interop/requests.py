@@ -24,8 +24,9 @@ def number(
 ) -> float:
     """A finite real number within bounds, of Python, NumPy or JAX."""
     real = isinstance(value, int | float) and not isinstance(value, bool)
-    if hasattr(value, "dtype") and np.shape(value) == ():
-        real = any(jnp.issubdtype(value.dtype, kind) for kind in (jnp.floating, jnp.integer))
+    dtype = getattr(value, "dtype", None)
+    if dtype is not None and np.shape(value) == ():
+        real = any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer))
     try:
         found = float(value) if real else math.nan
     except OverflowError:
@@ -75,7 +76,7 @@ def _listed(field, value, kinds, expected):
 
 
 def check_key(key: Any) -> None:
-    if not (hasattr(key, "dtype") and jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ()):
+    if not (hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ()):
         told = f"an array {list(key.shape)} of {key.dtype}" if hasattr(key, "dtype") else key
         raise invalid("key", told, "one typed key is needed, such as jax.random.key(0)")
 

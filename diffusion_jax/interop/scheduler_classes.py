@@ -196,7 +196,7 @@ def _pndm(fields):
     combined = "eps" if levels.process.prediction == "epsilon" else "output"
     if runge_kutta:
         return Scheduler(levels.process, solvers.pndm(combined), grid)
-    solver = solvers.strided(solvers.plms(4, "heun", combined), total)
+    solver = solvers.strided(solvers.plms(4, "diffusers", combined), total)
     return Scheduler(levels.process, solver, grid, begun=_one_earlier)
 
 
