@@ -19,7 +19,6 @@ what each entry takes, and all of it is looked at before anything is built.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -289,7 +288,7 @@ def prepare_sampling(experiment: Experiment) -> Sampling:
         denoiser = build(entry, GROUPS["sampling.transformations"], field, denoiser=denoiser, **context)
     conditions = part_of("sampling.condition", config) if config.sampling.get("condition") else None
 
-<<<<<<< HEAD
+    known = conditions and _checked(conditions, experiment.conditions)
     grid = as_grid(part_of("sampling.grid", config, **context))
     return Sampling(denoiser, part_of("sampling.solver", config, **context), grid, known)
 
@@ -300,17 +299,9 @@ def _checked(conditions: data.Conditions, streams: Any) -> data.Conditions:
     def known(index):
         cond = conditions(index)
         check_values(streams, cond, data=True)
->>>>>>> int14
         return cond
 
     return known
-
-
-def _known(conditions: data.Conditions, experiment: Experiment, index: np.ndarray) -> dict[str, np.ndarray]:
-    """The conditions of samples. Raises InvalidInput for what the network does not know."""
-    cond = conditions(index)
-    check_values(experiment.conditions, cond, data=True)
-    return cond
 
 
 def compiled_sampler(experiment: Experiment, sampling: Sampling, save_every: int | None = None):
