@@ -25,7 +25,7 @@ RIGHT, REFUSED = "right", "refused"
 GOOD = (RIGHT, REFUSED)
 BAD = ("traceback", "unclear", "hang", "memory")
 
-SECONDS = 60
+SECONDS = 30
 """What a case may take; slow ones trace a whole network."""
 
 GIGABYTES = 6

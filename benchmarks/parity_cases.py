@@ -78,6 +78,8 @@ CASES: dict[str, Case] = {
             "sigma_max": 700.0,
         },
         own_timesteps=({}, None, {"timesteps": [999.0, 700.5, 400.0, 31.0]}),
+        own_sigmas=({}, None, {"sigmas": [14.0, 7.0, 2.5, 0.3, 0.0]}),
+        own_sigmas_to_0_3=(V, None, {"sigmas": [14.0, 7.0, 2.5, 0.3]}),
     ),
     **_cases(
         "DDIMScheduler",
@@ -145,6 +147,7 @@ CASES: dict[str, Case] = {
         dynamic_shift=({"use_dynamic_shifting": True}, 7, {"mu": SEQUENCE}),
         dynamic_linear_shift=({"use_dynamic_shifting": True, "time_shift_type": "linear"}, 7, {"mu": SEQUENCE}),
         own_sigmas=({"use_dynamic_shifting": True}, None, {"mu": SEQUENCE, "sigmas": np.linspace(1.0, 0.2, 5)}),
+        own_timesteps=({}, None, {"timesteps": [1000.0, 750.0, 400.5, 31.0]}),
         terminal=({"shift": 3.0, "shift_terminal": 0.1}, 7),
         karras={"shift": 3.0, **KARRAS},
         exponential=EXPONENTIAL,
@@ -177,8 +180,8 @@ CASES: dict[str, Case] = {
     **_cases(
         "UniPCMultistepScheduler",
         SD,
-        bh1={"solver_type": "bh1"},
         bh2={},
+        bh1={"solver_type": "bh1"},
         order_1={"solver_order": 1},
         order_3=({"solver_order": 3}, 12),
         no_lower_order_final={"lower_order_final": False, **SIGMA_MIN},
@@ -193,6 +196,7 @@ CASES: dict[str, Case] = {
         flow=FLOW,
         flow_karras={**FLOW, **KARRAS},
         dynamic_shift=({**FLOW, "use_dynamic_shifting": True}, 10, {"mu": SEQUENCE}),
+        flow_own_sigmas=(FLOW, None, {"sigmas": np.array([1.0, 0.75, 0.4, 0.1])}),
     ),
     **_cases(
         "HeunDiscreteScheduler",
@@ -205,14 +209,22 @@ CASES: dict[str, Case] = {
         v={**V, **TRAILING},
         sample=X0,
         clipped={"clip_sample": True},
+        own_timesteps=({}, None, {"timesteps": [999, 700, 400, 31]}),
     ),
-    **_cases("LCMScheduler", four_steps=({}, 4), v=(V, 7), clipped=({"clip_sample": True}, 4)),
+    **_cases(
+        "LCMScheduler",
+        four_steps=({}, 4),
+        v=(V, 7),
+        clipped=({"clip_sample": True}, 4),
+        own_timesteps=({}, None, {"timesteps": [999, 759, 499, 259]}),
+    ),
     **_cases(
         "TCDScheduler",
         four_steps=({}, 4),
         gamma_0=({}, 7, {}, 0.0),
         gamma_1=(V, 4, {}, 1.0),
         sample=(X0, 7, {}, 0.3),
+        own_timesteps=({}, None, {"timesteps": [999, 759, 499, 259]}, 0.3),
     ),
     **_cases(
         "LMSDiscreteScheduler",
@@ -241,7 +253,9 @@ CASES: dict[str, Case] = {
         "KDPM2DiscreteScheduler", SD, linspace=({}, 7), trailing={**TRAILING, **V}, exponential=EXPONENTIAL, beta=BETA
     ),
     **_cases("KDPM2AncestralDiscreteScheduler", SD, linspace=({}, 7), leading=LEADING, exponential=EXPONENTIAL),
-    **_cases("EDMEulerScheduler", karras={}, exponential={"sigma_schedule": "exponential"}, final_sigma_min=SIGMA_MIN),
+    **_cases(
+        "EDMEulerScheduler", karras={}, v=V, exponential={"sigma_schedule": "exponential"}, final_sigma_min=SIGMA_MIN
+    ),
     **_cases(
         "EDMDPMSolverMultistepScheduler",
         order_2={},
@@ -267,6 +281,7 @@ CASES: dict[str, Case] = {
         sde_3=({"algorithm_type": "sde-dpmsolver++", "solver_type": "heun", "solver_order": 3}, 10),
         karras=KARRAS,
         thresholding=THRESHOLD,
+        own_timesteps=({}, None, {"timesteps": [999, 700, 400, 31]}),
     ),
     **_cases(
         "SASolverScheduler",
@@ -279,6 +294,33 @@ CASES: dict[str, Case] = {
         thresholding=THRESHOLD,
     ),
     **_cases("FlowMatchHeunDiscreteScheduler", plain=({}, 7), shift=({"shift": 3.0}, 7)),
+    **_cases("FlowMatchLCMScheduler", plain=({}, 4), shift=({"shift": 3.0}, 4), karras=KARRAS),
+    **_cases("DDIMParallelScheduler", {**SD, **PLAIN}, leading={}, trailing_v=({**TRAILING, **V}, 7)),
+    **_cases("DDPMParallelScheduler", {**SD, **PLAIN}, fixed_small={}, linspace=({"timestep_spacing": "linspace"}, 7)),
+    **_cases(
+        "CogVideoXDDIMScheduler",
+        {**V, **PLAIN},
+        of_2B={**TRAILING, "rescale_betas_zero_snr": True, "snr_shift_scale": 3.0},
+        of_5B={**TRAILING, "rescale_betas_zero_snr": True, "snr_shift_scale": 1.0},
+        leading_epsilon={"prediction_type": "epsilon", "steps_offset": 1, "set_alpha_to_one": False},
+        of_7=({**TRAILING, "rescale_betas_zero_snr": True}, 7),
+    ),
+    **_cases(
+        "CogVideoXDPMScheduler",
+        V,
+        of_5B={**TRAILING, "rescale_betas_zero_snr": True, "snr_shift_scale": 1.0},
+        leading_sample={"prediction_type": "sample", "steps_offset": 1},
+        linspace=({"timestep_spacing": "linspace"}, 7),
+    ),
+    **_cases("DPMSolverSDEScheduler", SD, linspace=({}, 7), leading_v={**LEADING, **V}, karras=KARRAS, beta=BETA),
+    **_cases(
+        "CosineDPMSolverMultistepScheduler",
+        stable_audio={},
+        heun=({"solver_type": "heun", "sigma_schedule": "karras"}, 16),
+        order_1={"solver_order": 1, "prediction_type": "epsilon"},
+        final_sigma_min=(SIGMA_MIN, 16),
+    ),
+    **_cases("IPNDMScheduler", plain=({}, 10)),
 }
 """Settings under which the whole trajectory must be the peer's."""
 
@@ -317,7 +359,7 @@ _OF_IMAGES = {
 IMAGE_CASES: dict[str, Case] = {
     f"{name}, from {first} of {case.steps}": case._replace(first=first)
     for name, case in _OF_IMAGES.items()
-    for first in (case.steps // 2, case.steps // 3)
+    for first in (case.steps // 2, case.steps // 3, *([1] if name.startswith("PNDM") else []))
     if case.steps
 }
 """Runs that begin in the middle of their grid, as image to image does."""
@@ -327,5 +369,7 @@ FEW_CASES: dict[str, Case] = {
     f"{short_name(scheduler)}, {steps} step{'s' * (steps > 1)}": case._replace(steps=steps)
     for scheduler, case in {case.scheduler: case for case in reversed(CASES.values()) if case.steps}.items()
     for steps in FEW
+    # With one index a step, the peer's runs of these numbers end elsewhere; ours refuses the second.
+    if (scheduler, steps) not in (("PNDMScheduler", 2), ("CogVideoXDPMScheduler", 3))
 }
 """The first case of each class in few steps."""

@@ -1,16 +1,18 @@
 """Trajectories of our solvers against the diffusers schedulers: the same config, network outputs and noise.
 
-`solver_error` is the figure of a case (see `parity_cases`), in float64 or in float32, the default of both libraries; the
-tests assert on it. Each case is a scheduler config that `interop.read_scheduler` turns into a process, a solver and a
-grid, and which the peer runs itself. In float64 the peer's modules find float64 under the name float32.
+`solver_error` is the figure of a case (see `parity_cases`), in float64 or in float32, the default of both libraries.
+The tests assert on it. Each case is a scheduler config that `interop.read_scheduler` turns into a process, a solver and
+a grid, and which the peer runs itself. In float64 the peer's modules find float64 under the name float32.
 """
 
 import contextlib
 import importlib
 import inspect
 import logging
+import sys
+import types
 import warnings
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from unittest import mock
 
 import jax
@@ -73,36 +75,71 @@ def theirs(case: Case, x: np.ndarray, noise: np.ndarray, noises: list, dtype: st
     import torch
 
     module = importlib.import_module(f"diffusers.schedulers.{_module(case.scheduler)}")
-    row = [0]
-    drawn = {"randn_tensor": lambda shape, **_: torch.as_tensor(noises[row[0]]).reshape(tuple(shape))}
+    row = [0, False]
+    if case.scheduler == "DPMSolverSDEScheduler":
+        drawn = {"BrownianTreeNoiseSampler": lambda *_, **__: _one_path(noises, row)}
+    else:
+
+        def draw(*_, **__):
+            return torch.as_tensor(noises[row[0]])
+
+        drawn = {"randn_tensor": draw, "BrownianTreeNoiseSampler": lambda *_, **__: draw}
     with peer_numerics(module, dtype, drawn):
         scheduler = getattr(module, case.scheduler)(**case.options)
         scheduler.set_timesteps(**_told(case))
         if "timesteps" not in case.grid and "sigmas" not in case.grid:
             assert len(scheduler.timesteps) >= case.steps
         indices = scheduler.timesteps[case.first * scheduler.order :]
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(case.first * scheduler.order)
         if case.first:
             # As the image-to-image pipelines of Stable Diffusion do.
-            if hasattr(scheduler, "set_begin_index"):
-                scheduler.set_begin_index(case.first * scheduler.order)
             sample = scheduler.add_noise(torch.as_tensor(x), torch.as_tensor(noise), indices[:1])
         else:
             sample = torch.as_tensor(noise) * float(getattr(scheduler, "init_noise_sigma", 1.0))
         extra = {} if case.eta is None else {"eta": case.eta}
-        outputs, told = [], []
+        outputs, told, before = [], [], None
         for i, k in enumerate(indices):
             row[0] = case.first + i // (2 if _evaluates_twice(case) else 1)
             seen = scheduler.scale_model_input(sample, k) if hasattr(scheduler, "scale_model_input") else sample
             output = _model_outputs(seen, float(k), torch.tanh)
-            sample = scheduler.step(output, k, sample, return_dict=False, **extra)[0]
+            if case.scheduler == "CogVideoXDPMScheduler":
+                sample, before = scheduler.step(output, before, k, indices[i - 1] if i else None, sample)
+            else:
+                sample = scheduler.step(output, k, sample, return_dict=False, **extra)[0]
             outputs.append(sample.numpy())
             told.append(k.item())
     return Trajectory(_after_steps(outputs, case), np.asarray(_before_steps(told, case)))
 
 
+def _one_path(noises, row):
+    """The noise of one path of our singlestep SDE, whose middle is half way in the logarithm of the noise level."""
+    import torch
+
+    def sampler(start, end):
+        middle, rest = (torch.as_tensor(noise) for noise in noises[row[0]])
+        row[1] = not row[1]
+        if row[1]:
+            return middle
+        ratio = end / start
+        return (torch.sqrt(ratio) * middle + rest) / torch.sqrt(1 + ratio)
+
+    return sampler
+
+
+OF_TORCHSDE = {
+    "CosineDPMSolverMultistepScheduler": "scheduling_cosine_dpmsolver_multistep",
+    "DPMSolverSDEScheduler": "scheduling_dpmsolver_sde",
+}
+"""Modules that ask for torchsde, for the noise that is replaced here."""
+
+
 def _module(scheduler):
     import diffusers
 
+    if scheduler in OF_TORCHSDE:
+        sys.modules.setdefault("torchsde", types.ModuleType("torchsde"))
+        return OF_TORCHSDE[scheduler]
     return inspect.getmodule(getattr(diffusers, scheduler)).__name__.rsplit(".", 1)[-1]
 
 
@@ -115,7 +152,7 @@ def _told(case):
 
 
 def _evaluates_twice(case):
-    return "Heun" in case.scheduler or "KDPM2" in case.scheduler
+    return "Heun" in case.scheduler or "KDPM2" in case.scheduler or case.scheduler == "DPMSolverSDEScheduler"
 
 
 def _after_steps(outputs: list, case: Case) -> list:
@@ -166,6 +203,9 @@ def ours(
     keys = randomness.fold(randomness.sample_keys(key, jnp.arange(SHAPE[0])), 1)
     steps = range(len(grid) - 1)
     noises = [np.asarray(randomness.normal_like(randomness.fold(keys, i), begun)) for i in steps]
+    if case.scheduler == "DPMSolverSDEScheduler":
+        pairs = [randomness.split(randomness.fold(keys, i), 2) for i in steps]
+        noises = [tuple(np.asarray(randomness.normal_like(key, begun)) for key in pair) for pair in pairs]
     outputs = [np.asarray(scheduler.final_scale(grid[: i + 2]) * trace[i - first]) for i in steps[first:]]
     return Trajectory(outputs, np.asarray(process.network_time(grid[first:-1]))), noises
 
@@ -188,5 +228,12 @@ def solver_error(case: Case, dtype: str = "float64") -> tuple[float, float]:
     begin at 15, and at 4000 where the last step is pure noise.
     """
     run, expected = trajectories(case, dtype)
-    error = max(float(np.max(np.abs(a - b)) / max(1.0, np.max(np.abs(b)))) for a, b in zip(*(run[0], expected[0])))
+    assert all(np.isfinite(x).all() for x in run.outputs)
+    # UniPC's bh1 is NaN in its last step, to sigma = 0, in the peer.
+    known = [i for i, x in enumerate(expected.outputs) if np.isfinite(x).all()]
+    assert len(known) >= len(run.outputs) - (case.options.get("solver_type") == "bh1")
+    error = max(
+        float(np.max(np.abs(run.outputs[i] - expected.outputs[i])) / max(1.0, np.max(np.abs(expected.outputs[i]))))
+        for i in known
+    )
     return error, float(np.max(np.abs(run.told - expected.told)))

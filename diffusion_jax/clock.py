@@ -18,7 +18,7 @@ from jax.core import Tracer
 from diffusion_jax import randomness
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.time_axes import fill
-from diffusion_jax.typing import ONE_EVALUATION, Cost, Plan, Prediction, Step
+from diffusion_jax.typing import ONE_EVALUATION, Cost, Plan, Prediction, Step, Times
 
 
 def as_grid(grid: Any) -> Any:
@@ -51,9 +51,11 @@ def _times(name: str, values: Any) -> Any:
         raise invalid(name, values, "falling times from 1 to 0 were expected, an array [S + 1, ...]") from None
 
 
-def num_steps(grid: Plan) -> int:
+def num_steps(grid: Plan | Times) -> int:
     """S. Raises InvalidInput where the grids of joint data have different ones."""
-    lengths = {jnp.shape(leaf)[0] for leaf in jax.tree.leaves(grid)}
+    leaves: Any = grid.values() if isinstance(grid, Mapping) else [grid]
+    # Lists of times are grids too: not trees of numbers.
+    lengths = {np.shape(leaf)[0] if np.ndim(leaf) else 0 for leaf in leaves}
     if len(lengths) != 1:
         raise invalid("grid", sorted(lengths), "the grids of all modalities must have the same number of entries")
     return lengths.pop() - 1
@@ -88,9 +90,10 @@ class Clock(NamedTuple):
         return randomness.fold(self.solver_keys, index)
 
 
-def clock(grid: Plan) -> Clock:
+def clock(grid: Plan | Times) -> Clock:
     """The clock of a grid, or of a dict of grids, whose runs have no keys yet."""
-    return Clock(grid, remaining(grid))
+    whole = {name: _times(name, g) for name, g in grid.items()} if isinstance(grid, Mapping) else _times("grid", grid)
+    return Clock(whole, remaining(whole))
 
 
 def single_step(t: Any, t_next: Any = None) -> Step:

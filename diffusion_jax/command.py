@@ -32,17 +32,23 @@ def run_command(main: Callable[..., None], argv: Sequence[str] | None = None) ->
     try:
         main(argv)
     except InvalidInput as error:
-        print(f"error: {error}", file=sys.stderr)
+        _tell(f"error: {error}")
         return 2
     except (Halted, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        _tell(f"error: {error}")
         return 3
     except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
+        _tell("Interrupted.")
         return 130
     finally:
         sys.unraisablehook = unraisable
     return 0
+
+
+def _tell(sentence: str) -> None:
+    # A full disk may be where errors are written, too.
+    with contextlib.suppress(OSError):
+        print(sentence, file=sys.stderr, flush=True)
 
 
 def leave(code: int) -> NoReturn:

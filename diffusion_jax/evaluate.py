@@ -8,7 +8,7 @@ from pathlib import Path
 from diffusion_jax import training
 from diffusion_jax.command import cache_compilations, leave, parse_config, run_command
 from diffusion_jax.errors import InvalidInput
-from diffusion_jax.experiment import check_config, part_of, parts_in
+from diffusion_jax.places import check_config, part_of, parts_in
 from diffusion_jax.shards import COST, read_identity, read_samples, set_identity, write_whole
 
 
@@ -37,10 +37,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     cost = read_identity(folder / COST) or {}
     # What another set cost says nothing of this one.
     if cost.get("identity") == set_identity(folder):
-        values |= {key: cost[key] for key in ("nfe", "compute", "images_per_second") if key in cost}
+        told = {key: cost.get(key) for key in ("nfe", "compute", "images_per_second")}
+        values |= {key: value for key, value in told.items() if isinstance(value, float)}
     log = arguments.workdir / "metrics.jsonl"
     if log.is_file():
-        rates = [r["steps_per_second"] for r in training.logging.read_log(log) if "steps_per_second" in r]
+        rates = [record.get("steps_per_second") for record in training.logging.read_log(log)]
+        rates = [rate for rate in rates if isinstance(rate, float)]
         if rates:
             values["train_steps_per_second"] = sorted(rates)[len(rates) // 2]
     path = arguments.output or arguments.workdir / "metrics.json"

@@ -13,32 +13,30 @@ A config has these entries; all of them are constructor calls (`config.call`) un
                   (a group, applied in its order), condition, batch_size, ema
     metrics       a group of what `evaluate` measures, each a constructor call
 
-`defaults` is the config to start from: it has every plain value, and leaves the entries to be set. `PARTS`, `GROUPS`
-and `NUMBERS` say what each entry takes, and all of it is looked at before anything is built.
+`defaults` is the config to start from: it has every plain value, and leaves the entries to be set. `places` says
+what each entry takes, and all of it is looked at before anything is built.
 """
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from diffusion_jax import data, metrics, training
+from diffusion_jax import data, training
 from diffusion_jax.clock import as_grid
-from diffusion_jax.config import build, call, check_entry
-from diffusion_jax.data.agreement import check_classes, check_known
-from diffusion_jax.data.pipeline import Transform
+from diffusion_jax.config import as_plain, build, call
+from diffusion_jax.data.agreement import check_classes, check_known, check_null_class
 from diffusion_jax.distributed import BATCH_AXES, path_name
-from diffusion_jax.errors import InvalidInput, invalid, unknown
-from diffusion_jax.models import Autoencoder, Captioner, ConditionStream, DualEncoder, Encoder, check_values
+from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.models import ConditionStream, check_values
+from diffusion_jax.places import GROUPS, check_config, part_of, parts_in
 from diffusion_jax.reading import first_line
 from diffusion_jax.sampling import make_sampler
-from diffusion_jax.typing import Denoiser, Grid, Network, Objective, Process, Solver
+from diffusion_jax.typing import Denoiser, Network, Objective, Solver
 
 
 def defaults(steps: int, batch_size: int) -> ConfigDict:
@@ -82,117 +80,6 @@ OF_THE_LOOP = (
     "max_skipped",
 )
 """Entries of `config.train` that `training.train` takes under the same name."""
-
-Trained = Network | Autoencoder | Encoder | DualEncoder | Captioner
-"""What a config can train: `init(key, x, ...) -> params`, and an objective that knows the rest."""
-
-PARTS = {
-    "data": data.Source,
-    "held_out": data.Source | None,
-    "model": Trained,
-    "process": Process | None,
-    "objective": Objective,
-    "optimizer": training.optimizers.Optimizer | optax.GradientTransformation,
-    "mesh": Mesh,
-    "sampling.solver": Solver,
-    "sampling.grid": Grid,
-    "sampling.acceleration": Denoiser | None,
-    "sampling.condition": data.Conditions | None,
-}
-"""What the call in each entry must make."""
-
-GROUPS = {
-    "train.transforms": Transform,
-    "ema": training.ema.Ema,
-    "sampling.transformations": Denoiser,
-    "metrics": metrics.SetMetric,
-}
-"""What each call in a group must make."""
-
-NUMBERS = {
-    "train": {
-        "steps": 0,
-        "batch_size": 1,
-        "accumulate": 1,
-        "log_every": 1,
-        "checkpoint_every": 1,
-        "keep": 1,
-        "snapshot_every": None,
-        "max_skipped": 1,
-        "validate_every": None,
-        "validation_examples": 1,
-        "sample_every": None,
-    },
-    "sampling": {"batch_size": 1, "picture_columns": 1, "picture_zoom": 1},
-}
-"""Whole numbers and the least that each can be; None where None and 0 stand for never."""
-
-MOST, MOST_AT_ONCE = 2**40, 2**20
-"""Of a number of steps, and of what is made at once: examples of a batch, pictures of a side."""
-
-ENTRIES = ("seed", "data", "held_out", "model", "process", "objective", "optimizer", "mesh", "train", "ema", "sampling")
-
-
-def check_config(config: ConfigDict, given: Collection[str] = ()) -> None:
-    """Raises InvalidInput, naming the entry, for what is missing, of a wrong type, or makes something else than its
-    place takes. Nothing is built. given: entries that come from elsewhere, and which the config may leave out.
-    """
-    for name in ENTRIES:
-        if name not in config:
-            raise InvalidInput(f"The config has no entry {name!r}; it needs {', '.join(ENTRIES)}.")
-    seed = config.seed
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise invalid("config.seed", seed, "a whole number from 0 to 2^32 - 1 is needed")
-    groups = {name for place in (*PARTS, *GROUPS, *NUMBERS) for name in (place.rpartition(".")[0],) if name}
-    for place in sorted({*groups, *NUMBERS, *GROUPS}):
-        group = _entry(config, place, {})
-        if not isinstance(group, Mapping | ConfigDict) or "call" in group:
-            raise invalid(f"config.{place}", _plain(group), "a group of entries is needed")
-    for place, takes in PARTS.items():
-        entry = _entry(config, place, MISSING)
-        if entry is not MISSING and (entry is not None or place not in given):
-            check_entry(entry, takes, f"config.{place}")
-    for place, takes in GROUPS.items():
-        for name, entry in _entry(config, place, {}).items():
-            check_entry(entry, takes, f"config.{place}.{name}")
-    for place, numbers in NUMBERS.items():
-        for name, least in numbers.items():
-            _check_number(f"config.{place}.{name}", _entry(config, f"{place}.{name}", MISSING), least)
-    clip = config.train.get("clip_norm")
-    if clip is not None and (isinstance(clip, bool) or not isinstance(clip, int | float) or not clip > 0):
-        raise invalid("config.train.clip_norm", clip, "a positive number is needed, or None")
-    average = config.sampling.get("ema")
-    if average is not None and not isinstance(average, str):
-        raise invalid("config.sampling.ema", _plain(average), "the name of an average is needed, or None")
-    if average is not None and config.ema and average not in config.ema:
-        raise unknown("config.sampling.ema", average, [*config.ema, "None"])
-
-
-MISSING = object()
-
-
-def _entry(config: Any, place: str, default: Any) -> Any:
-    for name in place.split("."):
-        if not isinstance(config, Mapping | ConfigDict) or name not in config:
-            return default
-        config = config[name]
-    return config
-
-
-def _plain(value: Any) -> Any:
-    return value.to_dict() if isinstance(value, ConfigDict) else value
-
-
-def _check_number(field: str, value: Any, least: int | None) -> None:
-    if value is MISSING:
-        raise InvalidInput(f"{field} is missing: it is a whole number; experiment.defaults() has one for each.")
-    if value is None and least is None:
-        return
-    most = MOST_AT_ONCE if field.endswith(("size", "examples", "columns", "zoom", "accumulate")) else MOST
-    if isinstance(value, bool) or not isinstance(value, int) or not (least or 0) <= value <= most:
-        never = ", or None" if least is None else ""
-        raise invalid(field, _plain(value), f"a whole number from {least or 0} to {most} is needed{never}")
-
 
 MOST_BYTES = 2**42
 """4 TiB of arrays in one state: more than what runs on many machines together has."""
@@ -274,6 +161,7 @@ def prepare(
     shape = jax.tree.map(np.shape, source[0]["x0"])
     conditions = getattr(getattr(network, "module", None), "conditions", ())
     check_classes(source, held_out, conditions, process)
+    check_null_class("config.objective.null", as_plain(config.objective.get("null")), source, conditions)
     return Experiment(
         config, source, held_out, network, process, loss, validation, optimizer, mesh, shape, conditions, begin
     )
@@ -332,17 +220,6 @@ def check_params(experiment: Experiment, params: Any) -> None:
         told = [f"{name} ({theirs.get(name, 'absent')}, config.model has {shapes.get(name, 'none')})" for name in wrong]
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise InvalidInput(f"the checkpoint is not of the network of this config: {', '.join(told[:3])}{more}.")
-
-
-def part_of(place: str, config: ConfigDict, **context: Any) -> Any:
-    """The part in an entry of the config, "sampling.solver", of the type that `PARTS` says."""
-    return build(_entry(config, place, None), PARTS[place], f"config.{place}", **context)
-
-
-def parts_in(place: str, config: ConfigDict) -> dict[str, Any]:
-    """The parts of a group by name, of the type that `GROUPS` says."""
-    entries = _entry(config, place, {})
-    return {name: build(entry, GROUPS[place], f"config.{place}.{name}") for name, entry in entries.items()}
 
 
 def fit(
@@ -407,11 +284,12 @@ def prepare_sampling(experiment: Experiment) -> Sampling:
     )  # fmt: skip
     for name, entry in config.sampling.transformations.items():
         field = f"config.sampling.transformations.{name}"
+        check_null_class(f"{field}.null", as_plain(entry.get("null")), experiment.source, experiment.conditions)
         denoiser = build(entry, GROUPS["sampling.transformations"], field, denoiser=denoiser, **context)
     conditions = part_of("sampling.condition", config) if config.sampling.get("condition") else None
 
     def known(index):
-        cond = conditions(index)
+        cond = conditions(index) if conditions else None
         check_values(experiment.conditions, cond, data=True)
         return cond
 

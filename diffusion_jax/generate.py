@@ -18,6 +18,7 @@ from typing import Any
 import imageio.v3 as imageio
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from diffusion_jax import distributed, interop, pictures, pixels
 from diffusion_jax.command import cache_compilations
@@ -27,7 +28,7 @@ from diffusion_jax.interop.generation import pixel_step
 from diffusion_jax.interop.image_inputs import FITS, fitted_masks, read_masks
 from diffusion_jax.interop.prompt_weights import WEIGHTINGS
 from diffusion_jax.interop.requests import next_smaller
-from diffusion_jax.reading import read_image, read_json
+from diffusion_jax.reading import read_json
 from diffusion_jax.typing import Solver
 
 MEASURED = ("seconds", "devices", "platform")
@@ -63,11 +64,19 @@ def parse_lora(text: str) -> tuple[str, float]:
     return path, number
 
 
+def read_image(
+    path: str | Path, size: tuple[int, int] | None = None, background: str | None = None
+) -> Float[np.ndarray, "H W 3"]:
+    """A picture file as `[H, W, 3]` in [-1, 1], upright, stretched to `size` if that is given."""
+    image = pixels.as_image(path, channels=3, background=background)
+    return image if size is None else pixels.resize(image, size)
+
+
 def starting_picture(arguments: argparse.Namespace, step: int) -> dict[str, Any]:
     """What `generate` is given of --image, --mask and --size; how they are made to fit is told."""
     if arguments.image is None:
         return {"size": arguments.size}
-    height, width = given = pixels.as_image(arguments.image, background=arguments.background).shape[:2]
+    height, width = given = read_image(arguments.image, background=arguments.background).shape[:2]
     wanted = arguments.size or next_smaller(given, step)
     if given != wanted:
         how = "cropped in the middle and resized" if arguments.fit == "crop" else "stretched"
@@ -75,7 +84,7 @@ def starting_picture(arguments: argparse.Namespace, step: int) -> dict[str, Any]
     found = {"size": wanted, "image": arguments.image, "fit": arguments.fit, "background": arguments.background}
     if arguments.mask is None:
         return found
-    own = pixels.as_image(arguments.mask).shape[:2]
+    own = read_image(arguments.mask, background="black").shape[:2]
     masks = read_masks(arguments.mask, own, str(arguments.mask))
     if own != given:
         print(
@@ -156,9 +165,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments.size = None if arguments.size is None else parse_size(arguments.size)
     arguments.chunks = parse_chunks(arguments.chunks)
     arguments.lora = [parse_lora(text) for text in arguments.lora]
-    for path in (arguments.image, arguments.mask):
+    for path, background in ((arguments.image, arguments.background), (arguments.mask, "black")):
         if path is not None:
-            read_image(path)
+            read_image(path, background=background)
     asked = {name: str(value) if isinstance(value, Path) else value for name, value in vars(arguments).items()}
     check_output(arguments.output, asked)
 
@@ -181,20 +190,18 @@ def draw(arguments: argparse.Namespace) -> tuple[np.ndarray, float]:
     mesh = distributed.make_mesh() if count % jax.device_count() == 0 else None
     options = {"mesh": mesh, "variant": arguments.variant, "dtype": arguments.dtype}
     single = {"vae": arguments.vae, "tokenizer": arguments.tokenizer, "prediction_type": arguments.prediction_type}
-    pipeline = interop.load_pipeline(arguments.pretrained, loras=arguments.lora, **single, **options)
-    refiner = interop.load_pipeline(arguments.refiner, **options) if arguments.refiner else None
+    pipelines = [interop.load_pipeline(arguments.pretrained, loras=arguments.lora, **single, **options)]
+    pipelines += [interop.load_pipeline(arguments.refiner, **options)] if arguments.refiner else []
     for path in arguments.embedding:
-        pipeline, refiner = (one and interop.with_embeddings(one, path) for one in (pipeline, refiner))
+        pipelines = [interop.with_embeddings(one, path) for one in pipelines]
     if arguments.solver:
         solver = build(call(f"solvers.{arguments.solver}"))
         if not isinstance(solver, Solver):
             raise invalid("--solver", arguments.solver, "a solver such as dpm_solver_pp or euler is needed")
-        pipeline, refiner = (
-            one and one._replace(scheduler=one.scheduler._replace(solver=solver)) for one in (pipeline, refiner)
-        )
+        pipelines = [one._replace(scheduler=one.scheduler._replace(solver=solver)) for one in pipelines]
     begun = time.perf_counter()
     images = interop.generate(
-        pipeline,
+        pipelines[0],
         jax.random.key(arguments.seed),
         arguments.prompt,
         negative=arguments.negative,
@@ -203,11 +210,11 @@ def draw(arguments: argparse.Namespace) -> tuple[np.ndarray, float]:
         scale=arguments.scale,
         rescale=arguments.rescale,
         strength=arguments.strength,
-        refiner=refiner,
+        refiner=pipelines[1] if arguments.refiner else None,
         handover=arguments.handover,
         chunks=arguments.chunks,
         weighting=arguments.weighting,
         clip_skip=arguments.clip_skip,
-        **starting_picture(arguments, pixel_step(pipeline)),
+        **starting_picture(arguments, pixel_step(pipelines[0])),
     )
     return np.asarray(images), time.perf_counter() - begun

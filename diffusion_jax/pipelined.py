@@ -21,7 +21,7 @@ from diffusion_jax import randomness
 from diffusion_jax.clock import as_grid, clock
 from diffusion_jax.errors import invalid
 from diffusion_jax.sampling import Loop, Run, initialised, one_step
-from diffusion_jax.typing import Denoiser, Grid, Params, Solver
+from diffusion_jax.typing import Denoiser, Params, Solver, Times
 
 
 class BlockRun(NamedTuple):
@@ -39,7 +39,7 @@ def noise_blocks(
     denoiser: Denoiser,
     params: Params,
     solver: Solver,
-    grid: Grid,
+    grid: Times,
     *,
     shape: tuple[int, ...],
     blocks: int,
@@ -65,7 +65,7 @@ def noise_blocks(
     return jax.lax.map(begin, (first + jnp.arange(blocks), cond))
 
 
-def denoising_stage(denoiser: Denoiser, solver: Solver, grid: Grid) -> Callable:
+def denoising_stage(denoiser: Denoiser, solver: Solver, grid: Times) -> Callable:
     """Step `level` of `grid [T + 1, *t_shape]`; all that is remembered passes on with the block, levels keep nothing.
 
     Block i leaves as `sample(fold_in(key, i), denoiser, params, solver, grid, ...)` ends, whatever the solver.
@@ -78,7 +78,7 @@ def denoising_stage(denoiser: Denoiser, solver: Solver, grid: Grid) -> Callable:
     return stage
 
 
-def caching_stage(denoiser: Denoiser, solver: Solver, grid: Grid) -> Callable:
+def caching_stage(denoiser: Denoiser, solver: Solver, grid: Times) -> Callable:
     """Step `level` of `grid [T + 1, *t_shape]`; what the denoiser carries stays at the level, from block to block.
 
     For denoisers such as `streaming.kv_cached`. A solver should evaluate once a step: each evaluation is one block to

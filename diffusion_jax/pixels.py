@@ -15,7 +15,7 @@ import os
 import warnings
 from typing import Any
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageColor, ImageOps
@@ -97,7 +97,7 @@ def scaled(values: Any, name: str, value_range: tuple[Number, Number] | None = N
         return values.astype(np.float32) / 127.5 - 1.0
     if np.issubdtype(values.dtype, np.unsignedinteger):
         return (values / (np.iinfo(values.dtype).max / 2) - 1.0).astype(np.float32)
-    if jax.dtypes.issubdtype(values.dtype, np.floating):
+    if jnp.issubdtype(values.dtype, np.floating):
         return _to_float32(values, name)
     raise invalid(name, _type(values), f"{MEANT}{'; signed integers are tokens' * (values.dtype.kind == 'i')}")
 
@@ -120,7 +120,7 @@ def _to_float32(values, name):
 
 def _of_range(values, name, value_range):
     low, high = _checked_range(value_range)
-    if values.dtype.kind not in "buif" and not jax.dtypes.issubdtype(values.dtype, np.floating):
+    if values.dtype.kind not in "buif" and not jnp.issubdtype(values.dtype, np.floating):
         raise invalid(name, _type(values), "real numbers are needed")
     values = values.astype(np.float64)
     if values.size and not (values.min() >= low and values.max() <= high):
@@ -162,6 +162,16 @@ def check_range(values: np.ndarray, name: str, *, unsure: str = "refuse") -> Non
                 f"{told}: give 2 * x - 1, or uint8 (pictures.to_uint8 of what lies in [-1, 1] and is just bright)."
             )
         warnings.warn(f"{told}; 2 * x - 1 makes pixels of those.", stacklevel=3)
+
+
+def check_signed(values: np.ndarray, name: str) -> None:
+    """Raises InvalidInput for floats without a negative value, which cannot be a batch of images in [-1, 1].
+
+    They may leave that range, as what a network predicts does; grey, a constant 0, passes.
+    """
+    if values.size and (low := float(values.min())) >= 0 and (high := float(values.max())) > 0:
+        hint = "give 2 * x - 1 of values in [0, 1], x / 127.5 - 1 of those in 0 .. 255, or uint8"
+        raise invalid(f"the range of {name}", f"from {low:g} to {high:g}", f"images lie in [-1, 1]: {hint}")
 
 
 def _of_array(value, name):

@@ -27,13 +27,13 @@ from diffusion_jax.typing import (
     Cost,
     Counted,
     Denoiser,
-    Grid,
     HostData,
     Params,
     Plan,
     Shape,
     Solver,
     Step,
+    Times,
 )
 
 
@@ -80,7 +80,7 @@ def sample(
     denoiser: Denoiser,
     params: Params,
     solver: Solver,
-    grid: Plan | Sequence[float],
+    grid: Plan | Times,
     *,
     shape: Shape | None = None,
     x_init: HostData | None = None,
@@ -137,7 +137,7 @@ def invert(
     denoiser: Denoiser,
     params: Params,
     solver: Solver,
-    grid: Plan | Sequence[float],
+    grid: Plan | Times,
     *,
     x_init: HostData,
     cond: Condition = None,
@@ -233,7 +233,7 @@ def make_sampler(
 
 
 def make_role_sampler(
-    denoiser: Denoiser, solver: Solver, grid: Grid, *, shape: Mapping[str, Any], **options: Any
+    denoiser: Denoiser, solver: Solver, grid: Times, *, shape: Mapping[str, Any], **options: Any
 ) -> Callable[..., Samples]:
     """Every task of a network of joint data: `ask(key, params, roles, known=None, cond=None, index=None) -> Samples`.
 

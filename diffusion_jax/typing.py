@@ -36,6 +36,9 @@ Condition = Mapping[str, Any] | None
 Grid = Float[Array | np.ndarray, "..."]
 """Falling times of a run, `[S + 1]`, or the levels of a vector time, `[S + 1, B or 1, N]`."""
 
+Times = Grid | Sequence[Number]
+"""A grid where it is given: lists and tuples of numbers too."""
+
 Plan = Grid | Mapping[str, Grid]
 """A grid, or one for each modality of joint data."""
 

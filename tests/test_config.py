@@ -139,6 +139,11 @@ def test_what_writes_or_acts_cannot_be_called_from_a_config(name, tmp_path):
     assert victim.read_text() == "mine" and list(tmp_path.iterdir()) == [victim]
 
 
+def test_a_data_set_that_brings_its_own_code_is_refused():
+    with pytest.raises(InvalidInput, match="run code of theirs"):
+        build(call("data.tfds", name="huggingface:someone__something"))
+
+
 def test_no_constructor_that_a_config_can_call_is_there_to_do_something():
     """Those that make a part return one: what returns nothing, a path or a number was written to act or to measure."""
     for place in parts.CONFIGURABLE:
@@ -197,7 +202,7 @@ WRONG_KINDS = [
         "data.flip",
     ),
     ({"mesh": call("data.digits")}, "an ArraySource, but a Mesh is needed", "distributed.make_mesh"),
-    ({"process": call("timesteps.mode")}, "a TimestepDraw, but a Process is needed", "'processes.uniform'"),
+    ({"process": call("timesteps.uniform")}, "a TimestepDraw, but a Process is needed", "'processes.uniform'"),
     (
         {"process": {"call": "processes.JointProcess", "processes": {"a": call("solvers.ddim")}}},
         "processes.a is",

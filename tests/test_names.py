@@ -24,6 +24,7 @@ SAME_IDEA = {
     "a value that is kept up to date, as optax writes it": {"init", "update"},
     "text to ids: for data without a checkpoint, and as a checkpoint has it": {"Tokenizer"},
     "of one picture, and the transform of examples by it": {"resize"},
+    "a picture file: as Pillow has it, and as pixels": {"read_image"},
     "B, of data and of a batch of data": {"batch_size"},
     "one of several at each step, by a rule: of denoisers, and of solvers": {"switched"},
     "the uniform distribution, of numbers, of times and of tokens that are noise": {"uniform"},

@@ -41,7 +41,7 @@ from diffusion_jax.acceleration.forecasting import Forecaster, reuse
 from diffusion_jax.acceleration.outputs import Correction, cached_outputs, output_of, parameterized
 from diffusion_jax.acceleration.refresh import on_schedule
 from diffusion_jax.acceleration.thresholds import threshold_for
-from diffusion_jax.clock import num_steps
+from diffusion_jax.clock import as_grid, num_steps
 from diffusion_jax.denoisers import recorded
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.processes import is_joint, need_gaussian
@@ -100,7 +100,7 @@ def record_outputs(key: Any, denoiser: Denoiser, params: Any, solver: Any, grid:
     def read(prediction, x, step):
         return Trajectories(x, output_of(kept_as, prediction, step.t))
 
-    found = sample(key, recorded(denoiser, num_steps(grid), read), params, solver, grid, **start)
+    found = sample(key, recorded(denoiser, num_steps(as_grid(grid)), read), params, solver, grid, **start)
     return found.run.carry.values
 
 
@@ -110,9 +110,9 @@ def endpoint_influence(process: Any, grid: Any, data_std: float) -> Float[Array,
     grid: of times `[S + 1]`. data_std: standard deviation of the clean data, per entry.
     Raises InvalidInput for a deviation that is not positive, and where sigma / alpha is infinite (see `adjusted_grid`).
     """
-    if data_std <= 0:
+    if not data_std > 0:
         raise invalid("data_std", data_std, "a standard deviation above 0 was expected")
-    grid = jnp.asarray(grid, jnp.result_type(float))
+    grid = as_grid(grid)
     in_t = integrated(process) == "velocity"
     time = grid if in_t else _finite_ratio(process, grid)
     alpha, sigma = process.alpha(grid[1:]), process.sigma(grid[1:])
@@ -197,7 +197,7 @@ def adjusted_grid(grid: Any, fraction: Any, process: Any = None) -> Any:
     """
     if isinstance(grid, dict):
         raise InvalidInput("adjusted_grid moves one grid; for joint data give each modality's its own fractions.")
-    grid = jnp.asarray(grid, jnp.result_type(float))
+    grid = as_grid(grid)
     time = grid if process is None else _finite_ratio(process, grid)
     fraction = jnp.asarray(fraction, grid.dtype).reshape(-1, *(1,) * (grid.ndim - 1))
     left = time - time[-1]
@@ -247,7 +247,7 @@ def calibrate(
         runs, threshold, weight, residual, distance, per_channel, _REUSE if forecaster is None else forecaster
     )
     noted = {"prediction": integrated(process), "residual": residual, "shape": list(runs.x.shape[2:])}
-    return Calibration(computed, fraction, correction, jnp.asarray(grid), {**noted, **(valid_for or {})})
+    return Calibration(computed, fraction, correction, as_grid(grid), {**noted, **(valid_for or {})})
 
 
 @partial(jax.jit, static_argnames=("residual", "distance", "per_channel", "forecaster"))
@@ -268,6 +268,7 @@ def ertacache(
     Raises InvalidInput where the run is another than the calibration is valid for, naming the first difference. For
     first-order solvers; others run too, but the correction is then fitted to other errors.
     """
+    grid = as_grid(grid)
     kept = {name: calibration.valid_for[name] for name in ("prediction", "residual", "shape")}
     told = {**kept, "prediction": integrated(inner.process), **(told or {})}
     for name in sorted({*calibration.valid_for, *told}):

@@ -109,7 +109,7 @@ def hermite(order: int = 1, contraction: float = 0.5) -> Forecaster:
     order 1 the Taylor forecast. Differences are those of `taylor`.
     """
     _check_order(order)
-    if contraction <= 0:
+    if not contraction > 0:
         raise invalid("contraction", contraction, "it must be positive")
 
     def weights(knots, at):
@@ -141,7 +141,7 @@ def foca(step: float = 1.0) -> Forecaster:
     The abstract of the paper and the code of cache-dit (1.5) were read, not the paper. There D is the plain difference
     of computed values, also where they are several steps apart, and d_0 remembers all forecasts before.
     """
-    if step <= 0:
+    if not step > 0:
         raise invalid("step", step, "it must be positive")
 
     def weights(knots, at):

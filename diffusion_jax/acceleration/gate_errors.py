@@ -17,12 +17,12 @@ from jaxtyping import Array, Bool, Float
 from diffusion_jax.acceleration import forecasting
 from diffusion_jax.acceleration.forecasting import Forecaster
 from diffusion_jax.acceleration.gated import relative_error
-from diffusion_jax.clock import network_inputs, num_steps
+from diffusion_jax.clock import as_grid, network_inputs, num_steps
 from diffusion_jax.denoisers import recorded
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.models import Staged, staged
 from diffusion_jax.sampling import Samples, sample
-from diffusion_jax.typing import Condition, Denoiser, Grid, Keys, Network, Params, Solver
+from diffusion_jax.typing import Condition, Denoiser, Keys, Network, Params, Solver, Times
 
 
 class GateTrace(NamedTuple):
@@ -37,7 +37,7 @@ class GateTrace(NamedTuple):
     samples: Samples
 
 
-def record_gate(key: Keys, denoiser: Denoiser, params: Params, solver: Solver, grid: Grid, **start: Any) -> GateTrace:
+def record_gate(key: Keys, denoiser: Denoiser, params: Params, solver: Solver, grid: Times, **start: Any) -> GateTrace:
     """Runs a gated denoiser, or one around it (guidance), and keeps what its gate saw and decided.
 
     The arguments are those of `sampling.sample`. Pure: jit it with the threshold as an argument, and one program serves
@@ -49,7 +49,7 @@ def record_gate(key: Keys, denoiser: Denoiser, params: Params, solver: Solver, g
             raise InvalidInput("record_gate needs a gate: the denoiser reports no extras['gate_full'].")
         return x, prediction.extras["gate_full"], prediction.extras["gate_error"]
 
-    found = sample(key, recorded(denoiser, num_steps(grid), read), params, solver, grid, **start)
+    found = sample(key, recorded(denoiser, num_steps(as_grid(grid)), read), params, solver, grid, **start)
     x, full, error = found.run.carry.values
     return GateTrace(x, full, error, found)
 
@@ -59,7 +59,7 @@ def forecast_errors(
     process: Any,
     params: Params,
     trace: GateTrace,
-    grid: Grid,
+    grid: Times,
     cond: Condition = None,
     *,
     probe: Forecaster,

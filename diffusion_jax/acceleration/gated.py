@@ -82,11 +82,12 @@ def gated(
         take the same decision. Under `jit` alone means are global as they are.
 
     Both tables are filled at each full step, after the error was taken, and at no other. `extras["gate_error"]` is (1),
-    `extras["gate_full"]` whether the step was full; `[]`, or `[B]` by the sample. A skipped step counts no evaluation;
-    as compute it counts the head and the tail. Raises InvalidInput for a negative plain threshold, for a network that
-    `models.staged` cannot cut, and for residuals of given stages: what enters their head is not known.
+    without a derivative, and `extras["gate_full"]` whether the step was full; `[]`, or `[B]` by the sample. A skipped
+    step counts no evaluation; as compute it counts the head and the tail. Raises InvalidInput for a negative plain
+    threshold, for a network that `models.staged` cannot cut, and for residuals of given stages: what enters their head
+    is not known.
     """
-    if isinstance(threshold, float | int) and threshold < 0:
+    if isinstance(threshold, float | int) and not threshold >= 0:
         raise invalid("threshold", threshold, "it must not be negative; 0 computes every step")
     if relative_to not in ("value", "expected"):
         raise invalid("relative_to", relative_to, "'value' or 'expected' was expected")
@@ -128,6 +129,8 @@ def gated(
 
     def decided(carry, seen, step, at):
         expected = forecasting.predict(probe, carry.probe, at)
+        # A decision has no derivative, and that of a ratio to nothing would be NaN.
+        expected, seen = jax.lax.stop_gradient((expected, seen))
         error = relative_error(expected, seen, seen if relative_to == "value" else expected, axis)
         error = jnp.where(carry.history.computed == 0, jnp.inf, error)
         return error, due(refresh, step, carry.history) | ~(error < threshold)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from diffusion_jax.acceleration.forecasting import Forecaster, taylor
 from diffusion_jax.errors import invalid
+from diffusion_jax.processes import safe_inverse, safe_sqrt
 
 
 def dmd(history: int = 4, ridge: float = 1e-6) -> Forecaster:
@@ -33,7 +34,7 @@ def dmd(history: int = 4, ridge: float = 1e-6) -> Forecaster:
     """
     if not isinstance(history, int) or history < 3:
         raise invalid("history", history, "it must be an integer, 3 or more")
-    if ridge <= 0:
+    if not ridge > 0:
         raise invalid("ridge", ridge, "it must be positive")
 
     def fitted(values, lead, knots, at, count):
@@ -62,14 +63,14 @@ def _line_correction(y, counts, ridge):
     def dot(a, b):
         return jnp.einsum("i...d,i...d,i->...", a, b, counts, precision="highest")
 
-    tiny = jnp.finfo(y.dtype).tiny
-    norms = [jnp.sqrt(jnp.maximum(dot(column, column), tiny)) for column in (value, slope)]
-    right = [dot(column, bend) / norm for column, norm in zip((value, slope), norms)]
-    cosine = dot(value, slope) / norms[0] / norms[1]
+    # A column of zeros has no part in it.
+    per_length = [safe_inverse(safe_sqrt(dot(column, column))) for column in (value, slope)]
+    right = [dot(column, bend) * inverse for column, inverse in zip((value, slope), per_length)]
+    cosine = dot(value, slope) * per_length[0] * per_length[1]
     diagonal = 1.0 + ridge
     determinant = diagonal**2 - cosine**2
-    p = (diagonal * right[0] - cosine * right[1]) / determinant / norms[0]
-    q = (diagonal * right[1] - cosine * right[0]) / determinant / norms[1]
+    p = (diagonal * right[0] - cosine * right[1]) / determinant * per_length[0]
+    q = (diagonal * right[1] - cosine * right[0]) / determinant * per_length[1]
     return p, q
 
 
@@ -79,9 +80,11 @@ def _advanced(p, q, steps):
     With the logarithms mu +- nu of the roots: beta = -e^(mu (k + 1)) S, alpha = e^(mu k) (cosh(nu k) + S cosh nu), and
     S = sinh(nu k) / sinh(nu), k for equal roots.
     """
-    half = jnp.sqrt((p + 0.25 * (p + q) ** 2).astype(jnp.complex64))
-    roots = [1 + 0.5 * (p + q) + half, 1 + 0.5 * (p + q) - half]
-    logs = [jnp.log(jnp.where(jnp.abs(root) < 1e-6, 1e-6, root)) for root in roots]
+    square = (p + 0.25 * (p + q) ** 2).astype(jnp.complex64)
+    # What follows is even in the root: moved off 0, where the root alone has an infinite derivative, it has its own.
+    half = jnp.sqrt(jnp.where(jnp.abs(square) < 1e-12, square + 1e-12, square))
+    beyond = [0.5 * (p + q) + half, 0.5 * (p + q) - half]
+    logs = [jnp.log1p(jnp.where(jnp.abs(1 + root) < 1e-6, 1e-6 - 1, root)) for root in beyond]
     mu, nu = (logs[0] + logs[1]) / 2, (logs[0] - logs[1]) / 2
     near = jnp.abs(nu) < 1e-2
     apart = jnp.where(near, 1.0, nu)

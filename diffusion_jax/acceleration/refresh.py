@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from diffusion_jax.clock import clock, num_steps
+from diffusion_jax.clock import as_grid, clock, num_steps
 from diffusion_jax.denoisers.conditions import sample_time
 from diffusion_jax.errors import invalid, unknown
 from diffusion_jax.typing import Step
@@ -102,13 +102,13 @@ def refresh_table(refresh: Refresh, grid: Any) -> Bool[Array, " S"]:
 
     Its sum is what the run will ask: how many steps the plain solver may have at the same evaluations.
     """
-    ticks = clock(jax.tree.map(jnp.asarray, grid))
+    ticks = clock(as_grid(grid))
 
     def body(history, index):
         now = due(refresh, ticks.step(index), history)
         return after(history, now), now
 
-    return jax.lax.scan(body, no_history(), jnp.arange(num_steps(grid), dtype=jnp.int32))[1]
+    return jax.lax.scan(body, no_history(), jnp.arange(num_steps(ticks.grid), dtype=jnp.int32))[1]
 
 
 COORDINATES = ("index", "t", "log_snr")

@@ -66,9 +66,9 @@ def sea_cached(
     ones too. Its code adds the gains of the axes where equation (1) takes the radius. Raises InvalidInput for a
     negative plain threshold, an exponent of 0 or less, and what `cached_outputs` refuses.
     """
-    if isinstance(threshold, float | int) and threshold < 0:
+    if isinstance(threshold, float | int) and not threshold >= 0:
         raise invalid("threshold", threshold, "it must not be negative; 0 computes every step")
-    if exponent <= 0:
+    if not exponent > 0:
         raise invalid("exponent", exponent, "it must be positive")
     refresh = first_and_last() if refresh is None else refresh
 
@@ -86,7 +86,8 @@ def sea_cached(
         return Moved(whole.init(params, x, cond), jax.tree.map(jnp.zeros_like, x), jnp.float32(0.0))
 
     def apply(params, carry, x, step, cond):
-        now = filtered(x, step.t)
+        # A decision has no derivative, and that of a ratio to nothing would be NaN.
+        now = jax.lax.stop_gradient(filtered(x, step.t))
         errors = jax.tree.map(lambda new, old: relative_error(old, new, old, axis), now, carry.filtered)
         change = carry.change + jnp.stack(jax.tree.leaves(errors)).max()
         asked = due(refresh, step, carry.outputs.history) | (change >= threshold)

@@ -16,10 +16,10 @@ def with_channels(network: Network, params: Params, extra: int) -> Params:
 
     They fit the same network with the condition `models.concat()`; its answer is that of `network` at first, whatever
     `cond["concat"]` holds. The entrance is a convolution, or a dense layer that reads patches.
-    Raises InvalidInput where the network's anatomy names no entrance, and unless `extra` is positive.
+    Raises InvalidInput where the network's anatomy names no entrance, and unless `extra` is a positive integer.
     """
-    if extra < 1:
-        raise invalid("extra", extra, "it must be positive")
+    if isinstance(extra, bool) or not isinstance(extra, int) or extra < 1:
+        raise invalid("extra", extra, "it must be a positive integer")
     entrance = f"{required(network, 'entrance', 'with_channels')}/kernel"
     inner = module_params(network, params)
     kernel = at_path(inner, entrance)

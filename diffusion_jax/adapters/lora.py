@@ -13,8 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.adapters.trees import FACTORS, largest_rank, merged, modules, transplanted
-from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.adapters.trees import FACTORS, largest_rank, merged, modules, scale_of, transplanted
+from diffusion_jax.errors import InvalidInput
 from diffusion_jax.models.anatomy import module_params, with_module_params
 from diffusion_jax.models.interception import Edit, Select, Site, intercepted
 from diffusion_jax.typing import Network
@@ -57,11 +57,7 @@ def lora(
     Raises InvalidInput for a rank or alpha that is not positive, and where `select` finds anything but Dense layers
     and convolutions.
     """
-    if not isinstance(rank, int) or rank < 1:
-        raise invalid("rank", rank, "it must be a positive integer")
-    if alpha is not None and alpha <= 0:
-        raise invalid("alpha", alpha, "it must be positive")
-    scale = (rank if alpha is None else alpha) / rank
+    scale = scale_of(rank, alpha)
 
     apply = partial(_with_factors, rank=rank, scale=scale, collection=collection)
     opened = intercepted(network, Edit(select, apply, (collection,)))

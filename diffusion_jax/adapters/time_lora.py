@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.adapters.routed import at_time, embedded_time, routed_logits, routers
-from diffusion_jax.adapters.trees import merged
+from diffusion_jax.adapters.trees import merged, scale_of
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.models.anatomy import collects, module_params, required, with_module_params
 from diffusion_jax.models.interception import Edit, Select, Site, intercepted
@@ -53,12 +53,9 @@ def time_lora(
     The parameters are `{"params": params, "lora": factors, "mixers": routers}`; freeze the first to train the others.
     Raises InvalidInput for a rank, alpha or number of experts that is not positive, and for layers that are not Dense.
     """
-    for field, value in (("rank", rank), ("experts", experts)):
-        if not isinstance(value, int) or value < 1:
-            raise invalid(field, value, "it must be a positive integer")
-    if alpha is not None and alpha <= 0:
-        raise invalid("alpha", alpha, "it must be positive")
-    scale = (rank if alpha is None else alpha) / rank
+    if not isinstance(experts, int) or experts < 1:
+        raise invalid("experts", experts, "it must be a positive integer")
+    scale = scale_of(rank, alpha)
 
     def apply(site: Site, x):
         if not isinstance(site.module, nn.Dense):

@@ -20,6 +20,17 @@ from diffusion_jax.models.paths import by_path
 FACTORS = ("a", "b")
 
 
+def scale_of(rank: int, alpha: Any) -> float:
+    """`alpha / rank`, 1 without an alpha. Raises InvalidInput unless both are positive, and the rank an integer."""
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+        raise invalid("rank", rank, "it must be a positive integer")
+    if alpha is None:
+        return 1.0
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
+        raise invalid("alpha", alpha, "it must be a positive number")
+    return alpha / rank
+
+
 def merged(params: Any, factors: Any, scale: Any = 1.0) -> Any:
     """The adapted parameters themselves, `W + scale A B`; whatever has no entry is shared with `params`.
 

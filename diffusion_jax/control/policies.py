@@ -17,7 +17,7 @@ from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.sampling import Samples, sample
 from diffusion_jax.streaming import rolling
 from diffusion_jax.time_axes import batch_size
-from diffusion_jax.typing import NO_COST, Condition, Cost, Denoiser, Grid, Params, Plan, Solver
+from diffusion_jax.typing import NO_COST, Condition, Cost, Denoiser, Params, Plan, Solver, Times
 
 PRIMERS = ("zero", "denoise")
 """What a stream of actions is begun with: zeros noised to its levels, or a whole plan noised to them."""
@@ -74,7 +74,7 @@ def receding_horizon(
 def streamed_actions(
     denoiser: Denoiser,
     solver: Solver,
-    grid: Grid,
+    grid: Times,
     *,
     shape: tuple[int, ...],
     chunk: int,

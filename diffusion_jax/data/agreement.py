@@ -56,3 +56,15 @@ def check_classes(source: Source, held_out: Source, conditions: Iterable[Conditi
         check_values(conditions, getattr(examples, "cond", None), data=True)
         if examples is not None:
             check_known(stacked_examples(examples, [0]), conditions, process)
+
+
+def check_null_class(field: str, null: Any, source: Source, conditions: Iterable[ConditionStream]) -> None:
+    """Raises InvalidInput where the label of a null condition is a class of the data, or beyond the network's."""
+    label = find_stream(conditions, Label)
+    value = null.get("label") if isinstance(null, Mapping) else None
+    if label is None or not isinstance(value, int):
+        return
+    classes = getattr(source, "num_classes", None) or 0
+    if not classes <= value <= label.num_classes:
+        known = f"classes 0 to {classes - 1}" if classes else "classes"
+        raise invalid(f"{field}['label']", value, f"the data have {known}, and the null class is {label.num_classes}")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax import pixels
@@ -56,7 +56,7 @@ def as_condition(values: Any, key: str, name: str, num_classes: int | None = Non
         return pixels.scaled(values, name)
     if np.issubdtype(values.dtype, np.integer):
         return as_numbers(values, name)
-    if not jax.dtypes.issubdtype(values.dtype, np.floating):
+    if not jnp.issubdtype(values.dtype, np.floating):
         raise invalid(
             name, f"{values.dtype}{list(values.shape)}", "a condition consists of real numbers; text, of tokens"
         )
@@ -64,7 +64,7 @@ def as_condition(values: Any, key: str, name: str, num_classes: int | None = Non
 
 
 class MappedRows:
-    """The rows of a `.npy` file that stays on disk, converted when they are read.
+    """The rows of a `.npy` file that stays on disk, of the type `stored`, converted when they are read.
 
     Raises InvalidInput where the file was changed, replaced or removed since it was opened: what is mapped is then no
     longer what the run began with, or is gone.
@@ -73,7 +73,7 @@ class MappedRows:
     def __init__(self, file: Path, convert: Callable[[np.ndarray], np.ndarray]):
         self._file, self._convert, self._identity = file, convert, identity(file)
         self._array = read_array(file, mmap=True)
-        self.shape = self._array.shape
+        self.shape, self.stored = self._array.shape, self._array.dtype
 
     def __len__(self) -> int:
         return len(self._array)
@@ -140,11 +140,13 @@ def arrays(
         num_classes = int(cond["label"].max(initial=-1)) + 1
     if isinstance(values, MappedRows):
         source = ArraySource(values, cond, name, num_classes)
-        _check_range(values[np.unique(np.linspace(0, len(values) - 1, LOOKED_AT).astype(np.int64))], name, value_range)
+        if values.stored.kind == "f":
+            rows = np.unique(np.linspace(0, len(values) - 1, LOOKED_AT).astype(np.int64))
+            _check_range(values[rows], name, value_range)
         return source
     source = ArraySource(as_data(values, f"x0 of {name}", value_range), cond, name, num_classes)
     check_finite(source)
-    if not np.issubdtype(values.dtype, np.integer) and values.dtype != bool:
+    if values.dtype.kind == "f":
         _check_range(source.x0, name, value_range)
     return source
 
@@ -321,7 +323,7 @@ def array_record(paths: str | Sequence[str], num_classes: int | None = None) -> 
     paths = (paths,) if isinstance(paths, str) else tuple(paths)
     files = tuple(str(regular_file(_existing(path, "The ArrayRecord file"))) for path in paths)
     try:
-        records = grain.sources.ArrayRecordDataSource(list(files))
+        records: Any = grain.sources.ArrayRecordDataSource(list(files))
         count = len(records)
     except Exception as error:  # the reader is C++ and raises whatever it likes
         raise InvalidInput(f"{', '.join(files)} cannot be read as ArrayRecord ({first_line(error)}).") from None

@@ -201,6 +201,7 @@ class _Repeated:
 
     def __init__(self, values: np.ndarray, rows: np.ndarray):
         self._values, self._rows = values, rows
+        self.shape, self.dtype, self.ndim = (len(rows), *values.shape[1:]), values.dtype, values.ndim
 
     def __getitem__(self, index: Indices | int) -> np.ndarray:
         return self._values[self._rows[index]]

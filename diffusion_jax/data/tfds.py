@@ -1,11 +1,12 @@
 """Data sets of tensorflow-datasets by random access (`tfds.data_source`), without TensorFlow in the input path."""
 
 import dataclasses
+import re
 from typing import Any
 
 from diffusion_jax import pixels
 from diffusion_jax.data.sources import as_labels
-from diffusion_jax.errors import InvalidInput
+from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.reading import first_line
 
 
@@ -57,8 +58,11 @@ def tfds(
 
     size: resizes the shorter side and keeps the middle square; needed when the images differ in size.
 
-    Raises InvalidInput when tensorflow-datasets is not installed or lacks a feature that is asked for.
+    Raises InvalidInput when tensorflow-datasets is not installed or lacks a feature that is asked for, and for a name
+    with a namespace ("huggingface:..."), for those run code.
     """
+    if re.match(r"[^/]*:\D", name):
+        raise invalid("name", name, "datasets of other namespaces run code of theirs when they are read")
     try:
         import tensorflow_datasets  # pyright: ignore[reportMissingImports]: an extra
     except ImportError:

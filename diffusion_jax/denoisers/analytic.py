@@ -23,12 +23,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.models import Staged
-from diffusion_jax.processes import is_gaussian, members
+from diffusion_jax.processes import is_gaussian, members, safe_sqrt
 from diffusion_jax.time_axes import expand
 from diffusion_jax.typing import ONE_EVALUATION, Data, Denoiser, Prediction
 
@@ -102,7 +103,7 @@ def gaussian_mixture(means, stds=1.0, weights=None, *, covariances=None, labels=
     num = means.shape[0]
     # Values are checked in NumPy: a mixture of known numbers can be built while something else is being traced.
     weights = np.ones(num, means.dtype) if weights is None else np.asarray(weights, means.dtype)
-    if weights.shape != (num,) or not (weights > 0).all():
+    if weights.shape != (num,) or not ((weights > 0) & np.isfinite(weights)).all():
         raise invalid("weights", weights.tolist(), f"{num} positive numbers were expected, one per component")
     weights = jnp.asarray(weights)
     log_weights = jnp.log(weights / weights.sum())
@@ -114,8 +115,8 @@ def gaussian_mixture(means, stds=1.0, weights=None, *, covariances=None, labels=
     stds = np.asarray(stds, means.dtype)
     if stds.shape not in ((), (num,), means.shape):
         raise invalid("stds.shape", stds.shape, f"(), {(num,)} or {means.shape} was expected")
-    if not (stds >= 0).all():
-        raise invalid("stds", stds.tolist(), "standard deviations must not be negative")
+    if not ((stds >= 0) & np.isfinite(stds)).all():
+        raise invalid("stds", stds.tolist(), "standard deviations must not be negative, nor infinite or NaN")
     stds = jnp.asarray(stds)
     stds = stds.reshape(stds.shape + (1,) * (means.ndim - stds.ndim)) if stds.ndim else stds
     return GaussianMixture(log_weights, means, jnp.broadcast_to(stds**2, means.shape), None, labels)
@@ -125,6 +126,15 @@ def _dense(covariances, num, size, dtype):
     covariances = jnp.asarray(covariances, dtype)
     if covariances.shape != (num, size, size):
         raise invalid("covariances.shape", covariances.shape, f"{(num, size, size)} was expected")
+    if not isinstance(covariances, Tracer):
+        known = np.asarray(covariances, np.float64)
+        # A NaN compares with nothing.
+        scale = np.abs(known).max()
+        if not (np.abs(known - np.swapaxes(known, 1, 2)) <= 1e-5 * scale).all() or not np.isfinite(scale):
+            raise InvalidInput("covariances must be finite and symmetric.")
+        least = np.linalg.eigvalsh(known).min()
+        if least < -1e-5 * scale:
+            raise invalid("an eigenvalue of covariances", float(least), "none may be negative")
     return covariances
 
 
@@ -159,9 +169,13 @@ def _components(alpha, sigma, mean, variance, covariance, x, causal):
         total = alpha**2 * variance + sigma**2
         # Point masses at sigma = 0: x is x0, whatever the component.
         known = total == 0
-        safe = jnp.maximum(total, jnp.finfo(total.dtype).tiny ** 0.5)
-        gain = jnp.where(known, 1.0 / jnp.where(known, alpha, 1.0), alpha * variance / safe)
-        return -0.5 * (residual**2 / safe + jnp.log(2 * jnp.pi * safe)), mean + gain * residual, sigma / safe * residual
+        # The precision is a constant where the variance vanishes: its derivative would be infinite.
+        least = float(jnp.finfo(total.dtype).tiny ** 0.5)
+        sharp = total < least
+        precision = jnp.where(sharp, 1.0 / least, 1.0 / jnp.where(sharp, 1.0, total))
+        gain = jnp.where(known, 1.0 / jnp.where(known, alpha, 1.0), alpha * variance * precision)
+        log_density = -0.5 * (residual**2 * precision - jnp.log(precision / (2 * jnp.pi)))
+        return log_density, mean + gain * residual, sigma * precision * residual
     flat = residual.reshape(*residual.shape[:2], -1)
     size = flat.shape[-1]
     a, s = (value.reshape(value.shape[0], 1, -1) for value in (alpha, sigma))
@@ -285,7 +299,7 @@ def sample_mixture(key: Key[Array, ""], mixture: GaussianMixture, num: int) -> t
     def one(key, mean, variance, covariance):
         noise = jax.random.normal(key, (num, *mean.shape[1:]), mean.dtype)
         if covariance is None:
-            return mean[component] + jnp.sqrt(variance)[component] * noise
+            return mean[component] + safe_sqrt(variance)[component] * noise
         factor = jnp.linalg.cholesky(covariance)[component]
         return mean[component] + jnp.einsum("bij,bj->bi", factor, noise.reshape(num, -1)).reshape(noise.shape)
 

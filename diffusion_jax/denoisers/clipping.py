@@ -20,7 +20,7 @@ from diffusion_jax.typing import Denoiser, Number
 
 def clipped(denoiser: Denoiser, low: Any = -1.0, high: Any = 1.0, keep_noise: bool = False) -> Denoiser:
     """x0 within [low, high], elementwise (Ho et al. 2020). keep_noise: leaves the noise half as it is."""
-    if is_static(low) and is_static(high) and low >= high:
+    if is_static(low) and is_static(high) and not low < high:
         raise invalid("low, high", (low, high), "low must be below high")
     return _bounded("clipped", denoiser, lambda x0: jnp.clip(x0, low, high), keep_noise)
 
@@ -41,9 +41,9 @@ def thresholded(
     """
     if not is_static(percentile) or not 0 < percentile <= 1:
         raise invalid("percentile", percentile, "a number above 0 and at most 1 was expected")
-    if not is_static(floor) or floor <= 0:
+    if not is_static(floor) or not floor > 0:
         raise invalid("floor", floor, "a positive bound was expected")
-    if ceiling is not None and (not is_static(ceiling) or ceiling < floor):
+    if ceiling is not None and (not is_static(ceiling) or not ceiling >= floor):
         raise invalid("ceiling", ceiling, f"None or a number of at least floor = {floor} was expected")
 
     def bound(x0):

@@ -30,7 +30,7 @@ def classifier_guided(denoiser: Denoiser, log_prob: Any, scale: Scale = 1.0, *, 
     compute: the work of one classifier gradient in units of one forward pass of the network, for the cost.
     """
     _check("log_prob", log_prob, scale, denoiser)
-    if not is_static(compute) or compute < 0:
+    if not is_static(compute) or not compute >= 0:
         raise invalid("compute", compute, "a number of forward passes, at least 0, was expected")
 
     def main_params(params):

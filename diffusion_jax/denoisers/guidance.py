@@ -10,6 +10,7 @@ guidance the guide is the same network under a null condition; in autoguidance i
 When the guide is asked at all, and what that costs, is decided in `branches`; strengths are in `scales`.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from diffusion_jax.denoisers.branches import Rule, from_two_networks, in_one_bat
 from diffusion_jax.denoisers.conditions import check_null
 from diffusion_jax.denoisers.scales import Scale, is_static
 from diffusion_jax.errors import invalid
-from diffusion_jax.processes import by_modality, is_gaussian, need_gaussian
+from diffusion_jax.processes import by_modality, is_gaussian, need_gaussian, safe_inverse, safe_sqrt
 from diffusion_jax.processes.discrete import LOG_ZERO
 from diffusion_jax.time_axes import each, expand
 from diffusion_jax.typing import Denoiser, Number, Prediction
@@ -76,7 +77,7 @@ def autoguided(
     """
     if null is not None:
         check_null(null)
-    if not is_static(guide_compute) or guide_compute <= 0:
+    if not is_static(guide_compute) or not 0 < guide_compute < math.inf:
         raise invalid("guide_compute", guide_compute, "a positive number was expected")
     rule = linear_rule(denoiser.process, rescale)
     branches = from_two_networks(denoiser, guide, null, guide_compute)
@@ -133,9 +134,9 @@ def projected_guided(
     check_null(null)
     need_gaussian("projected_guided", denoiser.process)
     for name, value in (("eta", eta), ("momentum", momentum)):
-        if not is_static(value):
+        if not is_static(value) or not math.isfinite(value):
             raise invalid(name, value, "a number was expected")
-    if threshold is not None and (not is_static(threshold) or threshold <= 0):
+    if threshold is not None and (not is_static(threshold) or not threshold > 0):
         raise invalid("threshold", threshold, "a positive number or None was expected")
     process = denoiser.process
 
@@ -149,10 +150,10 @@ def projected_guided(
 
         def move(x0, process, eps, direction, scale, t):
             if threshold is not None:
-                norm = jnp.sqrt(_inner(direction, direction))
-                direction = direction * jnp.minimum(1.0, threshold / jnp.maximum(norm, 1e-12))
+                norm = safe_sqrt(_inner(direction, direction))
+                direction = direction * jnp.where(norm > threshold, threshold * safe_inverse(norm), 1.0)
             if eta != 1:
-                along = _inner(direction, x0) / jnp.maximum(_inner(x0, x0), 1e-12) * x0
+                along = _inner(direction, x0) * safe_inverse(_inner(x0, x0)) * x0
                 direction = direction - (1.0 - eta) * along
             strength = scale if is_static(scale) else expand(scale, x0)
             alpha, sigma = expand(process.alpha(t), x0), expand(process.sigma(t), x0)
@@ -211,10 +212,11 @@ def _restore_deviation(x0, eps, main_x0, main_eps, process, t, share):
     alpha, sigma = expand(process.alpha(t), x0), expand(process.sigma(t), x0)
     v, main_v = alpha * eps - sigma * x0, alpha * main_eps - sigma * main_x0
     axes = tuple(range(1, v.ndim))
-    deviation = jnp.std(v, axes, keepdims=True)
-    ratio = jnp.where(
-        deviation == 0, 1.0, jnp.std(main_v, axes, keepdims=True) / jnp.where(deviation == 0, 1.0, deviation)
-    )
+    deviation, main_deviation = (safe_sqrt(jnp.var(value, axes, keepdims=True)) for value in (v, main_v))
+    # Nothing is restored where an answer is constant: what is left of its deviation is rounding.
+    size = jnp.mean((alpha * eps) ** 2 + (sigma * x0) ** 2, axes, keepdims=True)
+    constant = deviation <= 1e-6 * safe_sqrt(size)
+    ratio = jnp.where(constant, 1.0, main_deviation * safe_inverse(deviation))
     change = share * (ratio - 1.0) * v / (alpha**2 + sigma**2)
     return x0 - sigma * change, eps + alpha * change
 

@@ -22,7 +22,7 @@ from jax.core import Tracer
 from diffusion_jax.denoisers.base import cost_like, with_pair
 from diffusion_jax.denoisers.scales import Scale, check_scale, is_static, value_at
 from diffusion_jax.errors import InvalidInput, invalid, unknown
-from diffusion_jax.processes import is_gaussian, is_joint, members
+from diffusion_jax.processes import is_gaussian, is_joint, members, safe_sqrt
 from diffusion_jax.processes.discrete import LOG_ZERO
 from diffusion_jax.randomness import fold, normal
 from diffusion_jax.time_axes import batch_axes, expand
@@ -181,7 +181,7 @@ def _raised(process, x, t, level, key):
     if is_gaussian(process):
         alpha = process.alpha(t)
         kept = process.alpha(new) / jnp.where(alpha == 0, 1.0, alpha)
-        added = jnp.sqrt(jnp.clip(process.sigma(new) ** 2 - (kept * process.sigma(t)) ** 2, 0.0))
+        added = safe_sqrt(jnp.clip(process.sigma(new) ** 2 - (kept * process.sigma(t)) ** 2, 0.0))
         chained = expand(kept, x) * x + expand(added, x) * normal(fold(key, 1), x.shape).astype(x.dtype)
         noise = jnp.where(pure, noise, chained)
     return jnp.where(moves, noise, x)

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array
 
 from diffusion_jax.errors import invalid, unknown
@@ -25,8 +26,8 @@ UNITS = ("t", "log_snr")
 
 
 def check_scale(field: str, scale: Any) -> None:
-    """Raises InvalidInput for what is not a scale."""
-    if callable(scale) or is_static(scale):
+    """Raises InvalidInput for what is not a scale, and for a known one that is NaN or infinite."""
+    if callable(scale):
         return
     for values in scale.values() if isinstance(scale, Mapping) else [scale]:
         try:
@@ -36,6 +37,8 @@ def check_scale(field: str, scale: Any) -> None:
             numeric = False
         if not numeric:
             raise invalid(field, scale, "a number, an array by step or a function of the step was expected")
+        if not isinstance(values, Tracer) and not np.isfinite(np.asarray(values)).all():
+            raise invalid(field, scale, "finite numbers were expected")
 
 
 def is_static(scale: Any) -> bool:
@@ -76,8 +79,8 @@ def check_interval(field: str, bounds: Any, unit: str, process: Any) -> None:
         return
     if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
         raise invalid(field, bounds, "a pair (low, high) was expected")
-    if all(map(is_static, bounds)) and bounds[0] > bounds[1]:
-        raise invalid(field, bounds, "low must not exceed high")
+    if all(map(is_static, bounds)) and not bounds[0] <= bounds[1]:
+        raise invalid(field, bounds, "low must not exceed high, and neither be NaN")
     if unit == "log_snr" and process is None:
         raise invalid(f"{field}_unit", unit, "it needs a process with a log_snr; use 't'")
 

@@ -10,6 +10,7 @@ grid. Each denoiser brings its own guidance and its own view of the condition, s
 """
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from diffusion_jax.clock import clock, num_steps
+from diffusion_jax.clock import as_grid, clock, num_steps
 from diffusion_jax.denoisers.base import cost_like
 from diffusion_jax.denoisers.conditions import sample_time
 from diffusion_jax.denoisers.scales import is_static
@@ -65,7 +66,7 @@ def by_share(*shares: Any) -> Callable[[Step], Any]:
     """
     if not shares:
         raise invalid("shares", shares, "at least one share of the steps was expected")
-    if all(map(is_static, shares)) and (min(shares) < 0 or sum(shares) > 1 + 1e-6):
+    if all(map(is_static, shares)) and not (min(shares) >= 0 and sum(shares) <= 1 + 1e-6):
         raise invalid("shares", shares, "shares of at least 0 with a sum of at most 1 were expected")
 
     def rule(step):
@@ -81,8 +82,8 @@ def time_table(which: Any, grid: Any) -> Int[Array, " S"]:
 
     Counting its entries tells how often each denoiser will be asked, and what a run will cost.
     """
-    rule, ticks = rule_of(which), clock(jax.tree.map(jnp.asarray, grid))
-    steps = jnp.arange(num_steps(grid), dtype=jnp.int32)
+    rule, ticks = rule_of(which), clock(as_grid(grid))
+    steps = jnp.arange(num_steps(ticks.grid), dtype=jnp.int32)
     return jax.lax.map(lambda index: jnp.asarray(rule(ticks.step(index)), jnp.int32), steps)
 
 
@@ -221,7 +222,7 @@ def rule_of(which: Any) -> Callable[[Step], Any]:
 def _check_boundaries(boundaries, falling):
     static = all(map(is_static, boundaries))
     ordered = [a > b if falling else a < b for a, b in itertools.pairwise(boundaries)] if static else []
-    if not boundaries or not all(ordered):
+    if not boundaries or not all(ordered) or (static and any(map(math.isnan, boundaries))):
         raise invalid("boundaries", boundaries, f"at least one, {'falling' if falling else 'rising'}, was expected")
 
 
@@ -231,7 +232,7 @@ def _passed(boundaries):
 
 def _weights(field, values, denoisers):
     values = [1.0] * len(denoisers) if values is None else list(values)
-    if len(values) != len(denoisers) or not all(map(is_static, values)):
+    if len(values) != len(denoisers) or not all(is_static(value) and math.isfinite(value) for value in values):
         raise invalid(field, values, f"{len(denoisers)} numbers, one a denoiser, were expected")
     return values
 

@@ -119,9 +119,21 @@ def _config(module):
     return {**config, "use_mask_token": module.mask_token}
 
 
+ALIASES = tuple(
+    (rf"(layer\.\d+\.attention)\.{new}\.", rf"\1.{stored}.")
+    for new, stored in {
+        "q_proj": "attention.query",
+        "k_proj": "attention.key",
+        "v_proj": "attention.value",
+        "o_proj": "output.dense",
+    }.items()
+)
+"""What transformers 5 calls attention in memory, and so PEFT in its files; checkpoints keep the names of before."""
+
+
 def _family(registers):
     fields = partial(_fields, registers=registers)
-    return Family("transformers", dinov2, fields, _table, _config, image_shapes, irrelevant=OTHERS)
+    return Family("transformers", dinov2, fields, _table, _config, image_shapes, aliases=ALIASES, irrelevant=OTHERS)
 
 
 DINOV2 = {"Dinov2Model": _family(False), "Dinov2WithRegistersModel": _family(True)}

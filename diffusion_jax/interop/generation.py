@@ -29,7 +29,7 @@ from diffusion_jax.typing import Denoiser, Solver
 GUIDANCE = "guidance_scale"
 """What a network that was distilled from guided answers reads the scale by."""
 
-NAMES = ("first", "refiner")
+NAMES: tuple[str, ...] = ("first", "refiner")
 """What the conditions of several pipelines are called in one run."""
 
 
@@ -239,7 +239,7 @@ def _compiled(stages: tuple[SamplingStage, ...], rescale: float):
             )
             solver = solvers.switched([stage.solver for stage in stages], which)
         if known is not None:
-            solver = solvers.released(solver, known, release, noise=noise, before=False)
+            solver = solvers.released(solver, known, release, noise=noise, before=False, within=True)
         x = sample(key, denoiser, own, solver, grid, x_init=start, cond=cond, index=index, start=first).x
         # Grids may end above 0, where the known region still has a little noise.
         return x if known is None else jnp.where(release == 0, known, x)

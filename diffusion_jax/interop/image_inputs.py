@@ -11,6 +11,7 @@ from PIL import Image
 
 from diffusion_jax import pixels
 from diffusion_jax.errors import InvalidInput, invalid, unknown
+from diffusion_jax.reading import first_line
 
 FITS = ("crop", "stretch")
 """How an image of another size is made to fit: the middle of it in the right proportions, or all of it out of them."""
@@ -44,10 +45,7 @@ def read_masks(value: Any, size: tuple[int, int], name: str = "mask") -> Float[n
         return np.concatenate(masks)
     if isinstance(value, str | os.PathLike | Image.Image):
         value = _brightness(value, name)
-    try:
-        mask = np.asarray(value)
-    except ValueError:
-        raise invalid(name, type(value).__name__, "an array of numbers is needed") from None
+    mask = array_of(name, value)
     if mask.shape[-2:] != size and mask.shape[-3:-1] == size and mask.shape[-1] == 1:
         mask = mask[..., 0]
     if mask.ndim not in (2, 3) or mask.shape[-2:] != size:
@@ -64,9 +62,17 @@ def _several(value):
 def _axes(value):
     try:
         return np.ndim(value)
-    except ValueError:
-        # Rows of different lengths.
+    except Exception:
+        # Rows of different lengths, or whatever an object of another library raises.
         return 0
+
+
+def array_of(name: str, value: Any) -> np.ndarray:
+    """A NumPy array of it. Raises InvalidInput where there is none."""
+    try:
+        return np.asarray(value)
+    except Exception as error:
+        raise InvalidInput(f"{name} is no array: {first_line(error)}.") from None
 
 
 def _stacked(images, name):

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
+from diffusion_jax import pixels
 from diffusion_jax.errors import invalid
 from diffusion_jax.interop.fields import MOST_SIDE, SMALLEST, Fields
 from diffusion_jax.interop.files import local_folder, read_json
@@ -20,7 +23,7 @@ BICUBIC = 3
 
 @dataclass(frozen=True)
 class Preprocessor:
-    """`preprocess(images)`: images `[B, H, W, 3]` in [-1, 1] to what the encoder takes, `(resized - mean) / std`.
+    """`preprocess(images)`: images `[B, H, W, 3]` in [-1, 1], or uint8, to the `(resized - mean) / std` of the encoder.
 
     shortest: what the shorter side becomes, the other in proportion, in pixels; 0 leaves the size. size: height and
     width instead. Resampling is bicubic and filtered. crop: height and width of the middle that is kept, or None.
@@ -44,7 +47,13 @@ class Preprocessor:
         return (self.shortest, other) if height <= width else (other, self.shortest)
 
     def __call__(self, images: Any) -> Any:
-        """Raises InvalidInput for images of another shape, and for some that are smaller than the crop."""
+        """Raises InvalidInput for images of another shape, some that are smaller than the crop, and known ones that
+        have another range: floats without a negative value."""
+        if not isinstance(images, Tracer):
+            given = np.asarray(images)
+            images = pixels.scaled(given, "images")
+            if given.dtype.kind not in "bu":
+                pixels.check_signed(images, "images")
         images = jnp.asarray(images)
         if images.ndim != 4 or images.shape[3] != len(self.mean) or not jnp.issubdtype(images.dtype, jnp.floating):
             given = f"{images.dtype}{list(images.shape)}"

@@ -42,6 +42,9 @@ from diffusion_jax.interop.pretrained import Pretrained
 from diffusion_jax.interop.tables import nested
 from diffusion_jax.models import by_path
 
+CONTEXTS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 1280: "the refiner of SDXL", 2048: "SDXL"}
+"""The published U-Nets by the channels of the texts that they are told."""
+
 DIALECTS = ("diffusers", "peft", "kohya", "kohya_sdxl")
 
 KOHYA = {"unet": "lora_unet", "text_encoder": "lora_te", "text_encoder_2": "lora_te2"}
@@ -69,6 +72,7 @@ def load_lora(
     if not spelled:
         raise InvalidInput(f"{location} holds no LoRA factors for the component {component!r}.")
     modules = modules_of(pretrained)
+    _check_context(spelled, modules, files, location)
     layers = _matched(spelled, modules, pretrained, location, partial)
     scale, config = scales(files, location, component)
     weights = by_path(pretrained.params) if pretrained.params is not None else {}
@@ -89,6 +93,21 @@ def load_lora(
         _check_copies(seen, modules, key, update, layers, location)
         _place(leaves, modules[key], update, rank)
     return nested({path: jnp.asarray(leaf) for path, leaf in leaves.items()})
+
+
+def _check_context(spelled, modules, files: TensorFiles, location: Path) -> None:
+    """Raises InvalidInput where a file is told of texts of other channels than the network: the usual mistake."""
+    reading = re.compile(r"attn2_to_[kv]$")
+    here = {m.weight.shape[1] for key, m in modules.items() if m.weight and reading.search(key)}
+    downs = [files.shape(names["down"]) for name, names in spelled.items() if "down" in names and reading.search(name)]
+    there = {shape[1] for shape in downs if len(shape) > 1}
+    if len(here) == len(there) == 1 and here != there:
+        (found,), (own,) = there, here
+        told, ours = (f" ({CONTEXTS[size]})" if size in CONTEXTS else "" for size in (found, own))
+        raise InvalidInput(
+            f"{location} is a LoRA for another network: it is told of texts of {found} channels{told}, but this one of "
+            f"{own}{ours}."
+        )
 
 
 def _matched(spelled, modules, pretrained, location, partial) -> dict[str, Mapping[str, str]]:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.errors import InvalidInput, invalid, unknown
+from diffusion_jax.interop.image_inputs import array_of
 from diffusion_jax.interop.pipelines import Pipeline
 from diffusion_jax.interop.prompt_weights import WEIGHTINGS
 from diffusion_jax.interop.prompts import MOST_CHUNKS, PromptReading
@@ -23,8 +24,9 @@ def number(
 ) -> float:
     """A finite real number within bounds, of Python, NumPy or JAX."""
     real = isinstance(value, int | float) and not isinstance(value, bool)
-    if hasattr(value, "dtype") and np.shape(value) == ():
-        real = any(jnp.issubdtype(value.dtype, kind) for kind in (jnp.floating, jnp.integer))
+    dtype = getattr(value, "dtype", None)
+    if dtype is not None and np.shape(value) == ():
+        real = any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer))
     try:
         found = float(value) if real else math.nan
     except OverflowError:
@@ -74,7 +76,7 @@ def _listed(field, value, kinds, expected):
 
 
 def check_key(key: Any) -> None:
-    if not (hasattr(key, "dtype") and jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ()):
+    if not (hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ()):
         told = f"an array {list(key.shape)} of {key.dtype}" if hasattr(key, "dtype") else key
         raise invalid("key", told, "one typed key is needed, such as jax.random.key(0)")
 
@@ -128,7 +130,8 @@ def height_and_width(field: str, size: Any) -> tuple[int, int]:
     """Height and width; one number is a square."""
     if isinstance(size, int | np.integer):
         size = (size, size)
-    if not isinstance(size, tuple | list | np.ndarray) or len(size) != 2:
+    size = size.tolist() if isinstance(size, np.ndarray) else size
+    if not isinstance(size, tuple | list) or len(size) != 2:
         raise invalid(field, size, "height and width are needed")
     return whole(f"{field}[0]", size[0], 1, MOST_PIXELS), whole(f"{field}[1]", size[1], 1, MOST_PIXELS)
 
@@ -166,10 +169,7 @@ def indices(index: Any, count: int) -> Any:
     """The global index of each sample, 0 .. B - 1 unless given."""
     if index is None:
         return jnp.arange(count)
-    try:
-        found = np.asarray(index)
-    except ValueError:
-        raise invalid("index", index, "one whole number a sample is needed") from None
+    found = array_of("index", index)
     if found.shape != (count,) or found.dtype.kind not in "iu":
         raise invalid("index", f"an array {list(found.shape)} of {found.dtype}", f"{count} whole numbers are needed")
     if found.min() < 0 or found.max() >= 2**31:
@@ -179,10 +179,7 @@ def indices(index: Any, count: int) -> Any:
 
 def noise_of(noise: Any, shape: tuple[int, ...]) -> Any:
     """Noise that was given, as float32."""
-    try:
-        found = noise if hasattr(noise, "dtype") and hasattr(noise, "shape") else np.asarray(noise)
-    except ValueError:
-        raise invalid("noise", type(noise).__name__, f"an array {shape} is needed") from None
+    found = noise if isinstance(noise, jax.Array) else array_of("noise", noise)
     if tuple(found.shape) != shape:
         raise invalid("noise.shape", tuple(found.shape), f"{shape} is needed")
     if not jnp.issubdtype(found.dtype, jnp.floating):

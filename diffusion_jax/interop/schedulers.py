@@ -1,37 +1,89 @@
 """Scheduler configs of diffusers as our parts: `read_scheduler` is the way in, `write_scheduler_config` the way out.
 
-The classes are in `scheduler_classes`, the noise levels that their options mean in `noise_levels`.
+The classes are in `scheduler_classes`, `multistep_classes` and `continuous_classes`, the noise levels that their
+options mean in `noise_levels` and `flow_levels`.
 """
 
 import json
 from pathlib import Path
 from typing import Any
 
-from diffusion_jax.errors import InvalidInput, unknown
-from diffusion_jax.interop.scheduler_classes import SCHEDULERS, Scheduler
+from diffusion_jax.errors import InvalidInput, invalid, unknown
+from diffusion_jax.interop.continuous_classes import CONTINUOUS_CLASSES
+from diffusion_jax.interop.fields import Fields
+from diffusion_jax.interop.multistep_classes import MULTISTEP_CLASSES
+from diffusion_jax.interop.scheduler_classes import DISCRETE_CLASSES, Scheduler
+from diffusion_jax.reading import read_json
 
-__all__ = ["SCHEDULERS", "Scheduler", "read_scheduler", "write_scheduler_config"]
+__all__ = ["SCHEDULERS", "UNREAD", "Scheduler", "read_scheduler", "write_scheduler_config"]
 
 FILE = "scheduler_config.json"
 
+SCHEDULERS = dict(sorted({**DISCRETE_CLASSES, **MULTISTEP_CLASSES, **CONTINUOUS_CLASSES}.items()))
+"""The classes that are read: functions of the fields of the config."""
 
-def read_scheduler(config: dict[str, Any] | str | Path, eta: float | None = None) -> Scheduler:
-    """The scheduler of a `scheduler_config.json`, or of the folder that holds it (or holds a folder `scheduler`).
+INVERSION = "for the way from data to noise use sampling.invert with the scheduler of the way back"
+TOKENS = "it is of tokens, not of images that were noised"
+OTHER_MODELS = "no network of the models that it was made for can be loaded"
+UNREAD = {
+    "AmusedScheduler": TOKENS,
+    "BlockRefinementScheduler": TOKENS,
+    "CMStochasticIterativeScheduler": OTHER_MODELS,
+    "ConsistencyDecoderScheduler": OTHER_MODELS,
+    "DDIMInverseScheduler": INVERSION,
+    "DDPMWuerstchenScheduler": OTHER_MODELS,
+    "DPMSolverMultistepInverseScheduler": INVERSION,
+    "DiscreteDDIMScheduler": TOKENS,
+    "EntropyBoundScheduler": TOKENS,
+    "FlowMapEulerDiscreteScheduler": OTHER_MODELS,
+    "HeliosDMDScheduler": OTHER_MODELS,
+    "HeliosScheduler": OTHER_MODELS,
+    "KarrasVeScheduler": OTHER_MODELS,
+    "LTXEulerAncestralRFScheduler": OTHER_MODELS,
+    "MiniMaxH3Scheduler": OTHER_MODELS,
+    "PiflowScheduler": OTHER_MODELS,
+    "RFD4ProteinaScheduler": OTHER_MODELS,
+    "RePaintScheduler": "for inpainting use solvers.repainted",
+    "SCMScheduler": OTHER_MODELS,
+    "ScoreSdeVeScheduler": OTHER_MODELS,
+    "ScoreSdeVpScheduler": OTHER_MODELS,
+    "UnCLIPScheduler": OTHER_MODELS,
+    "VQDiffusionScheduler": TOKENS,
+}
+"""The classes that diffusers has and that are not read, and why."""
+
+OF_ETA = ("DDIMParallelScheduler", "DDIMScheduler", "TCDScheduler")
+
+
+def read_scheduler(config: Any, eta: Any = None) -> Scheduler:
+    """The scheduler of a `scheduler_config.json` as a dict, or of the folder that holds it (or a folder `scheduler`).
 
     eta: the noise of DDIM's steps (0 unless given) and TCD's gamma (0.3), which are not in the config.
-    Raises InvalidInput for a class or an option's value that we do not have, naming both.
+    Raises InvalidInput for a class that is not read, and for a field whose value cannot be read, naming both.
     """
-    if not isinstance(config, dict):
+    if isinstance(config, str | Path):
         config = _from_folder(Path(config))
+    if not isinstance(config, dict):
+        raise invalid("config", config, "a dict, or the folder of a scheduler_config.json, is needed")
     name = config.get("_class_name")
     if name is None:
-        raise InvalidInput(f"The config has no _class_name; it must be one of {', '.join(sorted(SCHEDULERS))}.")
+        raise InvalidInput(f"The config has no _class_name; it must be one of {', '.join(SCHEDULERS)}.")
+    if not isinstance(name, str):
+        raise invalid("_class_name", name, "the name of a class is needed")
+    if name in UNREAD:
+        raise InvalidInput(
+            f"_class_name is {name!r}, a class of diffusers that is not read: {UNREAD[name]}. "
+            f"Read are {', '.join(SCHEDULERS)}."
+        )
     if name not in SCHEDULERS:
         raise unknown("_class_name", name, SCHEDULERS)
-    if eta is not None and name not in ("DDIMScheduler", "TCDScheduler"):
-        raise InvalidInput(f"eta is {eta!r}, but {name} has none; it belongs to DDIMScheduler and TCDScheduler.")
-    reader = SCHEDULERS[name]
-    scheduler = reader(config) if eta is None else reader(config, eta)
+    if eta is not None:
+        if name not in OF_ETA:
+            raise InvalidInput(f"eta is {eta!r}, but {name} has none; it belongs to {', '.join(OF_ETA)}.")
+        if isinstance(eta, bool) or not isinstance(eta, int | float):
+            raise invalid("eta", eta, "a number is needed")
+    fields = Fields(config, name)
+    scheduler = SCHEDULERS[name](fields) if eta is None else SCHEDULERS[name](fields, eta)
     return scheduler._replace(config=dict(config))
 
 
@@ -48,8 +100,5 @@ def write_scheduler_config(folder: str | Path, scheduler: Scheduler) -> Path:
 def _from_folder(folder: Path) -> dict[str, Any]:
     for path in (folder, folder / FILE, folder / "scheduler" / FILE):
         if path.is_file():
-            try:
-                return json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise InvalidInput(f"{path} is not JSON: {error}.") from None
+            return read_json(path)
     raise InvalidInput(f"{folder} holds no {FILE}, nor does its folder scheduler.")

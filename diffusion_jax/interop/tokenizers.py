@@ -19,7 +19,8 @@ from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, p
 
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.interop.fields import REQUIRED, Fields
-from diffusion_jax.interop.files import local_folder, read_json
+from diffusion_jax.interop.files import local_folder
+from diffusion_jax.reading import read_bytes, read_json, read_text, regular_file
 
 SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 
@@ -48,6 +49,10 @@ NO_LIMIT = 10**6
 
 SHOWN = 120
 """How many characters a warning shows of each end of what is left out."""
+
+
+MOST_BYTES = 2**28
+"""256 MiB: many times the largest vocabulary that is published."""
 
 
 class TokenBatch(NamedTuple):
@@ -237,7 +242,7 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
 
 def _built(file: Path, build: Any) -> Any:
     try:
-        return build(file)
+        return build(regular_file(file, MOST_BYTES))
     except InvalidInput:
         raise
     except Exception as error:
@@ -271,7 +276,7 @@ def _clip(vocab_file: Path, merges_file: Path, named: dict[str, AddedToken]) -> 
     """Lower-cased byte-pair encoding whose words end in "</w>" (Sennrich et al. 2016), between start and end tokens."""
     vocab = read_json(vocab_file)
     merges = []
-    for number, line in enumerate(merges_file.read_text(encoding="utf-8").splitlines()):
+    for number, line in enumerate(read_text(merges_file).splitlines()):
         parts = line.split()
         if not parts or (number == 0 and line.startswith("#version")):
             continue
@@ -317,7 +322,7 @@ def _sentencepiece(file: Path, named: dict[str, AddedToken], extra_ids: int) -> 
 
     extra_ids: how many sentinels <extra_id_0>, ... T5 appends to its vocabulary, the last one first.
     """
-    model = _read_sentencepiece(file.read_bytes())
+    model = _read_sentencepiece(read_bytes(file, MOST_BYTES))
     if model.kind != 1:
         raise InvalidInput(
             f"{file} is a sentencepiece model of kind {model.kind}, but only unigram models can be read."

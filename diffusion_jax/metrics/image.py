@@ -29,14 +29,14 @@ def psnr(
     data_range is given, and, looking at values that are not traced, for images that span more than twice data_range
     and, unless it is given, for floats without a negative value, which are not in [-1, 1].
     """
-    a, b, data_range = image_pair(a, b, data_range)
-    weight = jnp.ones((1, *a.shape[1:3], 1)) if mask is None else jnp.asarray(mask, jnp.float32)
-    if weight.shape not in [(size, *a.shape[1:3], 1) for size in (1, len(a))]:
+    x, y, span = image_pair(a, b, data_range)
+    weight = jnp.ones((1, *x.shape[1:3], 1)) if mask is None else jnp.asarray(mask, jnp.float32)
+    if weight.shape not in [(size, *x.shape[1:3], 1) for size in (1, len(x))]:
         raise invalid(
-            "mask.shape", weight.shape, f"a weight for each pixel, {(len(a), *a.shape[1:3], 1)}, was expected"
+            "mask.shape", weight.shape, f"a weight for each pixel, {(len(x), *x.shape[1:3], 1)}, was expected"
         )
-    error = ((a - b) ** 2 * weight).sum((1, 2, 3)) / (weight.sum((1, 2, 3)) * a.shape[-1])
-    return 10.0 * jnp.log10(data_range**2 / error)
+    error = ((x - y) ** 2 * weight).sum((1, 2, 3)) / (weight.sum((1, 2, 3)) * x.shape[-1])
+    return 10.0 * jnp.log10(span**2 / error)
 
 
 def ssim(
@@ -53,19 +53,19 @@ def ssim(
     Both equal scikit-image's `structural_similarity`, which leaves out the border that a window does not fit into.
     data_range, types, and what is refused: as for `psnr`.
     """
-    a, b, data_range = image_pair(a, b, data_range)
+    x, y, span = image_pair(a, b, data_range)
     if gaussian:
         offsets = np.arange(-5, 6)
         window = np.exp(-0.5 * (offsets / 1.5) ** 2)
     else:
         window = np.ones(7)
     size = len(window)
-    if min(a.shape[1:3]) < size:
-        raise invalid("image size", a.shape[1:3], f"SSIM needs at least {size} x {size} pixels")
+    if min(x.shape[1:3]) < size:
+        raise invalid("image size", x.shape[1:3], f"SSIM needs at least {size} x {size} pixels")
     window = jnp.asarray(window / window.sum(), jnp.float32)
     # Means are taken of deviations from the image's own mean, which keeps float32 variances accurate.
-    centre = jnp.mean(a, axis=(1, 2), keepdims=True)
-    x, y = a - centre, b - centre
+    centre = jnp.mean(x, axis=(1, 2), keepdims=True)
+    x, y = x - centre, y - centre
 
     def local(values):
         batch, height, width, channels = values.shape
@@ -81,7 +81,7 @@ def ssim(
     covariance = correction * (local(x * y) - mean_x * mean_y)
     shift = centre.transpose(0, 3, 1, 2)
     mean_x, mean_y = mean_x + shift, mean_y + shift
-    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+    c1, c2 = (0.01 * span) ** 2, (0.03 * span) ** 2
     numerator = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
     denominator = (mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2)
     return jnp.mean(numerator / denominator, axis=(1, 2, 3))

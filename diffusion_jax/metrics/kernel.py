@@ -135,7 +135,7 @@ def mmd2(
         raise unknown("kernel", kernel, KERNELS)
     if kernel == "polynomial":
         centre = (x.mean(axis=0) + y.mean(axis=0)) / 2
-        return _mmd2(*(_polynomial(*pair, centre) for pair in ((x, x), (y, y), (x, y))), unbiased)
+        return _mmd2(_polynomial(x, x, centre), _polynomial(y, y, centre), _polynomial(x, y, centre), unbiased)
     across = squared_distances(x, y)
     if bandwidth is None:
         bandwidth = float(np.sqrt(np.median(across))) or 1.0

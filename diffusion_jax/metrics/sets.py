@@ -12,6 +12,7 @@ import numpy as np
 
 from diffusion_jax.data import moving, scenes
 from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.metrics.arrays import signed_images
 from diffusion_jax.metrics.distances import sliced_wasserstein
 from diffusion_jax.metrics.frechet import frechet_distance
 from diffusion_jax.metrics.judges import Judge, judged
@@ -65,7 +66,7 @@ def point_set(projections: int = 256, max_points: int = 2000) -> SetMetric:
     def measure(samples, real, held_out):
         drawn, test = samples["x"][:max_points], _all(held_out, max_points)
         train = _all(real, len(drawn))
-        bandwidth = float(np.median(np.linalg.norm(test[:500, None] - test[None, :500], axis=-1)))
+        bandwidth = float(np.median(np.linalg.norm(test[:500, None] - test[None, :500], axis=-1))) or 1.0
         return {
             "mmd2": mmd2(test, drawn, bandwidth=bandwidth),
             "mmd2_real_split": mmd2(test, train, bandwidth=bandwidth),
@@ -97,8 +98,12 @@ def scene_set(max_images: int = 1000) -> SetMetric:
 
 def clip_distances(clips: Numbers, real: Numbers) -> dict[str, float]:
     """Fréchet distances of clips `[N, F, S, S, 3]` to the clips `real` of moving shapes of as many frames: "frames", of
-    single frames, and "motion", of the differences between successive ones (`data.moving.frame_features`)."""
+    single frames, and "motion", of the differences between successive ones (`data.moving.frame_features`).
+
+    Types and ranges are those of a `Judge`.
+    """
     views = {"frames": moving.frame_features, "motion": moving.difference_features}
+    clips, real = signed_images("clips", clips), signed_images("real", real)
     return {name: frechet_distance(features(clips), features(real)) for name, features in views.items()}
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.models.encoders import Encoder
+from diffusion_jax.processes import safe_inverse, safe_sqrt
 
 
 class DualEncoder(NamedTuple):
@@ -27,6 +28,13 @@ class DualEncoder(NamedTuple):
     embed: Callable[..., Any]
     scale: Callable[..., Any]
     encoders: dict[str, Encoder]
+
+
+def _unit(vector):
+    """The vector over its length, in float32; 0, with a finite derivative, where it has none."""
+    vector = vector.astype(jnp.float32)
+    square = jnp.sum(jnp.square(vector), axis=-1, keepdims=True)
+    return vector * safe_inverse(safe_sqrt(square))
 
 
 def dual_encoder(image: Encoder, text: Encoder, temperature: float = 0.07) -> DualEncoder:
@@ -47,7 +55,7 @@ def dual_encoder(image: Encoder, text: Encoder, temperature: float = 0.07) -> Du
 
     def embed(params, x):
         pooled = {name: encoders[name].apply(params[name], value).pooled for name, value in x.items()}
-        return {name: vector / jnp.linalg.norm(vector, axis=-1, keepdims=True) for name, vector in pooled.items()}
+        return {name: _unit(vector) for name, vector in pooled.items()}
 
     def scale(params):
         return jnp.minimum(jnp.exp(params["log_scale"]), 100.0)

@@ -60,7 +60,7 @@ def budgeted(
         ("full_steps", full_steps),
         ("warmup_steps", warmup_steps),
     ):
-        if value < 0:
+        if not value >= 0:
             raise invalid(field, value, "it must not be negative")
 
     def init(key, params, batch):

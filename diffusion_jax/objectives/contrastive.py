@@ -26,7 +26,7 @@ def contrastive(network: DualEncoder) -> Objective:
 
     def loss(params, state, batch, key):
         text = batch["x0"]["text"]
-        vectors = network.embed(params, batch["x0"])
+        vectors = {name: one.astype(jnp.float32) for name, one in network.embed(params, batch["x0"]).items()}
         cosines = network.scale(params) * vectors["image"] @ vectors["text"].T
         same = (text[:, None] == text[None]).all(axis=-1)
         right = same / same.sum(axis=1, keepdims=True)
@@ -51,7 +51,7 @@ def caption_loss(network: Captioner) -> Objective:
 
     def loss(params, state, batch, key):
         tokens = batch["cond"]["tokens"]
-        logits = network.logits(params, network.encode(params, batch["x0"]), tokens)
+        logits = network.logits(params, network.encode(params, batch["x0"]), tokens).astype(jnp.float32)
         cost = -jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[..., None], axis=-1)[..., 0].mean(axis=1)
         exact = (logits.argmax(-1) == tokens).all(axis=1).mean()
         return cost, Aux(state, {"exact": exact}, {"loss": cost})

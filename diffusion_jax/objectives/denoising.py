@@ -156,9 +156,9 @@ def _modality_weights(process, weights, missing_weight):
     for name, weight in (weights or {}).items():
         if name not in processes:
             raise unknown("a name in modality_weights", name, processes)
-        if weight < 0:
+        if not weight >= 0:
             raise invalid(f"modality_weights[{name!r}]", weight, "it must not be negative")
-    if missing_weight < 0:
+    if not missing_weight >= 0:
         raise invalid("missing_weight", missing_weight, "it must not be negative")
     return {name: (weights or {}).get(name, 1.0) for name in processes} or 1.0
 

@@ -10,7 +10,7 @@ moves samples from where they are too dense to where data are denser: the gradie
 noise levels. There is no pairing with the teacher's own samples, and the student may have another form than it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +25,7 @@ from diffusion_jax.objectives.denoising import denoising
 from diffusion_jax.objectives.entries import per_example
 from diffusion_jax.randomness import fold, split
 from diffusion_jax.time_axes import expand
-from diffusion_jax.typing import Aux, Denoiser, Grid, Network, Objective, Params, TimestepDraw
+from diffusion_jax.typing import Aux, Denoiser, Network, Objective, Params, Times, TimestepDraw
 
 PARTS = ("fake", "student")
 
@@ -112,7 +112,7 @@ def distribution_matching(
     return Objective(init, loss)
 
 
-def few_step_answers(denoiser: Denoiser, grid: Grid | Sequence[float], first: float = 0.5) -> Callable[..., Any]:
+def few_step_answers(denoiser: Denoiser, grid: Times, first: float = 0.5) -> Callable[..., Any]:
     """`generate` of `distribution_matching`: what a few-step student answers at one random step of its grid.
 
     It sees data that are noised to the time of that step, and pure noise in the first one, where runs begin (Yin et al.

@@ -21,8 +21,14 @@ TOKEN_WEIGHTINGS = ("nelbo", "cross_entropy")
 
 
 def per_example(values: Any) -> Any:
-    """The mean over everything but the batch."""
+    """The mean over everything but the batch, in float32 at least: half precision would keep three digits of it."""
+    values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
     return jnp.mean(values.reshape(values.shape[0], -1), axis=1)
+
+
+def squared_error(output: Any, target: Any) -> Any:
+    """`(output - target)^2` in float32, whatever a network computes in."""
+    return jnp.square(output.astype(jnp.float32) - target.astype(jnp.float32))
 
 
 def regression(weight: Callable[[Any, Any], Any] | None = None) -> EntryLoss:
@@ -32,7 +38,7 @@ def regression(weight: Callable[[Any, Any], Any] | None = None) -> EntryLoss:
         target = process.target(x0, noise, t)
         if output.shape != target.shape:
             raise invalid("the network's output shape", output.shape, f"the target has shape {target.shape}")
-        square = jnp.square(output.astype(jnp.float32) - target.astype(jnp.float32))
+        square = squared_error(output, target)
         weighted = square if weight is None else expand(weight(process, t), square) * square
         plain = per_example(square)
         return weighted, "mse", plain, jnp.ones_like(plain)

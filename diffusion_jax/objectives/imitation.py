@@ -25,7 +25,7 @@ from diffusion_jax import timesteps
 from diffusion_jax.clock import network_inputs, single_step
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.objectives.batches import drawn, example_keys, refuse_weight, updated
-from diffusion_jax.objectives.entries import per_example
+from diffusion_jax.objectives.entries import per_example, squared_error
 from diffusion_jax.objectives.frozen import with_frozen
 from diffusion_jax.randomness import split
 from diffusion_jax.time_axes import each, expand, fill
@@ -77,7 +77,7 @@ def imitation(
         said, _ = teacher.apply(fixed, teacher.init(fixed, x_t, cond), x_t, single_step(t), cond)
         target = jax.lax.stop_gradient(process.target(said.x0, said.eps, t))
         output, extras = network.apply(params, *network_inputs(process, x_t, t), cond, train=True, key=network_key)
-        square = each(lambda output, target: jnp.square(output - target), output, target)
+        square = each(squared_error, output, target)
         scale = batch["t_weight"] if weight is None else batch["t_weight"] * weight(process, t)
         plain = sum(per_example(leaf) for leaf in jax.tree.leaves(square))
         losses = sum((per_example(expand(scale, leaf) * leaf) for leaf in jax.tree.leaves(square)), jnp.zeros(()))

@@ -113,7 +113,7 @@ def _certain(u, lost):
 
 def _check(uncertainty, layers):
     for name, weight in (("uncertainty", uncertainty), ("layers", layers)):
-        if weight < 0:
+        if not weight >= 0:
             raise invalid(name, weight, "it must not be negative")
 
 

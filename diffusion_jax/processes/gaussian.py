@@ -76,6 +76,11 @@ def _edm(process, t):
     return sigma / (process.sigma_data * total), -alpha * process.sigma_data / total, jnp.ones_like(total)
 
 
+def _edm_v(process, t):
+    c_x0, c_eps, scale = _edm(process, t)
+    return -c_x0, -c_eps, scale
+
+
 PARAMETERIZATIONS: dict[str, Callable] = {
     "x0": _x0,
     "epsilon": _epsilon,
@@ -83,11 +88,13 @@ PARAMETERIZATIONS: dict[str, Callable] = {
     "velocity": _velocity,
     "score": _score,
     "edm": _edm,
+    "edm_v": _edm_v,
 }
 """What a network may predict: functions (process, t) -> (c_x0, c_eps, scale) of equation (1).
 
 `v` is `alpha eps - sigma x0` (Salimans & Ho 2022, app. D); `velocity` is `dx_t/dt` at a fixed pair (Lipman et al.
-2023); `edm` is the preconditioned network F of Karras et al. 2022, equation 7.
+2023); `edm` is the preconditioned network F of Karras et al. 2022, equation 7, and `edm_v` its negative, which is v
+where sigma_data is 1 (Stable Audio).
 """
 
 
@@ -100,8 +107,8 @@ def _index(process, t):
 
 
 def _floor(value):
-    # A value that round-off left just below the integer that it was meant to be is that integer.
-    return jnp.floor(value + 64 * jnp.finfo(value.dtype).eps * jnp.abs(value))
+    # A value that the rounding of t and of a product left just below an integer is that integer; 999.999 is 999.
+    return jnp.floor(value + 2 * jnp.finfo(value.dtype).eps * jnp.abs(value))
 
 
 NETWORK_TIMES: dict[str, Callable] = {
@@ -114,11 +121,12 @@ NETWORK_TIMES: dict[str, Callable] = {
     "sigma": lambda process, t: process.sigma(t),
     "1000sigma": lambda process, t: 1000.0 * process.sigma(t),
     "log_sigma": lambda process, t: -0.125 * _finite_log_snr(process, t),
+    "angle": lambda process, t: 2.0 / jnp.pi * jnp.arctan2(process.sigma(t), process.alpha(t)),
     "log_snr": lambda process, t: _finite_log_snr(process, t),
 }
 """What a network may be fed for t. `index` is k at t = (k + 1) / T; `log_sigma` is EDM's c_noise,
 `log(sigma / alpha) / 4`. `nearest_index`, `floor_index` and `floor_1000t` are integers between nodes too, which some
-samplers of diffusers feed their networks.
+samplers of diffusers feed their networks; `angle` is that of (alpha, sigma), 1 at alpha = 0.
 
 The logarithms are those of a log-SNR clipped to [-40, 40]: at the ends they would be infinite.
 """
@@ -203,8 +211,8 @@ class GaussianProcess:
         return randomness.normal(key, shape) * self.sigma(1.0)
 
     def network_input(self, x_t, t):
-        """x_t, or `c_in x_t / alpha` for the `edm` parameterisation."""
-        if self.prediction != "edm":
+        """x_t, or `c_in x_t / alpha` for the `edm` parameterisations."""
+        if self.prediction not in ("edm", "edm_v"):
             return x_t
         return expand(1.0 / jnp.hypot(self.sigma(t), self.alpha(t) * self.sigma_data), x_t) * x_t
 

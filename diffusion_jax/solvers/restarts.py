@@ -44,8 +44,8 @@ class RestartState(NamedTuple):
 def block_order(made: Any, left: Any, order: int, ending: Ending) -> Any:
     """The order of a step: 1, 2, .., `order`, again and again; prefix-shaped.
 
-    made, left: how many steps of its grid are behind an entry and before it, this one included. With `lower_order_final` the last
-    step is of first order where it would end a whole block.
+    made, left: how many steps of its grid are behind an entry and before it, this one included. With
+    `lower_order_final` the last step is of first order where it would end a whole block.
     """
     total = made + left
     lowered = ending.lower_order_final

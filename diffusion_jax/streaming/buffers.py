@@ -15,7 +15,7 @@ from diffusion_jax.sampling import Loop, Run, initialised, one_step
 from diffusion_jax.streaming.entries import by_entry, check_entries
 from diffusion_jax.time_axes import batch_size, where
 from diffusion_jax.timesteps import plans
-from diffusion_jax.typing import Denoiser, Grid, Solver
+from diffusion_jax.typing import Denoiser, Solver, Times
 
 
 class Stream(NamedTuple):
@@ -45,7 +45,14 @@ class Rolling(NamedTuple):
 
 
 def rolling(
-    denoiser: Denoiser, solver: Solver, grid: Grid, *, entries: int, chunk: int, past: int = 0, given_past: bool = False
+    denoiser: Denoiser,
+    solver: Solver,
+    grid: Times,
+    *,
+    entries: int,
+    chunk: int,
+    past: int = 0,
+    given_past: bool = False,
 ) -> Rolling:
     """A buffer of `entries` that gives a clean chunk a call for S / h evaluations, not S (Høeg et al. 2024, SDP).
 
@@ -65,17 +72,17 @@ def rolling(
 
     Raises InvalidInput for a grid that does not end at 0, and for entries that hold no chunk.
     """
-    grid = as_grid(grid)
-    if not isinstance(grid, Tracer) and grid[-1] != 0:
+    times: Any = as_grid(grid)
+    if not isinstance(times, Tracer) and times[-1] != 0:
         raise InvalidInput(
-            f"grid ends at {float(grid[-1]):g}, but what leaves the buffer must be clean: it must end at 0."
+            f"grid ends at {float(times[-1]):g}, but what leaves the buffer must be clean: it must end at 0."
         )
-    steps = grid.shape[0] - 1
+    steps = times.shape[0] - 1
     left = plans.chunk_levels(steps, entries, chunk, past, given_past)
-    plan = plans.chunk_staircase(grid, entries, chunk, past, given_past)
+    plan = plans.chunk_staircase(times, entries, chunk, past, given_past)
     process, calls = denoiser.process, jnp.arange(left.shape[0] - 1)
     # How many real steps are left from each place of the grid: an entry still has those of later calls.
-    ahead = jnp.append(remaining(grid), 0)
+    ahead = jnp.append(remaining(times), 0)
     call_clock = clock(plan)._replace(remaining=ahead[steps - left[:-1]][:, None])
     tail = entries - past - chunk * ((entries - past) // chunk)
     fresh = chunk + tail

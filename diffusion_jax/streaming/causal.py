@@ -35,7 +35,7 @@ from diffusion_jax.pipelined import at_each_level, blocks_of, caching_stage, cli
 from diffusion_jax.sampling import Loop, Run, Samples, one_step
 from diffusion_jax.solvers import flow_euler, lcm
 from diffusion_jax.streaming.buffers import Stream
-from diffusion_jax.typing import Condition, Denoiser, Grid, Network, Params, Process, Solver
+from diffusion_jax.typing import Condition, Denoiser, Network, Params, Process, Solver, Times
 
 
 def kv_cached(step: Incremental, process: Process, sink_at: Any = None) -> Denoiser:
@@ -84,7 +84,7 @@ class BlockStream(NamedTuple):
 def block_stream(
     network: Network,
     process: Process,
-    grid: Grid,
+    grid: Times,
     *,
     solver: Solver | None = None,
     window: int | None = None,
@@ -114,8 +114,8 @@ def block_stream(
     if history is not None and not 0 <= history <= 1:
         raise invalid("history", history, "a time in [0, 1] is needed, or None for a history of each level")
     denoiser = kv_cached(incremental(network, window), process, sink_at)
-    if isinstance(grid, dict) or jnp.ndim(grid) != 1:
-        raise invalid("grid", jnp.shape(grid) if not isinstance(grid, dict) else sorted(grid), "[T + 1] is needed")
+    if isinstance(grid, dict) or np.ndim(grid) != 1:
+        raise invalid("grid", np.shape(grid) if not isinstance(grid, dict) else sorted(grid), "[T + 1] is needed")
     solver, ticks = flow_euler() if solver is None else solver, clock(as_grid(grid))
     block, levels, own_levels = network.anatomy.causal.block, num_steps(ticks.grid), history is None  # type: ignore
 
@@ -203,7 +203,7 @@ def sample_stream(
 def self_rollout(
     network: Network,
     process: Process,
-    grid: Grid,
+    grid: Times,
     *,
     sink: tuple[float, float] | None = None,
     history: float | None = None,

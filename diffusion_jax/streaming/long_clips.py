@@ -21,7 +21,7 @@ from diffusion_jax.solvers import inpainted
 from diffusion_jax.streaming.entries import by_entry, check_entries
 from diffusion_jax.time_axes import batch_size
 from diffusion_jax.timesteps import plans
-from diffusion_jax.typing import NO_COST, Condition, Denoiser, Grid, HostData, Params, Process, Solver
+from diffusion_jax.typing import NO_COST, Condition, Denoiser, Grid, HostData, Params, Process, Solver, Times
 
 
 def sample_windowed(
@@ -99,7 +99,7 @@ def sample_chained(
     denoiser: Denoiser,
     params: Params,
     solver: Solver,
-    grid: Grid,
+    grid: Times,
     *,
     shape: tuple[int, ...],
     chunks: int,
@@ -159,7 +159,7 @@ def sample_autoregressive(
     process: Process,
     params: Params,
     solver: Solver,
-    grid: Grid,
+    grid: Times,
     *,
     x_init: Array | np.ndarray,
     block: int = 1,

@@ -31,6 +31,7 @@ from diffusion_jax.timesteps.grids import (
     resolution_shift,
     shift,
     spliced,
+    times_at_noise_ratios,
     trailing,
     uniform_log_snr,
 )
@@ -144,6 +145,7 @@ __all__ = [
     "synchronous",
     "time_at_noise_ratio",
     "time_to_index",
+    "times_at_noise_ratios",
     "trailing",
     "uniform",
     "uniform_log_snr",

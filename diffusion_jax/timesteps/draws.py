@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import ndtri
 
+from diffusion_jax.clock import as_grid
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.processes.schedules import check_positive
 from diffusion_jax.time_axes import expand
 from diffusion_jax.timesteps.mapping import bucket, time_at_noise_ratio
-from diffusion_jax.typing import Grid, Number, Process, TimestepDraw
+from diffusion_jax.typing import Number, Process, Times, TimestepDraw
 
 
 def _independent(key, shape):
@@ -192,15 +193,15 @@ def importance(
     return TimestepDraw(init, draw, update)
 
 
-def on_grid(grid: Grid, spread: str = "independent", last: bool = False) -> TimestepDraw:
+def on_grid(grid: Times, spread: str = "independent", last: bool = False) -> TimestepDraw:
     """Uniform over the entries of a grid `[S + 1]`, without its end at 0 unless `last` (UniDiffuser asks at 0 too).
 
     The indices of a shifted grid of 1000 steps are the times of flow models trained on such a grid (Liu et al. 2025,
     Pusa, with `shift(trailing(1000), 5)`).
     """
-    grid = jnp.asarray(grid, jnp.float32)
-    if grid.ndim != 1 or grid.shape[0] < 2:
-        raise invalid("grid.shape", grid.shape, "a grid of at least two scalar times, [S + 1], was expected")
-    times = grid if last else grid[:-1]
+    whole: Any = as_grid(grid).astype(jnp.float32)
+    if whole.ndim != 1 or whole.shape[0] < 2:
+        raise invalid("grid.shape", whole.shape, "a grid of at least two scalar times, [S + 1], was expected")
+    times = whole if last else whole[:-1]
     size = times.shape[0]
     return _quantile(lambda u: times[jnp.minimum(jnp.floor(u * size).astype(jnp.int32), size - 1)], spread)

@@ -16,10 +16,11 @@ import numpy as np
 from jaxtyping import Array, Float
 from scipy import stats
 
+from diffusion_jax.clock import as_grid
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.processes.schedules import check_positive
 from diffusion_jax.timesteps.mapping import noise_ratio, time_at_noise_ratio
-from diffusion_jax.typing import Grid, Number, Process
+from diffusion_jax.typing import Number, Process, Times
 
 
 def _check_steps(steps: int, num_train_steps: int | None = None) -> None:
@@ -31,27 +32,38 @@ def _check_steps(steps: int, num_train_steps: int | None = None) -> None:
 
 def from_indices(indices: Any, num_train_steps: int = 1000, end: Number = 0.0) -> Float[Array, "..."]:
     """The grid through `t = (k + 1) / T` of falling indices k `[S]`, whole or not, then `end`."""
-    indices = np.asarray(indices)
+    indices = _numbers("indices", indices)
     if indices.ndim != 1 or indices.size < 1:
         raise invalid("indices.shape", indices.shape, "a sequence of at least one index is needed")
-    if indices.min() < 0 or indices.max() >= num_train_steps:
+    if not np.all((indices >= 0) & (indices < num_train_steps)):
         raise InvalidInput(
             f"indices span [{indices.min()}, {indices.max()}], but must lie in [0, {num_train_steps - 1}]."
         )
     return from_array(np.append((indices + 1) / num_train_steps, end))
 
 
-def from_array(values: Any) -> Float[Array, "..."]:
-    """Any falling values in [0, 1] as a grid, `[S + 1, *t_shape]`."""
-    values = np.asarray(values, np.float64)
+def _numbers(field: str, values: Any) -> np.ndarray:
+    try:
+        return np.asarray(values, np.float64)
+    except (TypeError, ValueError):
+        raise invalid(field, values, "an array of numbers was expected") from None
+
+
+def _checked(field: str, values: Any) -> np.ndarray:
+    values = _numbers(field, values)
     if values.ndim < 1 or values.shape[0] < 2:
-        raise invalid("values.shape", values.shape, "a grid needs at least two times along its first axis")
+        raise invalid(f"{field}.shape", values.shape, "a grid needs at least two times along its first axis")
     if not np.all((values >= 0) & (values <= 1)):
-        raise InvalidInput(f"values must lie in [0, 1]; they span [{values.min():g}, {values.max():g}].")
+        raise InvalidInput(f"{field} must lie in [0, 1]; they span [{values.min():g}, {values.max():g}].")
     rises = np.argwhere(np.diff(values, axis=0) > 0)
     if rises.size:
-        raise InvalidInput(f"values must not rise; entry {rises[0][0] + 1} is larger than entry {rises[0][0]}.")
-    return jnp.asarray(values, jnp.result_type(float))
+        raise InvalidInput(f"{field} must not rise; entry {rises[0][0] + 1} is larger than entry {rises[0][0]}.")
+    return values
+
+
+def from_array(values: Any) -> Float[Array, "..."]:
+    """Any falling values in [0, 1] as a grid, `[S + 1, *t_shape]`."""
+    return jnp.asarray(_checked("values", values), jnp.result_type(float))
 
 
 SPACINGS: dict[str, Callable[[int, int, int], np.ndarray]] = {
@@ -148,12 +160,17 @@ NOISE_RATIOS: dict[str, Callable[..., np.ndarray]] = {"karras": _karras, "expone
 """
 
 
-def from_noise_ratios(process: Process, ratios: Any, end: Number = 0.0) -> Float[Array, "..."]:
-    """The grid through the times at which sigma / alpha is each of the falling `ratios [S]`, then the time `end`."""
+def times_at_noise_ratios(process: Process, ratios: Any) -> np.ndarray:
+    """The times, in double precision, at which sigma / alpha is each of the falling `ratios [S]`; they never rise."""
     # A grid is found once: in double precision, so that a node of a table is exactly itself.
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
         times = np.asarray(time_at_noise_ratio(process, jnp.asarray(np.asarray(ratios, np.float64))), np.float64)
-    return from_array(np.append(np.minimum.accumulate(times), end))
+    return np.minimum.accumulate(times)
+
+
+def from_noise_ratios(process: Process, ratios: Any, end: Number = 0.0) -> Float[Array, "..."]:
+    """The grid through the times at which sigma / alpha is each of the falling `ratios [S]`, then the time `end`."""
+    return from_array(np.append(times_at_noise_ratios(process, ratios), end))
 
 
 def _begun(grid, from_one):
@@ -206,13 +223,13 @@ def uniform_log_snr(
     )
 
 
-def shift(grid: Grid, shift: Number = 3.0) -> Float[Array, "..."]:
+def shift(grid: Times, shift: Number = 3.0) -> Float[Array, "..."]:
     """`t -> s t / (1 + (s - 1) t)` with s = `shift`: more steps at high noise for s > 1 (Esser et al. 2024, SD3).
 
     For `rectified_flow` it moves the log-SNR by `-2 log s`.
     """
     check_positive(shift=shift)
-    grid = np.asarray(grid, np.float64)
+    grid = _checked("grid", grid)
     return from_array(np.minimum(shift * grid / (1.0 + (shift - 1.0) * grid), 1.0))
 
 
@@ -220,7 +237,7 @@ RESOLUTION_RULES = ("flux", "sqrt")
 
 
 def resolution_shift(
-    grid: Grid,
+    grid: Times,
     tokens: int = 4096,
     base_tokens: int = 256,
     max_tokens: int = 4096,
@@ -251,7 +268,7 @@ def padded(grid: Any, steps: int) -> Float[Array, "..."]:
     sweep over numbers of steps. The denoiser is asked at those steps all the same: time and cost are those of `steps`.
     Raises InvalidInput where the grid has more than `steps`.
     """
-    grid = jnp.asarray(grid)
+    grid = as_grid(grid)
     if steps < len(grid) - 1:
         raise invalid("steps", steps, f"at least the {len(grid) - 1} steps of the grid were expected")
     return jnp.concatenate([grid, jnp.repeat(grid[-1:], steps - len(grid) + 1, axis=0)])
@@ -276,7 +293,7 @@ def spliced(first: Any, second: Any, k: int = 1) -> Spliced:
     with nothing in front; k = S is the end of `first`; a grid spliced to itself is itself. Times are `[S + 1]`.
     Raises InvalidInput for a k outside of 0 .. S, and for a vector of times.
     """
-    first, second = (np.asarray(grid, np.float64) for grid in (first, second))
+    first, second = (_numbers(name, grid) for name, grid in (("first", first), ("second", second)))
     if first.ndim != 1 or second.ndim != 1:
         raise invalid("the grids' shapes", (first.shape, second.shape), "one time a step was expected")
     if not 0 <= k < len(second):

@@ -10,7 +10,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from diffusion_jax.errors import InvalidInput, invalid
-from diffusion_jax.processes.schedules import as_time
+from diffusion_jax.processes.schedules import as_time, at_least, at_most, safe_log
 from diffusion_jax.typing import Number, Process
 
 
@@ -67,7 +67,12 @@ def noise_ratio(process: Process, t: Any) -> Any:
 
 def time_at_noise_ratio(process: Process, ratio: Any) -> Any:
     """The t at which `sigma / alpha` is `ratio`, at most 1, any shape."""
-    return jnp.clip(_with_log_snr(process).inverse_log_snr(-2.0 * jnp.log(as_time(ratio))), 0.0, 1.0)
+    return _within(_with_log_snr(process).inverse_log_snr(-2.0 * safe_log(as_time(ratio))))
+
+
+def _within(t: Any) -> Any:
+    # Unlike a clip, with the whole derivative at the ends themselves.
+    return at_most(at_least(t, 0.0), 1.0)
 
 
 def in_window(t: ArrayLike, low: ArrayLike, high: ArrayLike) -> Array:
@@ -87,5 +92,5 @@ def log_snr_window(process: Process, low: Number, high: Number) -> tuple[Any, An
 def matching_time(process: Process, other: Process, t: Any) -> Any:
     """The t' at which `other` has the log-SNR that `process` has at t, any shape; 1 where `other` has no such noise."""
     levels, other_levels = _with_log_snr(process), _with_log_snr(other)
-    log_snr = jnp.maximum(levels.log_snr(t), other_levels.log_snr(1.0))
-    return jnp.clip(other_levels.inverse_log_snr(log_snr), 0.0, 1.0)
+    log_snr = at_least(levels.log_snr(t), other_levels.log_snr(1.0))
+    return _within(other_levels.inverse_log_snr(log_snr))

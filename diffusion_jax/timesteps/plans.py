@@ -21,21 +21,22 @@ import numpy as np
 from jax.core import Tracer
 
 from diffusion_jax import randomness
+from diffusion_jax.clock import as_grid
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.time_axes import batch_size, each, where
-from diffusion_jax.typing import Grid, Keys, Plan, Process
+from diffusion_jax.typing import Keys, Plan, Process, Times
 
 ROLES: dict[str, float | None] = {"generate": None, "given": 0.0, "ignored": 1.0}
 """The time at which a modality stands in each role; None runs along the grid."""
 
 
-def synchronous(grid: Grid, frames: int) -> Any:
+def synchronous(grid: Times, frames: int) -> Any:
     """All frames run along `grid [S + 1]` together, `[S + 1, 1, frames]`: the run of the scalar time, bit for bit."""
     _positive("frames", frames)
     return multiplied(grid, np.ones(frames))
 
 
-def multiplied(grid: Grid, multipliers: Any) -> Any:
+def multiplied(grid: Times, multipliers: Any) -> Any:
     """`t_i = m_i t` with the `multipliers [N]` in [0, 1], `[S + 1, 1, N]` (Liu et al. 2025, Pusa).
 
     1 generates, 0 is a clean condition, in between a soft one: it begins at the level `m_i t_1`, to which
@@ -43,16 +44,16 @@ def multiplied(grid: Grid, multipliers: Any) -> Any:
     task, `[S + 1, B, N]`. The level of an entry is this product, never the nearest one of a table. Raises InvalidInput
     for multipliers outside [0, 1].
     """
-    grid = _scalar_grid(grid)
+    times: Any = _scalar_grid(grid)
     shape = np.shape(multipliers)
     if len(shape) not in (1, 2):
         raise invalid("multipliers.shape", shape, "one multiplier an entry was expected, [N] or [B, N]")
     _within("multipliers", multipliers)
-    multipliers = jnp.asarray(multipliers, grid.dtype)
-    return grid[:, None, None] * multipliers.reshape(-1, shape[-1])
+    multipliers = jnp.asarray(multipliers, times.dtype)
+    return times[:, None, None] * multipliers.reshape(-1, shape[-1])
 
 
-def frames(grid: Grid, frames: int, given: Sequence[int] = (0,)) -> Any:
+def frames(grid: Times, frames: int, given: Sequence[int] = (0,)) -> Any:
     """The frames with the indices `given` stand at 0, the others run along `grid`, `[S + 1, 1, frames]`.
 
     `given=(0,)` is image to video, `(0, -1)` interpolates between two frames, `range(m)` goes on after m frames, `()`
@@ -67,7 +68,7 @@ def frames(grid: Grid, frames: int, given: Sequence[int] = (0,)) -> Any:
     return multiplied(grid, multipliers)
 
 
-def roles(grid: Grid, roles: Mapping[str, Any]) -> dict[str, Any]:
+def roles(grid: Times, roles: Mapping[str, Any]) -> dict[str, Any]:
     """A grid for each modality from its role in the run: the query table of UniDiffuser (Bao et al. 2023) and UWM.
 
     roles: for each modality a key of `ROLES`: "generate" runs along `grid [S + 1]`, "given" stands at 0 (its clean
@@ -79,9 +80,9 @@ def roles(grid: Grid, roles: Mapping[str, Any]) -> dict[str, Any]:
     p(image | text), both "generate" the joint distribution, `{"image": "generate", "text": "ignored"}` p(image).
     Exact where the process ends in pure noise, alpha(1) = 0. Raises InvalidInput for another role or level.
     """
-    grid = _scalar_grid(grid)
+    times: Any = _scalar_grid(grid)
     named = {name: roles[role] if isinstance(role, str) and role in roles else role for name, role in roles.items()}
-    return {name: _role_plan(grid, f"roles[{name!r}]", role) for name, role in named.items()}
+    return {name: _role_plan(times, f"roles[{name!r}]", role) for name, role in named.items()}
 
 
 def _role_plan(grid, field, role):
@@ -116,16 +117,16 @@ def staircase_levels(steps: int, frames: int, width: int, chunk: int = 1) -> np.
     return np.clip(np.arange(steps + delay[-1] + 1)[:, None] - delay, 0, steps)
 
 
-def staircase(grid: Grid, frames: int, width: int, chunk: int = 1) -> Any:
+def staircase(grid: Times, frames: int, width: int, chunk: int = 1) -> Any:
     """Frames that follow each other `width` steps behind, `[R + 1, 1, frames]` along `grid [S + 1]`; equation (2).
 
     width 0 is `synchronous`, width S is autoregressive; R = S + (frames - 1) width evaluations. chunk: so many
     neighbouring frames move together. Times never fall along the frames: those of training are `anchored` draws.
     """
-    grid = _scalar_grid(grid)
-    levels = staircase_levels(grid.shape[0] - 1, frames, width, chunk)
+    times: Any = _scalar_grid(grid)
+    levels = staircase_levels(times.shape[0] - 1, frames, width, chunk)
     # Picked on the host where it is known: each width has a shape of its own, which would be compiled.
-    return jnp.asarray((grid if isinstance(grid, Tracer) else np.asarray(grid))[levels][:, None])
+    return jnp.asarray((times if isinstance(times, Tracer) else np.asarray(times))[levels][:, None])
 
 
 def chunk_levels(steps: int, entries: int, chunk: int, past: int = 0, given_past: bool = False) -> np.ndarray:
@@ -153,15 +154,15 @@ def chunk_levels(steps: int, entries: int, chunk: int, past: int = 0, given_past
     return np.maximum(before - np.arange((before - after).max() + 1)[:, None], after)
 
 
-def chunk_staircase(grid: Grid, entries: int, chunk: int, past: int = 0, given_past: bool = False) -> Any:
+def chunk_staircase(grid: Times, entries: int, chunk: int, past: int = 0, given_past: bool = False) -> Any:
     """The times of a rolling buffer during one call, `[M + 1, 1, entries]` along `grid [S + 1]`; see `chunk_levels`.
 
     The first row holds the stationary levels, at which the buffer rests between calls. Without a past, and where h
     divides S, it is the stretch of `staircase(grid, entries, S / h, chunk)` in which every chunk moves.
     """
-    grid = _scalar_grid(grid)
-    steps = grid.shape[0] - 1
-    return grid[steps - chunk_levels(steps, entries, chunk, past, given_past)][:, None]
+    times: Any = _scalar_grid(grid)
+    steps = times.shape[0] - 1
+    return times[steps - chunk_levels(steps, entries, chunk, past, given_past)][:, None]
 
 
 def windows(plan: Plan, window: int) -> np.ndarray:
@@ -213,7 +214,9 @@ def _begin(known, t, noised, noise):
 
 
 def _scalar_grid(grid):
-    grid = jnp.asarray(grid, jnp.result_type(float))
+    grid = as_grid(grid)
+    if isinstance(grid, Mapping):
+        raise invalid("grid", sorted(grid), "one grid of scalar times was expected")
     if grid.ndim != 1 or grid.shape[0] < 2:
         raise invalid("grid.shape", grid.shape, "a grid of at least two scalar times, [S + 1], was expected")
     return grid

@@ -14,16 +14,17 @@ Each weight here is written down as its u, which is finite at both ends where w_
 alpha^2 / sigma^2. Weights of draws (importance) multiply these.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.errors import InvalidInput
+from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.processes import is_gaussian
 from diffusion_jax.processes.gaussian import PARAMETERIZATIONS
-from diffusion_jax.processes.schedules import as_time, check_positive
+from diffusion_jax.processes.schedules import as_time, at_least, at_most, check_positive, check_time
 from diffusion_jax.typing import Number
 
 Weight = Callable[[Any, Any], Any]
@@ -32,14 +33,16 @@ Weight = Callable[[Any, Any], Any]
 def _weight(function: Callable[..., Any]) -> Weight:
     """The weight with `u = function(process, t, alpha, sigma)`: equation (1).
 
-    alpha and sigma are kept from vanishing, so that the limit is returned where equation (1) is 0 / 0.
+    The ends are kept away from by 1e-6, so that what is next to them is returned where equation (1) is 0 / 0, or holds
+    an infinite rate. A known t outside of [0, 1] is refused.
     """
 
     def weight(process, t):
         if not is_gaussian(process):
             raise InvalidInput(f"weights are for Gaussian processes, but this one is {type(process).__name__}.")
-        t = as_time(t)
-        alpha, sigma = jnp.maximum(process.alpha(t), 1e-9), jnp.maximum(process.sigma(t), 1e-9)
+        check_time(t)
+        t = at_most(at_least(as_time(t), 1e-6), 1.0 - 1e-6)
+        alpha, sigma = process.alpha(t), process.sigma(t)
         c_x0, c_eps, scale = PARAMETERIZATIONS[process.prediction](process, t)
         determinant = c_x0 * sigma - c_eps * alpha
         return function(process, t, alpha, sigma) * jnp.square(scale / determinant)
@@ -95,6 +98,8 @@ def sigmoid_weight(bias: Number = -1.0) -> Weight:
 
     t being uniform, that is `w_eps = -(d log_snr / dt) sigmoid(bias - log_snr)`.
     """
+    if not math.isfinite(bias):
+        raise invalid("bias", bias, "a finite number was expected")
 
     def u(process, t, alpha, sigma):
         gate = jax.nn.sigmoid(bias - 2.0 * jnp.log(alpha / sigma))

@@ -7,19 +7,20 @@ of what is there, so nothing is changed and the user is told.
 
 import contextlib
 import errno
+import os
 import re
 import time
 from collections.abc import Iterator
 from typing import Any
 
 from diffusion_jax.errors import Halted, InvalidInput
+from diffusion_jax.reading import first_line
 
 ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 """Errors that say what is there: something is missing, or is not of its kind."""
 
-REFUSED = re.compile(
-    r"\[OS error (\d+): ([^\]]*)|\b(RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAUTHENTICATED|UNAVAILABLE)\b"
-)
+CODE = re.compile(r"os[ _]error(?:_code)?[ =:']+(\d+)", re.IGNORECASE)
+STATUS = re.compile(r"\b(RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAUTHENTICATED|UNAVAILABLE)\b")
 """How tensorstore, which writes and reads arrays, reports what the system said."""
 
 
@@ -34,13 +35,15 @@ def system_error(error: BaseException | None) -> str | None:
     if isinstance(error, MemoryError):
         return "out of memory"
     if isinstance(error, OSError) and error.errno is not None:
-        return None if error.errno in ABSENT else first_line(error)
+        where = f": {error.filename}" if error.filename else ""
+        return None if error.errno in ABSENT else f"{error.strerror}{where}"
     for one in getattr(error, "exceptions", ()):
         if told := system_error(one):
             return told
-    found = REFUSED.search(str(error))
-    if found and (found[1] is None or int(found[1]) not in ABSENT):
-        return found[2] or first_line(error)
+    if found := CODE.search(str(error)):
+        return None if int(found[1]) in ABSENT else os.strerror(int(found[1]))
+    if STATUS.search(str(error)):
+        return first_line(error)
     return system_error(error.__cause__ or error.__context__)
 
 
@@ -76,8 +79,3 @@ def set_aside(path: Any) -> Any:
     aside = path.parent / f"{path.name}.unusable-{time.time_ns()}"
     path.rename(aside)
     return aside
-
-
-def first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0][:200]}" if text else type(error).__name__

@@ -77,8 +77,15 @@ def gamma(sigma_rel: float) -> float:
 
 
 def init(tracks: Mapping[str, Ema], params: Params) -> dict[str, Any]:
-    """Every track starts at the initial parameters, in copies of their own (the buffers are donated)."""
-    return {name: jax.tree.map(jnp.copy, params) for name in sorted(tracks)}
+    """Every track starts at the initial parameters, in copies of their own (the buffers are donated).
+
+    Averages are float32 at least: what a step adds to one is less than half precision can hold.
+    """
+
+    def copied(leaf):
+        return jnp.array(leaf, jnp.promote_types(leaf.dtype, jnp.float32), copy=True)
+
+    return {name: jax.tree.map(copied, params) for name in sorted(tracks)}
 
 
 def update(tracks: Mapping[str, Ema], averages: Mapping[str, Any], params: Params, count: Any) -> dict[str, Any]:
@@ -88,7 +95,7 @@ def update(tracks: Mapping[str, Ema], averages: Mapping[str, Any], params: Param
 
     def blend(beta):
         # The lerp form leaves an average that equals the parameters exactly where it is.
-        return lambda average, leaf: average + (1.0 - beta).astype(leaf.dtype) * (leaf - average)
+        return lambda average, leaf: average + (1.0 - beta).astype(average.dtype) * (leaf - average)
 
     return {name: jax.tree.map(blend(betas[name]), average, params) for name, average in averages.items()}
 

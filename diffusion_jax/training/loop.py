@@ -19,9 +19,9 @@ from tqdm.auto import tqdm
 from diffusion_jax.config import differences
 from diffusion_jax.distributed import Rules, init_sharded, make_mesh, shard_batch, shardings
 from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.reading import first_line
 from diffusion_jax.training import ema as averages
 from diffusion_jax.training.checkpoint import Checkpointer, Restored
-from diffusion_jax.training.damage import first_line
 from diffusion_jax.training.logging import Several, Writer, default_writer
 from diffusion_jax.training.optimizers import Optimizer
 from diffusion_jax.training.peers import watched
@@ -123,6 +123,7 @@ def train(
     with contextlib.ExitStack() as stack:
         asked_to_stop = stack.enter_context(stop_requests())
         stack.enter_context(watched(going_on(workdir)))
+        stack.enter_context(halting(workdir))
         checkpointer, restored = None, None
         if workdir is not None:
             checkpointer = stack.enter_context(Checkpointer(workdir, keep=keep))
@@ -146,6 +147,7 @@ def train(
         shown = progress and jax.process_index() == 0
         bar = stack.enter_context(tqdm(total=steps, initial=at, unit="step", disable=not shown, dynamic_ncols=True))
         clock = _Clock()
+        # Within what waits for the other processes on leaving: those must not be waited for once one is lost.
         stack.enter_context(halting(workdir))
         leaving = asked_to_stop(at)
 

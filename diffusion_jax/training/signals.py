@@ -11,7 +11,8 @@ from typing import Any
 import jax
 
 from diffusion_jax.errors import Halted
-from diffusion_jax.training.damage import first_line, system_error
+from diffusion_jax.reading import first_line
+from diffusion_jax.training.damage import system_error
 
 LOST = re.compile(
     r"gloo|nccl|connection (closed|reset|refused)|heartbeat|coordination|barrier|preempt|peer|"

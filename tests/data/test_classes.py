@@ -142,6 +142,25 @@ def test_the_null_class_fits_whatever_type_labels_have():
     np.testing.assert_array_equal(null["label"], [1000, 1000])
 
 
+@pytest.mark.parametrize(
+    ("num_classes", "null", "right"), [(10, 10, 1), (12, 10, 1), (12, 9, 0), (10, 11, 0), (10, -1, 0)]
+)
+def test_the_null_class_is_no_class_of_the_data(num_classes, null, right):
+    config = configured(call("data.digits"), call("data.digits"), num_classes)
+    config.objective = call("objectives.denoising", cond_dropout=0.1, null={"label": null})
+    guided = configured(call("data.digits"), call("data.digits"), num_classes)
+    guided.sampling.solver = call("solvers.ddim")
+    guided.sampling.grid = call("timesteps.linspace", steps=2)
+    guided.sampling.transformations.guided = call("denoisers.guided", null={"label": null}, scale=2.0)
+    if right:
+        experiment.prepare(config)
+        experiment.prepare_sampling(experiment.prepare(guided))
+        return
+    for make in (lambda: experiment.prepare(config), lambda: experiment.prepare_sampling(experiment.prepare(guided))):
+        with pytest.raises(InvalidInput, match=rf"null\['label'\] is {null}, but .* the null class is {num_classes}"):
+            make()
+
+
 def test_samples_are_of_classes_that_the_network_knows():
     config = configured(call("data.digits"), call("data.digits"), num_classes=10)
     config.sampling.solver = call("solvers.ddim")

@@ -2,6 +2,7 @@
 
 import sys
 import types
+import warnings
 
 import numpy as np
 import pytest
@@ -118,7 +119,12 @@ def test_ranges_of_images_are_those_of_the_library(tmp_path):
     for make in (lambda: data.arrays(x0=255 * inside), lambda: data.arrays(str(tmp_path / "b.npy"))):
         with pytest.raises(InvalidInput, match=r"value_range=\(0, 255\)"):
             make()
-    # Vectors and latents have any range.
+    # Bright bytes are bytes, and vectors and latents have any range.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.save(tmp_path / "c.npy", np.full((2, 4, 4, 3), 200, np.uint8))
+        data.arrays(str(tmp_path / "c.npy"))
+        data.arrays(x0=np.full((2, 4, 4, 3), 200, np.uint8))
     data.arrays(x0=255 * inside.reshape(12, -1))
     data.arrays(x0=np.repeat(inside, 2, -1)[..., :4] * 9)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_jax import data
+from diffusion_jax import data, models
 from diffusion_jax.config import build, call
 from diffusion_jax.errors import InvalidInput
 
@@ -205,6 +205,9 @@ def test_captions_are_encoded_once(pictures):
     assert asked == [["a", "b", "b", "b"]]
     batch = next(data.pipeline(source, 3, shuffle=False))
     np.testing.assert_array_equal(batch["cond"]["context"][:, 0, 0], [98, 97, 98])
+    models.check_values((models.context(channels=1),), source.cond, data=True)
+    with pytest.raises(InvalidInput, match="context"):
+        models.check_values((models.context(channels=2),), source.cond, data=True)
 
 
 def test_captioned_folders_are_an_entry_of_a_config(pictures):

@@ -62,6 +62,12 @@ def test_images_are_resized_cropped_and_normalised(tmp_path):
     out = jax.jit(preprocess)(images)
     assert out.shape == (2, 8, 10, 3)
     np.testing.assert_allclose(out, np.broadcast_to([0.2, 0.0, 3.5], out.shape), atol=1e-5)
+    stored = np.random.default_rng(0).integers(0, 256, images.shape).astype(np.uint8)
+    np.testing.assert_allclose(preprocess(stored), preprocess(stored / 127.5 - 1), atol=1e-5)
+    preprocess(stored | 128)
+    for wrong in (stored / 255, stored.astype(np.float32), stored.astype(int), stored * 1j):
+        with pytest.raises(InvalidInput, match="images"):
+            preprocess(wrong)
     gradient = jax.grad(lambda images: preprocess(images).sum())(0.5 * images)
     assert float(jnp.abs(gradient).max()) > 0 and bool(jnp.isfinite(gradient).all())
 

@@ -269,3 +269,12 @@ def test_files_beside_each_other_in_a_pipeline(tmp_path):
     save_file(named, tmp_path / "xl.safetensors")
     with pytest.raises(InvalidInput, match="adapts text_encoder_2, but the pipeline has unet, text_encoder only"):
         interop.load_pipeline(folder, loras=[(tmp_path / "xl.safetensors", 1.0)])
+
+
+def test_a_file_for_another_stable_diffusion_is_told_by_its_texts(tmp_path):
+    pretrained = drawn("UNet2DConditionModel", models.unet("sd15", **{**UNET, "attention": (1,)}))
+    stem = "lora_unet_down_blocks_4_attentions_1_transformer_blocks_9_attn2_to_k"
+    tensors = {f"{stem}.lora_down.weight": np.ones((2, 2048), "f"), f"{stem}.lora_up.weight": np.ones((8, 2), "f")}
+    save_file(tensors, tmp_path / "x.safetensors")
+    with pytest.raises(InvalidInput, match=r"texts of 2048 channels \(SDXL\), but this one of 12\."):
+        interop.load_lora(tmp_path / "x.safetensors", pretrained)

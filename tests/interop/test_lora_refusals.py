@@ -61,8 +61,8 @@ def test_metadata_of_diffusers(pretrained, tmp_path):
 
 
 SAID = {
-    "no JSON": ({"lora_adapter_metadata": "{"}, "lora_adapter_metadata is no JSON"),
-    "a list": ({"lora_adapter_metadata": "[]"}, "is a JSON list"),
+    "no JSON": ({"lora_adapter_metadata": "{"}, "lora_adapter_metadata is not JSON"),
+    "a list": ({"lora_adapter_metadata": "[]"}, "holds a JSON list"),
     "no alpha": (described(r=3, lora_alpha=None), "lora_alpha is None, but a finite number other than 0"),
     "alpha as text": (described(r=3, lora_alpha="6"), "lora_alpha is '6'"),
     "alpha as a list": (described(r=3, lora_alpha=[6]), r"lora_alpha is \[6\]"),
@@ -72,7 +72,9 @@ SAID = {
     "another rank": (described(r=4, lora_alpha=6), "says the rank 4 of layer.0.qkv, but it has factors of rank 3"),
     "rank as text": (described(r="3", lora_alpha=6), "says the rank '3'"),
     "patterns as a list": (described(r=3, lora_alpha=6, alpha_pattern=["qkv"]), r"alpha_pattern is \['qkv'\]"),
-    "no pattern": (described(r=3, lora_alpha=6, alpha_pattern={"(": 3}), r"the pattern '\(' is no regular expression"),
+    "no pattern": (described(r=3, lora_alpha=6, alpha_pattern={"(": 3}), r"'\(' of alpha_pattern is no regular exp"),
+    "an endless pattern": (described(r=3, lora_alpha=6, alpha_pattern={"(l+)+x": 3}), "repeats too much to be tried"),
+    "a slow pattern": (described(r=3, lora_alpha=6, rank_pattern={".*.*.*.*": 3}), "repeats too much to be tried"),
     "null in a pattern": (described(r=3, lora_alpha=None, alpha_pattern={"x": 3}), "lora_alpha is None"),
     "a flag as text": (described(r=3, lora_alpha=6, use_rslora="no"), "use_rslora is 'no', but true or false"),
     "another kind": (described(peft_type="IA3"), "peft_type is 'IA3', but LORA, LOHA and LOKR are read"),

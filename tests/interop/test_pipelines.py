@@ -179,3 +179,16 @@ def test_a_folder_that_is_no_pipeline(sd, tmp_path):
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipelin"}))
     with pytest.raises(InvalidInput, match="did you mean 'StableDiffusionPipeline'"):
         interop.load_pipeline(tmp_path)
+
+
+def test_a_scheduler_that_is_replaced_decides_what_the_network_is_told_and_predicts(pipeline, images):
+    config = {**pipeline.scheduler.config, "prediction_type": "v_prediction"}
+    other = pipeline._replace(scheduler=interop.read_scheduler(config))
+    found = np.asarray(interop.generate(other, KEY, PROMPTS, **GUIDED))
+    denoiser = denoisers.denoiser(pipeline.network.network, other.scheduler.process)
+    expected = interop.generate(other._replace(denoiser=denoiser), KEY, PROMPTS, **GUIDED)
+    np.testing.assert_array_equal(found, expected)
+    assert np.abs(found - images).max() > 0.1
+    own = other._replace(denoiser=denoisers.clipped(pipeline.denoiser, -1.0, 1.0))
+    with pytest.raises(InvalidInput, match="made for another process"):
+        interop.generate(own, KEY, PROMPTS, **GUIDED)

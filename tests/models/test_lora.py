@@ -136,6 +136,9 @@ def test_mistakes_are_told():
     network, params, x, t, cond, _ = dit_case()
     with pytest.raises(InvalidInput, match="rank is 0"):
         lora(network, rank=0)
+    for alpha in (0, -1.0, float("nan"), float("inf"), True):
+        with pytest.raises(InvalidInput, match="it must be a positive number"):
+            lora(network, alpha=alpha)
     with pytest.raises(InvalidInput, match=r"selects no module; there are .*attention"):
         lora(network, select="query").init(jax.random.key(0), params, x, t, cond)
     with pytest.raises(InvalidInput, match="adapts Dense layers and convolutions"):

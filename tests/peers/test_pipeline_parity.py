@@ -12,7 +12,7 @@ diffusers = pytest.importorskip("diffusers")
 
 from diffusion_jax import interop  # noqa: E402
 from tests.peers.figures import record  # noqa: E402
-from tests.peers.tiny_pipelines import LATENTS, PIPELINES, saved  # noqa: E402
+from tests.peers.tiny_pipelines import LATENTS, PIPELINES, SCALED, saved  # noqa: E402
 
 pytestmark = pytest.mark.peers
 
@@ -108,29 +108,75 @@ def posterior_mean(monkeypatch):
         monkeypatch.setattr(module, "retrieve_latents", lambda output, *a, **k: output.latent_dist.mean)
 
 
-@pytest.mark.parametrize("name", ["SD 2.1", "SD 1.5"])
-def test_image_to_image(name, tmp_path, noise, pictures, posterior_mean, monkeypatch):
-    peer, _ = saved(name, tmp_path)
+@pytest.fixture
+def of_images(tmp_path, noise, pictures, posterior_mean, monkeypatch):
+    """`(name) -> (redo, peer)`: image to image of both, from the same noise, with the peer's present scheduler."""
     module = diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img
     monkeypatch.setattr(module, "randn_tensor", lambda *a, **k: first(noise))
-    peer = diffusers.StableDiffusionImg2ImgPipeline.from_pipe(peer)
-    peer.scheduler = diffusers.DDIMScheduler.from_config(peer.scheduler.config)
-    peer.save_pretrained(tmp_path / "img2img")
+
+    def both(name):
+        peer, folder = saved(name, tmp_path)
+        peer = diffusers.StableDiffusionImg2ImgPipeline.from_pipe(peer)
+        peer.set_progress_bar_config(disable=True)
+        pipeline = interop.load_pipeline(folder)
+
+        def redo(strength, steps, scheduler=None):
+            ours = pipeline
+            if scheduler is not None:
+                peer.scheduler = scheduler
+                config = {**scheduler.config, "_class_name": type(scheduler).__name__}
+                ours = pipeline._replace(scheduler=interop.read_scheduler(config))
+            asked = {"image": first(pictures[0]), "guidance_scale": 3.0, "output_type": "np"}
+            expected = peer(PROMPTS, strength=strength, num_inference_steps=steps, **asked).images
+            options = {"image": pictures[0], "strength": strength, "num_steps": steps, "scale": 3.0, "noise": noise}
+            return interop.generate(ours, jax.random.key(0), PROMPTS, **options), expected
+
+        return redo
+
+    return both
+
+
+@pytest.mark.parametrize("name", ["SD 2.1", "SD 1.5"])
+def test_image_to_image(name, of_images):
+    """With the scheduler that the checkpoint ships: DDIM of v, and PNDM."""
+    compare(f"{name}, image to image", *of_images(name)(0.6, 10))
+
+
+def test_image_to_image_with_other_schedulers(of_images):
+    """In the place of the checkpoint's own, in one pipeline: what the network is told is the new one's."""
+    redo = of_images("SD 1.5")
+    karras = {**SCALED, "use_karras_sigmas": True}
+    for name, scheduler, strength, steps in (
+        ("DPM++ 2M Karras", diffusers.DPMSolverMultistepScheduler(**karras), 0.1, 100),
+        ("DPM++ order 3", diffusers.DPMSolverMultistepScheduler(**SCALED, solver_order=3), 0.5, 20),
+        ("LMS", diffusers.LMSDiscreteScheduler(**SCALED), 0.5, 20),
+        ("Heun", diffusers.HeunDiscreteScheduler(**SCALED), 0.5, 8),
+        ("v", diffusers.DDIMScheduler(**SCALED, clip_sample=False, prediction_type="v_prediction"), 0.5, 8),
+    ):
+        compare(f"SD 1.5, image to image, {name}", *redo(strength, steps, scheduler))
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_inpainting_with_schedulers_that_ask_twice_a_step(
+    strength, tmp_path, noise, pictures, posterior_mean, monkeypatch
+):
+    """The known region is put back between two evaluations of a step too: PNDM's first, all of Heun's."""
+    peer, folder = saved("SD 1.5", tmp_path)
+    module = diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_inpaint
+    monkeypatch.setattr(module, "randn_tensor", lambda *a, **k: first(noise))
+    peer = diffusers.StableDiffusionInpaintPipeline.from_pipe(peer)
     peer.set_progress_bar_config(disable=True)
-    expected = peer(
-        PROMPTS, image=first(pictures[0]), strength=0.6, num_inference_steps=10, guidance_scale=3.0, output_type="np"
-    ).images
-    found = interop.generate(
-        interop.load_pipeline(tmp_path / "img2img"),
-        jax.random.key(0),
-        PROMPTS,
-        image=pictures[0],
-        strength=0.6,
-        num_steps=10,
-        scale=3.0,
-        noise=noise,
-    )
-    compare(f"{name}, image to image", found, expected)
+    pipeline, (image, mask) = interop.load_pipeline(folder), pictures
+    masks = torch.tensor(np.broadcast_to(mask, (2, 1, *mask.shape)).copy()).float()
+    told = {"strength": strength, "output_type": "np", "num_inference_steps": 6, "guidance_scale": 1.0}
+    options = {"image": image, "mask": mask, "strength": strength, "num_steps": 6, "scale": 1.0, "noise": noise}
+    for name, scheduler in (("PNDM", peer.scheduler), ("Heun", diffusers.HeunDiscreteScheduler(**SCALED))):
+        peer.scheduler = scheduler
+        config = {**scheduler.config, "_class_name": type(scheduler).__name__}
+        ours = pipeline._replace(scheduler=interop.read_scheduler(config))
+        found = interop.generate(ours, jax.random.key(0), PROMPTS, **options)
+        expected = peer(PROMPTS, image=first(image), mask_image=masks, height=16, width=16, **told).images
+        compare(f"SD 1.5, inpainting, {name}", found, expected)
 
 
 @pytest.mark.parametrize("trained", [False, True])

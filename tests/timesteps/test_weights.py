@@ -116,3 +116,22 @@ def test_min_snr_is_one_where_noise_dominates_for_epsilon():
 def test_wrong_values_are_named(make, words):
     with pytest.raises(InvalidInput, match=words):
         make()
+
+
+@pytest.mark.parametrize("name", ["vp", "zero terminal", "flow"])
+def test_at_both_ends_a_weight_is_that_beside_it_with_a_derivative(name):
+    """No clean entry of a vector time counts 10^24 times as much as its neighbours, whatever the rates are there."""
+    process = (PROCESSES | {"zero terminal": processes.vp_cosine(20, zero_terminal_snr=True)})[name]
+    times = jnp.asarray([0.0, 1e-6, 0.5, 1.0 - 1e-6, 1.0], jnp.float32)
+    for prediction in PARAMETERIZATIONS:
+        own = dataclasses.replace(process, prediction=prediction)
+        for kind, weight in WEIGHTS.items():
+            values, backwards = jax.vjp(lambda t, own=own, weight=weight: weight(own, t), times)
+            slopes, values = np.asarray(backwards(jnp.ones_like(values))[0]), np.asarray(values)
+            assert np.isfinite(values).all() and np.isfinite(slopes).all(), kind
+            np.testing.assert_array_equal(values[[0, 4]], values[[1, 3]])
+    # sigma' is infinite at the clean end of a table: there the velocity says nothing of the data, and counts nothing.
+    slow = dataclasses.replace(processes.vp_linear(20), prediction="velocity")
+    assert np.asarray(timesteps.epsilon_weight()(slow, np.array([0.0, 1e-3], np.float32))).argmin() == 0
+    with pytest.raises(InvalidInput, match="times lie in"):
+        timesteps.min_snr_weight()(process, 1.5)
