@@ -36,7 +36,7 @@ from diffusion_jax.interop.schedulers import Scheduler, read_scheduler
 from diffusion_jax.models import KLVAE, T5, CLIPText
 from diffusion_jax.models.conditions import Label, Sizes
 from diffusion_jax.models.layers.conditioning import find_stream
-from diffusion_jax.typing import Denoiser
+from diffusion_jax.typing import Denoiser, Network
 
 
 class Pipeline(NamedTuple):
@@ -182,13 +182,15 @@ def load_pipeline(
         return merged_files(pretrained, loras, component)
 
     network = load(kind.network, **overrides)
-    if network.network.anatomy is None or not hasattr(network.network.module, "in_channels"):
+    if not isinstance(network.network, Network):
         raise InvalidInput(f"{parts.source(kind.network)} is that of a {network.family}, but a denoiser is needed.")
     autoencoder = load("vae") if vae is None else load_autoencoder(vae, placement, name)
     if not isinstance(autoencoder.network.module, KLVAE):
         raise InvalidInput(f"{parts.source('vae')} is that of a {autoencoder.family}, but an autoencoder is needed.")
-    given = dict(scheduler) if isinstance(scheduler, Mapping) else scheduler and Path(scheduler)
-    noise = read_scheduler(given) if given else parts.scheduler()
+    if scheduler is None:
+        noise = parts.scheduler()
+    else:
+        noise = read_scheduler(dict(scheduler) if isinstance(scheduler, Mapping) else Path(scheduler).expanduser())
     channels = autoencoder.network.module.latent_channels
     factor = autoencoder.network.module.factor
     sides = sample_size(network.family, network.config, parts.source(kind.network))
