@@ -26,22 +26,27 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-STEPS, CHECKPOINT_EVERY, PACE = 32, 8, 0.02
+STEPS, PACE = 32, 0.02
+"""As many steps as `chaos_config` says, and seconds between them."""
+
 PATIENCE = 4.0
 """Seconds after which the processes of a run of two miss each other here."""
+
+AT_ONCE = 4
+"""How often a run is struck before it is finished and compared."""
 
 LIMIT = 120.0
 """Seconds after which a process counts as hanging."""
 
 
 class Kind(NamedTuple):
-    """What is done to runs. full, quick: how often. codes: the exit codes that are documented for it.
+    """What is done to runs. full: how often; quick: whether in the quick version too. codes: the documented exit codes.
 
     strike: `(run, chance) -> None`, on a run that has just been started. processes: of which the run consists.
     """
 
     full: int
-    quick: int
+    quick: bool
     codes: tuple[int, ...]
     strike: Callable[["Run", random.Random], None]
     processes: int = 1
@@ -167,19 +172,8 @@ def _train(workdir: Path) -> int:
     train.fit = paced
     # What only draws costs more than all the rest.
     train.loss_picture = lambda workdir: None
-    settings = {
-        "model.width": 16,
-        "model.depth": 1,
-        "train.steps": STEPS,
-        "train.batch_size": 16,
-        "train.log_every": 1,
-        "train.checkpoint_every": CHECKPOINT_EVERY,
-        "train.snapshot_every": 2 * CHECKPOINT_EVERY,
-        "train.validate_every": "None",
-    }
-    config = Path(__file__).parent.parent / "configs" / "toy2d.py"
-    options = [f"--config.{name}={value}" for name, value in settings.items()]
-    code = run_command(train.main, [f"--config={config}", *options, f"--workdir={workdir}", "--no-progress"])
+    config = Path(__file__).with_name("chaos_config.py")
+    code = run_command(train.main, [f"--config={config}", f"--workdir={workdir}", "--no-progress"])
     if code == 0 and jax.distributed.is_initialized():
         jax.distributed.shutdown()
     leave(code)
@@ -205,11 +199,13 @@ def kept(workdir: Path) -> str:
 
 
 def _kept(workdir: Path) -> str:
+    import absl.logging
     import jax
     import numpy as np
 
     from diffusion_jax.training import logging, storage
 
+    absl.logging.set_verbosity(absl.logging.FATAL)
     found = hashlib.sha256()
     for folder in ("checkpoints", "snapshots"):
         with storage.readable(storage.folder(workdir / folder)) as manager:
@@ -232,7 +228,9 @@ def at_any_instant(*numbers: int, to: slice = slice(None)) -> Callable[[Run, ran
     """Signals at a time drawn from all of a run, its start included."""
 
     def strike(run, chance):
-        moment = run.begun + chance.uniform(0, run.usual)
+        # A run that goes on has less to do.
+        made = finished(run.workdir)[-1] if finished(run.workdir) else 0
+        moment = run.begun + chance.uniform(0, run.usual - made * PACE)
         run.until(lambda: time.monotonic() > moment)
         run.send(*numbers, to=to)
 
@@ -296,92 +294,101 @@ def nothing(run, chance):
 
 
 KILL, TERM, INT = signal.SIGKILL, signal.SIGTERM, signal.SIGINT
-FIRST, BOTH = slice(0, 1), slice(None)
 KINDS = {
-    "SIGKILL at any instant": Kind(32, 1, (-9,), at_any_instant(KILL)),
-    "SIGKILL during start-up": Kind(10, 0, (-9,), in_the_start),
-    "SIGKILL while a checkpoint is written": Kind(12, 1, (-9,), while_writing),
-    "SIGKILL in the last save": Kind(8, 1, (-9,), in_the_last_save),
-    "SIGTERM": Kind(12, 1, (0, -15), at_any_instant(TERM)),
-    "SIGINT": Kind(12, 1, (0, 130), at_any_instant(INT)),
-    "SIGTERM, then SIGINT": Kind(10, 1, (0, -15, 130), while_training(TERM, INT)),
-    "SIGINT twice": Kind(8, 1, (0, 130), while_training(INT, INT)),
-    "a damaged or missing file": Kind(16, 1, (-9,), by_damage),
-    "a full disk": Kind(6, 1, (2, 3), nothing, limit=6000),
-    "two processes, SIGKILL of the second": Kind(3, 0, (-9, 3), while_training(KILL, to=slice(1, 2)), 2),
-    "two processes, SIGKILL of both": Kind(3, 0, (-9,), while_training(KILL), 2),
-    "two processes, SIGTERM of one": Kind(3, 0, (0, -15, 3), while_training(TERM, to=slice(1, 2)), 2),
-    "two processes, SIGINT of both": Kind(3, 0, (0, 130), while_training(INT), 2),
+    "SIGKILL while a checkpoint is written": Kind(12, True, (-9,), while_writing),
+    "a damaged or missing file": Kind(16, True, (-9,), by_damage),
+    "SIGKILL at any instant": Kind(32, True, (-9,), at_any_instant(KILL)),
+    "SIGKILL during start-up": Kind(10, False, (-9,), in_the_start),
+    "SIGTERM": Kind(12, False, (0, -15), at_any_instant(TERM)),
+    "SIGINT": Kind(12, True, (0, 130), at_any_instant(INT)),
+    "SIGTERM, then SIGINT": Kind(10, False, (0, -15, 130), while_training(TERM, INT)),
+    "SIGINT twice": Kind(8, False, (0, 130), while_training(INT, INT)),
+    "a full disk": Kind(8, True, (2, 3), nothing, limit=6000),
+    "SIGKILL in the last save": Kind(8, True, (-9,), in_the_last_save),
+    "two processes, SIGKILL of the second": Kind(3, False, (-9, 3), while_training(KILL, to=slice(1, 2)), 2),
+    "two processes, SIGKILL of both": Kind(3, False, (-9,), while_training(KILL), 2),
+    "two processes, SIGTERM of one": Kind(3, False, (0, -15, 3), while_training(TERM, to=slice(1, 2)), 2),
+    "two processes, SIGINT of both": Kind(3, False, (0, 130), while_training(INT), 2),
 }
 
 
-def strike(kind: Kind, count: int, folder: Path, usual: float, whole: str, chance: random.Random) -> Tally:
-    """Does `kind` so many times, up to four times to one run, and finishes the runs."""
-    tally, missed = Tally(), 0
-    while tally.tried < count and missed < 10:
-        workdir = folder / f"run{time.time_ns()}"
-        here, fine, lost = 0, 0, 0
-        while here < min(4, count - tally.tried) and STEPS not in finished(workdir):
-            before = finished(workdir)
-            run = Run(workdir, kind.processes, kind.limit)
-            run.usual = usual
-            kind.strike(run, chance)
-            codes = run.end()
-            if all(code == 0 for code in codes) and "Trained" in run.said():
-                # It was done before.
-                missed += 1
-                break
-            here += 1
-            documented = set(codes) <= set(kind.codes) and "Traceback" not in run.said()
-            fine += documented
-            gone = bool(before) and (not finished(workdir) or finished(workdir)[-1] < before[-1])
-            lost += gone or "damaged" in run.said()
-            if not documented or gone:
-                print(f"    codes {codes}, checkpoints {before} -> {finished(workdir)}:\n{run.said()[-9000:]}")
-            if kind.strike is by_damage:
-                break
-        rest = Run(workdir, kind.processes)
-        done = all(code == 0 for code in rest.end()) and f"Trained {STEPS} steps" in rest.said()
-        equal = done and kept(workdir) == whole
-        if not equal:
-            print(f"    not {'equal' if done else 'finished'}:\n{rest.said()[-2000:]}")
-        if "damaged" in rest.said() and kind.strike is not by_damage:
-            lost += 1
-        tally = Tally(
-            tally.tried + here,
-            tally.documented + fine,
-            tally.recovered + here * done,
-            tally.equal + here * equal,
-            tally.lost + (lost if done else here),
-        )
-        for output in folder.glob(f"{workdir.name}-*.txt"):
-            output.unlink()
-        shutil.rmtree(workdir)
-    return tally
+def struck(
+    plan: Sequence[tuple[str, Kind]], folder: Path, usual: float, whole: str, chance: random.Random
+) -> tuple[list[tuple[str, Tally]], int]:
+    """Does to one run what is planned, one start after the other, as far as it comes before it is done; then finishes
+    it. Returns what came of each, and how many strikes came too late."""
+    workdir = folder / f"run{time.time_ns()}"
+    found, damaged, late = [], False, 0
+    for title, kind in plan:
+        before = finished(workdir)
+        run = Run(workdir, kind.processes, kind.limit)
+        run.usual = usual
+        kind.strike(run, chance)
+        codes = run.end()
+        if all(code == 0 for code in codes) and "Trained" in run.said():
+            late = 1
+            break
+        documented = set(codes) <= set(kind.codes) and "Traceback" not in run.said()
+        after = finished(workdir)
+        gone = bool(before) and not damaged and (not after or after[-1] < before[-1])
+        if not documented or gone:
+            print(f"    {title}: codes {codes}, checkpoints {before} -> {after}:\n{run.said()[-3000:]}")
+        found.append((title, documented, gone or ("damaged" in run.said() and not damaged)))
+        damaged = kind.strike is by_damage or (damaged and after == before)
+        if STEPS in after:
+            break
+    rest = Run(workdir, plan[0][1].processes)
+    done = all(code == 0 for code in rest.end()) and f"Trained {STEPS} steps" in rest.said()
+    equal = done and kept(workdir) == whole
+    if not equal:
+        print(f"    not {'equal' if done else 'finished'} after {[one[0] for one in found]}:\n{rest.said()[-3000:]}")
+    unexpected = "damaged" in rest.said() and not damaged
+    for output in folder.glob(f"{workdir.name}-*.txt"):
+        output.unlink()
+    shutil.rmtree(workdir)
+    return [
+        (title, Tally(1, int(fine), int(done), int(equal), int(lost or not done or unexpected)))
+        for title, fine, lost in found
+    ], late
+
+
+def plans(quick: bool, names: Sequence[str]) -> list[list[tuple[str, Kind]]]:
+    """What is to be done to runs: of each kind up to four times to one; `quick`: everything once, to the same run."""
+    chosen = [(title, kind) for title, kind in KINDS.items() if not names or any(name in title for name in names)]
+    if quick:
+        return [[one for one in chosen if one[1].quick]]
+    return [
+        [(title, kind)] * min(AT_ONCE, kind.full - begun)
+        for title, kind in chosen
+        for begun in range(0, kind.full, AT_ONCE)
+    ]
 
 
 def chaos(quick: bool, seed: int, names: Sequence[str] = ()) -> dict[str, Tally]:
     """The tally of each kind."""
     chance = random.Random(seed)
-    tallies = {}
+    tallies: dict[str, Tally] = {}
     with tempfile.TemporaryDirectory(prefix="chaos") as name:
         folder = Path(name)
         whole, usual = {}, {}
-        for title, kind in KINDS.items():
-            count = kind.quick if quick else kind.full
-            if not count or (names and not any(name in title for name in names)):
-                continue
-            if kind.processes not in whole:
-                for turn in ("compiled", "whole"):
-                    run = Run(folder / f"{turn}{kind.processes}", kind.processes)
+        for plan in plans(quick, names):
+            processes = plan[0][1].processes
+            if processes not in whole:
+                # The second is the usual one: the first compiles, for about half of its time.
+                for turn in ("first",) if quick else ("first", "second"):
+                    run = Run(folder / f"{turn}-of-{processes}", processes)
                     if any(run.end()):
                         raise SystemExit(f"error: a run that nothing happens to ends with {run.codes}:\n{run.said()}")
-                    usual[kind.processes] = time.monotonic() - run.begun
-                    if quick:
-                        break
-                whole[kind.processes] = kept(run.workdir)
-            tallies[title] = strike(kind, count, folder, usual[kind.processes], whole[kind.processes], chance)
-            print(f"  {title}: {_told(tallies[title])}", flush=True)
+                    usual[processes] = (time.monotonic() - run.begun) / (2 if quick else 1)
+                whole[processes] = kept(run.workdir)
+            late = 0
+            while plan and late < 10:
+                found, more = struck(plan, folder, usual[processes], whole[processes], chance)
+                late += more
+                plan = plan[len(found) :]
+                for title, one in found:
+                    tallies[title] = Tally(*map(sum, zip(tallies.get(title, Tally()), one)))
+                    print(f"  {title}: {_told(tallies[title])}", flush=True)
     return tallies
 
 
@@ -404,7 +411,7 @@ def table(tallies: dict[str, Tally]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.chaos", description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", help="kinds whose title holds one of these words; all when absent")
-    parser.add_argument("--quick", action="store_true", help="each kind of one process once")
+    parser.add_argument("--quick", action="store_true", help="six kinds, once each")
     parser.add_argument("--seed", type=int, default=0, help="of the instants that are drawn")
     parser.add_argument(
         "--results", type=Path, help="where to write chaos.json and chaos.md (default: nowhere if quick)"
@@ -413,7 +420,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     cache = tempfile.mkdtemp(prefix="chaos-compiled")
     os.environ |= {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "",
+        # Compiled in a third of the time; equality is then of runs that are all compiled so.
+        "XLA_FLAGS": "--xla_backend_optimization_level=0" if arguments.quick else "",
         "JAX_COMPILATION_CACHE_DIR": cache,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",

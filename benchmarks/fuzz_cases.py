@@ -68,7 +68,7 @@ def values() -> st.SearchStrategy:
 
 def changes() -> st.SearchStrategy:
     """One to three changes of a tree: where, what is done there, and with what."""
-    kinds = st.sampled_from(("replace", "replace", "replace", "delete", "add", "move", "within"))
+    kinds = st.sampled_from(("near", "near", "near", "near", "replace", "replace", "delete", "add", "move", "within"))
     return st.lists(st.tuples(st.integers(0, 2**16), kinds, values(), st.integers(0, 2**16)), min_size=1, max_size=3)
 
 
@@ -102,11 +102,34 @@ def changed(tree: Any, what: list) -> Any:
             for step in (*way, key):
                 taken = taken[step] if not isinstance(taken, list) or step < len(taken) else None
             node[last] = json.loads(json.dumps(taken))
+        elif kind == "near":
+            node[last] = near(node[last], other)
         elif kind == "within":
             node[last] = [node[last]] if other % 2 else {"call": node[last]}
         else:
             node[last] = value
     return tree
+
+
+def near(value: Any, number: int) -> Any:
+    """A value of the same type, or another constructor of the same package: most of these are right."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return (value + number % 7 - 3, value * 2, number % 40)[number % 3]
+    if isinstance(value, float):
+        return (value * (number % 7) / 3, -value, number % 10 / 10)[number % 3]
+    if isinstance(value, list):
+        return value[::-1] if number % 2 else value[1:]
+    if isinstance(value, str):
+        package = value.rpartition(".")[0]
+        if package not in parts.CONFIGURABLE:
+            return value[1:]
+        public = parts.public_names(__import__(f"diffusion_jax.{package}", fromlist=["x"]))
+        return f"{package}.{public[number % len(public)]}"
+    if isinstance(value, dict) and "call" in value:
+        return {"call": near(value["call"], number)}
+    return value
 
 
 class Case(NamedTuple):
@@ -236,6 +259,12 @@ def _schedulers(folder: Path) -> None:
         (folder / f"{i}.json").write_text(json.dumps({**common, **fields}))
 
 
+def _read_scheduler(path: Path) -> None:
+    scheduler = interop.read_scheduler(path)
+    grid = scheduler.grid(5)
+    scheduler.process.alpha(grid)
+
+
 def _preprocessor(folder: Path) -> None:
     fields = {"do_normalize": True, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5], "size": 224}
     (folder / "preprocessor_config.json").write_text(json.dumps(fields))
@@ -289,7 +318,7 @@ CHEAP = {
     "images": Reader(_images, lambda folder: _entries(data.image_folder(str(folder), size=8))),
     "samples": Reader(_sample_set, shards.read_samples),
     "calibration": Reader(_calibration, lambda folder: acceleration.load_calibration(folder / "calibration.json")),
-    "scheduler": Reader(_schedulers, lambda folder: [interop.read_scheduler(at) for at in sorted(folder.iterdir())]),
+    "scheduler": Reader(_schedulers, lambda folder: [_read_scheduler(at) for at in sorted(folder.iterdir())]),
     "preprocessor": Reader(_preprocessor, interop.load_preprocessor),
 }
 """Readers of which a case takes milliseconds."""

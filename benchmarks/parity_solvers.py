@@ -228,5 +228,12 @@ def solver_error(case: Case, dtype: str = "float64") -> tuple[float, float]:
     begin at 15, and at 4000 where the last step is pure noise.
     """
     run, expected = trajectories(case, dtype)
-    error = max(float(np.max(np.abs(a - b)) / max(1.0, np.max(np.abs(b)))) for a, b in zip(*(run[0], expected[0])))
+    assert all(np.isfinite(x).all() for x in run.outputs)
+    # UniPC's bh1 is NaN in its last step, to sigma = 0, in the peer.
+    known = [i for i, x in enumerate(expected.outputs) if np.isfinite(x).all()]
+    assert len(known) >= len(run.outputs) - (case.options.get("solver_type") == "bh1")
+    error = max(
+        float(np.max(np.abs(run.outputs[i] - expected.outputs[i])) / max(1.0, np.max(np.abs(expected.outputs[i]))))
+        for i in known
+    )
     return error, float(np.max(np.abs(run.told - expected.told)))

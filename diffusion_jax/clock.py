@@ -53,9 +53,9 @@ def _times(name: str, values: Any) -> Any:
 
 def num_steps(grid: Plan | Times) -> int:
     """S. Raises InvalidInput where the grids of joint data have different ones."""
-    leaves = grid.values() if isinstance(grid, Mapping) else [grid]
+    leaves: Any = grid.values() if isinstance(grid, Mapping) else [grid]
     # Lists of times are grids too: not trees of numbers.
-    lengths = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else 0 for leaf in leaves}
+    lengths = {np.shape(leaf)[0] if np.ndim(leaf) else 0 for leaf in leaves}
     if len(lengths) != 1:
         raise invalid("grid", sorted(lengths), "the grids of all modalities must have the same number of entries")
     return lengths.pop() - 1
@@ -92,8 +92,8 @@ class Clock(NamedTuple):
 
 def clock(grid: Plan | Times) -> Clock:
     """The clock of a grid, or of a dict of grids, whose runs have no keys yet."""
-    grid = {name: _times(name, g) for name, g in grid.items()} if isinstance(grid, Mapping) else _times("grid", grid)
-    return Clock(grid, remaining(grid))
+    whole = {name: _times(name, g) for name, g in grid.items()} if isinstance(grid, Mapping) else _times("grid", grid)
+    return Clock(whole, remaining(whole))
 
 
 def single_step(t: Any, t_next: Any = None) -> Step:

@@ -70,7 +70,7 @@ def check_entry(entry: Any, takes: Any, field: str) -> None:
     if not _is_call(entry):
         inside = _taken_inside(entry, takes)
         if inside is None:
-            parts.check_value(field, _plain(entry), takes)
+            parts.check_value(field, as_plain(entry), takes)
         for key, value in _items(entry):
             check_entry(value, Any if inside is None else inside[key], f"{field}.{key}")
         return
@@ -85,7 +85,7 @@ def check_entry(entry: Any, takes: Any, field: str) -> None:
         if _has_calls(value):
             check_entry(value, wanted, where)
         else:
-            of_type(where, _plain(value), wanted)
+            of_type(where, as_plain(value), wanted)
 
 
 def _is_call(entry: Any) -> bool:
@@ -111,7 +111,8 @@ def _taken_inside(entry: Any, takes: Any) -> dict[Any, Any] | None:
     return {key: parts.within(takes, key if named else None) for key, _ in _items(entry)}
 
 
-def _plain(entry: Any) -> Any:
+def as_plain(entry: Any) -> Any:
+    """A ConfigDict as a dict; any other value as it is."""
     return entry.to_dict() if isinstance(entry, ConfigDict) else entry
 
 

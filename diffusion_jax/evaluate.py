@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     samples = read_samples(folder)
     real, held_out = part_of("data", config), part_of("held_out", config)
 
-    values = {"num_samples": len(samples["index"])}
+    values: dict[str, float] = {"num_samples": len(samples["index"])}
     for measure in parts_in("metrics", config).values():
         values |= measure(samples, real, held_out)
     cost = read_identity(folder / COST) or {}

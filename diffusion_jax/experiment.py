@@ -28,7 +28,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import data, training
 from diffusion_jax.clock import as_grid
-from diffusion_jax.config import build, call
+from diffusion_jax.config import as_plain, build, call
 from diffusion_jax.data.agreement import check_classes, check_known, check_null_class
 from diffusion_jax.distributed import BATCH_AXES, path_name
 from diffusion_jax.errors import InvalidInput, invalid
@@ -161,7 +161,7 @@ def prepare(
     shape = jax.tree.map(np.shape, source[0]["x0"])
     conditions = getattr(getattr(network, "module", None), "conditions", ())
     check_classes(source, held_out, conditions, process)
-    check_null_class("config.objective.null", _plain(config.objective.get("null")), source, conditions)
+    check_null_class("config.objective.null", as_plain(config.objective.get("null")), source, conditions)
     return Experiment(
         config, source, held_out, network, process, loss, validation, optimizer, mesh, shape, conditions, begin
     )
@@ -284,17 +284,24 @@ def prepare_sampling(experiment: Experiment) -> Sampling:
     )  # fmt: skip
     for name, entry in config.sampling.transformations.items():
         field = f"config.sampling.transformations.{name}"
-        check_null_class(f"{field}.null", _plain(entry.get("null")), experiment.source, experiment.conditions)
+        check_null_class(f"{field}.null", as_plain(entry.get("null")), experiment.source, experiment.conditions)
         denoiser = build(entry, GROUPS["sampling.transformations"], field, denoiser=denoiser, **context)
     conditions = part_of("sampling.condition", config) if config.sampling.get("condition") else None
 
+    known = conditions and _checked(conditions, experiment.conditions)
+    grid = as_grid(part_of("sampling.grid", config, **context))
+    return Sampling(denoiser, part_of("sampling.solver", config, **context), grid, known)
+
+
+def _checked(conditions: data.Conditions, streams: Any) -> data.Conditions:
+    """`conditions`, whose values are looked at before they are given out."""
+
     def known(index):
-        cond = conditions(index) if conditions else None
-        check_values(experiment.conditions, cond, data=True)
+        cond = conditions(index)
+        check_values(streams, cond, data=True)
         return cond
 
-    grid = as_grid(part_of("sampling.grid", config, **context))
-    return Sampling(denoiser, part_of("sampling.solver", config, **context), grid, known if conditions else None)
+    return known
 
 
 def compiled_sampler(experiment: Experiment, sampling: Sampling, save_every: int | None = None):

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffusion_jax import data, metrics, training
-from diffusion_jax.config import build, check_entry
+from diffusion_jax.config import as_plain, build, check_entry
 from diffusion_jax.data.pipeline import Transform
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.models import Autoencoder, Captioner, DualEncoder, Encoder
@@ -81,7 +81,7 @@ def check_config(config: ConfigDict, given: Collection[str] = ()) -> None:
     for place in sorted({*groups, *NUMBERS, *GROUPS}):
         group = entry_at(config, place, {})
         if not isinstance(group, Mapping | ConfigDict) or "call" in group:
-            raise invalid(f"config.{place}", _plain(group), "a group of entries is needed")
+            raise invalid(f"config.{place}", as_plain(group), "a group of entries is needed")
     for place, takes in PARTS.items():
         entry = entry_at(config, place, MISSING)
         if entry is not MISSING and (entry is not None or place not in given):
@@ -97,7 +97,7 @@ def check_config(config: ConfigDict, given: Collection[str] = ()) -> None:
         raise invalid("config.train.clip_norm", clip, "a positive number is needed, or None")
     average = config.sampling.get("ema")
     if average is not None and not isinstance(average, str):
-        raise invalid("config.sampling.ema", _plain(average), "the name of an average is needed, or None")
+        raise invalid("config.sampling.ema", as_plain(average), "the name of an average is needed, or None")
     if average is not None and config.ema and average not in config.ema:
         raise unknown("config.sampling.ema", average, [*config.ema, "None"])
 
@@ -111,10 +111,6 @@ def entry_at(config: Any, place: str, default: Any) -> Any:
     return config
 
 
-def _plain(value: Any) -> Any:
-    return value.to_dict() if isinstance(value, ConfigDict) else value
-
-
 def _check_number(field: str, value: Any, least: int | None) -> None:
     if value is MISSING:
         raise InvalidInput(f"{field} is missing: it is a whole number; experiment.defaults() has one for each.")
@@ -123,7 +119,7 @@ def _check_number(field: str, value: Any, least: int | None) -> None:
     most = MOST_AT_ONCE if field.endswith(("size", "examples", "columns", "zoom", "accumulate")) else MOST
     if isinstance(value, bool) or not isinstance(value, int) or not (least or 0) <= value <= most:
         never = ", or None" if least is None else ""
-        raise invalid(field, _plain(value), f"a whole number from {least or 0} to {most} is needed{never}")
+        raise invalid(field, as_plain(value), f"a whole number from {least or 0} to {most} is needed{never}")
 
 
 def part_of(place: str, config: ConfigDict, **context: Any) -> Any:

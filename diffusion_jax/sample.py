@@ -66,7 +66,8 @@ def provenance(experiment: Experiment, params: Any, seed: int) -> dict[str, Any]
     digest = hashlib.sha256(json.dumps(leaves, sort_keys=True).encode()).hexdigest()[:16]
     config = json.loads(to_json(experiment.config))
     drawn = {name: value for name, value in config["sampling"].items() if name not in SHOWN}
-    return {"seed": seed, "parameters": digest, "sampling": drawn} | {
+    shape = json.loads(json.dumps(experiment.shape))
+    return {"seed": seed, "parameters": digest, "sampling": drawn, "shape": shape} | {
         name: config[name] for name in ("model", "process")
     }
 

@@ -14,7 +14,7 @@ from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.experiment import Experiment, Sampling, compiled_sampler, fit, prepare, prepare_sampling
 
 
-def averaged(experiment: Experiment, state: training.TrainState) -> Any:
+def sampling_params(experiment: Experiment, state: training.TrainState) -> Any:
     """The parameters that `sampling.ema` names: those of an average, or the raw ones."""
     name = experiment.config.sampling.ema
     if name and name not in state.ema:
@@ -23,7 +23,7 @@ def averaged(experiment: Experiment, state: training.TrainState) -> Any:
 
 
 def validation(experiment: Experiment, every: int) -> training.Callback:
-    """Logs the held-out loss at eight equidistant times, with the averaged parameters."""
+    """Logs the held-out loss at eight equidistant times, with the sampling_params parameters."""
     count = min(len(experiment.held_out), experiment.config.train.validation_examples)
     if count < 1:
         raise invalid(
@@ -33,7 +33,7 @@ def validation(experiment: Experiment, every: int) -> training.Callback:
     batch = data.stacked_examples(experiment.held_out, range(count)) | {"index": np.arange(count, dtype=np.int32)}
 
     def at(state: training.TrainState) -> tuple[Any, ...]:
-        return averaged(experiment, state), state.objective_state, batch, jax.random.key(0)
+        return sampling_params(experiment, state), state.objective_state, batch, jax.random.key(0)
 
     def function(state: training.TrainState, writer: Any) -> dict[str, Any]:
         return {f"validation/{key}": value for key, value in evaluate(*at(state)).items()}
@@ -42,7 +42,7 @@ def validation(experiment: Experiment, every: int) -> training.Callback:
 
 
 def sample_pictures(experiment: Experiment, sampling: Sampling, every: int) -> training.Callback:
-    """Draws a batch of samples with the averaged parameters and writes them as a picture."""
+    """Draws a batch of samples with the sampling_params parameters and writes them as a picture."""
     group = experiment.config.sampling
     # As many as fill the picture, and divide over the mesh.
     count = -(-(group.picture_columns**2) // experiment.mesh.size) * experiment.mesh.size
@@ -57,10 +57,10 @@ def sample_pictures(experiment: Experiment, sampling: Sampling, every: int) -> t
         return pictures.grid(np.asarray(x), group.picture_columns, zoom=group.picture_zoom)
 
     def function(state: training.TrainState, writer: Any) -> None:
-        writer.image(int(state.step), "samples", picture(draw(averaged(experiment, state))))
+        writer.image(int(state.step), "samples", picture(draw(sampling_params(experiment, state))))
 
     def check(state: training.TrainState) -> None:
-        shape = jax.eval_shape(draw, averaged(experiment, state))
+        shape = jax.eval_shape(draw, sampling_params(experiment, state))
         try:
             picture(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shape))
         except (InvalidInput, TypeError, ValueError, KeyError):

@@ -21,11 +21,11 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy import ndimage
 
+from diffusion_jax.data.regions import MIDDLES, SIZE, capsule, trapezoid
 from diffusion_jax.data.sources import Indices, check_split
 from diffusion_jax.errors import invalid
 from diffusion_jax.typing import Numbers
 
-SIZE = 32
 CATEGORIES = ("upper", "lower", "overall", "shoe", "bag")
 COLOURS = {
     "red": (0.85, 0.12, 0.12),
@@ -256,9 +256,9 @@ def render(persons: Persons, outfits: Outfits) -> tuple[Float[np.ndarray, "N 32 
     regions, cloth = worn_regions(persons, outfits.cut), looks(outfits.colour, outfits.texture)
     for category in _LAYERS:
         paint(regions[:, category] & outfits.worn[:, category, None, None], cloth[:, category], 2 + category)
-    head = _capsule(j[:, _HEAD], j[:, _HEAD], 3.1)
+    head = capsule(j[:, _HEAD], j[:, _HEAD], 3.1)
     paint(head, skin, _BODY)
-    paint(head & (_MIDDLES[:, None] < j[:, _HEAD, 1, None, None] - 0.6), persons.hair[:, None, None], _BODY)
+    paint(head & (MIDDLES[:, None] < j[:, _HEAD, 1, None, None] - 0.6), persons.hair[:, None, None], _BODY)
     return _signed(picture), parsing
 
 
@@ -271,25 +271,25 @@ def worn_regions(persons: Persons, cut: Int[np.ndarray, "N 5"]) -> Bool[np.ndarr
     def between(a, b, share):
         return j[:, a] + share[:, None] * (j[:, b] - j[:, a])
 
-    torso = _trapezoid(middle, 8.4, 18.4, 4.2, 3.6)
-    upper, lower, shoe = torso, _trapezoid(middle, 16.6, 19.6, 3.6, 4.0), False
+    torso = trapezoid(middle, 8.4, 18.4, 4.2, 3.6)
+    upper, lower, shoe = torso, trapezoid(middle, 16.6, 19.6, 3.6, 4.0), False
     for shoulder, elbow, hand, knee, ankle in (_LEFT, _RIGHT):
         end = np.where(long[0][:, None], between(elbow, hand, np.full(len(j), 0.7)), j[:, elbow])
         joint = np.where(long[0][:, None], j[:, elbow], between(shoulder, elbow, np.full(len(j), 0.7)))
         end = np.where(long[0][:, None], end, joint)
-        upper = upper | _capsule(j[:, shoulder], joint, 1.7) | _capsule(joint, end, 1.7)
+        upper = upper | capsule(j[:, shoulder], joint, 1.7) | capsule(joint, end, 1.7)
         hip = 2 * j[:, knee] - j[:, ankle]
-        lower = lower | _capsule(hip, hip + np.where(long[1], 0.9, 0.45)[:, None] * (j[:, ankle] - hip), 2.1)
+        lower = lower | capsule(hip, hip + np.where(long[1], 0.9, 0.45)[:, None] * (j[:, ankle] - hip), 2.1)
         foot = j[:, ankle] + np.array([0.0, 0.9])
-        shoe = shoe | _capsule(foot - np.array([0.9, 0.0]), foot + np.array([0.9, 0.0]), 1.7)
+        shoe = shoe | capsule(foot - np.array([0.9, 0.0]), foot + np.array([0.9, 0.0]), 1.7)
         boot = j[:, ankle] + np.where(long[3], 0.45, 0.0)[:, None] * (j[:, knee] - j[:, ankle])
-        shoe = shoe | _capsule(j[:, ankle], boot, np.where(long[3], 1.9, 0.0))
-    overall = _trapezoid(middle, 8.4, 16.0, 4.0, 3.4)
+        shoe = shoe | capsule(j[:, ankle], boot, np.where(long[3], 1.9, 0.0))
+    overall = trapezoid(middle, 8.4, 16.0, 4.0, 3.4)
     hem = np.where(long[2], 26.0, 21.0)
-    overall = overall | _trapezoid(middle, 15.5, hem, 3.4, np.where(long[2], 7.0, 6.0))
+    overall = overall | trapezoid(middle, 15.5, hem, 3.4, np.where(long[2], 7.0, 6.0))
     hand = j[:, _RIGHT[2]]
     width, height = np.where(long[4], 2.1, 3.1), np.where(long[4], 5.6, 4.2)
-    bag = _trapezoid(hand[:, 0], hand[:, 1] + 1.0, hand[:, 1] + 1.0 + height, width, width)
+    bag = trapezoid(hand[:, 0], hand[:, 1] + 1.0, hand[:, 1] + 1.0 + height, width, width)
     return np.stack([upper, lower, overall, shoe, bag], axis=1)
 
 
@@ -301,14 +301,14 @@ def mask(persons: Persons) -> Bool[np.ndarray, "N 32 32"]:
     cuts = (np.full((len(persons.joints), len(CATEGORIES)), cut) for cut in range(CUTS))
     every = np.any([worn_regions(persons, cut).any(axis=1) for cut in cuts], axis=0)
     grown = np.asarray(ndimage.binary_dilation(every, np.ones((1, 3, 3), bool)), bool)
-    return grown & ~_capsule(persons.joints[:, _HEAD], persons.joints[:, _HEAD], 3.1)
+    return grown & ~capsule(persons.joints[:, _HEAD], persons.joints[:, _HEAD], 3.1)
 
 
 def pose_map(persons: Persons) -> Float[np.ndarray, "N 32 32 3"]:
     """The skeleton, light in [0, 1]: bones in colours of their own on black."""
     picture = np.zeros((len(persons.joints), SIZE, SIZE, 3))
     for a, b, colour in _BONES:
-        picture[_capsule(persons.joints[:, a], persons.joints[:, b], 0.75)] = colour
+        picture[capsule(persons.joints[:, a], persons.joints[:, b], 0.75)] = colour
     return picture
 
 
@@ -329,11 +329,11 @@ def _flat_outlines() -> Bool[np.ndarray, "5 2 32 32"]:
 
     def both(a, b, radius):
         """A capsule and its mirror image."""
-        region = _capsule(point(*a), point(*b), radius)
+        region = capsule(point(*a), point(*b), radius)
         return region | region[..., ::-1]
 
     def middle(*sides):
-        return _trapezoid(np.array([SIZE / 2]), *sides)
+        return trapezoid(np.array([SIZE / 2]), *sides)
 
     outlines = [
         [middle(6, 27, 6.5, 6.5) | both((10.5, 8), end, 2.6) for end in ((6, 12), (3.5, 22))],
@@ -383,38 +383,14 @@ def correct(reading: Reading, outfits: Outfits) -> dict[str, np.ndarray]:
     return {name: np.where(outfits.worn, values.astype(float), np.nan) for name, values in right.items()}
 
 
-_MIDDLES = np.arange(SIZE, dtype=np.float32) + 0.5
-"""Where the middles of pixels are, along either axis."""
-
-
-def _capsule(a, b, radius):
-    """The pixels within `radius` of the segments from a to b `[N, 2]`."""
-    ax, ay, bx, by = (np.reshape(value, (-1, 1, 1)).astype(np.float32) for value in (*a.T, *b.T))
-    x, y, along_x, along_y = _MIDDLES - ax, _MIDDLES[:, None] - ay, bx - ax, by - ay
-    square = np.maximum(along_x**2 + along_y**2, 1e-6)
-    share = np.clip(x * (along_x / square) + y * (along_y / square), 0, 1)
-    distance = (x - share * along_x) ** 2 + (y - share * along_y) ** 2
-    return distance < np.square(np.reshape(radius, (-1, 1, 1)))
-
-
-def _trapezoid(middle, top, bottom, half_top, half_bottom):
-    """The pixels between two heights whose distance from `middle` stays within a width that changes linearly."""
-    middle, top, bottom, half_top, half_bottom = (
-        np.reshape(value, (-1, 1, 1)) for value in (middle, top, bottom, half_top, half_bottom)
-    )
-    y = _MIDDLES[:, None]
-    half = half_top + (half_bottom - half_top) * (y - top) / (bottom - top)
-    return (y > top) & (y < bottom) & (np.abs(_MIDDLES - middle) < half)
-
-
 def _body(j):
     """Arms, legs, hands, feet and torso."""
-    region = _trapezoid(j[:, _HIP, 0], 8.4, 18.5, 3.8, 3.4) | _capsule(j[:, _HEAD], j[:, _NECK], 1.2)
+    region = trapezoid(j[:, _HIP, 0], 8.4, 18.5, 3.8, 3.4) | capsule(j[:, _HEAD], j[:, _NECK], 1.2)
     for shoulder, elbow, hand, knee, ankle in (_LEFT, _RIGHT):
         hip = 2 * j[:, knee] - j[:, ankle]
-        region |= _capsule(j[:, shoulder], j[:, elbow], 1.2) | _capsule(j[:, elbow], j[:, hand], 1.2)
-        region |= _capsule(j[:, hand], j[:, hand], 1.4) | _capsule(hip, j[:, ankle], 1.5)
-        region |= _capsule(j[:, ankle], j[:, ankle] + np.array([0.0, 0.9]), 1.3)
+        region |= capsule(j[:, shoulder], j[:, elbow], 1.2) | capsule(j[:, elbow], j[:, hand], 1.2)
+        region |= capsule(j[:, hand], j[:, hand], 1.4) | capsule(hip, j[:, ankle], 1.5)
+        region |= capsule(j[:, ankle], j[:, ankle] + np.array([0.0, 0.9]), 1.3)
     return region
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.interop.fields import Fields
 from diffusion_jax.interop.noise_levels import (
+    MOST_STEPS,
     Levels,
     SchedulerClass,
     betas_of,
@@ -21,7 +22,6 @@ from diffusion_jax.interop.told_times import told_exactly
 from diffusion_jax.processes import EDM, DiscreteVP, GaussianProcess, Linear
 from diffusion_jax.timesteps import NOISE_RATIOS, from_array, times_at_noise_ratios
 
-MOST_STEPS = 10**5
 UNIT = 1000
 """What the network of a flow is told at t = 1."""
 
@@ -47,6 +47,8 @@ def edm_levels(fields: Fields, time: str = "log_sigma", schedule: str = "karras"
     def grid(num_steps=None, seq_len=None, timesteps=None, sigmas=None):
         refuse(fields, sigmas=sigmas, timesteps=timesteps)
         ratios = NOISE_RATIOS[name](checked_steps(num_steps, MOST_STEPS), low, high, **shape)
+        if len(ratios) == 1 and name == "exponential":
+            ratios = np.array([low])  # The peer counts from the data.
         times = times_at_noise_ratios(process, ratios)
         return from_array(np.append(times, times[-1] if idle else 0.0))
 

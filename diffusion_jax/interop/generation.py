@@ -242,7 +242,7 @@ def _compiled(stages: tuple[SamplingStage, ...], rescale: float):
             )
             solver = solvers.switched([stage.solver for stage in stages], which)
         if known is not None:
-            solver = solvers.released(solver, known, release, noise=noise, before=False)
+            solver = solvers.released(solver, known, release, noise=noise, before=False, within=True)
         x = sample(key, denoiser, own, solver, grid, x_init=start, cond=cond, index=index, start=first).x
         # Grids may end above 0, where the known region still has a little noise.
         return x if known is None else jnp.where(release == 0, known, x)

@@ -22,6 +22,11 @@ KINDS = (None, "LORA", "LOHA", "LOKR")
 DEFAULT = 8
 """PEFT's alpha where its config says none."""
 
+UNBOUNDED = re.compile(r"[*+{]")
+REPEATED = re.compile(r"\)\s*[*+{]|\\\d|\(\?P?[=<]")
+MOST_UNBOUNDED = 3
+"""What patterns of a file may not have, since it could take for ever: repeated groups, references, many repeats."""
+
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Ways to begin the factors that change the base as well, so that a file is not of the published base."""
 
@@ -53,6 +58,7 @@ def scales(
     """
     config, where = adapter_config(files, location, component)
     _check(config, where)
+    ranks, alphas = (_compiled(config, name, where) for name in ("rank_pattern", "alpha_pattern"))
 
     def scale(module: str, rank: int | None, alpha: str | None) -> float:
         if alpha is not None:
@@ -61,7 +67,7 @@ def scales(
             return value / rank if rank else 1.0
         if not config:
             return 1.0
-        told = _pattern(config.get("rank_pattern"), module, where)
+        told = _first(ranks, module)
         told = config.get("r", rank) if told is None else told
         if rank is None:
             rank = told
@@ -70,7 +76,7 @@ def scales(
         if not isinstance(rank, int) or rank < 1:
             raise invalid(f"{where}: r", rank, "a positive integer is needed")
         name = "alpha" if config.get("peft_type") in ("LOHA", "LOKR") else "lora_alpha"
-        value = _pattern(config.get("alpha_pattern"), module, where)
+        value = _first(alphas, module)
         value = _number(config.get(name, DEFAULT) if value is None else value, f"{where}: {name}")
         return value / math.sqrt(rank) if config.get("use_rslora") else value / rank
 
@@ -100,16 +106,22 @@ def _check(config, where):
             raise invalid(f"{where}: {name}", config[name], "this is not read")
 
 
-def _pattern(patterns, module, where):
-    """The value of the first pattern that a module's name ends with, as PEFT finds it; None where none does."""
-    for pattern, value in (patterns or {}).items():
+def _compiled(config, name, where) -> list[tuple[re.Pattern, Any]]:
+    """Patterns on the ends of modules' names and their values, in order."""
+    found = []
+    for pattern, value in (config.get(name) or {}).items():
+        if len(UNBOUNDED.findall(pattern)) > MOST_UNBOUNDED or REPEATED.search(pattern):
+            raise InvalidInput(f"{where}: the pattern {pattern[:80]!r} of {name} repeats too much to be tried.")
         try:
-            hit = re.match(rf"(.*\.)?({pattern})$", module)
-        except re.error:
-            raise InvalidInput(f"{where}: the pattern {pattern!r} is no regular expression.") from None
-        if hit:
-            return value
-    return None
+            found.append((re.compile(rf"(.*\.)?({pattern})$"), value))
+        except (re.error, OverflowError, RecursionError):
+            raise InvalidInput(f"{where}: the pattern {pattern[:80]!r} of {name} is no regular expression.") from None
+    return found
+
+
+def _first(patterns, module):
+    """The value of the first pattern that matches, as PEFT finds it; None where none does."""
+    return next((value for pattern, value in patterns if pattern.match(module)), None)
 
 
 def _number(value: Any, name: str) -> float:

@@ -219,6 +219,8 @@ def discrete_levels(
             spaced = SPACINGS[spacing](steps + 1, last, offset)[:-1]
         elif last != total:
             spaced = np.round(np.arange(last, 0, -total / steps)) - 1.0
+        elif spacing == "linspace" and steps == 1:
+            spaced = np.zeros(1)  # The peer counts from the data: its only index is the first.
         else:
             spaced = SPACINGS[spacing](steps, last, offset)
         return np.round(spaced) if kind.rounded else spaced
@@ -226,7 +228,7 @@ def discrete_levels(
     def ratios(steps, table):
         span = np.interp(indices(steps), np.arange(total), table) if kind.spaced_ends else table[::-1]
         least, most = (float(given or own) for given, own in zip(ends, (span[-1], span[0])))
-        return NOISE_RATIOS["exponential" if name == "lu" else name](steps, least, most)
+        return NOISE_RATIOS["exponential" if name == "lu" else str(name)](steps, least, most)
 
     def grid(num_steps=None, seq_len=None, timesteps=None, sigmas=None):
         refuse(fields, sigmas=sigmas if name or not kind.own_sigmas else None, timesteps=timesteps if name else None)
@@ -259,7 +261,7 @@ def discrete_levels(
             times = told_exactly(process, times, told, total)
         # Some classes end where the last level is: a step that does not move.
         idle = end is None or end > times[-1] * (1 - 1e-6)
-        return from_array(np.append(times, times[-1] if idle else end))
+        return from_array([*times, times[-1] if idle else end])
 
     return Levels(process, grid)
 
@@ -283,7 +285,7 @@ def continuous_levels(fields: Fields, kind: SchedulerClass) -> Levels:
             own = (float(np.exp(-0.5 * table.log_snr(spaced[place]))) for place in (-2, 0))
             span = [value if chosen is None else chosen for value, chosen in zip(own, given)]
             end = kind.end(fields, 1) and float(process.inverse_log_snr(-2 * np.log(table.noise_ratios[1])))
-        return from_array(np.append(times_at_noise_ratios(process, NOISE_RATIOS[name](num_steps, *span)), end))
+        return from_array([*times_at_noise_ratios(process, NOISE_RATIOS[name](num_steps, *span)), end])
 
     return Levels(process, grid)
 

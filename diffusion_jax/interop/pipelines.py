@@ -7,6 +7,7 @@ adapted one, the solver or the grid by others. `generation.generate` runs it.
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -35,7 +36,7 @@ from diffusion_jax.interop.schedulers import Scheduler, read_scheduler
 from diffusion_jax.models import KLVAE, T5, CLIPText
 from diffusion_jax.models.conditions import Label, Sizes
 from diffusion_jax.models.layers.conditioning import find_stream
-from diffusion_jax.typing import Denoiser
+from diffusion_jax.typing import Denoiser, Network
 
 
 class Pipeline(NamedTuple):
@@ -181,12 +182,15 @@ def load_pipeline(
         return merged_files(pretrained, loras, component)
 
     network = load(kind.network, **overrides)
-    if network.network.anatomy is None or not hasattr(network.network.module, "in_channels"):
+    if not isinstance(network.network, Network):
         raise InvalidInput(f"{parts.source(kind.network)} is that of a {network.family}, but a denoiser is needed.")
     autoencoder = load("vae") if vae is None else load_autoencoder(vae, placement, name)
     if not isinstance(autoencoder.network.module, KLVAE):
         raise InvalidInput(f"{parts.source('vae')} is that of a {autoencoder.family}, but an autoencoder is needed.")
-    noise = parts.scheduler() if scheduler is None else read_scheduler(scheduler)
+    if scheduler is None:
+        noise = parts.scheduler()
+    else:
+        noise = read_scheduler(dict(scheduler) if isinstance(scheduler, Mapping) else Path(scheduler).expanduser())
     channels = autoencoder.network.module.latent_channels
     factor = autoencoder.network.module.factor
     sides = sample_size(network.family, network.config, parts.source(kind.network))

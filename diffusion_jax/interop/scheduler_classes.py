@@ -197,7 +197,7 @@ def _pndm(fields):
     combined = "eps" if levels.process.prediction == "epsilon" else "output"
     if runge_kutta:
         return Scheduler(levels.process, solvers.pndm(combined), grid)
-    solver = solvers.strided(solvers.plms(4, "heun", combined), total)
+    solver = solvers.strided(solvers.plms(4, "diffusers", combined), total)
 
     def one_earlier(grid, first, solver=solver, own=solver):
         """A run of diffusers' PLMS that begins at step 2 or later begins one step earlier, and leaves out the next one.

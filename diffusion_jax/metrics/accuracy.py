@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffusion_jax.errors import InvalidInput, invalid
-from diffusion_jax.metrics.arrays import class_labels, real_numbers
+from diffusion_jax.metrics.arrays import labels_within, real_numbers
 from diffusion_jax.typing import Numbers
 
 
@@ -28,7 +28,7 @@ def class_accuracy(logits: Callable[[Any], Any] | Any, images: Numbers | None, l
         raise invalid("logits.shape", scores.shape, "[N, K] with at least one sample was expected")
     if np.isnan(scores).any():
         raise InvalidInput("logits hold a NaN: they name no class.")
-    labels = class_labels(labels, *scores.shape)
+    labels = labels_within(labels, *scores.shape)
     right = scores.argmax(axis=1) == labels
     per_class = [right[labels == c].mean() if (labels == c).any() else np.nan for c in range(scores.shape[1])]
     return ClassAccuracy(float(right.mean()), np.asarray(per_class))

@@ -11,6 +11,7 @@ import numpy as np
 from jax.core import Tracer
 
 from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.pixels import scaled
 from diffusion_jax.typing import Numbers
 
 
@@ -44,7 +45,7 @@ def two_sets(x: Numbers, y: Numbers, least: int = 1) -> tuple[np.ndarray, np.nda
     return first, second
 
 
-def class_labels(labels: Any, count: int, classes: int) -> np.ndarray:
+def labels_within(labels: Any, count: int, classes: int) -> np.ndarray:
     """`[count]` whole numbers from 0 to `classes` - 1. Raises InvalidInput for anything else."""
     found = np.asarray(labels)
     if found.shape != (count,):
@@ -58,17 +59,11 @@ def class_labels(labels: Any, count: int, classes: int) -> np.ndarray:
 
 
 def signed_images(field: str, images: Any) -> np.ndarray:
-    """Images in [-1, 1] in float32; bool and unsigned integers by the range of their type, bytes by `x / 127.5 - 1`.
+    """`pixels.scaled` images, of which floats may leave [-1, 1], as what a bad model draws does.
 
-    Floats may leave [-1, 1], as what a network predicts does. Raises InvalidInput for other types, and for floats
-    without a negative value, which are in [0, 1] or 0 .. 255; a constant 0 passes.
+    Raises InvalidInput for floats without a negative value, which are in [0, 1] or 0 .. 255; a constant 0 passes.
     """
-    found = np.asarray(images)
-    if found.dtype.kind in "bu":
-        return (found.astype(np.float64) * (2.0 / type_range(found.dtype)) - 1.0).astype(np.float32)
-    if not jnp.issubdtype(found.dtype, jnp.floating):
-        raise invalid(f"the type of {field}", str(found.dtype), "floats in [-1, 1], or bytes (uint8), were expected")
-    found = found.astype(np.float32)
+    found = scaled(images, field)
     if found.size and found.min() >= 0 and found.max() > 0:
         raise InvalidInput(
             f"{field} spans {found.min():g} .. {found.max():g}, nothing negative, but [-1, 1] was expected: "

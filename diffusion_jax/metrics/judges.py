@@ -30,7 +30,7 @@ from diffusion_jax import data
 from diffusion_jax.cache import cache_folder
 from diffusion_jax.data.sources import SPLITS, Source
 from diffusion_jax.errors import InvalidInput, invalid, unknown
-from diffusion_jax.metrics.arrays import class_labels, signed_images
+from diffusion_jax.metrics.arrays import labels_within, signed_images
 from diffusion_jax.metrics.frechet import frechet_distance
 from diffusion_jax.typing import Numbers
 
@@ -201,7 +201,7 @@ def _read(source, target, limit):
     x = _in_range("x0", x)
     if targets.ndim == 1 and np.issubdtype(targets.dtype, np.integer):
         classes = getattr(source, "num_classes", None) or int(targets.max()) + 1
-        return x, class_labels(targets, count, classes).astype(np.int32), classes
+        return x, labels_within(targets, count, classes).astype(np.int32), classes
     if targets.ndim != 2 or not np.isin(targets, (0, 1)).all():
         raise invalid(f"cond[{target!r}]", targets[0], "a class (an integer) or zeros and ones [K] were expected")
     return x, targets.astype(np.float32), 0
@@ -255,7 +255,7 @@ def _in_range(field, x):
 
 def _share_right(settings, logits, targets):
     if settings.exclusive:
-        return float(np.mean(logits.argmax(1) == class_labels(targets, *logits.shape)))
+        return float(np.mean(logits.argmax(1) == labels_within(targets, *logits.shape)))
     if targets.shape != logits.shape or not np.isin(targets, (0, 1)).all():
         raise invalid("labels.shape", targets.shape, f"zeros and ones {logits.shape} were expected")
     return float(np.mean((logits > 0) == (targets > 0.5)))

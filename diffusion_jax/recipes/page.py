@@ -23,7 +23,7 @@ WIDTH = 200
 """Characters of a line at most."""
 
 
-def read_text(slug: str) -> dict[str, str]:
+def sections_of(slug: str) -> dict[str, str]:
     """The text of a system by section, the introduction under "". Raises InvalidInput where `CODE` is missing."""
     path = TEXTS / f"{slug}.md"
     if not path.is_file():
@@ -39,19 +39,19 @@ def read_text(slug: str) -> dict[str, str]:
 
 def code_of(slug: str) -> str:
     """The code of a text, as its reader would run it."""
-    return "\n".join(re.findall(r"```python\n(.*?)```", read_text(slug)[CODE], re.DOTALL))
+    return "\n".join(re.findall(r"```python\n(.*?)```", sections_of(slug)[CODE], re.DOTALL))
 
 
 def reasons_of(slug: str) -> dict[str, str]:
     """What was found out about claims that do not hold, by title."""
-    items = re.split(r"^- \*\*(.+?)\*\*:", read_text(slug).get(REASONS, ""), flags=re.MULTILINE)
+    items = re.split(r"^- \*\*(.+?)\*\*:", sections_of(slug).get(REASONS, ""), flags=re.MULTILINE)
     return {title: " ".join(body.split()) for title, body in zip(items[1::2], items[2::2], strict=True)}
 
 
 def system_page(report: Report) -> str:
     """The page of one system in Markdown. Raises InvalidInput for a row over `WIDTH` and a reason without claim."""
     slug = report.system
-    sections, reasons = read_text(slug), reasons_of(slug)
+    sections, reasons = sections_of(slug), reasons_of(slug)
     unmet = [one for one in report.verdicts if one.verdict != "holds"]
     stale = sorted(reasons.keys() - {one.title for one in unmet})
     if stale and not report.smoke:

@@ -123,7 +123,7 @@ def _time_frame(process, t, t_next, count):
 
 
 COMBINED = ("eps", "output")
-STARTS = ("euler", "heun")
+STARTS = ("euler", "heun", "diffusers")
 
 
 def _transfer(process, x, answer, estimate, step, combined):
@@ -181,7 +181,8 @@ def plms(order: int = 4, start: str = "euler", combined: str = "eps") -> Solver:
     The weights are those of equal steps in t. The first steps have as many terms as there is history; one evaluation
     a step. Converges at second order in the step, with small constants. order: number of terms, 1 (DDIM) to 4.
     start: 'heun' averages eps at both ends of the first step, one evaluation more, as latent diffusion does (but not
-        in a run of one step).
+        in a run of one step); 'diffusers' as 'heun', but in a run that begins at the second step of its grid the other
+        end is evaluated at the same time again, and the step is made as if from one step earlier to here.
     combined: what the weights are applied to, 'eps' or the network's own 'output'; these differ where the network
         predicts something else than eps, and diffusers takes the output (of first order then: an average of outputs
         makes no pair with x).
@@ -196,23 +197,42 @@ def plms(order: int = 4, start: str = "euler", combined: str = "eps") -> Solver:
         answer, carry = denoise(carry, x, step)
         value = _combined_value(process, x, answer, step.t, combined)
         estimate = _adams_bashforth(value, state, order)
-        if start == "heun":
+        pair, moved = answer, step
+        if start != "euler":
 
             def starting(process, x, history, t, t_next):
                 return (history.count == 0) & (t != t_next) & (process.sigma(t_next) != 0) & (step.num_steps > 1)
 
             needed = per_modality(starting, process, x, state, step.t, step.t_next)
             guess = per_modality(hub_step, process, answer.x0, answer.eps, step.t_next)
-            end, carry = evaluate_if(needed, denoise, carry, guess, step._replace(t=step.t_next), answer)
-            second = _combined_value(process, x, end, step.t_next, combined)
+            other = step.t_next
+            if start == "diffusers":
+                pair, other, moved = _one_step_late(process, x, answer, step, needed)
+            end, carry = evaluate_if(needed, denoise, carry, guess, step._replace(t=other), answer)
+            second = _combined_value(process, x, end, other, combined)
             estimate = where(needed, jax.tree.map(lambda a, b: 0.5 * (a + b), value, second), estimate)
 
-        x, state = _advance(process, x, state, answer, value, estimate, step, combined=combined)
+        x, state = _advance(process, x, state, pair, value, estimate, moved, combined=combined)
         return x, state, carry
 
     # One value of history tells the first step from the others, whatever the order.
     reached = min(order, 2) if combined == "eps" else 1
     return Solver(empty_histories("plms", max(order - 1, 1)), step, reached, batch_first)
+
+
+def _one_step_late(process, x, answer, step, needed):
+    """Of a first step that is the second of the grid: the pair and the ends of the transfer, one step earlier, and the
+    time of the second evaluation; of others what they are."""
+
+    def shifted(process, x, eps, x0, needed, t, t_next):
+        late = needed & (step.index == 1)
+        earlier = jnp.where(late, 2.0 * t - t_next, t).astype(jnp.result_type(t))
+        x0 = where(late, process.from_eps(eps, x, earlier).x0, x0)
+        end = jnp.where(late, t, t_next)
+        return x0, earlier, end, end
+
+    x0, t, t_next, other = per_modality(shifted, process, x, answer.eps, answer.x0, needed, step.t, step.t_next)
+    return answer._replace(x0=x0), other, step._replace(t=t, t_next=t_next)
 
 
 def pndm(combined: str = "eps") -> Solver:

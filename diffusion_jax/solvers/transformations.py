@@ -3,6 +3,7 @@
 All are made by `with_hooks` from small functions of x; none knows which solver it wraps.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,25 +17,40 @@ from diffusion_jax.solvers.base import per_modality
 from diffusion_jax.time_axes import batch_axes, each, expand, where
 from diffusion_jax.typing import Solver
 
-_BEFORE, _AFTER = 1_000_001, 1_000_002
+_BEFORE, _AFTER, _WITHIN = 1_000_001, 1_000_002, 1_000_003
 
 
-def with_hooks(solver: Solver, before: Callable | None = None, after: Callable | None = None) -> Solver:
+def with_hooks(
+    solver: Solver, before: Callable | None = None, after: Callable | None = None, within: Callable | None = None
+) -> Solver:
     """`solver` with `x = before(process, x, step, key)` before each step and `x = after(...)` after it.
 
-    before sees x at `step.t`, after sees it at `step.t_next`. Each gets keys of its own, one per sample. The loop
-    still returns entries that do not move as they were. Wrappers nest: the outermost `before` runs first.
+    before sees x at `step.t`, after sees it at `step.t_next`. within: `x = within(...)` before each evaluation of a
+    step but its first, whose time is the `t` of the step that it sees. Each gets keys of its own, one per sample. The
+    loop still returns entries that do not move as they were. Wrappers nest: the outermost `before` runs first.
     """
 
     def step(process, denoise, carry, state, x, step, key):
         if before is not None:
             x = before(process, x, step, fold(key, _BEFORE))
-        x, state, carry = solver.step(process, denoise, carry, state, x, step, key)
+        asked = denoise if within is None else _between_evaluations(process, denoise, within, key)
+        x, state, carry = solver.step(process, asked, carry, state, x, step, key)
         if after is not None:
             x = after(process, x, step, fold(key, _AFTER))
         return x, state, carry
 
     return solver._replace(step=step)
+
+
+def _between_evaluations(process, denoise, within, key):
+    """`denoise` whose x goes through `within` first, from its second question on."""
+    questions = itertools.count()
+
+    def asked(carry, x, step):
+        number = next(questions)
+        return denoise(carry, within(process, x, step, fold(key, _WITHIN + number)) if number else x, step)
+
+    return asked
 
 
 def strided(solver: Solver, num_train_steps: int = 1000) -> Solver:
@@ -64,7 +80,9 @@ def strided(solver: Solver, num_train_steps: int = 1000) -> Solver:
     return Solver(init, step, solver.order, lambda state: (batch_axes(solver, state[0]), 0))
 
 
-def inpainted(solver: Solver, known: Any, mask: Any, *, noise: Any = None, before: bool = True) -> Solver:
+def inpainted(
+    solver: Solver, known: Any, mask: Any, *, noise: Any = None, before: bool = True, within: bool = False
+) -> Solver:
     """Replaces the known region by itself, noised to the time of the sample, before and after each step.
 
     known: clean data like x, used where `mask` is true. mask: boolean, a prefix of the data's shape (a dict of both for
@@ -73,14 +91,17 @@ def inpainted(solver: Solver, known: Any, mask: Any, *, noise: Any = None, befor
         always draw afresh).
     before: whether also before each step; where False, what the run starts with stands for the known region in the
         first step, as in the Stable Diffusion pipelines.
+    within: whether also between the evaluations of a step that asks several times, as in those pipelines.
 
     Works for every process that can `corrupt`. Lugmayr et al. 2022, equation 8.
     """
     release = jax.tree.map(lambda mask: jnp.where(jnp.asarray(mask), 0.0, 1.0), mask)
-    return released(solver, known, release, noise=noise, before=before)
+    return released(solver, known, release, noise=noise, before=before, within=within)
 
 
-def released(solver: Solver, known: Any, release: Any, *, noise: Any = None, before: bool = True) -> Solver:
+def released(
+    solver: Solver, known: Any, release: Any, *, noise: Any = None, before: bool = True, within: bool = False
+) -> Solver:
     """`inpainted`, each entry of whose known region is let go when the time has fallen to its `release`.
 
     release: times in [0, 1], a prefix of the data's shape: an entry is known while t is above, so 1 is never known, and
@@ -102,10 +123,14 @@ def released(solver: Solver, known: Any, release: Any, *, noise: Any = None, bef
         keys = {name: fold(key, i) for i, name in enumerate(sorted(x))} if isinstance(x, dict) else key
         return per_modality(region, process, x, known, release, noise, keys, t)
 
+    def at_its_time(process, x, step, key):
+        return renoise(process, x, key, step.t)
+
     return with_hooks(
         solver,
-        before=(lambda process, x, step, key: renoise(process, x, key, step.t)) if before else None,
+        before=at_its_time if before else None,
         after=lambda process, x, step, key: renoise(process, x, key, step.t_next),
+        within=at_its_time if within else None,
     )
 
 

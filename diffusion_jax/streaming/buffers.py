@@ -72,17 +72,17 @@ def rolling(
 
     Raises InvalidInput for a grid that does not end at 0, and for entries that hold no chunk.
     """
-    grid = as_grid(grid)
-    if not isinstance(grid, Tracer) and grid[-1] != 0:
+    times: Any = as_grid(grid)
+    if not isinstance(times, Tracer) and times[-1] != 0:
         raise InvalidInput(
-            f"grid ends at {float(grid[-1]):g}, but what leaves the buffer must be clean: it must end at 0."
+            f"grid ends at {float(times[-1]):g}, but what leaves the buffer must be clean: it must end at 0."
         )
-    steps = grid.shape[0] - 1
+    steps = times.shape[0] - 1
     left = plans.chunk_levels(steps, entries, chunk, past, given_past)
-    plan = plans.chunk_staircase(grid, entries, chunk, past, given_past)
+    plan = plans.chunk_staircase(times, entries, chunk, past, given_past)
     process, calls = denoiser.process, jnp.arange(left.shape[0] - 1)
     # How many real steps are left from each place of the grid: an entry still has those of later calls.
-    ahead = jnp.append(remaining(grid), 0)
+    ahead = jnp.append(remaining(times), 0)
     call_clock = clock(plan)._replace(remaining=ahead[steps - left[:-1]][:, None])
     tail = entries - past - chunk * ((entries - past) // chunk)
     fresh = chunk + tail

@@ -114,8 +114,8 @@ def block_stream(
     if history is not None and not 0 <= history <= 1:
         raise invalid("history", history, "a time in [0, 1] is needed, or None for a history of each level")
     denoiser = kv_cached(incremental(network, window), process, sink_at)
-    if isinstance(grid, dict) or jnp.ndim(grid) != 1:
-        raise invalid("grid", jnp.shape(grid) if not isinstance(grid, dict) else sorted(grid), "[T + 1] is needed")
+    if isinstance(grid, dict) or np.ndim(grid) != 1:
+        raise invalid("grid", np.shape(grid) if not isinstance(grid, dict) else sorted(grid), "[T + 1] is needed")
     solver, ticks = flow_euler() if solver is None else solver, clock(as_grid(grid))
     block, levels, own_levels = network.anatomy.causal.block, num_steps(ticks.grid), history is None  # type: ignore
 

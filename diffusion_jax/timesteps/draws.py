@@ -199,9 +199,9 @@ def on_grid(grid: Times, spread: str = "independent", last: bool = False) -> Tim
     The indices of a shifted grid of 1000 steps are the times of flow models trained on such a grid (Liu et al. 2025,
     Pusa, with `shift(trailing(1000), 5)`).
     """
-    grid = as_grid(grid).astype(jnp.float32)
-    if grid.ndim != 1 or grid.shape[0] < 2:
-        raise invalid("grid.shape", grid.shape, "a grid of at least two scalar times, [S + 1], was expected")
-    times = grid if last else grid[:-1]
+    whole: Any = as_grid(grid).astype(jnp.float32)
+    if whole.ndim != 1 or whole.shape[0] < 2:
+        raise invalid("grid.shape", whole.shape, "a grid of at least two scalar times, [S + 1], was expected")
+    times = whole if last else whole[:-1]
     size = times.shape[0]
     return _quantile(lambda u: times[jnp.minimum(jnp.floor(u * size).astype(jnp.int32), size - 1)], spread)

@@ -44,13 +44,13 @@ def multiplied(grid: Times, multipliers: Any) -> Any:
     task, `[S + 1, B, N]`. The level of an entry is this product, never the nearest one of a table. Raises InvalidInput
     for multipliers outside [0, 1].
     """
-    grid = _scalar_grid(grid)
+    times: Any = _scalar_grid(grid)
     shape = np.shape(multipliers)
     if len(shape) not in (1, 2):
         raise invalid("multipliers.shape", shape, "one multiplier an entry was expected, [N] or [B, N]")
     _within("multipliers", multipliers)
-    multipliers = jnp.asarray(multipliers, grid.dtype)
-    return grid[:, None, None] * multipliers.reshape(-1, shape[-1])
+    multipliers = jnp.asarray(multipliers, times.dtype)
+    return times[:, None, None] * multipliers.reshape(-1, shape[-1])
 
 
 def frames(grid: Times, frames: int, given: Sequence[int] = (0,)) -> Any:
@@ -80,9 +80,9 @@ def roles(grid: Times, roles: Mapping[str, Any]) -> dict[str, Any]:
     p(image | text), both "generate" the joint distribution, `{"image": "generate", "text": "ignored"}` p(image).
     Exact where the process ends in pure noise, alpha(1) = 0. Raises InvalidInput for another role or level.
     """
-    grid = _scalar_grid(grid)
+    times: Any = _scalar_grid(grid)
     named = {name: roles[role] if isinstance(role, str) and role in roles else role for name, role in roles.items()}
-    return {name: _role_plan(grid, f"roles[{name!r}]", role) for name, role in named.items()}
+    return {name: _role_plan(times, f"roles[{name!r}]", role) for name, role in named.items()}
 
 
 def _role_plan(grid, field, role):
@@ -123,10 +123,10 @@ def staircase(grid: Times, frames: int, width: int, chunk: int = 1) -> Any:
     width 0 is `synchronous`, width S is autoregressive; R = S + (frames - 1) width evaluations. chunk: so many
     neighbouring frames move together. Times never fall along the frames: those of training are `anchored` draws.
     """
-    grid = _scalar_grid(grid)
-    levels = staircase_levels(grid.shape[0] - 1, frames, width, chunk)
+    times: Any = _scalar_grid(grid)
+    levels = staircase_levels(times.shape[0] - 1, frames, width, chunk)
     # Picked on the host where it is known: each width has a shape of its own, which would be compiled.
-    return jnp.asarray((grid if isinstance(grid, Tracer) else np.asarray(grid))[levels][:, None])
+    return jnp.asarray((times if isinstance(times, Tracer) else np.asarray(times))[levels][:, None])
 
 
 def chunk_levels(steps: int, entries: int, chunk: int, past: int = 0, given_past: bool = False) -> np.ndarray:
@@ -160,9 +160,9 @@ def chunk_staircase(grid: Times, entries: int, chunk: int, past: int = 0, given_
     The first row holds the stationary levels, at which the buffer rests between calls. Without a past, and where h
     divides S, it is the stretch of `staircase(grid, entries, S / h, chunk)` in which every chunk moves.
     """
-    grid = _scalar_grid(grid)
-    steps = grid.shape[0] - 1
-    return grid[steps - chunk_levels(steps, entries, chunk, past, given_past)][:, None]
+    times: Any = _scalar_grid(grid)
+    steps = times.shape[0] - 1
+    return times[steps - chunk_levels(steps, entries, chunk, past, given_past)][:, None]
 
 
 def windows(plan: Plan, window: int) -> np.ndarray:

@@ -15,6 +15,8 @@ import jax
 import numpy as np
 from etils import epath
 
+from diffusion_jax.reading import regular_file
+
 
 @runtime_checkable
 class Writer(Protocol):
@@ -46,7 +48,7 @@ class JsonLines:
         self._file = self._path.open("a")
 
     def _lines(self) -> list[str]:
-        return self._path.read_text().splitlines() if self._path.exists() else []
+        return _text_lines(self._path) if self._path.exists() else []
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
         record = {"step": step, **{name: _finite(value) for name, value in values.items()}}
@@ -73,8 +75,14 @@ def _finite(value: float) -> float | str:
 
 def read_log(path: str | os.PathLike) -> list[dict[str, Any]]:
     """The records of a JSONL log; a torn last line is left out."""
-    lines = epath.Path(path).read_text().splitlines()
-    return [json.loads(line) for line in lines if _step(line) is not None]
+    return [json.loads(line) for line in _text_lines(epath.Path(path)) if _step(line) is not None]
+
+
+def _text_lines(path: epath.Path) -> list[str]:
+    """The lines of a log; what is no text stays in its line, which is then no record."""
+    if "://" not in os.fspath(path):
+        regular_file(path)
+    return path.read_bytes().decode("utf-8", "replace").splitlines()
 
 
 class TensorBoard:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from diffusion_jax import config, data
-from diffusion_jax.data import portrait
-from diffusion_jax.data.portrait import HOP
+from diffusion_jax.data import portrait, voice
+from diffusion_jax.data.voice import HOP
 from diffusion_jax.errors import InvalidInput
 
 COUNT, FRAMES = 16, 16
@@ -106,7 +106,7 @@ def test_the_mouth_and_the_sound_belong_together(source, batch, opening):
     loudness = np.sqrt((waveform.reshape(COUNT, FRAMES, HOP) ** 2).mean(-1))
     assert np.corrcoef(loudness.ravel(), opening.ravel())[0, 1] > 0.9
     assert opening.min() >= 0 and 0.8 < opening.max() <= 1 and 0.15 < opening.mean() < 0.5
-    audio = batch["cond"]["audio"].reshape(-1, portrait.BANDS)
+    audio = batch["cond"]["audio"].reshape(-1, voice.BANDS)
     assert audio.min() >= -1 and audio.max() < 1.5
     # Even a linear map of one frame's features knows most of the opening.
     design = np.concatenate([audio, np.ones((len(audio), 1))], axis=1)
@@ -128,9 +128,9 @@ def test_features_look_back_only_and_can_be_streamed(source):
 
 
 def test_a_tone_lights_its_band():
-    time = np.arange(8 * HOP) / portrait.SAMPLE_RATE
+    time = np.arange(8 * HOP) / voice.SAMPLE_RATE
     peaks = [portrait.log_mel(np.sin(2 * np.pi * f * time).astype(np.float32))[4].argmax() for f in (120, 300, 600)]
-    assert 0 <= peaks[0] < peaks[1] < peaks[2] < portrait.BANDS
+    assert 0 <= peaks[0] < peaks[1] < peaks[2] < voice.BANDS
 
 
 def test_the_reference_is_the_same_person_at_rest(source, batch):

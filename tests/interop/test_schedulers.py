@@ -172,7 +172,7 @@ def euler(**options):
         (lambda: read_scheduler(euler(beta_start="0.1")), "beta_start='0.1', but a"),
         (lambda: read_scheduler(euler(beta_schedule=None)), "beta_schedule=null, but only"),
         (lambda: read_scheduler(euler(num_train_timesteps=1e13)), "a whole number from 1 to 100000 is needed"),
-        (lambda: read_scheduler(euler(trained_betas=[0.1, 0.2])), "a list of 1000 to 1000 entries is needed"),
+        (lambda: read_scheduler(euler(trained_betas=[0.1, 0.2])), "a list of 1000 entries is needed"),
         (lambda: read_scheduler(euler(use_karras_sigmas="yes")), "true or false is needed"),
         (lambda: read_scheduler(euler(steps_offset=-1)), "steps_offset=-1"),
         (lambda: read_scheduler({"_class_name": "DDIMScheduler", "clip_sample": None}), "clip_sample=null"),

@@ -1,6 +1,7 @@
 """Pipelines in one file, in the layouts of the original code, are those of folders, bit for bit; nothing is guessed."""
 
 import json
+import shutil
 
 import chex
 import numpy as np
@@ -212,3 +213,23 @@ def test_what_belongs_to_no_part_is_told(sd1, tmp_path):
     more = changed(file, tmp_path / "m.safetensors", lambda t: t.update({"control_model.out": np.ones(3, np.float32)}))
     with pytest.warns(UserWarning, match=r"control_model.out belong to no part"):
         interop.load_pipeline(more, tokenizer=folder / "tokenizer")
+
+
+@pytest.mark.parametrize(("there", "name"), [("vae", "unet"), ("unet", "vae"), ("unet", "text_encoder")])
+def test_a_network_of_another_kind_in_the_place_of_a_part_is_told(there, name, sd1, tmp_path):
+    folder = shutil.copytree(sd1[0], tmp_path / "folder")
+    shutil.rmtree(folder / name)
+    shutil.copytree(folder / there, folder / name)
+    with pytest.raises(InvalidInput, match=r" is needed\.$"):
+        interop.load_pipeline(folder)
+
+
+def test_another_scheduler_and_another_autoencoder(sd1, tmp_path):
+    folder, file = sd1
+    config = {"_class_name": "DDIMScheduler", "prediction_type": "v_prediction", "clip_sample": False}
+    (tmp_path / "scheduler_config.json").write_text(json.dumps(config))
+    lone = changed(file, tmp_path / "vae.safetensors", without("model.diffusion_model."))
+    other = interop.load_pipeline(folder, scheduler=tmp_path, vae=lone)
+    assert other.scheduler.process == interop.read_scheduler(config).process
+    assert other.denoiser.process == other.scheduler.process
+    chex.assert_trees_all_equal(other.autoencoder.params, interop.load_pretrained(folder / "vae").params)

@@ -150,8 +150,8 @@ def test_bytes_are_scaled_and_other_ranges_refused(judge):
     for wrong, part in (
         (pixels / 255.0, "nothing negative"),
         (pixels.astype(np.float32), "nothing negative"),
-        (pixels.astype(np.int32), "type of images"),
-        (pixels + 1j, "type of images"),
+        (pixels.astype(np.int32), "signed integers are tokens"),
+        (pixels + 1j, "images is an array"),
         (signed[:0], "images.shape"),
     ):
         for ask in (judge.features, judge.logits, lambda x: metrics.judged(judge, x)):

@@ -156,6 +156,29 @@ def test_image_to_image_with_other_schedulers(of_images):
         compare(f"SD 1.5, image to image, {name}", *redo(strength, steps, scheduler))
 
 
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_inpainting_with_schedulers_that_ask_twice_a_step(
+    strength, tmp_path, noise, pictures, posterior_mean, monkeypatch
+):
+    """The known region is put back between two evaluations of a step too: PNDM's first, all of Heun's."""
+    peer, folder = saved("SD 1.5", tmp_path)
+    module = diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_inpaint
+    monkeypatch.setattr(module, "randn_tensor", lambda *a, **k: first(noise))
+    peer = diffusers.StableDiffusionInpaintPipeline.from_pipe(peer)
+    peer.set_progress_bar_config(disable=True)
+    pipeline, (image, mask) = interop.load_pipeline(folder), pictures
+    masks = torch.tensor(np.broadcast_to(mask, (2, 1, *mask.shape)).copy()).float()
+    told = {"strength": strength, "output_type": "np", "num_inference_steps": 6, "guidance_scale": 1.0}
+    options = {"image": image, "mask": mask, "strength": strength, "num_steps": 6, "scale": 1.0, "noise": noise}
+    for name, scheduler in (("PNDM", peer.scheduler), ("Heun", diffusers.HeunDiscreteScheduler(**SCALED))):
+        peer.scheduler = scheduler
+        config = {**scheduler.config, "_class_name": type(scheduler).__name__}
+        ours = pipeline._replace(scheduler=interop.read_scheduler(config))
+        found = interop.generate(ours, jax.random.key(0), PROMPTS, **options)
+        expected = peer(PROMPTS, image=first(image), mask_image=masks, height=16, width=16, **told).images
+        compare(f"SD 1.5, inpainting, {name}", found, expected)
+
+
 @pytest.mark.parametrize("trained", [False, True])
 def test_inpainting(trained, tmp_path, noise, pictures, posterior_mean, monkeypatch):
     peer, folder = saved("inpainting" if trained else "SD 2.1", tmp_path)

@@ -13,7 +13,7 @@ from diffusion_jax.errors import InvalidInput
 from diffusion_jax.recipes import page
 from diffusion_jax.recipes import report as report_module
 from diffusion_jax.recipes.__main__ import main
-from diffusion_jax.recipes.page import index_page, read_text, reasons_of, system_page, verdict_table
+from diffusion_jax.recipes.page import index_page, reasons_of, sections_of, system_page, verdict_table
 from diffusion_jax.recipes.report import check_publishable, commit, read_report, reported
 from diffusion_jax.recipes.study import Results
 from diffusion_jax.recipes.systems import SYSTEMS
@@ -153,7 +153,7 @@ def test_published_pages_are_those_of_the_published_reports(slug):
     check_publishable(report)
     assert (DOCS / "systems" / f"{slug}.md").read_text() == system_page(report)
     assert {name for name in report.pictures if not (DOCS / "images" / f"{slug}_{name}").is_file()} == set()
-    assert read_text(slug) and reasons_of(slug) is not None
+    assert sections_of(slug) and reasons_of(slug) is not None
 
 
 def test_the_published_index_is_that_of_the_published_reports():

@@ -32,6 +32,7 @@ SAME = {
     "tcd(1) is lcm": (solvers.tcd(1.0), LCM),
     "edm without churn is heun": (solvers.edm(s_churn=0.0), HEUN),
     "a whole run lacks no outputs": (solvers.lms(3, start="zeros"), solvers.lms(3)),
+    "a run from the beginning is never late": (solvers.plms(start="diffusers"), solvers.plms(start="heun")),
     "b1 and b2 differ": (solvers.unipc(2, "b1"), solvers.unipc(2, "b2")),
 }
 
