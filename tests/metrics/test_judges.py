@@ -151,7 +151,7 @@ def test_bytes_are_scaled_and_other_ranges_refused(judge):
         (pixels / 255.0, "nothing negative"),
         (pixels.astype(np.float32), "nothing negative"),
         (pixels.astype(np.int32), "signed integers are tokens"),
-        (pixels + 1j, "images is an array"),
+        (pixels + 1j, "pixels are unsigned"),
         (signed[:0], "images.shape"),
     ):
         for ask in (judge.features, judge.logits, lambda x: metrics.judged(judge, x)):
