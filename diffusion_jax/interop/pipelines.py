@@ -122,6 +122,8 @@ def _t5(max_length):
 
 KINDS = {
     "DiTPipeline": PipelineKind("transformer", _labels, 50, 4.0),
+    "LatentConsistencyModelImg2ImgPipeline": PipelineKind("unet", _clip, 4, 8.5),
+    "LatentConsistencyModelPipeline": PipelineKind("unet", _clip, 4, 8.5),
     "PixArtAlphaPipeline": PipelineKind("transformer", _t5(120), 20, 4.5),
     "PixArtSigmaPipeline": PipelineKind("transformer", _t5(300), 20, 4.5),
     "StableDiffusionPipeline": PipelineKind("unet", _clip, 50, 7.5),

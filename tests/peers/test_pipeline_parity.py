@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
 from diffusion_jax import interop  # noqa: E402
+from tests.peers import tiny_pipelines  # noqa: E402
 from tests.peers.figures import record  # noqa: E402
 from tests.peers.tiny_pipelines import LATENTS, PIPELINES, SCALED, saved  # noqa: E402
 
@@ -85,6 +86,25 @@ def test_sdxl_without_a_negative_prompt_is_guided_away_from_zeros(tmp_path, nois
         pipeline, jax.random.key(0), PROMPTS, num_steps=STEPS, scale=3.0, noise=noise, size=(side, side)
     )
     compare("SDXL", found, expected)
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_a_latent_consistency_model_is_told_the_scale_of_guidance(scale, tmp_path, noise):
+    """In one step, behind which no noise is drawn."""
+    encoder, tokenizer = tiny_pipelines.clip(tmp_path / "words")
+    network = tiny_pipelines.unet(12, time_cond_proj_dim=6)
+    scheduler = diffusers.LCMScheduler(**tiny_pipelines.SCALED)
+    peer = diffusers.LatentConsistencyModelPipeline(
+        tiny_pipelines.autoencoder(), encoder, tokenizer, network, scheduler, requires_safety_checker=False,
+        **tiny_pipelines.NOTHING,
+    )  # fmt: skip
+    peer.save_pretrained(tmp_path / "folder")
+    options = {"num_inference_steps": 1, "output_type": "np", "height": 16, "width": 16}
+    expected = peer(PROMPTS, guidance_scale=scale, latents=first(noise), **options).images
+    pipeline = interop.load_pipeline(tmp_path / "folder")
+    assert (pipeline.num_steps, pipeline.scale) == (4, 8.5)
+    found = interop.generate(pipeline, jax.random.key(0), PROMPTS, num_steps=1, scale=scale, noise=noise, size=(16, 16))
+    compare("LCM", found, expected)
 
 
 def test_without_guidance(tmp_path, noise):
