@@ -1,7 +1,5 @@
 """A run of two processes of which one is lost ends with a sentence, and goes on with another number of processes."""
 
-import os
-
 import jax
 import numpy as np
 
