@@ -94,7 +94,7 @@ class Run:
 
     def until(self, condition: Callable[[], bool]) -> None:
         while self.running() and not condition():
-            time.sleep(0.001)
+            time.sleep(0.004)
 
     def send(self, *numbers: int, to: slice = slice(None)) -> None:
         for number in numbers:
@@ -417,12 +417,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--results", type=Path, help="where to write chaos.json and chaos.md (default: nowhere if quick)"
     )
     arguments = parser.parse_args(argv)
-    cache = tempfile.mkdtemp(prefix="chaos-compiled")
+    temporary = tempfile.mkdtemp(prefix="chaos-compiled")
+    # Tests share one cache of compiled programs.
+    shared = os.environ.get("JAX_COMPILATION_CACHE_DIR") if arguments.quick else None
     os.environ |= {
         "JAX_PLATFORMS": "cpu",
         # Compiled in a third of the time; equality is then of runs that are all compiled so.
         "XLA_FLAGS": "--xla_backend_optimization_level=0" if arguments.quick else "",
-        "JAX_COMPILATION_CACHE_DIR": cache,
+        "JAX_COMPILATION_CACHE_DIR": shared or temporary,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
@@ -436,7 +438,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         tallies = chaos(arguments.quick, arguments.seed, arguments.names)
     finally:
-        shutil.rmtree(cache, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     print(table(tallies))
     folder = arguments.results or (None if arguments.quick or arguments.names else RESULTS)
     if folder is not None:

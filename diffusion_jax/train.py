@@ -14,7 +14,7 @@ from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.experiment import Experiment, Sampling, compiled_sampler, fit, prepare, prepare_sampling
 
 
-def sampling_params(experiment: Experiment, state: training.TrainState) -> Any:
+def sampled_params(experiment: Experiment, state: training.TrainState) -> Any:
     """The parameters that `sampling.ema` names: those of an average, or the raw ones."""
     name = experiment.config.sampling.ema
     if name and name not in state.ema:
@@ -33,7 +33,7 @@ def validation(experiment: Experiment, every: int) -> training.Callback:
     batch = data.stacked_examples(experiment.held_out, range(count)) | {"index": np.arange(count, dtype=np.int32)}
 
     def at(state: training.TrainState) -> tuple[Any, ...]:
-        return sampling_params(experiment, state), state.objective_state, batch, jax.random.key(0)
+        return sampled_params(experiment, state), state.objective_state, batch, jax.random.key(0)
 
     def function(state: training.TrainState, writer: Any) -> dict[str, Any]:
         return {f"validation/{key}": value for key, value in evaluate(*at(state)).items()}
@@ -57,10 +57,10 @@ def sample_pictures(experiment: Experiment, sampling: Sampling, every: int) -> t
         return pictures.grid(np.asarray(x), group.picture_columns, zoom=group.picture_zoom)
 
     def function(state: training.TrainState, writer: Any) -> None:
-        writer.image(int(state.step), "samples", picture(draw(sampling_params(experiment, state))))
+        writer.image(int(state.step), "samples", picture(draw(sampled_params(experiment, state))))
 
     def check(state: training.TrainState) -> None:
-        shape = jax.eval_shape(draw, sampling_params(experiment, state))
+        shape = jax.eval_shape(draw, sampled_params(experiment, state))
         try:
             picture(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shape))
         except (InvalidInput, TypeError, ValueError, KeyError):

@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 
-def outputs_of_two(script: str, *arguments: str) -> list[str]:
-    """What two processes print that run `script` together; fails if one of them does."""
+def start_two(script: str, *arguments: str) -> list[subprocess.Popen]:
+    """Two processes that run `script` together."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -17,7 +17,7 @@ def outputs_of_two(script: str, *arguments: str) -> list[str]:
         "JAX_NUM_PROCESSES": "2",
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
     }
-    processes = [
+    return [
         subprocess.Popen(
             [sys.executable, "-c", script, *arguments],
             env={**environment, "JAX_PROCESS_ID": str(number)},
@@ -27,6 +27,11 @@ def outputs_of_two(script: str, *arguments: str) -> list[str]:
         )
         for number in range(2)
     ]
+
+
+def outputs_of_two(script: str, *arguments: str) -> list[str]:
+    """What two processes print that run `script` together; fails if one of them does."""
+    processes = start_two(script, *arguments)
     outputs = [process.communicate(timeout=180)[0] for process in processes]
     for process, output in zip(processes, outputs):
         assert process.returncode == 0, output
