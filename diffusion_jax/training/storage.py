@@ -28,7 +28,7 @@ from jax.sharding import Mesh
 
 from diffusion_jax.distributed import Rules, path_name, shardings
 from diffusion_jax.errors import InvalidInput, invalid
-from diffusion_jax.training.damage import Damaged, reading
+from diffusion_jax.training.damage import Damaged, reading, system_error
 from diffusion_jax.training.data_position import DataPosition, PositionHandler, digest
 from diffusion_jax.training.state import TrainState
 
@@ -54,10 +54,18 @@ def made_folder(workdir: str | os.PathLike) -> epath.Path:
 
 
 def writable(path: epath.Path, keep: int | None) -> ocp.CheckpointManager:
-    # Folders of an interrupted save are cleared away; they never had a finished checkpoint's name. What Orbax says of
-    # finished ones is read with them, so that a damaged one does not stand in the way of the others.
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True, lightweight_initialize=True)
-    return ocp.CheckpointManager(path, options=options, handler_registry=_registry())
+    # Folders of an interrupted save are cleared away; they never had a finished checkpoint's name.
+    def opened(**more: Any) -> ocp.CheckpointManager:
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True, **more)
+        return ocp.CheckpointManager(path, options=options, handler_registry=_registry())
+
+    try:
+        return opened()
+    except Exception as error:
+        if system_error(error):
+            raise
+        # What Orbax says of one checkpoint is damaged: it is not to stand in the way of the others.
+        return opened(lightweight_initialize=True)
 
 
 def readable(path: epath.Path) -> ocp.CheckpointManager:
