@@ -17,7 +17,7 @@ from PIL import Image
 
 from diffusion_jax import acceleration, adapters, data, interop, parts, shards, training
 from diffusion_jax.config import load
-from diffusion_jax.experiment import Experiment, abstractly, prepare, prepare_sampling
+from diffusion_jax.experiment import Experiment, check_training, prepare, prepare_sampling
 
 CONFIGS = ("digits_dit", "digits_unet", "toy2d", "prose_masked", "shapes_text_dit", "faces_dit", "imagenet_dit")
 
@@ -164,11 +164,7 @@ def stored_configs(names: tuple[str, ...] = CONFIGS) -> dict[str, Any]:
 
 def traced(experiment: Experiment) -> None:
     """What a run would call, called without computing: parameters, loss and sampler."""
-    key = jax.random.key(0)
-    params = abstractly("config.model on the data", experiment.init_params, key)
-    batch = experiment.example(4)
-    state = abstractly("config.objective", experiment.objective.init, key, params, batch)
-    abstractly("config.objective on the data", experiment.objective.loss, params, state, batch, key)
+    check_training(experiment)
     if "solver" in experiment.config.sampling:
         prepare_sampling(experiment)
 

@@ -207,6 +207,15 @@ def abstractly(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
     return shapes
 
 
+def check_training(experiment: Experiment) -> None:
+    """Raises InvalidInput where network, data and objective do not fit together, before anything is compiled."""
+    key = jax.random.key(0)
+    params = abstractly("config.model on the data", experiment.init_params, key)
+    batch = experiment.example(experiment.config.train.batch_size)
+    state = abstractly("config.objective", experiment.objective.init, key, params, batch)
+    abstractly("config.objective on the data", experiment.objective.loss, params, state, batch, key)
+
+
 def check_params(experiment: Experiment, params: Any) -> None:
     """Raises InvalidInput, naming the first differences, for parameters that are not those of the experiment's network,
     before anything is compiled for them."""

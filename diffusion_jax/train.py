@@ -11,7 +11,15 @@ import numpy as np
 from diffusion_jax import data, distributed, objectives, pictures, training
 from diffusion_jax.command import cache_compilations, leave, parse_config, run_command
 from diffusion_jax.errors import InvalidInput, invalid, unknown
-from diffusion_jax.experiment import Experiment, Sampling, compiled_sampler, fit, prepare, prepare_sampling
+from diffusion_jax.experiment import (
+    Experiment,
+    Sampling,
+    check_training,
+    compiled_sampler,
+    fit,
+    prepare,
+    prepare_sampling,
+)
 
 
 def sampled_params(experiment: Experiment, state: training.TrainState) -> Any:
@@ -111,6 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     distributed.initialize()
     cache_compilations()
     experiment = prepare(config)
+    check_training(experiment)
     try:
         state = run(experiment, arguments.workdir, progress=not arguments.no_progress)
     except training.Diverged as error:

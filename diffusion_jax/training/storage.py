@@ -228,6 +228,7 @@ def meta_of(items: Mapping[str, Any], **more: Any) -> dict[str, Any]:
 
 def read_meta(manager: ocp.CheckpointManager, step: int, formats: Sequence[int] = (1, FORMAT)) -> dict[str, Any]:
     """What `meta_of` made. Raises Damaged if it is anything else, InvalidInput for another format than `formats`."""
+    _check_files(epath.Path(manager.directory) / str(step))
     with reading(f"checkpoint {step} in {manager.directory}"):
         meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
     if not isinstance(meta, dict) or not isinstance(meta.get("format"), int):
@@ -243,6 +244,18 @@ def read_meta(manager: ocp.CheckpointManager, step: int, formats: Sequence[int] 
     if not _describes_items(meta.get("items")):
         raise Damaged("its meta file does not describe arrays")
     return meta
+
+
+def _check_files(checkpoint: epath.Path) -> None:
+    """Raises Damaged for a fifo or a device among the files of this machine: reading it would never end."""
+    if "://" in os.fspath(checkpoint):
+        return
+    for root, _, names in os.walk(checkpoint):
+        for name in names:
+            # What cannot be looked at is told by whoever reads it.
+            path = os.path.join(root, name)
+            if os.path.exists(path) and not os.path.isfile(path):
+                raise Damaged(f"{path} is no regular file")
 
 
 def _describes_items(items: Any) -> bool:
