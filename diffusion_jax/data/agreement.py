@@ -35,7 +35,7 @@ def check_tokens(name: str, values: Any, vocab_size: int) -> None:
         raise invalid(f"a token of {name}", int(outside[0]), f"the process knows {vocab_size}, 0 to {vocab_size - 1}")
 
 
-def check_classes(source: Source, held_out: Source, conditions: Iterable[ConditionStream], process: Any) -> None:
+def check_classes(source: Source, held_out: Source | None, conditions: Iterable[ConditionStream], process: Any) -> None:
     """Raises InvalidInput where data and network, or data to train on and held-out data, differ in their classes.
 
     Labels in memory are all looked at; others as their batches come (`check_known`), the first example now.
