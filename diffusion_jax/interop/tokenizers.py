@@ -5,9 +5,8 @@ in `data.tokenizers`.
 """
 
 import os
-import struct
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, p
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.interop.fields import REQUIRED, Fields
 from diffusion_jax.interop.files import local_folder
+from diffusion_jax.interop.sentencepiece_models import BYTE, NORMAL, UNKNOWN, USER_DEFINED, read_sentencepiece
 from diffusion_jax.reading import read_bytes, read_json, read_text, regular_file
 
 SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
@@ -40,9 +40,6 @@ CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]
 
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 """How sentencepiece writes a space."""
-
-NORMAL, UNKNOWN, USER_DEFINED, BYTE = 1, 2, 4, 6
-"""Kinds of pieces in a sentencepiece model."""
 
 NO_LIMIT = 10**6
 """A `model_max_length` beyond this is how their configs say that there is none."""
@@ -322,7 +319,7 @@ def _sentencepiece(file: Path, named: dict[str, AddedToken], extra_ids: int) -> 
 
     extra_ids: how many sentinels <extra_id_0>, ... T5 appends to its vocabulary, the last one first.
     """
-    model = _read_sentencepiece(read_bytes(file, MOST_BYTES))
+    model = read_sentencepiece(read_bytes(file, MOST_BYTES))
     if model.kind != 1:
         raise InvalidInput(
             f"{file} is a sentencepiece model of kind {model.kind}, but only unigram models can be read."
@@ -348,61 +345,3 @@ def _sentencepiece(file: Path, named: dict[str, AddedToken], extra_ids: int) -> 
         single=f"$A {end}", special_tokens=[(end, backend.token_to_id(end))]
     )
     return backend
-
-
-class SentencePiece(NamedTuple):
-    """What a sentencepiece model file says: `(piece, score, kind)` of each id, and how text is normalised."""
-
-    pieces: list[tuple[str, float, int]]
-    kind: int
-    charsmap: bytes
-    dummy_prefix: bool
-    remove_extra_whitespaces: bool
-
-
-def _read_sentencepiece(data: bytes) -> SentencePiece:
-    """The fields of a sentencepiece `ModelProto` that decide how text is cut."""
-    pieces, trainer, normalizer = [], {}, {}
-    for number, value in _messages(data):
-        if number == 1:
-            piece = dict(_messages(value))
-            pieces.append((piece[1].decode(), struct.unpack("<f", piece.get(2, bytes(4)))[0], piece.get(3, NORMAL)))
-        elif number == 2:
-            trainer = dict(_messages(value))
-        elif number == 3:
-            normalizer = dict(_messages(value))
-    if UNKNOWN not in [kind for _, _, kind in pieces]:
-        raise ValueError("it has no unknown piece")
-    return SentencePiece(
-        pieces, trainer.get(3, 1), normalizer.get(2, b""), bool(normalizer.get(3, 1)), bool(normalizer.get(4, 1))
-    )
-
-
-def _messages(data: bytes) -> Iterator[tuple[int, Any]]:
-    """The fields of a protocol buffer message: number and value, bytes for all but varints."""
-    at = 0
-    while at < len(data):
-        key, at = _varint(data, at)
-        kind = key & 7
-        if kind == 0:
-            value, at = _varint(data, at)
-        elif kind in (1, 2, 5):
-            size, at = _varint(data, at) if kind == 2 else ({1: 8, 5: 4}[kind], at)
-            value, at = data[at : at + size], at + size
-        else:
-            raise ValueError(f"byte {at} starts no field")
-        if at > len(data):
-            raise ValueError("it is cut short")
-        yield key >> 3, value
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        if at >= len(data):
-            raise ValueError("it is cut short")
-        byte, at = data[at], at + 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, at
-        shift += 7
