@@ -80,7 +80,7 @@ def unet_blocks(module: Any) -> dict[str, str]:
     return blocks
 
 
-def unet_original_table(module: Any) -> TensorTable:
+def original_unet_table(module: Any) -> TensorTable:
     """The U-Net behind "model.diffusion_model."."""
     places = unet_blocks(module)
     inner = {f"{old}.{part}": f"{new}.{name}" for old, new in places.items() if ".resnets." in old

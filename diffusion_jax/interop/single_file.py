@@ -15,7 +15,7 @@ import numpy as np
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.interop.clip import CLIP
 from diffusion_jax.interop.dit import DIT_ORIGINAL
-from diffusion_jax.interop.original import autoencoder_table, openclip_table, unet_original_table
+from diffusion_jax.interop.original import autoencoder_table, openclip_table, original_unet_table
 from diffusion_jax.interop.tables import TensorTable
 
 UNET, AUTOENCODER = "model.diffusion_model.", "first_stage_model."
@@ -33,7 +33,7 @@ UNUSED = re.compile(
 """What stands beside the parts in published files: tables of noise, averages, counters, the other ends of losses."""
 
 
-class Section:
+class FilePart:
     """The tensors of `files` whose names begin with `prefix`, under their names without it."""
 
     def __init__(self, files: Any, prefix: str = "", aliases: Sequence[tuple[str, str]] = ()):
@@ -83,7 +83,7 @@ class Section:
 class Component(NamedTuple):
     """A part of a single file as the network of a family.
 
-    family: a key of `FAMILIES`. part: its tensors, a `Section` or `TensorFiles`. config: what config.json would say.
+    family: a key of `FAMILIES`. part: its tensors, a `FilePart` or `TensorFiles`. config: what its config.json would say.
     table: (module) -> the rows of the original layout. ignored: as of a `Family`.
     """
 
@@ -94,7 +94,7 @@ class Component(NamedTuple):
     ignored: tuple[str, ...] = ()
 
 
-def unet_component(part: Section, sample_size: int | None = None, sized: bool = False) -> Component:
+def unet_component(part: FilePart, sample_size: int | None = None, sized: bool = False) -> Component:
     """The U-Net. sized: whether the vector that joins the time ends in the sinusoids of sizes (XL)."""
     down: list[list[tuple[int, int]]] = [[]]
     for n in range(1, 1000):
@@ -148,10 +148,10 @@ def unet_component(part: Section, sample_size: int | None = None, sized: bool = 
             config |= {"addition_embed_type": "text_time", "addition_time_embed_dim": 256}
         else:
             config["class_embed_type"] = "projection"
-    return Component("UNet2DConditionModel", part, config, unet_original_table)
+    return Component("UNet2DConditionModel", part, config, original_unet_table)
 
 
-def _block(part: Section, name: str) -> tuple[int, int]:
+def _block(part: FilePart, name: str) -> tuple[int, int]:
     """Features of a residual block, and how many blocks of attention stand behind it."""
     return (
         part.axis(f"{name}.0.out_layers.3.weight", 0),
@@ -163,7 +163,7 @@ def _alike(values: list[int]) -> int | list[int]:
     return values[0] if len(set(values)) == 1 else values
 
 
-def autoencoder_component(part: Section, scaling_factor: float | None) -> Component:
+def autoencoder_component(part: FilePart, scaling_factor: float | None) -> Component:
     """The autoencoder. scaling_factor: of its latents, which tensors do not tell; None takes what is given besides."""
     levels = part.count("encoder.down.{}.block.0.conv2.weight")
     features = [part.axis(f"encoder.down.{level}.block.0.conv2.weight", 0) for level in range(levels)]
@@ -194,7 +194,7 @@ def autoencoder_component(part: Section, scaling_factor: float | None) -> Compon
     )
 
 
-def clip_component(part: Section, family: Any) -> Component:
+def clip_component(part: FilePart, family: Any) -> Component:
     """OpenAI's text encoder, under the names of transformers; family: of `CLIPTextModel`."""
     embedding = "text_model.embeddings.token_embedding.weight"
     width, vocabulary = part.axis(embedding, 1), part.axis(embedding, 0)
@@ -212,7 +212,7 @@ def clip_component(part: Section, family: Any) -> Component:
     return Component("CLIPTextModel", part, config, family.table, family.ignored)
 
 
-def openclip_component(part: Section, penultimate: bool) -> Component:
+def openclip_component(part: FilePart, penultimate: bool) -> Component:
     """OpenCLIP's text encoder. penultimate: it ends one block early, as Stable Diffusion 2 has it, and unprojected."""
     vocabulary, width = part.axis("token_embedding.weight", 0), part.axis("token_embedding.weight", 1)
     depth = part.count("transformer.resblocks.{}.ln_1.weight")
@@ -294,11 +294,11 @@ def recognised(files: Any, prediction_type: str | None = None) -> SingleFile:
         raise InvalidInput(f"{files.path} is no pipeline in a single file: {found}, but {told}.")
     predicted = _prediction(files, names, prediction_type, version)
     side = {1: 64, 2: 96 if predicted == "v_prediction" else 64, "xl": 128}[version]
-    unet = unet_component(Section(files, UNET), side, version == "xl")
+    unet = unet_component(FilePart(files, UNET), side, version == "xl")
     components = {"unet": unet}
     if any(name.startswith(AUTOENCODER) for name in names):
         factor = 0.13025 if version == "xl" else 0.18215
-        components["vae"] = autoencoder_component(Section(files, AUTOENCODER), factor)
+        components["vae"] = autoencoder_component(FilePart(files, AUTOENCODER), factor)
     scheduler = {**SCHEDULERS[version], "prediction_type": predicted}
     if "ztsnr" in names:
         scheduler["rescale_betas_zero_snr"] = True
@@ -318,10 +318,10 @@ def recognised(files: Any, prediction_type: str | None = None) -> SingleFile:
         padded[name.replace("text_encoder", "tokenizer")] = 0 if "openclip" in kind else None
         info[name] = ["transformers", "CLIPTextModel"]
         if "openclip" in kind:
-            components[name] = openclip_component(Section(files, encoders[kind]), penultimate=kind == "openclip")
+            components[name] = openclip_component(FilePart(files, encoders[kind]), penultimate=kind == "openclip")
         else:
             family = CLIP["CLIPTextModel"]
-            components[name] = clip_component(Section(files, encoders[kind], family.aliases), family)
+            components[name] = clip_component(FilePart(files, encoders[kind], family.aliases), family)
     if there == {"refiner openclip"}:
         info |= {"requires_aesthetics_score": True, "force_zeros_for_empty_prompt": False}
     used = (UNET, AUTOENCODER, *(encoders[kind] for kind in there))
@@ -344,7 +344,7 @@ def _prediction(files: Any, names: set[str], told: str | None, version: Any) -> 
 
 
 def _dit(files: Any) -> SingleFile:
-    part = Section(files)
+    part = FilePart(files)
     patch = part.axis("x_embedder.proj.weight", 2)
     config = {"_class_name": "dit_original"}
     if "pos_embed" in part:
@@ -378,10 +378,10 @@ def lone_component(files: Any, scaling_factor: float | None = None) -> Component
         return _dit(files).components["transformer"]
     for prefix in (AUTOENCODER, ""):
         if f"{prefix}encoder.down.0.block.0.conv2.weight" in names:
-            return autoencoder_component(Section(files, prefix), scaling_factor)
+            return autoencoder_component(FilePart(files, prefix), scaling_factor)
     for prefix in (UNET, ""):
         if f"{prefix}input_blocks.0.0.weight" in names and f"{prefix}out.2.weight" in names:
-            part = Section(files, prefix)
+            part = FilePart(files, prefix)
             context = [part.axis(name, 1) for name in part.names if name.endswith("attn2.to_k.weight")]
             return unet_component(part, None, sized=bool(context) and max(context) > 1024)
     return None
