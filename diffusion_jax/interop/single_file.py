@@ -83,7 +83,7 @@ class FilePart:
 class Component(NamedTuple):
     """A part of a single file as the network of a family.
 
-    family: a key of `FAMILIES`. part: its tensors, a `FilePart` or `TensorFiles`. config: what its config.json would say.
+    family: a key of `FAMILIES`. part: its tensors, a `FilePart` or `TensorFiles`. config: what config.json would say.
     table: (module) -> the rows of the original layout. ignored: as of a `Family`.
     """
 
