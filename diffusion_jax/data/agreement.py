@@ -55,7 +55,7 @@ def check_classes(source: Source, held_out: Source | None, conditions: Iterable[
             )
         check_values(conditions, getattr(examples, "cond", None), data=True)
         # Held-out data that stand in a config beside a source in another space are not what is validated on.
-        if examples is source or (examples is not None and _shapes(examples) == _shapes(source)):
+        if examples is not None and (examples is source or _shapes(examples) == _shapes(source)):
             check_known(stacked_examples(examples, [0]), conditions, process)
 
 

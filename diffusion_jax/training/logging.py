@@ -85,6 +85,13 @@ def _text_lines(path: epath.Path) -> list[str]:
     return path.read_bytes().decode("utf-8", "replace").splitlines()
 
 
+def _messages() -> tuple[Any, Any]:
+    """The messages of TensorBoard's event files, which protobuf makes when they are imported."""
+    from tensorboardX.proto import event_pb2, summary_pb2
+
+    return event_pb2, summary_pb2
+
+
 class TensorBoard:
     """Event files for TensorBoard in `directory`, whole up to the last record whenever the process is killed.
 
@@ -93,31 +100,28 @@ class TensorBoard:
 
     def __init__(self, directory: str | os.PathLike, resume_step: int = 0):
         from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
         from tensorboardX.record_writer import directory_check
 
         directory_check(os.fspath(directory))
         # Its SummaryWriter hands events to a thread through a queue, which no flush waits for.
         # Its names count seconds, in which a run can be killed and started again: the older file would be emptied.
         self._file = EventsWriter(os.path.join(os.fspath(directory), "events"), f".{time.time_ns()}")
-        started = SessionLog(status=SessionLog.START)
-        self._write(Event(wall_time=time.time(), step=resume_step + 1, session_log=started))
+        events, _ = _messages()
+        started = events.SessionLog(status=events.SessionLog.START)
+        self._write(events.Event(wall_time=time.time(), step=resume_step + 1, session_log=started))
 
     def _write(self, event: Any) -> None:
         self._file.write_event(event)
         self._file.flush()
 
     def _add(self, step: int, summary: Any) -> None:
-        from tensorboardX.proto.event_pb2 import Event
-
-        self._write(Event(wall_time=time.time(), step=step, summary=summary))
+        events, _ = _messages()
+        self._write(events.Event(wall_time=time.time(), step=step, summary=summary))
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
-        from tensorboardX.proto.summary_pb2 import Summary
-
-        self._add(
-            step, Summary(value=[Summary.Value(tag=tag, simple_value=float(value)) for tag, value in values.items()])
-        )
+        _, summaries = _messages()
+        entries = [summaries.Summary.Value(tag=tag, simple_value=float(value)) for tag, value in values.items()]
+        self._add(step, summaries.Summary(value=entries))
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         from tensorboardX.summary import image as picture
