@@ -31,12 +31,10 @@ def sampled_params(experiment: Experiment, state: training.TrainState) -> Any:
 
 
 def validation(experiment: Experiment, every: int) -> training.Callback:
-    """Logs the held-out loss at eight equidistant times, with the sampling_params parameters."""
+    """Logs the held-out loss at eight equidistant times, with the averaged parameters."""
+    if experiment.held_out is None:
+        raise invalid("train.validate_every", every, "there is nothing to validate on: held_out is None")
     count = min(len(experiment.held_out), experiment.config.train.validation_examples)
-    if count < 1:
-        raise invalid(
-            "train.validate_every", every, "there are no held-out examples to validate on (validation_examples)"
-        )
     evaluate = jax.jit(objectives.validation_loss(experiment.validation))
     batch = data.stacked_examples(experiment.held_out, range(count)) | {"index": np.arange(count, dtype=np.int32)}
 
@@ -50,7 +48,7 @@ def validation(experiment: Experiment, every: int) -> training.Callback:
 
 
 def sample_pictures(experiment: Experiment, sampling: Sampling, every: int) -> training.Callback:
-    """Draws a batch of samples with the sampling_params parameters and writes them as a picture."""
+    """Draws a batch of samples with the averaged parameters and writes them as a picture."""
     group = experiment.config.sampling
     # As many as fill the picture, and divide over the mesh.
     count = -(-(group.picture_columns**2) // experiment.mesh.size) * experiment.mesh.size

@@ -118,7 +118,7 @@ def referenced(network: Network, items: int, concat: bool = False) -> Referenced
         def enter(site, h):
             return site.run_with(told["input"], h)
 
-        def know(site, t):
+        def know(site, t, *added):
             return told["item"][items.reshape(-1)]
 
         def attend(site, q, k, v, mask):
@@ -167,8 +167,8 @@ def referenced(network: Network, items: int, concat: bool = False) -> Referenced
             theirs = site.run_with(told["input"], theirs)
             return _rows(site.run(ours), theirs.reshape(batch, count, *theirs.shape[1:]))
 
-        def know(site, t):
-            vector = site.run(t).reshape(batch, groups, width)
+        def know(site, t, *added):
+            vector = site.run(t, *added).reshape(batch, groups, width)
             kinds = told["item"][items].astype(vector.dtype)
             return _rows(vector[:, 0], vector[:, 1:] + kinds if coupled else kinds)
 

@@ -61,7 +61,11 @@ class Checkpointer:
             raise invalid("keep", keep, "at least 1 checkpoint must be kept")
         self._root, self._lock = _locked(workdir)
         self._keep = keep
-        self._open()
+        try:
+            self._open()
+        except BaseException:
+            self._unlock()
+            raise
         self._snapshots: ocp.CheckpointManager | None = None
 
     def _open(self) -> None:

@@ -175,7 +175,7 @@ def test_pickles_other_widths_and_other_pipelines(pipeline, tmp_path):
             interop.load_embeddings(path)
     with pytest.raises(InvalidInput, match=r"has vectors \[3, 12\], but the text encoders .* width of 12 and 10"):
         interop.with_embeddings(pipeline, [WordEmbedding("<a>", VECTORS[:1])])
-    labels = pipeline._replace(prompter=prompts.class_labels(3))
+    labels = pipeline._replace(prompter=prompts.class_prompts(3))
     with pytest.raises(InvalidInput, match="this pipeline has no encoder of it"):
         interop.with_embeddings(labels, [WordEmbedding("<a>", VECTORS)])
     with pytest.raises(InvalidInput, match="word is '<a>', but the pipeline has no such word"):
