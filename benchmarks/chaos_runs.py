@@ -35,6 +35,9 @@ class Run:
                 address = f"localhost:{free.getsockname()[1]}"
             variables = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(processes)}
         self.outputs = [workdir.parent / f"{workdir.name}-{time.time_ns()}-{number}.txt" for number in range(processes)]
+        for output in self.outputs:
+            # A process that is killed at once has said nothing.
+            output.touch()
         self.pids = [
             _forked(workdir, output, {**variables, "JAX_PROCESS_ID": str(number)} if variables else {}, limit)
             for number, output in enumerate(self.outputs)

@@ -71,7 +71,7 @@ def test_repeated_calls_compile_once(plain):
     assert step._cache_size() == 1
 
 
-def test_the_state_is_consumed_but_on_cpus_where_that_would_copy_it(plain, monkeypatch):
+def test_the_state_is_consumed_but_on_cpus_and_never_copied(plain, monkeypatch):
     state, _, step = plain
     batch = distributed.shard_batch(next(iter(Batches())), None)
     copied = r"= f32\S* copy\(%state"
@@ -81,7 +81,7 @@ def test_the_state_is_consumed_but_on_cpus_where_that_would_copy_it(plain, monke
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     consuming = training.make_train_step(make_objective(), optimizers.adamw(1e-2), ema=TRACKS)
     monkeypatch.undo()
-    assert re.search(copied, consuming.lower(state, batch).compile().as_text()), "the reason is gone"
+    assert not re.search(copied, consuming.lower(state, batch).compile().as_text())
     copy = jax.tree.map(jnp.copy, state)
     consuming(copy, batch)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(copy.params) + jax.tree.leaves(copy.ema))
@@ -125,10 +125,10 @@ LOSES_AT_TWO = {"fixed": ema.Ema(lambda n: jnp.where(n == 2, jnp.nan, 0.5))}
     [
         (optax.sgd(float("inf")), TRACKS, 1.0, 0),
         (optax.adagrad(1e-3), TRACKS, 1.5e19, 1),
-        (optax.sgd(3e38), TRACKS, 1.0, 1),
+        (optax.sgd(3e38), TRACKS, 1.0, 0),
         (optax.sgd(0.1), LOSES_AT_TWO, 1.0, 1),
     ],
-    ids=["the rate", "the moments", "the parameters", "an average"],
+    ids=["the rate", "the moments", "the norm of the parameters", "an average"],
 )
 def test_an_update_that_is_not_finite_changes_nothing_and_is_counted(optimizer, tracks, gradient, good):
     """Loss and gradient are finite in all of them; what begins as infinite does not count."""
