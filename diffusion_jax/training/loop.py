@@ -22,6 +22,7 @@ from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.reading import first_line
 from diffusion_jax.training import ema as averages
 from diffusion_jax.training.checkpoint import Checkpointer, Restored
+from diffusion_jax.training.finite import not_finite
 from diffusion_jax.training.logging import Several, Writer, default_writer
 from diffusion_jax.training.optimizers import Optimizer
 from diffusion_jax.training.peers import watched
@@ -140,6 +141,7 @@ def train(
             state, at = init_sharded(initial, mesh=mesh, rules=rules), 0
         else:
             state, at = restored.state, restored.step
+        begun_so = not_finite(_kept_of(state))
         if checkpointer is not None:
             checkpointer.drop_snapshots_after(at)
         writers = Several((default_writer(workdir, at), *((writer,) if writer else ())))
@@ -179,6 +181,8 @@ def train(
                         )
                     clock.restart()
             leaving = asked_to_stop(at)
+            if last or leaving or at % checkpoint_every == 0:
+                _check_finite(state, at, begun_so)
             if checkpointer is not None:
                 if snapshot_every is not None and at % snapshot_every == 0:
                     checkpointer.save_snapshot(at, tracks, state.ema)
@@ -190,6 +194,21 @@ def train(
                 "none was applied. Lower the learning rate or look at the data, and begin in another workdir."
             )
     return state
+
+
+def _kept_of(state: TrainState) -> Any:
+    return {"params": state.params, "ema": state.ema, "opt_state": state.opt_state, "objective": state.objective_state}
+
+
+def _check_finite(state: TrainState, at: int, begun_so: Sequence[str]) -> None:
+    """Raises Diverged where an array is not finite that was when the run began: it is not kept."""
+    lost = [name for name in not_finite(_kept_of(state)) if name not in begun_so]
+    if lost:
+        more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+        raise Diverged(
+            f"{lost[0]}{more} is not finite after step {at}, so the state is not saved: what was saved before is as it "
+            "was. Look at the optimiser and the averages, whose moments overflow or whose rates are not finite."
+        )
 
 
 def _check(callback: Callback, number: int, abstract: TrainState) -> None:

@@ -186,7 +186,7 @@ def _sum_on_host(leaf: Any) -> np.uint32:
     return np.sum(flat.view({1: np.uint8, 2: np.uint16}.get(flat.itemsize, np.uint32)), dtype=np.uint32)
 
 
-def _lies_on_host(leaf: Any) -> bool:
+def lies_on_host(leaf: Any) -> bool:
     return not isinstance(leaf, jax.Array) or (
         leaf.is_fully_addressable and all(device.platform == "cpu" for device in leaf.devices())
     )
@@ -196,7 +196,7 @@ def _fingerprints(item: Any) -> dict[str, int]:
     """The sum of each array's words; where it lies, so that nothing large is moved and a host compiles nothing."""
     leaves = jax.tree_util.tree_flatten_with_path(item)[0]
     arrays = [leaf for _, leaf in leaves]
-    host = all(map(_lies_on_host, arrays))
+    host = all(map(lies_on_host, arrays))
     sums = list(map(_sum_on_host, arrays)) if host else jax.device_get(_sums(arrays))
     return {path_name(path): int(value) for (path, _), value in zip(leaves, sums, strict=True)}
 

@@ -5,7 +5,9 @@ import os
 import struct
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from diffusion_jax import training
@@ -15,11 +17,11 @@ from diffusion_jax.training import ema, logging, optimizers
 from .problems import Batches, equal, init_params, make_objective
 
 
-def train(data=None, steps=6, **settings):
+def train(data=None, steps=6, optimizer=None, **settings):
     settings = {"log_every": 2, "checkpoint_every": 3, "progress": False, **settings}
     return training.train(
         make_objective(),
-        optimizers.adamw(1e-2),
+        optimizer or optimizers.adamw(1e-2),
         Batches() if data is None else data,
         init_params=init_params,
         steps=steps,
@@ -144,6 +146,34 @@ def test_too_many_steps_that_are_not_finite_end_the_run_with_the_last_good_state
     # JSON knows no NaN.
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[-1], parse_constant=pytest.fail)["loss"] == "nan"
+
+
+def _breaks_at(step):
+    """An optimiser whose state is NaN after so many updates, which stay as they are."""
+
+    def update(updates, state, params=None):
+        return updates, {"count": state["count"] + 1, "sum": jnp.where(state["count"] + 1 >= step, jnp.nan, 0.0)}
+
+    return optax.GradientTransformation(lambda params: {"count": 0, "sum": jnp.float32(0.0)}, update)
+
+
+LOSES_AT_FOUR = ema.Ema(lambda n: jnp.where(n == 4, jnp.nan, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"optimizer": optax.chain(optax.adam(1e-3), _breaks_at(4))}, "opt_state"),
+        ({"ema": {"late": LOSES_AT_FOUR}}, "ema/late"),
+    ],
+    ids=["moments", "an average"],
+)
+def test_moments_and_averages_that_are_lost_are_never_saved(settings, name, tmp_path):
+    """The updates stay finite, so the step itself sees nothing."""
+    settings = {"workdir": str(tmp_path), "checkpoint_every": 2} | settings
+    with pytest.raises(training.Diverged, match=rf"^{name}.* is not finite after step 4, so the state is not saved"):
+        train(steps=6, **settings)
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["2"]
 
 
 @pytest.mark.parametrize(

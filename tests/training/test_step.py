@@ -117,18 +117,10 @@ def test_a_batch_that_is_not_finite_changes_nothing_and_is_counted():
     assert (int(after.skipped), int(after.skipped_in_a_row)) == (2, 0)
 
 
-LOSES_AT_TWO = {"fixed": ema.Ema(lambda n: jnp.where(n == 2, jnp.nan, 0.5))}
-
-
 @pytest.mark.parametrize(
     ("optimizer", "tracks", "gradient", "good"),
-    [
-        (optax.sgd(float("inf")), TRACKS, 1.0, 0),
-        (optax.adagrad(1e-3), TRACKS, 1.5e19, 1),
-        (optax.sgd(3e38), TRACKS, 1.0, 0),
-        (optax.sgd(0.1), LOSES_AT_TWO, 1.0, 1),
-    ],
-    ids=["the rate", "the moments", "the norm of the parameters", "an average"],
+    [(optax.sgd(float("inf")), TRACKS, 1.0, 0), (optax.sgd(3e38), TRACKS, 1.0, 0)],
+    ids=["the rate", "the norm of the parameters"],
 )
 def test_an_update_that_is_not_finite_changes_nothing_and_is_counted(optimizer, tracks, gradient, good):
     """Loss and gradient are finite in all of them; what begins as infinite does not count."""
