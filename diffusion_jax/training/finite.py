@@ -20,7 +20,7 @@ def _all_finite(leaves: list) -> list:
     return [jnp.isfinite(leaf).all() for leaf in leaves]
 
 
-def not_finite(tree: Any) -> list[str]:
+def paths_not_finite(tree: Any) -> list[str]:
     """The paths of the arrays in which an entry is NaN or infinite; looked at where they lie."""
     named = [
         (path_name(path), leaf)

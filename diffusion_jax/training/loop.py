@@ -22,7 +22,7 @@ from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.reading import first_line
 from diffusion_jax.training import ema as averages
 from diffusion_jax.training.checkpoint import Checkpointer, Restored
-from diffusion_jax.training.finite import not_finite
+from diffusion_jax.training.finite import paths_not_finite
 from diffusion_jax.training.logging import Several, Writer, default_writer
 from diffusion_jax.training.optimizers import Optimizer
 from diffusion_jax.training.peers import watched
@@ -141,7 +141,7 @@ def train(
             state, at = init_sharded(initial, mesh=mesh, rules=rules), 0
         else:
             state, at = restored.state, restored.step
-        begun_so = not_finite(_kept_of(state))
+        begun_so = paths_not_finite(_kept_of(state))
         if checkpointer is not None:
             checkpointer.drop_snapshots_after(at)
         writers = Several((default_writer(workdir, at), *((writer,) if writer else ())))
@@ -202,7 +202,7 @@ def _kept_of(state: TrainState) -> Any:
 
 def _check_finite(state: TrainState, at: int, begun_so: Sequence[str]) -> None:
     """Raises Diverged where an array is not finite that was when the run began: it is not kept."""
-    lost = [name for name in not_finite(_kept_of(state)) if name not in begun_so]
+    lost = [name for name in paths_not_finite(_kept_of(state)) if name not in begun_so]
     if lost:
         more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
         raise Diverged(
