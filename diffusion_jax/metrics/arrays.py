@@ -11,7 +11,7 @@ import numpy as np
 from jax.core import Tracer
 
 from diffusion_jax.errors import InvalidInput, invalid
-from diffusion_jax.pixels import scaled
+from diffusion_jax.pixels import check_signed, scaled
 from diffusion_jax.typing import Numbers
 
 
@@ -61,14 +61,10 @@ def labels_within(labels: Any, count: int, classes: int) -> np.ndarray:
 def signed_images(field: str, images: Any) -> np.ndarray:
     """`pixels.scaled` images, of which floats may leave [-1, 1], as what a bad model draws does.
 
-    Raises InvalidInput for floats without a negative value, which are in [0, 1] or 0 .. 255; a constant 0 passes.
+    Raises InvalidInput for floats without a negative value (`pixels.check_signed`).
     """
     found = scaled(images, field)
-    if found.size and found.min() >= 0 and found.max() > 0:
-        raise InvalidInput(
-            f"{field} spans {found.min():g} .. {found.max():g}, nothing negative, but [-1, 1] was expected: "
-            "scale [0, 1] by 2 x - 1, or 0 .. 255 by x / 127.5 - 1."
-        )
+    check_signed(found, field)
     return found
 
 

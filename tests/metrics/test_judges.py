@@ -148,8 +148,8 @@ def test_bytes_are_scaled_and_other_ranges_refused(judge):
         np.testing.assert_allclose(judge.features(values), judge.features(signed), atol=1e-5)
         np.testing.assert_allclose(judge.logits(values), judge.logits(signed), atol=1e-5)
     for wrong, part in (
-        (pixels / 255.0, "nothing negative"),
-        (pixels.astype(np.float32), "nothing negative"),
+        (pixels / 255.0, "images lie in"),
+        (pixels.astype(np.float32), "images lie in"),
         (pixels.astype(np.int32), "signed integers are tokens"),
         (pixels + 1j, "pixels are unsigned"),
         (signed[:0], "images.shape"),
@@ -246,7 +246,7 @@ def test_inception_loads_a_local_file_and_runs(tmp_path):
         network.features(np.zeros((1, 32, 32, 1)))
     with pytest.raises(InvalidInput, match="colour images"):
         network.features(np.zeros((0, 32, 32, 3)))
-    with pytest.raises(InvalidInput, match="nothing negative"):
+    with pytest.raises(InvalidInput, match="images lie in"):
         network.features(np.ones((1, 32, 32, 3)))
 
 

@@ -1,5 +1,6 @@
 """Asked to stop by a signal, a run saves and leaves; the rest of it equals a run that was not asked."""
 
+import errno
 import os
 import signal
 
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 
 from diffusion_jax import training
-from diffusion_jax.training import optimizers
+from diffusion_jax.errors import Halted
+from diffusion_jax.training import checkpoint, optimizers
 
 from .problems import Batches, equal, init_params, make_objective
 
@@ -74,3 +76,15 @@ def test_a_second_interrupt_leaves_at_once_and_what_was_saved_stays(whole, tmp_p
         train(tmp_path, [signal.SIGINT, signal.SIGINT], at=5, ready=saved)
     assert os.listdir(tmp_path / "checkpoints") == ["3"]
     assert equal(train(tmp_path), whole)
+
+
+def test_a_start_that_fails_leaves_no_lock(tmp_path, monkeypatch):
+    def refused(*_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "writable", refused)
+        with pytest.raises(Halted, match="Too many open files") as held:
+            training.Checkpointer(tmp_path)
+    training.Checkpointer(tmp_path).close()
+    assert held.value is not None
