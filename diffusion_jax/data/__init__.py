@@ -20,6 +20,7 @@ from diffusion_jax.data.files import (
 )
 from diffusion_jax.data.image_folders import captioned_folder, encoded_captions, image_folder
 from diffusion_jax.data.moving import moving_shapes
+from diffusion_jax.data.pairs import from_pairs
 from diffusion_jax.data.photographs import PHOTOGRAPHS, patches, photograph, textures
 from diffusion_jax.data.pipeline import Batches, pipeline
 from diffusion_jax.data.portrait import talking_faces
@@ -60,6 +61,7 @@ __all__ = [
     "encoded_captions",
     "faces",
     "flip",
+    "from_pairs",
     "gaussian_blobs",
     "image_folder",
     "latents",

@@ -131,8 +131,8 @@ def arrays(
                 raise InvalidInput(f"{name!r} holds {sorted(content)}, but an array named 'x0' is needed.")
             x0 = content.pop("x0")
     if label is not None:
-        content["label"] = _as_array(label, "label")
-    values = x0 if isinstance(x0, MappedRows) else _as_array(x0, f"x0 of {name}")
+        content["label"] = as_array(label, "label")
+    values = x0 if isinstance(x0, MappedRows) else as_array(x0, f"x0 of {name}")
     if not values.shape:
         raise InvalidInput(f"x0 of {name} is a single value, but an axis of examples is needed.")
     cond = {key: as_condition(value, key, f"{key} of {name}", num_classes) for key, value in content.items()}
@@ -142,23 +142,24 @@ def arrays(
         source = ArraySource(values, cond, name, num_classes)
         if values.stored.kind == "f":
             rows = np.unique(np.linspace(0, len(values) - 1, LOOKED_AT).astype(np.int64))
-            _check_range(values[rows], name, value_range)
+            check_image_range(values[rows], name, value_range)
         return source
     source = ArraySource(as_data(values, f"x0 of {name}", value_range), cond, name, num_classes)
     check_finite(source)
     if values.dtype.kind == "f":
-        _check_range(source.x0, name, value_range)
+        check_image_range(source.x0, name, value_range)
     return source
 
 
-def _as_array(value: Any, name: str) -> np.ndarray:
+def as_array(value: Any, name: str) -> np.ndarray:
+    """An array of NumPy of whatever holds numbers; raises InvalidInput where that cannot be."""
     try:
         return np.asarray(value)
     except Exception as error:  # whatever another library's array raises
         raise InvalidInput(f"{name} is no array of numbers: {first_line(error)}.") from None
 
 
-def _check_range(x0: np.ndarray, name: str, value_range: Any) -> None:
+def check_image_range(x0: np.ndarray, name: str, value_range: Any) -> None:
     """Raises InvalidInput for floats that are images in 0 .. 255, and warns of those in [0, 1]."""
     if value_range is not None or x0.ndim not in (4, 5) or x0.shape[-1] not in (1, 3) or x0.dtype != np.float32:
         return

@@ -8,7 +8,7 @@ block that a `data`-sharded global array expects from it. Sources and worlds liv
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -114,6 +114,11 @@ class _Stream:
         examples = []
         for index, position in zip(indices, positions, strict=True):
             example = self.source[int(index)]
+            if not isinstance(example, Mapping):
+                raise InvalidInput(
+                    f"Example {int(index)} of {self.name} is a {type(example).__name__}, but a dict with 'x0' is "
+                    "needed; data.from_pairs(dataset) reads items (x, y)."
+                )
             if self.transforms:
                 rng = np.random.default_rng((self.seed, int(position)))
                 for transform in self.transforms:

@@ -1,18 +1,16 @@
-"""The how-to of parts of one's own."""
+"""The page on parts of one's own runs from top to bottom, and its parts do what it says."""
 
 import numpy as np
 
-from diffusion_jax import denoisers, models, solvers
+from diffusion_jax import denoisers, models, solvers, timesteps
 from diffusion_jax.sampling import sample
 from tests.guides.running import run
 
 
-def test_own_parts():
+def test_extend():
     # Gates begin at zero, so blocks would say nothing.
     loud = "params = jax.tree.map(lambda leaf: leaf + 0.1, network.init(key, x, t))"
-    names = run(
-        "own_parts.md", {"width=32": "width=16", "int = 32": "int = 16", "params = network.init(key, x, t)": loud}
-    )
+    names = run("extend.md", {"width=32": "width=16", "int = 32": "int = 16", "params = network.init(key, x, t)": loud})
     plain, grid = names["plain"].x, names["grid"]
     assert float(names["faster"].cost.evaluations) == 4
     assert float(np.abs(names["faster"].x - plain).max()) > 1e-4
@@ -38,3 +36,14 @@ def test_own_parts():
     # Twenty steps of a fifth of what is left.
     outcome = names["outcome"]
     assert outcome.success.all() and np.abs(outcome.states[:, -1]).max() < 0.5 * 0.8**20 + 1e-6
+    np.testing.assert_allclose(names["stepped"].x, plain, atol=1e-6)
+    once = timesteps.linspace(1)
+    dark = sample(*arguments, solvers.ddim(), once, **names["run"]).x
+    bright = names["brighter"](lifted), names["params"], solvers.ddim(), once
+    np.testing.assert_allclose(sample(names["key"], *bright, **names["run"]).x, dark + 0.1, atol=1e-5)
+    for other in names["others"].values():
+        assert other.shape == plain.shape and np.isfinite(other).all()
+    # The gain times t is all of the velocity, so a run from t = 1 has a closed form: x (1 - 0.5) (1 - 0.25).
+    np.testing.assert_allclose(names["others"]["pair"], 0.375 * names["x"], rtol=1e-5)
+    assert int(names["state"].step) == 2
+    assert names["figures"]["contrast_held_out"] == 1.0
