@@ -59,7 +59,7 @@ def system_page(report: Report) -> str:
             f"{slug}.md gives reasons for claims that are not among those that fail: {', '.join(stale)}."
         )
     lines = [sections[""], "", f"## {CODE}", "", sections[CODE], "", "## What was measured", ""]
-    lines += ["**A smoke run: its figures mean nothing.**", ""] if report.smoke else []
+    lines += ["**A smoke run of a few steps: its figures mean nothing.**", ""] if report.smoke else []
     lines += _about(report)
     lines += ["", *verdict_table(report.verdicts)]
     for name, caption in report.pictures.items():
@@ -83,8 +83,8 @@ def _unexplained(one: Verdict) -> str:
     """What is said of a claim that does not hold as long as no experiment gave a reason."""
     if one.verdict == "undecided":
         low, high = one.interval
-        return f"these seeds do not decide it; from the bound it is {low:.2g} to {high:.2g}."
-    return "nobody looked yet."
+        return f"these seeds do not decide it; the interval of the distance from the bound is {low:.2g} to {high:.2g}."
+    return "the cause has not been examined yet."
 
 
 def _about(report: Report) -> list[str]:
@@ -93,9 +93,9 @@ def _about(report: Report) -> list[str]:
     tuned = f"choices were made on {_numbers(report.tuned_on)}" if report.tuned_on else "nothing was chosen"
     return _wrapped(
         f"{report.date}, commit {report.commit or 'unknown'}, {versions}, {report.device}: "
-        f"{report.seconds / 60:.1f} minutes {of} from nothing, {report.cached_seconds / 60:.1f} with trained models in "
-        f"the cache. Seeds {_numbers(report.seeds)}; {tuned}. From seed to seed differ: {report.varied}. Sides are "
-        "means and standard deviations over seeds; a verdict is that of the 95 % interval of the paired differences "
+        f"{report.seconds / 60:.1f} minutes {of} in total, {report.cached_seconds / 60:.1f} with trained models in "
+        f"the cache. Seeds {_numbers(report.seeds)}; {tuned}. What differs between seeds: {report.varied}. Values are "
+        "means and standard deviations over seeds; verdicts follow from the 95 % interval of the paired differences "
         "([rule](../systems.md#verdicts))."
     )
 
@@ -153,9 +153,11 @@ def index_page(reports: Mapping[str, Report]) -> str:
     lines = [
         "# Systems",
         "",
-        f"{len(built) + len(waiting)} of {len(SYSTEMS)} published systems stand here, each with a page: what it does,",
-        "ten lines on your own network, what was measured, and what does not hold.",
-        "`python -m diffusion_jax.recipes SYSTEM` runs one.",
+        *_wrapped(
+            f"{len(built) + len(waiting)} of {len(SYSTEMS)} published systems are built here. Each has a page that "
+            "says what it does, shows ten lines of code for your own network, and reports what was measured and which "
+            "claims did not hold. `diffusion-jax recipes SYSTEM` runs the study of one."
+        ),
         "",
         "| system | what is a function of the timestep | " + " | ".join(VERDICTS) + " | headline |",
         "|---|---|---|---|---|---|",
@@ -168,17 +170,20 @@ def index_page(reports: Mapping[str, Report]) -> str:
         link = f"[{system.title.partition(':')[0]}](systems/{system.slug}.md)"
         lines.append(f"| {link} | {system.question} | {counts} | {headline.replace('|', '')} |")
     _check_width("systems.md", lines)
-    lines += ["", f"Built, their reports to come: {', '.join(waiting)}."] if waiting else []
+    lines += ["", f"Built, with a report still to be made: {', '.join(waiting)}."] if waiting else []
     lines += ["", *_wrapped(f"Not built yet: {', '.join(slug for slug in others if slug not in waiting)}.")]
     lines += [
         "",
         "## Verdicts",
         "",
-        "Both sides of a claim are measured for the same seeds. A claim **holds** where the 95 % interval (Student's",
-        "t) of the paired differences lies beyond its bound, **fails** where it lies on the other side, and is",
-        "**undecided** where it contains the bound or there are fewer than three seeds. Figures that no seed changes",
-        "are compared as they are. Choices are made on seeds that are never reported. Reasons are written after an",
-        "experiment, or say that nobody looked.",
+        *_wrapped(
+            "A claim compares two figures, which are measured with the same seeds. It **holds** if the 95 % interval "
+            "(Student's t) of the paired differences lies beyond the bound of the claim, **fails** if it lies on the "
+            "other side, and is **undecided** if it contains the bound or if there are fewer than three seeds. Figures "
+            "that do not depend on the seed are compared directly. Settings are chosen on other seeds than those that "
+            "are reported. Reasons for failed claims come from an experiment; otherwise the page says that the cause "
+            "has not been examined."
+        ),
     ]
     return "\n".join(lines) + "\n"
 

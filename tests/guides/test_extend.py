@@ -43,7 +43,7 @@ def test_extend():
     np.testing.assert_allclose(sample(names["key"], *bright, **names["run"]).x, dark + 0.1, atol=1e-5)
     for other in names["others"].values():
         assert other.shape == plain.shape and np.isfinite(other).all()
-    # The gain times t is all of the velocity, so a run from t = 1 has a closed form: x (1 - 0.5) (1 - 0.25).
-    np.testing.assert_allclose(names["others"]["pair"], 0.375 * names["x"], rtol=1e-5)
+    # Its velocity is x, so each of two steps halves what there is.
+    np.testing.assert_allclose(names["others"]["pair"], 0.25 * names["x"], rtol=1e-5)
     assert int(names["state"].step) == 2
     assert names["figures"]["contrast_held_out"] == 1.0

@@ -83,7 +83,7 @@ def test_the_page_shows_verdicts_reasons_and_pictures(report, text):
     assert made.startswith("# Title\n\nWhat it does.")
     assert "| holds | p(x \\| y) is better | share | 2.1 ± 0.1 | > | 1.1 ± 0.1 | 5x |" in made
     assert "- **it is faster** (fails): it does more." in made
-    assert "- **nobody can tell** (undecided): these seeds do not decide it; from the bound it is " in made
+    assert "- **nobody can tell** (undecided): these seeds do not decide it; the interval of the " in made
     assert "![What one sees.](../images/taylorseer_curve.png)" in made
     assert "Seeds 7 to 9, 12; choices were made on 100 to 101." in made
     assert "smoke" not in made
