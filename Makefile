@@ -4,8 +4,9 @@
 # make lint         ruff, the layers of the packages, the types, and what the last make test cost
 # make test-peers   parity with torch, diffusers and transformers
 # make bench        side-by-side timings against the same peers
-# make report     the pages of docs/systems from the reports of the studies
-# Each makes its own virtual environment from nothing.
+# make report       the pages of docs/systems from the reports of the studies
+# make docs         all pages and the API reference as a website: site/index.html
+# Each creates its own virtual environment.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -25,7 +26,7 @@ NEWEST = $(shell for minor in 14 13 12; do \
   done; done)
 MINOR := -c 'import sys; print("%d.%d" % sys.version_info[:2])'
 
-.PHONY: quickstart test test-newest same-python lint test-peers bench report clean
+.PHONY: quickstart test test-newest same-python lint test-peers bench report docs clean
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -50,6 +51,10 @@ $(VENV)/.installed-test: setup.py | same-python
 $(VENV)/.installed-peers: setup.py $(VENV)/.installed-test
 	$(PIP) --editable '.[peers,test]'
 	@touch $@
+
+$(VENV)/.installed-docs: setup.py | same-python
+	$(PIP) --editable '.[docs]'
+	@touch $@ $(VENV)/.installed
 
 quickstart: $(VENV)/.installed
 	$(BIN)/python -m diffusion_jax.train --config=configs/digits_dit.py --workdir=out/quickstart
@@ -80,5 +85,9 @@ bench: $(VENV)/.installed-peers
 report: $(VENV)/.installed
 	$(BIN)/python -m diffusion_jax.recipes --write-pages
 
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "Wrote site/index.html"
+
 clean:
-	rm -rf $(VENV) .venv-newest .cache out build *.egg-info
+	rm -rf $(VENV) .venv-newest .cache out build site *.egg-info

@@ -17,6 +17,7 @@ TEST = [
     "import-linter",
     "basedpyright==1.40.2",
 ]
+DOCS = ["mkdocs-material>=9.7,<10", "mkdocstrings[python]>=1.0,<2"]
 NOTEBOOKS = ["jupyterlab", "nbclient", "nbformat", "ipykernel"]
 
 setup(
@@ -59,6 +60,7 @@ setup(
         "tpu": [f"jax[tpu]{JAX}"],
         "control": ["gymnasium>=0.29", "gym-pusht>=0.1.5"],
         "tfds": ["tensorflow-datasets", "tensorflow-cpu", "array_record"],
+        "docs": DOCS,
         "notebooks": NOTEBOOKS,
         "peers": PEERS,
         "test": [*TEST, *NOTEBOOKS[1:]],

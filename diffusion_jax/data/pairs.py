@@ -55,6 +55,10 @@ class Pairs:
         if y is None:
             return {"x0": x0}
         target = as_array(y, f"y of item {index} of {self.name}")
+        if self.condition == "label" and target.ndim:
+            given = f"{target.dtype}{list(target.shape)}"
+            hint = "the number of a class is needed: y.argmax() of one-hot rows, or another name as condition="
+            raise invalid(f"y of item {index} of {self.name}", given, hint)
         cond = as_condition(target, self.condition, f"y of item {index} of {self.name}", self.num_classes, axes=0)
         return {"x0": x0, "cond": {self.condition: cond}}
 
