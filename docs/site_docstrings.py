@@ -40,8 +40,11 @@ def listed(text: str, names: set[str]) -> str:
             lines.append(f"- {known}: {line[entry.end() :]}")
         else:
             if within and line and not line.startswith(" "):
-                lines.append("")
-                within = False
+                if lines[-1] and not lines[-1].endswith((".", ":")):
+                    line = f"    {line}"  # a sentence that goes on
+                else:
+                    lines.append("")
+                    within = False
             if line.startswith("Raises ") and lines and lines[-1]:
                 lines.append("")
             lines.append(line)

@@ -6,6 +6,7 @@
   pages, other files are copied. A link to a file that does not exist is a warning, which `mkdocs --strict` refuses.
 """
 
+import ast
 import json
 import posixpath
 import re
@@ -86,8 +87,23 @@ def text_of(path: str) -> str:
 
 
 def reference(name: str) -> str:
-    """A page of the reference; a module without `__all__` shows what it defines."""
-    return f"# diffusion_jax.{name}\n\n::: diffusion_jax.{name}\n"
+    """A page of the reference: what `__all__` names, functions first; a module without it shows what it defines."""
+    path = ROOT / "diffusion_jax" / name.replace(".", "/")
+    if not path.is_dir():
+        return f"# diffusion_jax.{name}\n\n::: diffusion_jax.{name}\n"
+    tree = ast.parse((path / "__init__.py").read_text(encoding="utf-8"))
+    # By where a name is defined: a function may be called like the module that it is in.
+    defined: dict[str, str] = {}
+    public: list[str] = []
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom):
+            defined |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "__all__":
+            public = sorted(ast.literal_eval(node.value), key=lambda one: (one[0].isupper(), one.lower()))
+    parts = [f"# diffusion_jax.{name}", f"::: diffusion_jax.{name}\n    options:\n      members: false"]
+    heading = "    options:\n      show_root_heading: true\n      show_root_toc_entry: true"
+    parts += [f"::: {defined.get(one, f'diffusion_jax.{name}.{one}')}\n{heading}" for one in public]
+    return "\n\n".join(parts) + "\n"
 
 
 def title_of(page: Path) -> str:

@@ -122,8 +122,13 @@ def verdict_table(verdicts: Sequence[Verdict]) -> list[str]:
 
 
 def _side(values: Sequence[float]) -> str:
-    mean = f"{np.mean(values):.3g}"
-    return f"{mean} ± {np.std(values, ddof=1):.1g}" if len(values) > 1 and np.ptp(values) > 0 else mean
+    mean = _rounded(np.mean(values), 3)
+    return f"{mean} ± {_rounded(np.std(values, ddof=1), 1)}" if len(values) > 1 and np.ptp(values) > 0 else mean
+
+
+def _rounded(value: float, digits: int) -> str:
+    """To so many digits: 10 and not 1e+01."""
+    return f"{float(f'{value:.{digits}g}'):g}"
 
 
 def _relation(one: Verdict) -> str:
