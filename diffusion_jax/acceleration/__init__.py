@@ -1,8 +1,10 @@
-"""Denoisers that do less at some steps: what is forecast instead of computed, when, and what it costs.
+"""Denoisers that compute less at some steps: what is forecast instead of computed, at which steps, and what it saves.
 
-A forecaster is a rule for any pytree (`reuse`, `taylor`, `newton`, `hermite`, `foca`, `dmd`), a refresh policy says
-when to compute anew (`every`, `on_schedule`, `first_and_last`, `either`); what they are applied to is a matter of its
-own.
+Three choices are independent. A forecaster says what replaces a computed value (`reuse`, `taylor`, `newton`, `hermite`,
+`foca`, `dmd`) and works on any pytree. A refresh policy says at which steps to compute (`every`, `on_schedule`,
+`first_and_last`, `either`). A constructor says what they are applied to: features (`cached_features`), whole outputs
+(`cached_outputs`), everything behind the first block (`gated`), the unconditional branch (`guided_with_reuse`).
+`accelerated` has published settings by name.
 """
 
 from diffusion_jax.acceleration.calibration import (
