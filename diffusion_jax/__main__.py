@@ -1,4 +1,4 @@
-"""The console script `diffusion-jax`: one door to the command lines."""
+"""The console script `diffusion-jax COMMAND`: one program for all commands."""
 
 import importlib
 import sys

@@ -1,5 +1,6 @@
-"""What is attached to a network, by interception (`models.interception`): low-rank adaptation, also mixed by the
-timestep, and routers that read the timestep; and further channels at its entrance."""
+"""What is attached to a network without changing its code: low-rank adaptation (`lora`, also with a second factor that
+is mixed by the timestep), routers that read the timestep (`routed`), and further input channels.
+"""
 
 from diffusion_jax.adapters.channels import masked_channels, with_channels
 from diffusion_jax.adapters.lora import Lora, attached, lora

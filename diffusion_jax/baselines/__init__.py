@@ -1,6 +1,6 @@
 """Configs of the small base models that studies, benchmarks and notebooks share.
 
-Each is a function that returns a config (`experiment.prepare`); whoever asks with the same fields shares one training.
+Each is a function that returns a config for `experiment.prepare`. Two users of the same config share one training.
 """
 
 from diffusion_jax.baselines.actions import action_transformer

@@ -1,10 +1,10 @@
-"""Control: environments, policies that are made of denoisers of actions, and the loops that let one act in the other.
+"""Control: environments, policies made of denoisers of actions, and the loops in which a policy acts in an environment.
 
     policy = control.receding_horizon(denoiser, solvers.ddim(), timesteps.linspace(16), shape=(16, 2), execute=8)
     run = jax.jit(lambda params, key: control.rollout(environment, policy, params, key, episodes=64, steps=80))
 
-Both sides are NamedTuples of pure functions, so a user's own environment or policy is a few functions. Simulators that
-are Python objects act in `rollout_simulators`. Worlds with experts are `data.tabletop` and `data.push_t`.
+Environments and policies are NamedTuples of pure functions, so you write your own as a few functions. Simulators that
+are Python objects run in `rollout_simulators`. Environments with experts are `data.tabletop` and `data.push_t`.
 """
 
 from diffusion_jax.control.environments import (

@@ -1,7 +1,7 @@
-"""Data: sources with random access (embedded real data, generated worlds, files), transforms, and `pipeline`.
+"""Data: sources with random access (real data from installed packages, generated data, files), transforms, `pipeline`.
 
-A batch is `{"x0": ..., "cond": {...}, "index": int32 [B]}`; a source's constructor takes plain values, so that a config
-can name it (`data.digits`). Nothing named here needs the network, except preparing a tensorflow-datasets data set.
+A batch is `{"x0": ..., "cond": {...}, "index": int32 [B]}`. Constructors of sources take plain values, so that a config
+can name them (`data.digits`). Nothing here uses the network, except preparing a data set of tensorflow-datasets.
 """
 
 from diffusion_jax.data import captioned_digits, moving, portrait, push_t, scenes, tabletop, wardrobe

@@ -1,5 +1,5 @@
-"""How a run is spread over devices: one mesh with named axes, shardings as a pure function of (abstract tree, rules,
-mesh), the timestep pipeline, and the start of several processes. Nothing here knows models or training.
+"""Runs on several devices: one mesh with named axes, shardings as a pure function of (abstract parameters, rules,
+mesh), the timestep pipeline, and the start of several processes. Nothing here knows about models or training.
 """
 
 from diffusion_jax.distributed.agreement import first_said, said_by_all

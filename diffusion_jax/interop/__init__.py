@@ -1,5 +1,8 @@
-"""Checkpoints that the world has trained, in and out: names and layouts of each architecture as tables, and the way of
-tensors between safetensors files and a mesh."""
+"""Published checkpoints, read and written: networks, pipelines, schedulers, LoRA files, tokenizers and single files.
+
+Each architecture is a table of the names and layouts of its tensors; tensors go from safetensors files to the devices
+of a mesh without a copy of the whole model on the host.
+"""
 
 from diffusion_jax.interop.families import FAMILIES
 from diffusion_jax.interop.family import Family

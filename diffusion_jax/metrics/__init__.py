@@ -1,8 +1,8 @@
-"""Metrics: distances between sets of samples, image against image, class accuracy, and what sampling costs.
+"""Metrics: distances between sets of samples, image against image, class accuracy, and the cost of sampling.
 
-Sets are compared in a feature space (of a judge, trained here on any labelled data and cached, or of `inception`, from
-a local file), or directly when they are low-dimensional. The verifier of a generated world lives with the world, in
-`data`.
+Sets of images are compared in a feature space: of a judge (a classifier that is trained here on any labelled data, and
+cached) or of `inception` from a local file. Low-dimensional data is compared directly. The program that checks samples
+of a generated data set is in `data`, beside the generator.
 """
 
 from diffusion_jax.metrics.accuracy import ClassAccuracy, class_accuracy

@@ -1,8 +1,10 @@
-"""Networks as pure functions: diffusion transformer, U-Net, MLP, text transformer, the KL autoencoder, published text
-and vision encoders, and the one mechanism that opens them (`intercepted`). Constructors return a `typing.Network`
-(`kl_vae` an `Autoencoder`, those of encoders an `Encoder`); what a network is told are values, its `conditions`
-(`label`, `context`, ...; kinds of one's own are `ConditionStream`s). The linen modules behind them obey one convention
-of uniform blocks (`layers.branches`). What is attached to a frozen network is in `adapters`.
+"""Networks as pure functions: diffusion transformers, U-Nets, MLP, text transformer, KL autoencoder, published text and
+vision encoders.
+
+Constructors return a `typing.Network` (`kl_vae` an `Autoencoder`, encoders an `Encoder`). What a network is conditioned
+on is a tuple of values, its `conditions` (`label`, `context`, ...; your own kind is a `ConditionStream`). `intercepted`
+and the functions beside it look into a network without changing its code. The linen modules inside are built of uniform
+blocks (`layers.branches`). What is attached to a frozen network is in `adapters`.
 """
 
 from diffusion_jax.models.caption_decoder import CaptionDecoder, Captioner, caption_decoder

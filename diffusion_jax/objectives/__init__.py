@@ -1,7 +1,7 @@
-"""Training losses as pure functions: denoising of any process, masked diffusion of tokens, autoencoders, distillation,
-validation.
+"""Training losses as pure functions: denoising for every process, masked diffusion of tokens, autoencoders,
+distillation, validation.
 
-An objective's loss is unreduced over the batch; the step of `training` averages, differentiates and updates.
+A loss has one value per example. The training step (`training`) takes the mean, differentiates and updates.
 """
 
 from diffusion_jax.objectives.adaptation import Adaptation, adaptation

@@ -1,4 +1,6 @@
-"""How data becomes noise: schedules; Gaussian, discrete and joint processes; what networks predict and are fed."""
+"""How data becomes noise: schedules, Gaussian, discrete and joint processes, what networks predict, and what time they
+are given.
+"""
 
 from diffusion_jax.processes.discrete import LOG_ZERO, Absorbing, Uniform, absorbing, uniform
 from diffusion_jax.processes.discrete_vp import (

@@ -1,8 +1,8 @@
-"""One reverse (or inverse) step of a diffusion: a `Solver` per method, by the method's name, and what wraps solvers.
+"""One step of a reverse (or inverse) diffusion: one `Solver` per method, and wrappers around solvers.
 
-Each constructor takes plain values and returns a `typing.Solver`; `sampling.sample` scans it over a grid. Solvers see
-the hub pair and the process's alpha and sigma, so each Gaussian one works for VP, VE, EDM and flow matching, and for
-any vector of times.
+Each constructor takes plain values and returns a `typing.Solver`; `sampling.sample` runs it over a grid. A solver sees
+predictions of x0 and eps and the process's alpha and sigma. The solvers for continuous data therefore work for VP, VE,
+EDM and flow matching alike, and with a time for each entry.
 """
 
 from diffusion_jax.solvers.adams import deis, lms, plms, pndm

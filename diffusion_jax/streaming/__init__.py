@@ -1,10 +1,11 @@
-"""Streams: runs without an end, on the same steps as `sample`. Rolling buffers, long clips, causal blocks.
+"""Streams: runs without an end, made of the same steps as `sample`. Rolling buffers, long clips, causal blocks.
 
-A buffer holds entries (actions, frames) along axis 1 at rising levels: a call advances all of them, its first chunk
-comes out clean, the others move up, fresh noise enters at the end (`rolling`). A window slides over a long clip, or
-chunks begin with the last frames of the one before (`sample_windowed`, `sample_chained`), or a causal network finishes
-block after block (`sample_autoregressive`; in a few steps and without an end, `block_stream`). All are pure functions
-with an explicit carry; what runs when is a plan (`timesteps.plans`), which is data.
+A rolling buffer (`rolling`) holds entries (actions, frames) along axis 1 at rising noise levels. Each call advances all
+of them: the first chunk comes out clean, the others move up, and fresh noise enters at the end. Long clips are made by
+a window that slides (`sample_windowed`), by chunks that begin with the last frames of the one before
+(`sample_chained`), or block after block by a causal network (`sample_autoregressive`, and `block_stream` with few steps
+and no end). All of them are pure functions with an explicit carry. At which times they run is a plan, which is an array
+(`timesteps.plans`).
 """
 
 from diffusion_jax.streaming.buffers import Rolling, Stream, rolling

@@ -1,5 +1,6 @@
-"""When: draws (which times are trained), weights (how much they count), grids and plans (which times are sampled),
-mappings."""
+"""Times: draws (which times are trained), weights (how much each counts), grids and plans (which times are sampled),
+and conversions.
+"""
 
 from diffusion_jax.timesteps.draws import (
     SPREADS,

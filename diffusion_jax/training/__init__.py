@@ -1,6 +1,6 @@
 """Training: the state, the jitted step, averages of the parameters, optimisers, checkpoints, logs and the loop.
 
-Nothing here knows about diffusion: an `Objective` is all it sees.
+Nothing here knows about diffusion; training only sees an `Objective`.
 """
 
 from diffusion_jax.training import ema, logging, optimizers
