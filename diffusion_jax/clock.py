@@ -1,7 +1,7 @@
-"""The clock of a run: which step of a grid it is, how many are left, which keys are drawn from; and asking a network.
+"""The clock of a run: the steps of a grid, how many are left, and the random keys; and how networks are called.
 
-Every loop (`sampling`, `streaming`, `pipelined`) counts with a `Clock`, and everything that asks a network, in a run or
-in training, does it by `network_inputs` and `to_prediction`.
+Every loop (`sampling`, `streaming`, `pipelined`) uses a `Clock`. All code that calls a network, in sampling and in
+training, uses `network_inputs` and `to_prediction`.
 
 A grid is `[S + 1, *t_shape]`: every time of the run, explicit. `t_shape` is a prefix of the data's shape, batch
 included (`[]`, `[B]`, `[B, N]`; axes of size 1 broadcast). Joint data has a dict of grids.
@@ -97,7 +97,7 @@ def clock(grid: Plan | Times) -> Clock:
 
 
 def single_step(t: Any, t_next: Any = None) -> Step:
-    """The only step of a run from t to t_next, which is t when absent: for a question outside of a run."""
+    """The only step of a run from t to t_next, which is t when absent: for calling a denoiser outside of a run."""
     return Step(jnp.int32(0), t, t if t_next is None else t_next, jnp.int32(1))
 
 
@@ -109,7 +109,7 @@ def some_step(x: Any, num_steps: int = 1) -> Step:
 
 
 def network_inputs(process: Any, x: Any, t: Any) -> tuple[Any, Any]:
-    """What the network of `process` is fed for x and t."""
+    """The inputs that the network of `process` gets for x and t."""
     t = fill(t, x)
     return process.network_input(x, t), process.network_time(t)
 
@@ -117,5 +117,5 @@ def network_inputs(process: Any, x: Any, t: Any) -> tuple[Any, Any]:
 def to_prediction(
     process: Any, output: Any, x: Any, t: Any, extras: Mapping[str, Any], cost: Cost = ONE_EVALUATION
 ) -> Prediction:
-    """What the network's output for x and t says, with its extras and what it cost."""
+    """The prediction that the network's output for x and t means, with its extras and its cost."""
     return process.predict(output, x, fill(t, x))._replace(extras=extras, cost=cost)

@@ -1,7 +1,7 @@
-"""What a program costs before it runs: floating-point operations of matrix products and convolutions, and bytes.
+"""The cost of a program before it runs: floating-point operations of matrix products and convolutions, and bytes.
 
-Counted from the traced program, by shapes alone: the same on every machine. Element-wise work is left out: it is paid
-in memory traffic, which no count of operations tells.
+Costs are counted from the traced program by shapes alone, so they are the same on every machine. Element-wise
+operations are left out, since their cost is memory traffic, which a count of operations does not show.
 """
 
 import math

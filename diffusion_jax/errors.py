@@ -1,4 +1,4 @@
-"""The one error that a user's mistake raises, and the sentences it is told in.
+"""The exception for wrong input, and the form of its messages.
 
 Every message names the field, the value, what was expected, and the nearest valid choice when there is one.
 Command lines print it without a traceback and leave with exit code 2. What stops a run from outside is `Halted`, with
@@ -11,11 +11,11 @@ from typing import Any
 
 
 class InvalidInput(ValueError):
-    """The user gave something that cannot work; the message says what and how to mend it."""
+    """The input cannot work; the message says why, and how to correct it."""
 
 
 class Halted(RuntimeError):
-    """What a run stands on failed (a full disk, a lost process); the message says what, and how the run goes on."""
+    """The system failed (a full disk, a lost process); the message says what failed and how to continue the run."""
 
 
 def invalid(field: str, value: Any, expected: str) -> InvalidInput:

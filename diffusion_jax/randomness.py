@@ -1,4 +1,4 @@
-"""Randomness that belongs to a sample, not to a batch.
+"""Random keys per sample instead of per batch.
 
 Sample i of a run uses `fold_in(key, i)` with its global index i, whatever the batch size, the number of devices or
 the order. Functions here take one key, or one key per sample (`[B]`), and with the latter never mix samples. What a

@@ -1,7 +1,7 @@
-"""The loop: one `lax.scan` of a solver over a grid, forwards (`sample`) or backwards (`invert`), whole or in segments.
+"""Sampling: one `lax.scan` of a solver over a grid, forwards (`sample`) or backwards (`invert`), whole or in segments.
 
-A grid is that of `clock`: every time of the run, for all data or for each part of it, so a plan of vector timesteps is
-just another array. Where a step does not move (t_next == t) the sample is returned bit for bit.
+A grid contains every time of the run (`clock`), one for all data or one for each part of it, so a plan of vector
+timesteps is just another array. Where t does not change in a step, the sample is returned bit for bit.
 """
 
 import math
@@ -38,10 +38,10 @@ from diffusion_jax.typing import (
 
 
 class Run(NamedTuple):
-    """A run between two steps: everything that is needed to go on.
+    """A run between two steps: everything that is needed to continue it.
 
-    To go on with another solver or another denoiser, hand in `run._replace(state=None)` or `run._replace(carry=None)`:
-    what is None is initialised anew.
+    To continue with another solver or another denoiser, pass `run._replace(state=None)` or `run._replace(carry=None)`:
+    what is None is initialised again.
     """
 
     x: Any
@@ -51,9 +51,9 @@ class Run(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """x: the result. trace: x after every `save_every`-th step, stacked, or None. run: hand it to `sample` to go on.
+    """x: the result. trace: x after every `save_every`-th step, stacked, or None. run: pass it to `sample` to continue.
 
-    cost: network evaluations and relative compute per sample, counted from what ran.
+    cost: network evaluations and relative compute per sample, counted from what was run.
     """
 
     x: Any
@@ -101,7 +101,7 @@ def sample(
     grid: `[S + 1, *t_shape]`, decreasing; a dict of those for joint data.
     shape: shape of the samples, batch included (a dict for joint data); the prior at t = 1 is drawn from the process.
     x_init: starts from this instead of the prior.
-    cond: the condition, handed to the denoiser as it is.
+    cond: the condition, passed to the denoiser unchanged.
     index: global index of each sample; 0 .. B - 1 when absent.
     resume: the `run` of an earlier segment; continues it at step `start`, bit for bit as if it had not stopped. Grid,
         solver, condition and parameters may be others than before (see `Run` for what must then be None).
@@ -235,7 +235,7 @@ def make_sampler(
 def make_role_sampler(
     denoiser: Denoiser, solver: Solver, grid: Times, *, shape: Mapping[str, Any], **options: Any
 ) -> Callable[..., Samples]:
-    """Every task of a network of joint data: `ask(key, params, roles, known=None, cond=None, index=None) -> Samples`.
+    """A sampler for all tasks of joint data: `ask(key, params, roles, known=None, cond=None, index=None) -> Samples`.
 
     One compiled program draws from the joint distribution, from all conditionals and from all marginals, since a task
     is the values of a plan (Bao et al. 2023):
@@ -330,7 +330,7 @@ def initialised(loop: Loop, run: Run) -> Run:
 
 
 def one_step(loop: Loop, run: Run, step: Step) -> Run:
-    """The body of every loop: one step of the solver, its cost counted, what does not move returned bit for bit."""
+    """The body of every loop: one step of the solver, its cost counted, and entries whose t is unchanged restored."""
     denoiser, params, solver, ticks, cond = loop
 
     def denoise(carry, x, step):

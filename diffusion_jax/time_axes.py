@@ -1,6 +1,6 @@
-"""Times whose shape is a prefix of the data's: the one place that expands, broadcasts and checks them.
+"""Times whose shape is a prefix of the data's shape: functions that expand, broadcast and check them.
 
-`batch_axes` says where the batch stands in what solvers and denoisers remember.
+`batch_axes` gives the batch axes of the state of solvers and denoisers.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def expand(t: Any, like: Any) -> Any:
 
 
 def fill(t: Any, like: Any) -> Any:
-    """Broadcasts `t` to the full prefix shape, at least `[B]`: what a network is fed."""
+    """Broadcasts `t` to the full prefix shape, at least `[B]`, as networks need it."""
     if isinstance(like, dict):
         return {name: fill(t[name] if isinstance(t, dict) else t, leaf) for name, leaf in like.items()}
     t = jnp.asarray(t, jnp.result_type(float))

@@ -1,7 +1,7 @@
-"""The vocabulary that every package shares: shapes, `Step`, `Prediction`, `Denoiser`, `Solver`, `Network`, `Objective`.
+"""The types that all packages share: shapes, `Step`, `Prediction`, `Denoiser`, `Solver`, `Network`, `Objective`.
 
-Only types live here. A `NamedTuple` of pure functions is how this library spells an interface: anything that has
-the right functions fits, nothing has to be subclassed or registered.
+An interface of this library is a `NamedTuple` of pure functions. Anything that has the right functions fits; nothing
+has to be subclassed or registered.
 
 Shapes: `B` batch, `*prefix` the shape of a time, which is always a prefix of the shape of the data it belongs to
 (`[]`, `[B]`, `[B, F]` frames, `[B, N]` tokens, `[B, H, W]`). Multi-modal data is a dict of arrays, and its time is
@@ -31,7 +31,7 @@ Keys = Key[Array, ""] | Key[Array, " B"]
 
 Params = PyTree
 Condition = Mapping[str, Any] | None
-"""What the network is told besides x and t: `label [B]`, `pooled [B, D]`, `context [B, M, D]`, `tokens [B, M]`, ..."""
+"""The condition of the network: `label [B]`, `pooled [B, D]`, `context [B, M, D]`, `tokens [B, M]`, ..."""
 
 Grid = Float[Array | np.ndarray, "..."]
 """Falling times of a run, `[S + 1]`, or the levels of a vector time, `[S + 1, B or 1, N]`."""
@@ -70,7 +70,7 @@ class Step(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What a prediction cost, per sample.
+    """The cost of a prediction, per sample.
 
     evaluations: how many times a network was run (NFE).
     compute: the work done in units of one full forward pass; less than `evaluations` when parts were skipped.
@@ -96,7 +96,7 @@ class Counted(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """A denoiser's answer at (x_t, t): the hub pair through which every other parameterisation is derived.
+    """A denoiser's prediction at (x_t, t): the pair (x0, eps), from which every other parameterisation is derived.
 
     Gaussian processes: `x_t = alpha x0 + sigma eps` holds for the pair. Score and velocity are derived by the
     process (`process.score`, `process.velocity`), which knows alpha and sigma.
@@ -231,7 +231,7 @@ class Network(NamedTuple):
 
 
 BatchAxes = Callable[[Any], Any]
-"""Where the batch stands in a state or a carry: a prefix tree of it, an axis or None a leaf, as `in_axes` of `vmap`.
+"""The batch axes of a state or a carry: a prefix tree of it, with an axis or None per leaf, as `in_axes` of `vmap`.
 
 None is for what all samples share and has one shape for any batch, such as a count of calls. Behind the batch follow
 the other axes of the data, entries (frames, actions) first; an axis of size 1, or one that a leaf does not have,

@@ -1,4 +1,4 @@
-"""What a few recorded runs say about reuse: where outputs may be reused, how far to go on them, how wrong they are.
+"""Calibration of reuse on a few recorded runs: where outputs may be reused, how far to step with them, their error.
 
 The error of reused outputs is nearly the same function of the step for all conditions, so it is measured once, offline
 (Peng et al. 2025, ERTACache). With y_i the kept output of step i of full runs (`outputs`, equation (1)), y~_i what the

@@ -1,4 +1,4 @@
-"""Networks whose width is a function of the timestep, in a run: gates are tables by step, weights are cut beforehand.
+"""Sampling with networks whose width depends on the timestep: gates are tables by step, and weights are cut to them.
 
 Routers that read the timestep alone (`adapters.routed`) are evaluated on a grid once (`tabulated`). With the tables as
 data a run is the gated network, which saves nothing (`tables_by_time`); with the steps in a few buckets, in each of

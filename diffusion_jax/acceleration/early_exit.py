@@ -1,9 +1,9 @@
-"""Leaving the network early: as soon as what it says is sure enough, or behind a number of blocks known in advance.
+"""Early exit: a sample leaves the network once its prediction is certain enough, or after a given number of blocks.
 
-How deep a sample goes is a function of t and of the sample (`exit_by_uncertainty`: Tang et al. 2023, DeeDiff). Its
-average over samples, recorded once, is a table by step (`depth_table`) which needs no estimates and has no deepest
-sample to wait for (`at_depth`). A batch takes the time of its deepest sample: that is what the cost counts. The
-threshold for a budget of blocks is found on a recorded run of the whole network:
+The depth of a sample depends on t and on the sample (`exit_by_uncertainty`: Tang et al. 2023, DeeDiff). The mean depth
+of recorded runs is a table by step (`depth_table`). With it (`at_depth`) no uncertainty has to be estimated, and no
+sample waits for a deeper one. Otherwise a batch takes as long as its deepest sample, and that is what the cost counts.
+The threshold for a budget of blocks is found on a recorded run of the whole network:
 
     read = lambda prediction, x, step: prediction.extras["uncertainty"]
     seen = denoisers.recorded(whole_depth(exits, process), steps, read, axes=1)

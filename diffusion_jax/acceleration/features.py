@@ -1,8 +1,8 @@
-"""Features that are forecast instead of computed: every attention and feed-forward output between two refreshes.
+"""Feature caching: outputs of attention and feed-forward layers are forecast between the steps that compute them.
 
-A full step runs the network as it is and notes the outputs of its inner modules, before their gates; a skipped step
-runs what is left when those are forecasts: embeddings, modulation, gates, the last layer. The choice between the two is
-one `lax.cond` around the whole network, so a skipped step holds no norm, no attention and no copy of the table.
+A full step runs the network and stores the outputs of its inner modules, before their gates. A skipped step takes
+forecasts in their place and runs only the rest: embeddings, modulation, gates, the last layer. The choice is one
+`lax.cond` around the whole network, so a skipped step contains no norm, no attention and no copy of the table.
 """
 
 from collections.abc import Callable
@@ -46,10 +46,11 @@ def cached_features(
     (Liu et al. 2025), with `reuse()` interval reuse of features (FORA, Selvaraju et al. 2024); `every(1)` is the plain
     denoiser, bit for bit.
 
-    select: whose outputs are kept; attention, feed-forward and convolutional residuals, before their gates, by default.
-    along: what features are a function of, one of `refresh.COORDINATES`.
-    The carry holds (order + 1) outputs of each selected module. A skipped step counts no evaluation, and as compute the
-    share of the network's operations that it still runs. Raises InvalidInput for an unknown coordinate, and for
+    select: the modules whose outputs are stored: by default attention, feed-forward and convolutional residuals.
+    along: the coordinate in which features are extrapolated, one of `refresh.COORDINATES`.
+
+    The carry holds (order + 1) outputs of each selected module. A skipped step counts as no evaluation; its compute is
+    the share of the network's operations that it still runs. Raises InvalidInput for an unknown coordinate, and for
     log-SNRs of joint data.
     """
     check_along(along, process)

@@ -1,8 +1,8 @@
-"""What a gate saw along a run, and what its forecasts were really worth: how a threshold is understood and chosen.
+"""What a gate measured during a run, and how good its forecasts were: for choosing a threshold.
 
-A gate trusts the forecast of the last block because that of the first one was right. Whether the one tells of the other
-is measured: along a recorded run the true features are computed at every step, the tables filled only where the run
-filled them,
+A gate uses the forecast of the last block if the forecast of the first one was good. Whether one error predicts the
+other is measured here: the true features of a recorded run are computed at every step, while the tables are updated
+only at the steps where the run updated them,
 
     e_i = mean |y_i - forecast of y_i| / mean |y_i|        for the head's and for the last block's y          (1)
 """

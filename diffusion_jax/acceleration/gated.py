@@ -1,9 +1,9 @@
-"""Steps that are skipped when a cheap probe says so: the first block is always run, and decides about the others.
+"""Gates: the first block is always run, and its forecast error decides whether the other blocks are skipped.
 
     h = head(x, t);        error = mean |h - expected(h)| / mean |expected or h|                               (1)
     z = forecast of z where the gate trusts the error, else body(h);        output = tail(z, t)
 
-A probe is what is watched and what it is compared with; a gate is a policy that also sees the error. With a Taylor
+The probe is the quantity that is watched. A gate is a refresh policy that also sees its error. With a Taylor
 forecast of the probe this is CG-Taylor (Guan et al. 2025), with its last value the first-block cache (ParaAttention;
 `FirstBlockCache` of diffusers). The error is one scalar for the batch, so the skipped blocks really are skipped. A
 decision that each sample takes for itself (`scope="sample"`) cannot leave out work that its neighbour needs, but makes
@@ -66,7 +66,7 @@ def gated(
     scope: str = "batch",
     axis: str | tuple[str, ...] | None = None,
 ) -> Denoiser:
-    """A denoiser that leaves out all but its first blocks at steps where a forecast of those was right.
+    """A denoiser that runs only its first blocks at steps where the forecast of their output is good enough.
 
     network: the network, or its stages as `models.staged` cuts them, e.g. of something that is no stack of blocks.
     threshold: the forecast of the last block is trusted where the error (1) is below it; 0 trusts nothing.

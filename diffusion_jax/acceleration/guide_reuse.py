@@ -1,7 +1,7 @@
-"""Guidance whose second answer is forecast: at a skipped step the main answer is computed alone.
+"""Guidance whose second prediction is forecast: at a skipped step only the main one is computed.
 
-The two answers of guidance change along a run, their difference much less (Lv et al. 2024, FasterCache: the redundancy
-of classifier-free guidance). So what is kept is the difference of the outputs,
+The two predictions of guidance change during a run, but their difference changes much less (Lv et al. 2024,
+FasterCache: the redundancy of classifier-free guidance). So the difference of the outputs is stored,
 
     d = output(guide) - output(main),        guide = output(main) + forecast(d) at skipped steps,              (1)
 

@@ -1,6 +1,6 @@
-"""Whole outputs that are forecast instead of computed: a skipped step asks no network at all.
+"""Output caching: whole outputs are forecast, so a skipped step does not run the network at all.
 
-What is kept is the answer as the output of some parameterisation,
+A prediction is stored as the output of some parameterisation,
 
     y = output(x0, eps, t)        or, as a residual, y = output(x0, eps, t) - input(x, t),                     (1)
 
@@ -57,18 +57,18 @@ def cached_outputs(
     along: str = "index",
     correction: Correction | Any = None,
 ) -> Denoiser:
-    """`inner` where `refresh` says so, and the forecast of its output elsewhere, at no evaluation.
+    """`inner` at the steps that `refresh` chooses, and a forecast of its output at the others, without an evaluation.
 
-    forecaster: what is made of the outputs computed so far; `reuse()` when absent.
+    forecaster: how outputs are forecast from those computed so far; `reuse()` when absent.
     prediction: the parameterisation of equation (1), a key of `PARAMETERIZATIONS`; the process's own when absent.
-    residual: keeps the output minus the network's input, and adds the input of the skipped step.
-    along: what outputs are a function of, one of `refresh.COORDINATES`.
+    residual: stores the output minus the network's input, and adds the input of the skipped step.
+    along: the coordinate in which outputs are extrapolated, one of `refresh.COORDINATES`.
     correction: `Correction`, a pair `(slope, bias)`, or for joint data a dict of them: subtracted from forecasts at the
         entry of `step.index`. Data, so another one compiles nothing.
 
-    Refreshed at every step it answers what `inner` answers, bit for bit, without extras: skipped steps have none. The
-    decision is one for the batch, whatever the shape of t. The carry holds (order + 1) outputs. Raises InvalidInput for
-    discrete processes, an unknown parameterisation, and a correction that is not by step.
+    If every step is computed, predictions are those of `inner` bit for bit, without extras, which skipped steps lack.
+    The decision is made for the whole batch, whatever the shape of t. The carry holds (order + 1) outputs. Raises
+    InvalidInput for discrete processes, an unknown parameterisation, and a correction that is not by step.
     """
     need_gaussian("cached_outputs", inner.process)
     check_along(along, inner.process)

@@ -1,7 +1,7 @@
-"""Environments, and what a policy does in them: one scan where the world is JAX, a loop where it is Python.
+"""Environments and rollouts: one scan where the environment is written in JAX, a loop where it is a Python object.
 
-Actions lie in [-1, 1], and observations should. An episode has a fixed number of steps and goes on when its task is
-done, so that all of them have one shape; when it was first done is `Rollout.time`.
+Actions lie in [-1, 1], and observations should. An episode has a fixed number of steps and continues after its task is
+done, so that all episodes have one shape; `Rollout.time` is when it was first done.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ from diffusion_jax.typing import NO_COST, Cost, Params
 
 
 class Environment(NamedTuple):
-    """A world to act in, as pure functions of one state; `rollout` runs many at once.
+    """An environment as pure functions of one state; `rollout` runs many at once.
 
     reset: (key) -> state, any pytree of arrays
     step: (state, action [A], key) -> state; actions lie in [-1, 1]

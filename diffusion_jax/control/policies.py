@@ -1,4 +1,4 @@
-"""Policies: what acts, from a denoiser of actions or from anything else.
+"""Policies, made from a denoiser of actions or written as functions.
 
 A diffusion policy denoises a plan of h actions given what is observed, executes the first n and plans anew (Chi et al.
 2023). Where the actions of a plan stand at rising noise levels, the part that was not executed is kept half denoised,
@@ -24,7 +24,7 @@ PRIMERS = ("zero", "denoise")
 
 
 class Policy(NamedTuple):
-    """What acts in `E` environments at once; pure functions, with parameters as arguments.
+    """A policy that acts in `E` environments at once: pure functions, with parameters as arguments.
 
     init: (params, observation, key) -> carry, at the beginning of the episodes
     act: (params, carry, observation, key) -> (actions [E, n, A], carry); all n actions, in [-1, 1], are executed before
@@ -115,7 +115,7 @@ def streamed_actions(
 
 
 def with_action_noise(policy: Policy, deviation: float) -> Policy:
-    """The policy with normal noise on each of its actions, kept within [-1, 1]: disturbed experts are seen to recover.
+    """The policy with normal noise on each action, clipped to [-1, 1], so that demonstrations include recoveries.
 
     deviation: its standard deviation.
     """

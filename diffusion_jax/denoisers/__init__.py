@@ -1,5 +1,7 @@
-"""Denoisers: a network on its process, the exact denoiser of a Gaussian mixture, and transformations that map denoisers
-to denoisers (guidance, gradients, bounds, schedules of conditions, switches) and compose by nesting."""
+"""Denoisers: a network together with its process (`denoiser`), the exact denoiser of a Gaussian mixture (`analytic`),
+and transformations that take a denoiser and return one: guidance, gradients, bounds, conditions by step, switches
+between networks. Transformations nest.
+"""
 
 from diffusion_jax.denoisers.analytic import (
     GaussianMixture,

@@ -1,7 +1,7 @@
-"""From a network to a denoiser, and what every denoiser transformation is built from.
+"""From a network to a denoiser, and the functions from which transformations of denoisers are built.
 
-Here: lifting, changing an answer while the pair stays a pair, and taking a batch apart. Transformations have files of
-their own.
+They change a prediction so that `x_t = alpha x0 + sigma eps` still holds, and take a batch apart. Each transformation
+is in a file of its own.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from diffusion_jax.typing import Cost, Denoiser, Network, Prediction
 
 
 def denoiser(network: Network, process: Any) -> Denoiser:
-    """Lifts a network to a denoiser of `process`: one evaluation a call, no state.
+    """The denoiser of a network that was trained on `process`: one evaluation per call, no state.
 
     The prediction is float32 whatever the network computes in; `extras` are the network's own. Raises InvalidInput for
     a process that does not say of which kind it is.

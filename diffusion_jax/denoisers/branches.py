@@ -1,9 +1,9 @@
-"""Two answers to one question, the second of which can be skipped: the engine under every form of guidance.
+"""Two predictions for one input, the second of which can be skipped: the common part of all forms of guidance.
 
-A `Branches` asks for both answers, or for the main one alone: in one doubled batch of one network
-(`in_one_batch`), or from two networks (`from_two_networks`). `steered` combines them by a `Rule` where the scale asks
-for it, and runs a single evaluation elsewhere, through a `lax.cond` on a scalar: it is a decision for the whole batch,
-taken when no sample wants the second answer. The rules themselves are in `guidance`.
+`Branches` compute both predictions or the main one alone, in one doubled batch of one network (`in_one_batch`) or with
+two networks (`from_two_networks`). `steered` combines them by a `Rule` where the scale requires both, and evaluates
+only the main one elsewhere. This decision is a `lax.cond` on a scalar: the second prediction is skipped when no sample
+of the batch needs it. The rules are in `guidance`.
 
 In the doubled batch the two rows of a sample are neighbours (2i main, 2i + 1 guide), so that a batch that is sharded
 over devices is doubled where it lies, without communication.

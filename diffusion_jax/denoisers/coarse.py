@@ -1,7 +1,7 @@
-"""Simpler mixtures in the place of finer ones: what a smaller model of the same data knows, in closed form.
+"""Coarser mixtures: a model of the small network in trajectory stitching, in closed form.
 
-At high noise only the coarse statistics of the data are left in x_t, so a mixture that has merged neighbouring
-components says the same as the finer one; at low noise it does not. That is what stitching trajectories lives on.
+At high noise only the coarse statistics of the data are left in x_t, so a mixture with merged components predicts the
+same as the finer one. At low noise it does not. Trajectory stitching (`switched`) relies on this.
 """
 
 import jax.numpy as jnp

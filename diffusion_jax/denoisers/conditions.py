@@ -1,4 +1,4 @@
-"""What the network is told as a function of the step: switches, blends, tables and gaps of conditions.
+"""Conditions as a function of the step: switches, blends, tables, and intervals without a condition.
 
 A schedule is a function `(cond, step) -> cond`; `scheduled_condition` puts it in front of a denoiser. The conditions
 themselves stay arguments of the run, with the batch first, so they are sharded and indexed like the samples. Each
@@ -127,7 +127,7 @@ def blended_condition(weight: Scale) -> ConditionSchedule:
 
 
 def condition_by_step() -> ConditionSchedule:
-    """A table: the leaves of `cond` are `[B, S, ...]` and step i is told entry i; the last one serves later steps."""
+    """A table: the leaves of `cond` are `[B, S, ...]`; step i uses entry i, and later steps use the last one."""
 
     def schedule(cond, step):
         if cond is None:

@@ -1,4 +1,4 @@
-"""The flow map of a denoiser: what a perfect few-step student of it would answer."""
+"""The flow map of a denoiser: what a perfect few-step student of it would predict."""
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,9 @@ def flow_map(inner: Denoiser, steps: int = 32) -> Denoiser:
 
         x <- alpha(t') x0(x, t) + sigma(t') eps(x, t),        t' from t down to 0                               (1)
 
-    the map that consistency models learn (Song et al. 2023), here by asking `inner` again and again: a student without
-    an error of its own, a reference, or a teacher for `objectives.imitation`. The cost is that of all steps.
+    the map that consistency models learn (Song et al. 2023), here computed by evaluating `inner` in every step. Use it
+    as a student without an error of its own, as a reference, or as a teacher for `objectives.imitation`. The cost is
+    that of all steps.
     Raises InvalidInput for fewer than one step, and for a process that is not Gaussian.
     """
     if steps < 1:

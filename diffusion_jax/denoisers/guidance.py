@@ -1,13 +1,13 @@
-"""Guidance: the prediction is moved along the difference between a main answer and a guide's.
+"""Guidance: the prediction is moved along the difference between a main prediction and that of a guide.
 
     pair = guide + scale (main - guide),        pair = (x0, eps)                                               (1)
 
-`scale = 1` is the main answer, 0 the guide's, more than 1 extrapolates. The hub pair is a linear image of the
+`scale = 1` is the main prediction, 0 the guide's, more than 1 extrapolates. The hub pair is a linear image of the
 network's output at given (x_t, t), so (1) is the same guidance whether the network predicts epsilon, v, x0 or a
 velocity. For discrete processes (1) holds for log-probabilities, which are then normalised. In classifier-free
 guidance the guide is the same network under a null condition; in autoguidance it is a worse network.
 
-When the guide is asked at all, and what that costs, is decided in `branches`; strengths are in `scales`.
+When the guide is evaluated, and what that costs, is decided in `branches`; strengths are in `scales`.
 """
 
 import math
@@ -40,17 +40,17 @@ def guided(
     """Classifier-free guidance, equation (1) (Ho & Salimans 2022), with `scale = 1` for the conditional model.
 
     scale: a number, an array by step `[S, *prefix]`, or a function of the step; see `scales`.
-    null: what replaces the condition in the guide's answer: a dict such as `{"label": 10}` whose leaves broadcast to
-        the batch (entries that it does not name are the same for both), or a function `cond -> cond`.
+    null: what replaces the condition for the guide: a dict such as `{"label": 10}` whose leaves broadcast to the batch
+        (other entries of the condition are the same for both), or a function `cond -> cond`.
     interval: bounds on t between which to guide (Kynkäänniemi et al. 2024); one evaluation instead of two outside.
     interval_unit: "t", or "log_snr" when the bounds are on log(alpha^2 / sigma^2).
     rescale: from 0 to 1, how much of the conditional answer's standard deviation is restored, per sample
         (Lin et al. 2024, equations 15 and 16; phi = 0.7 there). Measured on v = alpha eps - sigma x0.
 
-    Where the scale is 1 for the whole batch the answer is the conditional one bit for bit, at one evaluation: a plain
-    1.0 compiles to the conditional model, an array or a function is looked at in each step. Arrays per sample that are
-    closed over (a scale `[1, B]`, a null `[B, ...]`) are not split by a sampler over a mesh. Raises InvalidInput for
-    values of the wrong kind, and when the run has no condition.
+    Where the scale is 1 for the whole batch, the result is the conditional prediction bit for bit, with one evaluation.
+    A plain 1.0 compiles to the conditional model; an array or a function is checked in each step. Arrays per sample
+    that the denoiser closes over (a scale `[1, B]`, a null `[B, ...]`) are not split by a sampler over a mesh. Raises
+    InvalidInput for values of the wrong kind, and when the run has no condition.
     """
     check_null(null)
     rule = linear_rule(denoiser.process, rescale)
@@ -94,9 +94,9 @@ def cfg_plus_plus(
 ) -> Denoiser:
     """CFG++: x0 from equation (1) with a scale in [0, 1], eps from the null condition (Chung et al. 2024, algorithm 2).
 
-    The answer is on purpose not a pair: `alpha x0 + sigma eps` differs from x_t by `alpha scale (x0 - x0_null)`.
-    It belongs to solvers that take both halves as they are, such as DDIM; with those that derive one half from the
-    other it means something else. The guide's eps is needed at every scale, so only `interval` saves evaluations
+    The result is intentionally inconsistent: `alpha x0 + sigma eps` differs from x_t by `alpha scale (x0 - x0_null)`.
+    Use it with solvers that take both x0 and eps as they are, such as DDIM. Solvers that derive one from the other
+    give another method. The guide's eps is needed at every scale, so only `interval` saves evaluations
     (outside of it the answer is the conditional pair).
     """
     check_null(null)

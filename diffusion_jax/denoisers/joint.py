@@ -1,7 +1,7 @@
-"""Guidance between the parts of joint data, without a null token: the same network asked at raised times.
+"""Guidance between the parts of joint data, without a null token: the same network evaluated at raised times.
 
-A modality at t = 1 is pure noise and so integrated out. A query raises the times of some entries and puts noise there;
-answers at different times are combined where the query has left the time alone:
+A modality at t = 1 is pure noise and is thereby integrated out. A query raises the times of some entries and puts noise
+there. Predictions of several queries are combined for the entries whose time a query did not raise:
 
     pair_m = (1 - sum_q w_q) pair_m(x; t) + sum_q w_q pair_m(x_q; t_q),     q over the queries that do not raise m   (1)
 

@@ -1,11 +1,11 @@
-"""A denoiser of other noise: another schedule, another parameterisation, the same data.
+"""A denoiser of the same data with another noise schedule or parameterisation.
 
 Whatever alpha and sigma are, `x_t / alpha` is data plus noise of strength sigma / alpha, so two schedules meet at equal
 log-SNR `log(alpha^2 / sigma^2)` and differ there by a factor alone:
 
     log_snr'(t') = log_snr(t),        x' = x alpha' / alpha = x sigma' / sigma,        (x0', eps') = (x0, eps)      (1)
 
-Parameterisations need nothing: every denoiser answers with the pair.
+Parameterisations need no conversion: every denoiser returns x0 and eps.
 """
 
 from typing import Any
@@ -23,9 +23,9 @@ from diffusion_jax.typing import Denoiser
 def on_process(inner: Denoiser, process: Any) -> Denoiser:
     """`inner` as a denoiser of `process`, by equation (1): what `switched` and `averaged` need to mix schedules.
 
-    Guidance, bounds and caches of `inner` work in its own time; extras are its own. Where `process` is noisier than
-    anything that `inner` knows, `inner` is asked at its t' = 1, and eps follows from x and x0. Equal schedules change
-    nothing, bit for bit. Raises InvalidInput for processes that are not Gaussian, or not of the same modalities.
+    Guidance, bounds and caches of `inner` use its own time; extras are its own. Where `process` is noisier than
+    `inner` ever is, `inner` is evaluated at its t' = 1, and eps follows from x and x0. Equal schedules change nothing,
+    bit for bit. Raises InvalidInput for processes that are not Gaussian, or not of the same modalities.
     """
     need_gaussian("on_process", process)
     need_gaussian("on_process", inner.process)

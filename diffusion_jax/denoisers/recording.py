@@ -1,7 +1,7 @@
-"""What a denoiser saw and said along a run, kept in its carry: for calibration, and to look at.
+"""Inputs and predictions of a denoiser during a run, kept in its carry: for calibration, and for pictures.
 
-`sample(...).run.carry` of a recorded denoiser is `Recorded`; one entry a step of the run, so every method that is
-calibrated on trajectories, and every picture of predictions through time, is made from the same recording.
+`sample(...).run.carry` of a recorded denoiser is `Recorded`, with one entry per step of the run. Methods that are
+calibrated on trajectories and pictures of predictions through time use the same recording.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """Several denoisers of one process: one of them at each step, or a weighted mean of all.
 
-The parameters are a tuple, one entry a denoiser. The networks may predict different things: they meet in the pair. One
-that was trained on other noise joins them through `matching.on_process`.
+The parameters are a tuple with one entry per denoiser. The networks may predict different quantities, since all are
+converted to x0 and eps. A network that was trained on another schedule joins through `matching.on_process`.
 
 Which one runs is a rule, a function of the step: `by_share`, `by_time` and `by_log_snr` put boundaries between the
 denoisers, whose values may be traced, so that moving them compiles nothing. `time_table` is what a rule comes to on a

@@ -1,4 +1,4 @@
-"""What the processes of a run tell each other besides arrays, so that all of them do the same."""
+"""How the processes of a run exchange texts, so that all of them do the same."""
 
 import jax
 import numpy as np

@@ -1,7 +1,7 @@
 """The one mesh of a run and the start of its processes.
 
-The mesh always has the same five named axes, any of which may be 1. What is laid out along them is decided in
-`sharding`; nothing here knows about models.
+The mesh always has the same five named axes, any of which may have size 1. `sharding` decides which arrays are split
+along which axis.
 """
 
 import os

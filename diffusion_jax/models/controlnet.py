@@ -1,7 +1,7 @@
 """ControlNet: a copy of a U-Net's way down that sees a picture and adds to the skip connections (Zhang et al. 2023).
 
-The copy ends in convolutions that start at zero, so that at first nothing is added, bit for bit. `controlled` puts
-ControlNets in front of a U-Net: the result is a `Network` again, for every denoiser, solver and guidance.
+The copy ends in convolutions that start at zero, so an untrained ControlNet adds nothing, bit for bit. `controlled`
+combines a U-Net and ControlNets into one `Network`, for every denoiser, solver and guidance.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Exits behind every block of a network: what its last layers make of the features there, and how wrong that is.
+"""Exits behind every block of a network: a prediction from the features there, and an estimate of its error.
 
 The exit behind block i is the network's own tail (or a copy of it, trained for these features), and beside it a linear
 layer estimates the error of what it says, in the entries of the data (Tang et al. 2023, DeeDiff; later AdaDiff):

@@ -1,7 +1,7 @@
-"""The edits that methods are made of: taps, overrides, gates, caches, early exits, other weights.
+"""Edits of networks, from which methods are built: taps, overrides, gates, caches, early exits, other weights.
 
-Each returns an `interception.Edit` for `interception.intercepted`. What a method decides, and when, is data in the
-edit's collections; the deciding itself belongs to `denoisers`.
+Each returns an `interception.Edit` for `interception.intercepted`. The decisions of a method (which layers, which
+values) are data in the edit's collections; denoisers make them.
 """
 
 from collections.abc import Callable, Mapping

@@ -21,7 +21,7 @@ from diffusion_jax.typing import Anatomy, Network
 
 
 class Encoded(NamedTuple):
-    """What an encoder says of its input, float32.
+    """The output of an encoder, float32.
 
     hidden: `[B, N, D]`, after the last norm where the architecture has one. pooled: `[B, P]`, the whole input in one
     vector, projected where there is a projection; None where the architecture has none.

@@ -1,8 +1,8 @@
-"""The one mechanism that opens networks: edits of named modules, entered inside the applied function.
+"""Interception: changes modules of a network from outside, without changing its code.
 
-`intercepted(network, *edits)` runs a network whose code knows nothing of it with some of its modules changed: read
-(`taps`), replaced (`override`, `edit`), scaled (`gates`), skipped and remembered (`cached`), cut short (`exits`), or
-run with other weights (`reweighted`, `adapters.lora`). Blocks are scanned over depth and share one trace and one
+`intercepted(network, *edits)` runs a network with some of its modules read (`taps`), replaced (`override`, `edit`),
+scaled (`gates`), skipped and cached (`cached`), left early (`exits`), or run with other weights (`reweighted`,
+`adapters.lora`). Blocks are scanned over depth and share one trace and one
 path, so what differs from layer to layer is *data*: collections with the paths of the network's parameters and a
 leading depth axis. Three kinds of collections:
 

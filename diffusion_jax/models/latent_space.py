@@ -1,4 +1,4 @@
-"""The space that a diffusion model works in: an autoencoder at its parameters, and a linear one that is not trained.
+"""Latent spaces: an autoencoder with its parameters, and a linear autoencoder that needs no training.
 
 The best linear autoencoder of data with mean m and covariance C keeps the coordinates along the leading eigenvectors U
 of C, its principal components (Pearson 1901): z = U' (x - m) / s and x = m + s U z, with one s for all of them, so that

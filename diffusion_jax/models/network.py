@@ -1,4 +1,4 @@
-"""From a linen module to the pure functions the rest of the library sees, and what can be known of it without running.
+"""From a linen module to the pure functions that the library uses, and what can be known without running them.
 
 Modules are called as `module(x, t, cond, train) -> (output, extras)`, positional arguments only.
 """
@@ -26,7 +26,7 @@ def network(module: nn.Module, anatomy: Anatomy | None = None) -> Network:
     """The pure functions of a linen module; see `typing.Network`.
 
     `init` compiles as one program. `key` of `apply` feeds dropout (one key; the first, where there is one per sample).
-    anatomy: where things are in the module, for the methods that must know; the others need none:
+    anatomy: where things are in the module, for methods that look inside; other methods need none:
 
         network(Mine(width=64, depth=4), Anatomy(stack="blocks", depth=4, last=("norm", "out"), time="time"))
     """

@@ -11,7 +11,7 @@ from diffusion_jax.typing import Network
 
 
 def observing(network: Network) -> Network:
-    """The network told by `cond["observation"] [B, history, D]` in place of `cond["pooled"] [B, history D]`.
+    """The network, conditioned on `cond["observation"] [B, history, D]` in place of `cond["pooled"] [B, history D]`.
 
     It takes the conditions of demonstrations and of policies as they are (`data.tabletop`, `data.push_t`); parameters
     and other conditions are those of the network. Observations as one global vector are Diffusion Policy's (Chi et
@@ -54,7 +54,7 @@ class FrameEncoder(nn.Module):
 
 
 def watching(network: Network, patch: int = 4, features: int = 64, hidden: int = 256) -> Network:
-    """The network told by `cond["frames"] [B, history, H, W, C]` in place of `cond["pooled"] [B, hidden]`.
+    """The network, conditioned on `cond["frames"] [B, history, H, W, C]` in place of `cond["pooled"] [B, hidden]`.
 
     A small encoder of frames, trained with the network, stands in between (see `FrameEncoder`); parameters are
     `{"network": ..., "frames": ...}`, and what opens it opens the network. Vector observations in `cond` are not looked

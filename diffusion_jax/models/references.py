@@ -6,9 +6,9 @@ self-attention layer, with that layer's projections,
 
     reference k:  Attn(q_k, k_k, v_k);      x:  Attn(q_x, [k_1 .. k_K, k_x], [v_1 .. v_K, v_x])                (1)
 
-(semi-attention), so keys and values of the references depend neither on t nor on x nor on each other: they are a cache
-without loss. It is all interception, on any U-Net or diffusion transformer; what the network is told besides stays.
-`coupled` is the usual way, in which everything sees everything and references know the time; nothing can be kept there.
+(semi-attention), so keys and values of the references depend neither on t nor on x nor on each other, and caching them
+changes nothing. All of this is interception, for any U-Net or diffusion transformer; other conditions stay as they are.
+`coupled` is the usual way, in which everything sees everything and references know the time; nothing can be cached.
 
     forms = referenced(network, items=5)                       # train forms.encoding on cond with `REFERENCES`
     told = cache_references(forms, params, cond, null=True)    # K passes, once for a whole run of any solver

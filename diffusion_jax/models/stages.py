@@ -1,4 +1,4 @@
-"""Networks in three stages: head, body and tail, so that a run may leave the body out.
+"""Networks in three stages, head, body and tail, so that a run can skip the body.
 
     z = body(params, head(params, x, t, cond), x, t, cond);        output, extras = tail(params, z, x, t, cond)
 

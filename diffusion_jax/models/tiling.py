@@ -1,4 +1,4 @@
-"""Autoencoders for big images: tile by tile on one device, or cut into bands of rows over several.
+"""Autoencoders for large images: tile by tile on one device, or in bands of rows over several devices.
 
 Both take an `Autoencoder` and return one with the same functions and parameters. The middle, which attends to all
 pixels, is computed whole when tiling; the levels, where almost all memory goes, are tiled or cut.

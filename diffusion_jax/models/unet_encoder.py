@@ -1,4 +1,4 @@
-"""The half of a U-Net that looks: conditions, the way down and the middle. The U-Net itself and a ControlNet share it.
+"""The first half of a U-Net: conditions, the way down and the middle. U-Net and ControlNet share it.
 
 Both are subclasses of `UNetEncoder`, so that their parameters have the same names. The way up is in `models.unet`, what
 a ControlNet makes of the features in `models.controlnet`.

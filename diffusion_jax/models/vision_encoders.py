@@ -1,6 +1,6 @@
 """Published vision encoders: the image half of CLIP, and DINOv2, which are one vision transformer with other fields.
 
-What is done to an image before (size, mean and standard deviation of the colours) belongs to the checkpoint:
+The preprocessing of an image (size, mean and standard deviation of the colours) belongs to the checkpoint:
 `interop.load_preprocessor`.
 """
 

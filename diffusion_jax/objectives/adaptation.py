@@ -1,7 +1,7 @@
 """Training of low-rank factors beside a frozen network, with any objective.
 
-With a draw of times for each frame it is vectorised timestep adaptation (Liu et al. 2025): a network of clips that
-knows one time for all frames learns to go on from given ones, and at equal times of a scale of 0 it is what it was.
+With a time drawn for each frame it is vectorised timestep adaptation (Liu et al. 2025): a network that was trained with
+one time per clip learns to continue given frames. At a scale of 0 it is unchanged.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ from diffusion_jax.typing import Network, Objective, Params
 
 
 class Adaptation(NamedTuple):
-    """A frozen network that learns by factors beside it.
+    """A frozen network with trainable low-rank factors beside it.
 
     network: of the parameters `adapters.at_scale(base, factors)`. objective: of the factors alone.
     init: `key -> factors`, with which the network is the base: `init_params` of `training.train`.

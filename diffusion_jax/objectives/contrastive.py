@@ -1,4 +1,4 @@
-"""The losses of what stands around a diffusion model of pairs: vectors that match, and texts that are read back."""
+"""Losses of the encoders around a diffusion model of pairs: matching vectors, and text decoded from latents."""
 
 import jax
 import jax.numpy as jnp

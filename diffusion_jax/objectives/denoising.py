@@ -1,11 +1,11 @@
-"""The denoising loss of every process: corrupt each example to a drawn time and ask the network what was clean.
+"""The denoising loss for every process: each example is noised to a drawn time, and the network predicts the target.
 
 For an example x0 with time t (any prefix shape) and noise eps,
 
     loss = mean over the data of  w_draw * weight(process, t) * (network(x_t, t, cond) - target(x0, eps, t))^2   (1)
 
-and for tokens the likelihood of `entries.tokens` in place of the weighted square. Nothing here knows which prediction,
-schedule or modality it is.
+and for tokens the likelihood of `entries.tokens` in place of the weighted square. The code is the same for every type
+of prediction, schedule and modality.
 """
 
 from collections.abc import Callable, Mapping

@@ -6,8 +6,8 @@ trained all along on X alone and knows the score of noisy samples. With x_t = al
     D = (x0_fake(x_t, t) - x0_teacher(x_t, t)) / mean |X - x0_teacher(x_t, t)|,                                    (1)
     loss = mean 0.5 (X - stopgrad(X - D))^2,        so that  d loss / d X  =  D / (number of entries)              (2)
 
-moves samples from where they are too dense to where data are denser: the gradient of KL(samples || data), averaged over
-noise levels. There is no pairing with the teacher's own samples, and the student may have another form than it.
+moves samples away from where they are denser than the data: the gradient of KL(samples || data), averaged over noise
+levels. The student's samples are not paired with samples of the teacher, and it may be another kind of network.
 """
 
 from collections.abc import Callable
@@ -114,7 +114,7 @@ def distribution_matching(
 
 
 def few_step_answers(denoiser: Denoiser, grid: Times, first: float = 0.5) -> Callable[..., Any]:
-    """`generate` of `distribution_matching`: what a few-step student answers at one random step of its grid.
+    """`generate` of `distribution_matching`: the prediction of a few-step student at one random step of its grid.
 
     It sees data that are noised to the time of that step, and pure noise in the first one, where runs begin (Yin et al.
     2024, DMD2, with noised data in the place of the student's own samples). The step is shared by the batch.

@@ -1,4 +1,4 @@
-"""Training of a part: some parameters learn, the others stay as they are.
+"""Training of a part of the parameters; the others are frozen.
 
 The optimiser, the averages, the gradients and the checkpoints are those of the part alone; what does not learn is
 `typing.Frozen` in the objective's state, of which a checkpoint keeps fingerprints.

@@ -1,6 +1,6 @@
-"""Imitation: a network learns the answers of a denoiser, whatever that is made of, in one evaluation.
+"""Imitation: a network learns to predict with one evaluation what a denoiser predicts, whatever that is made of.
 
-For an example x0 noised to x_t and the pair (x0', eps') that the denoiser answers there,
+For an example x0 noised to x_t and the prediction (x0', eps') of the denoiser there,
 
     loss = mean weight(t) (network(x_t, t, cond) - target(x0', eps', t))^2,                                    (1)
 

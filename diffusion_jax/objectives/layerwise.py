@@ -1,4 +1,4 @@
-"""Training of exits: what is said behind each block, weighted by certainty, and how uncertain that is.
+"""Training of exits: the prediction behind each block, weighted by its certainty, and the estimate of its error.
 
 For exits i = 1 .. L whose outputs have the errors e_i, and whose estimates are u_i (Tang et al. 2023, DeeDiff),
 
@@ -73,7 +73,7 @@ def exit_losses(uncertainty: float | int = 1.0, layers: float | int = 1.0, entry
 def with_exits(
     make: Callable[[Network], Objective], exits: EarlyExit, uncertainty: float | int = 1.0, layers: float | int = 1.0
 ) -> Objective:
-    """Equation (2): any objective, asked for what is said behind each block, on `{"params": params, "exits": exits}`.
+    """Equation (2): any objective, evaluated for the output behind each block, on `{"params": params, "exits": exits}`.
 
     make: the objective of a network, `lambda network: objectives.imitation(network, ...)`. It is asked for every exit,
         with the same key, in one `vmap` in which only the answers differ: the network is run once. It has to hand on

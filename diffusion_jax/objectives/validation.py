@@ -1,4 +1,4 @@
-"""The loss at fixed times, bin by bin: what a run is judged by, since the training loss moves with its drawn times."""
+"""Validation: the loss at fixed times, bin by bin, since the training loss varies with the drawn times."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Discrete processes: tokens are lost at random, to a mask token (`Absorbing`) or to any token (`Uniform`).
+"""Discrete processes: tokens are replaced at random, by a mask token (`Absorbing`) or by any token (`Uniform`).
 
 A token is still what it was with probability alpha(t), independently of the others. Tokens are int32 `[B, N]` (or any
 shape), t has a prefix of that shape, log-probabilities carry one more axis. A probability of zero is the logarithm

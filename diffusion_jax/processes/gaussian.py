@@ -10,10 +10,10 @@ so together with `x_t = alpha x0 + sigma eps` each is turned into the pair by th
     x0  = (sigma * scale * output - c_eps * x_t) / D,      D = c_x0 * sigma - c_eps * alpha
     eps = (c_x0 * x_t - alpha * scale * output) / D                                                           (2)
 
-Where D = 0 the output says nothing about one half of the pair; what is known is returned: at sigma = 0 the pair is
-(x_t / alpha, 0), at alpha = 0 it is (0, x_t / sigma). Nothing here is infinite or NaN at t = 0, so that pinned clean
-entries (frames, tokens) can share a batch with noisy ones: the score is 0 where there is no noise, and a rate that is
-infinite at an end (sigma' of most VP schedules at 0) is 0.
+Where D = 0 the output does not determine one half of the pair. The other half is returned, with 0 for the unknown one:
+at sigma = 0 the pair is (x_t / alpha, 0), at alpha = 0 it is (0, x_t / sigma). Nothing is infinite or NaN at t = 0, so
+clean entries (frames, tokens) can share a batch with noisy ones: the score is 0 where there is no noise, and a rate
+that would be infinite at an end (sigma' of most VP schedules at 0) is 0.
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """A joint process: one process for each entry of a dict of data, each entry with its own time.
 
-Only the mapping over dicts lives here; the entries may be Gaussian or discrete, and know nothing of each other.
+Only the mapping over dicts is here. Entries may be Gaussian or discrete and do not depend on each other.
 """
 
 import dataclasses

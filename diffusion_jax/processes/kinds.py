@@ -1,4 +1,4 @@
-"""The kinds of processes, by which everything above decides what it may ask of one."""
+"""The kinds of processes, by which other packages decide what they can do with a process."""
 
 from typing import Any
 

@@ -1,7 +1,7 @@
 """Multi-step methods that extrapolate eps: LMS, DEIS, PLMS and PNDM.
 
-All integrate `d(x / alpha) = eps d(sigma / alpha)` with a polynomial for eps through past steps; they differ in the
-coordinate of the polynomial. The ones in log(alpha / sigma) with published simplifications are in `dpm_solver`.
+All of them integrate `d(x / alpha) = eps d(sigma / alpha)` with a polynomial for eps through past steps, and differ in
+the coordinate of the polynomial. Those in log(alpha / sigma) are in `dpm_solver`.
 """
 
 from functools import partial

@@ -1,6 +1,6 @@
 """Samplers of consistency models, whose x0 is already the end of the trajectory: LCM and TCD.
 
-The models and their losses live elsewhere; a consistency model's boundary condition is part of its prediction.
+The boundary condition of a consistency model is part of its prediction, so nothing of it is needed here.
 """
 
 import jax.numpy as jnp

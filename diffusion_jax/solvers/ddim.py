@@ -64,7 +64,7 @@ def ddpm(variance: str = "small", noise_at_end: bool = False) -> Solver:
         small = sigma'^2 (1 - (alpha sigma' / (alpha' sigma))^2)        the posterior's, exact for a single x0
         large = sigma^2 - (alpha / alpha')^2 sigma'^2                   the forward step's, exact for x0 ~ N(0, I)
 
-    No noise is added in a step that ends at sigma = 0. One evaluation a step. Ho et al. 2020, section 3.2.
+    No noise is added in a step that ends at sigma = 0. One evaluation per step. Ho et al. 2020, section 3.2.
     noise_at_end: with the large variance, adds its noise there too unless the step begins at the first index of a
         discrete process: what diffusers does where a run stops above index 0 (spacing 'trailing').
     Raises InvalidInput for another variance.

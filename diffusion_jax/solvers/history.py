@@ -1,8 +1,8 @@
-"""What a multi-step method remembers: the latest outputs of each entry of a vector of times.
+"""The memory of multi-step methods: the latest outputs of each entry of a vector of times.
 
-With a vector of times some entries stand still while others move. The history records an entry only when it moves, so
-each coordinate sees exactly the run that it would have made alone. A method that evaluates once a step is one function
-of one modality (`with_history`); others call `push` themselves.
+With a vector of times, the time of some entries changes in a step while that of others does not. The history records an
+entry only when its time changes, so each entry has the history of a run of its own. A method with one evaluation per
+step is one function for one modality (`with_history`); other methods call `push` themselves.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Singlestep methods on a grid that holds their intermediate times too: blocks of 1, 2 or 3 steps from one start.
+"""Singlestep methods on a grid that contains their intermediate times: blocks of 1, 2 or 3 steps from one start.
 
 Within a block every step starts at x of the block's first step, and uses the outputs at all of the block's times so
 far: the k-th step of a block is of order k. Between blocks nothing is remembered. One evaluation a step of the grid.

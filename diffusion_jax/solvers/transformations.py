@@ -1,6 +1,6 @@
-"""Solver -> solver: what happens before and after each step. Inpainting, constraints and latent optimisation.
+"""Wrappers of solvers, which act before and after each step: inpainting, constraints, optimisation of the latent.
 
-All are made by `with_hooks` from small functions of x; none knows which solver it wraps.
+All are made by `with_hooks` from small functions of x, and work with any solver.
 """
 
 import itertools
@@ -83,7 +83,7 @@ def strided(solver: Solver, num_train_steps: int = 1000) -> Solver:
 def inpainted(
     solver: Solver, known: Any, mask: Any, *, noise: Any = None, before: bool = True, within: bool = False
 ) -> Solver:
-    """Replaces the known region by itself, noised to the time of the sample, before and after each step.
+    """Inpainting: replaces the known region, noised to the current time, before and after each step.
 
     known: clean data like x, used where `mask` is true. mask: boolean, a prefix of the data's shape (a dict of both for
         joint data).
@@ -102,7 +102,7 @@ def inpainted(
 def released(
     solver: Solver, known: Any, release: Any, *, noise: Any = None, before: bool = True, within: bool = False
 ) -> Solver:
-    """`inpainted`, each entry of whose known region is let go when the time has fallen to its `release`.
+    """`inpainted` with a soft mask: each entry of the known region is held until the time has fallen to its `release`.
 
     release: times in [0, 1], a prefix of the data's shape: an entry is known while t is above, so 1 is never known, and
         0 is known to the end. The lower it is, the less is left for the entry to change in. Of images this is the

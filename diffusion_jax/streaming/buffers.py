@@ -1,4 +1,4 @@
-"""Rolling buffers: entries (actions, frames) at rising levels, of which each call finishes the first chunk."""
+"""Rolling buffers: entries (actions, frames) at rising noise levels; each call finishes the first chunk."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -54,7 +54,7 @@ def rolling(
     past: int = 0,
     given_past: bool = False,
 ) -> Rolling:
-    """A buffer of `entries` that gives a clean chunk a call for S / h evaluations, not S (Høeg et al. 2024, SDP).
+    """A buffer of `entries` that returns a clean chunk per call, for S / h evaluations, not S (Høeg et al. 2024, SDP).
 
     grid: `[S + 1]`, from 1 to 0: each entry makes all of its steps before it leaves. With h chunks, the whole ones in
         entries - past, the buffer rests at the levels of `chunk_staircase`, and one call moves each chunk to where the

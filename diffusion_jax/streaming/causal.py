@@ -6,10 +6,10 @@ Block i is made in T steps along a grid t_0 = 1 > t_1 > ... > t_T = 0 (Huang et 
     x      <-  step(x, x0, t_j, t_{j+1});    push kv to KV_j                                                       (1)
 
 So the history is as noisy as the block that reads it (timestep forcing), no finished block is read again, and a level
-waits for nothing but its own past: each may have a device of its own (`in_flight`). Errors do not add up in a noisy
-history; who is shown must come from the sink, a clean reference frame that every block sees. At a constant distance
-(`sink_at`, rolling RoPE) block 10 000 sees it as block 10 does; with `adaptive_sink` it is the stream's own first frame
-in the place of the picture that it was given, so that the condition is one that the model itself can make.
+needs only its own past: each level can have a device of its own (`in_flight`). Errors do not add up in a noisy history.
+The identity of what is shown must come from the sink, a clean reference frame that every block sees. At a constant
+distance (`sink_at`, rolling RoPE) block 10 000 sees it as block 10 does. With `adaptive_sink` the stream's own first
+frame replaces the given picture, so that the condition is a picture that the model itself can make.
 
     stream = block_stream(network, process, grid, sink_at=4.0)         # a video_dit with blocks and rotary positions
     clip = sample_stream(key, stream, params, shape=(B, F, H, W, C), cond={"audio": ..., "reference": ...}).x
@@ -39,7 +39,7 @@ from diffusion_jax.typing import Condition, Denoiser, Network, Params, Process, 
 
 
 def kv_cached(step: Incremental, process: Process, sink_at: Any = None) -> Denoiser:
-    """A causal video network, block by block, as a denoiser: its carry is the cache, to which it adds what it is shown.
+    """A causal video network as a denoiser of blocks. Its carry is the cache, to which each call adds its block.
 
     A cache belongs to one noise level: a block at t sees the past blocks as they were at t, and reference frames
     (`cond["reference"]`, when the carry is begun) as they are. sink_at: see `models.incremental`.

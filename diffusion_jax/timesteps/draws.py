@@ -1,8 +1,9 @@
 """Which times are trained: distributions of t, and their spread over the batch.
 
-A `TimestepDraw` draws `(t, weight)`, float32 of any shape `[B, ...]`; `weight` corrects for what was drawn, so that the
-expectation of `weight f(t)` is the one meant. Weights that define the loss itself are in `weights`. Every entry of the
-shape gets its own time; wrappers that share, mix or order them along axis 1 (frames, tokens) are in `vector_draws`.
+A `TimestepDraw` draws `(t, weight)`, float32 of any shape `[B, ...]`. `weight` corrects for the distribution of t, so
+that the expectation of `weight f(t)` is the intended one. Weights that define the loss itself are in `weights`. Every
+entry of the shape gets its own time; wrappers that share, mix or order them along axis 1 (frames, tokens) are in
+`vector_draws`.
 """
 
 from collections.abc import Callable

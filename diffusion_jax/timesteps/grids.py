@@ -264,8 +264,8 @@ def resolution_shift(
 def padded(grid: Any, steps: int) -> Float[Array, "..."]:
     """`grid [S + 1, ...]` with further steps that stand still at its end: `[steps + 1, ...]`.
 
-    A step whose t does not move changes nothing, so runs of fewer steps are values of one compiled program, e.g. of a
-    sweep over numbers of steps. The denoiser is asked at those steps all the same: time and cost are those of `steps`.
+    A step whose t does not change has no effect, so one compiled program serves runs with fewer steps, for example in a
+    comparison of numbers of steps. The denoiser is still evaluated at those steps: time and cost are those of `steps`.
     Raises InvalidInput where the grid has more than `steps`.
     """
     grid = as_grid(grid)

@@ -1,4 +1,4 @@
-"""The one place that maps a time to an index, a bucket, a noise ratio or a window, and back.
+"""Conversions between a time and an index, a bucket, a noise ratio or a window.
 
 log-SNRs are the process's own (`process.log_snr`, `process.inverse_log_snr`); here are the derived units.
 """

@@ -1,15 +1,15 @@
-"""Level plans: a time for each part of the data at each step of a run, so that a task is a choice of array.
+"""Plans: a time for each part of the data at each step of a run. The choice of the array is the task.
 
 A plan is a grid with the axes of a vector time, `[S + 1, 1, N]` (the 1 broadcasts over the batch; `[S + 1, B, N]` has
 one plan an example), or a dict of grids `[S + 1, ...]` for joint data, and `sample` takes it as it takes any grid.
-Entries at 0 are given, entries at 1 are unknown, entries between are hints, entries that do not move come back bit for
-bit:
+Entries at 0 are given, entries at 1 are unknown, and entries in between are hints. Entries whose time does not change
+come back bit for bit:
 
     task = which entries of t move, and which of the others stand at 0 or at 1                                  (1)
 
-Plans are data: another task of the same shape runs the same compiled program. Here are the builders, the noise a plan
-begins with, and which part of a long clip a window shows. Draws of training times are in `draws` and `vector_draws`,
-the drivers of streams and long clips in `streaming`.
+Plans are data: another task of the same shape runs the same compiled program. This module has the builders, the noise
+with which a plan begins, and the part of a long clip that a window shows. Draws of training times are in `draws` and
+`vector_draws`, the drivers of streams and long clips in `streaming`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -56,8 +56,8 @@ def multiplied(grid: Times, multipliers: Any) -> Any:
 def frames(grid: Times, frames: int, given: Sequence[int] = (0,)) -> Any:
     """The frames with the indices `given` stand at 0, the others run along `grid`, `[S + 1, 1, frames]`.
 
-    `given=(0,)` is image to video, `(0, -1)` interpolates between two frames, `range(m)` goes on after m frames, `()`
-    generates the whole (Liu et al. 2024, FVDM, table of tasks).
+    `given=(0,)` is image to video, `(0, -1)` interpolates between two frames, `range(m)` continues after m frames,
+    `()` generates the whole clip (Liu et al. 2024, FVDM, table of tasks).
     """
     _positive("frames", frames)
     multipliers = np.ones(frames)
