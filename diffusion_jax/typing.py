@@ -134,7 +134,7 @@ class Process(Protocol):
         ...
 
     def predict(self, network_output: Any, x_t: Data, t: Time) -> Prediction:
-        """Turns the network's output into the hub pair."""
+        """Turns the network's output into the pair (x0, eps)."""
         ...
 
     def target(self, x0: Data, noise: Data, t: Time) -> Data:

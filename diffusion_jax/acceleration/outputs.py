@@ -4,8 +4,8 @@ A prediction is stored as the output of some parameterisation,
 
     y = output(x0, eps, t)        or, as a residual, y = output(x0, eps, t) - input(x, t),                     (1)
 
-and a skipped step turns the forecast of y, and the x of that very step, into the hub pair again. Since the pair is
-found from x, it is consistent whatever y was kept, and the choice decides what is taken to be constant between two
+and a skipped step turns the forecast of y, and the x of that very step, into the pair (x0, eps) again. Since the pair
+is found from x, it is consistent whatever y was kept, and the choice decides what is taken to be constant between two
 refreshes: the velocity, the noise, the clean sample, or what the network adds to its input. Nothing is known of what
 answers: networks, guided ones and exact denoisers are all alike.
 
@@ -136,7 +136,7 @@ def output_of(processes: Any, prediction: Prediction, t: Any) -> Any:
 
 
 def pair_of(processes: Any, output: Any, x: Any, t: Any) -> Prediction:
-    """The hub pair that an output means at (x, t): the inverse of `output_of`."""
+    """The pair (x0, eps) that an output means at (x, t): the inverse of `output_of`."""
 
     def pair(output, process, x, t):
         found = process.predict(output, x, t)

@@ -2,7 +2,7 @@
 
     pair = guide + scale (main - guide),        pair = (x0, eps)                                               (1)
 
-`scale = 1` is the main prediction, 0 the guide's, more than 1 extrapolates. The hub pair is a linear image of the
+`scale = 1` is the main prediction, 0 the guide's, more than 1 extrapolates. The pair (x0, eps) is a linear image of the
 network's output at given (x_t, t), so (1) is the same guidance whether the network predicts epsilon, v, x0 or a
 velocity. For discrete processes (1) holds for log-probabilities, which are then normalised. In classifier-free
 guidance the guide is the same network under a null condition; in autoguidance it is a worse network.

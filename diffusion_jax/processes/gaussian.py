@@ -1,7 +1,7 @@
 """Gaussian processes: data becomes noise along `x_t = alpha(t) x0 + sigma(t) eps`, `eps ~ N(0, I)`.
 
 A process is a schedule (what alpha and sigma are), a parameterisation (what the network predicts) and what the
-network is fed for t. Every parameterisation is a linear combination of the hub pair,
+network is fed for t. Every parameterisation is a linear combination of the pair (x0, eps),
 
     scale(t) * output = c_x0(t) * x0 + c_eps(t) * eps,                                                        (1)
 
@@ -222,7 +222,7 @@ class GaussianProcess:
         return NETWORK_TIMES[self.time](self, as_time(t))
 
     def predict(self, network_output, x_t, t) -> Prediction:
-        """The hub pair (x0, eps) from the network's output at (x_t, t): equation (2)."""
+        """The pair (x0, eps) from the network's output at (x_t, t): equation (2)."""
         t = as_time(t)
         alpha, sigma = self.alpha(t), self.sigma(t)
         c_x0, c_eps, scale = PARAMETERIZATIONS[self.prediction](self, t)

@@ -1,7 +1,7 @@
 """What all solvers share: one update per modality, the step's coefficients, and evaluations that may be skipped.
 
-Every Gaussian solver is written around the hub pair: with `x = alpha x0 + sigma eps`, the exact flow between two times
-at a frozen x0 (or a frozen eps, or at a frozen pair in sigma/alpha) is
+Every Gaussian solver is written around the pair (x0, eps): with `x = alpha x0 + sigma eps`, the exact flow between two
+times at a frozen x0 (or a frozen eps, or at a frozen pair in sigma/alpha) is
 
     x' = alpha' x0 + sigma' eps,                                                                               (1)
 
@@ -110,7 +110,8 @@ def any_entry(condition: Any) -> Any:
 def evaluate_if(
     needed: Any, denoise: Denoise, carry: Carry, x: Data, step: Step, otherwise: Prediction
 ) -> tuple[Prediction, Carry]:
-    """`denoise(carry, x, step)` where `needed` holds anywhere, else `otherwise` at no cost; only the hub pair is kept.
+    """`denoise(carry, x, step)` where `needed` holds anywhere, else `otherwise` at no cost; only the pair (x0, eps) is
+    kept.
 
     The decision is one for the batch (a real conditional): an evaluation that some entry needs is made for all.
     """

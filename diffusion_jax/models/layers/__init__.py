@@ -1,5 +1,5 @@
 """Layers shared by all architectures: attention, modulation, embeddings, norms, conditions as values, and the
-uniform blocks of named residual branches. Whole networks are one floor up, in `models`.
+uniform blocks of named residual branches. Whole networks are in `models`.
 """
 
 from diffusion_jax.models.layers.attention import (
