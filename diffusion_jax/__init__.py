@@ -3,7 +3,7 @@
 The packages (`processes`, `timesteps`, `models`, `denoisers`, `solvers`, ...) are imported one by one, so that
 importing this one costs nothing: `from diffusion_jax import processes, solvers`. The loop is `sampling.sample`.
 
-One thing happens on import: the C library is told to keep freed memory (`diffusion_jax.malloc` says why, and how not).
+Importing has one side effect: the C library keeps freed memory (`diffusion_jax.malloc` says why, and how to avoid it).
 """
 
 from diffusion_jax.malloc import keep_freed_memory

@@ -21,7 +21,7 @@ def count_flops(function: Callable[..., Any], *arguments: Any) -> float:
     """Floating-point operations of `function(*arguments)`, two a multiplication and addition.
 
     arguments: pytrees of arrays or of their shapes; nothing is computed. What no output depends on is not counted. A
-    scan counts its body as often as it runs; of a conditional the dearest branch counts, of a `while_loop` one round.
+    scan counts its body as often as it runs; of a conditional the costliest branch counts, of a `while_loop` one round.
     """
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), arguments)
     jaxpr = jax.make_jaxpr(function)(*shapes).jaxpr

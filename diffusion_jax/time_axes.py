@@ -67,7 +67,7 @@ def batch_first(state: Any) -> Any:
 
 
 def batch_axes(part: Any, state: Any) -> Any:
-    """Where the batch stands in the state of a solver or the carry of a denoiser, see `typing.BatchAxes`.
+    """The batch axes of the state of a solver or the carry of a denoiser, see `typing.BatchAxes`.
 
     Raises InvalidInput where `part` remembers something and does not say, or says it of another tree.
     """

@@ -89,7 +89,7 @@ ONE_EVALUATION = Cost(np.float32(1), np.float32(1))
 
 
 class Counted(NamedTuple):
-    """What the loop hands to a solver as the denoiser's carry: the carry itself and the cost of the run so far."""
+    """The denoiser's carry as solvers see it in the loop: the carry itself and the cost of the run so far."""
 
     carry: Any
     cost: Cost
@@ -161,7 +161,7 @@ class Causal(NamedTuple):
 
 
 class Anatomy(NamedTuple):
-    """What methods must know of the module within a network, as plain data; each field has a value for "none".
+    """A description of the module within a network, for methods that look inside; each field has a value for "none".
 
     Paths are those of submodules, as in the parameters: `"condition/time"`.
     width: of the vector that conditions the blocks.
@@ -246,7 +246,7 @@ class Denoiser(NamedTuple):
     init:  (params, x, cond) -> carry        a pytree, `()` when stateless
     apply: (params, carry, x, step, cond) -> (Prediction, carry)
     process: the process whose noise this denoiser removes
-    axes: (carry) -> where the batch stands in it, see `BatchAxes`; a carry without leaves needs none
+    axes: (carry) -> its batch axes, see `BatchAxes`; a carry without leaves needs none
     """
 
     init: Callable[[Params, Any, Any], Carry]
@@ -266,7 +266,7 @@ class Solver(NamedTuple):
     step: (process, denoise, carry, state, x, step, key) -> (x, state, carry)
           `key` holds one key per sample, `[B]`, already folded with the step's index
     order: order of convergence of the method, for reports and tests
-    axes: (state) -> where the batch stands in it, see `BatchAxes`; a state without leaves needs none
+    axes: (state) -> its batch axes, see `BatchAxes`; a state without leaves needs none
     """
 
     init: Callable[[Any, Any, Any], Any]

@@ -57,7 +57,7 @@ _REUSE = reuse()
 
 
 class Trajectories(NamedTuple):
-    """Full runs. x: what the denoiser was asked, `[S, B, ...]`. output: what it answered, as a network output."""
+    """Full runs. x: inputs of the denoiser, `[S, B, ...]`. output: its predictions, as network outputs."""
 
     x: Float[Array, "S B ..."]
     output: Float[Array, "S B ..."]
@@ -66,7 +66,7 @@ class Trajectories(NamedTuple):
 class Calibration(NamedTuple):
     """What reuse needs to know, by step, and for which runs it is valid.
 
-    computed: `[S]`, where the network is asked: a schedule for `on_schedule`. fraction: `[S]`, phi of equation (2).
+    computed: `[S]`, the steps that run the network: a schedule for `on_schedule`. fraction: `[S]`, phi of equation (2).
     correction: slope and bias of equation (4), `[S]` or `[S, C]`; 0 where computed. grid: that of the recorded runs.
     valid_for: plain values by name; a run must be told the same ones (`ertacache`).
     """

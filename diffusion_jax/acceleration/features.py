@@ -38,7 +38,7 @@ def cached_features(
     select: Select = inner_modules,
     along: str = "index",
 ) -> Denoiser:
-    """A denoiser whose inner features are computed where `refresh` says so and forecast elsewhere.
+    """A denoiser whose inner features are computed at the steps that `refresh` chooses, and forecast at the others.
 
         h <- h + gate(t) * (F(h, t) or its forecast)
 
@@ -105,9 +105,9 @@ def cached_features(
 
 
 def traced_once(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, which goes through Python once for inputs of one shape, however often it is asked, counted or run.
+    """`function`, traced only once for inputs of one shape, however often it is called, counted or run.
 
-    What it traces to becomes a part of whatever asks, as if it had been called by itself.
+    The traced program becomes a part of its caller, as if `function` had been called there.
     """
     return jax.jit(function, inline=True)
 

@@ -26,7 +26,7 @@ from diffusion_jax.typing import Condition, Denoiser, Keys, Network, Params, Sol
 
 
 class GateTrace(NamedTuple):
-    """A gated run by step. x: what was asked. full: whether everything was computed. error: what the gate saw.
+    """A gated run by step. x: the inputs. full: whether everything was computed. error: what the gate measured.
 
     samples: the run itself, with its cost.
     """

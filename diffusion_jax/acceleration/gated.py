@@ -70,11 +70,11 @@ def gated(
 
     network: the network, or its stages as `models.staged` cuts them, e.g. of something that is no stack of blocks.
     threshold: the forecast of the last block is trusted where the error (1) is below it; 0 trusts nothing.
-    probe, last: forecasters of what the head says, and of what enters the last norm.
+    probe, last: forecasters of the head's output, and of the input of the last norm.
     refresh: where everything is computed whatever the error; `first_and_last()` when None.
     head: blocks that are always run; stages that are given have their own.
     residual: watches what the head adds, and forecasts what the body adds, in place of the features themselves.
-    relative_to: "value" divides the error by the mean of what the head says, "expected" by that of the forecast.
+    relative_to: "value" divides the error by the mean of the head's output, "expected" by that of the forecast.
     along: see `refresh.COORDINATES`.
     scope: "batch", one decision, or "sample", one for each: the others keep their forecasts and tables at a step that
         is computed because a neighbour needs it. Batches split by `shard_map` then decide by the device.
@@ -202,7 +202,7 @@ def cg_taylor(
     warmup: int | Int[Array, ""] = 3,
     **options: Any,
 ) -> Denoiser:
-    """CG-Taylor (Guan et al. 2025): the first block's Taylor forecast is the gate, the last block's the answer.
+    """CG-Taylor (Guan et al. 2025): the first block's Taylor forecast is the gate, the last block's is used.
 
     The first `warmup` steps and the last are computed; defaults are those of DiT-XL/2 at 50 steps (the released code).
     options: `head`, `along`, `scope`, `axis` of `gated`.

@@ -28,7 +28,7 @@ from diffusion_jax.typing import Cost, Denoiser, Number, Prediction
 
 
 class Guide(NamedTuple):
-    """The carry. inner: the branches'. table: what is known of d. history: when the guide was asked.
+    """The carry. inner: the branches'. table: what is known of d. history: when the guide was evaluated.
 
     stale: whether the guide's part of `inner` missed the last call; `()` where the branches remember nothing.
     """
@@ -47,15 +47,15 @@ def reused_guide(
     prediction: str | None = None,
     along: str = "index",
 ) -> Branches:
-    """`branches` whose guide is asked where `refresh` says so, and forecast by equation (1) elsewhere.
+    """`branches` whose guide is evaluated at the steps that `refresh` chooses, and forecast by (1) at the others.
 
     forecaster: what is made of the differences computed so far; `reuse()` when absent.
     prediction: the parameterisation of equation (1); the process's own when absent.
     along: what differences are a function of, one of `refresh.COORDINATES`.
 
-    A skipped step costs what the main answer costs. Where guidance itself leaves the guide out (an interval, a scale
-    of 1), the differences are forgotten. A guide with a memory of its own that was left out starts afresh when it is
-    asked again, as in every form of guidance. Raises InvalidInput for discrete processes.
+    A skipped step costs what the main prediction costs. Where guidance itself leaves the guide out (an interval, a
+    scale of 1), the differences are forgotten. A guide with a memory of its own that was left out starts afresh when it
+    is asked again, as in every form of guidance. Raises InvalidInput for discrete processes.
     """
     process = branches.alone.process
     need_gaussian("reused_guide", process)
@@ -120,7 +120,7 @@ def guided_with_reuse(
     interval_unit: str = "t",
     rescale: Number = 0.0,
 ) -> Denoiser:
-    """`guided`, whose null branch is asked where `refresh` says so; refreshed at every step it is `guided` itself.
+    """`guided`, whose null branch is evaluated at the steps of `refresh`; with every step it is `guided` itself.
 
     With `every(2)` a run of S steps costs 3 S / 2 evaluations instead of 2 S. The first arguments and the last three
     are those of `guided`, the others those of `reused_guide`.

@@ -32,7 +32,7 @@ Refresh = Callable[[Step, RefreshHistory], Any]
 
 
 def no_history() -> RefreshHistory:
-    """The history of a cache that nobody has asked yet."""
+    """The history of a cache that was not used yet."""
     return RefreshHistory(jnp.int32(0), jnp.int32(0))
 
 
@@ -88,7 +88,7 @@ def first_and_last(warmup: int | Int[Array, ""] = 1, last: bool = True) -> Refre
 
 
 def either(*policies: Refresh) -> Refresh:
-    """Where any of `policies` says so."""
+    """At the steps that any of `policies` chooses."""
     return lambda step, history: jnp.stack([jnp.asarray(policy(step, history)) for policy in policies]).any()
 
 
@@ -98,7 +98,7 @@ def due(refresh: Refresh, step: Step, history: RefreshHistory) -> Bool[Array, ""
 
 
 def refresh_table(refresh: Refresh, grid: Any) -> Bool[Array, " S"]:
-    """The steps of `grid` at which a cache is filled that is asked once a step: what a policy comes to, before a run.
+    """The steps of `grid` at which a cache with one call per step is filled: the schedule of a policy, before a run.
 
     Its sum is what the run will ask: how many steps the plain solver may have at the same evaluations.
     """

@@ -1,4 +1,4 @@
-"""Steps that are skipped while the picture behind the noise stands still: SeaCache, for whole outputs.
+"""SeaCache for whole outputs: steps are skipped while the picture behind the noise does not change.
 
 How far the input moved since the last computed step is measured on what of it is signal. Pictures have spectra that
 fall like |f|^-p, noise has a flat one, so the best linear estimate of x0 from `x_t = alpha x0 + sigma eps` weights the

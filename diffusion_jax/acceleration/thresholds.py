@@ -1,4 +1,4 @@
-"""The threshold of a method for a budget: one number that says how much is skipped, found from what skipping costs."""
+"""The threshold of a method for a budget, found from the cost of runs with several thresholds."""
 
 from collections.abc import Callable
 

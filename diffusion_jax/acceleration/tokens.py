@@ -1,4 +1,4 @@
-"""Tokens that are computed anew between two refreshes; all others say again what they said last.
+"""Token-wise caching: between two refreshes only some tokens are computed, and the others keep their last outputs.
 
 What a module says of one token may be stale while it still holds of another. So a skipped step runs the module for the
 k tokens with the highest score, and puts what it says of them in the place of what was kept (Zou et al. 2024, ToCa):
@@ -31,7 +31,7 @@ _KEPT = "kept"
 
 
 class Kept(NamedTuple):
-    """What a module said of each token, `[B, ..., C]`, and how many steps ago, `[B, ...]`."""
+    """The last output of a module for each token, `[B, ..., C]`, and how many steps ago, `[B, ...]`."""
 
     value: Float[Array, "B ..."]
     age: Int[Array, "B ..."]
@@ -54,7 +54,7 @@ def cached_tokens(
     staleness: Any = 1.0,
     select: Select = inner_modules,
 ) -> Denoiser:
-    """A denoiser that computes all tokens where `refresh` says so, and elsewhere those with the highest score (1).
+    """A denoiser that computes all tokens at the steps of `refresh`, and at others those with the highest score (1).
 
     ratio: the share of tokens that feed-forward layers compute at skipped steps, in [0, 1].
     attention: the same for attention, where the chosen tokens ask all others; `ratio` when None, 0 as published for

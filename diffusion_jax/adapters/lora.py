@@ -1,6 +1,6 @@
 """Low-rank adaptation of frozen networks by interception (Hu et al. 2021): `W x + (alpha / rank) B A x`.
 
-The factors live in a tree of their own with the paths of the network's parameters, stacked over depth like them, so
+The factors are in a tree of their own with the paths of the network's parameters, stacked over depth like them, so
 they are trained, stored, swapped and merged without touching the network. Reading and writing the files in which
 others keep theirs is in `interop.lora_files`.
 """

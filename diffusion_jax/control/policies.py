@@ -1,7 +1,7 @@
 """Policies, made from a denoiser of actions or written as functions.
 
 A diffusion policy denoises a plan of h actions given what is observed, executes the first n and plans anew (Chi et al.
-2023). Where the actions of a plan stand at rising noise levels, the part that was not executed is kept half denoised,
+2023). Where the actions of a plan have rising noise levels, the part that was not executed is kept half denoised,
 and a decision costs a share of the steps (Høeg et al. 2024). What is observed becomes the condition as it is: networks
 that read it are `models.observing` and `models.watching`.
 """

@@ -348,7 +348,7 @@ def analytic_stages(process: Any) -> Staged:
 
     Nothing is trained and every feature is exact at every t. The constant is left out because it means nothing and
     would count in relative errors. The tail turns eps into what the process predicts. The parameters are a
-    `GaussianMixture` of one array; its labels are not looked at.
+    `GaussianMixture` of one array; its labels are ignored.
 
     process: fed t itself (`time="t"`), with any prediction but `edm`, whose input is scaled. Raises InvalidInput else.
     """

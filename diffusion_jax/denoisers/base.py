@@ -34,7 +34,7 @@ def denoiser(network: Network, process: Any) -> Denoiser:
 
 
 def map_prediction(inner: Denoiser, function: Callable[..., Prediction]) -> Denoiser:
-    """Applies `function(prediction, x, step) -> Prediction` to every answer of `inner`; keeps its carry."""
+    """Applies `function(prediction, x, step) -> Prediction` to every prediction of `inner`; keeps its carry."""
 
     def apply(params, carry, x, step, cond):
         prediction, carry = inner.apply(params, carry, x, step, cond)

@@ -26,14 +26,14 @@ from diffusion_jax.typing import BatchAxes, Cost, Denoiser, Number, Prediction
 
 
 class Branches(NamedTuple):
-    """A main answer and a guide's.
+    """A main prediction and that of a guide.
 
-    alone: the denoiser that gives the main answer only, with a carry of its own.
+    alone: the denoiser of the main prediction only, with a carry of its own.
     init:  (params, x, cond) -> carry
     both:  (params, carry, x, step, cond) -> (main, guide, carry)
     main:  (params, carry, x, step, cond) -> (main, carry)           leaves the guide's part of the carry behind
     renew: (params, carry, x, cond) -> carry      a carry in which nothing left behind by `main` is trusted
-    axes:  (carry) -> where the batch stands in it, see `typing.BatchAxes`
+    axes:  (carry) -> its batch axes, see `typing.BatchAxes`
     """
 
     alone: Denoiser
@@ -45,11 +45,11 @@ class Branches(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """How the two answers become one.
+    """How the two predictions become one.
 
     init: (x) -> state, one entry per sample
     combine: (state, main, guide, scale, x, step) -> (Prediction, state); the cost and extras it returns are ignored
-    neutral: whether scale 1 is the main answer, so that the guide need not be asked there
+    neutral: whether scale 1 is the main prediction, so that the guide need not be evaluated there
     """
 
     init: Callable[[Any], Any]
@@ -66,12 +66,13 @@ class SteeredCarry(NamedTuple):
 
 
 def in_one_batch(denoiser: Denoiser, null: Any) -> Branches:
-    """One network asked with the condition and with its null, as one batch of 2B rows.
+    """One network evaluated with the condition and with its null, as one batch of 2B rows.
 
-    The carry is the denoiser's own for 2B rows, of which the main answer has the even ones, along the batch axis that
-    the denoiser names; leaves without one are shared by the branches. Leaves of the condition have the batch first;
-    those that `null` leaves alone and that are not B long there are one for all samples, and stay as they are. Extras,
-    which nobody names, have the batch where their shape is twice that of B rows. After an answer without the guide the
+    The carry is the denoiser's own for 2B rows, of which the main prediction has the even ones, along the batch axis
+    that the denoiser names; leaves without one are shared by the branches. Leaves of the condition have the batch
+    first; those that `null` leaves alone and that are not B long there are one for all samples, and stay as they are.
+    Extras, which nobody names, have the batch where their shape is twice that of B rows. After an answer without the
+    guide the
     carry starts afresh, for every row: a cache is never read that was not written at the last call.
     """
 
@@ -124,7 +125,7 @@ def in_one_batch(denoiser: Denoiser, null: Any) -> Branches:
 def from_two_networks(main: Denoiser, guide: Denoiser, null: Any = None, guide_compute: Number = 1.0) -> Branches:
     """Two denoisers of the same process, with `params = {"main": ..., "guide": ...}`.
 
-    null: when given, the guide is asked with this condition instead of the main one's.
+    null: when given, the guide gets this condition instead of the main one's.
     guide_compute: one forward pass of the guide in units of the main network's.
     """
 
@@ -173,11 +174,11 @@ def steered(
     interval: Sequence[Any] | None = None,
     interval_unit: str = "t",
 ) -> Denoiser:
-    """Both answers combined by `rule`, where the scale asks for it; the main answer elsewhere.
+    """Both predictions combined by `rule` where the scale requires both; the main prediction elsewhere.
 
     The guide is skipped, and not paid for, at steps where t lies outside of `interval` or where a neutral rule has
     scale 1, for every sample. A plain number is decided before compilation: without an interval no decision is
-    compiled, and a neutral scale of 1 returns the main denoiser itself. Extras are those of the main answer.
+    compiled, and a neutral scale of 1 returns the main denoiser itself. Extras are those of the main prediction.
     """
     process = branches.alone.process
     check_scale("scale", scale)

@@ -36,7 +36,7 @@ def thresholded(
 
     percentile: from 0 to 1.
     floor: the bound of the data; s is never below it, so that an x0 within the bounds is left alone.
-    ceiling: s is never above it; None for no limit. The answer is within [-floor, floor] in any case.
+    ceiling: s is never above it; None for no limit. The result is within [-floor, floor] in any case.
     keep_noise: leaves the noise half as it is.
     """
     if not is_static(percentile) or not 0 < percentile <= 1:

@@ -18,7 +18,7 @@ def merged_components(mixture: GaussianMixture, groups: Int[np.ndarray, " K"] | 
         w_g = sum_k w_k,        m_g = sum_k w_k m_k / w_g,        C_g = sum_k w_k (C_k + (m_k - m_g)(m_k - m_g)') / w_g
 
     so mean and covariance of the whole are what they were. groups: the number of each component's group, `[K]`, all of
-    0 .. G - 1. The answer has dense covariances and no labels. Raises InvalidInput for joint data and other groups.
+    0 .. G - 1. The result has dense covariances and no labels. Raises InvalidInput for joint data and other groups.
     """
     if isinstance(mixture.means, dict):
         raise InvalidInput("merged_components merges components of one array, not of joint data.")

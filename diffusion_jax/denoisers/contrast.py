@@ -19,7 +19,7 @@ from diffusion_jax.typing import Denoiser
 def contrasted(denoiser: Denoiser, plus: Any, minus: Any, scale: Scale = 1.0) -> Denoiser:
     """Equation (1); three evaluations a call, with a memory each.
 
-    plus, minus: what replaces the condition in the two answers that are compared: a dict such as `{"label": 8}` whose
+    plus, minus: what replaces the condition in the two compared predictions: a dict such as `{"label": 8}` whose
         leaves broadcast to the batch (entries that it does not name stay), or a function `cond -> cond`.
     scale: a number, an array by step or a function of the step, see `scales`; negative steers the other way.
 

@@ -1,4 +1,4 @@
-"""Guidance by gradients: of a classifier's log-probability at (x_t, t), or of an energy of the denoiser's answer.
+"""Guidance by gradients: of a classifier's log-probability at (x_t, t), or of an energy of the denoiser's prediction.
 
 Both tilt the score, `grad log p_t(x_t) + g`, hence
 
@@ -59,7 +59,7 @@ def classifier_guided(denoiser: Denoiser, log_prob: Any, scale: Scale = 1.0, *, 
 
 
 def energy_guided(denoiser: Denoiser, energy: Any, scale: Scale = 1.0, *, through: bool = True) -> Denoiser:
-    """Equation (1) with `g = -scale grad_x E`, for an energy E of the denoiser's answer.
+    """Equation (1) with `g = -scale grad_x E`, for an energy E of the denoiser's prediction.
 
     energy: `(prediction, t, cond) -> [B]`; it may look at `prediction.x0` and at `prediction.extras`. With
         `E = |y - A x0|^2 / (2 tau^2)` this is diffusion posterior sampling (Chung et al. 2023), which takes the

@@ -97,7 +97,7 @@ def cfg_plus_plus(
     The result is intentionally inconsistent: `alpha x0 + sigma eps` differs from x_t by `alpha scale (x0 - x0_null)`.
     Use it with solvers that take both x0 and eps as they are, such as DDIM. Solvers that derive one from the other
     give another method. The guide's eps is needed at every scale, so only `interval` saves evaluations
-    (outside of it the answer is the conditional pair).
+    (outside of it the result is the conditional prediction).
     """
     check_null(null)
     need_gaussian("cfg_plus_plus", denoiser.process)

@@ -60,7 +60,7 @@ def jointly_guided(denoiser: Denoiser, scale: Scale = 3.0, *, noise: str = "fixe
 
 
 def combined(denoiser: Denoiser, queries: Sequence[tuple[Scale, Any]] = (), *, noise: str = "fixed") -> Denoiser:
-    """Equation (1) for any list of `(weight, {modality: role})`; the answer as the run asks has the rest of the weight.
+    """Equation (1) for any list of `(weight, {modality: role})`; the plain prediction has the rest of the weight.
 
     role: "ignored", or a level in [0, 1] to which the modality is noised: a number or an array with a prefix shape,
         such as `[1, N]` over frames, which raises some of them. Times are never lowered. For data that is a single
@@ -70,7 +70,7 @@ def combined(denoiser: Denoiser, queries: Sequence[tuple[Scale, Any]] = (), *, n
 
     Queries are skipped, and not paid for, at steps where their weight is 0 for the whole batch or nothing that they
     tell about still moves. Discrete modalities combine log-probabilities and can only be ignored. Extras are those of
-    the plain answer. Raises InvalidInput for unknown modalities and roles.
+    the plain prediction. Raises InvalidInput for unknown modalities and roles.
     """
     if noise not in NOISES:
         raise unknown("noise", noise, NOISES)

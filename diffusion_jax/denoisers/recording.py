@@ -31,11 +31,11 @@ def predicted_x0(prediction: Prediction, x: Any, step: Step) -> Any:
 def recorded(
     inner: Denoiser, num_steps: int, read: Callable[[Prediction, Any, Step], Any] = predicted_x0, axes: Any = 0
 ) -> Denoiser:
-    """`inner`, whose every answer is read into `Recorded.values[step.index]`; answers are what they were.
+    """`inner`, whose predictions are read into `Recorded.values[step.index]` and returned unchanged.
 
     num_steps: S, steps of the run. read: `(prediction, x, step) -> pytree`, e.g. `lambda prediction, x, step:
-    {"x": x, "x0": prediction.x0}`. A solver that asks several times a step leaves its last answer of the step.
-    axes: where the batch stands in what is read, see `typing.BatchAxes`.
+    {"x": x, "x0": prediction.x0}`. With a solver of several evaluations per step, the last one of the step is kept.
+    axes: the batch axes of what is read, see `typing.BatchAxes`.
     Raises InvalidInput unless `num_steps` is positive.
     """
     if num_steps < 1:

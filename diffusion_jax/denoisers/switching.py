@@ -80,7 +80,7 @@ def by_share(*shares: Any) -> Callable[[Step], Any]:
 def time_table(which: Any, grid: Any) -> Int[Array, " S"]:
     """Which denoiser runs at each step of `grid`: what `switched` makes of `which`, int32 `[S]`, before anything runs.
 
-    Counting its entries tells how often each denoiser will be asked, and what a run will cost.
+    Counting its entries shows how often each denoiser will be evaluated, and what a run will cost.
     """
     rule, ticks = rule_of(which), clock(as_grid(grid))
     steps = jnp.arange(num_steps(ticks.grid), dtype=jnp.int32)

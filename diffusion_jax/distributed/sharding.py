@@ -114,7 +114,7 @@ def constrain(tree: Any, mesh: Mesh | None, rules: Rules | None = None) -> Any:
 def init_sharded(function: Callable[..., Any], *args: Any, mesh: Mesh | None, rules: Rules | None = None) -> Any:
     """`function(*args)` under jit, each output made where the rules place it: no device ever holds the whole tree.
 
-    Arrays that the function closes over (the parameters of a checkpoint) are handed to the program, not built into it,
+    Arrays that the function closes over (the parameters of a checkpoint) are passed to the program, not built into it,
     and the result never shares their memory.
     """
     closed, made = jax.make_jaxpr(function, return_shape=True)(*args)

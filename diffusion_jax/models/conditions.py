@@ -5,7 +5,7 @@
                cond["time_ids"]: float [B, n], numbers that are embedded as times are: sizes and crops of the image
     sizes      cond["size"]: float [B, 2], height and width in pixels of the picture that a sample was made from or is
                to have; cond["aspect"]: float [B], its height over its width
-    guidance_scale  cond["guidance_scale"]: float [B], the scale of the guidance that a distilled network answers with
+    guidance_scale  cond["guidance_scale"]: float [B], the scale of the guidance that a distilled network imitates
     context    cond["context"]: float [B, M, C], a sequence to attend to; cond["context_mask"]: [B, M], true where it
                counts, may be left out
     text       cond["tokens"]: int [B, M], for an encoder trained with the model; cond["tokens_mask"] as above
@@ -166,7 +166,7 @@ class GuidanceScale(ConditionStream):
 
 
 def guidance_scale(features: int) -> GuidanceScale:
-    """The scale of guidance, for a network that was distilled from guided answers (Meng et al. 2023, section 3).
+    """The scale of guidance, for a network that was distilled from guided predictions (Meng et al. 2023, section 3).
 
     It is 1 for none, as everywhere here. features: sinusoids of 1000 times what it exceeds 1 by, which a linear layer
     takes to those of the time (Luo et al. 2023, latent consistency models).
@@ -305,7 +305,7 @@ class Audio(ConditionStream):
 
 
 def audio() -> Audio:
-    """What each frame of a clip hears: an `audio_attention` branch from the frame to its own features (`video_dit`)."""
+    """Audio features of each frame of a clip: an `audio_attention` branch from the frame to them (`video_dit`)."""
     return Audio()
 
 

@@ -111,7 +111,7 @@ def controlled(unet: Network, control: Network | Sequence[Network], scale: Any =
 
     Its parameters are `{"unet": the U-Net's, "control": the ControlNet's}`, and its condition is the U-Net's and
     `control`, the picture. With several ControlNets the parameters are `unet`, `control_0`, `control_1`, ..., the
-    pictures and scales are tuples, and residuals add up. A ControlNet is told what the U-Net is told, but for `concat`.
+    pictures and scales are tuples, and residuals add up. A ControlNet gets the condition of the U-Net, except `concat`.
     scale: may be a traced number; 0 leaves the U-Net as it is, bit for bit.
     What opens it opens the whole, with the paths "unet/..." and "control/..."; where a part is open already or stands
     within another network (`controlled(lora(unet).network, control)`), the U-Net alone.

@@ -1,7 +1,7 @@
 """Exits behind every block of a network: a prediction from the features there, and an estimate of its error.
 
 The exit behind block i is the network's own tail (or a copy of it, trained for these features), and beside it a linear
-layer estimates the error of what it says, in the entries of the data (Tang et al. 2023, DeeDiff; later AdaDiff):
+layer estimates the error of that prediction, in the entries of the data (Tang et al. 2023, DeeDiff; later AdaDiff):
 
     u_i = sigmoid(W_i h_i + V_i c + b_i),        leave at the first i with  mean(u_i) <= threshold             (1)
 
@@ -35,7 +35,7 @@ _UNCERTAINTY, _STOP, _REPORT = "uncertainty", "exit", "behind"
 
 
 class Layers(NamedTuple):
-    """What every exit says, data-shaped `[L, B, ...]`: an output, and the uncertainty of each of its entries."""
+    """The predictions of all exits, `[L, B, ...]`: an output, and the uncertainty of each of its entries."""
 
     output: Float[Array, "L B *data"]
     uncertainty: Float[Array, "L B *data"]
@@ -45,7 +45,7 @@ class EarlyExit(NamedTuple):
     """A network that may be left behind each of its blocks; parameters are `{"params": params, "exits": exits}`.
 
     init: (key, params, x, t, cond) -> exits     estimators (and heads), stacked over depth, beside the network
-    network: a `Network` that runs all blocks and answers `Layers`: what is trained, and calibrated
+    network: a `Network` that runs all blocks and returns `Layers`: for training and calibration
     leave: (params, x, t, cond, threshold) -> (output, extras)    rule (1), each sample by itself
     stop: (params, x, t, cond, blocks) -> (output, extras)        behind so many blocks, one int or `[B]`, no estimates
     gather: as `leave`, by running everything: what `leave` must equal

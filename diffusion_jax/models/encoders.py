@@ -82,8 +82,8 @@ class _Called(nn.Module):
 def as_network(encoder: Encoder) -> Network:
     """An encoder as a `Network` with the same parameters, for interception and adapters.
 
-    Called as `apply(params, inputs, t, {"mask": mask} or None)`, of which t is not looked at; the output is `Encoded`.
-    Its stack says every hidden state as well, so it cannot be cut, and there is no time for routers to read.
+    Called as `apply(params, inputs, t, {"mask": mask} or None)`, which ignores t; the output is `Encoded`.
+    Its stack also returns every hidden state, so it cannot be cut, and it has no time for routers to read.
     """
     return network(_Called(encoder.module), Anatomy(enters={"mask": "blocks"}))
 

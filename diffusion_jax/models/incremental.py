@@ -1,7 +1,7 @@
 """Block by block: causal video networks with the keys and values of past blocks kept.
 
-A cache is an explicit carry, made and changed by pure functions, and the network's code knows nothing of it: it is the
-interception of the attention over time. Keys are kept turned to their place within their own block and turned on at
+A cache is an explicit carry, made and changed by pure functions. The network's code is unchanged, since the attention
+over time is intercepted. Keys are kept turned to their place within their own block and turned on at
 use, so every angle is a distance: block 10 and block 10 000 compute the same numbers. One cache serves one noise level
 (a history at the level of the block, Live Avatar's timestep forcing) or, refreshed with clean blocks, all of them.
 """

@@ -1,6 +1,6 @@
 """One transformer over all parts of joint data, each part with its own time: `{"image": ..., "text": ...}` in and out.
 
-A part ("modality") is cut into patches; the tokens of all parts stand in one sequence and see each other. How the times
+A part ("modality") is cut into patches; the tokens of all parts form one sequence and see each other. How the times
 enter is a choice: each token modulated by its own (adaLN), tokens that tell the times (UniDiffuser, Bao et al. 2023),
 or one vector of all times that modulates all tokens (UWM, Zhu et al. 2025; SDP). Networks of one array of images or of
 discrete text are in `dit` and `text_transformer`; the roles that parts play in a run are grids, see `timesteps.roles`.
@@ -90,7 +90,7 @@ class JointTransformer(nn.Module):
     times: a key of `TIMES`. Times are a dict like x, each `[B]` or with "adaln" and "joined" a prefix of the part's
         shape (a time per frame, per action, per pixel; patches take the mean); one array serves all parts. "joined" is
         bound to the number of tokens.
-    registers: learned tokens without an output (Darcet et al. 2024), which stand at time 0.
+    registers: learned tokens without an output (Darcet et al. 2024), whose time is 0.
     skips: long skip connections from block i to block depth - 1 - i (Bao et al. 2022, U-ViT).
     positions: of each part's tokens: "learned" (bound to its sizes) or "sincos" (fixed).
     conditions: see `layers.conditioning`. Vectors join the times.

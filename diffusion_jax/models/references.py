@@ -221,7 +221,7 @@ def with_references(network: Network, items: int, form: str = "encoding", concat
 
 
 def cache_references(forms: Referenced, params: Params, cond: Mapping[str, Any], null: bool = False) -> dict[str, Any]:
-    """`cond` with its `REFERENCES` encoded, as `cond["cache"]`: what `forms.cached` is told in all steps of a run.
+    """`cond` with its `REFERENCES` encoded, as `cond["cache"]`: the condition of `forms.cached` in all steps of a run.
 
     null: also `cond["null_cache"]`, the same kinds of references with zeros for pixels, for guidance by `null_cache`.
     """
@@ -240,7 +240,7 @@ def null_cache(cond: dict) -> dict:
 
 
 def concatenating(network: Network) -> Network:
-    """`network` whose input is x and behind it the channels of `cond["concat"] [B, H, W, C]`; its answer is for x.
+    """`network` whose input is x and behind it the channels of `cond["concat"] [B, H, W, C]`; its output is for x.
 
     What a U-Net has as `concat`, for a network that answers with as many channels as it is given: mask and image of
     inpainting, say. Raises InvalidInput for a condition without it.

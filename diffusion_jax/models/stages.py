@@ -2,7 +2,7 @@
 
     z = body(params, head(params, x, t, cond), x, t, cond);        output, extras = tail(params, z, x, t, cond)
 
-is the network. The head ends behind the first blocks: what it says is a cheap probe of how the features move. The tail
+is the network. The head ends behind the first blocks; its output is a cheap probe of how the features change. The tail
 begins before the last norm: it is exact in t whatever z is. In a stack of blocks (transformers, MLP) the cuts lie
 between blocks; in a U-Net behind its first residual block and before its last norm, since its skip connections reach
 across everything between. Which these are is in the network's anatomy. Nothing is computed twice but the embeddings of

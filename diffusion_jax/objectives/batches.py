@@ -49,7 +49,7 @@ def drawn(
 
 
 def without_missing(batch: Mapping[str, Any], learned: bool = False, weight: float | int = 0.0) -> dict[str, Any]:
-    """The batch with every missing modality at t = 1, where it is noise, with this weight; its x0 is not looked at.
+    """The batch with every missing modality at t = 1, where it is noise, with this weight; its x0 is ignored.
 
     missing: `{modality: bool [B]}` for joint data: clips without actions, images without captions (Zhu et al. 2025,
     UWM). The mean over the batch counts the missing as zeros: a modality's loss is a mean over all examples.

@@ -10,7 +10,7 @@ guided teacher this is guidance distillation (Meng et al. 2023). With factors be
 
     | eps_{theta + dW}(x_t, c) - [eps_theta(x_t, c) + eta (eps_theta(x_t, c_plus) - eps_theta(x_t, c_minus))] |^2  (2)
 
-where `denoisers.contrasted` is what stands in brackets. By Bayes' rule the difference in it is -sigma times the
+where `denoisers.contrasted` is the term in brackets. By Bayes' rule the difference in it is -sigma times the
 gradient of `log p(c_plus | x_t) / p(c_minus | x_t)`, so an attribute that no condition names, but that can be measured,
 steers as well: `denoisers.energy_guided`.
 """

@@ -42,7 +42,7 @@ def layerwise(
     null: Mapping[str, Any] | None = None,
     train: bool = True,
 ) -> Objective:
-    """Equation (1) for a network that answers for all its layers, `models.early_exit(...).network`.
+    """Equation (1) for a network that predicts behind all its layers, `models.early_exit(...).network`.
 
     entry: what stands for the square, such as `objectives.regression(weight)`. uncertainty, layers: weights, 1 in the
     paper; with `with_frozen` only what is beside the network is trained. draw, cond_dropout, null, train: as in

@@ -1,7 +1,7 @@
 """Schedules of discrete processes: the probability alpha(t) that a token has been kept until t.
 
 `alpha` and `sigma = 1 - alpha` (the probability of having been lost) are both accurate at both ends; alpha(0) = 1
-exactly. `log_snr = log(alpha / sigma)`. Gaussian schedules live in `schedules`.
+exactly. `log_snr = log(alpha / sigma)`. Gaussian schedules are in `schedules`.
 """
 
 import abc

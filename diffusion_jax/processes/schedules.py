@@ -4,7 +4,7 @@ Every schedule is exactly clean at t = 0 (alpha = 1, sigma = 0) and decreases `l
 the prior at t = 1. Results have the dtype of t (at least float32), and each formula keeps its relative accuracy at
 both ends. A derivative that would be infinite, at an end, is 0 (`safe_log`, `safe_sqrt`), so that a run can be
 differentiated with respect to its grid; so is that of `inverse_log_snr` for noise that no t has, where it is 1.
-Schedules given by a table of betas live in `discrete_vp`; what a network predicts lives in `gaussian`.
+Schedules given by a table of betas are in `discrete_vp`; what a network predicts is in `gaussian`.
 
 `family` says which identity holds between alpha and sigma, so that a change of log-SNR can keep it:
 `vp` alpha^2 + sigma^2 = 1, `flow` alpha + sigma = 1, `ve` alpha = 1.

@@ -3,7 +3,7 @@
     x' = alpha' x0 + sqrt(sigma'^2 - s^2) eps + s z,        z ~ N(0, I)                                        (1)
 
 is the step of a non-Markovian chain whose marginals are those of the process, whatever the deviation s (Song et al.
-2021, equation 12, for any alpha and sigma). Consistency samplers live in `consistency`, higher orders elsewhere.
+2021, equation 12, for any alpha and sigma). Consistency samplers are in `consistency`, higher orders in other modules.
 """
 
 import jax.numpy as jnp

@@ -39,7 +39,7 @@ def sample_windowed(
 ) -> Samples:
     """`sample` of a clip that is longer than what the network sees: at each step a window of frames (Sun et al. 2025).
 
-    plan: `[K + 1, 1, N]`, usually a `staircase`; the denoiser is asked about `x[:, start : start + window]` at its
+    plan: `[K + 1, 1, N]`, usually a `staircase`; the denoiser is evaluated on `x[:, start : start + window]` at its
         times. x_init: `[B, N, ...]`, `noised_start` of the plan (its prior where everything is generated).
     starts: `[K]`, the first frame of the window at each step; `timesteps.windows(plan, window)` when absent, which
         needs a plan whose values are known.

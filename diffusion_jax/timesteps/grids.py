@@ -262,7 +262,7 @@ def resolution_shift(
 
 
 def padded(grid: Any, steps: int) -> Float[Array, "..."]:
-    """`grid [S + 1, ...]` with further steps that stand still at its end: `[steps + 1, ...]`.
+    """`grid [S + 1, ...]` with further steps of length zero at its end: `[steps + 1, ...]`.
 
     A step whose t does not change has no effect, so one compiled program serves runs with fewer steps, for example in a
     comparison of numbers of steps. The denoiser is still evaluated at those steps: time and cost are those of `steps`.

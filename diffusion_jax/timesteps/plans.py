@@ -54,7 +54,7 @@ def multiplied(grid: Times, multipliers: Any) -> Any:
 
 
 def frames(grid: Times, frames: int, given: Sequence[int] = (0,)) -> Any:
-    """The frames with the indices `given` stand at 0, the others run along `grid`, `[S + 1, 1, frames]`.
+    """The frames with the indices `given` stay at 0, the others run along `grid`, `[S + 1, 1, frames]`.
 
     `given=(0,)` is image to video, `(0, -1)` interpolates between two frames, `range(m)` continues after m frames,
     `()` generates the whole clip (Liu et al. 2024, FVDM, table of tasks).

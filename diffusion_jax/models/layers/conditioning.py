@@ -160,7 +160,7 @@ def check_values(conditions: Iterable[ConditionStream], cond: Any, *, data: bool
 
 
 def empty_condition(conditions: Iterable[ConditionStream], cond: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """The condition that says nothing to a network with these `conditions`, with the structure and shapes of `cond`.
+    """The null condition of a network with these `conditions`, with the structure and shapes of `cond`.
 
     Each stream says what its null is: labels become the null class, vectors, sequences and tokens zeros, masks hide
     everything, and sizes stay, since they tell the shape of the picture and not what is in it. As `null` of guidance:
