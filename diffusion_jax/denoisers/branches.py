@@ -71,9 +71,8 @@ def in_one_batch(denoiser: Denoiser, null: Any) -> Branches:
     The carry is the denoiser's own for 2B rows, of which the main prediction has the even ones, along the batch axis
     that the denoiser names; leaves without one are shared by the branches. Leaves of the condition have the batch
     first; those that `null` leaves alone and that are not B long there are one for all samples, and stay as they are.
-    Extras, which nobody names, have the batch where their shape is twice that of B rows. After an answer without the
-    guide the
-    carry starts afresh, for every row: a cache is never read that was not written at the last call.
+    Extras, which nobody names, have the batch where their shape is twice that of B rows. After a prediction without the
+    guide the carry starts again, for every row: a cache is never read that was not written at the last call.
     """
 
     def question(x, cond):
