@@ -122,8 +122,8 @@ def verdict_table(verdicts: Sequence[Verdict]) -> list[str]:
 
 
 def _side(values: Sequence[float]) -> str:
-    mean = _rounded(np.mean(values), 3)
-    return f"{mean} ± {_rounded(np.std(values, ddof=1), 1)}" if len(values) > 1 and np.ptp(values) > 0 else mean
+    mean = _rounded(float(np.mean(values)), 3)
+    return f"{mean} ± {_rounded(float(np.std(values, ddof=1)), 1)}" if len(values) > 1 and np.ptp(values) > 0 else mean
 
 
 def _rounded(value: float, digits: int) -> str:
