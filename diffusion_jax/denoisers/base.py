@@ -11,12 +11,16 @@ import jax.numpy as jnp
 
 from diffusion_jax.clock import network_inputs, to_prediction
 from diffusion_jax.processes import by_modality, is_gaussian, kind_of
-from diffusion_jax.time_axes import each, expand
+from diffusion_jax.time_axes import each, expand, fill
 from diffusion_jax.typing import Cost, Denoiser, Network, Prediction
 
 
-def denoiser(network: Network, process: Any) -> Denoiser:
+def denoiser(network: Network, process: Any, target_time: bool = False) -> Denoiser:
     """The denoiser of a network that was trained on `process`: one evaluation per call, no state.
+
+    target_time: gives a network of two times (`models.target_time`) the end of each step in cond["target_time"]. It then
+        predicts the whole step, which DDIM and Euler make exactly: x + (s - t) u for a velocity u(x, t, s). Solvers of
+        a higher order also use outputs of earlier steps, which have other ends.
 
     The prediction is float32 whatever the network computes in; `extras` are the network's own. Raises InvalidInput for
     a process that does not say of which kind it is.
@@ -27,10 +31,17 @@ def denoiser(network: Network, process: Any) -> Denoiser:
         return ()
 
     def apply(params, carry, x, step, cond):
+        if target_time:
+            cond = with_target_time(process, x, step.t_next, cond)
         output, extras = network.apply(params, *network_inputs(process, x, step.t), cond)
         return to_prediction(process, output, x, step.t, extras), carry
 
     return Denoiser(init, apply, process)
+
+
+def with_target_time(process: Any, x: Any, target: Any, cond: Any) -> dict[str, Any]:
+    """`cond` with the time `target`, a prefix of the shape of x, as the network is fed times."""
+    return {**(cond or {}), "target_time": process.network_time(fill(target, x))}
 
 
 def map_prediction(inner: Denoiser, function: Callable[..., Prediction]) -> Denoiser:

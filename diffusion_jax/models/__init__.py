@@ -17,6 +17,7 @@ from diffusion_jax.models.conditions import (
     pooled,
     reference,
     sizes,
+    target_time,
     text,
 )
 from diffusion_jax.models.controlnet import ControlNet, control_from_unet, controlled, controlnet
@@ -159,6 +160,7 @@ __all__ = [
     "staged",
     "t5_encoder",
     "taps",
+    "target_time",
     "text",
     "text_transformer",
     "tiled",
