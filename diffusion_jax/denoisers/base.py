@@ -18,9 +18,9 @@ from diffusion_jax.typing import Cost, Denoiser, Network, Prediction
 def denoiser(network: Network, process: Any, target_time: bool = False) -> Denoiser:
     """The denoiser of a network that was trained on `process`: one evaluation per call, no state.
 
-    target_time: gives a network of two times (`models.target_time`) the end of each step in cond["target_time"]. It then
-        predicts the whole step, which DDIM and Euler make exactly: x + (s - t) u for a velocity u(x, t, s). Solvers of
-        a higher order also use outputs of earlier steps, which have other ends.
+    target_time: gives a network of two times (`models.target_time`) the end of each step in cond["target_time"]. The
+        network then predicts the whole step, which DDIM and Euler make exactly: x + (s - t) u for a velocity u(x, t, s).
+        Solvers of a higher order also use outputs of earlier steps, which have other ends.
 
     The prediction is float32 whatever the network computes in; `extras` are the network's own. Raises InvalidInput for
     a process that does not say of which kind it is.
