@@ -19,7 +19,7 @@ def denoiser(network: Network, process: Any, target_time: bool = False) -> Denoi
     """The denoiser of a network that was trained on `process`: one evaluation per call, no state.
 
     target_time: gives a network of two times (`models.target_time`) the end of each step in cond["target_time"]. The
-        network then predicts the whole step, which DDIM and Euler make exactly: x + (s - t) u for a velocity u(x, t, s).
+        network predicts the whole step, which DDIM and Euler make exactly: x + (s - t) u for a velocity u(x, t, s).
         Solvers of a higher order also use outputs of earlier steps, which have other ends.
 
     The prediction is float32 whatever the network computes in; `extras` are the network's own. Raises InvalidInput for
