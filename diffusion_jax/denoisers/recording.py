@@ -33,8 +33,9 @@ def recorded(
 ) -> Denoiser:
     """`inner`, whose predictions are read into `Recorded.values[step.index]` and returned unchanged.
 
-    num_steps: S, steps of the run. read: `(prediction, x, step) -> pytree`, e.g. `lambda prediction, x, step:
-    {"x": x, "x0": prediction.x0}`. With a solver of several evaluations per step, the last one of the step is kept.
+    num_steps: S, steps of the run.
+    read: `(prediction, x, step) -> pytree`, such as `lambda prediction, x, step: {"x": x, "x0": prediction.x0}`. With a
+        solver of several evaluations per step, the last one of the step is kept.
     axes: the batch axes of what is read, see `typing.BatchAxes`.
     Raises InvalidInput unless `num_steps` is positive.
     """

@@ -153,7 +153,7 @@ def monotone(draw: TimestepDraw) -> TimestepDraw:
 def anchored(num_steps: int | None = None) -> TimestepDraw:
     """Non-decreasing times along the frames, uniform given one of them: FoPP of AR-Diffusion (Sun et al. 2025).
 
-    A frame f* and its time t* are uniform; the other frames are uniform over all sequences that rise through (f*, t*):
+    A frame `f*` and its time `t*` are uniform; the other frames are uniform over all sequences that rise through them:
 
         earlier frames = sorted iid U(0, t*),        later frames = sorted iid U(t*, 1)                            (1)
 
