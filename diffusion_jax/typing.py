@@ -309,14 +309,23 @@ class Objective(NamedTuple):
     prepare: Callable[..., Any] | None = None
 
 
+class Quantile(NamedTuple):
+    """A distribution of times as `t = function(u)` of uniform numbers u, monotone; numbers: `(key, shape) -> u`."""
+
+    function: Callable[[Any], Any]
+    numbers: Callable[..., Any]
+
+
 class TimestepDraw(NamedTuple):
     """Which times are trained.
 
     init:   () -> state
     draw:   (state, key, shape) -> (t, weight)            `shape` is a prefix of the data's, e.g. (B,) or (B, F)
     update: (state, t, per_example_loss [B]) -> state      learns from the recorded losses; identity for most
+    quantile: of a draw that is one, by which it is restricted to a range of times
     """
 
     init: Callable[[], Any]
     draw: Callable[..., tuple[Any, Any]]
     update: Callable[..., Any]
+    quantile: Quantile | None = None
