@@ -302,11 +302,14 @@ class Objective(NamedTuple):
     loss: (params, state, batch, key) -> (loss [B], Aux)     unreduced; `key` is already folded with the step
     prepare: (state, batch, key) -> batch     draws whatever must see the whole batch (stratified times); the step calls
              it once, before the batch is cut for gradient accumulation, and `loss` calls it itself if nobody has
+    gradient: (params, state, batch, key) -> (loss [], gradient, Aux)     of an objective whose update is not the
+             derivative of its mean loss, such as that of several tasks; by default it is that
     """
 
     init: Callable[..., Any]
     loss: Callable[..., tuple[Float[Array, " B"], Aux]]
     prepare: Callable[..., Any] | None = None
+    gradient: Callable[..., Any] | None = None
 
 
 class Quantile(NamedTuple):
