@@ -14,6 +14,16 @@ from diffusion_jax.objectives.distribution_matching import distribution_matching
 from diffusion_jax.objectives.entries import TOKEN_WEIGHTINGS, regression, tokens
 from diffusion_jax.objectives.frozen import TrainedPart, trained_part, with_frozen
 from diffusion_jax.objectives.imitation import Imitated, imitation, slider
+from diffusion_jax.objectives.kernel_matching import (
+    FeatureSpace,
+    gaussian_kernel,
+    kernel_matching,
+    linear_kernel,
+    polynomial_kernel,
+    raw_features,
+    squared_mmd,
+    whole_runs,
+)
 from diffusion_jax.objectives.layerwise import (
     ExitErrors,
     exit_errors,
@@ -39,6 +49,7 @@ __all__ = [
     "Budgeted",
     "Combiner",
     "ExitErrors",
+    "FeatureSpace",
     "Imitated",
     "TrainedPart",
     "adaptation",
@@ -53,14 +64,20 @@ __all__ = [
     "exit_errors",
     "exit_losses",
     "few_step_answers",
+    "gaussian_kernel",
     "imitation",
+    "kernel_matching",
     "layerwise",
+    "linear_kernel",
     "masked",
     "multitask",
     "objective",
+    "polynomial_kernel",
     "projected",
+    "raw_features",
     "regression",
     "slider",
+    "squared_mmd",
     "task_affinity",
     "tokens",
     "trained_part",
@@ -68,6 +85,7 @@ __all__ = [
     "uncertainty_weighted",
     "vae_loss",
     "validation_loss",
+    "whole_runs",
     "with_exits",
     "with_frozen",
 ]

@@ -66,8 +66,8 @@ def projected() -> Combiner:
 def bargained(every: int = 25, iterations: int = 30) -> Combiner:
     """Equation (3), the Nash bargaining solution: the minimum of 1/2 a' M a - sum log a, by damped Newton steps.
 
-    M is divided by its Frobenius norm, so weights do not depend on the scale of gradients. A task without a gradient has
-    weight 1. Raises InvalidInput for numbers below 1.
+    M is divided by its Frobenius norm, so weights do not depend on the scale of gradients. A task without a gradient
+    has weight 1. Raises InvalidInput for numbers below 1.
     """
     for name, value in (("every", every), ("iterations", iterations)):
         if value < 1:
