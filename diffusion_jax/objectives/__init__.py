@@ -7,11 +7,20 @@ An objective's loss is unreduced over the batch; the step of `training` averages
 from diffusion_jax.objectives.adaptation import Adaptation, adaptation
 from diffusion_jax.objectives.autoencoder import vae_loss
 from diffusion_jax.objectives.budget import Budgeted, budget_at, budgeted
+from diffusion_jax.objectives.consistency import (
+    consistency,
+    gap_weight,
+    neighbour,
+    pseudo_huber,
+    shrinking,
+    squared_distance,
+)
 from diffusion_jax.objectives.contrastive import caption_loss, contrastive
 from diffusion_jax.objectives.denoising import denoising, objective
 from diffusion_jax.objectives.discrete import masked
 from diffusion_jax.objectives.distribution_matching import distribution_matching, few_step_answers
 from diffusion_jax.objectives.entries import TOKEN_WEIGHTINGS, regression, tokens
+from diffusion_jax.objectives.flow_maps import mean_flow, shortcut
 from diffusion_jax.objectives.frozen import TrainedPart, trained_part, with_frozen
 from diffusion_jax.objectives.imitation import Imitated, imitation, slider
 from diffusion_jax.objectives.kernel_matching import (
@@ -58,25 +67,33 @@ __all__ = [
     "budgeted",
     "caption_loss",
     "conflicting_share",
+    "consistency",
     "contrastive",
     "denoising",
     "distribution_matching",
     "exit_errors",
     "exit_losses",
     "few_step_answers",
+    "gap_weight",
     "gaussian_kernel",
     "imitation",
     "kernel_matching",
     "layerwise",
     "linear_kernel",
     "masked",
+    "mean_flow",
     "multitask",
+    "neighbour",
     "objective",
     "polynomial_kernel",
     "projected",
+    "pseudo_huber",
     "raw_features",
     "regression",
+    "shortcut",
+    "shrinking",
     "slider",
+    "squared_distance",
     "squared_mmd",
     "task_affinity",
     "tokens",
