@@ -76,7 +76,7 @@ def parse_config(
 
     stored: a file name; when `--config` is absent the config stored under this name in `--workdir` is read.
     """
-    parser.add_argument("--config", metavar="FILE[:VARIANT]", help="a file of configs/, optionally with its variant")
+    parser.add_argument("--config", metavar="NAME[:VARIANT]", help="a shipped config or a Python file")
     parser.add_argument(
         "--config.FIELD", metavar="VALUE", dest="_overrides_help", help="overrides a field, e.g. --config.model.depth=4"
     )
@@ -95,5 +95,5 @@ def parse_config(
             )
         path = str(file)
     if path is None:
-        raise InvalidInput("--config is missing; e.g. --config=configs/digits_dit.py")
+        raise InvalidInput("--config is missing; e.g. --config=digits_dit (list: diffusion-jax configs).")
     return arguments, apply_overrides(load(path), [text.removeprefix("--config.") for text in overrides])
