@@ -10,7 +10,7 @@ import numpy as np
 
 from diffusion_jax import pixels
 from diffusion_jax.errors import invalid
-from diffusion_jax.typing import Numbers
+from diffusion_jax.typing import Number, Numbers
 
 SCALED = 16.0
 """Floats from 0 to more than this were never in [-1, 1], however far a network overshot."""
@@ -194,7 +194,7 @@ def save_panels(
     _save(figure, path, tight=False)
 
 
-def _subplots(rows: int = 1, columns: int = 1, *, figsize: tuple[float, float], **options: Any) -> tuple[Any, Any]:
+def _subplots(rows: int = 1, columns: int = 1, *, figsize: tuple[Number, Number], **options: Any) -> tuple[Any, Any]:
     """A figure that only this module knows: pyplot would choose the backend of the whole process, a notebook's too."""
     from matplotlib.figure import Figure  # slow to import
 
