@@ -59,7 +59,7 @@ def config_file(name: str) -> Path:
         return shipped_folder() / f"{name}.py"
     own = [each for each in (f"{name}.py", f"{name}/config.json") if name and Path(each).is_file()]
     if own:
-        raise invalid("config", name, f"expected the name of a shipped config or a file; did you mean {own[0]!r}?")
+        raise InvalidInput(f"config is {name!r}, which is neither a file nor shipped; did you mean {own[0]!r}?")
     raise unknown("config", name, names)
 
 

@@ -1,4 +1,4 @@
-"""`python -m diffusion_jax.recipes SYSTEM[:paper|:smoke]`: runs the study of a published system."""
+"""`diffusion-jax recipes SYSTEM[:paper|:smoke]`: runs the study of a published system."""
 
 import argparse
 import importlib
@@ -48,7 +48,7 @@ def publish(report: Report, workdir: Path, docs: Path = DOCS) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m diffusion_jax.recipes",
+        prog="diffusion-jax recipes",
         description=__doc__,
         epilog="Variants: smoke, a few steps to see that it runs; paper, the published setting, whose parameters, "
         "operations and memory are counted without making them.",
