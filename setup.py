@@ -26,7 +26,7 @@ TEST = [
     "import-linter",
     "basedpyright==1.40.2",
 ]
-NOTEBOOKS = ["jupyterlab", "nbclient", "nbformat", "ipykernel"]
+NOTEBOOKS = ["jupyterlab", "ipywidgets", "nbclient", "nbformat", "ipykernel"]
 
 
 class BuildWithConfigs(build_py):
@@ -82,7 +82,7 @@ setup(
         "tfds": ["tensorflow-datasets", "tensorflow-cpu", "array_record"],
         "notebooks": NOTEBOOKS,
         "peers": PEERS,
-        "test": [*TEST, *NOTEBOOKS[1:]],
+        "test": [*TEST, *NOTEBOOKS[2:]],
     },
     entry_points={"console_scripts": ["diffusion-jax=diffusion_jax.__main__:main"]},
 )
