@@ -45,6 +45,7 @@ setup(
     description="Diffusion models in JAX, composed along the timestep",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    url="https://github.com/diffusion-jax/diffusion_jax",
     license="Apache-2.0",
     python_requires=">=3.11",
     classifiers=[f"Programming Language :: Python :: {version}" for version in ("3.11", "3.12", "3.13")],
