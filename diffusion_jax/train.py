@@ -20,11 +20,12 @@ from diffusion_jax.experiment import (
     prepare,
     prepare_sampling,
 )
+from diffusion_jax.places import sampled_average
 
 
 def sampled_params(experiment: Experiment, state: training.TrainState) -> Any:
     """The parameters that `sampling.ema` names: those of an average, or the raw ones."""
-    name = experiment.config.sampling.ema
+    name = sampled_average(experiment.config)
     if name and name not in state.ema:
         raise unknown("sampling.ema", name, state.ema)
     return state.ema[name] if name else state.params
