@@ -21,6 +21,7 @@ from diffusion_jax.experiment import (
     prepare_sampling,
 )
 from diffusion_jax.places import sampled_average
+from diffusion_jax.trust import outside_packages
 
 
 def sampled_params(experiment: Experiment, state: training.TrainState) -> Any:
@@ -135,7 +136,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         else:
             skipped = int(state.skipped)
             but = f" ({skipped} of them were not finite and changed nothing)" if skipped else ""
-            print(f"Trained {done} steps{but}. Samples: python -m diffusion_jax.sample --workdir={arguments.workdir}")
+            packages = ",".join(outside_packages(config))
+            then = f"--workdir={arguments.workdir}" + (f" --trust={packages}" if packages else "")
+            print(f"Trained {done} steps{but}. Samples: python -m diffusion_jax.sample {then}")
 
 
 if __name__ == "__main__":
