@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from diffusion_jax import timesteps as timesteps
     from diffusion_jax import training as training
     from diffusion_jax import typing as typing
-    from diffusion_jax.config import apply_overrides as apply_overrides
     from diffusion_jax.config import build as build
     from diffusion_jax.config import call as call
     from diffusion_jax.denoisers import denoiser as denoiser
@@ -53,6 +52,7 @@ if TYPE_CHECKING:
     from diffusion_jax.interop import load_lora as load_lora
     from diffusion_jax.interop import load_pipeline as load_pipeline
     from diffusion_jax.interop import load_pretrained as load_pretrained
+    from diffusion_jax.overrides import apply_overrides as apply_overrides
     from diffusion_jax.sampling import invert as invert
     from diffusion_jax.sampling import make_sampler as make_sampler
     from diffusion_jax.typing import Denoiser as Denoiser
@@ -67,11 +67,12 @@ _MODULES = (
 )
 
 _NAMES = {
-    "config": ("apply_overrides", "build", "call"),
+    "config": ("build", "call"),
     "denoisers": ("denoiser", "guided"),
     "errors": ("InvalidInput",),
     "experiment": ("compiled_sampler", "fit", "prepare", "prepare_sampling"),
     "interop": ("load_lora", "load_pipeline", "load_pretrained"),
+    "overrides": ("apply_overrides",),
     "sampling": ("invert", "make_sampler"),
     "typing": ("Denoiser", "Solver"),
 }
