@@ -6,16 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import imageio.v3 as imageio
-import matplotlib
-
-matplotlib.use("agg")
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib import ticker
 
 from diffusion_jax import pixels
 from diffusion_jax.errors import invalid
-from diffusion_jax.typing import Numbers
+from diffusion_jax.typing import Number, Numbers
 
 SCALED = 16.0
 """Floats from 0 to more than this were never in [-1, 1], however far a network overshot."""
@@ -84,7 +79,7 @@ def save_strips(path: Path | str, strips: Mapping[str, Any], *, zoom: int = 3) -
     margin = 0.2 + 0.07 * max(map(len, sheets))
     inches = width / 110 + margin + 0.1
     edges = {"left": margin / inches, "right": 1 - 0.1 / inches, "top": 0.99, "bottom": 0.01}
-    figure, axes = plt.subplots(
+    figure, axes = _subplots(
         len(sheets),
         1,
         figsize=(inches, sum(heights) / 110 + 0.1 * len(sheets)),
@@ -105,7 +100,7 @@ def save_captioned(path: Path | str, rows: Mapping[str, tuple[Any, Sequence[str]
     size: side of an image in inches.
     """
     columns = max(len(images) for images, _ in rows.values())
-    figure, axes = plt.subplots(
+    figure, axes = _subplots(
         len(rows), columns, figsize=(size * columns + 1.8, (size + 0.25) * len(rows)), squeeze=False
     )
     for line, (name, (images, captions)) in zip(axes, rows.items(), strict=True):
@@ -120,9 +115,7 @@ def save_captioned(path: Path | str, rows: Mapping[str, tuple[Any, Sequence[str]
 
 def save_scatter(path: Path | str, points: Mapping[str, Any]) -> None:
     """Writes named sets of two-dimensional points `[B, 2]` side by side, on one scale."""
-    figure, axes = plt.subplots(
-        1, len(points), figsize=(3.2 * len(points), 3.2), sharex=True, sharey=True, squeeze=False
-    )
+    figure, axes = _subplots(1, len(points), figsize=(3.2 * len(points), 3.2), sharex=True, sharey=True, squeeze=False)
     for axis, (name, values) in zip(axes[0], points.items(), strict=True):
         values = np.asarray(values)
         axis.scatter(values[:, 0], values[:, 1], s=2, alpha=0.5)
@@ -140,7 +133,7 @@ def save_curves(
     log: bool = True,
 ) -> None:
     """Writes named curves, each `(x, y)`; y is logarithmic when all of it is positive, unless `log` is False."""
-    figure, axis = plt.subplots(figsize=(6, 3.6))
+    figure, axis = _subplots(figsize=(6, 3.6))
     for name, (x, y) in curves.items():
         axis.plot(x, y, label=name, linewidth=1.2)
     if log and all(np.all(np.asarray(y) > 0) for _, y in curves.values()):
@@ -167,13 +160,15 @@ def save_panels(
     curve that the others are compared with, drawn in black. Points are marked, so a curve may be a single one. The
     legend of all names stands below.
     """
+    from matplotlib import colormaps, ticker
+
     names = [name for name in dict.fromkeys(name for curves in panels.values() for name in curves) if name != reference]
-    colours, markers = plt.get_cmap("tab20"), "osDv^<>Ph*XpH8d"
+    colours, markers = colormaps["tab20"], "osDv^<>Ph*XpH8d"
     looks = {name: (colours(i % 20), markers[i % len(markers)]) for i, name in enumerate(names)}
     rows = -(-len(panels) // columns)
     lines = -(-(len(names) + 1) // (2 * columns))
     legend = 0.22 * lines + 0.1
-    figure, axes = plt.subplots(rows, columns, figsize=(5.6 * columns, 4.4 * rows + legend), squeeze=False)
+    figure, axes = _subplots(rows, columns, figsize=(5.6 * columns, 4.4 * rows + legend), squeeze=False)
     for axis, (title, curves) in zip(axes.flat, panels.items()):
         for name, (x, y, filled) in curves.items():
             if name == reference:
@@ -199,9 +194,16 @@ def save_panels(
     _save(figure, path, tight=False)
 
 
+def _subplots(rows: int = 1, columns: int = 1, *, figsize: tuple[Number, Number], **options: Any) -> tuple[Any, Any]:
+    """A figure that only this module knows: pyplot would choose the backend of the whole process, a notebook's too."""
+    from matplotlib.figure import Figure  # slow to import
+
+    figure = Figure(figsize=figsize)
+    return figure, figure.subplots(rows, columns, **options)
+
+
 def _save(figure, path: Path | str, tight: bool = True) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     if tight:
         figure.tight_layout()
     figure.savefig(path, dpi=110)
-    plt.close(figure)
