@@ -9,6 +9,7 @@ To trust "my_package" is to trust the public functions and classes of `my_packag
 in them: what they have imported from elsewhere is not theirs. The standard library makes no parts, and is never called.
 """
 
+import hashlib
 import importlib
 import inspect
 import os
@@ -16,6 +17,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -122,6 +124,14 @@ def outside_packages(tree: Any) -> list[str]:
     """The top packages of the constructors outside of this library that a config calls: what its copy needs
     `--trust=` for."""
     return sorted({name.partition(":")[0].partition(".")[0] for name in _outside_names(tree)})
+
+
+def source_digests(tree: Any) -> dict[str, str]:
+    """A digest of the source of each module outside of this library whose constructors a config calls: what was drawn
+    by a part is no longer what the part would draw once its code has changed."""
+    modules = sorted({name.partition(":")[0] for name in _outside_names(tree)})
+    paths = {module: getattr(_imported(module), "__file__", None) for module in modules}
+    return {module: hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16] for module, path in paths.items() if path}
 
 
 def _outside_names(tree: Any) -> Iterator[str]:
