@@ -157,7 +157,9 @@ def _split(name: str) -> tuple[str, str]:
     match = IMPORTABLE.fullmatch(name)
     if match is None:
         raise invalid(
-            "call", name, "'package.module:name' is needed, of public names: letters, digits and underscores, not first"
+            "call",
+            name,
+            "'package.module:name' is needed, each of letters, digits and underscores after a first letter",
         )
     module, _, attribute = name.partition(":")
     _refuse_library(f"call {name!r}", module)
