@@ -49,6 +49,7 @@ from diffusion_jax.shards import (
     write_whole,
 )
 from diffusion_jax.training.storage import described
+from diffusion_jax.trust import source_digests
 from diffusion_jax.typing import Params
 
 SHOWN = ("batch_size", "picture_columns", "picture_zoom")
@@ -68,9 +69,9 @@ def provenance(experiment: Experiment, params: Any, seed: int) -> dict[str, Any]
     config = json.loads(to_json(experiment.config))
     drawn = {name: value for name, value in config["sampling"].items() if name not in SHOWN}
     shape = json.loads(json.dumps(experiment.shape))
-    return {"seed": seed, "parameters": digest, "sampling": drawn, "shape": shape} | {
-        name: config[name] for name in ("model", "process")
-    }
+    read = {"sampling": drawn} | {name: config[name] for name in ("model", "process")}
+    code = source_digests(read)
+    return {"seed": seed, "parameters": digest, "shape": shape, **read} | ({"code": code} if code else {})
 
 
 def flat(x: Any, cond: Mapping[str, Any] | None) -> dict[str, np.ndarray]:
