@@ -3,7 +3,7 @@
 Nothing here knows about diffusion: an `Objective` is all it sees.
 """
 
-from diffusion_jax.training import ema, logging, optimizers
+from diffusion_jax.training import by_time, ema, logging, optimizers
 from diffusion_jax.training.checkpoint import Checkpointer, Restored
 from diffusion_jax.training.loop import Callback, Diverged, train
 from diffusion_jax.training.state import TrainState, init_state, make_init
@@ -14,6 +14,7 @@ from diffusion_jax.training.weights import (
     read_config,
     reconstruct_ema,
     save_params,
+    saved_steps,
     write_config,
 )
 
@@ -23,6 +24,7 @@ __all__ = [
     "Diverged",
     "Restored",
     "TrainState",
+    "by_time",
     "ema",
     "export_params",
     "init_state",
@@ -34,6 +36,7 @@ __all__ = [
     "read_config",
     "reconstruct_ema",
     "save_params",
+    "saved_steps",
     "train",
     "write_config",
 ]
