@@ -6,6 +6,7 @@ together, and the step's randomness is a function of (seed, step, example). SIGT
 
 import contextlib
 import itertools
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -23,13 +24,14 @@ from diffusion_jax.training import by_time
 from diffusion_jax.training import ema as averages
 from diffusion_jax.training.checkpoint import Checkpointer, Restored
 from diffusion_jax.training.finite import paths_not_finite
+from diffusion_jax.training.frozen import complete_state
 from diffusion_jax.training.logging import Several, Writer, check_log_to, default_writer
 from diffusion_jax.training.optimizers import Optimizer
 from diffusion_jax.training.peers import watched
 from diffusion_jax.training.profiling import Profile, check_profile
 from diffusion_jax.training.signals import going_on, halting, stop_requests
 from diffusion_jax.training.state import TrainState, make_init
-from diffusion_jax.training.step import make_train_step
+from diffusion_jax.training.step import TrainStep, make_train_step
 from diffusion_jax.training.weights import read_config, write_config
 from diffusion_jax.typing import Objective
 
@@ -63,7 +65,7 @@ def train(
     *,
     init_params: Callable[[Any], Any],
     steps: int,
-    workdir: str | None = None,
+    workdir: str | os.PathLike | None = None,
     seed: int = 0,
     ema: Mapping[str, averages.Ema] | None = None,
     mesh: Mesh | None = None,
@@ -138,7 +140,8 @@ def train(
         stack.enter_context(halting(workdir))
         checkpointer, restored = None, None
         if workdir is not None:
-            checkpointer = stack.enter_context(Checkpointer(workdir, keep=keep))
+            frozen = step.frozen(abstract, begun)
+            checkpointer = stack.enter_context(Checkpointer(workdir, keep=keep, frozen=frozen))
             try:
                 restored = checkpointer.restore(abstract, mesh, rules)
                 if restored is not None:
@@ -163,7 +166,7 @@ def train(
         seen = Progress(
             steps, at, jax.tree.leaves(begun)[0].shape[0],
             breaks if checkpointer is None else {**breaks, "checkpoints": checkpoint_every},
-            peak_share=_peak_share(objective, abstract, begun, mesh) if at < steps else None,
+            peak_share=_peak_share(objective, step, abstract, begun, mesh) if at < steps else None,
             shown=progress and jax.process_index() == 0,
         )  # fmt: skip
         stack.callback(seen.close)
@@ -227,12 +230,13 @@ def train(
     return state
 
 
-def _peak_share(objective: Objective, abstract: TrainState, batch: Any, mesh: Mesh) -> float | None:
+def _peak_share(objective: Objective, step: TrainStep, abstract: TrainState, batch: Any, mesh: Mesh) -> float | None:
     """The share of the devices' peak that one step a second is; None where the peak is not known."""
     peak = peak_flops(mesh.devices.flat[0].device_kind)
     if peak is None:
         return None
-    return training_flops(objective, abstract.params, abstract.objective_state, batch) / (peak * mesh.size)
+    state = complete_state(abstract.objective_state, step.frozen(abstract, batch))
+    return training_flops(objective, abstract.params, state, batch) / (peak * mesh.size)
 
 
 def _kept_of(state: TrainState) -> Any:
