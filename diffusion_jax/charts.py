@@ -6,8 +6,11 @@
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
+from typing import Any
 
 import numpy as np
+
+from diffusion_jax.typing import Number
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 560, 300, 62, 14, 14, 44
 """The size of a chart and its margins, in units of its own."""
@@ -37,7 +40,8 @@ circle.k0 { fill: #2f6fde; } circle.k1 { fill: #d9730d; } circle.k2 { fill: #1a9
 circle.k3 { fill: #8b5cd6; } circle.k4 { fill: #d6456b; } circle.k5 { fill: #6b7785; }
 """
 
-Curve = tuple[Sequence[float], Sequence[float]]
+Curve = tuple[Any, Any]
+"""x and y, of any numbers."""
 
 
 def line_chart(
@@ -47,8 +51,8 @@ def line_chart(
     y_label: str,
     log: bool = False,
     marked: bool = False,
-    x_range: Sequence[float] = (0.0,),
-    y_range: Sequence[float] = (),
+    x_range: Sequence[Number] = (0.0,),
+    y_range: Sequence[Number] = (),
 ) -> str:
     """Named curves `(x, y)` as a `<figure>`; points that are not finite are left out. "" where no point is left.
 
@@ -100,18 +104,18 @@ def line_chart(
     return f'<figure class="chart">{legend}{svg}</figure>'
 
 
-def tick_label(value: float) -> str:
+def tick_label(value: Number) -> str:
     """A number beside an axis: `0.5`, `2,000`, `1e-05`."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.6g}"
 
 
-def _finite(x: Sequence[float], y: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+def _finite(x: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
     a, b = np.asarray(x, np.float64), np.asarray(y, np.float64)
     good = np.isfinite(a) & np.isfinite(b)
     return a[good], b[good]
 
 
-def _axis(low: float, high: float, log: bool, tight: bool = False) -> tuple[list[float], float, float]:
+def _axis(low: Number, high: Number, log: bool, tight: bool = False) -> tuple[list[float], float, float]:
     """Ticks, and the ends of an axis that shows `low` to `high`. tight: it ends where the values do."""
     if high <= low:
         low, high = low - (abs(low) * 0.1 or 0.5), high + (abs(high) * 0.1 or 0.5)
@@ -135,7 +139,7 @@ def _axis(low: float, high: float, log: bool, tight: bool = False) -> tuple[list
     return ticks, low, high
 
 
-def _scale(low: float, high: float, start: float, end: float, log: bool):
+def _scale(low: Number, high: Number, start: Number, end: Number, log: bool):
     to = math.log if log else float
     a, b = to(low), to(high)
     return lambda value: start + (end - start) * (to(value) - a) / (b - a)

@@ -9,9 +9,11 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TextIO
+from typing import Any
 
 from tqdm.auto import tqdm
+
+from diffusion_jax.typing import Number
 
 AHEAD = 8
 """Steps that may be waiting for the device: enough to keep it busy, few enough that their batches fit."""
@@ -23,7 +25,7 @@ REFRESH = 0.5
 """Seconds between two changes of the figures beside a bar."""
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: Number) -> str:
     """`0:45`, `2:10`, `1:03:20` or `2 d 03:10:00`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -33,7 +35,7 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def per_second(rate: float, unit: str) -> str:
+def per_second(rate: Number, unit: str) -> str:
     """A rate with three digits: `12.3 steps/s`, `1,574 examples/s`; of slow ones the seconds of each: `4.2 s/step`."""
     if rate >= 1:
         return f"{rate:,.{0 if rate >= 100 else 1}f} {unit}s/s"
@@ -152,9 +154,9 @@ class Progress:
         examples: int,
         breaks: Mapping[str, int],
         *,
-        peak_share: float | None = None,
+        peak_share: Number | None = None,
         shown: bool = True,
-        stream: TextIO | None = None,
+        stream: Any = None,
     ):
         self._total, self._at, self._examples = total, at, examples
         self._breaks, self._peak_share, self._shown = breaks, peak_share, shown
@@ -204,7 +206,7 @@ class Progress:
         values = {"steps_per_second": rate, "examples_per_second": rate * self._examples}
         return values if self._peak_share is None else {**values, "mfu": rate * self._peak_share}
 
-    def log(self, loss: float, rates: Mapping[str, float]) -> None:
+    def log(self, loss: Number, rates: Mapping[str, Number]) -> None:
         """Shows a record of the log: beside the bar of a notebook, above the bar of a terminal, or as a line."""
         self._loss = f"loss {loss:.4g}"
         if not self._shown or (self._bar is not None and in_notebook()):
@@ -217,7 +219,7 @@ class Progress:
         else:
             self._bar.write(line)
 
-    def _figures(self, rate: float | None) -> list[str]:
+    def _figures(self, rate: Number | None) -> list[str]:
         if rate is None:
             return []
         told = [per_second(rate, "step"), per_second(rate * self._examples, "example")]

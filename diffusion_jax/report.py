@@ -278,8 +278,12 @@ def changed_settings(name: str, entry: Any, default: Any) -> dict[str, str]:
             for key, value in entry.items()
             for row, text in changed_settings(f"{name}.{key}", value, None if key in steps else known.get(key)).items()
         }
-    listed = list(default) if isinstance(default, tuple) else default
-    return {} if entry == listed else {name: _value(entry)}
+    return {} if _listed(entry) == _listed(default) else {name: _value(entry)}
+
+
+def _listed(value: Any) -> Any:
+    """A tuple as the list that JSON makes of it."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def call_in_words(entry: Mapping[str, Any]) -> str:
@@ -292,7 +296,7 @@ def call_in_words(entry: Mapping[str, Any]) -> str:
     given = []
     for key, value in entry.items():
         default = parameters[key].default if key in parameters else inspect.Parameter.empty
-        if key != "call" and value != (list(default) if isinstance(default, tuple) else default):
+        if key != "call" and _listed(value) != _listed(default):
             given.append(f"{key}={_value(value)}")
     return f"{entry['call']}({', '.join(given)})"
 

@@ -19,6 +19,7 @@ from diffusion_jax import training
 from diffusion_jax.costs import count_bytes
 from diffusion_jax.experiment import Experiment, abstractly
 from diffusion_jax.shards import write_whole
+from diffusion_jax.typing import Number
 
 PACKAGES = ("diffusion_jax", "jax", "jaxlib", "flax", "optax", "numpy")
 """Whose versions are kept with a run."""
@@ -39,7 +40,7 @@ def count_of(number: int, noun: str) -> str:
     return f"{number:,} {noun if number == 1 else plural}"
 
 
-def bytes_in_words(number: float) -> str:
+def bytes_in_words(number: Number) -> str:
     """Bytes as `1.9 MB`."""
     for unit in ("B", "kB", "MB", "GB"):
         if number < 1000:
@@ -97,7 +98,7 @@ def of_experiment(experiment: Experiment, params: Any = None) -> dict[str, str]:
     precision = f", computes in {computes}" if isinstance(computes, str) else ""
     return {
         "model": f"{_called(config.get('model'))}{parameters_in_words(params)}{precision}",
-        "process": _called(config.get("process")).removesuffix(": ") or "none",
+        "process": _name(config.get("process")) or "none",
         "data": _called(config.get("data")) + of_source(experiment.source, experiment.shape),
     }
 
@@ -118,6 +119,21 @@ def of_training(experiment: Experiment, workdir: Path | str | None, params: Any 
     return rows
 
 
+def of_sampling(experiment: Experiment, params: Any, number: int, step: int | None = None) -> dict[str, str]:
+    """What `sample` is about to do: the model, the sampler, how many samples, and on what. step: of the checkpoint."""
+    config = experiment.config
+    rows = of_experiment(experiment, params)
+    del rows["data"]
+    group = config.sampling
+    rows["model"] += "" if step is None else f", of step {step:,}"
+    average = f"the average {group.ema!r}" if group.get("ema") else "the parameters themselves"
+    changed = ", ".join(group.get("transformations", {}))
+    rows["sampler"] = f"{_name(group.solver)} on {_name(group.grid)}, {average}" + (f", {changed}" if changed else "")
+    rows["samples"] = f"{number:,} of {shape_in_words(experiment.shape)}, {group.batch_size:,} at once"
+    rows["devices"] = devices_in_words(experiment.mesh)
+    return rows
+
+
 def _progress_of(workdir: Path | str, steps: int) -> str:
     saved = training.saved_steps(workdir)
     if not saved:
@@ -127,9 +143,13 @@ def _progress_of(workdir: Path | str, steps: int) -> str:
     return f"goes on at step {saved[-1]:,} of {steps:,}"
 
 
+def _name(entry: Any) -> str:
+    """The call of an entry of a config; "" where it has none."""
+    return (entry.get("call") if hasattr(entry, "get") else None) or ""
+
+
 def _called(entry: Any) -> str:
-    name = entry.get("call") if hasattr(entry, "get") else None
-    return f"{name}: " if name else ""
+    return f"{name}: " if (name := _name(entry)) else ""
 
 
 def versions_and_devices() -> dict[str, str]:

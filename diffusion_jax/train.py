@@ -173,6 +173,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             but = f" ({skipped} of them were not finite and changed nothing)" if skipped else ""
             print(f"Trained {done} steps{but}. Report: {arguments.workdir / report.REPORT}")
             print(f"Samples: diffusion-jax sample --workdir={arguments.workdir}")
+        traces = arguments.workdir / "profile"
+        if profile is not None and traces.is_dir():
+            print(f"Trace: {traces}; its perfetto_trace.json.gz is for https://ui.perfetto.dev")
 
 
 if __name__ == "__main__":

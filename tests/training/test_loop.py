@@ -188,6 +188,9 @@ def test_moments_and_averages_that_are_lost_are_never_saved(settings, name, tmp_
         ({"callbacks": [training.Callback(0, print)]}, r"callbacks\[0\].every is 0"),
         ({"data": [{"x0": np.zeros((16, 4), np.float32)}]}, "the data ended after 1 batches, but 6 steps"),
         ({"data": Batches(size=12)}, "batch_size is 12"),
+        ({"profile": (4, 2), "workdir": "unused"}, "profile is '4:2', but two steps are needed"),
+        ({"profile": (2, 4)}, "profile is '2:4', but a trace is written into the workdir"),
+        ({"log_to": ("jsonlines",)}, "log_to is 'jsonlines', which does not exist; did you mean 'jsonl'"),
         (
             {"ema": {"fixed": ema.fixed(0.9)}, "snapshot_every": 2},
             "snapshot_every is 2, but .* no power-function track",
@@ -220,3 +223,15 @@ def test_a_log_forgets_what_came_after_the_step_it_resumes_from(tmp_path):
 def test_nothing_is_kept_without_a_workdir():
     state = train(steps=2)
     assert int(state.step) == 2 and len(jax.tree.leaves(state.params)[0].sharding.device_set) == 8
+
+
+def test_a_trace_is_of_the_steps_that_were_asked_for_and_changes_nothing(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder, **options: calls.append(folder))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: calls.append("stop"))
+    seen = training.Callback(1, lambda state, writer: calls.append(int(state.step)))
+    traced = train(workdir=str(tmp_path), profile=(2, 4), callbacks=[seen])
+    assert calls == [1, 2, str(tmp_path / "profile"), 3, 4, "stop", 5, 6]
+    assert equal(traced, train())
+    with pytest.raises(InvalidInput, match="profile is '2:4', but the run goes on at step 6: only later steps"):
+        train(workdir=str(tmp_path), steps=8, profile=(2, 4))
