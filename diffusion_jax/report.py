@@ -68,7 +68,7 @@ img.small { width: 100%; image-rendering: pixelated; max-width: 520px; }
 figcaption { color: var(--quiet); font-size: .85rem; margin-top: .4rem; }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; } .scroll { overflow-x: auto; }
 td, th { text-align: left; padding: .35rem .8rem .35rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-tr:last-child td { border-bottom: 0; } th { color: var(--quiet); font-weight: 500; min-width: 6.5rem; }
+tr:last-child > * { border-bottom: 0; } th { color: var(--quiet); font-weight: 500; min-width: 6.5rem; }
 th { max-width: 14rem; overflow-wrap: anywhere; }
 td.number { font-variant-numeric: tabular-nums; } td { overflow-wrap: anywhere; }
 code, pre { font: .86rem/1.5 ui-monospace, SFMono-Regular, Menlo, monospace; }
@@ -244,7 +244,7 @@ def _measures(found: Any, prefix: str = "") -> dict[str, str]:
 def _table(rows: Mapping[str, Any], number: bool = False) -> str:
     kind = ' class="number"' if number else ""
     lines = "".join(
-        f"<tr><th>{escape(name.replace('_', ' '))}</th><td{kind}>{escape(str(value))}</td></tr>"
+        f"<tr><th>{escape(name.replace('_', ' ') if number else name)}</th><td{kind}>{escape(str(value))}</td></tr>"
         for name, value in rows.items() if value != ""
     )  # fmt: skip
     return f'<div class="card scroll"><table>{lines}</table></div>' if lines else ""
@@ -257,7 +257,8 @@ def _settings(config: Any) -> str:
     for name in sorted(config, key=lambda name: (*ENTRIES, "metrics", name).index(name)):
         rows |= changed_settings(name, config[name], plain.get(name))
     lines = "".join(
-        f"<tr><th>{escape(name)}</th><td><code>{escape(text)}</code></td></tr>" for name, text in rows.items()
+        f"<tr><th>{escape(name).replace('.', '.<wbr>')}</th><td><code>{escape(text)}</code></td></tr>"
+        for name, text in rows.items()
     )
     whole = escape(json.dumps(config, indent=2))
     return (

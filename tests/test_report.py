@@ -10,7 +10,7 @@ from diffusion_jax import charts, pictures, report, summary
 from diffusion_jax.command import run_command
 from diffusion_jax.config import load
 
-VOID = {"meta", "img", "br"}
+VOID = {"meta", "img", "wbr"}
 
 
 class Page(HTMLParser):

@@ -160,7 +160,8 @@ def train(
             checkpointer.drop_snapshots_after(at)
         trace = Profile(profile, workdir, at, steps)
         stack.callback(trace.close)
-        writers = Several((default_writer(workdir, at, log_to, config), *((writer,) if writer else ())))
+        written = default_writer(workdir, at, log_to if at < steps else (), config)
+        writers = Several((written, *((writer,) if writer else ())))
         stack.callback(writers.close)
         breaks = {callback.name: callback.every for callback in callbacks}
         seen = Progress(
