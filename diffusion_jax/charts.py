@@ -150,7 +150,7 @@ def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if parts == 1:
         return x, y
     cuts = np.arange(0, len(x), parts)
-    counts = np.diff([*cuts, len(x)])
+    counts = np.diff(np.append(cuts, len(x)))
     return np.add.reduceat(x, cuts) / counts, np.add.reduceat(y, cuts) / counts
 
 

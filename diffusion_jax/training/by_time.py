@@ -21,20 +21,29 @@ def sums_by_time(per_example: Mapping[str, Any]) -> dict[str, Any]:
     frames, `[B, N]` of tokens), and are dicts for joint data; without `loss_at_t` the `loss [B]` is that of t. Losses
     that are not finite do not count, as those of what is missing. Empty for objectives without times.
     """
-    losses, t = per_example.get("loss_at_t", per_example.get("loss")), per_example.get("t")
-    if losses is None or t is None or (isinstance(t, Mapping) and not isinstance(losses, Mapping)):
+    losses: Any = per_example.get("loss_at_t", per_example.get("loss"))
+    t: Any = per_example.get("t")
+    if losses is None or t is None:
         return {}
-    pairs = {name: (value, t[name] if isinstance(t, Mapping) else t) for name, value in losses.items()} if isinstance(
-        losses, Mapping
-    ) else {"": (losses, t)}  # fmt: skip
-    return {name: _sums(*pair) for name, pair in pairs.items() if jnp.shape(pair[0]) == jnp.shape(pair[1])}
+    if not isinstance(losses, Mapping):
+        losses, t = {"": losses}, {"": t}
+    times = t if isinstance(t, Mapping) else dict.fromkeys(losses, t)
+    return {
+        name: _sums(values, times[name])
+        for name, values in losses.items()
+        if not isinstance(times[name], Mapping) and jnp.shape(values) == jnp.shape(times[name])
+    }
 
 
 def _sums(losses: Any, t: Any) -> Any:
-    losses, t = jnp.ravel(losses).astype(jnp.float32), jnp.ravel(t)
+    # Not flattened: axes may be split over devices.
+    losses = losses.astype(jnp.float32)
     place = jnp.clip((t * BINS).astype(jnp.int32), 0, BINS - 1)
-    inside = (place[:, None] == jnp.arange(BINS)) & jnp.isfinite(losses)[:, None]
-    return jnp.stack([jnp.where(inside, losses[:, None], 0.0).sum(axis=0), inside.sum(axis=0, dtype=jnp.float32)])
+    inside = (place[..., None] == jnp.arange(BINS)) & jnp.isfinite(losses)[..., None]
+    axes = tuple(range(losses.ndim))
+    return jnp.stack(
+        [jnp.where(inside, losses[..., None], 0.0).sum(axis=axes), inside.sum(axis=axes, dtype=jnp.float32)]
+    )
 
 
 def means_by_time(sums: Mapping[str, Any]) -> dict[str, Any]:
