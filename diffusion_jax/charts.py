@@ -12,7 +12,7 @@ import numpy as np
 
 from diffusion_jax.typing import Number
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 560, 300, 62, 14, 14, 44
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 440, 260, 58, 14, 14, 44
 """The size of a chart and its margins, in units of its own."""
 
 MOST_POINTS, SMOOTHED_FROM = 400, 40

@@ -50,10 +50,10 @@ def bytes_in_words(number: Number) -> str:
 
 
 def shape_in_words(shape: Any) -> str:
-    """`8 x 8 x 1`; of joint data each by its name."""
+    """`8 x 8 x 1`, `2 numbers`; of joint data each by its name."""
     if isinstance(shape, Mapping):
         return ", ".join(f"{name} {shape_in_words(one)}" for name, one in shape.items())
-    return " x ".join(map(str, shape)) or "one number"
+    return " x ".join(map(str, shape)) if len(shape) > 1 else count_of(*shape or (1,), "number")
 
 
 def parameters_in_words(params: Any) -> str:

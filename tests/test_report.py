@@ -130,4 +130,4 @@ def test_a_block_is_aligned_and_numbers_are_readable():
     counted = [summary.count_of(n, noun) for n, noun in ((1, "class"), (10, "class"), (1438, "example"))]
     assert counted == ["1 class", "10 classes", "1,438 examples"]
     assert [summary.bytes_in_words(n) for n in (12, 2.9e6, 5e15)] == ["12 B", "2.9 MB", "5e+03 TB"]
-    assert summary.shape_in_words({"image": (8, 8, 1), "gain": ()}) == "image 8 x 8 x 1, gain one number"
+    assert summary.shape_in_words({"image": (8, 8, 1), "gain": ()}) == "image 8 x 8 x 1, gain 1 number"
