@@ -216,6 +216,14 @@ def _listed(folder: str, size: int, channels: int, background: Any) -> tuple[Pat
         raise invalid("size, channels", (size, channels), "size must be at least 1 and channels 1 or 3")
     if background is not None:
         pixels.colour(background)
+    return picture_files(folder)
+
+
+def picture_files(folder: str | os.PathLike) -> tuple[Path, tuple[Path, ...], tuple[Path, ...]]:
+    """A folder, the pictures in it and below it in the order of their names, and its other files.
+
+    Raises InvalidInput where there is no folder, or no picture in it.
+    """
     root = Path(folder).expanduser()
     if not root.exists():
         raise InvalidInput(f"The image folder {str(root)!r} does not exist.")
