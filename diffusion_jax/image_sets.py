@@ -254,11 +254,12 @@ def _generated(told: Mapping[str, Any], images: ImageSet, path: Path) -> list[st
     entries = told.get("images")
     if isinstance(entries, list) and all(isinstance(entry, Mapping) for entry in entries):
         named = {path.parent / str(entry.get("file")): entry.get("prompt", told.get("prompt")) for entry in entries}
-        texts = [named.get(file) for file in images.files]
+        texts: list[Any] = [named.get(file) for file in images.files]
     else:
         prompts, repeats = told.get("prompt"), told.get("images_per_prompt", 1)
         prompts = [prompts] if isinstance(prompts, str) else prompts if isinstance(prompts, list) else []
         texts = [text for text in prompts for _ in range(repeats if isinstance(repeats, int) else 0)]
-    if not texts or not all(isinstance(text, str) for text in texts):
+    known = [text for text in texts if isinstance(text, str)]
+    if not texts or len(known) != len(texts):
         raise InvalidInput(f"{path} does not say a prompt for each of {images.count} images in {images.name}.")
-    return texts
+    return known

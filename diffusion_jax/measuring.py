@@ -315,7 +315,7 @@ def measure_prompts(
     extractor = published_extractor("clip", folder)
     indices = chosen_indices(images.count, most, seed)
     found = image_features(extractor, images, indices, batch_size=batch_size, progress=progress)
-    asked = [prompts[index] for index in found.indices]
+    asked = [prompts[int(index)] for index in found.indices]
     scores = clip_scores(found.arrays["features"], text_vectors(folder, asked))
     mean, error = mean_and_error(scores)
     each = [

@@ -80,7 +80,7 @@ def _of_run(experiment: Experiment, workdir: Path) -> FeatureExtractor:
     )
 
 
-def _image(x0):
+def _image(x0: Any) -> Any:
     return x0["image"] if isinstance(x0, Mapping) and "image" in x0 else x0
 
 

@@ -83,7 +83,8 @@ def compare_features(
         told = f"the reference has {len(gaussian_reference.mean)}: they come of different networks"
         raise invalid("the number of features", len(ours.mean), told)
     values = {"frechet_distance": gaussian_frechet_distance(*ours, *gaussian_reference)}
-    settings, not_measured = {"seed": seed}, {}
+    settings: dict[str, int] = {"seed": seed}
+    not_measured: dict[str, str] = {}
     warnings = _warnings_of_size(len(features), reference_count, len(ours.mean), alone)
     if alone:
         reason = "the reference is a statistics file of mean and covariance; give the images themselves"

@@ -261,7 +261,8 @@ def inception_outputs(variables: Any, images: Any) -> dict[str, Any]:
 
     network = InceptionV3("fc" in variables["params"])
     (features, logits), state = network.apply(variables, images, capture_intermediates=kept, mutable=["intermediates"])
-    spatial = state["intermediates"][path[0]][path[1]]["__call__"][0][..., :channels]
+    kept_outputs: Any = state["intermediates"]
+    spatial = kept_outputs[path[0]][path[1]]["__call__"][0][..., :channels]
     outputs = {"features": features, "spatial": spatial.reshape(len(images), -1)}
     return outputs if logits is None else {**outputs, "logits": logits}
 
