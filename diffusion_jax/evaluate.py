@@ -41,7 +41,7 @@ EXAMPLES = """examples:
   diffusion-jax evaluate --images=drawn --against=test.npz --features-from=inception.safetensors
   diffusion-jax evaluate --images=out/generated --prompts --clip-from=models/clip"""
 
-OF_PICTURES = ("against", "features", "features_from", "resize", "size", "write_statistics", "prompts")
+OF_PICTURES = ("against", "features", "features_from", "resize", "size", "num_images", "write_statistics", "prompts")
 """Flags that ask for the metrics of pictures, also of a run whose config names others."""
 
 FEWEST_TO_JUDGE = 96
@@ -109,14 +109,20 @@ def flags() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = flags()
-    of_images = any(argument.split("=")[0] == "--images" for argument in argv)
-    named = any(argument.split("=")[0] in ("--workdir", "--config", "-h", "--help") for argument in argv)
-    if not of_images and not named:
+    images, others = _images_named(argv)
+    names = {argument.split("=")[0] for argument in others}
+    if images is None and not names & {"--workdir", "--config", "-h", "--help"}:
         raise InvalidInput("Say what is measured: --workdir=RUN, or --images=FOLDER --against=FOLDER (see --help).")
-    if of_images:
-        arguments, config = parser.parse_args(argv), None
-    else:
+    if images is not None and "--workdir" in names:
+        raise InvalidInput("--workdir and --images both say what is measured: give one of them.")
+    if images is None:
         arguments, config = parse_config(parser, argv, stored="config.json")
+    elif image_sets.is_run(images.expanduser()):
+        # The pictures of a run are measured as those of any folder, whatever metrics its config names.
+        arguments, config = parse_config(parser, [*others, f"--workdir={images}"], stored="config.json")
+        config.metrics = {}
+    else:
+        arguments, config = parser.parse_args(argv), None
     _check(arguments)
     if arguments.output is not None:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
@@ -139,10 +145,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"Wrote {written}")
 
 
+def _images_named(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """What `--images` names, and the other arguments."""
+    only = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    only.add_argument("--images", type=Path)
+    known, others = only.parse_known_args(argv)
+    return known.images, others
+
+
 def default_output(images: Path) -> Path:
-    """Where the report on images goes: into the folder of a run, and beside a folder of pictures or a file."""
-    if images.is_dir() and image_sets.is_run(images):
-        return images / "metrics.json"
+    """Where the report on images goes: beside the folder of pictures, or the file."""
     images = images.resolve()
     return images.with_name(f"{images.name}.metrics.json")
 
@@ -154,8 +166,6 @@ def _check(arguments: argparse.Namespace) -> None:
             raise invalid("--" + name.replace("_", "-"), value, f"it must be at least {least}")
     if not 0 <= arguments.seed < 2**32:
         raise invalid("--seed", arguments.seed, "a whole number from 0 to 2^32 - 1 is needed")
-    if arguments.images is not None and arguments.workdir is not None:
-        raise InvalidInput("--workdir and --images both say what is measured: give one of them.")
     if arguments.images is not None and arguments.samples is not None:
         raise InvalidInput("--samples is of a run (--workdir); with --images name the folder there.")
     if arguments.write_statistics is not None:
@@ -204,15 +214,7 @@ def _cost(folder: Path, workdir: Path) -> dict[str, float]:
 def measure_images(arguments: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     """The report on any images, and notes for whoever reads it."""
     images = image_sets.open_images(arguments.images, arguments.background, arguments.on_error)
-    root = arguments.images.expanduser()
-    config = None
-    if root.is_dir() and image_sets.is_run(root) and arguments.against is None:
-        config = _config_of(root)
-    return _report(arguments, images, config)
-
-
-def _config_of(workdir: Path) -> ConfigDict:
-    return parse_config(argparse.ArgumentParser(), [f"--config={workdir / 'config.json'}"])[1]
+    return _report(arguments, images, None)
 
 
 def _report(
@@ -287,7 +289,7 @@ def _extractor(
             raise InvalidInput(f"--features={name} says all of the network: leave --features-from and --resize out.")
         return trained_extractor(kind, where), notes
     if name == "judge" and config is not None:
-        return of_judge(part_of("data", config), held_out, str(arguments.workdir or arguments.images)), notes
+        return of_judge(part_of("data", config), held_out, str(arguments.workdir)), notes
     if kind == "inception" and resize is None and statistics is not None:
         resize = resizing_of(statistics)
     return published_extractor(name, arguments.features_from, resize), notes
