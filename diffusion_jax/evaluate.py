@@ -10,10 +10,11 @@ import argparse
 import json
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion_jax import image_sets, measuring, metrics, training
@@ -28,6 +29,7 @@ from diffusion_jax.feature_extractors import (
     kind_of_weights,
     published_extractor,
 )
+from diffusion_jax.metrics.statistics import check_new
 from diffusion_jax.places import check_config, part_of, parts_in
 from diffusion_jax.shards import COST, read_identity, read_samples, set_identity, write_whole
 from diffusion_jax.trained_extractors import of_judge, trained_extractor
@@ -169,7 +171,7 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.images is not None and arguments.samples is not None:
         raise InvalidInput("--samples is of a run (--workdir); with --images name the folder there.")
     if arguments.write_statistics is not None:
-        metrics.statistics.check_new(arguments.write_statistics)
+        check_new(arguments.write_statistics)
     if arguments.clip_from is not None and arguments.prompts is None:
         raise InvalidInput("--clip-from is for --prompts, which says what the images should show.")
 
@@ -189,9 +191,18 @@ def measure_run(arguments: argparse.Namespace, config: ConfigDict) -> tuple[dict
             report |= measure(samples, real, held_out)
     else:
         images = image_sets.open_images(folder)
-        report, notes = _report(arguments, images, config)
+        report, notes = _report(arguments, images, config, asked_of(samples, config))
     report |= _cost(folder, arguments.workdir)
     return report | {"samples": set_identity(folder)}, notes
+
+
+def asked_of(samples: Mapping[str, np.ndarray], config: ConfigDict) -> list[str] | None:
+    """What the samples of a run on captions were asked to show; None of another run."""
+    tokens, mask = (samples.get(f"cond.{name}") for name in ("tokens", "tokens_mask"))
+    if tokens is None or mask is None:
+        return None
+    decode = getattr(getattr(part_of("data", config), "tokenizer", None), "decode", None)
+    return decode and [decode(row[shown]) for row, shown in zip(tokens, mask, strict=True)]
 
 
 def _cost(folder: Path, workdir: Path) -> dict[str, float]:
@@ -218,10 +229,13 @@ def measure_images(arguments: argparse.Namespace) -> tuple[dict[str, Any], list[
 
 
 def _report(
-    arguments: argparse.Namespace, images: image_sets.ImageSet, config: ConfigDict | None
+    arguments: argparse.Namespace,
+    images: image_sets.ImageSet,
+    config: ConfigDict | None,
+    asked: Sequence[str] | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
     """The report on images. config: of the run that they are of, whose held-out data is what they are compared with
-    unless something else is named."""
+    unless something else is named. asked: what these should show, where the run itself tells."""
     options = {"seed": arguments.seed, "batch_size": arguments.batch_size}
     held_out = part_of("held_out", config) if config is not None else None
     reference = _reference(arguments, held_out)
@@ -243,7 +257,9 @@ def _report(
                 "images": measuring.images_told(images, found),
             }
     if arguments.prompts is not None:
-        prompts = image_sets.prompts_of(images, None if arguments.prompts is BESIDE else arguments.prompts)
+        prompts = asked if arguments.prompts is BESIDE else None
+        if prompts is None:
+            prompts = image_sets.prompts_of(images, None if arguments.prompts is BESIDE else arguments.prompts)
         folder = _clip(arguments)
         report |= measuring.measure_prompts(folder, images, prompts, most=arguments.num_images, **options)
     if not report:
@@ -278,7 +294,8 @@ def _extractor(
     name, resize = arguments.features, arguments.resize
     if name is None and arguments.features_from is not None:
         name = kind_of_weights(arguments.features_from)
-    if name is None and statistics is not None:
+    replaceable = reference is not None and reference.images is not None and at_hand("inception") is None
+    if name is None and statistics is not None and not replaceable:
         name = str(made_by.get("features", "inception"))
     notes = []
     if name is None:

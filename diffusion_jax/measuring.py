@@ -222,6 +222,9 @@ def measure(
     """
     told: list[str] = []
     statistics = reference.statistics
+    if reference.images is not None and extractor.name != "inception":
+        # Beside images there are only statistics of Inception, in the reference batches of guided-diffusion.
+        statistics = None
     if statistics is not None:
         told += check_statistics(statistics, extractor, reference.name)
     options = {"batch_size": batch_size, "progress": progress}
@@ -234,6 +237,11 @@ def measure(
     whole = statistics.features if statistics is not None else None
     other = theirs.arrays["features"] if theirs is not None else whole
     assert other is not None
+    if whole is not None and theirs is not None:
+        told.append(
+            f"The Fréchet distances are to the mean and covariance in {reference.name}, the other numbers to its "
+            f"{theirs.count} images."
+        )
     stated = statistics.made_by.get("count") if statistics is not None else None
     found = metrics.compare_features(
         ours.arrays["features"], other, gaussian_reference=whole, reference_count=stated, seed=seed

@@ -21,7 +21,7 @@ from diffusion_jax import (
     training,
 )
 from diffusion_jax.command import run_command
-from diffusion_jax.config import load
+from diffusion_jax.config import build, call, load
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.experiment import prepare
 from diffusion_jax.trained_extractors import trained_extractor
@@ -272,6 +272,26 @@ def test_prompts_are_found_beside_the_images(tmp_path):
     for root in (generated, pictures):
         found = image_sets.prompts_of(image_sets.open_images(root))
         assert found == ["shared", "mine", "shared", "shared"]
+
+
+def test_samples_of_a_run_on_captions_know_their_prompts(tmp_path):
+    folder = written(tmp_path / "files", bytes_of(2))
+    for number in range(2):
+        (folder / f"{number:03d}.txt").write_text(f"picture {number}")
+    config = load("configs/digits_dit.py")
+    config.data = call("data.captioned_folder", folder=str(folder), size=8, tokenizer=call("data.byte_tokenizer"))
+    cond = [build(config.data)[i]["cond"] for i in range(2)]
+    samples = {f"cond.{name}": np.stack([one[name] for one in cond]) for name in ("tokens", "tokens_mask")}
+    assert evaluate.asked_of(samples, config) == ["picture 0", "picture 1"]
+    assert evaluate.asked_of({}, config) is None
+
+
+def test_beside_images_statistics_are_of_inception_alone(tmp_path):
+    images = image_sets.open_images(written(tmp_path / "files", bytes_of(12)))
+    statistics = metrics_file(tmp_path, mu=np.zeros(2048), sigma=np.eye(2048))
+    extractor = feature_extractors.published_extractor("pixels")
+    report = measuring.measure(extractor, images, measuring.ReferenceSet("batch", images, statistics))
+    assert report["frechet_distance"] < 1e-9 and report["num_reference"] == 12
 
 
 @pytest.mark.parametrize("half_pixel", [True, False])
