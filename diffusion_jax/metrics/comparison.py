@@ -20,7 +20,7 @@ NEIGHBOURS = 5
 """k of precision, recall, density and coverage, as Naeem et al. 2020 use it."""
 
 MOST_NEIGHBOURS = 10_000
-"""Examples of each set that precision, recall, density and coverage are computed from: their memory grows with the
+"""Examples of each set that precision, recall, density and coverage are computed from: their time grows with the
 product of both."""
 
 SUBSETS, SUBSET_SIZE = 50, 1000
@@ -105,6 +105,10 @@ def compare_features(
     theirs, own = (_some_rows(rows, rng) for rows in (reference, features))
     values |= manifold(theirs, own, neighbours)._asdict()
     settings |= {"neighbours": neighbours, "neighbour_images": len(own), "neighbour_reference": len(theirs)}
+    if max(len(features), len(reference)) > MOST_NEIGHBOURS:
+        warnings.append(
+            f"Precision, recall, density and coverage are of {len(own)} and {len(theirs)} random images of the two sides."
+        )
     if len(own) != len(theirs):
         warnings.append(
             f"Precision, recall, density and coverage depend on the sizes of both sets, here {len(own)} and "

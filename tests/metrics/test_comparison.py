@@ -1,6 +1,7 @@
 """All distances of two sets at once, statistics files, and CLIP's score."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -66,6 +67,14 @@ def test_moments_do_not_depend_on_the_chunks(sets, monkeypatch):
     found, expected = moments_in_chunks(sets[0].astype(np.float32)), metrics.moments(sets[0].astype(np.float32))
     assert found.count == 60
     np.testing.assert_allclose(found.covariance, expected.covariance, rtol=1e-12)
+
+
+def test_neighbours_do_not_depend_on_the_blocks(sets, monkeypatch):
+    ours, real = (np.round(one * 2) for one in sets)
+    whole = metrics.manifold(real, ours), metrics.manifold(real, ours, closed=True)
+    monkeypatch.setattr(sys.modules[metrics.Manifold.__module__], "BLOCK", 7)
+    assert (metrics.manifold(real, ours), metrics.manifold(real, ours, closed=True)) == whole
+    assert whole[0] != whole[1], "there are ties"
 
 
 def test_statistics_are_written_in_the_layout_of_others_and_read_again(sets, tmp_path):
