@@ -8,7 +8,8 @@ from pathlib import Path
 from diffusion_jax import training
 from diffusion_jax.command import cache_compilations, leave, parse_config, run_command
 from diffusion_jax.errors import InvalidInput
-from diffusion_jax.places import check_config, part_of, parts_in
+from diffusion_jax.experiment import with_data
+from diffusion_jax.places import check_config, parts_in
 from diffusion_jax.shards import COST, read_identity, read_samples, set_identity, write_whole
 
 
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_config(config)
     folder = arguments.samples or arguments.workdir / "samples"
     samples = read_samples(folder)
-    real, held_out = part_of("data", config), part_of("held_out", config)
+    _, real, held_out = with_data(config)
 
     values: dict[str, float] = {"num_samples": len(samples["index"])}
     for measure in parts_in("metrics", config).values():

@@ -10,7 +10,7 @@ A config has these entries; all of them are constructor calls (`config.call`) un
     train         a group: steps, batch_size and whatever else `training.train` takes; transforms, a group of calls
     ema           a group of averages of the parameters, each a constructor call
     sampling      a group: solver, grid, acceleration (from network and process to a denoiser), transformations of it
-                  (a group, applied in its order), condition, batch_size, ema
+                  (a group, applied in its order), condition, size, batch_size, ema
     metrics       a group of what `evaluate` measures, each a constructor call
 
 `defaults` is the config to start from: it has every plain value, and leaves the entries to be set. `places` says
@@ -33,7 +33,7 @@ from diffusion_jax.data.agreement import check_classes, check_known, check_null_
 from diffusion_jax.distributed import BATCH_AXES, path_name
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.models import ConditionStream, check_values
-from diffusion_jax.places import GROUPS, check_config, part_of, parts_in
+from diffusion_jax.places import GROUPS, MOST_AT_ONCE, check_config, part_of, parts_in
 from diffusion_jax.reading import first_line
 from diffusion_jax.sampling import make_sampler
 from diffusion_jax.typing import Denoiser, Network, Objective, Solver
@@ -62,6 +62,7 @@ def defaults(steps: int, batch_size: int) -> ConfigDict:
         "acceleration": call("acceleration.accelerated", preset="plain"),
         "transformations": {},
         "condition": None,
+        "size": None,
         "batch_size": 256,
         "picture_columns": 10,
         "picture_zoom": 2,
@@ -88,7 +89,8 @@ MOST_BYTES = 2**42
 class Experiment(NamedTuple):
     """What `config` describes, made.
 
-    shape: the shape of one example's x0 (a dict of shapes for joint data).
+    shape: the shape of one sample, which is that of an example's x0 unless the config says otherwise (a dict of shapes
+        for joint data).
     conditions: what the network itself reads of `cond`; none where that is not known.
     objective: the training loss; `validation` is the same without dropout of the condition.
     begin: `key -> params` to train from; None where those are fresh ones of the network.
@@ -126,7 +128,9 @@ class Experiment(NamedTuple):
 
     def example(self, batch_size: int = 1) -> Any:
         """A batch of the data's first examples, as NumPy arrays."""
-        batch = data.stacked_examples(self.source, np.arange(batch_size) % len(self.source))
+        # Of one size, where the data have several.
+        rows = next(iter(data.rows_of_each_size(self.source).values()), np.arange(len(self.source)))
+        batch = data.stacked_examples(self.source, rows[np.arange(batch_size) % len(rows)])
         return {**batch, "index": np.arange(batch_size, dtype=np.int32)}
 
 
@@ -147,7 +151,7 @@ def prepare(
     stand_ins = {"data": source, "held_out": held_out, "model": network, "objective": objective}
     check_config(config, [name for name, value in stand_ins.items() if value is not None])
     mesh = part_of("mesh", config)
-    config, source, held_out = _with_data(config, source, held_out)
+    config, source, held_out = with_data(config, source, held_out)
     network = part_of("model", config) if network is None else network
     process = part_of("process", config)
     parts = {"network": network, "autoencoder": network, "process": process}
@@ -158,7 +162,7 @@ def prepare(
     optimizer = part_of("optimizer", config)
     if not len(source):
         raise invalid("config.data", config.data.get("call"), "it holds no example")
-    shape = jax.tree.map(np.shape, source[0]["x0"])
+    shape = sampled_shape(config, source)
     conditions = getattr(getattr(network, "module", None), "conditions", ())
     check_classes(source, held_out, conditions, process)
     check_null_class("config.objective.null", as_plain(config.objective.get("null")), source, conditions)
@@ -167,25 +171,47 @@ def prepare(
     )
 
 
-def _with_data(config: ConfigDict, source: Any, held_out: Any) -> tuple[ConfigDict, Any, Any]:
-    """The data, and the config with the names of their classes where an entry takes them and gives none.
+def sampled_shape(config: ConfigDict, source: Any) -> Any:
+    """The shape of one sample: that of the data (where those have several sizes, of the largest group of them), in the
+    size that `config.sampling.size` says."""
+    shape = source.shape if data.rows_of_each_size(source) else jax.tree.map(np.shape, source[0]["x0"])
+    size = config.sampling.get("size")
+    if size is None:
+        return shape
+    if not isinstance(shape, tuple) or len(shape) != 3:
+        raise invalid("config.sampling.size", size, f"samples are no pictures, but of shape {shape}")
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    whole = all(isinstance(side, int) and not isinstance(side, bool) for side in sides)
+    if len(sides) != 2 or not whole or not all(1 <= side <= MOST_AT_ONCE for side in sides):
+        raise invalid("config.sampling.size", size, "a side, or height and width, is needed, such as (48, 64)")
+    return (*sides, shape[-1])
 
-    So a run stores which number is which class, and held-out data are numbered as the data to train on.
+
+FOUND = ("class_names", "size", "channels", "length")
+"""Arguments of data that are found in them where they are None, and then stored with a run."""
+
+
+def with_data(config: ConfigDict, source: Any = None, held_out: Any = None) -> tuple[ConfigDict, Any, Any]:
+    """The data to train on, the held-out data, and the config with what was found in them (`FOUND`).
+
+    So a run stores which number is which class, and held-out data are numbered as the data to train on, which they may
+    also be a part of (`data.held_out`). source, held_out: stand in place of what the config describes.
     """
     config = config.copy_and_resolve_references()
-    made = {"data": source, "held_out": held_out}
     names = getattr(source, "class_names", None)
+    made = {"data": source, "held_out": held_out}
     for name, given in made.items():
         if given is not None:
             continue
         entry = config[name]
-        takes_names = isinstance(entry, ConfigDict) and "class_names" in entry
-        if takes_names and entry.class_names is None:
+        if isinstance(entry, ConfigDict) and "class_names" in entry and entry.class_names is None:
             entry.class_names = names
-        made[name] = part_of(name, config)
+        made[name] = part_of(name, config, source=made["data"])
         names = names or getattr(made[name], "class_names", None)
-        if takes_names and name == "data":
-            entry.class_names = names
+        if name == "data" and isinstance(entry, ConfigDict):
+            for field in FOUND:
+                if field in entry and entry[field] is None:
+                    entry[field] = getattr(made[name], field, None)
     return config, made["data"], made["held_out"]
 
 
@@ -208,12 +234,21 @@ def abstractly(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def check_training(experiment: Experiment) -> None:
-    """Raises InvalidInput where network, data and objective do not fit together, before anything is compiled."""
+    """Raises InvalidInput where network, data and objective do not fit together, before anything is compiled, and
+    where the data have examples that cannot be used (`source.check`, of those that have it)."""
+    check_data = getattr(experiment.source, "check", None)
+    if check_data is not None:
+        check_data()
     key = jax.random.key(0)
     params = abstractly("config.model on the data", experiment.init_params, key)
     batch = experiment.example(experiment.config.train.batch_size)
     state = abstractly("config.objective", experiment.objective.init, key, params, batch)
     abstractly("config.objective on the data", experiment.objective.loss, params, state, batch, key)
+    for size, rows in data.rows_of_each_size(experiment.source).items():
+        one = data.stacked_examples(experiment.source, np.full(experiment.config.train.batch_size, rows[0]))
+        one = {**one, "index": batch["index"]}
+        what = f"config.model, which must take pictures of several sizes, on those of {size[0]} x {size[1]}"
+        abstractly(what, experiment.objective.loss, params, state, one, key)
 
 
 def check_params(experiment: Experiment, params: Any) -> None:
@@ -295,7 +330,8 @@ def prepare_sampling(experiment: Experiment) -> Sampling:
         field = f"config.sampling.transformations.{name}"
         check_null_class(f"{field}.null", as_plain(entry.get("null")), experiment.source, experiment.conditions)
         denoiser = build(entry, GROUPS["sampling.transformations"], field, denoiser=denoiser, **context)
-    conditions = part_of("sampling.condition", config) if config.sampling.get("condition") else None
+    examples = {"source": experiment.source if experiment.held_out is None else experiment.held_out}
+    conditions = part_of("sampling.condition", config, **examples) if config.sampling.get("condition") else None
 
     known = conditions and _checked(conditions, experiment.conditions)
     grid = as_grid(part_of("sampling.grid", config, **context))

@@ -36,15 +36,21 @@ def validation(experiment: Experiment, every: int) -> training.Callback:
         raise invalid("train.validate_every", every, "there is nothing to validate on: held_out is None")
     count = min(len(experiment.held_out), experiment.config.train.validation_examples)
     evaluate = jax.jit(objectives.validation_loss(experiment.validation))
-    batch = data.stacked_examples(experiment.held_out, range(count)) | {"index": np.arange(count, dtype=np.int32)}
+    # Of each size, where the data have several: nearly always of the one that they have.
+    groups = data.rows_of_each_size(experiment.held_out).values() or [np.arange(len(experiment.held_out))]
+    parts = [rows for rows in (rows[rows < count] for rows in groups) if len(rows)]
+    batches = [data.stacked_examples(experiment.held_out, rows) | {"index": rows.astype(np.int32)} for rows in parts]
 
-    def at(state: training.TrainState) -> tuple[Any, ...]:
-        return sampled_params(experiment, state), state.objective_state, batch, jax.random.key(0)
+    def losses(state: training.TrainState) -> dict[str, Any]:
+        params = sampled_params(experiment, state)
+        found = [evaluate(params, state.objective_state, batch, jax.random.key(0)) for batch in batches]
+        shares = [len(rows) / count for rows in parts]
+        return jax.tree.map(lambda *values: sum(share * value for share, value in zip(shares, values)), *found)
 
     def function(state: training.TrainState, writer: Any) -> dict[str, Any]:
-        return {f"validation/{key}": value for key, value in evaluate(*at(state)).items()}
+        return {f"validation/{key}": value for key, value in losses(state).items()}
 
-    return training.Callback(every, function, True, lambda state: jax.eval_shape(evaluate, *at(state)))
+    return training.Callback(every, function, True, lambda state: jax.eval_shape(losses, state))
 
 
 def sample_pictures(experiment: Experiment, sampling: Sampling, every: int) -> training.Callback:

@@ -14,23 +14,31 @@ from diffusion_jax.config import apply_overrides, load
 from diffusion_jax.distributed import make_mesh
 from diffusion_jax.experiment import compiled_sampler, prepare, prepare_sampling
 from diffusion_jax.train import run
+from tests.drawings import draw_folder
 
+TINY = ["model.width=16", "model.depth=1", "model.heads=2"]
 IMAGES = {
+    "image_folder": [*TINY, "data.on_error=skip", "data.size=8", "data.buckets=2", "model.patch=1"],
     "digits_unet": ["model.channels=8", "model.multipliers=(1,)", "model.attention=(0,)", "model.heads=2"],
     "faces_dit": ["model.width=16", "model.depth=1", "model.heads=2"],
     "imagenet_dit": ["model.width=16", "model.depth=1", "model.heads=2", "model.dtype=float32"],
 }
-TEXT = ["model.width=16", "model.depth=1", "model.heads=2"]
 POINTS_AND_TEXT = {
-    "prose_masked": [*TEXT, "data.length=16", "held_out.length=16"],
-    "shapes_text_dit": [*TEXT, "model.conditions.0.depth=1", "data.length=40", "held_out.length=40"],
+    "prose_masked": [*TINY, "data.length=16", "held_out.length=16"],
+    "shapes_text_dit": [*TINY, "model.conditions.0.depth=1", "data.length=40", "held_out.length=40"],
     "toy2d": ["model.width=8", "model.depth=1", "data.source.num_examples=64", "held_out.source.num_examples=64"],
 }
 SHORT = ["train.steps=1", "train.batch_size=8", "train.validation_examples=4"]
 
 
+def loaded(name: str, folder: Path):
+    """A shipped config; one that is set up by what is in a folder, on a folder of drawings."""
+    variant = f":{draw_folder(folder / 'drawings', 24)}" if name == "image_folder" else ""
+    return load(f"configs/{name}.py{variant}")
+
+
 def shrunk(name: str, folder: Path):
-    config = apply_overrides(load(f"configs/{name}.py"), [*SHORT, *(IMAGES | POINTS_AND_TEXT)[name]])
+    config = apply_overrides(loaded(name, folder), [*SHORT, *(IMAGES | POINTS_AND_TEXT)[name]])
     if name == "imagenet_dit":
         rng = np.random.default_rng(0)
         latents = rng.normal(size=(16, 8, 8, 4)).astype(np.float32)

@@ -10,7 +10,7 @@ import pytest
 from diffusion_jax import models
 from diffusion_jax.config import ConfigDict, build, load, to_json
 from diffusion_jax.training.weights import write_config
-from tests.configs.one_step import IMAGES, POINTS_AND_TEXT
+from tests.configs.one_step import IMAGES, POINTS_AND_TEXT, loaded
 from tests.test_commands import CONFIG as RUN_BY_ITS_COMMANDS
 
 CONFIGS = sorted(path.stem for path in Path("configs").glob("*.py"))
@@ -22,7 +22,7 @@ def test_every_config_is_run():
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_what_a_run_writes_down_is_the_config(name, tmp_path):
-    config = load(f"configs/{name}.py")
+    config = loaded(name, tmp_path)
     write_config(tmp_path, config.to_dict())
     assert load(str(tmp_path / "config.json")) == ConfigDict(json.loads(to_json(config)))
 
