@@ -42,8 +42,10 @@ def validation(experiment: Experiment, every: int) -> training.Callback:
     batches = [data.stacked_examples(experiment.held_out, rows) | {"index": rows.astype(np.int32)} for rows in parts]
 
     def losses(state: training.TrainState) -> dict[str, Any]:
+        frozen = training.frozen_trees(experiment.validation, state.params, batches[0], experiment.mesh)
+        whole = training.complete_state(state.objective_state, frozen)
         params = sampled_params(experiment, state)
-        found = [evaluate(params, state.objective_state, batch, jax.random.key(0)) for batch in batches]
+        found = [evaluate(params, whole, batch, jax.random.key(0)) for batch in batches]
         shares = [len(rows) / count for rows in parts]
         return jax.tree.map(lambda *values: sum(share * value for share, value in zip(shares, values)), *found)
 
