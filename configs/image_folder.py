@@ -15,9 +15,10 @@ printed, and every choice can be overridden:
     --config.data.buckets=3               trains on three sizes of about the same area, for pictures of mixed aspects
     --config.train.transforms.flip.call=data.flip      mirrors half of them; off by default, since text and hands mirror
 
-The network has 4 million parameters and at most 256 tokens a picture, so that it can be trained on a laptop: about two
-steps a second at batch 32 on two CPU cores at 64 x 64. Hundreds of pictures are memorised; thousands give new ones. For
-larger pictures train on latents (`configs/latents.py`) or fine-tune (`diffusion-jax finetune`).
+The network has 4 million parameters and at most 256 tokens a picture, so that a laptop can train it: between half a
+step and one step a second with batches of 32 on two CPU cores, so about an hour and a half for all 3000 steps; minutes
+on a GPU. Hundreds of pictures are memorised, thousands give new ones. For larger pictures train on latents
+(`configs/latents.py`) or fine-tune a published checkpoint (`diffusion-jax finetune`).
 """
 
 import os
@@ -40,7 +41,7 @@ def get_config(folder: str = "") -> ConfigDict:
     trained = round((1 - HELD_OUT) * found.count)
     # A power of two, which most numbers of devices divide.
     batch_size = 2 ** min(5, max(0, trained.bit_length() - 1))
-    config = defaults(steps=5000, batch_size=batch_size)
+    config = defaults(steps=3000, batch_size=batch_size)
     same = {"size": found.size, "channels": found.channels, "background": "white", "held_out": HELD_OUT}
     condition, conditions, null = None, (), None
     if found.captions:

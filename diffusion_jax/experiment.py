@@ -10,7 +10,8 @@ A config has these entries; all of them are constructor calls (`config.call`) un
     train         a group: steps, batch_size and whatever else `training.train` takes; transforms, a group of calls
     ema           a group of averages of the parameters, each a constructor call
     sampling      a group: solver, grid, acceleration (from network and process to a denoiser), transformations of it
-                  (a group, applied in its order), condition, size, batch_size, ema
+                  (a group, applied in its order), condition, size, decoder (a
+                  folder with the autoencoder of latents), batch_size, ema
     metrics       a group of what `evaluate` measures, each a constructor call
 
 `defaults` is the config to start from: it has every plain value, and leaves the entries to be set. `places` says
@@ -19,6 +20,7 @@ what each entry takes, and all of it is looked at before anything is built.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -63,6 +65,7 @@ def defaults(steps: int, batch_size: int) -> ConfigDict:
         "transformations": {},
         "condition": None,
         "size": None,
+        "decoder": None,
         "batch_size": 256,
         "picture_columns": 10,
         "picture_zoom": 2,
@@ -347,6 +350,35 @@ def _checked(conditions: data.Conditions, streams: Any) -> data.Conditions:
         return cond
 
     return known
+
+
+def decoded(experiment: Experiment, x: Any) -> Any:
+    """Samples as pictures `[B, H, W, C]`: latents through the autoencoder in `config.sampling.decoder`; others as they
+    are.
+
+    Raises InvalidInput where there is none, or where it is not the one that the data's latents were made by.
+    """
+    folder = experiment.config.sampling.get("decoder")
+    if folder is None:
+        return x
+    told = getattr(experiment.source, "description", None) or {}
+    decode = _decoder(str(folder), told.get("autoencoder", {}).get("parameters"))
+    return np.concatenate([np.asarray(decode(x[i : i + DECODED])) for i in range(0, len(x), DECODED)])
+
+
+DECODED = 4
+"""Latents that are decoded at once."""
+
+
+@lru_cache(maxsize=2)
+def _decoder(folder: str, digest: str | None) -> Callable[[Any], Any]:
+    from diffusion_jax.interop.latents import load_latent_autoencoder, params_digest
+
+    autoencoder = load_latent_autoencoder(folder)
+    if digest not in (None, params_digest(autoencoder.params)):
+        raise invalid("config.sampling.decoder", folder, "its autoencoder is not the one that made the latents")
+    decode = jax.jit(autoencoder.network.decode)
+    return lambda latents: decode(autoencoder.params, latents)
 
 
 def compiled_sampler(experiment: Experiment, sampling: Sampling, save_every: int | None = None):

@@ -16,6 +16,7 @@ from diffusion_jax.experiment import (
     Sampling,
     check_training,
     compiled_sampler,
+    decoded,
     fit,
     prepare,
     prepare_sampling,
@@ -71,12 +72,17 @@ def sample_pictures(experiment: Experiment, sampling: Sampling, every: int) -> t
         return pictures.grid(np.asarray(x), group.picture_columns, zoom=group.picture_zoom)
 
     def function(state: training.TrainState, writer: Any) -> None:
-        writer.image(int(state.step), "samples", picture(draw(sampled_params(experiment, state))))
+        x = draw(sampled_params(experiment, state))
+        writer.image(int(state.step), "samples", picture(decoded(experiment, x)))
 
     def check(state: training.TrainState) -> None:
         shape = jax.eval_shape(draw, sampled_params(experiment, state))
+        zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shape)
+        if group.get("decoder"):
+            # One of them, for decoding takes its time.
+            zeros = decoded(experiment, zeros[:1])
         try:
-            picture(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shape))
+            picture(zeros)
         except (InvalidInput, TypeError, ValueError, KeyError):
             shapes = jax.tree.map(lambda leaf: leaf.shape[1:], shape)
             raise invalid(

@@ -11,14 +11,9 @@ from diffusion_jax.data.demonstrations import Demonstrations, Pictures, principa
 from diffusion_jax.data.digits import digits
 from diffusion_jax.data.encoded import PrincipalLatents, encoded, principal_latents, stacked_examples
 from diffusion_jax.data.faces import faces
-from diffusion_jax.data.files import (
-    array_record,
-    arrays,
-    latents,
-    write_array_record,
-    write_latents,
-)
+from diffusion_jax.data.files import array_record, arrays, write_array_record
 from diffusion_jax.data.image_folders import captioned_folder, encoded_captions, image_folder
+from diffusion_jax.data.latent_shards import latents, write_latents
 from diffusion_jax.data.moving import moving_shapes
 from diffusion_jax.data.photographs import PHOTOGRAPHS, patches, photograph, textures
 from diffusion_jax.data.picture_files import FolderSummary, folder_summary

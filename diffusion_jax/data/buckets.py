@@ -14,9 +14,6 @@ import numpy as np
 
 from diffusion_jax.errors import invalid
 
-STEPS = 8
-"""Sides of chosen buckets are whole multiples of the square's side over this."""
-
 WIDEST = 2.0
 """Aspect of the widest bucket that is chosen, and of the tallest one upside down."""
 
@@ -31,7 +28,7 @@ def bucket_sizes(
 
     size: height and width whose area all chosen buckets have about. They are chosen one by one, each time the one that
     brings the aspects (their logarithms) of all pictures nearest to the chosen ones. Fewer are returned where further
-    ones bring nothing.
+    ones bring nothing. Their sides are multiples of 8, of 4 below 32 pixels.
     """
     if not isinstance(buckets, int):
         made = tuple((int(height), int(width)) for height, width in buckets)
@@ -41,7 +38,7 @@ def bucket_sizes(
     if isinstance(buckets, bool) or not 1 <= buckets <= MOST_BUCKETS:
         raise invalid("buckets", buckets, f"a number from 1 to {MOST_BUCKETS}, or sizes, is needed")
     side = max(1, round(math.sqrt(size[0] * size[1])))
-    step = max(1, side // STEPS)
+    step = _step(side)
     heights = range(step, int(side * WIDEST**0.5) + step, step)
     choices = sorted({(h, max(step, round(side * side / h / step) * step)) for h in heights})
     choices = [(h, w) for h, w in choices if 1 / WIDEST <= h / w <= WIDEST]
@@ -57,6 +54,12 @@ def bucket_sizes(
     # One that was chosen early may have lost its pictures to those chosen later.
     used = np.unique(nearest_bucket(shapes, chosen))
     return tuple(sorted(chosen[number] for number in used))
+
+
+def _step(side: int) -> int:
+    """What the sides of chosen buckets are multiples of: 8 and more, as patches and halvings want it, where there is
+    room for that."""
+    return 8 * max(1, side // 64) if side >= 32 else 4 if side >= 16 else 1
 
 
 def nearest_bucket(shapes: Sequence[tuple[int, int]], sizes: Sequence[tuple[int, int]]) -> np.ndarray:

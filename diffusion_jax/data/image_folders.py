@@ -22,6 +22,7 @@ from diffusion_jax.data.captions import read_captions, tokenized
 from diffusion_jax.data.picture_files import (
     class_folders,
     class_of_each,
+    file_state,
     folder_summary,
     held_out_rows,
     listed_problems,
@@ -97,7 +98,7 @@ class ImageFolder:
 
     def _pixels(self, file: Path, size: tuple[int, int]) -> dict:
         """x0 and its weight; kept while the file is the same, where all pictures together are small."""
-        kept, now = None if self.decoded is None else self.decoded.get(file), _state(file)
+        kept, now = None if self.decoded is None else self.decoded.get(file), file_state(file)
         if kept is not None and kept[0] == now:
             return kept[1]
         image, alpha = pixels.image_and_alpha(file, channels=self.channels, background=self.background)
@@ -124,16 +125,18 @@ class ImageFolder:
         if problems := self._unusable(looked_at):
             raise InvalidInput(
                 f"{listed_problems(Path(self.name), problems, len(looked_at))}; mend or remove them, or leave them out "
-                "by on_error='skip' (--config.data.on_error=skip)."
+                "by on_error='skip' (--config.data.on_error=skip, or --on-error=skip of encode)."
             )
 
     def _unusable(self, files: Sequence[Path]) -> dict[Path, str]:
         buckets = dict(zip(self.files, self.bucket))
         buckets |= dict(zip(self.held_out.files, self.held_out.bucket)) if self.held_out else {}
-        return unusable(files, lambda file: self._pixels(file, self.sizes[buckets[file]]))
+        return unusable(
+            files, lambda file: self._pixels(file, self.sizes[buckets[file]]), f"pixels on {self.background}"
+        )
 
     def rows(self, chosen: np.ndarray) -> "ImageFolder":
-        """Those pictures alone for which `chosen`, bool `[N]`, is true."""
+        """Those pictures alone for which `chosen`, bool `[N]`, is true; none of them held out."""
         numbers = np.flatnonzero(chosen)
         return dataclasses.replace(
             self,
@@ -141,16 +144,8 @@ class ImageFolder:
             cond={key: values[numbers] for key, values in self.cond.items()},
             bucket=self.bucket[numbers],
             captions=None if self.captions is None else tuple(self.captions[row] for row in numbers),
+            held_out=None,
         )
-
-
-def _state(file: Path) -> tuple[int, int, int] | None:
-    """What tells a file from another of its name; None of what is not there, which reading it will say."""
-    try:
-        found = file.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def image_folder(
@@ -284,7 +279,7 @@ def _source(root, files, cond, size, channels, buckets, on_error, held_out, fiel
         channels = found.channels if channels is None else channels
     sizes, bucket = (sides,), np.zeros(len(files), np.int32)
     if buckets is not None:
-        headers = {} if on_error == "refuse" else unusable(files, pixels.read_header)
+        headers = {} if on_error == "refuse" else unusable(files, pixels.read_header, "headers")
         shapes = [(1, 1) if file in headers else pixels.read_header(file).size for file in files]
         sizes = bucket_sizes(shapes, sides, buckets)
         bucket = nearest_bucket(shapes, sizes)
@@ -307,7 +302,7 @@ def _source(root, files, cond, size, channels, buckets, on_error, held_out, fiel
 def encoded_captions(
     source: ImageFolder, encode: Callable[[Sequence[str]], Mapping[str, Any]], batch: int = 64
 ) -> ImageFolder:
-    """`source` with `encode(captions)` as its condition, computed once and held in memory.
+    """`source` with `encode(captions)` as its condition, computed once and held in memory; what it holds out, too.
 
     encode: so many strings to a dict of arrays with as many rows, such as the `context` of a text encoder:
         `lambda texts: pipeline.prompter.main(texts, (512, 512))` of a published checkpoint. Every call has `batch`
@@ -327,7 +322,8 @@ def encoded_captions(
         parts.append({key: np.asarray(value)[: len(texts) - start] for key, value in made.items()})
     rows = np.asarray([place[text] for text in source.captions])
     cond = {key: _Repeated(np.concatenate([part[key] for part in parts]), rows) for key in parts[0]}
-    return dataclasses.replace(source, cond=cond)
+    held_out = None if source.held_out is None else encoded_captions(source.held_out, encode, batch)
+    return dataclasses.replace(source, cond=cond, held_out=held_out)
 
 
 class _Repeated:

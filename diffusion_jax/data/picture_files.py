@@ -5,7 +5,9 @@ is told. Pictures are held out by their content: those with the smallest digests
 split is the same on every machine, a renamed picture stays on its side, and a copy is on the side of its original.
 """
 
+import contextlib
 import hashlib
+import json
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -14,11 +16,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from tqdm.auto import tqdm
 
 from diffusion_jax import pixels
+from diffusion_jax.cache import cache_folder
 from diffusion_jax.data.captions import TABLES
 from diffusion_jax.errors import InvalidInput, invalid
-from diffusion_jax.reading import Unreadable, regular_file, unreadable
+from diffusion_jax.reading import Unreadable, read_json, regular_file, unreadable
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 """Of pictures, in small or capital letters."""
@@ -31,6 +35,12 @@ DIGESTED = 2**16
 
 MOST_HEADERS = 1000
 """Pictures of a folder whose headers `folder_summary` reads, spread evenly."""
+
+READERS = 4
+"""Pictures that are decoded at once: a large photograph takes half a gigabyte meanwhile."""
+
+REMEMBERED = 1000
+"""Pictures of which it is kept which of them cannot be used."""
 
 SIZES = (8, 16, 24, 32, 48, 64)
 """Sides in pixels that `folder_summary` chooses from."""
@@ -106,8 +116,37 @@ def warn_left_out(root: Path, others: Sequence[Path]) -> None:
         warnings.warn(f"{count} in {str(root)!r} left out, no pictures by their names: {named}.", stacklevel=3)
 
 
-def unusable(pictures: Sequence[Path], read: Callable[[Path], Any]) -> dict[Path, str]:
-    """What `read` refuses, each with its reason. What cannot be read now (a permission, say) is raised instead."""
+def unusable(pictures: Sequence[Path], read: Callable[[Path], Any], reading: str) -> dict[Path, str]:
+    """What `read` refuses, each with its reason. What cannot be read now (a permission, say) is raised instead.
+
+    The answer for `REMEMBERED` pictures and more is kept, and found again while the files are the same. reading: tells
+    `read` from others that answer otherwise.
+    """
+    if len(pictures) < REMEMBERED:
+        return _unusable(pictures, read)
+    states = json.dumps([reading, *([str(path), *(file_state(path) or ())] for path in pictures)])
+    place = cache_folder() / "pictures" / f"{hashlib.sha256(states.encode()).hexdigest()[:32]}.json"
+    with contextlib.suppress(InvalidInput):
+        return {Path(path): str(told) for path, told in read_json(place).items()}
+    found = _unusable(pictures, read)
+    with contextlib.suppress(OSError):  # it is looked at again the next time
+        place.parent.mkdir(parents=True, exist_ok=True)
+        draft = place.with_suffix(f".{os.getpid()}.part")
+        draft.write_text(json.dumps({str(path): told for path, told in found.items()}), encoding="utf-8")
+        draft.replace(place)
+    return found
+
+
+def file_state(path: Path) -> tuple[int, int, int] | None:
+    """What tells a file from another of its name; None of what is not there, which reading it will say."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _unusable(pictures: Sequence[Path], read: Callable[[Path], Any]) -> dict[Path, str]:
 
     def problem(path: Path) -> str | None:
         try:
@@ -118,8 +157,9 @@ def unusable(pictures: Sequence[Path], read: Callable[[Path], Any]) -> dict[Path
             return str(error).removeprefix(str(path)).strip().rstrip(".")
         return None
 
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        problems = list(pool.map(problem, pictures))
+    with ThreadPoolExecutor(READERS) as pool:
+        shown = {"desc": "looking at pictures", "unit": "picture", "disable": len(pictures) < REMEMBERED}
+        problems = list(tqdm(pool.map(problem, pictures), total=len(pictures), **shown))
     return {path: told for path, told in zip(pictures, problems, strict=True) if told is not None}
 
 

@@ -8,6 +8,7 @@ from PIL import Image
 
 from diffusion_jax import data, pixels
 from diffusion_jax.config import apply_overrides, build, call
+from diffusion_jax.data import picture_files
 from diffusion_jax.data.buckets import BucketSchedule, bucket_sizes, nearest_bucket
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.experiment import check_training, prepare, prepare_sampling
@@ -134,6 +135,20 @@ def test_captions_are_as_long_as_the_longest(folder):
     longest = max(map(len, source.captions))
     assert source.length == source[0]["cond"]["tokens"].shape[0] == longest
     assert usable(folder, tokenizer=data.byte_tokenizer(), length=40).length == 40
+
+
+def test_what_cannot_be_used_is_remembered_while_the_files_are_the_same(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("DIFFUSION_JAX_CACHE", str(tmp_path))
+    monkeypatch.setattr(picture_files, "REMEMBERED", 10)
+    first = usable(folder)
+    monkeypatch.setattr(picture_files, "_unusable", None)
+    again = usable(folder)
+    assert again.files == first.files and again.skipped == first.skipped and len(first.skipped) == 1
+    with pytest.raises(TypeError):
+        usable(folder, background="black")
+    first.skipped[0].touch()
+    with pytest.raises(TypeError):
+        usable(folder)
 
 
 # Several sizes
