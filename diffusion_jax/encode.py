@@ -104,7 +104,7 @@ def write_part(
     encode: Callable[[Any], Any],
     batch_size: int,
     shard_size: int,
-    advance: Callable[[int], None],
+    advance: Callable[[int], Any],
 ) -> int:
     """Writes the shards of latents of `source` that are not there, this process's share of them; returns how many.
 

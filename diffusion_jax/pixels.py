@@ -315,11 +315,12 @@ def to_size(
     return whole
 
 
-def _scaled_to(shape, target, choose):
+def _scaled_to(shape, target, choose) -> tuple[int, int]:
     """Height and width in the old aspect that cover the target (choose: max) or lie within it (min)."""
     scale = choose(there / here for here, there in zip(shape, target))
     limit = max if choose is max else min
-    return tuple(max(1, limit(there, round(here * scale))) for here, there in zip(shape, target))
+    height, width = (max(1, limit(there, round(here * scale))) for here, there in zip(shape, target))
+    return height, width
 
 
 def cut(image: Float[np.ndarray, "H W C"], size: int, stride: int, split: str) -> Float[np.ndarray, "N size size C"]:
