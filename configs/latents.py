@@ -45,7 +45,7 @@ def get_config(folder: str = "") -> ConfigDict:
     config.process = call("processes.rectified_flow")
     dropout = {} if null is None else {"cond_dropout": 0.1, "null": null}
     config.objective = call("objectives.denoising", draw=call("timesteps.logit_normal"), **dropout)
-    rate = call("training.optimizers.cosine", peak=3e-4, total_steps=config.train.steps, warmup_steps=500)
+    rate = call("training.optimizers.cosine", peak=3e-4, warmup_steps=0.05)
     config.optimizer = call("training.optimizers.adamw", learning_rate=rate, weight_decay=0.01)
     config.ema = {"average": call("training.ema.power", sigma_rel=0.1)}
     config.train.update(sample_every=1000, validation_examples=64)

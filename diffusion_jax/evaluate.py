@@ -8,7 +8,7 @@ from pathlib import Path
 from diffusion_jax import training
 from diffusion_jax.command import cache_compilations, leave, parse_config, run_command
 from diffusion_jax.errors import InvalidInput
-from diffusion_jax.experiment import with_data
+from diffusion_jax.experiment_data import with_data
 from diffusion_jax.places import check_config, parts_in
 from diffusion_jax.shards import COST, read_identity, read_samples, set_identity, write_whole
 

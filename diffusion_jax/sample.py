@@ -35,6 +35,7 @@ from diffusion_jax.experiment import (
     prepare_sampling,
 )
 from diffusion_jax.models import check_values
+from diffusion_jax.places import sampled_average
 from diffusion_jax.sampling import sample
 from diffusion_jax.shards import (
     COST,
@@ -213,7 +214,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if jax.process_count() > 1:
         experiment = experiment._replace(mesh=distributed.make_mesh(devices=jax.local_devices()))
     sampling = prepare_sampling(experiment)
-    params = training.load_params(arguments.workdir, config.sampling.ema, arguments.step, experiment.mesh)
+    params = training.load_params(arguments.workdir, sampled_average(config), arguments.step, experiment.mesh)
     check_params(experiment, params)
     sampler = BatchSampler(experiment, sampling, params, arguments.seed)
 

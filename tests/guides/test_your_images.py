@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from diffusion_jax.config import apply_overrides, load
+from diffusion_jax.config import load
+from diffusion_jax.overrides import apply_overrides
 from tests.drawings import draw_folder
 from tests.guides.running import DOCS, run
 
