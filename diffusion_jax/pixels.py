@@ -268,6 +268,11 @@ def to_channels(image: Float[np.ndarray, "H W C"], channels: int) -> Float[np.nd
 
 def resize(image: Float[np.ndarray, "H W C"], size: int | tuple[int, int]) -> Float[np.ndarray, "h w C"]:
     """Bicubic resize of floats with antialiasing, clipped to the range of the input."""
+    return np.clip(resample(image, size), image.min(), image.max())
+
+
+def resample(image: Float[np.ndarray, "H W C"], size: int | tuple[int, int]) -> Float[np.ndarray, "h w C"]:
+    """Pillow's bicubic filter with antialiasing on floats, one channel at a time; edges may overshoot the range."""
     height, width = (size, size) if isinstance(size, int) else size
     if height < 1 or width < 1:
         raise invalid("size", size, "it must be at least 1")
@@ -281,7 +286,7 @@ def resize(image: Float[np.ndarray, "H W C"], size: int | tuple[int, int]) -> Fl
         )
         for c in range(image.shape[-1])
     ]
-    return np.clip(np.stack(channels, axis=-1), image.min(), image.max())
+    return np.stack(channels, axis=-1)
 
 
 def centre_crop(image: Float[np.ndarray, "H W C"], size: int | tuple[int, int]) -> Float[np.ndarray, "h w C"]:
