@@ -11,6 +11,7 @@ COMMANDS = {
     "train": "trains what a config describes",
     "sample": "draws samples from a trained model",
     "evaluate": "measures samples against held-out data",
+    "encode": "turns a folder of pictures into latents of a published autoencoder",
     "recipes": "runs one of the published systems against its baseline",
 }
 

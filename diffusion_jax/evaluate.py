@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from diffusion_jax import image_sets, measuring, metrics, training
 from diffusion_jax.command import cache_compilations, leave, parse_config, run_command
 from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.experiment_data import with_data
 from diffusion_jax.feature_extractors import (
     BEST_FIRST,
     OFFERED,
@@ -30,7 +31,7 @@ from diffusion_jax.feature_extractors import (
     published_extractor,
 )
 from diffusion_jax.metrics.statistics import check_new
-from diffusion_jax.places import check_config, part_of, parts_in
+from diffusion_jax.places import check_config, parts_in
 from diffusion_jax.shards import COST, read_identity, read_samples, set_identity, write_whole
 from diffusion_jax.trained_extractors import of_judge, trained_extractor
 
@@ -185,7 +186,7 @@ def measure_run(arguments: argparse.Namespace, config: ConfigDict) -> tuple[dict
     samples = read_samples(folder)
     notes: list[str] = []
     if config.get("metrics") and not any(getattr(arguments, name) for name in OF_PICTURES):
-        real, held_out = part_of("data", config), part_of("held_out", config)
+        _, real, held_out = with_data(config)
         report: dict[str, Any] = {"num_samples": len(samples["index"])}
         for measure in parts_in("metrics", config).values():
             report |= measure(samples, real, held_out)
@@ -201,7 +202,7 @@ def asked_of(samples: Mapping[str, np.ndarray], config: ConfigDict) -> list[str]
     tokens, mask = (samples.get(f"cond.{name}") for name in ("tokens", "tokens_mask"))
     if tokens is None or mask is None:
         return None
-    decode = getattr(getattr(part_of("data", config), "tokenizer", None), "decode", None)
+    decode = getattr(getattr(with_data(config)[1], "tokenizer", None), "decode", None)
     return decode and [decode(row[shown]) for row, shown in zip(tokens, mask, strict=True)]
 
 
@@ -237,7 +238,7 @@ def _report(
     """The report on images. config: of the run that they are of, whose held-out data is what they are compared with
     unless something else is named. asked: what these should show, where the run itself tells."""
     options = {"seed": arguments.seed, "batch_size": arguments.batch_size}
-    held_out = part_of("held_out", config) if config is not None else None
+    held_out = with_data(config)[2] if config is not None else None
     reference = _reference(arguments, held_out)
     report: dict[str, Any] = {}
     notes: list[str] = []
@@ -306,7 +307,7 @@ def _extractor(
             raise InvalidInput(f"--features={name} says all of the network: leave --features-from and --resize out.")
         return trained_extractor(kind, where), notes
     if name == "judge" and config is not None:
-        return of_judge(part_of("data", config), held_out, str(arguments.workdir)), notes
+        return of_judge(with_data(config)[1], held_out, str(arguments.workdir)), notes
     if kind == "inception" and resize is None and statistics is not None:
         resize = resizing_of(statistics)
     return published_extractor(name, arguments.features_from, resize), notes
@@ -328,7 +329,7 @@ def best_features(config: ConfigDict | None) -> tuple[str, list[str]]:
     for kind in BEST_FIRST:
         if at_hand(kind) is not None:
             return kind, []
-    name = "judge" if config is not None and _can_judge(part_of("data", config)) else "pixels"
+    name = "judge" if config is not None and _can_judge(with_data(config)[1]) else "pixels"
     told = {
         "judge": "a small classifier trained on the run's own data",
         "pixels": "thumbnails of 8 x 8 pixels, which see colours and coarse layout alone",

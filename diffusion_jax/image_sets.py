@@ -18,7 +18,7 @@ import numpy as np
 
 from diffusion_jax import pictures, pixels, reading
 from diffusion_jax.data.captions import TABLES, read_captions
-from diffusion_jax.data.image_folders import picture_files
+from diffusion_jax.data.picture_files import picture_files
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.shards import read_samples
 

@@ -10,9 +10,9 @@ import math
 import os
 import stat
 import zipfile
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -275,33 +275,42 @@ def read_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Any:
     Raises InvalidInput for what is no regular file, none of `IMAGE_FORMATS`, damaged, of several frames, or larger than
     `max_pixels`, which is known before anything is decoded. Neither turned by its EXIF orientation nor converted.
     """
+    return _read_picture(path, lambda image: image.load(), max_pixels)
+
+
+def read_image_header(path: str | os.PathLike) -> Any:
+    """The picture of a file as Pillow opens it, closed and not decoded: its size, mode and EXIF are known.
+
+    Raises InvalidInput as `read_image` does, but does not see what is damaged behind the header.
+    """
+    return _read_picture(path, lambda image: image.getexif(), MAX_PIXELS)
+
+
+def _read_picture(path: str | os.PathLike, read: Callable[[Any], Any], max_pixels: int) -> Any:
     from PIL import Image
 
     file = regular_file(path)
+    name = _named(file)
     try:
         with file.open("rb") as opened:
-            return _decoded(Image, opened, _named(file), max_pixels)
+            # Pillow's own bound is looked at while it opens the file, and lies above ours.
+            image = Image.open(opened, formats=IMAGE_FORMATS)
+            if math.prod(image.size) > max_pixels:
+                raise InvalidInput(
+                    f"{name} has {image.width} x {image.height} pixels, but at most {max_pixels} are decoded; make it "
+                    "smaller."
+                )
+            check_frames(image, name)
+            read(image)
+            return image
     except InvalidInput:
         raise
     except OSError as error:
         if error.errno is not None:
             raise unreadable(file, error) from None
-        raise InvalidInput(f"{_named(file)} cannot be decoded as a picture: {first_line(error)}.") from None
+        raise InvalidInput(f"{name} cannot be decoded as a picture: {first_line(error)}.") from None
     except Exception as error:  # decoders raise whatever their parsing comes upon
-        raise InvalidInput(f"{_named(file)} cannot be decoded as a picture: {first_line(error)}.") from None
-
-
-def _decoded(pillow: Any, opened: BinaryIO, name: str, max_pixels: int) -> Any:
-    # Pillow's own bound is looked at while it opens the file, and lies above ours.
-    image = pillow.open(opened, formats=IMAGE_FORMATS)
-    pixels = math.prod(image.size)
-    if pixels > max_pixels:
-        raise InvalidInput(
-            f"{name} has {image.width} x {image.height} pixels, but at most {max_pixels} are decoded; make it smaller."
-        )
-    check_frames(image, name)
-    image.load()
-    return image
+        raise InvalidInput(f"{name} cannot be decoded as a picture: {first_line(error)}.") from None
 
 
 def check_frames(image: Any, name: str) -> None:

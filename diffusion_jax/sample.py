@@ -30,10 +30,12 @@ from diffusion_jax.experiment import (
     abstractly,
     check_params,
     compiled_sampler,
+    decoded,
     prepare,
     prepare_sampling,
 )
 from diffusion_jax.models import check_values
+from diffusion_jax.places import sampled_average
 from diffusion_jax.sampling import sample
 from diffusion_jax.shards import (
     COST,
@@ -50,7 +52,7 @@ from diffusion_jax.shards import (
 from diffusion_jax.training.storage import described
 from diffusion_jax.typing import Params
 
-SHOWN = ("batch_size", "picture_columns", "picture_zoom")
+SHOWN = ("batch_size", "decoder", "picture_columns", "picture_zoom")
 """Fields of `config.sampling` that do not change the samples."""
 
 EXPORT = "samples.array_record"
@@ -127,6 +129,8 @@ def show(experiment: Experiment, samples: Mapping[str, np.ndarray], workdir: Pat
     group = experiment.config.sampling
     if x is None:
         return None
+    if group.get("decoder"):
+        x = decoded(experiment, x[: group.picture_columns**2])
     if x.ndim == 4 and x.shape[-1] in (1, 3):
         path = workdir / "samples.png"
         pictures.save_grid(path, x[: group.picture_columns**2], group.picture_columns, zoom=group.picture_zoom)
@@ -210,7 +214,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if jax.process_count() > 1:
         experiment = experiment._replace(mesh=distributed.make_mesh(devices=jax.local_devices()))
     sampling = prepare_sampling(experiment)
-    params = training.load_params(arguments.workdir, config.sampling.ema, arguments.step, experiment.mesh)
+    params = training.load_params(arguments.workdir, sampled_average(config), arguments.step, experiment.mesh)
     check_params(experiment, params)
     sampler = BatchSampler(experiment, sampling, params, arguments.seed)
 
