@@ -16,6 +16,7 @@ COMMANDS = {
     "evaluate": "measures samples against held-out data",
     "configs": "lists the configs that come with the library, or prints one",
     "report": "writes one page on a run: pictures, curves, measures",
+    "encode": "turns a folder of pictures into latents of a published autoencoder",
     "recipes": "runs one of the published systems against its baseline",
 }
 

@@ -30,6 +30,7 @@ from diffusion_jax.experiment import (
     abstractly,
     check_params,
     compiled_sampler,
+    decoded,
     prepare,
     prepare_sampling,
 )
@@ -52,7 +53,7 @@ from diffusion_jax.training.storage import described
 from diffusion_jax.trust import source_digests
 from diffusion_jax.typing import Params
 
-SHOWN = ("batch_size", "picture_columns", "picture_zoom")
+SHOWN = ("batch_size", "decoder", "picture_columns", "picture_zoom")
 """Fields of `config.sampling` that do not change the samples."""
 
 EXPORT = "samples.array_record"
@@ -129,6 +130,8 @@ def show(experiment: Experiment, samples: Mapping[str, np.ndarray], workdir: Pat
     group = experiment.config.sampling
     if x is None:
         return None
+    if group.get("decoder"):
+        x = decoded(experiment, x[: group.picture_columns**2])
     if x.ndim == 4 and x.shape[-1] in (1, 3):
         path = workdir / "samples.png"
         pictures.save_grid(path, x[: group.picture_columns**2], group.picture_columns, zoom=group.picture_zoom)
