@@ -70,11 +70,18 @@ def cache_compilations() -> None:
 
 
 def parse_config(
-    parser: argparse.ArgumentParser, argv: Sequence[str] | None, *, stored: str | None = None
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None,
+    *,
+    stored: str | None = None,
+    base: ConfigDict | None = None,
+    set_fields: Callable[[argparse.Namespace, ConfigDict], None] | None = None,
 ) -> tuple[argparse.Namespace, ConfigDict]:
     """Parses the arguments of `parser` together with `--config=FILE[:variant]` and `--config.field=value`.
 
     stored: a file name; when `--config` is absent the config stored under this name in `--workdir` is read.
+    base: the config to start from, in place of a file.
+    set_fields: writes arguments into the config, before fields of it are overridden.
     """
     parser.add_argument("--config", metavar="FILE[:VARIANT]", help="a file of configs/, optionally with its variant")
     parser.add_argument(
@@ -86,6 +93,8 @@ def parse_config(
         is_override = argument.startswith("--config.") and not argument.startswith("--config.FIELD")
         (overrides if is_override else rest).append(argument)
     arguments = parser.parse_args(rest)
+    if base is not None:
+        return arguments, _overridden(arguments, base, overrides, set_fields)
     path = arguments.config
     if path is None and stored is not None and arguments.workdir is not None:
         file = Path(arguments.workdir) / stored
@@ -96,4 +105,10 @@ def parse_config(
         path = str(file)
     if path is None:
         raise InvalidInput("--config is missing; e.g. --config=configs/digits_dit.py")
-    return arguments, apply_overrides(load(path), [text.removeprefix("--config.") for text in overrides])
+    return arguments, _overridden(arguments, load(path), overrides, set_fields)
+
+
+def _overridden(arguments, config, overrides, set_fields):
+    if set_fields is not None:
+        set_fields(arguments, config)
+    return apply_overrides(config, [text.removeprefix("--config.") for text in overrides])

@@ -98,7 +98,9 @@ def loss_picture(workdir: Path) -> None:
         if points:
             curves[name] = tuple(zip(*points))
     if curves:
-        pictures.save_curves(workdir / "loss.png", curves, x_label="step", y_label="loss")
+        pictures.save_curves(
+            workdir / "loss.png", curves, x_label="training step", y_label="loss", title="Loss by step"
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
