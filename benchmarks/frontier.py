@@ -88,7 +88,16 @@ def frontier(rounds: int, smoke: bool, compiled_peers: bool) -> list[Row]:
     """Every setting against the plain run of all steps, and the picture of all of them."""
     plan = Plan(8, 10, smoke=True) if smoke else Plan()
     measured = measure(families(plan), plan, rounds)
-    better = beating(measured)
+    rows = rows_of(measured, beating(measured))
+    for row in rows:
+        print(f"  {row.case}: {row.ratio.value:.2f}x, {row.note}", flush=True)
+    if not smoke:
+        draw(rows)
+    return rows
+
+
+def rows_of(measured: Sequence[Measured], better: Sequence[dict[str, bool]]) -> list[Row]:
+    """The table: each setting against the plain run of all steps."""
     rows = []
     for one, beats in zip(measured, better, strict=True):
         base = _plain_of(measured, one)[0]
@@ -107,9 +116,6 @@ def frontier(rounds: int, smoke: bool, compiled_peers: bool) -> list[Row]:
                 note=f"operations predict {base.compute / one.compute:.2f}x; {said}; accuracy {one.accuracy:.3f}",
             )
         )
-        print(f"  {rows[-1].case}: {faster.value:.2f}x, {rows[-1].note}", flush=True)
-    if not smoke:
-        draw(rows)
     return rows
 
 

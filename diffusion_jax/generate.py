@@ -253,7 +253,7 @@ def _tell(pipelines: Sequence[Pipeline], request: Request, settings: dict[str, A
     count = sum(leaf.size for one in pipelines for leaf in jax.tree.leaves(one.params))
     height, width = settings["size"]
     print(
-        f"{settings['model']}: {count / 1e6:.1f} M parameters of the denoising network, {settings['steps']} steps of "
+        f"{settings['model']}: {count:,} parameters of the denoising network, {settings['steps']} steps of "
         f"{settings['solver']}, guidance scale {settings['scale']:g}\n"
         f"{drawn} of {request.total} images of {height} x {width} to draw, {each} at once, on {jax.device_count()} x "
         f"{jax.devices()[0].device_kind}"

@@ -207,8 +207,9 @@ def in_words(drawn: RunSamples) -> str:
     """What is drawn, by what and on what, in two lines."""
     group, sampler = drawn.experiment.config.sampling, drawn.sampler
     steps = jax.tree.leaves(sampler.sampling.grid)[0].shape[0] - 1
+    averaged = f" of the average {group.ema!r}" if group.ema else ""
     return (
-        f"{drawn.arguments.workdir}: {count_params(sampler.params) / 1e6:.3g} M parameters (average: {group.ema}), "
+        f"{drawn.arguments.workdir}: {count_params(sampler.params):,} parameters{averaged}, "
         f"{steps} steps of {call_text(group.solver)}\n"
         f"{drawn.request.total} samples of shape {drawn.experiment.shape}, {sampler.batch_size} at once, on "
         f"{jax.device_count()} x {jax.devices()[0].device_kind}"
@@ -270,7 +271,8 @@ def draw_shards(drawn: RunSamples, todo: Sequence[tuple[Path, int, int]]) -> dic
         }
         if jax.process_index() == 0:
             write_whole(folder / COST, json.dumps(cost, indent=2) + "\n")
-    print(f"{len(todo)} of {len(mine)} shards drawn, {len(mine) - len(todo)} were there: {folder}")
+    whose = " of this process" if jax.process_count() > 1 else ""
+    print(f"{len(todo)} of {len(mine)} shards{whose} drawn, {len(mine) - len(todo)} were there: {folder}")
     distributed.wait_for_all("samples")
     if jax.process_index() != 0:
         return None
