@@ -12,16 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import imageio.v3 as imageio
-import matplotlib
-
-matplotlib.use("agg")
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib import ticker
 
 from diffusion_jax import pixels, reading
 from diffusion_jax.errors import InvalidInput, invalid
-from diffusion_jax.typing import Numbers
+from diffusion_jax.typing import Number, Numbers
 
 DPI = 110
 """Pixels of an inch of every plot."""
@@ -117,14 +112,11 @@ def save_strips(
         sheets[name] = grid(images.reshape(-1, *images.shape[2:]), columns, zoom=enlarged)
     heights = [sheet.shape[0] for sheet in sheets.values()]
     width = max(sheet.shape[1] for sheet in sheets.values())
-    figure = plt.figure()
-    names = [figure.text(0, 0, name, fontsize=TEXT) for name in sheets]
-    margin = max(name.get_window_extent().width for name in names) / figure.dpi + 0.3
-    plt.close(figure)
+    margin = max(_width(name) for name in sheets) + 0.3
     top, bottom, gap = 0.4 * bool(title) + 0.1, 0.3 * bool(along) + 0.1, 0.12
     inches = width / DPI + margin + 0.1
     tall = sum(heights) / DPI + gap * (len(sheets) - 1) + top + bottom
-    figure = plt.figure(figsize=(inches, tall))
+    figure = _figure((inches, tall))
     above = tall - top
     for name, sheet in sheets.items():
         height, across = sheet.shape[0] / DPI, sheet.shape[1] / DPI
@@ -149,7 +141,7 @@ def save_captioned(
     size: side of an image in inches.
     """
     columns = max(len(images) for images, _ in rows.values())
-    figure, axes = plt.subplots(
+    figure, axes = _subplots(
         len(rows), columns, figsize=(size * columns + 2.2, (size + 0.3) * len(rows) + 0.2), squeeze=False
     )
     for line, (name, (images, captions)) in zip(axes, rows.items(), strict=True):
@@ -177,7 +169,7 @@ def save_scatter(
     """Writes named sets of two-dimensional points `[B, 2]` beside and below each other, on one scale."""
     columns = min(columns, len(points))
     rows = -(-len(points) // columns)
-    figure, axes = plt.subplots(
+    figure, axes = _subplots(
         rows, columns, figsize=(2.8 * columns + 0.6, 3.0 * rows + 0.6), sharex=True, sharey=True,
         squeeze=False,
     )  # fmt: skip
@@ -211,10 +203,12 @@ def save_curves(
 
     falling: x runs from right to left, as the time of a run does.
     """
+    from matplotlib import ticker  # slow to import
+
     plain = {name: ([*map(float, x)], [*map(float, y)]) for name, (x, y) in curves.items()}
     given = {"title": title, "x_label": x_label, "y_label": y_label, "log": log, "falling": falling}
     names = len(plain) > 1
-    figure, axis = plt.subplots(figsize=(8.2 if names else 6.4, 3.9))
+    figure, axis = _subplots(figsize=(8.2 if names else 6.4, 3.9))
     looks = zip("osDv^<>Ph*Xp" * len(plain), plain.items())
     for marker, (name, (x, y)) in looks:
         marked = {"marker": marker, "markersize": 4.5} if len(x) <= MEASURED else {}
@@ -251,6 +245,8 @@ def redraw(path: Path | str, **changes: Any) -> None:
 
 def readable_decades(axis: Any, low: float, high: float) -> None:
     """Ticks of a logarithmic axis as a person writes them: 0.02, 0.05, 0.1; powers of ten where there are many."""
+    from matplotlib import ticker
+
     decades = math.log10(high / low)
     if decades > 3.5:
         axis.set_major_locator(ticker.LogLocator(numticks=9))
@@ -283,13 +279,15 @@ def save_panels(
     name of the curve that the others are compared with, drawn in black. Points are marked, so a curve may be a single
     one. The legend of all names stands below.
     """
+    from matplotlib import colormaps
+
     names = [name for name in dict.fromkeys(name for curves in panels.values() for name in curves) if name != reference]
-    colours, markers = plt.get_cmap("tab20"), "osDv^<>Ph*XpH8d"
+    colours, markers = colormaps["tab20"], "osDv^<>Ph*XpH8d"
     looks = {name: (colours(i % 20), markers[i % len(markers)]) for i, name in enumerate(names)}
     rows = -(-len(panels) // columns)
     lines = -(-(len(names) + 1) // (2 * columns))
     legend = 0.24 * lines + 0.5
-    figure, axes = plt.subplots(rows, columns, figsize=(5.6 * columns, 4.6 * rows + legend + 0.4), squeeze=False)
+    figure, axes = _subplots(rows, columns, figsize=(5.6 * columns, 4.6 * rows + legend + 0.4), squeeze=False)
     for axis, (name_of_panel, curves) in zip(axes.flat, panels.items()):
         for name, (x, y, filled) in curves.items():
             if name == reference:
@@ -320,9 +318,27 @@ def save_panels(
     _save(figure, path, tight=False)
 
 
+def _figure(size: tuple[Number, Number]) -> Any:
+    """A figure that only this module knows: pyplot would choose the backend of the whole process, a notebook's too."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=size)
+
+
+def _subplots(rows: int = 1, columns: int = 1, *, figsize: tuple[Number, Number], **options: Any) -> tuple[Any, Any]:
+    figure = _figure(figsize)
+    return figure, figure.subplots(rows, columns, **options)
+
+
+def _width(text: str) -> float:
+    """Inches that a text takes."""
+    from matplotlib.textpath import TextPath
+
+    return TextPath((0, 0), text, size=TEXT).get_extents().width / 72 if text.strip() else 0.0
+
+
 def _save(figure, path: Path | str, tight: bool = True, numbers: Mapping[str, Any] | None = None) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     if tight:
         figure.tight_layout()
     figure.savefig(path, dpi=DPI, metadata=None if numbers is None else {CHUNK: json.dumps(numbers)})
-    plt.close(figure)
