@@ -68,10 +68,10 @@ def grid(images: Numbers, columns: int, *, pad: int = 1, zoom: int | None = 1) -
         raise invalid("images.shape", images.shape, "expected [B, H, W, C] with 1 or 3 channels")
     if images.shape[-1] == 1:
         images = np.repeat(images, 3, axis=-1)
-    if zoom is None:
-        zoom = readable_zoom(*images.shape[1:3], columns)
-    images = images.repeat(zoom, axis=1).repeat(zoom, axis=2)
     count, height, width, _ = images.shape
+    times = readable_zoom(height, width, columns) if zoom is None else zoom
+    images = images.repeat(times, axis=1).repeat(times, axis=2)
+    height, width = times * height, times * width
     rows = -(-count // columns)
     sheet = np.full((rows * (height + pad) + pad, columns * (width + pad) + pad, 3), LINE, np.uint8)
     # Where the last row has no image, there is nothing.
@@ -108,8 +108,7 @@ def save_strips(
         images = np.asarray(images)
         images = images[None] if images.ndim == 4 else images
         columns = images.shape[1]
-        enlarged = readable_zoom(*images.shape[2:4], columns) if zoom is None else zoom
-        sheets[name] = grid(images.reshape(-1, *images.shape[2:]), columns, zoom=enlarged)
+        sheets[name] = grid(images.reshape(-1, *images.shape[2:]), columns, zoom=zoom)
     heights = [sheet.shape[0] for sheet in sheets.values()]
     width = max(sheet.shape[1] for sheet in sheets.values())
     margin = max(_width(name) for name in sheets) + 0.3

@@ -51,6 +51,7 @@ class SampleParser(argparse.ArgumentParser):
     def __init__(self) -> None:
         super().__init__(
             prog="python -m diffusion_jax.sample",
+            usage="%(prog)s (--workdir=RUN | --pretrained=FOLDER) [options]",
             description=DESCRIPTION,
             epilog=EXAMPLES,
             formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -73,42 +74,63 @@ def sample_parser() -> SampleParser:
         return add
 
     add = group("what to sample from (one of the two)")
-    add("--workdir", type=Path, help="the folder of a training run; its config is used")
-    add("--pretrained", help="a folder with model_index.json, one safetensors file, or the id of a repo")
+    add("--workdir", type=Path, metavar="RUN", help="the folder of a training run; its config is used")
+    add(
+        "--pretrained",
+        metavar="FOLDER",
+        help="a folder with model_index.json, one safetensors file, or the id of a repo",
+    )
 
     add = group("what to sample")
     add("--class", dest="classes", action="append", default=[], metavar="NAMES", help="names or numbers of classes")
-    add("--prompt", action="append", default=[], help="a text; repeat the flag for several")
-    add("--images-per-prompt", type=int, help="images of each prompt or class (default 1)")
+    add("--prompt", action="append", default=[], metavar="TEXT", help="a text; repeat the flag for several")
+    add("--images-per-prompt", type=int, metavar="N", help="images of each prompt or class (default 1)")
     add(
         "--num-samples",
         type=int,
+        metavar="N",
         help="samples of each seed; prompts or classes take turns (default for a run without them: 1000)",
     )
-    add("--seed", type=int, default=0, help="image i of a seed is the same whatever else is drawn (default 0)")
-    add("--seeds", help="several, such as 1,2,3: the images that --seed would draw for each of them")
+    add(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="image i of a seed is the same whatever else is drawn (default 0)",
+    )
+    add("--seeds", metavar="N,N,...", help="several, such as 1,2,3: the images that --seed would draw for each of them")
     add(
         "--like",
         type=Path,
         metavar="PNG",
         help="take all settings that are not given from a PNG file written by sample",
     )
-    add("--index", help="draw only these images of the set, such as 3 or 3,7; no shards are written")
+    add("--index", metavar="N,N,...", help="draw only these images of the set, such as 3 or 3,7; no shards are written")
 
     add = group("what to sample", PRETRAINED)
-    add("--negative", help="what the images should not show")
-    add("--size", help="HEIGHTxWIDTH in pixels (default: the size that the network was made for)")
-    add("--image", type=Path, help="a picture to start from")
-    add("--mask", type=Path, help="a picture that is white where --image is painted anew; grey changes less")
+    add("--negative", metavar="TEXT", help="what the images should not show")
+    add("--size", metavar="HEIGHTxWIDTH", help="in pixels (default: the size that the network was made for)")
+    add("--image", type=Path, metavar="FILE", help="a picture to start from")
+    add(
+        "--mask",
+        type=Path,
+        metavar="FILE",
+        help="a picture that is white where --image is painted anew; grey changes less",
+    )
     add("--strength", type=float, help="how much of --image is redone, in (0, 1]")
     add("--fit", choices=FITS, default="crop", help="how --image is brought to the size (default crop)")
-    add("--background", help="a colour, seen where --image is transparent")
+    add("--background", metavar="COLOUR", help="a colour, seen where --image is transparent")
 
     add = group("how to sample (default: as the run's config or the checkpoint says)")
-    add("--steps", type=int, help="number of steps")
-    add("--solver", help="such as dpm_solver_pp, euler or ddim")
+    add("--steps", type=int, metavar="N", help="number of steps")
+    add("--solver", metavar="NAME", help="such as dpm_solver_pp, euler or ddim")
     add("--scale", type=float, help="of guidance; 1 is none")
-    add("--batch-size", type=int, help="images drawn at once (default: the run's; 4 a device for a checkpoint)")
+    add(
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help="images drawn at once (default: the run's; 4 a device for a checkpoint)",
+    )
     add(
         "--config.sampling.FIELD",
         metavar="VALUE",
@@ -126,20 +148,21 @@ def sample_parser() -> SampleParser:
     add = group("parts", PRETRAINED)
     add("--lora", action="append", default=[], metavar="FILE[:WEIGHT]", help="repeatable")
     add("--embedding", action="append", default=[], metavar="FILE", help="a word with vectors of its own; repeatable")
-    add("--vae", help="a folder or file with another autoencoder")
-    add("--refiner", help="a second checkpoint, whose network goes on from --handover")
+    add("--vae", metavar="FOLDER", help="a folder or file with another autoencoder")
+    add("--refiner", metavar="FOLDER", help="a second checkpoint, whose network goes on from --handover")
     add("--handover", type=float, default=0.2, help="the time, from 1 (noise) to 0 (default 0.2)")
     add("--variant", help='such as "fp16", for files with that in their names')
-    add("--tokenizer", help="for a single file: the folder of CLIP's tokenizer")
-    add("--prediction-type", help="for a single file of Stable Diffusion 2: epsilon or v_prediction")
+    add("--tokenizer", metavar="FOLDER", help="for a single file: the folder of CLIP's tokenizer")
+    add("--prediction-type", metavar="NAME", help="for a single file of Stable Diffusion 2: epsilon or v_prediction")
 
     add = group("parts", RUN)
-    add("--step", type=int, help="the checkpoint to use (default: the newest)")
+    add("--step", type=int, metavar="N", help="the checkpoint to use (default: the newest)")
 
     add = group("where it goes")
     add(
         "--output",
         type=Path,
+        metavar="FOLDER",
         help="a folder for everything that is written (default: WORKDIR/samples for shards and images, WORKDIR for "
         "pictures of them; out/generated for a checkpoint)",
     )
@@ -151,7 +174,7 @@ def sample_parser() -> SampleParser:
         action=argparse.BooleanOptionalAction,
         help="write each sample as images/NUMBER.png too (default: up to 100 samples are)",
     )
-    add("--shard-size", type=int, default=1000, help="samples a file (default 1000)")
+    add("--shard-size", type=int, default=1000, metavar="N", help="samples a file (default 1000)")
     add("--format", choices=("npz", "arrayrecord"), default="npz", help="default npz")
     add("--save-trajectory", action="store_true", help="also write denoising.png, noise to sample")
     add("--save-predictions", action="store_true", help="also write predictions.png, the sample as predicted over time")
