@@ -42,7 +42,6 @@ def get_config() -> ConfigDict:
         transformations={"guidance": call("denoisers.guided", scale=1.5, null=null)},
         condition=call("data.cycled_labels", num_classes=10),
         batch_size=250,
-        picture_zoom=4,
     )
     config.metrics.images = call("metrics.image_set", judge=call("metrics.feature_network", world="digits"))
     return config

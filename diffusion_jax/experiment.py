@@ -64,7 +64,7 @@ def defaults(steps: int, batch_size: int) -> ConfigDict:
         "condition": None,
         "batch_size": 256,
         "picture_columns": 10,
-        "picture_zoom": 2,
+        "picture_zoom": None,
     }
     return config
 

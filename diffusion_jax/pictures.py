@@ -21,8 +21,8 @@ from diffusion_jax.typing import Number, Numbers
 DPI = 110
 """Pixels of an inch of every plot."""
 
-LINE, TEXT = 128, 10
-"""The grey of the lines between images, which neither black nor white images run into; points of text."""
+LINE, TEXT = (110, 140, 190), 10
+"""The colour of the lines between images, which neither black, grey nor white images run into; points of text."""
 
 READABLE, WIDEST = 64, 1400
 """Pixels that the shorter side of a small image is enlarged to; pixels of a row that are not exceeded for it."""
@@ -56,7 +56,7 @@ def readable_zoom(height: int, width: int, columns: int = 1) -> int:
     return max(1, min(round(READABLE / min(height, width)), WIDEST // (width * columns)))
 
 
-def grid(images: Numbers, columns: int, *, pad: int = 1, zoom: int | None = 1) -> np.ndarray:
+def grid(images: Numbers, columns: int, *, pad: int = 2, zoom: int | None = 1) -> np.ndarray:
     """Tiles `[B, H, W, C]` images in [-1, 1] row by row into one uint8 picture `[rows (H + pad), ..., 3]`.
 
     Takes uint8 as well. Floats that all lie in [0, 1], which would be shown pale, are told in a warning. zoom: how many
@@ -73,7 +73,8 @@ def grid(images: Numbers, columns: int, *, pad: int = 1, zoom: int | None = 1) -
     images = images.repeat(times, axis=1).repeat(times, axis=2)
     height, width = times * height, times * width
     rows = -(-count // columns)
-    sheet = np.full((rows * (height + pad) + pad, columns * (width + pad) + pad, 3), LINE, np.uint8)
+    sheet = np.empty((rows * (height + pad) + pad, columns * (width + pad) + pad, 3), np.uint8)
+    sheet[:] = LINE
     # Where the last row has no image, there is nothing.
     sheet[(rows - 1) * (height + pad) + pad :, (count - (rows - 1) * columns) * (width + pad) + pad :] = 255
     for i, image in enumerate(images):
@@ -177,6 +178,7 @@ def save_scatter(
         axis.scatter(values[:, 0], values[:, 1], s=2, alpha=0.5)
         axis.set_title(name, fontsize=TEXT)
         axis.set_aspect("equal")
+        axis.locator_params(nbins=4)
     for axis in axes.flat[len(points) :]:
         axis.set_axis_off()
     for axis in axes[-1]:
@@ -217,7 +219,7 @@ def save_curves(
         axis.set_yscale("log")
         readable_decades(axis.yaxis, *axis.get_ylim())
     if all(value.is_integer() for x, _ in plain.values() for value in x):
-        axis.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+        axis.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     if falling:
         axis.invert_xaxis()
     axis.set_title(title, loc="left", fontsize=TEXT + 1, weight="bold")

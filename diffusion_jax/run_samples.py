@@ -67,6 +67,8 @@ EXPORT = "samples.array_record"
 PICTURES, SHOWN_SET = ("samples.png", "samples.txt", "denoising.png", "predictions.png"), "shown.json"
 """Pictures of the samples, and the identity of the set that they show."""
 
+TITLES = {"denoising": "From noise to sample", "predictions": "The sample as predicted at each moment"}
+
 DEFAULT_COUNT, FEW = 1000, 100
 """Samples where no number is given; up to how many samples are written as PNG files unless told otherwise."""
 
@@ -296,8 +298,10 @@ def show_samples(drawn: RunSamples, sampling: Sampling, first: Mapping[str, np.n
     for name, images in (moments or {}).items():
         if wanted[name]:
             path = where / f"{name}.png"
-            strip = images.swapaxes(0, 1).reshape(-1, *images.shape[2:])
-            pictures.save_grid(path, strip, len(images), zoom=drawn.experiment.config.sampling.picture_zoom)
+            zoom = drawn.experiment.config.sampling.picture_zoom or None
+            pictures.save_strips(
+                path, {"": images.swapaxes(0, 1)}, title=TITLES[name], along="steps of the run", zoom=zoom
+            )
             print(f"Wrote {path}")
     write_whole(where / SHOWN_SET, json.dumps(drawn.who) + "\n")
 

@@ -20,13 +20,13 @@ def show(experiment: Experiment, samples: Mapping[str, np.ndarray], workdir: Pat
         return None
     if x.ndim == 4 and x.shape[-1] in (1, 3):
         path = workdir / "samples.png"
-        pictures.save_grid(path, x[: group.picture_columns**2], group.picture_columns, zoom=group.picture_zoom)
+        pictures.save_grid(path, x[: group.picture_columns**2], group.picture_columns, zoom=group.picture_zoom or None)
         return path
     if x.ndim == 2 and x.shape[1] == 2:
         path = workdir / "samples.png"
         count = min(len(x), len(experiment.held_out))
         real = np.stack([experiment.held_out[i]["x0"] for i in range(count)])
-        pictures.save_scatter(path, {"held-out data": real, "samples": x})
+        pictures.save_scatter(path, {"held-out data": real, "samples": x}, title=f"{len(x)} samples and data")
         return path
     tokenizer = getattr(experiment.source, "tokenizer", None)
     if np.issubdtype(x.dtype, np.integer) and tokenizer is not None:

@@ -62,7 +62,7 @@ def sample_pictures(experiment: Experiment, sampling: Sampling, every: int) -> t
         return sampler(jax.random.key(experiment.config.seed), params, sampling.grid, cond, index).x
 
     def picture(x: Any) -> np.ndarray:
-        return pictures.grid(np.asarray(x), group.picture_columns, zoom=group.picture_zoom)
+        return pictures.grid(np.asarray(x), group.picture_columns, zoom=group.picture_zoom or None)
 
     def function(state: training.TrainState, writer: Any) -> None:
         writer.image(int(state.step), "samples", picture(draw(sampled_params(experiment, state))))

@@ -43,5 +43,5 @@ def test_a_plot_carries_its_numbers(tmp_path):
 def test_small_images_are_enlarged_and_what_is_missing_of_a_row_is_empty():
     sheet = pictures.grid(np.full((3, 8, 8, 1), -1.0), 2, zoom=None)
     assert pictures.readable_zoom(8, 8) == 8 and pictures.readable_zoom(512, 512) == 1
-    assert sheet.shape == (2 * 65 + 1, 2 * 65 + 1, 3)
-    assert (sheet == 0).all(-1).sum() == 3 * 64**2 and (sheet[66:, 66:] == 255).all()
+    assert sheet.shape == (2 * 66 + 2, 2 * 66 + 2, 3)
+    assert (sheet == 0).all(-1).sum() == 3 * 64**2 and (sheet[68:, 68:] == 255).all()
