@@ -41,7 +41,7 @@ def get_config(variant: str = "XL/2") -> ConfigDict:
         solver=call("solvers.ddpm", variance="small"),
         grid=call("timesteps.leading", steps=250, num_train_steps=1000),
         transformations={"guidance": call("denoisers.guided", scale=1.5, null=null)},
-        condition=call("data.cycled_labels", num_classes=1000),
+        condition=call("data.cycled_labels"),
         batch_size=64,
     )
     return config

@@ -10,8 +10,11 @@ A config has these entries; all of them are constructor calls (`config.call`) un
     train         a group: steps, batch_size and whatever else `training.train` takes; transforms, a group of calls
     ema           a group of averages of the parameters, each a constructor call
     sampling      a group: solver, grid, acceleration (from network and process to a denoiser), transformations of it
-                  (a group, applied in its order), condition, batch_size, ema
+                  (a group), condition, batch_size, ema
     metrics       a group of what `evaluate` measures, each a constructor call
+
+A ConfigDict has its entries in alphabetical order, so that is the order in which transforms and transformations are
+applied: where it matters, name them so. An entry of a group that is None is left out.
 
 `defaults` is the config to start from: it has every plain value, and leaves the entries to be set. `places` says
 what each entry takes, and all of it is looked at before anything is built.
@@ -33,7 +36,7 @@ from diffusion_jax.data.agreement import check_classes, check_known, check_null_
 from diffusion_jax.distributed import BATCH_AXES, path_name
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.models import ConditionStream, check_values
-from diffusion_jax.places import GROUPS, check_config, part_of, parts_in
+from diffusion_jax.places import GROUPS, check_config, entries_of, part_of, parts_in
 from diffusion_jax.reading import first_line
 from diffusion_jax.sampling import make_sampler
 from diffusion_jax.typing import Denoiser, Network, Objective, Solver
@@ -155,7 +158,8 @@ def prepare(
     still = ConfigDict({"objective": {**config.objective.to_dict(), **quiet}})
     validation = objective or part_of("objective", still, **parts)
     loss = objective or part_of("objective", config, **parts)
-    optimizer = part_of("optimizer", config)
+    # Schedules that are given no length have that of the run.
+    optimizer = part_of("optimizer", config, total_steps=max(config.train.steps, 1))
     if not len(source):
         raise invalid("config.data", config.data.get("call"), "it holds no example")
     shape = jax.tree.map(np.shape, source[0]["x0"])
@@ -287,27 +291,47 @@ def prepare_sampling(experiment: Experiment) -> Sampling:
     context = {"process": experiment.process}
     # Absent in the configs of runs that were trained before it existed.
     plain = ConfigDict({"sampling": {"acceleration": call("denoisers.denoiser")}})
-    denoiser = part_of(
-        "sampling.acceleration", config if config.sampling.get("acceleration") else plain,
-        network=experiment.network, **context,
-    )  # fmt: skip
-    for name, entry in config.sampling.transformations.items():
+    plainly = part_of("sampling.acceleration", plain, network=experiment.network, **context)
+    denoiser = plainly
+    if config.sampling.get("acceleration"):
+        # It takes the network, or, as a transformation does, its denoiser.
+        around = {"network": experiment.network, "denoiser": plainly, "inner": plainly}
+        denoiser = part_of("sampling.acceleration", config, **around, **context)
+    for name, entry in entries_of("sampling.transformations", config).items():
         field = f"config.sampling.transformations.{name}"
-        check_null_class(f"{field}.null", as_plain(entry.get("null")), experiment.source, experiment.conditions)
-        denoiser = build(entry, GROUPS["sampling.transformations"], field, denoiser=denoiser, **context)
-    conditions = part_of("sampling.condition", config) if config.sampling.get("condition") else None
+        _check_null(f"{field}.null", entry.get("null"), experiment)
+        around = {"denoiser": denoiser, "inner": denoiser}
+        denoiser = build(entry, GROUPS["sampling.transformations"], field, **around, **context)
+    classes = getattr(experiment.source, "num_classes", None)
+    named = {} if classes is None else {"num_classes": classes}
+    conditions = part_of("sampling.condition", config, **named) if config.sampling.get("condition") else None
 
-    known = conditions and _checked(conditions, experiment.conditions)
+    known = conditions and _checked(conditions, experiment.conditions, classes)
     grid = as_grid(part_of("sampling.grid", config, **context))
     return Sampling(denoiser, part_of("sampling.solver", config, **context), grid, known)
 
 
-def _checked(conditions: data.Conditions, streams: Any) -> data.Conditions:
-    """`conditions`, whose values are looked at before they are given out."""
+def _check_null(field: str, null: Any, experiment: Experiment) -> None:
+    """Raises InvalidInput where the null class of a transformation is a class of the data, or not the one that was
+    trained as the null class."""
+    null, trained = as_plain(null), as_plain(experiment.config.objective.get("null"))
+    check_null_class(field, null, experiment.source, experiment.conditions)
+    label, known = (one.get("label") if isinstance(one, Mapping) else None for one in (null, trained))
+    if isinstance(label, int) and isinstance(known, int) and label != known:
+        raise invalid(f"{field}['label']", label, f"{known} was trained as the null class (config.objective.null)")
+
+
+def _checked(conditions: data.Conditions, streams: Any, classes: int | None) -> data.Conditions:
+    """`conditions`, whose values are looked at before they are given out. classes: how many the data have."""
 
     def known(index):
         cond = conditions(index)
         check_values(streams, cond, data=True)
+        label = np.max(cond["label"], initial=0) if classes is not None and "label" in cond else 0
+        if classes is not None and label >= classes:
+            raise invalid(
+                "a label of config.sampling.condition", int(label), f"the data have classes 0 to {classes - 1}"
+            )
         return cond
 
     return known

@@ -29,6 +29,7 @@ from diffusion_jax.interop.image_inputs import fitted_masks, read_masks
 from diffusion_jax.interop.pipelines import Pipeline, adapted_network
 from diffusion_jax.interop.requests import checked_size, next_smaller
 from diffusion_jax.models.conditions import Label
+from diffusion_jax.places import entries_of
 from diffusion_jax.sample_flags import Request, SampleParser, batches, call_text, given_flags, set_steps
 from diffusion_jax.typing import Denoiser, Grid, Solver
 
@@ -132,13 +133,13 @@ def load_pipelines(arguments: argparse.Namespace, mesh: Any) -> list[Pipeline]:
     return pipelines
 
 
-def configured(pipeline: Pipeline, group: ConfigDict) -> Pipeline:
+def configured(pipeline: Pipeline, config: ConfigDict) -> Pipeline:
     """The pipeline with what `config.sampling` says in the place of its own parts.
 
     Transformations stand around the guided denoiser and what the scheduler makes of it (clipping, thresholding).
     Raises InvalidInput for a part that does not fit its place.
     """
-    scheduler, field = pipeline.scheduler, "config.sampling"
+    scheduler, group, field = pipeline.scheduler, config.sampling, "config.sampling"
     context = {"process": scheduler.process}
     if group.solver is not None:
         solver = build(group.solver, Solver, f"{field}.solver", **context)
@@ -146,7 +147,7 @@ def configured(pipeline: Pipeline, group: ConfigDict) -> Pipeline:
     if group.grid is not None:
         grid = as_grid(build(group.grid, Grid, f"{field}.grid", **context))
         scheduler = scheduler._replace(grid=lambda num_steps, **_: grid)
-    for name, entry in group.transformations.items():
+    for name, entry in entries_of("sampling.transformations", config).items():
         where = f"{field}.transformations.{name}"
         if "null" in entry:
             raise invalid(where, entry.get("call"), "guidance of a checkpoint is set by --scale and --rescale")
@@ -157,7 +158,7 @@ def configured(pipeline: Pipeline, group: ConfigDict) -> Pipeline:
 
         scheduler = scheduler._replace(transform=transform)
     pipeline = pipeline._replace(scheduler=scheduler)
-    if group.acceleration != call("acceleration.accelerated", preset="plain"):
+    if group.acceleration not in (None, call("acceleration.accelerated", preset="plain")):
         made = build(
             group.acceleration, Denoiser, f"{field}.acceleration", network=adapted_network(pipeline), **context
         )
@@ -197,7 +198,7 @@ def run(
     mesh = distributed.make_mesh(devices=jax.local_devices()) if divides else None
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
-        pipelines = [configured(one, config.sampling) for one in load_pipelines(arguments, mesh)]
+        pipelines = [configured(one, config) for one in load_pipelines(arguments, mesh)]
         pipeline = pipelines[0]
         check_asked(pipeline, arguments)
         picture = starting_picture(arguments, size, pixel_step(pipeline))

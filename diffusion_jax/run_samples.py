@@ -40,6 +40,7 @@ from diffusion_jax.image_files import (
     write_overview,
 )
 from diffusion_jax.models import check_values, count_params
+from diffusion_jax.places import entries_of, sampled_average
 from diffusion_jax.run_conditions import asked_of
 from diffusion_jax.sample_flags import Request, SampleParser, call_text, given_flags
 from diffusion_jax.sample_pictures import along_the_run, show
@@ -183,7 +184,7 @@ def run(
     sampling = prepare_sampling(experiment)
     if request.asked:
         sampling = asked_of(experiment, sampling, request, by_class=bool(arguments.classes))
-    params = training.load_params(arguments.workdir, config.sampling.ema, arguments.step, experiment.mesh)
+    params = training.load_params(arguments.workdir, sampled_average(config), arguments.step, experiment.mesh)
     check_params(experiment, params)
     sampler = BatchSampler(experiment, sampling, params, request)
     drawn = RunSamples(experiment, sampler, provenance(experiment, params, request), arguments, request)
@@ -329,7 +330,8 @@ def image_settings(parser: SampleParser, drawn: RunSamples, changed: Sequence[st
         "solver": call_text(config.sampling.solver),
         "size": list(drawn.experiment.shape[:2]),
     }
-    scales = [entry.scale for entry in config.sampling.transformations.values() if "scale" in entry]
+    guides = entries_of("sampling.transformations", config).values()
+    scales = [entry.scale for entry in guides if "scale" in entry]
     shared |= {"scale": scales[0]} if scales and isinstance(scales[0], float | int) else {}
     shared |= {"config": list(changed)} if changed else {}
     labels, names = None, getattr(drawn.experiment.source, "class_names", None)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from diffusion_jax import distributed, generate, run_samples
-from diffusion_jax.command import cache_compilations, leave, parse_config, run_command
+from diffusion_jax.command import cache_compilations, leave, parse_config, run_command, split_overrides
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.image_files import read_settings
 from diffusion_jax.sample_flags import (
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         base=generate.checkpoint_config() if pretrained else None,
         set_fields=set_solver if pretrained else set_fields,
     )
-    changed = [argument.removeprefix("--config.") for argument in argv if argument.startswith("--config.")]
+    changed, _ = split_overrides(argv)
     for field in changed:
         if pretrained and not field.startswith("sampling."):
             raise InvalidInput(f"--config.{field}: of a checkpoint only fields of config.sampling can be set.")

@@ -39,6 +39,7 @@ HINTS = {
     "format": "images of a checkpoint are PNG files, not shards",
     "png": "images of a checkpoint are always PNG files",
     "config": "what can be set of a checkpoint is --config.sampling.FIELD=VALUE",
+    "trust": "no stored config is read for a checkpoint",
 }
 """Why a flag does not apply, where there is more to say than that."""
 
@@ -57,7 +58,7 @@ class SampleParser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        self.only: dict[str, str] = {"config": RUN}
+        self.only: dict[str, str] = {"config": RUN, "trust": RUN}
 
 
 def sample_parser() -> SampleParser:
@@ -326,7 +327,7 @@ def set_fields(arguments: argparse.Namespace, config: ConfigDict) -> None:
     if arguments.scale is not None:
         if not math.isfinite(arguments.scale):
             raise invalid("--scale", arguments.scale, "a finite number is needed")
-        guides = [entry for entry in group.transformations.values() if "scale" in entry]
+        guides = [entry for entry in group.transformations.values() if entry is not None and "scale" in entry]
         if len(guides) > 1:
             raise invalid("--scale", arguments.scale, f"{len(guides)} transformations have one: set config.sampling's")
         null = config.objective.get("null") if "objective" in config else None

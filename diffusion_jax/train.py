@@ -20,11 +20,13 @@ from diffusion_jax.experiment import (
     prepare,
     prepare_sampling,
 )
+from diffusion_jax.places import sampled_average
+from diffusion_jax.trust import outside_packages
 
 
 def sampled_params(experiment: Experiment, state: training.TrainState) -> Any:
     """The parameters that `sampling.ema` names: those of an average, or the raw ones."""
-    name = experiment.config.sampling.ema
+    name = sampled_average(experiment.config)
     if name and name not in state.ema:
         raise unknown("sampling.ema", name, state.ema)
     return state.ema[name] if name else state.params
@@ -136,7 +138,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         else:
             skipped = int(state.skipped)
             but = f" ({skipped} of them were not finite and changed nothing)" if skipped else ""
-            print(f"Trained {done} steps{but}. Samples: python -m diffusion_jax.sample --workdir={arguments.workdir}")
+            packages = ",".join(outside_packages(config))
+            then = f"--workdir={arguments.workdir}" + (f" --trust={packages}" if packages else "")
+            print(f"Trained {done} steps{but}. Samples: python -m diffusion_jax.sample {then}")
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def main(argv=None) -> None:
     mesh = make_mesh(**sizes, devices=list(topology.devices))
     network, process = build(config.model), build(config.process)
     objective = build(config.objective, network=network, process=process)
-    optimizer = build(config.optimizer)
+    optimizer = build(config.optimizer, total_steps=max(config.train.steps, 1))
     ema = {name: build(track) for name, track in config.ema.items()}
     size = config.train.batch_size
     batch = {"x0": jax.ShapeDtypeStruct((size, *shape), jnp.float32), "index": jax.ShapeDtypeStruct((size,), jnp.int32)}

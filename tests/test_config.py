@@ -6,8 +6,9 @@ import pytest
 
 from diffusion_jax import config as configs
 from diffusion_jax import experiment, parts
-from diffusion_jax.config import ConfigDict, apply_overrides, build, call
+from diffusion_jax.config import ConfigDict, build, call
 from diffusion_jax.errors import InvalidInput
+from diffusion_jax.overrides import apply_overrides
 
 
 def test_call_then_build_is_the_constructor():

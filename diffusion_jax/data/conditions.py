@@ -14,9 +14,12 @@ Conditions = Callable[[np.ndarray], dict[str, np.ndarray]]
 """Global sample indices `[B]` to a batch of conditions."""
 
 
-def cycled_labels(num_classes: int) -> Conditions:
-    """`label = index mod num_classes`: every class equally often, one after the other."""
-    if num_classes < 1:
+def cycled_labels(num_classes: int | None = None) -> Conditions:
+    """`label = index mod num_classes`: every class equally often, one after the other.
+
+    num_classes: those of the data when left out of a config; needed elsewhere.
+    """
+    if num_classes is None or num_classes < 1:
         raise invalid("num_classes", num_classes, "at least one class is needed")
     return lambda index: {"label": (np.asarray(index) % num_classes).astype(np.int32)}
 

@@ -8,9 +8,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusion_jax.command import cache_compilations, leave, run_command
-from diffusion_jax.config import apply_overrides, load
+from diffusion_jax.command import cache_compilations, leave, run_command, split_overrides
+from diffusion_jax.config import load
 from diffusion_jax.errors import InvalidInput, unknown
+from diffusion_jax.overrides import apply_overrides
 from diffusion_jax.recipes.page import verdict_table, write_pages
 from diffusion_jax.recipes.published import published_size
 from diffusion_jax.recipes.report import Report, check_publishable, reported
@@ -65,10 +66,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         dest="_overrides_help",
         help="overrides a field: --config.seed_numbers=(7,8)",
     )
-    argv = list(sys.argv[1:] if argv is None else argv)
-    overrides = [text for text in argv if text.startswith("--config.") and not text.startswith("--config.FIELD")]
-    arguments = parser.parse_args([text for text in argv if text not in overrides])
-    overrides = [text.removeprefix("--config.") for text in overrides]
+    overrides, rest = split_overrides(sys.argv[1:] if argv is None else argv)
+    arguments = parser.parse_args(rest)
 
     if arguments.write_pages:
         write_pages(DOCS)

@@ -10,9 +10,10 @@ import jax
 import numpy as np
 
 from diffusion_jax import data
-from diffusion_jax.config import apply_overrides, load
+from diffusion_jax.config import load
 from diffusion_jax.distributed import make_mesh
 from diffusion_jax.experiment import compiled_sampler, prepare, prepare_sampling
+from diffusion_jax.overrides import apply_overrides
 from diffusion_jax.train import run
 
 IMAGES = {

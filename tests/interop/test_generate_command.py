@@ -66,12 +66,13 @@ def test_fields_of_the_sampling_config_reach_the_network(sd, tmp_path, capsys):
         "plain": [],
         "first": ["--config.sampling.solver.order=1"],
         "forecast": ["--config.sampling.acceleration.preset=interval_reuse"],
+        "grid": ["--config.sampling.grid=timesteps.karras(steps=3)"],
         "seeds": ["--seeds=2,0"],
     }.items():
         assert run_command(sample.main, [*command, *more, f"--output={tmp_path / name}"]) == 0, capsys.readouterr().err
         images[name] = pngs(tmp_path / name)
     pixels = {name: np.asarray(Image.open(tmp_path / name / "images" / "00000.png"), int) for name in images}
-    assert (pixels["plain"] != pixels["first"]).any() and (pixels["plain"] != pixels["forecast"]).any()
+    assert all((pixels["plain"] != pixels[name]).any() for name in ("first", "forecast", "grid"))
     second = np.asarray(Image.open(tmp_path / "seeds" / "images" / "00001.png"), int)
     np.testing.assert_array_equal(second, pixels["plain"])
     made = read_settings(tmp_path / "first" / "images" / "00000.png")
