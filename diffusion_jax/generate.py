@@ -185,7 +185,8 @@ def run(
     for path, background in ((arguments.image, arguments.background), (arguments.mask, "black")):
         if path is not None:
             read_image(path, background=background)
-    if config.sampling.grid is not None:
+    # A field that is given has the last word.
+    if config.sampling.grid is not None and not any("steps" in one for one in changed if "sampling.grid" in one):
         set_steps(arguments, config)
     folder = arguments.output or Path("out/generated")
     check_no_more(folder, request.total)

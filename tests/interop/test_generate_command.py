@@ -9,7 +9,6 @@ from PIL import Image
 from diffusion_jax import generate, sample
 from diffusion_jax.command import run_command
 from diffusion_jax.errors import InvalidInput
-from diffusion_jax.image_files import read_settings
 from tests.interop.folders import SIZE, sd_folder
 
 
@@ -56,30 +55,6 @@ def test_it_writes_pictures_and_what_made_them_and_overwrites_no_others(sd, star
     (output / "images" / "00001.png").write_bytes(b"\x89PNG")
     assert run_command(sample.main, command) == 0
     assert pngs(output) == first
-
-
-def test_fields_of_the_sampling_config_reach_the_network(sd, tmp_path, capsys):
-    """A solver's arguments, a preset of acceleration, a grid and a transformation; the seeds are those of `--seed`."""
-    command = [f"--pretrained={sd}", "--prompt=a cat", f"--size={SIZE}x{SIZE}", "--steps=4", "--solver=dpm_solver_pp"]
-    images = {}
-    for name, more in {
-        "plain": [],
-        "first": ["--config.sampling.solver.order=1"],
-        "forecast": ["--config.sampling.acceleration.preset=interval_reuse"],
-        "grid": ["--config.sampling.grid=timesteps.karras(steps=3)"],
-        "seeds": ["--seeds=2,0"],
-    }.items():
-        assert run_command(sample.main, [*command, *more, f"--output={tmp_path / name}"]) == 0, capsys.readouterr().err
-        images[name] = pngs(tmp_path / name)
-    pixels = {name: np.asarray(Image.open(tmp_path / name / "images" / "00000.png"), int) for name in images}
-    assert all((pixels["plain"] != pixels[name]).any() for name in ("first", "forecast", "grid"))
-    second = np.asarray(Image.open(tmp_path / "seeds" / "images" / "00001.png"), int)
-    np.testing.assert_array_equal(second, pixels["plain"])
-    made = read_settings(tmp_path / "first" / "images" / "00000.png")
-    assert made["solver"].startswith("dpm_solver_pp(order=1") and made["config"] == ["sampling.solver.order=1"]
-    assert run_command(sample.main, [*command, "--config.train.steps=3", f"--output={tmp_path / 'x'}"]) == 2
-    assert run_command(sample.main, [*command, "--shard-size=3", f"--output={tmp_path / 'x'}"]) == 2
-    assert "--shard-size is for a training run (--workdir)" in capsys.readouterr().err
 
 
 def test_every_flag_reaches_the_network(sd, start, tmp_path, capsys):
