@@ -76,7 +76,7 @@ def study(s: Study) -> Results:
         blocks = [float(np.mean(depths["tuned", share])) for share in config.reductions]
         return blocks, [float(np.mean(found[f"{way} {share:g}"]["endpoint"])) for share in config.reductions]
 
-    labels = {"x_label": "blocks on average", "y_label": "distance to the samples of all blocks"}
+    labels: dict[str, Any] = {"x_label": "blocks on average", "y_label": "distance to the samples of all blocks"}
     title = "What leaving early costs, by how depths are spread"
     pictures.save_curves(s.picture("quality"), {way: points(way) for way in WAYS}, **labels, title=title)
     drawn = {

@@ -207,7 +207,7 @@ def study(s: Study) -> Results:
         f"slider of the {own}, on the {used}": (config.strengths, areas_of(areas, own, used, config).mean(axis=1))
         for own, used in itertools.product(("base", "student"), repeat=2)
     }
-    labels = {"x_label": "strength of the slider", "y_label": "share of the image that is stroke"}
+    labels: dict[str, Any] = {"x_label": "strength of the slider", "y_label": "share of the image that is stroke"}
     pictures.save_curves(s.picture("sliders"), curves, **labels, title="What a slider changes", log=False)
     captions[s.picture("sliders")] = "Stroke area by strength of a slider, beside its own model and the other one."
     return Results(rows, captions, "the noise, and the patterns; student and sliders are trained once")

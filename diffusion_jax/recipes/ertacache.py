@@ -56,7 +56,7 @@ def study(s: Study) -> Results:
         curves = {
             part: (means(found, part, "evaluations", config), means(found, part, "error", config)) for part in PARTS
         }
-        labels = {"x_label": "evaluations of the network", "y_label": "endpoint error"}
+        labels: dict[str, Any] = {"x_label": "evaluations of the network", "y_label": "endpoint error"}
         pictures.save_curves(s.picture(name), curves, **labels, title=f"Distance to the full run: {name}")
         drawn[s.picture(name)] = f"Distance to the end of the full run by evaluations, {name}: lower is better."
     images = {

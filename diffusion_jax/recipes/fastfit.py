@@ -201,7 +201,7 @@ def try_on_pictures(
         pictures.save_strips(s.picture(which), strips, title=f"Try-on, {which}")
     counts = sorted(set(s.config.timed.references))
     curves = {way: (counts, [np.mean(times[way, count]) for count in counts]) for way, _ in times}
-    labels = {"x_label": "number of references", "y_label": "seconds of a run"}
+    labels: dict[str, Any] = {"x_label": "number of references", "y_label": "seconds of a run"}
     pictures.save_curves(s.picture("time"), curves, **labels, title="Time of a run by its references", log=False)
     return {
         s.picture("unpaired"): "Held-out persons in the clothes of the next one, and what the picture should be.",

@@ -168,7 +168,7 @@ def draw(s: Study, found: Tabulated, space: Any, true: Any, given: Mapping[str, 
     pictures.save_strips(s.picture("strips"), strips, title="One frame is given (grey: unknown)", along="time")
     for name, measure, by in (("colour kept", "colour", 1.0), ("motion energy x 10", "motion_energy", 10.0)):
         curves[name] = (scales, [by * np.mean(found[f"VTA at {scale:g}, first"][measure]) for scale in scales])
-    labels = {"x_label": "scale of the adapter", "y_label": "share kept; motion energy x 10"}
+    labels: dict[str, Any] = {"x_label": "scale of the adapter", "y_label": "share kept; motion energy x 10"}
     pictures.save_curves(s.picture("scales"), curves, **labels, title="What the adapter's scale trades", log=False)
     seen = (
         "Of each task the given frame (the others grey) and what is made of it: the given colour in all frames, moving."

@@ -143,7 +143,7 @@ def study(s: Study) -> Results:
             captions[s.picture("samples")] = "The same noise for growing shares of the small model, and with it last."
         else:
             times, gaps = gap(world, s.seeds[0])
-            labels = {"x_label": "t (0 clean, 1 noise)", "y_label": "squared gap of predicted eps"}
+            labels: dict[str, Any] = {"x_label": "t (0 clean, 1 noise)", "y_label": "squared gap of predicted eps"}
             title = "Where the small and the large model agree"
             pictures.save_curves(s.picture("gap"), {"ring": (times, gaps)}, **labels, title=title)
             captions[s.picture("gap")] = "Both models say the same at high noise: that is where the small one may run."

@@ -7,7 +7,7 @@ fewer steps of the plain solver at equal evaluations, by how far samples end fro
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -115,7 +115,7 @@ def study(s: Study) -> Results:
     for name, world in ((name, world) for name, world in WORLDS.items() if name in s.config):
         config, found[name] = s.config[name], compared(s, world(s), s.config[name])
         curves = {rule: curve(found[name], rule, config) for rule in (FEWER, *config.rules)}
-        labels = {"x_label": "evaluations of the network", "y_label": "error to the full run"}
+        labels: dict[str, Any] = {"x_label": "evaluations of the network", "y_label": "error to the full run"}
         pictures.save_curves(s.picture(name), curves, **labels, title=f"Distance to the full run: {name}")
         captions[s.picture(name)] = (
             f"Distance of samples to those of the full run by evaluations, {name}: lower is better."
