@@ -11,6 +11,7 @@ from diffusion_jax.config import ConfigDict, call
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.interop.image_inputs import FITS
 from diffusion_jax.interop.prompt_weights import WEIGHTINGS
+from diffusion_jax.overrides import apply_overrides
 
 DESCRIPTION = """Draws samples, from a model that was trained here or from a published checkpoint.
 
@@ -124,7 +125,7 @@ def sample_parser() -> SampleParser:
 
     add = group("how to sample (default: as the run's config or the checkpoint says)")
     add("--steps", type=int, metavar="N", help="number of steps")
-    add("--solver", metavar="NAME", help="such as dpm_solver_pp, euler or ddim")
+    add("--solver", metavar="NAME", help="such as dpm_solver_pp, euler or 'ddim(eta=0.5)'")
     add("--scale", type=float, help="of guidance; 1 is none")
     add(
         "--batch-size",
@@ -302,10 +303,14 @@ def call_text(entry: Any) -> str:
 
 
 def set_solver(arguments: argparse.Namespace, config: ConfigDict) -> None:
-    """Writes --solver into `config.sampling`, before fields are overridden."""
-    if arguments.solver is not None:
-        with config.sampling.ignore_type():
-            config.sampling.solver = call(f"solvers.{arguments.solver}")
+    """Writes --solver into `config.sampling`, before fields are overridden: a name, with arguments or without."""
+    if arguments.solver is None:
+        return
+    empty = ConfigDict({"sampling": {"solver": None}})
+    named = f"solvers.{arguments.solver}"
+    made = apply_overrides(empty, [f"sampling.solver={named}"]).sampling.solver if "(" in named else call(named)
+    with config.sampling.ignore_type():
+        config.sampling.solver = made
 
 
 def set_steps(arguments: argparse.Namespace, config: ConfigDict) -> None:
