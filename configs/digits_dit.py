@@ -1,6 +1,6 @@
 """Class-conditional diffusion transformer on 8 x 8 handwritten digits (real, scikit-learn). The quickstart.
 
-    python -m diffusion_jax.train --config=configs/digits_dit.py --workdir=out/digits
+    diffusion-jax train --config=digits_dit --workdir=out/digits
 
 About two minutes on two CPU cores. Expected: class accuracy 0.99, Fréchet distance about twice that between training
 and held-out digits (1.07 and 1.17 with two seeds, against 0.56).

@@ -92,7 +92,7 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds what every command that reads a config takes."""
     group = parser.add_argument_group("config")
-    group.add_argument("--config", metavar="FILE[:VARIANT]", help="a file of configs/, optionally with its variant")
+    group.add_argument("--config", metavar="NAME[:VARIANT]", help="a shipped config or a Python file")
     group.add_argument(
         "--config.FIELD", metavar="VALUE", dest="_overrides_help", help="overrides a field, e.g. --config.model.depth=4"
     )
@@ -166,6 +166,6 @@ def _loaded(arguments: argparse.Namespace, stored: str | None) -> ConfigDict:
             )
         path = str(file)
     if path is None:
-        raise InvalidInput("--config is missing; e.g. --config=configs/digits_dit.py")
+        raise InvalidInput("--config is missing; e.g. --config=digits_dit (list: diffusion-jax configs).")
     trust = [package.strip() for text in arguments.trust for package in text.split(",")]
     return load(path, trust)

@@ -44,7 +44,7 @@ def argument_meanings(function: Any) -> dict[str, str]:
     """The first sentence that the docstring of a constructor says about each of its arguments: "name: ..."."""
     found = {}
     for paragraph in re.split(r"\n(?=\s*`?\w+`?(?:, `?\w+`?)*: )|\n\s*\n", inspect.getdoc(function) or ""):
-        match = re.match(r"\s*((?:`?\w+`?(?:, )?)+): (.*)", paragraph, re.DOTALL)
+        match = re.match(r"\s*(`?\w+`?(?:, `?\w+`?)*): (.*)", paragraph, re.DOTALL)
         if match:
             for name in re.findall(r"\w+", match[1]):
                 found.setdefault(name, _first_sentence(match[2]))

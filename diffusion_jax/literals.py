@@ -85,6 +85,8 @@ def _value(node: ast.expr, text: str) -> Any:
     match node:
         case ast.Call(func=function, args=positional, keywords=named):
             name = _name(function)
+            if not is_call_name(name):
+                raise ValueError("a word and a bracket: some text")
             if any(isinstance(each, ast.Starred) for each in positional) or any(each.arg is None for each in named):
                 raise ValueError("stars")
             return WrittenCall(

@@ -86,8 +86,9 @@ CACHED = "acceleration.cached_outputs(refresh=acceleration.every(interval=3), fo
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )
 def test_an_override_that_makes_sense_is_taken(overrides, path, value):
-    changed = apply_overrides(DIGITS, overrides)
-    assert at(changed, path) == value and type(at(changed, path)) is type(value)
+    found = at(apply_overrides(DIGITS, overrides), path)
+    assert found == value and isinstance(found, type(value))
+    assert isinstance(found, bool) == isinstance(value, bool) and isinstance(found, float) == isinstance(value, float)
 
 
 def test_what_is_taken_can_be_made():
