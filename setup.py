@@ -59,6 +59,7 @@ setup(
         "orbax-checkpoint>=0.11",
         "grain>=0.2.12",
         "ml_collections>=1.0",
+        "pyyaml",
         "absl-py",
         "etils",
         "jaxtyping>=0.3",
