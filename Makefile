@@ -49,6 +49,7 @@ $(VENV)/.installed-test: setup.py | same-python
 
 $(VENV)/.installed-peers: setup.py $(VENV)/.installed-test
 	$(PIP) --editable '.[peers,test]'
+	$(PIP) --no-deps clean-fid torch-fidelity
 	@touch $@
 
 quickstart: $(VENV)/.installed

@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -30,6 +31,7 @@ def run_command(main: Callable[..., None], argv: Sequence[str] | None = None) ->
     absl.logging.set_verbosity(absl.logging.FATAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL + 1)
     unraisable, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    told, warnings.formatwarning = warnings.formatwarning, lambda message, *_, **__: f"warning: {message}\n"
     try:
         main(argv)
     except InvalidInput as error:
@@ -43,6 +45,7 @@ def run_command(main: Callable[..., None], argv: Sequence[str] | None = None) ->
         return 130
     finally:
         sys.unraisablehook = unraisable
+        warnings.formatwarning = told
     return 0
 
 

@@ -29,6 +29,7 @@ from diffusion_jax.experiment import (
     abstractly,
     check_params,
     compiled_sampler,
+    decoded,
     prepare,
     prepare_sampling,
 )
@@ -57,9 +58,10 @@ from diffusion_jax.shards import (
     write_whole,
 )
 from diffusion_jax.training.storage import described
+from diffusion_jax.trust import source_digests
 from diffusion_jax.typing import Params
 
-SHOWN = ("batch_size", "picture_columns", "picture_zoom")
+SHOWN = ("batch_size", "decoder", "picture_columns", "picture_zoom")
 """Fields of `config.sampling` that do not change the samples."""
 
 EXPORT = "samples.array_record"
@@ -87,12 +89,14 @@ def provenance(experiment: Experiment, params: Any, request: Request) -> dict[st
     drawn = {name: value for name, value in config["sampling"].items() if name not in SHOWN}
     shape = json.loads(json.dumps(experiment.shape))
     seed = request.seeds[0] if len(request.seeds) == 1 else list(request.seeds)
-    who = {"seed": seed, "parameters": digest, "sampling": drawn, "shape": shape}
+    read = {"sampling": drawn} | {name: config[name] for name in ("model", "process")}
+    who = {"seed": seed, "parameters": digest, "shape": shape, **read}
+    who |= {"code": code} if (code := source_digests(read)) else {}
     if len(request.seeds) > 1:
         who["of_each_seed"] = request.count
     if request.prompts:
         who |= {"asked": list(request.prompts), "of_each": request.of_each}
-    return who | {name: config[name] for name in ("model", "process")}
+    return who
 
 
 def flat(x: Any, cond: Mapping[str, Any] | None) -> dict[str, np.ndarray]:
@@ -310,7 +314,8 @@ def show_samples(drawn: RunSamples, sampling: Sampling, first: Mapping[str, np.n
 def wants_images(drawn: RunSamples) -> bool:
     """Whether samples are written as PNG files. Raises InvalidInput where they were asked for and are no images."""
     shape, asked = drawn.experiment.shape, drawn.arguments.png
-    possible = isinstance(shape, tuple) and len(shape) == 3 and shape[-1] in (1, 3)
+    decoder = drawn.experiment.config.sampling.get("decoder")
+    possible = isinstance(shape, tuple) and len(shape) == 3 and (shape[-1] in (1, 3) or decoder is not None)
     if (asked or drawn.request.single) and not possible:
         flag = "--png" if asked else "--index"
         raise invalid(flag, True, f"samples of shape {shape} are no images: they are written as shards only")
@@ -360,7 +365,7 @@ def write_images(drawn: RunSamples, settings: Sequence[Mapping[str, Any]]) -> No
         source = (read_shard(path) or {} for path, _, _ in shards_of(drawn))
     numbers = iter(todo)
     for arrays in source:
-        for image in arrays["x"]:
+        for image in decoded(drawn.experiment, arrays["x"]):
             number = next(numbers)
             if not is_there(image_path(folder, number), settings[number]):
                 write_image(image_path(folder, number), image, settings[number])

@@ -33,7 +33,7 @@ EXAMPLES = """examples:
 RUN, PRETRAINED = "a training run (--workdir)", "a pretrained checkpoint (--pretrained)"
 
 HINTS = {
-    "size": "a run draws samples of the size that it was trained on",
+    "size": "a run takes --config.sampling.size, where its network can draw other sizes than those of its data",
     "negative": "guidance of a run compares with the null condition of its training",
     "lora": "attach it with diffusion_jax.adapters and save the parameters as a run of its own",
     "shard_size": "images of a checkpoint are PNG files, not shards",

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from diffusion_jax import denoisers, pictures
-from diffusion_jax.experiment import Experiment, Sampling
+from diffusion_jax.experiment import Experiment, Sampling, decoded
 from diffusion_jax.sampling import sample
 from diffusion_jax.typing import Params
 
@@ -18,6 +18,8 @@ def show(experiment: Experiment, samples: Mapping[str, np.ndarray], workdir: Pat
     group = experiment.config.sampling
     if x is None:
         return None
+    if group.get("decoder"):
+        x = decoded(experiment, x[: group.picture_columns**2])
     if x.ndim == 4 and x.shape[-1] in (1, 3):
         path = workdir / "samples.png"
         pictures.save_grid(path, x[: group.picture_columns**2], group.picture_columns, zoom=group.picture_zoom or None)
