@@ -38,7 +38,6 @@ def get_config() -> ConfigDict:
         transformations={"guidance": call("denoisers.guided", scale=1.25, null=null)},
         condition=call("data.cycled_labels"),
         batch_size=250,
-        picture_zoom=4,
     )
     config.metrics.images = call("metrics.image_set", judge=call("metrics.feature_network", world="digits"))
     return config

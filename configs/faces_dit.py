@@ -44,6 +44,5 @@ def get_config() -> ConfigDict:
         transformations={"guidance": call("denoisers.guided", scale=1.5, null=null)},
         condition=call("data.cycled_labels"),
         batch_size=100,
-        picture_zoom=3,
     )
     return config

@@ -72,7 +72,7 @@ def defaults(steps: int, batch_size: int) -> ConfigDict:
         "decoder": None,
         "batch_size": 256,
         "picture_columns": 10,
-        "picture_zoom": 2,
+        "picture_zoom": None,
     }
     return config
 
