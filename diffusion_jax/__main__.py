@@ -10,6 +10,7 @@ from diffusion_jax.errors import unknown
 COMMANDS = {
     "train": "trains what a config describes",
     "sample": "draws samples from a trained model",
+    "finetune": "fine-tunes a published checkpoint on a folder of pictures",
     "evaluate": "measures samples against held-out data",
     "recipes": "runs one of the published systems against its baseline",
 }

@@ -70,11 +70,17 @@ def cache_compilations() -> None:
 
 
 def parse_config(
-    parser: argparse.ArgumentParser, argv: Sequence[str] | None, *, stored: str | None = None
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None,
+    *,
+    stored: str | None = None,
+    flags: Callable[[argparse.Namespace, ConfigDict | None], ConfigDict] | None = None,
 ) -> tuple[argparse.Namespace, ConfigDict]:
     """Parses the arguments of `parser` together with `--config=FILE[:variant]` and `--config.field=value`.
 
     stored: a file name; when `--config` is absent the config stored under this name in `--workdir` is read.
+    flags: (arguments, the config of `--config` or None) -> the config that the command's own flags describe, to which
+        overrides are applied.
     """
     parser.add_argument("--config", metavar="FILE[:VARIANT]", help="a file of configs/, optionally with its variant")
     parser.add_argument(
@@ -94,6 +100,8 @@ def parse_config(
                 f"{file} does not exist: --workdir must be the folder of a training run, or give --config."
             )
         path = str(file)
-    if path is None:
+    if path is None and flags is None:
         raise InvalidInput("--config is missing; e.g. --config=configs/digits_dit.py")
-    return arguments, apply_overrides(load(path), [text.removeprefix("--config.") for text in overrides])
+    config = None if path is None else load(path)
+    config = config if flags is None else flags(arguments, config)
+    return arguments, apply_overrides(config, [text.removeprefix("--config.") for text in overrides])

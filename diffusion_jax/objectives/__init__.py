@@ -14,6 +14,7 @@ from diffusion_jax.objectives.distribution_matching import distribution_matching
 from diffusion_jax.objectives.entries import TOKEN_WEIGHTINGS, regression, tokens
 from diffusion_jax.objectives.frozen import Frozen, with_frozen
 from diffusion_jax.objectives.imitation import Imitated, imitation, slider
+from diffusion_jax.objectives.latents import on_latents
 from diffusion_jax.objectives.layerwise import (
     ExitErrors,
     exit_errors,
@@ -45,6 +46,7 @@ __all__ = [
     "layerwise",
     "masked",
     "objective",
+    "on_latents",
     "regression",
     "slider",
     "tokens",
