@@ -108,11 +108,12 @@ def train(work: Workload, net: Network) -> Program:
     batch = {"x0": x, "cond": cond}
     state = training.init_state(objective, optimizer, lambda key: net.init(key, x, t, cond), batch)
     parameters = count_params(state.params)
-    program, seconds = compiled(training.make_train_step(objective, optimizer), state, batch)
-    states = [state]
+    step = training.make_train_step(objective, optimizer)
+    program, seconds = compiled(step, state, batch)
+    states, frozen = [state], step.frozen(state, batch)
 
     def call():
-        states[0], metrics = program(states[0], batch)
+        states[0], metrics = program(states[0], batch, frozen)
         jax.block_until_ready((states[0], metrics))
 
     return Program(call, seconds, parameters)

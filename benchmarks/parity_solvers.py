@@ -74,7 +74,7 @@ def theirs(case: Case, x: np.ndarray, noise: np.ndarray, noises: list, dtype: st
     """The peer's run from `noise`, or from x noised by it; `noises` are those of the steps, by their number."""
     import torch
 
-    module = importlib.import_module(f"diffusers.schedulers.{_module(case.scheduler)}")
+    module = peer_module(case.scheduler)
     row = [0, False]
     if case.scheduler == "DPMSolverSDEScheduler":
         drawn = {"BrownianTreeNoiseSampler": lambda *_, **__: _one_path(noises, row)}
@@ -134,13 +134,14 @@ OF_TORCHSDE = {
 """Modules that ask for torchsde, for the noise that is replaced here."""
 
 
-def _module(scheduler):
+def peer_module(scheduler: str) -> types.ModuleType:
+    """The peer's module of a scheduler class, also where torchsde is missing."""
     import diffusers
 
-    if scheduler in OF_TORCHSDE:
-        sys.modules.setdefault("torchsde", types.ModuleType("torchsde"))
-        return OF_TORCHSDE[scheduler]
-    return inspect.getmodule(getattr(diffusers, scheduler)).__name__.rsplit(".", 1)[-1]
+    if scheduler not in OF_TORCHSDE:
+        return inspect.getmodule(getattr(diffusers, scheduler))
+    sys.modules.setdefault("torchsde", types.ModuleType("torchsde"))
+    return importlib.import_module(f"diffusers.schedulers.{OF_TORCHSDE[scheduler]}")
 
 
 def _told(case):

@@ -201,10 +201,11 @@ def probe_loss(experiment: Experiment, params: Params) -> float:
     objective, key = experiment.validation, jax.random.key(0)
 
     @jax.jit
-    def loss(params, batch):
-        return objective.loss(params, objective.init(key, params, batch), batch, key)[0].mean()
+    def loss(params, batch, frozen):
+        state = training.complete_state(objective.init(key, params, batch), frozen)
+        return objective.loss(params, state, batch, key)[0].mean()
 
-    return float(loss(params, batch))
+    return float(loss(params, batch, training.frozen_trees(objective, params, batch)))
 
 
 def _write(made: Stage, folder: Path, config: Any, parents: tuple[Stage, ...]) -> None:

@@ -39,7 +39,9 @@ def validation(experiment: Experiment, every: int) -> training.Callback:
     batch = data.stacked_examples(experiment.held_out, range(count)) | {"index": np.arange(count, dtype=np.int32)}
 
     def at(state: training.TrainState) -> tuple[Any, ...]:
-        return sampled_params(experiment, state), state.objective_state, batch, jax.random.key(0)
+        frozen = training.frozen_trees(experiment.validation, state.params, batch, experiment.mesh)
+        whole = training.complete_state(state.objective_state, frozen)
+        return sampled_params(experiment, state), whole, batch, jax.random.key(0)
 
     def function(state: training.TrainState, writer: Any) -> dict[str, Any]:
         return {f"validation/{key}": value for key, value in evaluate(*at(state)).items()}

@@ -285,10 +285,20 @@ class Aux(NamedTuple):
     extras: Mapping[str, Any] = {}
 
 
+class Frozen(NamedTuple):
+    """A tree in an objective's state that does not learn: a teacher, a frozen base, an autoencoder, a reward model.
+
+    Training keeps it apart: it is laid out on the mesh once, handed to each step, and neither checkpointed nor passed
+    through what a step selects. It must be known when the objective's `init` is called, not computed by it.
+    """
+
+    value: Any
+
+
 class Objective(NamedTuple):
     """A training loss.
 
-    init: (key, params, batch) -> state
+    init: (key, params, batch) -> state       a pytree; trees that do not learn are wrapped in `Frozen`
     loss: (params, state, batch, key) -> (loss [B], Aux)     unreduced; `key` is already folded with the step
     prepare: (state, batch, key) -> batch     draws whatever must see the whole batch (stratified times); the step calls
              it once, before the batch is cut for gradient accumulation, and `loss` calls it itself if nobody has

@@ -12,7 +12,7 @@ from diffusion_jax.objectives.denoising import denoising, objective
 from diffusion_jax.objectives.discrete import masked
 from diffusion_jax.objectives.distribution_matching import distribution_matching, few_step_answers
 from diffusion_jax.objectives.entries import TOKEN_WEIGHTINGS, regression, tokens
-from diffusion_jax.objectives.frozen import Frozen, with_frozen
+from diffusion_jax.objectives.frozen import TrainedPart, trained_part, with_frozen
 from diffusion_jax.objectives.imitation import Imitated, imitation, slider
 from diffusion_jax.objectives.latents import on_latents
 from diffusion_jax.objectives.layerwise import (
@@ -30,8 +30,8 @@ __all__ = [
     "Adaptation",
     "Budgeted",
     "ExitErrors",
-    "Frozen",
     "Imitated",
+    "TrainedPart",
     "adaptation",
     "budget_at",
     "budgeted",
@@ -50,6 +50,7 @@ __all__ = [
     "regression",
     "slider",
     "tokens",
+    "trained_part",
     "uncertainty_target",
     "vae_loss",
     "validation_loss",

@@ -25,7 +25,7 @@ from diffusion_jax.objectives.denoising import denoising
 from diffusion_jax.objectives.entries import per_example
 from diffusion_jax.randomness import fold, split
 from diffusion_jax.time_axes import expand
-from diffusion_jax.typing import Aux, Denoiser, Network, Objective, Params, Times, TimestepDraw
+from diffusion_jax.typing import Aux, Denoiser, Frozen, Network, Objective, Params, Times, TimestepDraw
 
 PARTS = ("fake", "student")
 
@@ -33,7 +33,7 @@ PARTS = ("fake", "student")
 class Matching(NamedTuple):
     """teacher: parameters that do not learn. fake: the state of the fake's own loss. count: steps so far."""
 
-    teacher: Any
+    teacher: Frozen
     fake: Any
     count: Any
 
@@ -51,8 +51,8 @@ def distribution_matching(
     generate: `(params, batch, key) -> X [B, ...]`, differentiable: samples for the batch's `cond` and `index`; what
         else the batch holds (its x0) is at its disposal, and may be left alone. Whatever the key drives may be shared
         by the batch.
-    teacher: any denoiser, guided if need be, of the process in which scores are compared; `teacher_params` are kept in
-        the objective's state. fake: a network of the same process, which usually begins as a copy of the teacher's.
+    teacher: any denoiser, guided if need be, of the process in which scores are compared; `teacher_params` do not
+        learn (`typing.Frozen`). fake: a network of the same process, which usually begins as a copy of the teacher's.
     draw: times of the comparison and of the fake's training; uniform on [0.02, 0.98] by default.
     every: the student has a loss in steps 0, k, 2k, ...; in the others it is not differentiated. Train with
         `training.optimizers.alternating({"student": ..., "fake": ...}, {"student": k})`, which leaves it alone there.
@@ -74,7 +74,7 @@ def distribution_matching(
         for name in PARTS:
             if name not in params:
                 raise unknown("an entry of the parameters", name, params)
-        return Matching(teacher_params, own.init(key, params["fake"], batch), jnp.int32(0))
+        return Matching(Frozen(teacher_params), own.init(key, params["fake"], batch), jnp.int32(0))
 
     def direction(params, state, x, batch, key):
         """D of equation (1), and |x0_fake - x0_teacher|, each `[B]` in mean."""
@@ -82,7 +82,8 @@ def distribution_matching(
         t, cond = batch["t"], batch.get("cond")
         x_t, _ = process.corrupt(example_keys(fold(key, 1), batch["index"]), x, t)
         at = single_step(t)
-        real, _ = teacher.apply(state.teacher, teacher.init(state.teacher, x_t, cond), x_t, at, cond)
+        fixed = state.teacher.value
+        real, _ = teacher.apply(fixed, teacher.init(fixed, x_t, cond), x_t, at, cond)
         made, _ = judge.apply(params["fake"], (), x_t, at, cond)
         size = jnp.maximum(per_example(jnp.abs(x - real.x0)), 1e-3)
         difference = made.x0 - real.x0

@@ -1,21 +1,23 @@
-"""Training of a part: some parameters learn, the others are the objective's state and stay as they are.
+"""Training of a part: some parameters learn, the others stay as they are.
 
-So the optimiser, the averages and the gradients are those of the part alone, and a checkpoint still holds everything.
+The optimiser, the averages, the gradients and the checkpoints are those of the part alone; what does not learn is
+`typing.Frozen` in the objective's state, of which a checkpoint keeps fingerprints.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
-from diffusion_jax.errors import invalid
-from diffusion_jax.typing import Objective
+from diffusion_jax.distributed import path_name
+from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.typing import Frozen, Objective, Params
 
 
-class Frozen(NamedTuple):
-    """params: what does not learn. inner: the state of the objective itself."""
+class PartState(NamedTuple):
+    """frozen: what does not learn. inner: the state of the objective itself."""
 
-    params: Any
+    frozen: Frozen
     inner: Any
 
 
@@ -37,11 +39,70 @@ def with_frozen(objective: Objective, params: Mapping[str, Any], trained: str | 
         return {**jax.lax.stop_gradient(frozen), **entries}
 
     def init(key, learned, batch):
-        return Frozen(dict(params), objective.init(key, whole(learned, params), batch))
+        return PartState(Frozen(dict(params)), objective.init(key, whole(learned, params), batch))
 
     def loss(learned, state, batch, key):
-        losses, aux = objective.loss(whole(learned, state.params), state.inner, batch, key)
-        return losses, aux._replace(state=Frozen(state.params, aux.state))
+        losses, aux = objective.loss(whole(learned, state.frozen.value), state.inner, batch, key)
+        return losses, aux._replace(state=PartState(state.frozen, aux.state))
 
     prepare = objective.prepare
     return Objective(init, loss, prepare and (lambda state, batch, key: prepare(state.inner, batch, key)))
+
+
+class TrainedPart(NamedTuple):
+    """Training of some of the arrays of a network's parameters.
+
+    objective: of the chosen arrays alone. init: `key -> chosen arrays` as they are now: `init_params` of
+    `training.train`. whole: `chosen arrays -> parameters` of the network.
+    """
+
+    objective: Objective
+    init: Callable[[Any], Params]
+    whole: Callable[[Params], Params]
+
+
+def trained_part(objective: Objective, params: Params, chosen: Callable[[str], bool]) -> TrainedPart:
+    """`objective` of the parameters `params`, of which those learn whose path is `chosen`; the others are frozen.
+
+    chosen: a function of a path such as "blocks/block/attention/q/kernel": `lambda path: "attention" in path`.
+    What learns is a dict like `params` with the chosen arrays alone. Raises InvalidInput where none or all are chosen.
+    """
+    named = jax.tree_util.tree_flatten_with_path(params)[0]
+    taken = [path_name(path) for path, _ in named if chosen(path_name(path))]
+    if len(taken) in (0, len(named)):
+        told = "none" if not taken else "all"
+        raise InvalidInput(f"chosen takes {told} of the {len(named)} arrays, such as {path_name(named[0][0])}.")
+    learned, frozen = (_picked(params, lambda path, which=which: (path in taken) == which) for which in (True, False))
+
+    def init(key, trained, batch):
+        return PartState(Frozen(frozen), objective.init(key, _joined(trained, frozen), batch))
+
+    def loss(trained, state, batch, key):
+        whole = _joined(trained, jax.lax.stop_gradient(state.frozen.value))
+        losses, aux = objective.loss(whole, state.inner, batch, key)
+        return losses, aux._replace(state=PartState(state.frozen, aux.state))
+
+    prepare = objective.prepare
+    part = Objective(init, loss, prepare and (lambda state, batch, key: prepare(state.inner, batch, key)))
+    return TrainedPart(part, lambda key: learned, lambda trained: _joined(trained, frozen))
+
+
+def _picked(tree: Any, chosen: Callable[[str], bool], prefix: str = "") -> Any:
+    """A nested dict with the chosen leaves alone, and no empty dicts."""
+    found = {}
+    for name, node in tree.items():
+        path = f"{prefix}{name}"
+        if isinstance(node, Mapping):
+            inner = _picked(node, chosen, f"{path}/")
+            found |= {name: inner} if inner else {}
+        elif chosen(path):
+            found[name] = node
+    return found
+
+
+def _joined(one: Any, other: Any) -> Any:
+    """Two nested dicts without a common leaf as one, in the order of their names."""
+    return {
+        name: _joined(one[name], other[name]) if name in one and name in other else one.get(name, other.get(name))
+        for name in sorted({*one, *other})
+    }

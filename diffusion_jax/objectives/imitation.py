@@ -29,13 +29,13 @@ from diffusion_jax.objectives.entries import per_example, squared_error
 from diffusion_jax.objectives.frozen import with_frozen
 from diffusion_jax.randomness import split
 from diffusion_jax.time_axes import each, expand, fill
-from diffusion_jax.typing import Aux, Denoiser, Network, Objective, Params, Process, TimestepDraw
+from diffusion_jax.typing import Aux, Denoiser, Frozen, Network, Objective, Params, Process, TimestepDraw
 
 
 class Imitated(NamedTuple):
-    """params: of the teacher, which do not learn. draw: the state of the draw of times."""
+    """teacher: its parameters, which do not learn. draw: the state of the draw of times."""
 
-    params: Any
+    teacher: Frozen
     draw: Any
 
 
@@ -50,7 +50,7 @@ def imitation(
     """Equation (1) as an `Objective` on batches `{"x0"}`, optionally with "cond" and "index"; one time per example.
 
     process: whose parameterisation the network has; x_t is noised by it, and the teacher is of the same noise.
-    teacher: any denoiser without a memory; `teacher_params` are kept in the objective's state. draw: which times are
+    teacher: any denoiser without a memory; `teacher_params` do not learn (`typing.Frozen`). draw: which times are
     imitated, uniform by default. weight: `(process, t) -> weight [B]`, 1 by default.
 
     Metrics: `mse`, without weights. Per example: `loss`, `t`. Raises InvalidInput at `init` for a teacher that
@@ -63,7 +63,7 @@ def imitation(
         carry = jax.eval_shape(lambda: teacher.init(teacher_params, batch["x0"], batch.get("cond")))
         if jax.tree.leaves(carry):
             raise InvalidInput("The teacher remembers its last step, but each example has a time of its own.")
-        return Imitated(teacher_params, draw.init())
+        return Imitated(Frozen(teacher_params), draw.init())
 
     def prepare(state, batch, key):
         return drawn(draw, state.draw, batch, key, 1)
@@ -73,7 +73,7 @@ def imitation(
         x0, t, cond = batch["x0"], fill(batch["t"], batch["x0"]), batch.get("cond")
         noise_key, network_key = split(example_keys(key, batch["index"]), 2)
         x_t, _ = process.corrupt(noise_key, x0, t)
-        fixed = jax.lax.stop_gradient(state.params)
+        fixed = jax.lax.stop_gradient(state.teacher.value)
         said, _ = teacher.apply(fixed, teacher.init(fixed, x_t, cond), x_t, single_step(t), cond)
         target = jax.lax.stop_gradient(process.target(said.x0, said.eps, t))
         output, extras = network.apply(params, *network_inputs(process, x_t, t), cond, train=True, key=network_key)
@@ -83,7 +83,7 @@ def imitation(
         losses = sum((per_example(expand(scale, leaf) * leaf) for leaf in jax.tree.leaves(square)), jnp.zeros(()))
         draws = updated(draw, state.draw, batch["t"], losses)
         recorded = {"loss": losses, "t": batch["t"]}
-        return losses, Aux(Imitated(state.params, draws), {"mse": jnp.mean(plain)}, recorded, extras)
+        return losses, Aux(Imitated(state.teacher, draws), {"mse": jnp.mean(plain)}, recorded, extras)
 
     return Objective(init, loss, prepare)
 

@@ -5,9 +5,10 @@ Nothing here knows about diffusion: an `Objective` is all it sees.
 
 from diffusion_jax.training import ema, logging, optimizers
 from diffusion_jax.training.checkpoint import Checkpointer, Restored
+from diffusion_jax.training.frozen import complete_state, frozen_trees, without_frozen
 from diffusion_jax.training.loop import Callback, Diverged, train
 from diffusion_jax.training.state import TrainState, init_state, make_init
-from diffusion_jax.training.step import make_train_step
+from diffusion_jax.training.step import TrainStep, make_train_step
 from diffusion_jax.training.weights import (
     export_params,
     load_params,
@@ -23,8 +24,11 @@ __all__ = [
     "Diverged",
     "Restored",
     "TrainState",
+    "TrainStep",
+    "complete_state",
     "ema",
     "export_params",
+    "frozen_trees",
     "init_state",
     "load_params",
     "logging",
@@ -35,5 +39,6 @@ __all__ = [
     "reconstruct_ema",
     "save_params",
     "train",
+    "without_frozen",
     "write_config",
 ]

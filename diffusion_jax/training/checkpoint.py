@@ -24,7 +24,9 @@ from diffusion_jax.training.state import TrainState
 from diffusion_jax.training.storage import (
     FORMAT,
     check_fingerprints,
+    check_frozen,
     check_items,
+    described,
     folder,
     items_of,
     made_folder,
@@ -51,14 +53,16 @@ class Checkpointer:
     """Saves and restores the states of one run. Close it, or use it in `with`, so that the last save is finished.
 
     workdir: created if missing, and locked for this run. keep: how many checkpoints stay, the newest ones.
+    frozen: what the run is trained beside (`frozen_trees`), of which fingerprints are kept.
 
     Raises InvalidInput if `workdir` is a file, read-only or in use by another run, or `keep` is not positive; Halted,
     here and when saving, if the system refuses to write. Earlier checkpoints are then as they were.
     """
 
-    def __init__(self, workdir: str | os.PathLike, *, keep: int = 3):
+    def __init__(self, workdir: str | os.PathLike, *, keep: int = 3, frozen: Mapping[str, Any] | None = None):
         if keep < 1:
             raise invalid("keep", keep, "at least 1 checkpoint must be kept")
+        self._frozen = {path: described(one_copy(plain(tree))) for path, tree in (frozen or {}).items()}
         self._root, self._lock = _locked(workdir)
         self._keep = keep
         try:
@@ -95,7 +99,7 @@ class Checkpointer:
         if step not in self._manager.all_steps():
             items = one_copy(items_of(state))
             args = {name: ocp.args.StandardSave(item) for name, item in items.items()}
-            meta = ocp.args.JsonSave(meta_of(items))
+            meta = ocp.args.JsonSave(meta_of(items, **({"frozen": self._frozen} if self._frozen else {})))
             composite = ocp.args.Composite(**args, meta=meta, data=DataPosition(data))
             with self._writing():
                 self._manager.save(step, args=composite)
@@ -136,8 +140,8 @@ class Checkpointer:
         abstract: `jax.eval_shape` of the initial state. Of a damaged checkpoint a warning tells; the one before it is
         tried, and if that is whole, the damaged one is set aside: its folder gets a name that says so.
 
-        Raises InvalidInput if the checkpoint is of another model or optimiser or cannot be read now, or if all are
-        damaged; then nothing is changed.
+        Raises InvalidInput if the checkpoint is of another model or optimiser, was trained beside other frozen
+        parameters or cannot be read now, or if all are damaged; then nothing is changed.
         """
         target = placed(abstract, mesh, rules)
         damaged = []
@@ -185,6 +189,7 @@ class Checkpointer:
         with readable(self._root / "checkpoints") as manager:
             meta = read_meta(manager, step, (FORMAT,))
             check_items(step, wanted, meta)
+            check_frozen(step, self._frozen, meta)
             with reading(f"checkpoint {step} in {self._root}"):
                 found = manager.restore(step, args=ocp.args.Composite(**args, data=DataPosition(None)))
                 return {name: found[name] for name in wanted}, found["data"], meta

@@ -7,6 +7,7 @@ together, and the step's randomness is a function of (seed, step, example). SIGT
 import contextlib
 import itertools
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -60,7 +61,7 @@ def train(
     *,
     init_params: Callable[[Any], Any],
     steps: int,
-    workdir: str | None = None,
+    workdir: str | os.PathLike | None = None,
     seed: int = 0,
     ema: Mapping[str, averages.Ema] | None = None,
     mesh: Mesh | None = None,
@@ -127,7 +128,8 @@ def train(
         stack.enter_context(halting(workdir))
         checkpointer, restored = None, None
         if workdir is not None:
-            checkpointer = stack.enter_context(Checkpointer(workdir, keep=keep))
+            frozen = step.frozen(abstract, shard_batch(first, mesh))
+            checkpointer = stack.enter_context(Checkpointer(workdir, keep=keep, frozen=frozen))
             try:
                 restored = checkpointer.restore(abstract, mesh, rules)
                 if restored is not None:

@@ -11,6 +11,7 @@ from jaxtyping import Array, Int
 
 from diffusion_jax.distributed import Rules, init_sharded, shardings
 from diffusion_jax.training import ema as averages
+from diffusion_jax.training.frozen import without_frozen
 from diffusion_jax.training.optimizers import Optimizer
 from diffusion_jax.typing import Batch, Objective
 
@@ -19,7 +20,7 @@ class TrainState(NamedTuple):
     """What a checkpoint holds, besides the position in the data.
 
     step: batches consumed, skipped ones included; the run's randomness is a function of (seed, step, example).
-    params, opt_state, objective_state: pytrees.
+    params, opt_state, objective_state: pytrees; what the objective holds `Frozen` is not in it (`frozen_trees`).
     ema: a pytree like `params` for each track.
     skipped: steps whose loss, gradient or update was not finite; they changed nothing but these counters.
     skipped_in_a_row: how many of them ended the run so far.
@@ -59,7 +60,7 @@ def make_init(
             params=params,
             ema=averages.init(ema or {}, params),
             opt_state=optimizer.init(params),
-            objective_state=objective.init(objective_key, params, example),
+            objective_state=without_frozen(objective.init(objective_key, params, example)),
             skipped=jnp.int32(0),
             skipped_in_a_row=jnp.int32(0),
         )

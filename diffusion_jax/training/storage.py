@@ -6,7 +6,8 @@ Layout of a workdir, also of an exported one:
     checkpoints/<step>/params       nested dict of arrays
     checkpoints/<step>/ema_<name>   one such dict for each track
     checkpoints/<step>/rest         the other fields of the state, flat by path
-    checkpoints/<step>/meta         JSON: format, shape, dtype and fingerprint of every array, and a digest of all that
+    checkpoints/<step>/meta         JSON: format, shape, dtype and fingerprint of every array, of the frozen trees too,
+                                    and a digest of all that
     checkpoints/<step>/data         position in the data, one file for each process, with its digest
     snapshots/<step>/ema_<name>     power-function tracks, kept for `ema.reconstruct`
     lock                            who is training here (`lock`)
@@ -292,6 +293,23 @@ def check_items(step: int, wanted: Mapping[str, Any], meta: Mapping[str, Any]) -
                     f"checkpoint {step} is of another run: {name}/{path} has shape {was}, "
                     f"but this run has {tuple(leaf.shape)}."
                 )
+
+
+def check_frozen(step: int, frozen: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+    """Raises InvalidInput, naming the first difference, if a run was trained beside other frozen trees.
+
+    frozen: `described` of each, by its path in the objective's state.
+    """
+    was, now = (
+        {f"{name}/{path}": array for name, tree in trees.items() for path, array in tree.items()}
+        for trees in (meta.get("frozen", {}), frozen)
+    )
+    for path in sorted(was.keys() | now.keys()):
+        if was.get(path) != now.get(path):
+            how = "has other values" if path in was and path in now else "is there in one of them alone"
+            raise InvalidInput(
+                f"checkpoint {step} was trained beside other frozen parameters than those of this run: {path} {how}."
+            )
 
 
 def load_item(

@@ -44,6 +44,22 @@ def test_the_digit_judge_knows_held_out_digits(judge):
     assert judges.STEPS["digits"] > STEPS, "the default is to be better still"
 
 
+def test_pooled_features_are_maxima(judge_cache):
+    """A thing that stands there twice, too far apart for one position to see both, has the features of one thing."""
+    rng = np.random.default_rng(0)
+    world = ArraySource(
+        rng.uniform(-1, 1, (96, 32, 32, 1)).astype(np.float32), {"there": rng.integers(0, 2, (96, 2)) * 1.0}, "there"
+    )
+    judge = metrics.trained_judge(world, world, target="there", features=16, steps=1)
+    once = np.full((1, 32, 32, 1), -1.0, np.float32)
+    once[:, 8:10, 8:10] = 1.0
+    twice = once.copy()
+    twice[:, 24:26, 24:26] = 1.0
+    empty = judge.features(np.full_like(once, -1.0))
+    assert np.abs(judge.features(once) - empty).max() > 1e-3
+    np.testing.assert_allclose(judge.features(twice), judge.features(once), atol=1e-6)
+
+
 def test_its_features_tell_real_digits_from_noisy_ones(judge):
     train, test = data.digits("train").x0, data.digits("test")
     noisy = test.x0 + 0.5 * np.random.default_rng(0).standard_normal(test.x0.shape).astype(np.float32)

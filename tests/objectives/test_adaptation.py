@@ -68,7 +68,8 @@ def test_only_factors_learn_each_frame_at_its_own_time_and_they_are_saved_alone(
     batch = {"x0": clips(), "cond": LABEL, "index": jnp.arange(2)}
     optimizer = training.optimizers.adamw(1e-2)
     state = training.init_state(adapted.objective, optimizer, adapted.init, batch)
-    prepared = adapted.objective.prepare(state.objective_state, batch, jax.random.key(0))
+    key = jax.random.key(0)
+    prepared = adapted.objective.prepare(adapted.objective.init(key, state.params, batch), batch, key)
     assert prepared["t"].shape == (2, 3) and float(jnp.ptp(prepared["t"], axis=1).min()) > 0
     state, _ = training.make_train_step(adapted.objective, optimizer)(state, batch)
     found = adapters.relative_change(params, state.params)

@@ -12,7 +12,7 @@ from diffusion_jax.denoisers import analytic, denoiser, gaussian_mixture
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.randomness import normal
 from diffusion_jax.time_axes import expand
-from diffusion_jax.typing import Denoiser, Network, Prediction
+from diffusion_jax.typing import Denoiser, Frozen, Network, Prediction
 from tests import shipped
 
 FLOW = processes.rectified_flow(time="t")
@@ -82,7 +82,7 @@ def test_the_losses_are_disjoint_and_the_student_has_its_turns():
         assert bool(grads["student"]["mean"] != 0) == (step % 3 == 0)
         assert grads["fake"]["mean"] != 0
         # The fake's loss is that of denoising the samples: the teacher is not in it.
-        other = state._replace(teacher=params(-3.0, 1.0))
+        other = state._replace(teacher=Frozen(params(-3.0, 1.0)))
         np.testing.assert_array_equal(differentiated(learned, other)["fake"]["mean"], grads["fake"]["mean"])
         state = aux.state
 

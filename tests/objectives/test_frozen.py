@@ -1,13 +1,14 @@
-"""Training of a part: only the part moves, and what is frozen is neither changed nor consumed."""
+"""Training of a part: only the part moves, and what is frozen is no part of what a run saves."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax import adapters, distributed, models, objectives, processes, training
+from diffusion_jax import adapters, data, distributed, models, objectives, processes, training
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.models import by_path
+from diffusion_jax.typing import Frozen, Objective
 
 
 def case():
@@ -34,8 +35,7 @@ def test_only_the_part_is_trained_and_the_rest_stays_bit_for_bit():
         state, metrics = step(state, batch)
         first = metrics["loss"] if first is None else first
     assert float(metrics["loss"]) < float(first)
-    for path, leaf in by_path(params).items():
-        np.testing.assert_array_equal(leaf, by_path(state.objective_state.params["params"])[path])
+    assert not {leaf.shape for leaf in jax.tree.leaves(state.objective_state)} - {()}, "counters at most"
     moved = [float(jnp.abs(leaf - by_path(factors)[path]).max()) for path, leaf in by_path(state.params).items()]
     assert min(moved) > 0
 
@@ -67,10 +67,75 @@ def test_on_a_mesh_what_is_frozen_is_laid_out_too():
     mesh, rules = distributed.make_mesh(data=2, fsdp=4), distributed.Rules(fsdp_min_size=0)
     optimizer = training.optimizers.adamw(1e-3)
     state = training.init_state(part, optimizer, lambda key: factors, batch, mesh=mesh, rules=rules)
-    kernel = state.objective_state.params["params"]["blocks"]["block"]["mlp"]["feed_forward"]["up"]["kernel"]
+    step = training.make_train_step(part, optimizer, mesh, rules)
+    (frozen,) = step.frozen(state, batch).values()
+    kernel = frozen["params"]["blocks"]["block"]["mlp"]["feed_forward"]["up"]["kernel"]
     assert kernel.addressable_shards[0].data.size == kernel.size // 4
-    state, _ = training.make_train_step(part, optimizer, mesh, rules)(state, batch)
+    _, metrics = step(state, batch)
     assert not jax.tree.leaves(params)[0].is_deleted()
+    alone = training.init_state(part, optimizer, lambda key: factors, batch)
+    _, expected = training.make_train_step(part, optimizer)(alone, batch)
+    np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=1e-5)
+
+
+def test_some_arrays_of_the_parameters_learn():
+    """What is chosen has the gradient that it has among all, the rest none; together they are the parameters."""
+    objective, params, factors, batch = case()
+    rng = np.random.default_rng(0)
+    whole = jax.tree.map(lambda leaf: 0.3 * rng.standard_normal(leaf.shape), {"params": params, "lora": factors})
+    part = objectives.trained_part(objective, whole, lambda path: "attention" in path and path.startswith("params/"))
+    key, trained = jax.random.key(3), part.init(jax.random.key(0))
+    assert by_path(trained).keys() == {path for path in by_path(whole) if "attention" in path and path[:7] == "params/"}
+    for path, leaf in by_path(part.whole(trained)).items():
+        np.testing.assert_array_equal(leaf, by_path(whole)[path])
+
+    def gradient(one, at):
+        return by_path(jax.jit(jax.grad(lambda p: one.loss(p, one.init(key, p, batch), batch, key)[0].sum()))(at))
+
+    found, expected = gradient(part.objective, trained), gradient(objective, whole)
+    largest = max(np.abs(leaf).max() for leaf in expected.values())
+    for path, leaf in found.items():
+        np.testing.assert_allclose(leaf, expected[path], atol=1e-5 * largest)
+        assert float(jnp.abs(leaf).max()) > 0
+    for chosen in ("nothing", ""):
+        with pytest.raises(InvalidInput, match="chosen takes"):
+            objectives.trained_part(objective, whole, lambda path, chosen=chosen: chosen in path)
+
+
+def test_a_run_goes_on_beside_the_same_frozen_parameters_alone(tmp_path):
+    """They are saved as fingerprints: the same ones give the run that never stopped, others are refused."""
+    objective, params, factors, batch = case()
+    optimizer = training.optimizers.adamw(1e-2)
+    frozen = {"params": params}
+    source = data.ArraySource(np.asarray(batch["x0"]), jax.device_get(batch["cond"]), "a")
+
+    def trained(steps, workdir, frozen=frozen):
+        part = objectives.with_frozen(objective, frozen, trained="lora")
+        return training.train(
+            part,
+            optimizer,
+            data.pipeline(source, 8, seed=0),
+            init_params=lambda key: factors,
+            steps=steps,
+            workdir=workdir,
+            progress=False,
+        )
+
+    trained(1, tmp_path / "cut")
+    stored = sum(file.stat().st_size for file in (tmp_path / "cut" / "checkpoints").rglob("*") if file.is_file())
+    assert stored < 4 * sum(leaf.nbytes for leaf in jax.tree.leaves(factors)) + 2**16
+    other = {"params": {**params, "positions": params.get("positions", jnp.zeros(1)) + 1}}
+    with pytest.raises(InvalidInput, match=r"other frozen parameters.*params/positions"):
+        trained(2, tmp_path / "cut", other)
+    went_on, expected = trained(2, tmp_path / "cut"), trained(2, None)
+    for path, leaf in by_path(went_on.params).items():
+        np.testing.assert_array_equal(leaf, by_path(expected.params)[path])
+
+
+def test_a_frozen_tree_is_known_beforehand():
+    doubled = Objective(lambda key, params, batch: Frozen(jax.tree.map(lambda leaf: 2 * leaf, params)), lambda *_: None)
+    with pytest.raises(InvalidInput, match="computed by the objective's init"):
+        training.frozen_trees(doubled, {"a": jnp.ones(2)}, {})
 
 
 def test_the_trained_part_is_not_frozen():

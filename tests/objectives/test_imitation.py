@@ -9,7 +9,7 @@ from diffusion_jax import adapters, models, objectives, processes, timesteps
 from diffusion_jax.denoisers import analytic, contrasted, denoiser, gaussian_mixture
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.models import by_path
-from diffusion_jax.typing import Network
+from diffusion_jax.typing import Frozen, Network
 from tests.denoisers import tiny
 from tests.models.drawn import drawn
 
@@ -47,7 +47,7 @@ def test_there_is_nothing_to_learn_from_oneself():
     @jax.jit
     @jax.grad
     def gradient(params, teacher):
-        return objective.loss(params, state._replace(params=teacher), BATCH, KEY)[0].mean()
+        return objective.loss(params, state._replace(teacher=Frozen(teacher)), BATCH, KEY)[0].mean()
 
     other = jax.tree.map(lambda leaf: 1.1 * leaf, PARAMS)
     assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradient(PARAMS, PARAMS))) < 1e-5

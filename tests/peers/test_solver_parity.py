@@ -4,7 +4,6 @@ The cases are those of `benchmarks.parity_cases`, which `benchmarks.parity` also
 below them, each with our value, the peer's, and why. Needs the peers extra: `make test-peers`.
 """
 
-import importlib
 import inspect
 import re
 from pathlib import Path
@@ -77,9 +76,7 @@ def test_a_run_of_few_steps_is_the_peers(name, dtype):
 @pytest.mark.parametrize("name", sorted(SCHEDULERS))
 def test_the_defaults_of_the_class_are_ours(name):
     """A config with nothing but the class means the same run as one with every default written out."""
-    if name in parity_solvers.OF_TORCHSDE:
-        pytest.skip("needs torchsde")
-    written = dict(getattr(diffusers, name)().config)
+    written = dict(getattr(parity_solvers.peer_module(name), name)().config)
     if name == "DPMSolverSinglestepScheduler":
         # It lowers its order at the end by itself when sigma ends at 0.
         written["lower_order_final"] = False
@@ -195,8 +192,8 @@ OF_FLOWS = ("flow_shift", "use_dynamic_shifting", "time_shift_type", "shift_term
 @pytest.mark.parametrize("name", sorted(SCHEDULERS))
 def test_every_field_of_a_class_is_read_refused_or_irrelevant(name):
     """Whatever the peer's class can be told is asked for by our reader, with a wrong type refused in one sentence."""
-    module = importlib.import_module(f"diffusers.schedulers.{parity_solvers._module(name)}")
-    known = [p for p in inspect.signature(getattr(module, name).__init__).parameters if p not in ("self", "kwargs")]
+    peer = getattr(parity_solvers.peer_module(name), name)
+    known = [p for p in inspect.signature(peer.__init__).parameters if p not in ("self", "kwargs")]
     for field in known:
         if name.startswith(IRRELEVANT.get(field, ("no class",))):
             continue

@@ -66,9 +66,9 @@ def test_one_step_is_the_update_written_by_hand():
 
 def test_repeated_calls_compile_once(plain):
     state, _, step = plain
-    assert step._cache_size() == 1
+    assert step.programs() == 1
     step(state, distributed.shard_batch(next(iter(Batches())), None))
-    assert step._cache_size() == 1
+    assert step.programs() == 1
 
 
 def test_the_state_is_consumed_but_on_cpus_and_never_copied(plain, monkeypatch):
