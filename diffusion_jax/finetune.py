@@ -45,7 +45,7 @@ def run(config: ConfigDict, workdir: Path | str | None, progress: bool = True) -
     _check_base(config, workdir)
     if whole and local_folder(given.folder).is_file():
         raise InvalidInput(
-            f"{given.folder} is a single file, and whole pipelines are written as folders: train LoRA (--lora-rank=8), or "
+            f"{given.folder} is a single file, but whole pipelines are written as folders: give --lora-rank=8, or "
             "take the same checkpoint as a folder with model_index.json."
         )
     mesh = part_of("mesh", config)

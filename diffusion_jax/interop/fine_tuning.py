@@ -7,7 +7,7 @@ For a picture with latents x0 and a prompt c, a time t of the checkpoint's own t
 
 where process, target (noise, v or x0) and times are the scheduler's, and cond(c) is what `Pipeline.prompter` makes of
 the prompt. The autoencoder, the text encoders and, beside adapters, the weights of the network do not learn: they are
-constants (`objectives.with_constants`), which checkpoints do not hold.
+`typing.Frozen`, so that checkpoints do not hold them.
 
     pipeline = interop.load_pipeline("checkpoints/sd15")
     tuned = interop.fine_tuning(pipeline, partial(objectives.denoising, cond_dropout=0.1), size=(512, 512),
@@ -19,7 +19,6 @@ constants (`objectives.with_constants`), which checkpoints do not hold.
 """
 
 from collections.abc import Callable, Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +34,7 @@ from diffusion_jax.interop.lora_targets import modules_of
 from diffusion_jax.interop.pipelines import Pipeline, with_network
 from diffusion_jax.interop.pretrained import Pretrained, save_pretrained
 from diffusion_jax.interop.requests import checked_size
-from diffusion_jax.objectives import on_latents, with_constants, with_frozen
+from diffusion_jax.objectives import on_latents, with_frozen
 from diffusion_jax.timesteps import on_grid, trailing, uniform
 from diffusion_jax.typing import Network, Objective, Process, TimestepDraw
 
@@ -87,19 +86,12 @@ def fine_tuning(
     network = base.network if lora is None else lora.network
     process = pipeline.scheduler.process
 
-    # Each where it lies on the mesh; of what is not read, nothing is handed to the step.
-    arrays = {"null": _dropped(pipeline, nothing, size)}
-    arrays |= {} if lora is None else {"base": base.params}
-    arrays |= {"autoencoder": autoencoder.params} if pictures else {}
-
-    def made(arrays):
-        draw = training_times(process)
-        inner = objective(network=network, process=process, null=arrays["null"], draw=draw)
-        if lora is not None:
-            inner = with_frozen(inner, {"params": arrays["base"]}, "lora", stored=False)
-        if pictures:
-            inner = on_latents(inner, partial(autoencoder.network.encode, arrays["autoencoder"]))
-        return inner
+    null = _dropped(pipeline, nothing, size)
+    own = objective(network=network, process=process, null=null, draw=training_times(process))
+    if lora is not None:
+        own = with_frozen(own, {"params": base.params}, "lora")
+    if pictures:
+        own = on_latents(own, autoencoder.network.encode, autoencoder.params)
 
     def init(key):
         if lora is None:
@@ -120,7 +112,7 @@ def fine_tuning(
             return save_pretrained(path, base._replace(params=learned))
         return save_lora(path, base, at_scale({}, learned, lora.scale)["lora"])
 
-    return FineTuning(with_constants(arrays, made), init, network, process, pipeline_of, save)
+    return FineTuning(own, init, network, process, pipeline_of, save)
 
 
 def training_times(process: Process) -> TimestepDraw:

@@ -38,11 +38,10 @@ def save_pipeline(folder: str | os.PathLike, pipeline: Pipeline, base: str | os.
     draft = target.with_name(target.name + ".part")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
-    for part in sorted(path for path in root.iterdir() if path.is_dir() and path.name in index and path.name != name):
-        (draft / part.name).mkdir()
-        for file in sorted(part.iterdir()):
-            if file.is_file() and file.suffix in KEPT:
-                shutil.copyfile(file, draft / part.name / file.name)
+    for part in sorted(path for path in root.iterdir() if path.is_dir() and path.name != name):
+        for file in sorted(path for path in part.iterdir() if path.is_file() and path.suffix in KEPT):
+            (draft / part.name).mkdir(exist_ok=True)
+            shutil.copyfile(file, draft / part.name / file.name)
     save_pretrained(draft / name, pipeline.network._replace(params=pipeline.params))
     write_json(draft / "model_index.json", {**index, **info})
     shutil.rmtree(target, ignore_errors=True)
