@@ -10,6 +10,7 @@ from diffusion_jax import interop
 from diffusion_jax.config import call
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.experiment import defaults
+from diffusion_jax.interop.fine_tuning import ATTENTION
 
 SCHEDULES = ("constant", "cosine", "linear")
 
@@ -39,7 +40,7 @@ def fine_tuning_config(pretrained: str, folder: str, classes: bool = False, lora
     config.data = call("data.image_folder" if classes else "data.captioned_folder", folder=folder, size=None)
     config.encode = "auto"
     config.held_out = config.model = config.process = None
-    config.lora = None if lora_rank is None else call("adapters.lora", rank=lora_rank)
+    config.lora = None if lora_rank is None else call("adapters.lora", rank=lora_rank, select=ATTENTION)
     config.objective = call("objectives.denoising", cond_dropout=0.1)
     rate = call("training.optimizers.constant", value=RATES["full" if lora_rank is None else "lora"])
     config.optimizer = call("training.optimizers.adamw", learning_rate=rate, weight_decay=0.01, decayed=".*")
@@ -62,7 +63,7 @@ def config_of(arguments: argparse.Namespace, config: ConfigDict | None) -> Confi
         _set(config.pretrained, folder=arguments.pretrained)
         _set(config.data, folder=arguments.data)
         if arguments.lora_rank is not None:
-            config.lora = call("adapters.lora", rank=arguments.lora_rank)
+            config.lora = call("adapters.lora", rank=arguments.lora_rank, select=ATTENTION)
     if arguments.full and arguments.lora_rank is not None:
         raise InvalidInput("--full trains the whole network and --lora-rank factors beside it: give one of them.")
     if config.lora is None or arguments.full:
@@ -142,8 +143,8 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     what.add_argument("--lora-rank", type=int, metavar="R", help="trains low-rank factors; without it, all weights")
     what.add_argument("--lora-alpha", type=float, metavar="A", help="scale of the factors, times R (default: R)")
     what.add_argument(
-        "--lora-targets", metavar="NAMES", help="ends of the names of layers, here or in diffusers, such as to_q,to_v "
-        "(default: q,k,v,out, the projections of attention)",
+        "--lora-targets", metavar="NAMES", help="ends of the names of layers, here or in diffusers, "
+        "(default: to_q,to_k,to_v,to_out.0, the projections of attention)",
     )  # fmt: skip
     what.add_argument("--full", action="store_true", help="trains all weights, whatever --config says")
     what.add_argument("--ema", type=float, metavar="DECAY", help="averages what learns, e.g. 0.999, and saves that")

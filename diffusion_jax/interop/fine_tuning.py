@@ -11,7 +11,7 @@ the prompt. The autoencoder, the text encoders and, beside adapters, the weights
 
     pipeline = interop.load_pipeline("checkpoints/sd15")
     tuned = interop.fine_tuning(pipeline, partial(objectives.denoising, cond_dropout=0.1), size=(512, 512),
-                                adapter=partial(adapters.lora, rank=8))
+                                adapter=partial(adapters.lora, rank=8, select=interop.adapted_layers(pipeline.network)))
     data = interop.latent_examples(interop.prompted(source, pipeline, (512, 512)), pipeline)
     state = training.train(tuned.objective, optimizer, data.pipeline(...), init_params=tuned.init, steps=1000)
     images = interop.generate(tuned.pipeline_of(state.params), key, ["a red cube"])
@@ -37,6 +37,9 @@ from diffusion_jax.interop.requests import checked_size
 from diffusion_jax.objectives import on_latents, with_frozen
 from diffusion_jax.timesteps import on_grid, trailing, uniform
 from diffusion_jax.typing import Network, Objective, Process, TimestepDraw
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+"""The projections of attention, as diffusers calls them: what its scripts for LoRA adapt."""
 
 
 class FineTuning(NamedTuple):
@@ -122,7 +125,7 @@ def training_times(process: Process) -> TimestepDraw:
     return uniform() if steps is None else on_grid(trailing(steps, steps))
 
 
-def adapted_layers(pretrained: Pretrained, targets: Iterable[str]) -> tuple[str, ...]:
+def adapted_layers(pretrained: Pretrained, targets: Iterable[str] = ATTENTION) -> tuple[str, ...]:
     """The paths of layers for the `select` of `adapters.lora`, from the ends of their names here ("q", "mlp/up") or in
     diffusers ("to_q", "ff.net.0.proj").
 

@@ -57,8 +57,10 @@ def prompted(source: ImageFolder, pipeline: Pipeline, size: tuple[int, int]) -> 
 
     bare = dataclasses.replace(source, cond={}, captions=texts, class_names=None)
     told = data.encoded_captions(bare, encode, batch=min(64, len(set(texts))))
+    # Numbers of classes, one a picture, are no rows to share.
+    cond = {name: rows[np.arange(len(rows))] if rows.ndim == 1 else rows for name, rows in told.cond.items()}
     frame = pipeline.prompter.framed(*_frames(source, size), size)
-    return dataclasses.replace(told, cond={**told.cond, **frame})
+    return dataclasses.replace(told, cond={**cond, **frame})
 
 
 def class_numbers(pipeline: Pipeline, names: Sequence[str]) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Fine-tuning: it begins at the checkpoint, learns what it is told to, and what is frozen, encoded once or dropped is so."""
+"""Fine-tuning: it begins at the checkpoint, and encoding once, dropping captions and saving change nothing else."""
 
 from functools import partial
 
@@ -56,10 +56,10 @@ def examples(dit, photos):
 
 
 def tuned_by(pipeline, pictures=False, rank=2, alpha=None, **options):
-    return interop.fine_tuning(
-        pipeline, partial(objectives.denoising, **options), SIDES, pictures=pictures,
-        adapter=rank and partial(adapters.lora, rank=rank, alpha=alpha),
-    )  # fmt: skip
+    select = interop.adapted_layers(pipeline.network)
+    adapter = rank and partial(adapters.lora, rank=rank, alpha=alpha, select=select)
+    objective = partial(objectives.denoising, **options)
+    return interop.fine_tuning(pipeline, objective, SIDES, pictures=pictures, adapter=adapter)
 
 
 def batch_of(source):
@@ -81,7 +81,7 @@ def test_encoding_once_is_encoding_at_each_step(dit, examples):
     prepared = each.objective.prepare(each.objective.init(KEY, learned, batch_of(examples)), batch_of(examples), KEY)
     np.testing.assert_array_equal(prepared["x0"], batch_of(examples)["x0"])
     np.testing.assert_allclose(loss_of(each, learned, prepared), expected, rtol=1e-5)
-    with pytest.raises(InvalidInput, match="weights its entries|weighs its entries"):
+    with pytest.raises(InvalidInput, match="weighs its entries"):
         each.objective.init(KEY, learned, {**batch_of(examples), "weight": np.ones((4, SIZE, SIZE))})
 
 
@@ -99,9 +99,8 @@ def test_it_begins_at_the_checkpoint_whose_loss_it_is(dit, examples):
 
 def test_dropped_captions_are_what_a_sampler_asks_for_nothing(sd, photos):
     source = interop.prompted(data.captioned_folder(str(photos), size=SIZE), sd, SIDES)
-    assert [cond.tolist() for cond in source.cond["context"][np.array([0, 1])]] == [
-        source.cond["context"][2].tolist(), source.cond["context"][3].tolist()
-    ]  # fmt: skip
+    said = sd.prompter.main(["picture 0", "picture 0", "picture 1", "picture 1"], SIDES)["context"]
+    np.testing.assert_allclose(source.cond["context"][np.arange(4)], said, atol=1e-6)
     nothing = sd.prompter.null([None], SIDES)["context"]
     batch = batch_of(interop.latent_examples(source, sd))
     tuned = tuned_by(sd, cond_dropout=1.0)
@@ -116,7 +115,7 @@ def test_times_are_those_of_the_table(dit):
     t, weight = interop.training_times(dit.scheduler.process).draw((), KEY, (4000,))
     index = np.asarray(dit.scheduler.process.network_time(t))
     np.testing.assert_array_equal(index, np.round(index))
-    assert index.min() < 10 and index.max() > 990 and float(weight) == 1
+    assert index.min() < 10 and index.max() > 990 and (np.asarray(weight) == 1).all()
 
 
 def test_what_learns_is_saved_with_its_scale_and_read_again(folders, dit, sd, tmp_path):
@@ -146,9 +145,9 @@ def test_what_learns_is_saved_with_its_scale_and_read_again(folders, dit, sd, tm
 
 
 def test_layers_by_their_names_here_and_in_diffusers(dit, sd):
-    for pipeline in (dit, sd):
-        ours = interop.adapted_layers(pipeline.network, ("q", "k", "v", "out"))
-        assert interop.adapted_layers(pipeline.network, ("to_q", "to_k", "to_v", "to_out.0")) == ours
+    here = interop.adapted_layers(sd.network, ("attention/q", "attention/k", "attention/v", "attention/out"))
+    assert set(interop.adapted_layers(sd.network)) == set(here)
+    assert {path.rpartition("/")[2] for path in interop.adapted_layers(dit.network)} == {"q", "k", "v", "out"}
     with pytest.raises(InvalidInput, match="did you mean 'to_q'"):
         interop.adapted_layers(sd.network, ("to_qq",))
 
@@ -165,19 +164,17 @@ def test_a_network_is_told_how_pictures_lie_in_their_frame(tmp_path):
     turned = Image.new("RGB", (30, 10)).getexif()
     turned[0x0112] = 6
     Image.new("RGB", (30, 10)).save(tmp_path / "a.jpg", exif=turned)
-    assert upright_size(tmp_path / "a.jpg") == (30, 10)[::1] and Image.open(tmp_path / "a.jpg").size == (30, 10)
+    assert upright_size(tmp_path / "a.jpg") == (30, 10) and Image.open(tmp_path / "a.jpg").size == (30, 10)
     original, corner = np.asarray([[40.0, 80.0]]), np.asarray([[0.0, 8.0]])
     rows = double_clip_prompts([], True).framed(original, corner, (16, 16))["time_ids"]
     np.testing.assert_array_equal(rows, [[40, 80, 0, 8, 16, 16]])
 
 
 def test_what_cannot_learn_is_refused(dit, sd, photos):
-    with pytest.raises(InvalidInput, match="needs captions|need captions"):
+    with pytest.raises(InvalidInput, match="need captions"):
         interop.prompted(data.image_folder(str(photos), size=SIZE), sd, SIDES)
     with pytest.raises(InvalidInput, match="must have a subfolder"):
         interop.prompted(data.captioned_folder(str(photos), size=SIZE), dit, SIDES)
-    with pytest.raises(InvalidInput, match="A folder of pictures"):
-        interop.prompted(data.digits(), sd, SIDES)
     with pytest.raises(InvalidInput, match="multiples of 4"):
         interop.fine_tuning(dit, objectives.denoising, (15, 15))
     with pytest.raises(InvalidInput, match="bfloat16, which cannot hold"):
