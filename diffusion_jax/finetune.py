@@ -79,7 +79,7 @@ def run(config: ConfigDict, workdir: Path | str | None, progress: bool = True) -
     learned = jax.eval_shape(tuned.init, jax.random.key(0))
     many, of = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (learned, pipeline.network.params))
     what = "the whole network" if whole else f"factors of rank {config.lora.rank}"
-    _say(f"{what} learns: {many:,} parameters of a {pipeline.network.family} of {of:,}")
+    _say(f"training {what}: {many:,} parameters, where the {pipeline.network.family} has {of:,}")
     state = fit(experiment, workdir, callbacks, progress=progress)
     if workdir is not None:
         _write(config, tuned, experiment, state, Path(workdir), numbers)

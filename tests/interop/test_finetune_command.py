@@ -58,7 +58,7 @@ def test_a_run_that_was_cut_ends_as_one_that_was_not(root, capsys):
 
 
 def test_a_whole_network_is_written_as_a_pipeline(root):
-    assert command(root, "full", "--full", "--steps=1", "--ema=0.5") == 0
+    assert command(root, "full", "--full", "--steps=1", "--ema=0.5", "--config.mesh.devices=2") == 0
     written = interop.load_pipeline(root / "full" / finetune.FOLDER)
     average = training.load_params(root / "full", ema="average")
     jax.tree.map(np.testing.assert_array_equal, written.params, average)
