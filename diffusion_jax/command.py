@@ -100,8 +100,8 @@ def parse_config(
                 f"{file} does not exist: --workdir must be the folder of a training run, or give --config."
             )
         path = str(file)
-    if path is None and flags is None:
-        raise InvalidInput("--config is missing; e.g. --config=configs/digits_dit.py")
     config = None if path is None else load(path)
     config = config if flags is None else flags(arguments, config)
+    if config is None:
+        raise InvalidInput("--config is missing; e.g. --config=configs/digits_dit.py")
     return arguments, apply_overrides(config, [text.removeprefix("--config.") for text in overrides])

@@ -58,15 +58,13 @@ def run(config: ConfigDict, workdir: Path | str | None, progress: bool = True) -
     source = part_of("data", config)
     names, pictures_in_step = getattr(source, "class_names", None), _encodes_in_step(config, pipeline)
     _say(f"{len(source)} pictures of {size[0]} x {size[1]} in {config.data.folder}")
+    once = "captions are" if pictures_in_step else "captions and pictures (nothing changes them while it trains) are"
+    _say(f"{once} encoded once, before training ...")
     source = interop.prompted(source, pipeline, size)
     numbers = interop.class_numbers(pipeline, names) if interop.reads_classes(pipeline) and names else {}
     if numbers:
         _say("classes: " + ", ".join(f"{name} is {number}" for name, number in numbers.items()))
-    if not pictures_in_step:
-        source = interop.latent_examples(source, pipeline)
-        _say("captions and latents are encoded once, as no augmentation changes the pictures")
-    else:
-        _say("captions are encoded once, pictures at each step")
+    source = source if pictures_in_step else interop.latent_examples(source, pipeline)
 
     adapter = None if whole else _adapter(config, pipeline)
     objective = partial(_objective, config)

@@ -11,6 +11,7 @@ from diffusion_jax.config import call
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.experiment import defaults
 from diffusion_jax.interop.fine_tuning import ATTENTION
+from diffusion_jax.interop.pipelines import KINDS
 
 SCHEDULES = ("constant", "cosine", "linear")
 
@@ -55,8 +56,8 @@ def config_of(arguments: argparse.Namespace, config: ConfigDict | None) -> Confi
         for flag in ("pretrained", "data"):
             if getattr(arguments, flag) is None:
                 raise InvalidInput(f"--{flag} is missing, such as --pretrained=checkpoints/sd15 --data=photos.")
-        classes = interop.pipeline_class(arguments.pretrained, arguments.prediction_type) == "DiTPipeline"
-        config = fine_tuning_config(arguments.pretrained, arguments.data, classes, arguments.lora_rank)
+        kind = KINDS[interop.pipeline_class(arguments.pretrained, arguments.prediction_type)]
+        config = fine_tuning_config(arguments.pretrained, arguments.data, kind.classes, arguments.lora_rank)
     elif "pretrained" not in config:
         raise InvalidInput(f"{arguments.config} is no config of finetune: it has no entry 'pretrained'.")
     else:

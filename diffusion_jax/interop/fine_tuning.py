@@ -131,17 +131,17 @@ def adapted_layers(pretrained: Pretrained, targets: Iterable[str] = ATTENTION) -
 
     Raises InvalidInput for a target that is the end of no name, with the nearest one.
     """
-    modules = [module for module in modules_of(pretrained).values() if module.weight and module.weight.low_rank]
+    paths = [
+        (module.name, slot.path.removesuffix("/kernel"))
+        for module in modules_of(pretrained).values()
+        if module.weight is not None and module.weight.low_rank
+        for slot in module.weight.slots
+    ]
     found: dict[str, None] = {}
     for target in targets:
-        chosen = [
-            slot.path.removesuffix("/kernel")
-            for module in modules
-            for slot in module.weight.slots
-            if _ends(module.name, target, ".") or _ends(slot.path.removesuffix("/kernel"), target, "/")
-        ]
+        chosen = [path for name, path in paths if _ends(name, target, ".") or _ends(path, target, "/")]
         if not chosen:
-            endings = {module.name.rpartition(".")[2] for module in modules if not module.name[-1].isdigit()}
+            endings = {name.rpartition(".")[2] for name, _ in paths if not name[-1].isdigit()}
             raise unknown("a target of lora", target, endings)
         found |= dict.fromkeys(chosen)
     return tuple(found)

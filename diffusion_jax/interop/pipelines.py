@@ -70,7 +70,8 @@ class Pipeline(NamedTuple):
 class PipelineKind(NamedTuple):
     """How a class of pipelines is put together.
 
-    network: the folder of the denoising network. num_steps, scale: the family's defaults.
+    network: the folder of the denoising network. num_steps, scale: the family's defaults. classes: whether its prompts
+        are classes, not texts.
     prompter: (load, tokenizer, network, info) -> Prompter; `load(name)` and `tokenizer(name)` read a component, info is
         the `Fields` of model_index.json.
     """
@@ -79,6 +80,7 @@ class PipelineKind(NamedTuple):
     prompter: Callable[..., Prompter]
     num_steps: int
     scale: float
+    classes: bool = False
 
 
 def _labels(load, tokenizer, network, info):
@@ -121,7 +123,7 @@ def _t5(max_length):
 
 
 KINDS = {
-    "DiTPipeline": PipelineKind("transformer", _labels, 50, 4.0),
+    "DiTPipeline": PipelineKind("transformer", _labels, 50, 4.0, classes=True),
     "LatentConsistencyModelImg2ImgPipeline": PipelineKind("unet", _clip, 4, 8.5),
     "LatentConsistencyModelPipeline": PipelineKind("unet", _clip, 4, 8.5),
     "PixArtAlphaPipeline": PipelineKind("transformer", _t5(120), 20, 4.5),

@@ -86,7 +86,7 @@ def class_numbers(pipeline: Pipeline, names: Sequence[str]) -> dict[str, int]:
     return {name: number(place) for place, name in enumerate(names)}
 
 
-def latent_examples(source: ImageFolder, pipeline: Pipeline, batch: int = 8) -> data.sources.ArraySource:
+def latent_examples(source: ImageFolder, pipeline: Pipeline, batch: int = 8) -> data.ArraySource:
     """`source` with the latents of its pictures (the means of the posterior), encoded once and held in memory.
 
     batch: how many pictures each device encodes at once.
@@ -100,7 +100,7 @@ def latent_examples(source: ImageFolder, pipeline: Pipeline, batch: int = 8) -> 
 
     count = batch * (1 if mesh is None else batch_shards(mesh))
     pictures = data.encoded(dataclasses.replace(source, cond={}), latents, count)
-    return data.sources.ArraySource(pictures.x0, source.cond, f"latents of {source.name}")
+    return data.ArraySource(pictures.x0, source.cond, f"latents of {source.name}")
 
 
 def _frames(source: ImageFolder, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

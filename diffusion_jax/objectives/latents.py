@@ -39,10 +39,14 @@ def on_latents(objective: Objective, encode: Callable[[Params, Any], Any], param
         losses, aux = objective.loss(learned, state.inner, latents(state.encoder.value, batch), key)
         return losses, aux._replace(state=LatentState(state.encoder, aux.state))
 
+    draw = objective.prepare
+    if draw is None:
+        return Objective(init, loss)
+
     def prepare(state, batch, key):
         # Draws read the shape of x0 alone, and the pictures stay as they are until their part of the batch is trained.
         shape = jax.eval_shape(encode, state.encoder.value, batch["x0"])
-        drawn = objective.prepare(state.inner, {**batch, "x0": jnp.zeros(shape.shape, shape.dtype)}, key)
+        drawn = draw(state.inner, {**batch, "x0": jnp.zeros(shape.shape, shape.dtype)}, key)
         return {**drawn, "x0": batch["x0"]}
 
-    return Objective(init, loss, objective.prepare and prepare)
+    return Objective(init, loss, prepare)

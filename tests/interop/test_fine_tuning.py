@@ -77,7 +77,6 @@ def test_encoding_once_is_encoding_at_each_step(dit, examples):
     learned = once.init(KEY)
     expected = loss_of(once, learned, batch_of(latents))
     assert expected.shape == (4,) and expected.std() > 0
-    np.testing.assert_allclose(loss_of(each, learned, batch_of(examples)), expected, rtol=1e-5)
     prepared = each.objective.prepare(each.objective.init(KEY, learned, batch_of(examples)), batch_of(examples), KEY)
     np.testing.assert_array_equal(prepared["x0"], batch_of(examples)["x0"])
     np.testing.assert_allclose(loss_of(each, learned, prepared), expected, rtol=1e-5)

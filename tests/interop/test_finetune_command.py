@@ -1,6 +1,7 @@
 """`diffusion-jax finetune`: a run that was cut ends as one that was not, its result is read, mistakes are told."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -33,22 +34,32 @@ def command(root, workdir, *more, pretrained="dit"):
     return run_command(finetune.main, [*flags, *quick, *more])
 
 
-SHOWN = ("--validation-prompt=bee", "--validate-every=2", "--config.validation.num_steps=2")
-
-
 def test_a_run_that_was_cut_ends_as_one_that_was_not(root, capsys):
-    lora = ("--lora-rank=2", "--min-snr=5", "--flip", "--schedule=cosine", "--warmup-steps=1", "--accumulate=2")
-    rate = "--config.optimizer.learning_rate.total_steps=4"
-    assert command(root, "cut", *lora, "--steps=2", rate, *SHOWN) == 0
+    lora = (
+        "--lora-rank=2",
+        "--min-snr=5",
+        "--schedule=cosine",
+        "--warmup-steps=1",
+        "--steps=4",
+        "--checkpoint-every=2",
+    )
+    shown = ("--validation-prompt=bee", "--validate-every=2", "--config.validation.num_steps=2")
+    assert command(root, "whole", *lora, *shown) == 0
     told = capsys.readouterr().out
-    assert "4 pictures of 16 x 16" in told and "ant is 0, bee is 1" in told and "pictures at each step" in told
-    assert f"Wrote {root / 'cut' / 'pytorch_lora_weights.safetensors'}. Sample it: diffusion-jax sample" in told
-    assert command(root, "cut", *lora, "--steps=4", rate, *SHOWN) == 0
-    assert command(root, "whole", *lora, "--steps=4") == 0
+    assert "4 pictures of 16 x 16" in told and "ant is 0, bee is 1" in told and "captions and pictures (nothing" in told
+    assert f"Wrote {root / 'whole' / finetune.LORA_FILE}. Sample it: diffusion-jax sample" in told
+    pictures = sorted(path.name for path in (root / "whole" / "pictures").iterdir())
+    assert pictures == ["validation_0000002.png", "validation_0000004.png"]
+
+    # As if it had been killed before its last checkpoint, and its result with it.
+    shutil.copytree(root / "whole", root / "cut")
+    shutil.rmtree(root / "cut" / "checkpoints" / "4")
+    (root / "cut" / finetune.LORA_FILE).unlink()
+    assert command(root, "cut", *lora) == 0
     cut, whole = (training.load_params(root / name) for name in ("cut", "whole"))
     jax.tree.map(np.testing.assert_array_equal, cut, whole)
-    shown = sorted(path.name for path in (root / "cut" / "pictures").iterdir())
-    assert shown == ["validation_0000002.png", "validation_0000004.png"]
+    assert (root / "cut" / finetune.LORA_FILE).read_bytes() == (root / "whole" / finetune.LORA_FILE).read_bytes()
+
     # The base, the autoencoder and the text encoders are no part of a checkpoint.
     steps = root / "cut" / "checkpoints" / "4"
     assert set(json.loads((steps / "meta" / "metadata").read_text())["items"]) == {"params", "rest"}
@@ -57,12 +68,13 @@ def test_a_run_that_was_cut_ends_as_one_that_was_not(root, capsys):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), read, cut)
 
 
-def test_a_whole_network_is_written_as_a_pipeline(root):
-    assert command(root, "full", "--full", "--steps=1", "--ema=0.5", "--config.mesh.devices=2") == 0
+def test_a_whole_network_is_written_as_a_pipeline(root, capsys):
+    flags = ("--full", "--steps=1", "--ema=0.5", "--flip", "--config.mesh.devices=2")
+    assert command(root, "full", *flags) == 0
+    assert "captions are encoded once" in capsys.readouterr().out
     written = interop.load_pipeline(root / "full" / finetune.FOLDER)
     average = training.load_params(root / "full", ema="average")
     jax.tree.map(np.testing.assert_array_equal, written.params, average)
-    assert command(root, "full", "--steps=1", "--lora-rank=2") == 2
 
 
 @pytest.mark.parametrize(
