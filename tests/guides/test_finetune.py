@@ -4,13 +4,13 @@ import numpy as np
 from PIL import Image
 
 from diffusion_jax import interop
-from tests.guides.running import checkpoints, run
-from tests.interop.folders import SIZE
+from tests.guides.running import run
+from tests.interop.folders import SIZE, sd_folder
 
 
 def test_finetune(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    folder = checkpoints(tmp_path / "checkpoints")
+    folder = sd_folder(tmp_path / "sd15")
     (tmp_path / "photos").mkdir()
     for i in range(4):
         Image.fromarray(np.full((SIZE, SIZE + 4, 3), 50 * i, np.uint8)).save(tmp_path / "photos" / f"{i}.png")
