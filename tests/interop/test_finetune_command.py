@@ -69,12 +69,19 @@ def test_a_run_that_was_cut_ends_as_one_that_was_not(root, capsys):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), read, cut)
 
 
-def test_a_whole_network_is_written_as_a_pipeline(root, capsys):
-    assert command(root, "full", "--full", "--steps=1", "--ema=0.5", "--config.mesh.devices=2") == 0
+def test_a_whole_network_is_written_as_a_pipeline(root, capsys, monkeypatch):
+    learned = {}
+
+    def fit(experiment, workdir, callbacks, progress):
+        params = experiment.init_params(jax.random.key(0))
+        learned["average"] = jax.tree.map(lambda leaf: leaf + 0.01, params)
+        return training.TrainState(4, params, learned, (), (), 0, 0)
+
+    monkeypatch.setattr(finetune, "fit", fit)
+    assert command(root, "full", "--full", "--steps=4", "--ema=0.5", "--config.mesh.devices=2") == 0
     assert "captions and pictures (nothing changes them" in capsys.readouterr().out
     written = interop.load_pipeline(root / "full" / finetune.FOLDER)
-    average = training.load_params(root / "full", ema="average")
-    jax.tree.map(np.testing.assert_array_equal, written.params, average)
+    jax.tree.map(np.testing.assert_array_equal, written.params, learned["average"])
 
 
 @pytest.mark.parametrize(
@@ -82,17 +89,14 @@ def test_a_whole_network_is_written_as_a_pipeline(root, capsys):
     [
         ("nowhere", (), "nowhere does not exist"),
         ("sd", (), "has a caption"),
-        ("dit", ("--lora-rank=0",), "rank is 0"),
         ("dit", ("--lora-rank=2", "--lora-targets=to_qq"), "did you mean 'to_q'"),
         ("dit", ("--lora-alpha=2",), "give --lora-rank too"),
         ("dit", ("--lora-rank=2", "--full"), "give one of them"),
         ("dit", ("--size=15",), "multiples of 4"),
-        ("dit", ("--batch-size=5",), "holds only 4 examples"),
         ("dit", ("--caption-dropout=2",), "cond_dropout is 2"),
         ("dit", ("--random-crop=8",), "squares of --size=16 do not fit"),
         ("dit", ("--flip", "--config.encode=once"), "change the pictures"),
         ("dit", ("--validation-prompt=be",), "did you mean 'bee'"),
-        ("dit", ("--remat=ful",), "did you mean 'full'"),
     ],
 )
 def test_mistakes_are_told(pretrained, more, message, root, tmp_path, capsys):
