@@ -10,6 +10,9 @@ from PIL import Image
 
 from diffusion_jax import finetune, interop, training
 from diffusion_jax.command import run_command
+from diffusion_jax.config import call
+from diffusion_jax.errors import InvalidInput
+from diffusion_jax.experiment import prepare
 from diffusion_jax.finetune_config import fine_tuning_config
 from tests.interop.folders import dit_folder, sd_folder
 
@@ -78,7 +81,10 @@ def test_a_whole_network_is_written_as_a_pipeline(root, capsys, monkeypatch):
         return training.TrainState(4, params, learned, (), (), 0, 0)
 
     monkeypatch.setattr(finetune, "fit", fit)
-    assert command(root, "full", "--full", "--steps=4", "--ema=0.5", "--config.mesh.devices=2") == 0
+    config = fine_tuning_config(str(root / "dit"), str(root / "photos"), classes=True)
+    config.train.batch_size, config.mesh.devices = 2, 2
+    config.ema, config.sampling.ema = {"average": call("training.ema.fixed", decay=0.5)}, "average"
+    finetune.run(config, root / "full")
     assert "captions and pictures (nothing changes them" in capsys.readouterr().out
     written = interop.load_pipeline(root / "full" / finetune.FOLDER)
     jax.tree.map(np.testing.assert_array_equal, written.params, learned["average"])
@@ -115,6 +121,8 @@ def test_a_run_goes_on_beside_its_own_base_alone(root, tmp_path, capsys):
 
 
 def test_flags_are_fields_of_the_config(root, capsys):
+    with pytest.raises(InvalidInput, match="sample --pretrained=checkpoints/sd15 --lora="):
+        prepare(fine_tuning_config("checkpoints/sd15", "photos"))
     config = fine_tuning_config("checkpoints/sd15", "photos", lora_rank=4)
     assert config.lora.rank == 4 and config.data.call == "data.captioned_folder"
     with pytest.raises(SystemExit):
