@@ -156,7 +156,8 @@ def prepare(
         folder = config.pretrained.get("folder")
         raise InvalidInput(
             f"This run fine-tuned {folder}: sample its result by sample --pretrained={folder} "
-            "--lora=WORKDIR/pytorch_lora_weights.safetensors, or --pretrained=WORKDIR/pipeline where all weights learned."
+            "--lora=WORKDIR/pytorch_lora_weights.safetensors, or, where all weights learned, by "
+            "sample --pretrained=WORKDIR/pipeline."
         )
     check_config(config, [name for name, value in stand_ins.items() if value is not None])
     mesh = part_of("mesh", config)
