@@ -20,7 +20,7 @@ from diffusion_jax.command import cache_compilations, leave, parse_config, run_c
 from diffusion_jax.config import build
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.experiment import Experiment, check_training, fit, prepare
-from diffusion_jax.finetune_config import config_of, parser
+from diffusion_jax.finetune_config import config_of, parser, set_flags
 from diffusion_jax.interop.files import local_folder
 from diffusion_jax.interop.generation import pixel_step
 from diffusion_jax.interop.pipeline_folders import new_class_names
@@ -56,6 +56,8 @@ def run(config: ConfigDict, workdir: Path | str | None, progress: bool = True) -
     )  # fmt: skip
     size = _sizes(config, pipeline)
     source = part_of("data", config)
+    if len(getattr(source, "sizes", (size,))) > 1:
+        raise invalid("config.data.buckets", config.data.buckets, "one size is fine-tuned: leave it at None")
     names, pictures_in_step = getattr(source, "class_names", None), _encodes_in_step(config, pipeline)
     _say(f"{len(source)} pictures of {size[0]} x {size[1]} in {config.data.folder}")
     once = "captions are" if pictures_in_step else "captions and pictures (nothing changes them while it trains) are"
@@ -170,7 +172,7 @@ def _validation(experiment: Experiment, tuned: interop.FineTuning, size: tuple[i
 
     def function(state, writer):
         images = draw(sampled_params(experiment, state))
-        writer.image(int(state.step), "validation", pictures.grid(images, asked.images_per_prompt))
+        writer.image(int(state.step), "validation", pictures.grid(images, asked.images_per_prompt, zoom=None))
 
     def check(state):
         tuned.pipeline_of(sampled_params(experiment, state)).prompter.main(filled, size)
@@ -193,7 +195,7 @@ def _write(config, tuned, experiment, state, workdir: Path, numbers: dict[str, i
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments, config = parse_config(parser(__doc__), argv, flags=config_of)
+    arguments, config = parse_config(parser(__doc__), argv, base=config_of, set_fields=set_flags)
     distributed.initialize()
     cache_compilations()
     try:

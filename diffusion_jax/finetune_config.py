@@ -50,21 +50,25 @@ def fine_tuning_config(pretrained: str, folder: str, classes: bool = False, lora
     return config
 
 
-def config_of(arguments: argparse.Namespace, config: ConfigDict | None) -> ConfigDict:
-    """The config that the flags describe; those that were given are set in the one of `--config` too."""
-    if config is None:
-        for flag in ("pretrained", "data"):
-            if getattr(arguments, flag) is None:
-                raise InvalidInput(f"--{flag} is missing, such as --pretrained=checkpoints/sd15 --data=photos.")
-        kind = KINDS[interop.pipeline_class(arguments.pretrained, arguments.prediction_type)]
-        config = fine_tuning_config(arguments.pretrained, arguments.data, kind.classes, arguments.lora_rank)
-    elif "pretrained" not in config:
+def config_of(arguments: argparse.Namespace) -> ConfigDict:
+    """The config with the default settings for the checkpoint and the folder that the flags name."""
+    for flag in ("pretrained", "data"):
+        if getattr(arguments, flag) is None:
+            raise InvalidInput(f"--{flag} is missing, such as --pretrained=checkpoints/sd15 --data=photos.")
+    kind = KINDS[interop.pipeline_class(arguments.pretrained, arguments.prediction_type)]
+    return fine_tuning_config(arguments.pretrained, arguments.data, kind.classes, arguments.lora_rank)
+
+
+def set_flags(arguments: argparse.Namespace, config: ConfigDict) -> None:
+    """Sets the fields of the flags that were given, also in the config of `--config`."""
+    if "pretrained" not in config:
         raise InvalidInput(f"{arguments.config} is no config of finetune: it has no entry 'pretrained'.")
-    else:
-        _set(config.pretrained, folder=arguments.pretrained)
-        _set(config.data, folder=arguments.data)
-        if arguments.lora_rank is not None:
+    _set(config.pretrained, folder=arguments.pretrained)
+    _set(config.data, folder=arguments.data)
+    if arguments.lora_rank is not None:
+        if config.lora is None:
             config.lora = call("adapters.lora", rank=arguments.lora_rank, select=ATTENTION)
+        _set(config.lora, rank=arguments.lora_rank)
     if arguments.full and arguments.lora_rank is not None:
         raise InvalidInput("--full trains the whole network and --lora-rank factors beside it: give one of them.")
     if config.lora is None or arguments.full:
@@ -99,7 +103,6 @@ def config_of(arguments: argparse.Namespace, config: ConfigDict | None) -> Confi
     if config.validation.prompts and config.train.sample_every is None:
         config.train.sample_every = max(1, config.train.steps // 5)
     _set(config.train, sample_every=arguments.validate_every)
-    return config
 
 
 PRETRAINED = ("variant", "vae", "tokenizer", "prediction_type", "dtype", "remat")
@@ -121,7 +124,7 @@ def _set_rate(config: ConfigDict, arguments: argparse.Namespace) -> None:
     name = arguments.schedule or before.call.rpartition(".")[2]
     peak = before.get("value", before.get("peak")) if arguments.learning_rate is None else arguments.learning_rate
     warmup = before.warmup_steps if arguments.warmup_steps is None else arguments.warmup_steps
-    spans = {"value": peak} if name == "constant" else {"peak": peak, "total_steps": config.train.steps}
+    spans = {"value": peak} if name == "constant" else {"peak": peak}
     config.optimizer.learning_rate = call(f"training.optimizers.{name}", warmup_steps=warmup, **spans)
 
 
@@ -137,7 +140,7 @@ stopped, 1 nothing finite to learn from, 2 refused, 3 halted by the system, 130 
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """The flags of the command, which `config_of` reads."""
+    """The flags of the command, which `config_of` and `set_flags` read."""
     made = argparse.ArgumentParser(
         prog="diffusion-jax finetune",
         description=description,

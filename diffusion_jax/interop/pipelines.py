@@ -256,6 +256,13 @@ def _class_name(parts) -> str:
     return name
 
 
+def adapted_network(pipeline: Pipeline) -> Network:
+    """The denoising network with the adapters that are attached to it: it takes `pipeline.params`."""
+    if isinstance(pipeline.params, Mapping) and set(pipeline.params) == {"params", "lora"}:
+        return attached(pipeline.network.network, pipeline.params["lora"])
+    return pipeline.network.network
+
+
 def _lifting(network):
     return lru_cache(maxsize=16)(partial(lifted, network))
 
