@@ -99,7 +99,7 @@ def flags() -> argparse.ArgumentParser:
     how.add_argument("--features-from", type=Path, metavar="PATH", help="the folder or file of that network's weights")
     how.add_argument("--clip-from", type=Path, metavar="FOLDER", help="of CLIP, for --prompts")
     how.add_argument("--resize", choices=RESIZINGS, help="for Inception (default: as --against was made, or clean)")
-    how.add_argument("--batch-size", type=int, default=64, help="of the feature network (default 64)")
+    how.add_argument("--batch-size", type=int, default=32, help="of the feature network (default 32)")
     how.add_argument("--seed", type=int, default=0, help="of random choices of images (default 0)")
     out = parser.add_argument_group("what is written")
     out.add_argument(
