@@ -33,6 +33,7 @@ from diffusion_jax.objectives.kernel_matching import (
     squared_mmd,
     whole_runs,
 )
+from diffusion_jax.objectives.latents import on_latents
 from diffusion_jax.objectives.layerwise import (
     ExitErrors,
     exit_errors,
@@ -85,6 +86,7 @@ __all__ = [
     "multitask",
     "neighbour",
     "objective",
+    "on_latents",
     "polynomial_kernel",
     "projected",
     "pseudo_huber",
