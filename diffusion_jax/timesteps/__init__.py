@@ -2,6 +2,15 @@
 and conversions.
 """
 
+from diffusion_jax.timesteps.clusters import (
+    affinity_distance,
+    by_cluster,
+    cluster_of,
+    interval_clusters,
+    log_snr_distance,
+    time_distance,
+)
+from diffusion_jax.timesteps.curriculum import Pacing, curriculum
 from diffusion_jax.timesteps.draws import (
     SPREADS,
     LossHistory,
@@ -12,6 +21,7 @@ from diffusion_jax.timesteps.draws import (
     logit_normal,
     mode,
     on_grid,
+    restricted,
     stratified,
     uniform,
 )
@@ -90,7 +100,9 @@ __all__ = [
     "SPACINGS",
     "SPREADS",
     "LossHistory",
+    "Pacing",
     "Spliced",
+    "affinity_distance",
     "anchored",
     "antithetic",
     "beta",
@@ -99,8 +111,11 @@ __all__ = [
     "bucket",
     "bucket_center",
     "bucket_of",
+    "by_cluster",
     "chunk_levels",
     "chunk_staircase",
+    "cluster_of",
+    "curriculum",
     "edm_weight",
     "elbo_weight",
     "epsilon_weight",
@@ -113,10 +128,12 @@ __all__ = [
     "in_window",
     "independent",
     "index_to_time",
+    "interval_clusters",
     "karras",
     "leading",
     "linspace",
     "log_normal",
+    "log_snr_distance",
     "log_snr_window",
     "logit_normal",
     "matching_time",
@@ -134,6 +151,7 @@ __all__ = [
     "pinned",
     "quadratic",
     "resolution_shift",
+    "restricted",
     "roles",
     "shared",
     "shift",
@@ -145,6 +163,7 @@ __all__ = [
     "stratified",
     "synchronous",
     "time_at_noise_ratio",
+    "time_distance",
     "time_to_index",
     "times_at_noise_ratios",
     "trailing",
