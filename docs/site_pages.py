@@ -21,7 +21,10 @@ DOCUMENTS = {
     "CHANGELOG.md": "changelog.md",
     "benchmarks/results/README.md": "benchmarks.md",
 }
-MODULES = ("sampling", "typing", "config", "experiment", "clock", "costs", "errors", "pixels", "pictures", "randomness")
+MODULES = (
+    *("sampling", "typing", "config", "overrides", "experiment", "clock", "costs", "errors", "pixels", "pictures"),
+    *("randomness", "image_sets", "feature_extractors", "measuring", "image_files"),
+)
 """What users import of the package besides its subpackages."""
 WITHIN = ("training.optimizers", "training.ema", "training.logging")
 """Modules that configs and users name within a subpackage."""
