@@ -87,7 +87,7 @@ report: $(VENV)/.installed
 	$(BIN)/python -m diffusion_jax.recipes --write-pages
 
 docs: $(VENV)/.installed-docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "Wrote site/index.html"
 
 clean:

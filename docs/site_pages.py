@@ -20,6 +20,7 @@ DOCUMENTS = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
     "benchmarks/results/README.md": "benchmarks.md",
+    "launch/README.md": "launch.md",
 }
 MODULES = (
     *("sampling", "typing", "config", "overrides", "experiment", "clock", "costs", "errors", "pixels", "pictures"),
@@ -31,7 +32,7 @@ WITHIN = ("training.optimizers", "training.ema", "training.logging")
 SHOWN = {".py": "python", ".sh": "bash", ".yaml": "yaml", ".yml": "yaml", ".sbatch": "bash", ".toml": "toml"}
 """Files that become pages of code; others are copied as they are."""
 LINK = re.compile(r"(!?\[[^\]]*\]\()([^)\s#]+)(#[^)\s]*)?(\))")
-CODE = re.compile(r"^(```.*?^```$|(?: {4}.*\n)+)", re.MULTILINE | re.DOTALL)
+CODE = re.compile(r"^(```.*?^```$|(?: {4}[^\n]*\n)+)", re.MULTILINE | re.DOTALL)
 
 
 def packages() -> list[str]:
