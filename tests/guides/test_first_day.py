@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from diffusion_jax import config, denoisers, experiment, processes, timesteps, training
+from diffusion_jax.overrides import apply_overrides
 from diffusion_jax.sampling import sample
 from tests.guides.running import run
 
@@ -14,7 +15,7 @@ FLOW = processes.rectified_flow()
 
 
 def test_first_day(tmp_path, monkeypatch):
-    tiny = config.apply_overrides(config.load(str(CONFIG)), ["model.width=8", "model.depth=1", "model.heads=1"])
+    tiny = apply_overrides(config.load(str(CONFIG)), ["model.width=8", "model.depth=1", "model.heads=1"])
     monkeypatch.chdir(tmp_path)
     stored = experiment.prepare(tiny)
     training.save_params("out/digits", stored.init_params(jax.random.key(0)), stored.config)
