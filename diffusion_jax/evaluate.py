@@ -192,12 +192,12 @@ def measure_run(arguments: argparse.Namespace, config: ConfigDict) -> tuple[dict
             report |= measure(samples, real, held_out)
     else:
         images = image_sets.open_images(folder)
-        report, notes = _report(arguments, images, config, prompts_of(samples, config))
+        report, notes = _report(arguments, images, config, captions_asked(samples, config))
     report |= _cost(folder, arguments.workdir)
     return report | {"samples": set_identity(folder)}, notes
 
 
-def prompts_of(samples: Mapping[str, np.ndarray], config: ConfigDict) -> list[str] | None:
+def captions_asked(samples: Mapping[str, np.ndarray], config: ConfigDict) -> list[str] | None:
     """What the samples of a run on captions were asked to show; None of another run."""
     tokens, mask = (samples.get(f"cond.{name}") for name in ("tokens", "tokens_mask"))
     if tokens is None or mask is None:
@@ -260,7 +260,7 @@ def _report(
     if arguments.prompts is not None:
         prompts = asked if arguments.prompts is BESIDE else None
         if prompts is None:
-            prompts = image_sets.prompts_of(images, None if arguments.prompts is BESIDE else arguments.prompts)
+            prompts = image_sets.captions_asked(images, None if arguments.prompts is BESIDE else arguments.prompts)
         folder = _clip(arguments)
         report |= measuring.measure_prompts(folder, images, prompts, most=arguments.num_images, **options)
     if not report:
