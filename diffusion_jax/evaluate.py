@@ -260,7 +260,7 @@ def _report(
     if arguments.prompts is not None:
         prompts = asked if arguments.prompts is BESIDE else None
         if prompts is None:
-            prompts = image_sets.captions_asked(images, None if arguments.prompts is BESIDE else arguments.prompts)
+            prompts = image_sets.prompts_of(images, None if arguments.prompts is BESIDE else arguments.prompts)
         folder = _clip(arguments)
         report |= measuring.measure_prompts(folder, images, prompts, most=arguments.num_images, **options)
     if not report:

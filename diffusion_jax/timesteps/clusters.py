@@ -40,7 +40,7 @@ def time_distance(parts: int) -> Any:
 
 
 def affinity_distance(affinity: Float[np.ndarray | Array, "n n"]) -> Any:
-    """`[n, n]`: `-affinity(c, t)`, of the mean cosines between the gradients of the parts (`objectives.task_affinity`)."""
+    """`[n, n]`: `-affinity(c, t)`, of mean cosines between the gradients of the parts (`objectives.task_affinity`)."""
     return -np.asarray(affinity, np.float64)
 
 
