@@ -4,6 +4,7 @@
 # make lint         ruff, the layers of the packages, the types, and what the last make test cost
 # make test-peers   parity with torch, diffusers and transformers
 # make bench        side-by-side timings against the same peers
+# make first-day    a user's first day, from the wheel alone, in an empty folder
 # make report       the pages of docs/systems from the reports of the studies
 # make docs         all pages and the API reference as a website: site/index.html
 # Each creates its own virtual environment.
@@ -26,7 +27,7 @@ NEWEST = $(shell for minor in 14 13 12; do \
   done; done)
 MINOR := -c 'import sys; print("%d.%d" % sys.version_info[:2])'
 
-.PHONY: quickstart test test-newest same-python lint test-peers bench report docs clean
+.PHONY: quickstart test test-newest same-python lint test-peers bench first-day report docs clean
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -79,6 +80,9 @@ lint: $(VENV)/.installed-test
 
 test-peers: $(VENV)/.installed-peers
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m peers
+
+first-day: $(VENV)/.installed-test
+	$(BIN)/python -m tests.first_day
 
 bench: $(VENV)/.installed-peers
 	$(BIN)/python -m benchmarks.run

@@ -26,7 +26,7 @@ def test_every_flag_of_the_page_exists():
     known = {name for action in sample_flags.sample_parser()._actions for name in action.option_strings}
     flags = set(re.findall(r"`?(--[a-z][a-z-]*)", text)) - {"--config", "--help"}
     assert len(flags) > 20 and flags <= known
-    commands = re.findall(r"^python -m diffusion_jax\.sample (.*)$", text, re.MULTILINE)
+    commands = re.findall(r"^diffusion-jax sample (.*)$", text, re.MULTILINE)
     assert len(commands) == 4
     for command in commands:
         argv = [one for one in shlex.split(command) if not one.startswith("--config.")]
