@@ -15,8 +15,8 @@ COMMANDS = {
     "sample": "draws samples from a trained model",
     "finetune": "fine-tunes a published checkpoint on a folder of pictures",
     "evaluate": "measures samples against held-out data",
-    "report": "writes one page on a run: pictures, curves, measures",
     "configs": "lists the configs that come with the library, or prints one",
+    "report": "writes one page on a run: pictures, curves, measures",
     "encode": "turns a folder of pictures into latents of a published autoencoder",
     "recipes": "runs one of the published systems against its baseline",
 }

@@ -120,8 +120,13 @@ def show_run(workdir: Path) -> None:
         )
     by_time = training.by_time.latest_curves(records)
     if by_time:
-        label = "t (0: clean data, 1: noise)"
-        pictures.save_curves(workdir / "loss_by_time.png", by_time, x_label=label, y_label="loss", title="Loss by time")
+        pictures.save_curves(
+            workdir / "loss_by_time.png",
+            by_time,
+            x_label="t (0: clean data, 1: noise)",
+            y_label="loss",
+            title="Loss by noise level",
+        )
     report.write_report(workdir)
 
 
