@@ -83,6 +83,8 @@ def run(
     rows = summary.of_training(experiment, workdir, learned)
     what = "all weights" if whole else f"factors of rank {config.lora.rank} beside the weights"
     rows["model"] = f"{what} of the {pipeline.network.family} of {given.folder}: {rows['model']}, in {given.dtype}"
+    scheduler = pipeline.scheduler
+    rows["process"] = f"{scheduler.config.get('_class_name')}, the network predicts {scheduler.process.prediction}"
     _say(summary.as_block("Fine-tuning", rows))
     if workdir is None:
         return fit(experiment, None, callbacks, progress=progress)
