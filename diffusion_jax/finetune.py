@@ -61,6 +61,8 @@ def run(
     source = part_of("data", config)
     if len(getattr(source, "sizes", (size,))) > 1:
         raise invalid("config.data.buckets", config.data.buckets, "one size is fine-tuned: leave it at None")
+    # Every picture is read once: a damaged one is named now.
+    source.check()
     names, pictures_in_step = getattr(source, "class_names", None), _encodes_in_step(config, pipeline)
     _say(f"{len(source)} pictures of {size[0]} x {size[1]} in {config.data.folder}")
     once = "captions are" if pictures_in_step else "captions and pictures (nothing changes them while it trains) are"
