@@ -12,6 +12,7 @@ COMMANDS = {
     "sample": "draws samples from a trained model",
     "evaluate": "measures samples against held-out data",
     "encode": "turns a folder of pictures into latents of a published autoencoder",
+    "report": "writes one page on a run: pictures, curves, measures",
     "recipes": "runs one of the published systems against its baseline",
 }
 

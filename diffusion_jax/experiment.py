@@ -61,6 +61,7 @@ def defaults(steps: int, batch_size: int) -> ConfigDict:
         "validate_every": 500,
         "validation_examples": 256,
         "sample_every": None,
+        "log_to": ("jsonl", "tensorboard"),
     }
     config.sampling = {
         "ema": None,
@@ -235,10 +236,12 @@ def fit(
     callbacks: Sequence[training.Callback] = (),
     init_params: Callable[[Any], Any] | None = None,
     progress: bool = True,
+    **more: Any,
 ) -> training.TrainState:
     """Trains `experiment` in `workdir`, resuming what is there; returns the last state. None keeps nothing.
 
     init_params: `key -> params`, for a run that does not begin with fresh parameters of the network.
+    more: what else `training.train` takes, such as `writer` and `profile`.
     """
     config = experiment.config
     batches = data.pipeline(
@@ -260,7 +263,9 @@ def fit(
         callbacks=callbacks,
         config=config.to_dict(),
         progress=progress,
+        log_to=tuple(config.train.get("log_to", ("jsonl", "tensorboard"))),
         **{name: config.train[name] for name in OF_THE_LOOP},
+        **more,
     )
 
 

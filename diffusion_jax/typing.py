@@ -276,8 +276,8 @@ class Solver(NamedTuple):
 
 
 class Aux(NamedTuple):
-    """What a loss reports besides itself: the next objective state, scalar metrics, values per example `[B]`, and
-    whatever the network reported besides its output."""
+    """What a loss reports besides itself: the next objective state, scalar metrics, values per example `[B]` (of each
+    time where there are several: `t` and `loss_at_t`), and whatever the network reported besides its output."""
 
     state: Any
     metrics: Mapping[str, Any]
