@@ -1,6 +1,6 @@
 """Diffusion transformer on 24 x 24 faces (real, scikit-image): a hundred pictures, so it memorises; a smoke signal.
 
-    python -m diffusion_jax.train --config=configs/faces_dit.py --workdir=out/faces
+    diffusion-jax train --config=faces_dit --workdir=out/faces
 
 Nothing is measured: with so few pictures a distance would reward memory.
 """
@@ -44,6 +44,5 @@ def get_config() -> ConfigDict:
         transformations={"guidance": call("denoisers.guided", scale=1.5, null=null)},
         condition=call("data.cycled_labels"),
         batch_size=100,
-        picture_zoom=3,
     )
     return config

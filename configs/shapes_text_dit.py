@@ -1,6 +1,6 @@
 """Text to image: captioned scenes of coloured shapes, a diffusion transformer with a text encoder trained along.
 
-    python -m diffusion_jax.train --config=configs/shapes_text_dit.py --workdir=out/shapes
+    diffusion-jax train --config=shapes_text_dit --workdir=out/shapes
 
 `evaluate` reads each picture back into a scene and compares it with the caption.
 

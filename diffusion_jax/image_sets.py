@@ -97,11 +97,11 @@ def of_source(source: Any, name: str) -> ImageSet:
         for index in indices:
             yield as_bytes(np.asarray(source[int(index)]["x0"]), f"x0 of {name}")
 
-    files = getattr(source, "files", ())
+    files, count = getattr(source, "files", ()), len(source)
     # Known where each example is one file, and what the source says of itself is how it reads them: size, background.
-    known = dataclasses.is_dataclass(source) and len(files) == len(source)
+    known = len(files) == count and dataclasses.is_dataclass(source)
     identity = digest_of([repr(source), *map(_stat, files)]) if known else None
-    return ImageSet(name, len(source), identity, read, lambda index: f"{index}")
+    return ImageSet(name, count, identity, read, lambda index: f"{index}")
 
 
 def digest_of(value: Any) -> str:

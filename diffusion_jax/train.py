@@ -72,7 +72,7 @@ def sample_pictures(experiment: Experiment, sampling: Sampling, every: int) -> t
         return sampler(jax.random.key(experiment.config.seed), params, sampling.grid, cond, index).x
 
     def picture(x: Any) -> np.ndarray:
-        return pictures.grid(np.asarray(x), group.picture_columns, zoom=group.picture_zoom)
+        return pictures.grid(np.asarray(x), group.picture_columns, zoom=group.picture_zoom or None)
 
     def function(state: training.TrainState, writer: Any) -> None:
         x = draw(sampled_params(experiment, state))
@@ -115,11 +115,18 @@ def show_run(workdir: Path) -> None:
         if points:
             curves[name] = tuple(zip(*points))
     if curves:
-        pictures.save_curves(workdir / "loss.png", curves, x_label="step", y_label="loss")
+        pictures.save_curves(
+            workdir / "loss.png", curves, x_label="training step", y_label="loss", title="Loss by step"
+        )
     by_time = training.by_time.latest_curves(records)
     if by_time:
-        label = "t (0: clean data, 1: noise)"
-        pictures.save_curves(workdir / "loss_by_time.png", by_time, x_label=label, y_label="loss")
+        pictures.save_curves(
+            workdir / "loss_by_time.png",
+            by_time,
+            x_label="t (0: clean data, 1: noise)",
+            y_label="loss",
+            title="Loss by noise level",
+        )
     report.write_report(workdir)
 
 
@@ -183,9 +190,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         else:
             skipped = int(state.skipped)
             but = f" ({skipped} of them were not finite and changed nothing)" if skipped else ""
-            print(f"Trained {done} steps{but}. Report: {arguments.workdir / report.REPORT}")
             packages = ",".join(outside_packages(config))
             then = f"--workdir={arguments.workdir}" + (f" --trust={packages}" if packages else "")
+            print(f"Trained {done} steps{but}. Report: {arguments.workdir / report.REPORT}")
             print(f"Samples: diffusion-jax sample {then}")
         traces = arguments.workdir / "profile"
         if profile is not None and traces.is_dir():

@@ -94,7 +94,7 @@ def compare_features(
     settings |= {"neighbours": neighbours, "neighbour_images": len(own), "neighbour_reference": len(theirs)}
     if max(len(features), len(reference)) > MOST_NEIGHBOURS:
         warnings.append(
-            f"Precision, recall, density and coverage are of {len(own)} random images and {len(theirs)} of the other side."
+            f"Precision, recall, density and coverage are of {len(own)} and {len(theirs)} random images of the sides."
         )
     if len(own) != len(theirs):
         warnings.append(
