@@ -53,7 +53,7 @@ def shape_in_words(shape: Any) -> str:
     """`8 x 8 x 1`, `2 numbers`; of joint data each by its name."""
     if isinstance(shape, Mapping):
         return ", ".join(f"{name} {shape_in_words(one)}" for name, one in shape.items())
-    return " x ".join(map(str, shape)) if len(shape) > 1 else count_of(*shape or (1,), "number")
+    return " x ".join(map(str, shape)) if len(shape) > 1 else count_of(shape[0] if shape else 1, "number")
 
 
 def parameters_in_words(params: Any) -> str:
