@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from diffusion_jax import training
+from diffusion_jax import data, training
 from diffusion_jax.costs import count_bytes
 from diffusion_jax.experiment import Experiment, abstractly
 from diffusion_jax.shards import write_whole
@@ -53,7 +53,7 @@ def shape_in_words(shape: Any) -> str:
     """`8 x 8 x 1`, `2 numbers`; of joint data each by its name."""
     if isinstance(shape, Mapping):
         return ", ".join(f"{name} {shape_in_words(one)}" for name, one in shape.items())
-    return " x ".join(map(str, shape)) if len(shape) > 1 else count_of(*shape or (1,), "number")
+    return " x ".join(map(str, shape)) if len(shape) > 1 else count_of(shape[0] if shape else 1, "number")
 
 
 def parameters_in_words(params: Any) -> str:
@@ -83,7 +83,10 @@ def devices_in_words(mesh: Any) -> str:
 def of_source(source: Any, shape: Any = None) -> str:
     """Examples, their shape, and classes where the source knows them."""
     told = count_of(len(source), "example")
-    if shape is not None:
+    sizes = data.rows_of_each_size(source)
+    if sizes:
+        told += f" of {len(sizes)} sizes ({', '.join(shape_in_words(size) for size in sizes)})"
+    elif shape is not None:
         told += f" of {shape_in_words(shape)}"
     classes = getattr(source, "num_classes", None)
     return told + (f", {count_of(classes, 'class')}" if classes else "")
