@@ -27,6 +27,10 @@ FORBIDDEN = (
     "training.train",
     "interop.save_pretrained",
     "os.x",
+    "os:system",
+    "builtins:eval",
+    "my_package.parts:thing",
+    "diffusion_jax.training:train",
 )
 
 EXTREMES = (-1, 0, 1, 2, 3, 7, 10**6, 2**31, 10**13, 2**63, 10**400, -(2**31), 0.5, -0.0, 1e-300, 1e300)

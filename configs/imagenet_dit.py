@@ -1,6 +1,6 @@
 """DiT on ImageNet 256 x 256 latents, with the settings of Peebles & Xie 2023 (appendix A): for a pod.
 
-    python -m diffusion_jax.train --config=configs/imagenet_dit.py:XL/2 --workdir=gs://bucket/run \\
+    diffusion-jax train --config=imagenet_dit:XL/2 --workdir=gs://bucket/run \\
         --config.data.folder=gs://bucket/latents
 
 The variant is the preset (S, B, L or XL; patch 2, 4 or 8). Latents of the Stable Diffusion autoencoder are computed
@@ -42,7 +42,7 @@ def get_config(variant: str = "XL/2") -> ConfigDict:
         solver=call("solvers.ddpm", variance="small"),
         grid=call("timesteps.leading", steps=250, num_train_steps=1000),
         transformations={"guidance": call("denoisers.guided", scale=1.5, null=null)},
-        condition=call("data.cycled_labels", num_classes=1000),
+        condition=call("data.cycled_labels"),
         batch_size=64,
     )
     return config

@@ -1,6 +1,6 @@
 """Masked (absorbing) diffusion of English prose, byte by byte (the standard library's own help texts).
 
-    python -m diffusion_jax.train --config=configs/prose_masked.py --workdir=out/prose
+    diffusion-jax train --config=prose_masked --workdir=out/prose
 
 `evaluate` compares bigrams with held-out text; samples are in `samples.txt`.
 
@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     )
     config.process = call("processes.absorbing", vocab_size=256)
     config.objective = call("objectives.masked", draw=call("timesteps.stratified"))
-    rate = call("training.optimizers.cosine", peak=1e-3, total_steps=config.train.steps, warmup_steps=500)
+    rate = call("training.optimizers.cosine", peak=1e-3, warmup_steps=0.025)
     config.optimizer = call("training.optimizers.adamw", learning_rate=rate, weight_decay=0.05)
     config.ema = {"average": call("training.ema.power", sigma_rel=0.1)}
     config.sampling.update(

@@ -1,6 +1,6 @@
 """Points in the plane, a residual MLP, cosine noise: the smallest thing that trains.
 
-    python -m diffusion_jax.train --config=configs/toy2d.py:checkerboard --workdir=out/checkerboard
+    diffusion-jax train --config=toy2d:checkerboard --workdir=out/checkerboard
 
 The variant names the distribution (`data.toys2d`). One minute on two CPU cores; two moons then have a sliced
 Wasserstein distance of 0.049 to held-out points, where as many training points have 0.044.
@@ -17,7 +17,7 @@ def get_config(name: str = "two_moons") -> ConfigDict:
     config.model = call("models.mlp", width=128, depth=4)
     config.process = call("processes.cosine")
     config.objective = call("objectives.denoising", draw=call("timesteps.stratified"))
-    rate = call("training.optimizers.cosine", peak=2e-3, total_steps=config.train.steps, warmup_steps=100)
+    rate = call("training.optimizers.cosine", peak=2e-3, warmup_steps=0.025)
     config.optimizer = call("training.optimizers.adamw", learning_rate=rate)
     config.ema = {"average": call("training.ema.power", sigma_rel=0.1)}
     config.sampling.update(

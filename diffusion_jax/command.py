@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -14,8 +15,9 @@ import jax
 from ml_collections import ConfigDict
 
 from diffusion_jax.cache import cache_folder
-from diffusion_jax.config import apply_overrides, load
-from diffusion_jax.errors import Halted, InvalidInput
+from diffusion_jax.config import load
+from diffusion_jax.errors import Halted, InvalidInput, invalid
+from diffusion_jax.overrides import apply_overrides
 
 
 def run_command(main: Callable[..., None], argv: Sequence[str] | None = None) -> int:
@@ -29,6 +31,7 @@ def run_command(main: Callable[..., None], argv: Sequence[str] | None = None) ->
     absl.logging.set_verbosity(absl.logging.FATAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL + 1)
     unraisable, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    told, warnings.formatwarning = warnings.formatwarning, lambda message, *_, **__: f"warning: {message}\n"
     try:
         main(argv)
     except InvalidInput as error:
@@ -42,6 +45,7 @@ def run_command(main: Callable[..., None], argv: Sequence[str] | None = None) ->
         return 130
     finally:
         sys.unraisablehook = unraisable
+        warnings.formatwarning = told
     return 0
 
 
@@ -69,23 +73,99 @@ def cache_compilations() -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
 
 
-def parse_config(
-    parser: argparse.ArgumentParser, argv: Sequence[str] | None, *, stored: str | None = None
-) -> tuple[argparse.Namespace, ConfigDict]:
-    """Parses the arguments of `parser` together with `--config=FILE[:variant]` and `--config.field=value`.
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The overrides in `argv`, as `apply_overrides` takes them, and the other arguments.
 
-    stored: a file name; when `--config` is absent the config stored under this name in `--workdir` is read.
+    `--config.field=value` and `--config.field value` are one. Raises InvalidInput where the value is missing.
     """
-    parser.add_argument("--config", metavar="FILE[:VARIANT]", help="a file of configs/, optionally with its variant")
-    parser.add_argument(
+    overrides, rest, left = [], [], list(argv)
+    while left:
+        argument = left.pop(0)
+        if not argument.startswith("--config.") or argument.startswith("--config.FIELD"):
+            rest.append(argument)
+        elif "=" in argument:
+            overrides.append(argument.removeprefix("--config."))
+        elif left and not left[0].startswith("--"):
+            overrides.append(f"{argument.removeprefix('--config.')}={left.pop(0)}")
+        else:
+            raise invalid(argument, "", f"an override reads {argument}=VALUE")
+    return overrides, rest
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what every command that reads a config takes."""
+    group = parser.add_argument_group("config")
+    group.add_argument("--config", metavar="NAME[:VARIANT]", help="a shipped config or a Python file")
+    group.add_argument(
         "--config.FIELD", metavar="VALUE", dest="_overrides_help", help="overrides a field, e.g. --config.model.depth=4"
     )
-    argv = list(sys.argv[1:] if argv is None else argv)
-    overrides, rest = [], []
-    for argument in argv:
-        is_override = argument.startswith("--config.") and not argument.startswith("--config.FIELD")
-        (overrides if is_override else rest).append(argument)
+    group.add_argument(
+        "--trust",
+        action="append",
+        default=[],
+        metavar="PACKAGE",
+        help="a stored config may call the functions and classes of this package; repeatable, or with commas",
+    )
+    group.add_argument(
+        "--print-config",
+        action="store_true",
+        help="print all fields with their values, types and meaning, as overrides that can be copied, and leave",
+    )
+
+
+def parse_config(
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None,
+    *,
+    stored: str | None = None,
+    base: ConfigDict | Callable[[argparse.Namespace], ConfigDict] | None = None,
+    set_fields: Callable[[argparse.Namespace, ConfigDict], None] | None = None,
+) -> tuple[argparse.Namespace, ConfigDict]:
+    """Parses the arguments of `parser` together with `--config=FILE[:variant]`, `--config.field=value`, `--trust` and
+    `--print-config`.
+
+    stored: a file name; when `--config` is absent the config stored under this name in `--workdir` is read.
+    base: the config to start from, in place of a file; or a function that makes it of the arguments, where `--config`
+        is absent.
+    set_fields: writes arguments into the config, before fields of it are overridden.
+    """
+    add_config_arguments(parser)
+    overrides, rest = split_overrides(sys.argv[1:] if argv is None else argv)
+    if "--print-config" in rest and not {"-h", "--help"} & {*rest}:
+        # It knows all parts, whose import --help does not wait for.
+        from diffusion_jax.config_text import config_text
+
+        # Nothing else is needed for it, also where the command needs it.
+        only = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        add_config_arguments(only)
+        only.add_argument("--workdir", type=Path)
+        # Arguments that stand for fields are.
+        arguments = only.parse_known_args(rest)[0] if set_fields is None else parser.parse_args(rest)
+        print(config_text(_read_config(arguments, overrides, stored, base, set_fields)))
+        raise SystemExit(0)
     arguments = parser.parse_args(rest)
+    return arguments, _read_config(arguments, overrides, stored, base, set_fields)
+
+
+def _read_config(
+    arguments: argparse.Namespace,
+    overrides: Sequence[str],
+    stored: str | None,
+    base: ConfigDict | Callable[[argparse.Namespace], ConfigDict] | None,
+    set_fields: Callable[[argparse.Namespace, ConfigDict], None] | None,
+) -> ConfigDict:
+    if isinstance(base, ConfigDict):
+        config = base
+    elif base is not None and arguments.config is None:
+        config = base(arguments)
+    else:
+        config = _loaded(arguments, stored)
+    if set_fields is not None:
+        set_fields(arguments, config)
+    return apply_overrides(config, overrides)
+
+
+def _loaded(arguments: argparse.Namespace, stored: str | None) -> ConfigDict:
     path = arguments.config
     if path is None and stored is not None and arguments.workdir is not None:
         file = Path(arguments.workdir) / stored
@@ -95,5 +175,6 @@ def parse_config(
             )
         path = str(file)
     if path is None:
-        raise InvalidInput("--config is missing; e.g. --config=configs/digits_dit.py")
-    return arguments, apply_overrides(load(path), [text.removeprefix("--config.") for text in overrides])
+        raise InvalidInput("--config is missing; e.g. --config=digits_dit (list: diffusion-jax configs).")
+    trust = [package.strip() for text in arguments.trust for package in text.split(",")]
+    return load(path, trust)

@@ -1,12 +1,12 @@
 """Configs: ml_collections trees whose entries are constructor calls.
 
-`call("models.DiT", width=384)` is the call `diffusion_jax.models.DiT(width=384)` written down as data: a `ConfigDict`
+`call("models.dit", width=384)` is the call `diffusion_jax.models.dit(width=384)` written down as data: a `ConfigDict`
 with the name under `call` and every argument under its own name, defaults included, so that each can be overridden
 on the command line (calls within a tuple by their number, `model.conditions.0.num_classes=10`). `build` makes it. There
-is no second set of option names anywhere, and a wrong name or type is told before anything is compiled.
+is no second set of option names anywhere, and a wrong name or type is told before anything is compiled. A part of the
+user's own is named with its module: `call("my_package.parts:my_solver")` (`trust`).
 """
 
-import ast
 import importlib.util
 import inspect
 import json
@@ -21,10 +21,14 @@ from beartype.roar import BeartypeException
 from diffusion_jax import parts, reading
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.parts import constructor
+from diffusion_jax.shipped_configs import config_file
+from diffusion_jax.trust import trusting, written_by_user
 
 ConfigDict = ml_collections.ConfigDict
 
 PLAIN = (bool, int, float, str, tuple, list, dict, type(None))
+OF_FLAX = ("parent", "name")
+MISSING = object()
 
 
 def call(name: str, /, **arguments: Any) -> ConfigDict:
@@ -32,6 +36,7 @@ def call(name: str, /, **arguments: Any) -> ConfigDict:
 
     Raises InvalidInput for a name that is not public, or an argument that the constructor does not take.
     """
+    name = written_by_user(name)
     entry = ConfigDict({"call": name}, convert_dict=True)
     parameters = inspect.signature(constructor(name)).parameters
     _check_names(name, arguments, parameters)
@@ -39,7 +44,7 @@ def call(name: str, /, **arguments: Any) -> ConfigDict:
         default = parameter.default
         if key in arguments:
             entry[key] = arguments[key]
-        elif default is not inspect.Parameter.empty and isinstance(default, PLAIN) and key not in ("parent", "name"):
+        elif key in settable(parameters) and default is not parameter.empty and isinstance(default, PLAIN):
             entry[key] = default
     for key, value in arguments.items():
         if key not in parameters:
@@ -67,7 +72,7 @@ def check_entry(entry: Any, takes: Any, field: str) -> None:
     """Raises InvalidInput, naming `field` or what lies within, where calls do not exist or make something else than
     their places take, and where plain values are of a wrong type. Nothing is built.
     """
-    if not _is_call(entry):
+    if not is_call(entry):
         inside = _taken_inside(entry, takes)
         if inside is None:
             parts.check_value(field, as_plain(entry), takes)
@@ -82,13 +87,14 @@ def check_entry(entry: Any, takes: Any, field: str) -> None:
     _check_names(name, given, parameters)
     for key, value in given.items():
         where, wanted = f"{field or name}.{key}", parts.taken_by(function, parameters.get(key))
-        if _has_calls(value):
+        if has_calls(value):
             check_entry(value, wanted, where)
         else:
             of_type(where, as_plain(value), wanted)
 
 
-def _is_call(entry: Any) -> bool:
+def is_call(entry: Any) -> bool:
+    """Whether an entry of a config is a call: what it holds under `call` is the name."""
     return isinstance(entry, ConfigDict | Mapping) and "call" in entry
 
 
@@ -99,8 +105,9 @@ def _items(entry: Any) -> list[tuple[Any, Any]]:
     return list(enumerate(entry)) if isinstance(entry, list | tuple) else []
 
 
-def _has_calls(entry: Any) -> bool:
-    return _is_call(entry) or any(_has_calls(value) for _, value in _items(entry))
+def has_calls(entry: Any) -> bool:
+    """Whether an entry is a call, or holds one."""
+    return is_call(entry) or any(has_calls(value) for _, value in _items(entry))
 
 
 def _taken_inside(entry: Any, takes: Any) -> dict[Any, Any] | None:
@@ -117,7 +124,7 @@ def as_plain(entry: Any) -> Any:
 
 
 def _built(entry: Any, takes: Any, field: str, context: Mapping[str, Any]) -> Any:
-    if not _is_call(entry):
+    if not is_call(entry):
         if isinstance(entry, list | tuple):
             inside = parts.within(takes)
             return type(entry)(_built(value, inside, f"{field}.{i}", context) for i, value in _items(entry))
@@ -150,23 +157,27 @@ def _built(entry: Any, takes: Any, field: str, context: Mapping[str, Any]) -> An
     except Exception as error:
         told = f"{type(error).__name__}: {reading.first_line(error)}"
         raise InvalidInput(f"{field or name}: {name} cannot be made of these arguments ({told}).") from error
-    if parts.fits(parts.made_by(function), takes) is None and not _is(made, takes):
+    if parts.fits(parts.made_by(function), takes) is None and not is_of_type(made, takes):
         raise invalid(field or "the entry", name, f"it makes a {type(made).__name__}, not {parts.described_as(takes)}")
     return made
 
 
 def _check_names(name: str, arguments: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]) -> None:
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+    if takes_any_name(parameters):
         return
     for key in arguments:
         if key not in parameters:
-            raise unknown(f"an argument of {name}", key, (p for p in parameters if p not in ("parent", "name")))
+            raise unknown(f"an argument of {name}", key, settable(parameters))
 
 
-def _takes(name: str, key: str) -> bool:
-    """Whether the constructor takes an argument that its entry may have left out."""
-    parameters = inspect.signature(constructor(name)).parameters
-    return key in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+def takes_any_name(parameters: Mapping[str, inspect.Parameter]) -> bool:
+    """Whether a constructor of these parameters takes arguments of any name, `**fields`."""
+    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+
+
+def settable(parameters: Mapping[str, inspect.Parameter]) -> list[str]:
+    """The names of the arguments that a config can give: not those by which flax modules find each other."""
+    return [name for name in parameters if "parent" not in parameters or name not in OF_FLAX]
 
 
 def of_type(field: str, value: Any, hint: Any) -> Any:
@@ -178,14 +189,14 @@ def of_type(field: str, value: Any, hint: Any) -> Any:
         return value
     as_float = float(value) if isinstance(value, int) and not isinstance(value, bool) else value
     if not isinstance(value, bool) or parts.takes_bool(hint):
-        if _is(value, hint) or _is(as_float, hint):
+        if is_of_type(value, hint) or is_of_type(as_float, hint):
             return value
-        if isinstance(value, list) and _is(tuple(value), hint):
+        if isinstance(value, list) and is_of_type(tuple(value), hint):
             return tuple(value)
     raise invalid(field, value, f"expected {parts.described_as(hint)}")
 
 
-def _is(value: Any, hint: Any) -> bool:
+def is_of_type(value: Any, hint: Any) -> bool:
     """Whether `value` is of a type; true of types that cannot be looked for in a value."""
     try:
         return is_bearable(value, hint)
@@ -193,19 +204,17 @@ def _is(value: Any, hint: Any) -> bool:
         return True
 
 
-def load(path: str) -> ConfigDict:
-    """Reads a config: a Python file with `get_config(variant=None)` (`configs/imagenet_dit.py:B/4` passes a variant),
-    or a `config.json` that a run has stored."""
+def load(path: str, trust: Sequence[str] = ()) -> ConfigDict:
+    """Reads a config: the name of a shipped one (`digits_dit`, `toy2d:two_moons`, `recipes/sdp`), a Python file with
+    `get_config(variant=None)` (`my/config.py:B/4` passes a variant), or a `config.json` that a run has stored.
+
+    trust: packages whose functions and classes a stored config may call (`trust`). A Python file is code, and needs no
+        trust. Raises InvalidInput where there is no config, and for a stored one that calls other code.
+    """
     file, _, variant = str(path).partition(":")
-    if not Path(file).is_file():
-        if Path(file).exists() and not Path(file).is_dir():
-            reading.regular_file(file)
-        near = sorted(str(p) for p in Path(file).parent.glob("*.py")) if Path(file).parent.is_dir() else []
-        if near:
-            raise unknown("config", file, near)
-        raise invalid("config", file, "expected an existing Python file with get_config()")
+    file = str(config_file(file))
     if file.endswith(".json"):
-        return _from_json(reading.read_json(file), file)
+        return _from_json(reading.read_json(file), file, trust)
     spec = importlib.util.spec_from_file_location(Path(file).stem, file)
     if spec is None or spec.loader is None:
         raise invalid("config", file, "expected a Python file")
@@ -219,81 +228,17 @@ def load(path: str) -> ConfigDict:
     return module.get_config(variant) if variant else module.get_config()
 
 
-def _from_json(stored: Mapping[str, Any], where: str) -> ConfigDict:
-    """A stored config. It is data: it may call constructors of parts (`parts`), and nothing else.
+def _from_json(stored: Mapping[str, Any], where: str, trust: Sequence[str]) -> ConfigDict:
+    """A stored config. It is data: it may call constructors of parts (`parts`), those of the packages that are trusted,
+    and nothing else.
 
     Raises InvalidInput, naming `where`, for names that no config has.
     """
+    stored = trusting(stored, trust, where)
     try:
         return ConfigDict(stored)
     except Exception as error:  # names with dots, mostly
         raise InvalidInput(f"{where} is no config: {reading.first_line(error)}.") from None
-
-
-def apply_overrides(config: ConfigDict, assignments: Sequence[str]) -> ConfigDict:
-    """Applies `path.to.field=value` assignments; a field must exist and keep its type.
-
-    Values are Python literals; what is not one is taken as a string. Raises InvalidInput naming the nearest field.
-    """
-    config = config.copy_and_resolve_references()
-    for assignment in assignments:
-        path, equals, text = assignment.partition("=")
-        if not equals:
-            raise invalid("--config." + assignment, "", "an override reads --config.field=value")
-        *parents, last = path.split(".")
-        node: Any = config
-        for depth, key in enumerate([*parents, last]):
-            if not isinstance(node, ConfigDict):
-                raise invalid("--config." + path, text, f"{'.'.join(parents[:depth])} has no fields of its own")
-            if depth == len(parents) and "call" in node and _takes(node["call"], key):
-                node[key] = node.get(key)
-            if key not in node:
-                where = ".".join(["config", *parents[:depth]])
-                raise unknown(f"a field of {where}", key, node.keys())
-            if depth < len(parents):
-                node, before = node[key], node
-                if isinstance(node, list | tuple) and parents[depth + 1 :]:
-                    before[key] = _within(node, parents[depth + 1], parents[depth + 2 :], last, path, text)
-                    break
-        if isinstance(node, list | tuple):
-            continue
-        if last == "call":
-            value = text
-            for stale in [key for key in node if key != "call"]:
-                del node[stale]
-            for key, default in call(text).items():
-                node[key] = default
-            continue
-        value = _literal(text)
-        old = node[last]
-        if isinstance(old, ConfigDict) and value is not None:
-            raise invalid("--config." + path, text, f"it is a group; set one of its fields: {', '.join(old.keys())}")
-        if isinstance(old, float) and type(value) is int:
-            value = float(value)
-        if isinstance(old, tuple) and isinstance(value, list):
-            value = tuple(value)
-        if isinstance(old, str) and not isinstance(value, str) and value is not None:
-            value = text
-        if old is not None and value is not None and type(old) is not type(value):
-            raise invalid("--config." + path, text, f"expected {type(old).__name__}, as in {old!r}")
-        with node.ignore_type():
-            node[last] = value
-    return config
-
-
-def _within(entries: Any, number: str, parents: Sequence[str], last: str, path: str, text: str) -> Any:
-    """`entries` of a tuple with a field of one of them changed, as `override` does it."""
-    if not number.isdigit() or int(number) >= len(entries) or not isinstance(entries[int(number)], Mapping):
-        raise invalid("--config." + path, text, f"{number} is not the number of one of the {len(entries)} entries")
-    changed = apply_overrides(ConfigDict(entries[int(number)]), [".".join([*parents, last]) + "=" + text])
-    return type(entries)([*entries[: int(number)], changed.to_dict(), *entries[int(number) + 1 :]])
-
-
-def _literal(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return {"true": True, "false": False, "none": None}.get(text.lower(), text)
 
 
 def to_json(config: ConfigDict) -> str:

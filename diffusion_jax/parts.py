@@ -4,6 +4,7 @@ What a constructor makes is its annotated return type (a class makes itself); wh
 the argument that it is, or what `experiment` says of an entry of its own. So a part needs no registration: it is
 compared before anything is built. Constructors that write files or act in another way are not configurable: they are
 in packages that hold no parts (`training.logging`, `interop`, ...) or return nothing that a config could hold.
+Constructors outside of this library are compared in the same way; which of them may be imported is said by `trust`.
 """
 
 import collections
@@ -24,6 +25,7 @@ from jaxtyping import AbstractArray
 from typing_extensions import get_protocol_members, is_protocol
 
 from diffusion_jax.errors import InvalidInput, invalid, nearest, shortened, unknown
+from diffusion_jax.trust import is_outside, outside_constructor
 
 CONFIGURABLE = (
     "acceleration",
@@ -49,18 +51,32 @@ NO_PARTS = (type(None), str, bytes, Path, bool, int, float)
 
 
 def constructor(name: Any) -> Callable[..., Any]:
-    """The public object `diffusion_jax.<name>`: `"solvers.ddim"`, or one file deeper, `"training.ema.power"`.
+    """The public object `diffusion_jax.<name>`: `"solvers.ddim"`, or one file deeper, `"training.ema.power"`; or one
+    outside of this library, `"my_package.parts:my_solver"`, where `trust` lets it be imported.
 
-    Raises InvalidInput for what does not exist, and for what makes no part.
+    Raises InvalidInput for what does not exist, may not be imported, or makes no part.
     """
     if not isinstance(name, str):
         raise invalid("call", name, "the name of a constructor is needed, such as 'solvers.ddim'")
+    found = outside_constructor(name) if is_outside(name) else _public(name)
+    try:
+        inspect.signature(found)
+        part = typing.get_origin(found) is None and made_by(found) not in NO_PARTS
+    except (TypeError, ValueError):  # no callable, or written in C and silent about its arguments
+        part = False
+    if not part:
+        raise InvalidInput(f"call {name!r} makes no part of a config, and a config may call nothing else.")
+    return found
+
+
+def _public(name: str) -> Any:
     path, _, attribute = name.rpartition(".")
     root = Path(__file__).parent
     package, _, file = path.partition(".")
     packages = sorted({known.partition(".")[0] for known in CONFIGURABLE})
     if package not in packages:
-        raise unknown(f"the package of call {name!r}", package, packages)
+        told = unknown(f"the package of call {name!r}", package, packages)
+        raise InvalidInput(f"{told} A part of your own is named 'package.module:name'.")
     module = importlib.import_module(f"diffusion_jax.{package}")
     if file:
         files = sorted(p.stem for p in (root / package).glob("*.py") if p.stem != "__init__")
@@ -73,10 +89,7 @@ def constructor(name: Any) -> Callable[..., Any]:
     public = public_names(module)
     if attribute not in public:
         raise unknown(f"call {name!r}", attribute, public)
-    found = getattr(module, attribute)
-    if not callable(found) or typing.get_origin(found) is not None or made_by(found) in NO_PARTS:
-        raise InvalidInput(f"call {name!r} makes no part of a config, and a config may call nothing else.")
-    return found
+    return getattr(module, attribute)
 
 
 def public_names(module: Any) -> list[str]:
@@ -212,6 +225,11 @@ def _short(hint: Any) -> str:
 def takes_bool(hint: Any) -> bool:
     """Whether an argument takes True and False: not where they would pass for 1 and 0."""
     return any(option not in (int, float, str, complex, type(None)) for option in _options(hint))
+
+
+def takes_none(hint: Any) -> bool:
+    """Whether a place takes None."""
+    return type(None) in _options(hint)
 
 
 def parts_of(wanted: Any) -> list[str]:

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffusion_jax import data, metrics, training
-from diffusion_jax.config import as_plain, build, check_entry
+from diffusion_jax.config import MISSING, as_plain, build, check_entry
 from diffusion_jax.data.pipeline import Transform
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.models import Autoencoder, Captioner, DualEncoder, Encoder
@@ -32,13 +32,13 @@ PARTS = {
 }
 """What the call in each entry must make."""
 
-GROUPS = {
+GROUPS: dict[str, Any] = {
     "train.transforms": Transform,
     "ema": training.ema.Ema,
     "sampling.transformations": Denoiser,
     "metrics": metrics.SetMetric,
 }
-"""What each call in a group must make."""
+"""What each call in a group must make; an entry that is None is left out."""
 
 NUMBERS = {
     "train": {
@@ -54,17 +54,52 @@ NUMBERS = {
         "validation_examples": 1,
         "sample_every": None,
     },
-    "sampling": {"batch_size": 1, "picture_columns": 1, "picture_zoom": 1},
+    "sampling": {"batch_size": 1, "picture_columns": 1, "picture_zoom": None},
 }
 """Whole numbers and the least that each can be; None where None and 0 stand for never."""
+
+ABOUT = {
+    "seed": "the number from which all randomness of the run follows",
+    "data": "the examples to train on",
+    "held_out": "examples that are not trained on: for validation and evaluation",
+    "model": "the network, or what else is trained",
+    "process": "how data become noise, and what the network predicts",
+    "objective": "the training loss",
+    "optimizer": "how parameters are updated, and the schedule of its rate",
+    "mesh": "how devices are laid out",
+    "train": "the training loop",
+    "train.steps": "batches to train on, counted from the beginning of the run",
+    "train.batch_size": "examples in a batch, over all devices",
+    "train.transforms": "what is done to each example as it is read, in the alphabetical order of names",
+    "train.accumulate": "parts into which a batch is cut to save memory",
+    "train.clip_norm": "gradients are scaled down to this global norm; None: never",
+    "train.log_every": "steps between lines of the log",
+    "train.checkpoint_every": "steps between checkpoints; one is always made at the end",
+    "train.keep": "checkpoints that are kept",
+    "train.snapshot_every": "steps between stored averages for post-hoc widths; None: never",
+    "train.max_skipped": "steps in a row without a finite update after which the run ends",
+    "train.validate_every": "steps between validations, and one at the end; None: never",
+    "train.validation_examples": "held-out examples of a validation",
+    "train.sample_every": "steps between pictures of samples; None: never",
+    "ema": "averages of the parameters, by a name of your choice",
+    "sampling": "how samples are drawn",
+    "sampling.ema": "the average whose parameters are sampled; None: the parameters themselves",
+    "sampling.solver": "the method of the steps",
+    "sampling.grid": "the times of the steps, from noise to data",
+    "sampling.acceleration": "how the network is asked: at every step, or less often",
+    "sampling.transformations": "guidance and the like, applied in the alphabetical order of names",
+    "sampling.condition": "the classes or captions of samples",
+    "sampling.batch_size": "samples that are drawn at once",
+    "sampling.picture_columns": "samples in a row of a picture",
+    "sampling.picture_zoom": "pixels of a picture for each pixel of a sample",
+    "metrics": "what `evaluate` measures, by a name of your choice",
+}
+"""What each place of a config is for, in the words that `--print-config` shows."""
 
 MOST, MOST_AT_ONCE = 2**40, 2**20
 """Of a number of steps, and of what is made at once: examples of a batch, pictures of a side."""
 
 ENTRIES = ("seed", "data", "held_out", "model", "process", "objective", "optimizer", "mesh", "train", "ema", "sampling")
-
-
-MISSING = object()
 
 
 def check_config(config: ConfigDict, given: Collection[str] = ()) -> None:
@@ -87,7 +122,7 @@ def check_config(config: ConfigDict, given: Collection[str] = ()) -> None:
         if entry is not MISSING and (entry is not None or place not in given):
             check_entry(entry, takes, f"config.{place}")
     for place, takes in GROUPS.items():
-        for name, entry in entry_at(config, place, {}).items():
+        for name, entry in entries_of(place, config).items():
             check_entry(entry, takes, f"config.{place}.{name}")
     for place, numbers in NUMBERS.items():
         for name, least in numbers.items():
@@ -98,8 +133,15 @@ def check_config(config: ConfigDict, given: Collection[str] = ()) -> None:
     average = config.sampling.get("ema")
     if average is not None and not isinstance(average, str):
         raise invalid("config.sampling.ema", as_plain(average), "the name of an average is needed, or None")
-    if average is not None and config.ema and average not in config.ema:
-        raise unknown("config.sampling.ema", average, [*config.ema, "None"])
+    averages = entries_of("ema", config)
+    if average is not None and averages and average not in averages:
+        raise unknown("config.sampling.ema", average, [*averages, "None"])
+
+
+def sampled_average(config: ConfigDict) -> str | None:
+    """The name of the average whose parameters are sampled and measured; None for the parameters themselves, which is
+    so where the run keeps no average."""
+    return config.sampling.ema if entries_of("ema", config) else None
 
 
 def entry_at(config: Any, place: str, default: Any) -> Any:
@@ -129,5 +171,10 @@ def part_of(place: str, config: ConfigDict, **context: Any) -> Any:
 
 def parts_in(place: str, config: ConfigDict) -> dict[str, Any]:
     """The parts of a group by name, of the type that `GROUPS` says."""
-    entries = entry_at(config, place, {})
+    entries = entries_of(place, config)
     return {name: build(entry, GROUPS[place], f"config.{place}.{name}") for name, entry in entries.items()}
+
+
+def entries_of(place: str, config: ConfigDict) -> dict[str, Any]:
+    """The entries of a group by name, without those that are None, which are left out."""
+    return {name: entry for name, entry in entry_at(config, place, {}).items() if entry is not None}

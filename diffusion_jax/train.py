@@ -17,15 +17,18 @@ from diffusion_jax.experiment import (
     Sampling,
     check_training,
     compiled_sampler,
+    decoded,
     fit,
     prepare,
     prepare_sampling,
 )
+from diffusion_jax.places import sampled_average
+from diffusion_jax.trust import outside_packages
 
 
 def sampled_params(experiment: Experiment, state: training.TrainState) -> Any:
     """The parameters that `sampling.ema` names: those of an average, or the raw ones."""
-    name = experiment.config.sampling.ema
+    name = sampled_average(experiment.config)
     if name and name not in state.ema:
         raise unknown("sampling.ema", name, state.ema)
     return state.ema[name] if name else state.params
@@ -37,19 +40,23 @@ def validation(experiment: Experiment, every: int) -> training.Callback:
         raise invalid("train.validate_every", every, "there is nothing to validate on: held_out is None")
     count = min(len(experiment.held_out), experiment.config.train.validation_examples)
     evaluate = jax.jit(objectives.validation_loss(experiment.validation))
-    batch = data.stacked_examples(experiment.held_out, range(count)) | {"index": np.arange(count, dtype=np.int32)}
+    # Of each size, where the data have several: nearly always of the one that they have.
+    groups = data.rows_of_each_size(experiment.held_out).values() or [np.arange(len(experiment.held_out))]
+    parts = [rows for rows in (rows[rows < count] for rows in groups) if len(rows)]
+    batches = [data.stacked_examples(experiment.held_out, rows) | {"index": rows.astype(np.int32)} for rows in parts]
 
-    def at(state: training.TrainState) -> tuple[Any, ...]:
-        frozen = training.frozen_trees(experiment.validation, state.params, batch, experiment.mesh)
+    def losses(state: training.TrainState) -> dict[str, Any]:
+        frozen = training.frozen_trees(experiment.validation, state.params, batches[0], experiment.mesh)
         whole = training.complete_state(state.objective_state, frozen)
-        return sampled_params(experiment, state), whole, batch, jax.random.key(0)
+        params = sampled_params(experiment, state)
+        found = [evaluate(params, whole, batch, jax.random.key(0)) for batch in batches]
+        shares = [len(rows) / count for rows in parts]
+        return jax.tree.map(lambda *values: sum(share * value for share, value in zip(shares, values)), *found)
 
     def function(state: training.TrainState, writer: Any) -> dict[str, Any]:
-        return {f"validation/{key}": value for key, value in evaluate(*at(state)).items()}
+        return {f"validation/{key}": value for key, value in losses(state).items()}
 
-    return training.Callback(
-        every, function, True, lambda state: jax.eval_shape(evaluate, *at(state)), name="validation"
-    )
+    return training.Callback(every, function, True, lambda state: jax.eval_shape(losses, state), name="validation")
 
 
 def sample_pictures(experiment: Experiment, sampling: Sampling, every: int) -> training.Callback:
@@ -65,15 +72,20 @@ def sample_pictures(experiment: Experiment, sampling: Sampling, every: int) -> t
         return sampler(jax.random.key(experiment.config.seed), params, sampling.grid, cond, index).x
 
     def picture(x: Any) -> np.ndarray:
-        return pictures.grid(np.asarray(x), group.picture_columns, zoom=group.picture_zoom)
+        return pictures.grid(np.asarray(x), group.picture_columns, zoom=group.picture_zoom or None)
 
     def function(state: training.TrainState, writer: Any) -> None:
-        writer.image(int(state.step), "samples", picture(draw(sampled_params(experiment, state))))
+        x = draw(sampled_params(experiment, state))
+        writer.image(int(state.step), "samples", picture(decoded(experiment, x)))
 
     def check(state: training.TrainState) -> None:
         shape = jax.eval_shape(draw, sampled_params(experiment, state))
+        zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shape)
+        if group.get("decoder"):
+            # One of them, for decoding takes its time.
+            zeros = decoded(experiment, zeros[:1])
         try:
-            picture(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shape))
+            picture(zeros)
         except (InvalidInput, TypeError, ValueError, KeyError):
             shapes = jax.tree.map(lambda leaf: leaf.shape[1:], shape)
             raise invalid(
@@ -103,11 +115,18 @@ def show_run(workdir: Path) -> None:
         if points:
             curves[name] = tuple(zip(*points))
     if curves:
-        pictures.save_curves(workdir / "loss.png", curves, x_label="step", y_label="loss")
+        pictures.save_curves(
+            workdir / "loss.png", curves, x_label="training step", y_label="loss", title="Loss by step"
+        )
     by_time = training.by_time.latest_curves(records)
     if by_time:
-        label = "t (0: clean data, 1: noise)"
-        pictures.save_curves(workdir / "loss_by_time.png", by_time, x_label=label, y_label="loss")
+        pictures.save_curves(
+            workdir / "loss_by_time.png",
+            by_time,
+            x_label="t (0: clean data, 1: noise)",
+            y_label="loss",
+            title="Loss by noise level",
+        )
     report.write_report(workdir)
 
 
@@ -171,8 +190,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         else:
             skipped = int(state.skipped)
             but = f" ({skipped} of them were not finite and changed nothing)" if skipped else ""
+            packages = ",".join(outside_packages(config))
+            then = f"--workdir={arguments.workdir}" + (f" --trust={packages}" if packages else "")
             print(f"Trained {done} steps{but}. Report: {arguments.workdir / report.REPORT}")
-            print(f"Samples: diffusion-jax sample --workdir={arguments.workdir}")
+            print(f"Samples: diffusion-jax sample {then}")
         traces = arguments.workdir / "profile"
         if profile is not None and traces.is_dir():
             print(f"Trace: {traces}; its perfetto_trace.json.gz is for https://ui.perfetto.dev")

@@ -1,7 +1,7 @@
 """Compiles a config's training step for a TPU topology on a machine without one, and says whether it fits.
 
     pip install libtpu
-    python launch/preflight.py --topology=v5e:4x4 --config=configs/imagenet_dit.py:XL/2 --config.mesh.fsdp=4 \
+    python launch/preflight.py --topology=v5e:4x4 --config=imagenet_dit:XL/2 --config.mesh.fsdp=4 \
         --shape=32,32,4 --classes=1000
 
 Prints memory and FLOPs a device. Nothing is allocated and no data is read: the data's shape is given here.
@@ -54,7 +54,7 @@ def main(argv=None) -> None:
     mesh = make_mesh(**sizes, devices=list(topology.devices))
     network, process = build(config.model), build(config.process)
     objective = build(config.objective, network=network, process=process)
-    optimizer = build(config.optimizer)
+    optimizer = build(config.optimizer, total_steps=max(config.train.steps, 1))
     ema = {name: build(track) for name, track in config.ema.items()}
     size = config.train.batch_size
     batch = {"x0": jax.ShapeDtypeStruct((size, *shape), jnp.float32), "index": jax.ShapeDtypeStruct((size,), jnp.int32)}

@@ -6,8 +6,9 @@ import pytest
 
 from diffusion_jax import config as configs
 from diffusion_jax import experiment, parts
-from diffusion_jax.config import ConfigDict, apply_overrides, build, call
+from diffusion_jax.config import ConfigDict, build, call
 from diffusion_jax.errors import InvalidInput
+from diffusion_jax.overrides import apply_overrides
 
 
 def test_call_then_build_is_the_constructor():
@@ -100,7 +101,7 @@ def test_mistakes_are_told_in_one_sentence(make, says):
     [
         "data.write_array_record",
         "data.write_latents",
-        "data.files.write_latents",
+        "data.latent_shards.write_latents",
         "acceleration.save_calibration",
         "distributed.initialize",
         "training.logging.JsonLines",

@@ -136,15 +136,17 @@ def check_publishable(report: Report) -> None:
 
 
 def commit() -> str:
-    """The commit of the working tree, with a "+" where package or configs differ from it; "" outside of a repository.
+    """The commit of the checkout, with a "+" where package or configs differ from it; "" for an installed package, also
+    where that lies within a repository of the user's.
 
     Reports and pages under `docs/` may differ: publishing changes them.
     """
+    checkout = Path(__file__).parents[2]
+    if not (checkout / ".git").exists():
+        return ""
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(
-            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        )
+        done = subprocess.run(["git", *arguments], cwd=checkout, capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
     try:

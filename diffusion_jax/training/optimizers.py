@@ -35,28 +35,40 @@ def constant(value: float = 1e-4, warmup_steps: int = 0) -> RateSchedule:
     return lambda count: value * _rise(count, warmup_steps)
 
 
-def cosine(peak: float = 1e-4, total_steps: int = 10_000, warmup_steps: int = 0, end: float = 0.0) -> RateSchedule:
-    """A linear rise to `peak`, then half a cosine down to `end` at `total_steps` (Loshchilov & Hutter 2017)."""
-    _span(peak, total_steps, warmup_steps, end)
+def cosine(
+    peak: float = 1e-4, total_steps: int | None = None, warmup_steps: int | float = 0, end: float = 0.0
+) -> RateSchedule:
+    """A linear rise to `peak`, then half a cosine down to `end` at `total_steps` (Loshchilov & Hutter 2017).
+
+    total_steps: the length of the run when left out of a config (`train.steps`); needed elsewhere.
+    warmup_steps: of the rise; a number below 1, such as 0.05, is a share of `total_steps`.
+    """
+    total, rise = _span(peak, total_steps, warmup_steps, end)
 
     def schedule(count):
-        share = jnp.clip((count - warmup_steps) / (total_steps - warmup_steps), 0.0, 1.0)
+        share = jnp.clip((count - rise) / (total - rise), 0.0, 1.0)
         return jnp.where(
-            count < warmup_steps,
-            peak * _rise(count, warmup_steps),
+            count < rise,
+            peak * _rise(count, rise),
             end + (peak - end) * 0.5 * (1 + jnp.cos(jnp.pi * share)),
         )
 
     return schedule
 
 
-def linear(peak: float = 1e-4, total_steps: int = 10_000, warmup_steps: int = 0, end: float = 0.0) -> RateSchedule:
-    """A linear rise to `peak`, then a line down to `end` at `total_steps`."""
-    _span(peak, total_steps, warmup_steps, end)
+def linear(
+    peak: float = 1e-4, total_steps: int | None = None, warmup_steps: int | float = 0, end: float = 0.0
+) -> RateSchedule:
+    """A linear rise to `peak`, then a line down to `end` at `total_steps`.
+
+    total_steps: the length of the run when left out of a config (`train.steps`); needed elsewhere.
+    warmup_steps: of the rise; a number below 1, such as 0.05, is a share of `total_steps`.
+    """
+    total, rise = _span(peak, total_steps, warmup_steps, end)
 
     def schedule(count):
-        share = jnp.clip((count - warmup_steps) / (total_steps - warmup_steps), 0.0, 1.0)
-        return jnp.where(count < warmup_steps, peak * _rise(count, warmup_steps), peak + (end - peak) * share)
+        share = jnp.clip((count - rise) / (total - rise), 0.0, 1.0)
+        return jnp.where(count < rise, peak * _rise(count, rise), peak + (end - peak) * share)
 
     return schedule
 
@@ -233,18 +245,26 @@ def _positive(field: str, value: float) -> None:
         raise invalid(field, value, "it must be positive and finite")
 
 
-def _steps(field: str, value: int) -> None:
-    if value < 0:
-        raise invalid(field, value, "it must not be negative")
+def _steps(field: str, value: int | float) -> None:
+    if not 0 <= value < float("inf"):
+        raise invalid(field, value, "it must be finite and not negative")
 
 
-def _span(peak: float, total_steps: int, warmup_steps: int, end: float) -> None:
+def _span(peak: float, total_steps: int | None, warmup_steps: int | float, end: float) -> tuple[int, int]:
+    """The steps of a schedule, and those of its rise."""
     _positive("peak", peak)
     _steps("warmup_steps", warmup_steps)
-    if total_steps <= warmup_steps:
-        raise invalid("total_steps", total_steps, f"it must be larger than warmup_steps, {warmup_steps}")
     if not 0 <= end < float("inf"):
         raise invalid("end", end, "it must be finite and not negative")
+    if total_steps is None:
+        raise invalid("total_steps", total_steps, "the number of steps is needed: only a config knows that of its run")
+    if warmup_steps >= 1 and warmup_steps != warmup_steps // 1:
+        raise invalid("warmup_steps", warmup_steps, "a whole number is needed, or a share of total_steps below 1")
+    rise = int(warmup_steps) if warmup_steps >= 1 else round(warmup_steps * total_steps)
+    if total_steps <= rise:
+        expected = f"it must be larger than warmup_steps, {warmup_steps}; a share such as 0.05 follows train.steps"
+        raise invalid("total_steps", total_steps, expected)
+    return total_steps, rise
 
 
 def _unit(**values: float) -> None:

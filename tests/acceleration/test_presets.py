@@ -48,6 +48,21 @@ def test_a_preset_does_less_and_stays_near(model, plain, preset):
     np.testing.assert_allclose(fast.x, plain.x, atol=0.05 * float(jnp.abs(plain.x).max()))
 
 
+def test_a_preset_with_other_settings_is_what_they_say(model):
+    process = processes.vp_linear()
+    fast, slow = (
+        guided_run(model, lambda network, process, n=n: acceleration.accelerated(network, process, "dmd", interval=n))
+        for n in (4, 2)
+    )
+    assert float(fast.cost.evaluations) < float(slow.cost.evaluations)
+    for name, preset in acceleration.PRESETS.items():
+        with pytest.raises(InvalidInput, match=f"preset '{name}'"):
+            acceleration.accelerated(model[0], process, name, intervall=3)
+        for setting in preset.settings:
+            with pytest.raises(InvalidInput, match=f"accelerated.{setting} is 'much'"):
+                acceleration.accelerated(model[0], process, name, **{setting: "much"})
+
+
 def test_a_preset_on_a_mesh_leaves_the_same_trace(model):
     """One of them: each kind of denoiser is run on a mesh where its own laws are."""
     network, params, _ = model
