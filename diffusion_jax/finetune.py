@@ -5,6 +5,7 @@ the checkpoint knows classes (DiT). What learns is the denoising network, or low
 the autoencoder and the text encoders stay as they are.
 """
 
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusion_jax import distributed, interop, pictures, training
+from diffusion_jax import distributed, interop, pictures, summary, training
 from diffusion_jax.adapters import Lora
 from diffusion_jax.command import cache_compilations, leave, parse_config, run_command
 from diffusion_jax.config import build
@@ -26,19 +27,21 @@ from diffusion_jax.interop.generation import pixel_step
 from diffusion_jax.interop.pipeline_folders import new_class_names
 from diffusion_jax.interop.requests import checked_size
 from diffusion_jax.places import part_of
-from diffusion_jax.train import loss_picture, sampled_params
+from diffusion_jax.train import sampled_params, show_run
 from diffusion_jax.typing import Objective
 
 LORA_FILE, FOLDER = "pytorch_lora_weights.safetensors", "pipeline"
 """What a run leaves in its workdir: of LoRA, as diffusers calls it; else the folder of a whole pipeline."""
 
 
-def run(config: ConfigDict, workdir: Path | str | None, progress: bool = True) -> training.TrainState:
+def run(
+    config: ConfigDict, workdir: Path | str | None, progress: bool = True, command: Sequence[str] = ("finetune",)
+) -> training.TrainState:
     """Fine-tunes as `config` says (`fine_tuning_config`) in `workdir`, resuming what is there, and writes what learned
     in the layout of diffusers; returns the last state.
 
     Raises InvalidInput for pictures, captions or parts that do not fit the checkpoint, and for another base than that
-    of the run in `workdir`, before anything is compiled or written.
+    of the run in `workdir`, before anything is compiled or written. command: the command line, for the report.
     """
     config = config.copy_and_resolve_references()
     whole, given = config.lora is None, config.pretrained
@@ -77,10 +80,17 @@ def run(config: ConfigDict, workdir: Path | str | None, progress: bool = True) -
     check_training(experiment)
     callbacks = _validation(experiment, tuned, size) if config.validation.prompts else []
     learned = jax.eval_shape(tuned.init, jax.random.key(0))
-    many, of = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (learned, pipeline.network.params))
+    of = sum(leaf.size for leaf in jax.tree.leaves(pipeline.network.params))
     what = "the whole network" if whole else f"factors of rank {config.lora.rank}"
-    _say(f"training {what}: {many:,} parameters, where the {pipeline.network.family} has {of:,}")
-    state = fit(experiment, workdir, callbacks, progress=progress)
+    rows = summary.training_rows(experiment, workdir, learned)
+    rows = {
+        "base": f"{given.folder}: {pipeline.network.family} of {of:,} parameters",
+        "trained": f"{what}: {summary.parameters_in_words(learned)}",
+        **{name: text for name, text in rows.items() if name != "model"},
+    }
+    _say(summary.as_block("Fine-tuning", rows))
+    record = None if workdir is None else summary.RunRecord(workdir, rows, command)
+    state = fit(experiment, workdir, callbacks, progress=progress, writer=record)
     if workdir is not None:
         _write(config, tuned, experiment, state, Path(workdir), numbers)
     return state
@@ -195,16 +205,17 @@ def _write(config, tuned, experiment, state, workdir: Path, numbers: dict[str, i
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    argv = list(sys.argv[1:] if argv is None else argv)
     arguments, config = parse_config(parser(__doc__), argv, base=config_of, set_fields=set_flags)
     distributed.initialize()
     cache_compilations()
     try:
-        state = run(config, arguments.workdir, progress=not arguments.no_progress)
+        state = run(config, arguments.workdir, not arguments.no_progress, ["finetune", *argv])
     except training.Diverged as error:
         raise SystemExit(f"error: {error}") from None
     if jax.process_index() != 0:
         return
-    loss_picture(arguments.workdir)
+    show_run(arguments.workdir)
     done = int(state.step)
     if done < config.train.steps:
         _say(f"Stopped after step {done} of {config.train.steps}; the same command goes on from there.")

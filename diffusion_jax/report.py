@@ -31,6 +31,9 @@ CAPTIONS = {
 }
 """What pictures in a workdir show. Curves are drawn anew."""
 
+DURING = {"samples": "During training", "validation": "Prompts of the validation"}
+"""Pictures that are drawn every so many steps, by the beginning of their names."""
+
 DRAWN_HERE = ("loss.png", "loss_by_time.png")
 
 MOST_PICTURE = 8 * 2**20
@@ -170,9 +173,10 @@ def _pictures(workdir: Path) -> str:
     found = [path for path in sorted(workdir.glob("*.png")) if path.name not in DRAWN_HERE]
     found.sort(key=lambda path: [*CAPTIONS, path.name].index(path.name))
     shown = [(path, CAPTIONS.get(path.name, path.stem.replace("_", " "))) for path in found]
-    during = sorted((workdir / "pictures").glob("samples_*.png"))
-    picked = [during[round(i * (len(during) - 1) / 3)] for i in range(4)] if len(during) > 4 else during
-    shown += [(path, f"During training, step {int(path.stem.rpartition('_')[2]):,}.") for path in picked]
+    for kind, when in DURING.items():
+        during = sorted((workdir / "pictures").glob(f"{kind}_{'[0-9]' * 7}.png"))
+        picked = [during[round(i * (len(during) - 1) / 3)] for i in range(4)] if len(during) > 4 else during
+        shown += [(path, f"{when}, step {int(path.stem.rpartition('_')[2]):,}.") for path in picked]
     figures = "".join(f'<div class="card"><figure>{_image(path, caption)}</figure></div>' for path, caption in shown)
     return f'<div class="pictures">{figures}</div>' if figures else ""
 

@@ -75,7 +75,7 @@ def test_a_run_that_was_cut_ends_as_one_that_was_not(root, capsys):
 def test_a_whole_network_is_written_as_a_pipeline(root, capsys, monkeypatch):
     learned = {}
 
-    def fit(experiment, workdir, callbacks, progress):
+    def fit(experiment, workdir, callbacks, progress, writer):
         params = experiment.init_params(jax.random.key(0))
         learned["average"] = jax.tree.map(lambda leaf: leaf + 0.01, params)
         return training.TrainState(4, params, learned, (), (), 0, 0)
