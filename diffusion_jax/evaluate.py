@@ -157,11 +157,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def what_is_measured(arguments: argparse.Namespace, config: ConfigDict | None) -> dict[str, str]:
     """The rows of the summary with which the command begins."""
-    of_run = config is not None and arguments.workdir is not None
+    workdir: Path | None = None if config is None else arguments.workdir
     rows = {} if arguments.images is None else {"images": str(arguments.images)}
-    if of_run and arguments.images is None:
-        rows["samples"] = str(arguments.samples or Path(arguments.workdir) / "samples")
-    against = "the data that the run held out" if of_run else "nothing but the prompts"
+    if workdir is not None and arguments.images is None:
+        rows["samples"] = str(arguments.samples or workdir / "samples")
+    against = "nothing but the prompts" if workdir is None else "the data that the run held out"
     rows["against"] = str(arguments.against) if arguments.against is not None else against
     measures = ", ".join((config or {}).get("metrics", None) or ())
     rows["measures"] = measures or f"distances in the features of {arguments.features or 'the best network at hand'}"
