@@ -81,6 +81,7 @@ ABOUT = {
     "train.validate_every": "steps between validations, and one at the end; None: never",
     "train.validation_examples": "held-out examples of a validation",
     "train.sample_every": "steps between pictures of samples; None: never",
+    "train.log_to": "where the log goes besides metrics.jsonl: tensorboard, csv, wandb",
     "ema": "averages of the parameters, by a name of your choice",
     "sampling": "how samples are drawn",
     "sampling.ema": "the average whose parameters are sampled; None: the parameters themselves",
