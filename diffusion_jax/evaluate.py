@@ -32,7 +32,9 @@ from diffusion_jax.feature_extractors import (
 )
 from diffusion_jax.metrics.statistics import check_new
 from diffusion_jax.places import check_config, parts_in
+from diffusion_jax.report import write_report
 from diffusion_jax.shards import COST, read_identity, read_samples, set_identity, write_whole
+from diffusion_jax.summary import as_block, on_what
 from diffusion_jax.trained_extractors import of_judge, trained_extractor
 
 EXAMPLES = """examples:
@@ -130,6 +132,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.output is not None:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
     cache_compilations()
+    print(as_block("Measuring", what_is_measured(arguments, config)), flush=True)
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
         if config is None:
@@ -142,10 +145,27 @@ def main(argv: Sequence[str] | None = None) -> None:
             path = arguments.output or arguments.workdir / "metrics.json"
     if path is not None:
         write_whole(path, json.dumps(report, indent=2) + "\n")
+    # A folder of samples alone has no run to report on, and elsewhere the page does not change.
+    of_run = config is not None and arguments.output is None
+    if of_run and (arguments.workdir / "config.json").is_file():
+        write_report(arguments.workdir)
     print("\n".join(measuring.lines_of(report, notes)))
     for written in (path, arguments.write_statistics):
         if written is not None:
             print(f"Wrote {written}")
+
+
+def what_is_measured(arguments: argparse.Namespace, config: ConfigDict | None) -> dict[str, str]:
+    """The rows of the summary with which the command begins."""
+    workdir: Path | None = None if config is None else arguments.workdir
+    rows = {} if arguments.images is None else {"images": str(arguments.images)}
+    if workdir is not None and arguments.images is None:
+        rows["samples"] = str(arguments.samples or workdir / "samples")
+    against = "nothing but the prompts" if workdir is None else "the data that the run held out"
+    rows["against"] = str(arguments.against) if arguments.against is not None else against
+    measures = ", ".join((config or {}).get("metrics", None) or ())
+    rows["measures"] = measures or f"distances in the features of {arguments.features or 'the best network at hand'}"
+    return {**rows, "devices": on_what()}
 
 
 def _images_named(argv: Sequence[str]) -> tuple[Path | None, list[str]]:

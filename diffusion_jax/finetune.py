@@ -41,7 +41,7 @@ def run(
     in the layout of diffusers; returns the last state. command: what `run.json` says that was called.
 
     Raises InvalidInput for pictures, captions or parts that do not fit the checkpoint, and for another base than that
-    of the run in `workdir`, before anything is compiled or written.
+    of the run in `workdir`, before anything is compiled or written. command: the command line, for the report.
     """
     config = config.copy_and_resolve_references()
     whole, given = config.lora is None, config.pretrained
@@ -82,7 +82,7 @@ def run(
     check_training(experiment)
     callbacks = _validation(experiment, tuned, size) if config.validation.prompts else []
     learned = jax.eval_shape(tuned.init, jax.random.key(0))
-    rows = summary.of_training(experiment, workdir, learned)
+    rows = summary.training_rows(experiment, workdir, learned)
     what = "all weights" if whole else f"factors of rank {config.lora.rank} beside the weights"
     rows["model"] = f"{what} of the {pipeline.network.family} of {given.folder}: {rows['model']}, in {given.dtype}"
     scheduler = pipeline.scheduler

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm.auto import tqdm
 
-from diffusion_jax import data, distributed, pictures, training
+from diffusion_jax import data, distributed, pictures, summary, training
 from diffusion_jax.config import ConfigDict, to_json
 from diffusion_jax.distributed import batch_shards
 from diffusion_jax.errors import InvalidInput, invalid
@@ -40,7 +40,7 @@ from diffusion_jax.image_files import (
     write_image,
     write_overview,
 )
-from diffusion_jax.models import check_values, count_params
+from diffusion_jax.models import check_values
 from diffusion_jax.places import entries_of, sampled_average
 from diffusion_jax.run_conditions import asked_of
 from diffusion_jax.sample_flags import Request, SampleParser, call_text, given_flags
@@ -211,16 +211,12 @@ def run(
 
 
 def in_words(drawn: RunSamples) -> str:
-    """What is drawn, by what and on what, in two lines."""
-    group, sampler = drawn.experiment.config.sampling, drawn.sampler
+    """What is drawn, by what and on what, as an aligned block."""
+    experiment, sampler = drawn.experiment, drawn.sampler
     steps = jax.tree.leaves(sampler.sampling.grid)[0].shape[0] - 1
-    averaged = f" of the average {group.ema!r}" if group.ema else ""
-    return (
-        f"{drawn.arguments.workdir}: {count_params(sampler.params):,} parameters{averaged}, "
-        f"{steps} steps of {call_text(group.solver)}\n"
-        f"{drawn.request.total} samples of shape {drawn.experiment.shape}, {sampler.batch_size} at once, on "
-        f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    )
+    by = f"{steps} steps of {call_text(experiment.config.sampling.solver)}"
+    rows = summary.sampling_rows(experiment, sampler.params, drawn.request.total, by)
+    return summary.as_block("Sampling", {"workdir": str(drawn.arguments.workdir), **rows})
 
 
 def shards_of(drawn: RunSamples) -> list[tuple[Path, int, int]]:
