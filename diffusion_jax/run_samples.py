@@ -42,7 +42,7 @@ from diffusion_jax.image_files import (
 )
 from diffusion_jax.models import check_values, count_params
 from diffusion_jax.places import entries_of, sampled_average
-from diffusion_jax.run_conditions import asked_of
+from diffusion_jax.run_conditions import conditioned_on
 from diffusion_jax.sample_flags import Request, SampleParser, call_text, given_flags
 from diffusion_jax.sample_pictures import along_the_run, show
 from diffusion_jax.shards import (
@@ -187,7 +187,7 @@ def run(
         experiment = experiment._replace(mesh=distributed.make_mesh(devices=jax.local_devices()))
     sampling = prepare_sampling(experiment)
     if request.asked:
-        sampling = asked_of(experiment, sampling, request, by_class=bool(arguments.classes))
+        sampling = conditioned_on(experiment, sampling, request, by_class=bool(arguments.classes))
     params = training.load_params(arguments.workdir, sampled_average(config), arguments.step, experiment.mesh)
     check_params(experiment, params)
     sampler = BatchSampler(experiment, sampling, params, request)
@@ -333,7 +333,7 @@ def image_settings(parser: SampleParser, drawn: RunSamples, changed: Sequence[st
         "parameters": drawn.who["parameters"],
         "steps": jax.tree.leaves(sampler.sampling.grid)[0].shape[0] - 1,
         "solver": call_text(config.sampling.solver),
-        "size": list(drawn.experiment.shape[:2]),
+        **({} if config.sampling.get("decoder") else {"size": list(drawn.experiment.shape[:2])}),
     }
     guides = entries_of("sampling.transformations", config).values()
     scales = [entry.scale for entry in guides if "scale" in entry]
