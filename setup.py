@@ -82,6 +82,7 @@ setup(
         "tpu": [f"jax[tpu]{JAX}"],
         "control": ["gymnasium>=0.29", "gym-pusht>=0.1.5"],
         "tfds": ["tensorflow-datasets", "tensorflow-cpu", "array_record"],
+        "wandb": ["wandb"],
         "notebooks": NOTEBOOKS,
         "peers": PEERS,
         "test": [*TEST, *NOTEBOOKS[2:]],

@@ -85,9 +85,7 @@ def get_config(folder: str = "") -> ConfigDict:
         picture_columns=6,
         picture_zoom=max(1, 128 // found.size),
     )
-    print(
-        f"{found.told}\ntrained at {found.size} x {found.size} (--config.data.size), {HELD_OUT:.0%} held out by their "
-        "content (--config.data.held_out)",
-        file=sys.stderr,
-    )
+    chosen = f"{found.size} x {found.size} pixels (--config.data.size)"
+    held_out = f"{HELD_OUT:.0%} held out by their content (--config.data.held_out)"
+    print(f"{found.told}\nunless overridden: {chosen}, {held_out}", file=sys.stderr)
     return config

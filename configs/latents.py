@@ -23,10 +23,10 @@ def get_config(folder: str = "") -> ConfigDict:
             "Name the folder of latents that `diffusion-jax encode` wrote: --config=latents:out/latents."
         )
     folder = os.path.abspath(os.path.expanduser(folder))
-    source = data.latents(folder)
-    told = source.description
+    source = data.latents(folder) if os.path.isfile(os.path.join(folder, "latents.json")) else None
+    told = source and source.description
     if told is None:
-        raise InvalidInput(f"{folder!r} was not written by `diffusion-jax encode`: it has no latents.json.")
+        raise InvalidInput(f"{folder!r} is no folder that `diffusion-jax encode` wrote: it has no latents.json.")
     batch_size = 2 ** min(6, max(0, len(source).bit_length() - 1))
     config = defaults(steps=20_000, batch_size=batch_size)
     config.data = call("data.latents", folder=folder)

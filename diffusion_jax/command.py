@@ -118,14 +118,15 @@ def parse_config(
     argv: Sequence[str] | None,
     *,
     stored: str | None = None,
-    base: ConfigDict | None = None,
+    base: ConfigDict | Callable[[argparse.Namespace], ConfigDict] | None = None,
     set_fields: Callable[[argparse.Namespace, ConfigDict], None] | None = None,
 ) -> tuple[argparse.Namespace, ConfigDict]:
     """Parses the arguments of `parser` together with `--config=FILE[:variant]`, `--config.field=value`, `--trust` and
     `--print-config`.
 
     stored: a file name; when `--config` is absent the config stored under this name in `--workdir` is read.
-    base: the config to start from, in place of a file.
+    base: the config to start from, in place of a file; or a function that makes it of the arguments, where `--config`
+        is absent.
     set_fields: writes arguments into the config, before fields of it are overridden.
     """
     add_config_arguments(parser)
@@ -150,10 +151,15 @@ def _read_config(
     arguments: argparse.Namespace,
     overrides: Sequence[str],
     stored: str | None,
-    base: ConfigDict | None,
+    base: ConfigDict | Callable[[argparse.Namespace], ConfigDict] | None,
     set_fields: Callable[[argparse.Namespace, ConfigDict], None] | None,
 ) -> ConfigDict:
-    config = _loaded(arguments, stored) if base is None else base
+    if isinstance(base, ConfigDict):
+        config = base
+    elif base is not None and arguments.config is None:
+        config = base(arguments)
+    else:
+        config = _loaded(arguments, stored)
     if set_fields is not None:
         set_fields(arguments, config)
     return apply_overrides(config, overrides)

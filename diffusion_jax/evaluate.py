@@ -99,7 +99,7 @@ def flags() -> argparse.ArgumentParser:
     how.add_argument("--features-from", type=Path, metavar="PATH", help="the folder or file of that network's weights")
     how.add_argument("--clip-from", type=Path, metavar="FOLDER", help="of CLIP, for --prompts")
     how.add_argument("--resize", choices=RESIZINGS, help="for Inception (default: as --against was made, or clean)")
-    how.add_argument("--batch-size", type=int, default=64, help="of the feature network (default 64)")
+    how.add_argument("--batch-size", type=int, default=32, help="of the feature network (default 32)")
     how.add_argument("--seed", type=int, default=0, help="of random choices of images (default 0)")
     out = parser.add_argument_group("what is written")
     out.add_argument(
@@ -192,12 +192,12 @@ def measure_run(arguments: argparse.Namespace, config: ConfigDict) -> tuple[dict
             report |= measure(samples, real, held_out)
     else:
         images = image_sets.open_images(folder)
-        report, notes = _report(arguments, images, config, asked_of(samples, config))
+        report, notes = _report(arguments, images, config, captions_asked(samples, config))
     report |= _cost(folder, arguments.workdir)
     return report | {"samples": set_identity(folder)}, notes
 
 
-def asked_of(samples: Mapping[str, np.ndarray], config: ConfigDict) -> list[str] | None:
+def captions_asked(samples: Mapping[str, np.ndarray], config: ConfigDict) -> list[str] | None:
     """What the samples of a run on captions were asked to show; None of another run."""
     tokens, mask = (samples.get(f"cond.{name}") for name in ("tokens", "tokens_mask"))
     if tokens is None or mask is None:
@@ -274,7 +274,7 @@ def _reference(arguments: argparse.Namespace, held_out: Any) -> measuring.Refere
         if held_out is None:
             return None
         name = "the held-out data of the run"
-        return measuring.ReferenceSet(name, image_sets.of_source(held_out, name))
+        return measuring.ReferenceSet(name, image_sets.source_images(held_out, name))
     path = arguments.against.expanduser()
     statistics = None
     if path.suffix == ".npz" and path.is_file():

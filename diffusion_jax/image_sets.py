@@ -90,18 +90,18 @@ def holds_images(archive: Path) -> bool:
     return any(name in ARRAYS for name in reading.array_shapes(archive))
 
 
-def of_source(source: Any, name: str) -> ImageSet:
+def source_images(source: Any, name: str) -> ImageSet:
     """The x0 of a source of data, such as what a run held out."""
 
     def read(indices):
         for index in indices:
             yield as_bytes(np.asarray(source[int(index)]["x0"]), f"x0 of {name}")
 
-    files = getattr(source, "files", ())
+    files, count = getattr(source, "files", ()), len(source)
     # Known where each example is one file, and what the source says of itself is how it reads them: size, background.
-    known = dataclasses.is_dataclass(source) and len(files) == len(source)
+    known = len(files) == count and dataclasses.is_dataclass(source)
     identity = digest_of([repr(source), *map(_stat, files)]) if known else None
-    return ImageSet(name, len(source), identity, read, lambda index: f"{index}")
+    return ImageSet(name, count, identity, read, lambda index: f"{index}")
 
 
 def digest_of(value: Any) -> str:

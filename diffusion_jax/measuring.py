@@ -19,8 +19,9 @@ from diffusion_jax.cache import cache_folder
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.feature_extractors import FeatureExtractor, published_extractor, text_vectors
 from diffusion_jax.image_sets import ImageSet, as_bytes, digest_of
-from diffusion_jax.metrics.comparison import clip_scores, mean_and_error, moments_in_chunks
-from diffusion_jax.metrics.statistics import Gaussian, Statistics, gaussian
+from diffusion_jax.metrics.comparison import clip_scores, frechet_to, mean_and_error
+from diffusion_jax.metrics.frechet import moments_in_chunks
+from diffusion_jax.metrics.statistics import Statistics, gaussian
 
 FEATURES_VERSION = 1
 """Part of the key of cached features: counts up whenever a change here or below would give other features."""
@@ -55,7 +56,7 @@ def image_features(
     images: ImageSet,
     indices: np.ndarray | None = None,
     *,
-    batch_size: int = 64,
+    batch_size: int = 32,
     progress: bool = True,
 ) -> ImageFeatures:
     """The features of the images at `indices` (all when None), computed in batches or read from the cache.
@@ -213,7 +214,7 @@ def measure(
     *,
     most: int | None = None,
     seed: int = 0,
-    batch_size: int = 64,
+    batch_size: int = 32,
     progress: bool = True,
 ) -> dict[str, Any]:
     """The report of images against a reference: numbers by name, and how they were measured.
@@ -298,12 +299,10 @@ def at_size(extractor: FeatureExtractor, size: int) -> FeatureExtractor:
 def _spatial(ours: ImageFeatures, theirs: ImageFeatures | None, statistics: Statistics | None) -> float | None:
     if "spatial" not in ours.arrays:
         return None
-    other: Gaussian | None = statistics.spatial if statistics is not None else None
+    other: Any = statistics.spatial if statistics is not None else None
     if other is None and theirs is not None:
-        other = gaussian(moments_in_chunks(theirs.arrays["spatial"]))
-    if other is None:
-        return None
-    return metrics.gaussian_frechet_distance(*gaussian(moments_in_chunks(ours.arrays["spatial"])), *other)
+        other = theirs.arrays["spatial"]
+    return None if other is None else frechet_to(ours.arrays["spatial"], other)
 
 
 def measure_prompts(
@@ -313,7 +312,7 @@ def measure_prompts(
     *,
     most: int | None = None,
     seed: int = 0,
-    batch_size: int = 64,
+    batch_size: int = 32,
     progress: bool = True,
 ) -> dict[str, Any]:
     """How well images show what they should, by CLIP's score: the mean, its standard error, and each image's.

@@ -52,9 +52,14 @@ def drawn(workdir, tmp_path_factory):
 
 
 def test_training_leaves_what_it_promises(workdir):
-    assert {"checkpoints", "config.json", "loss.png", "metrics.jsonl", "pictures"} <= {
-        p.name for p in workdir.iterdir()
-    }
+    assert {
+        *("checkpoints", "config.json", "loss.png", "loss_by_time.png", "metrics.jsonl", "pictures"),
+        *("report.html", "run.json"),
+    } <= {p.name for p in workdir.iterdir()}
+    run = json.loads((workdir / "run.json").read_text())
+    assert run["summary"]["steps"].startswith("4, that is") and run["command"].startswith(
+        "diffusion-jax train --config="
+    )
     assert load(str(workdir / "config.json")).model.width == 16
     records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [record["skipped"] for record in records if "skipped" in record] == [0, 0]
@@ -63,7 +68,8 @@ def test_training_leaves_what_it_promises(workdir):
 def test_a_finished_run_is_not_trained_again(workdir, capsys):
     log = (workdir / "metrics.jsonl").read_text()
     train.main([*TRAIN, f"--workdir={workdir}"])
-    assert "Trained 4 steps" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "Trained 4 steps" in out and "holds step 4 of 4, nothing is left to do" in out and "Compiling" not in out
     assert (workdir / "metrics.jsonl").read_text() == log
 
 

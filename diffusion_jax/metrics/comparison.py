@@ -10,10 +10,10 @@ import numpy as np
 
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.metrics.arrays import feature_set
-from diffusion_jax.metrics.frechet import Moments, gaussian_frechet_distance, merge, moments
+from diffusion_jax.metrics.frechet import distance_of_roots, root_of_features, root_of_gaussian
 from diffusion_jax.metrics.kernel import kernel_distance
 from diffusion_jax.metrics.manifold import manifold
-from diffusion_jax.metrics.statistics import Gaussian, gaussian
+from diffusion_jax.metrics.statistics import Gaussian
 from diffusion_jax.typing import Numbers
 
 NEIGHBOURS = 5
@@ -25,9 +25,6 @@ product of both."""
 
 SUBSETS, SUBSET_SIZE = 50, 1000
 """Of the kernel distance."""
-
-CHUNK = 4096
-"""Rows that are float64 at once while moments are summed up."""
 
 OF_FEATURES = ("kernel_distance", "kernel_distance_standard_error", "precision", "recall", "density", "coverage")
 """What needs the features of both sets; the Fréchet distance needs their means and covariances alone."""
@@ -41,15 +38,6 @@ class FeatureComparison(NamedTuple):
     not_measured: dict[str, str]
     warnings: list[str]
     settings: dict[str, int]
-
-
-def moments_in_chunks(features: Numbers) -> Moments:
-    """`moments` of many rows, of which few are float64 at once."""
-    features = np.asarray(features)
-    found = moments(features[:CHUNK])
-    for start in range(CHUNK, len(features), CHUNK):
-        found = merge(found, moments(features[start : start + CHUNK]))
-    return found
 
 
 def compare_features(
@@ -74,18 +62,17 @@ def compare_features(
         if not isinstance(rows, Gaussian) and len(rows) < 2:
             raise InvalidInput(f"A distance needs at least 2 images on each side, but the {name} are of {len(rows)}.")
     alone = isinstance(reference, Gaussian)
-    if alone:
-        gaussian_reference = reference
-    elif gaussian_reference is None:
-        gaussian_reference, reference_count = gaussian(moments_in_chunks(reference)), len(reference)
-    ours = gaussian(moments_in_chunks(features))
-    if ours.mean.shape != gaussian_reference.mean.shape:
-        told = f"the reference has {len(gaussian_reference.mean)}: they come of different networks"
-        raise invalid("the number of features", len(ours.mean), told)
-    values = {"frechet_distance": gaussian_frechet_distance(*ours, *gaussian_reference)}
+    whole = reference if alone else gaussian_reference
+    if whole is None:
+        reference_count = len(reference)
+    ours = np.shape(features)[-1]
+    theirs = len(whole.mean) if whole is not None else np.shape(reference)[-1]
+    if ours != theirs:
+        raise invalid("the number of features", ours, f"the reference has {theirs}: they come of different networks")
+    values = {"frechet_distance": frechet_to(features, reference if whole is None else whole)}
     settings: dict[str, int] = {"seed": seed}
     not_measured: dict[str, str] = {}
-    warnings = _warnings_of_size(len(features), reference_count, len(ours.mean), alone)
+    warnings = _warnings_of_size(len(features), reference_count, ours, alone)
     if alone:
         reason = "the reference is a statistics file of mean and covariance; give the images themselves"
         return FeatureComparison(values, dict.fromkeys(OF_FEATURES, reason), warnings, settings)
@@ -107,7 +94,7 @@ def compare_features(
     settings |= {"neighbours": neighbours, "neighbour_images": len(own), "neighbour_reference": len(theirs)}
     if max(len(features), len(reference)) > MOST_NEIGHBOURS:
         warnings.append(
-            f"Precision, recall, density and coverage are of {len(own)} and {len(theirs)} random images of the two sides."
+            f"Precision, recall, density and coverage are of {len(own)} and {len(theirs)} random images of the sides."
         )
     if len(own) != len(theirs):
         warnings.append(
@@ -115,6 +102,12 @@ def compare_features(
             f"{len(theirs)}: compare them only with numbers from the same sizes."
         )
     return FeatureComparison(values, not_measured, warnings, settings)
+
+
+def frechet_to(features: Numbers, reference: Numbers | Gaussian) -> float:
+    """The Fréchet distance of features `[N, D]` to others, or to a mean and covariance."""
+    other = root_of_gaussian(*reference) if isinstance(reference, Gaussian) else root_of_features(reference)
+    return distance_of_roots(root_of_features(features), other)
 
 
 def _warnings_of_size(count: int, of_reference: int | None, dimension: int, alone: bool) -> list[str]:

@@ -8,7 +8,8 @@ import pytest
 
 from diffusion_jax import metrics
 from diffusion_jax.errors import InvalidInput
-from diffusion_jax.metrics.comparison import OF_FEATURES, moments_in_chunks
+from diffusion_jax.metrics.comparison import OF_FEATURES, frechet_to
+from diffusion_jax.metrics.frechet import moments_in_chunks
 from diffusion_jax.metrics.statistics import gaussian
 
 
@@ -63,10 +64,18 @@ def test_small_sets_are_warned_of_with_their_numbers(sets):
 
 
 def test_moments_do_not_depend_on_the_chunks(sets, monkeypatch):
-    monkeypatch.setattr("diffusion_jax.metrics.comparison.CHUNK", 7)
+    monkeypatch.setattr("diffusion_jax.metrics.frechet.CHUNK", 7)
     found, expected = moments_in_chunks(sets[0].astype(np.float32)), metrics.moments(sets[0].astype(np.float32))
     assert found.count == 60
     np.testing.assert_allclose(found.covariance, expected.covariance, rtol=1e-12)
+
+
+def test_fewer_examples_than_features_need_no_covariance():
+    wide, others = np.random.default_rng(2).standard_normal((2, 12, 30))
+    of_moments = metrics.frechet_distance(metrics.moments(wide), metrics.moments(others))
+    np.testing.assert_allclose(frechet_to(wide, others), of_moments, rtol=1e-10)
+    np.testing.assert_allclose(frechet_to(wide, gaussian(metrics.moments(others))), of_moments, rtol=1e-10)
+    assert frechet_to(wide, wide) < 1e-12
 
 
 def test_neighbours_do_not_depend_on_the_blocks(sets, monkeypatch):
