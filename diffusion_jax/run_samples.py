@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm.auto import tqdm
 
-from diffusion_jax import data, distributed, pictures, training
+from diffusion_jax import data, distributed, pictures, summary, training
 from diffusion_jax.config import ConfigDict, to_json
 from diffusion_jax.distributed import batch_shards
 from diffusion_jax.errors import InvalidInput, invalid
@@ -40,7 +40,7 @@ from diffusion_jax.image_files import (
     write_image,
     write_overview,
 )
-from diffusion_jax.models import check_values, count_params
+from diffusion_jax.models import check_values
 from diffusion_jax.places import entries_of, sampled_average
 from diffusion_jax.run_conditions import conditioned_on
 from diffusion_jax.sample_flags import Request, SampleParser, call_text, given_flags
@@ -200,7 +200,7 @@ def run(
         for number, one in enumerate(settings):
             is_there(image_path(drawn.folder, number), one)
     if jax.process_index() == 0:
-        print(in_words(drawn))
+        print(summary.as_block("Sampling", summary_of(drawn)), flush=True)
     first = None if request.single else draw_shards(drawn, todo)
     if jax.process_index() != 0:
         return
@@ -210,17 +210,15 @@ def run(
         write_images(drawn, settings)
 
 
-def in_words(drawn: RunSamples) -> str:
-    """What is drawn, by what and on what, in two lines."""
-    group, sampler = drawn.experiment.config.sampling, drawn.sampler
+def summary_of(drawn: RunSamples) -> dict[str, str]:
+    """What is drawn, by what, on what, and where it goes."""
+    sampler, total = drawn.sampler, drawn.request.total
+    rows = summary.of_sampling(drawn.experiment, sampler.params, total, drawn.arguments.step)
     steps = jax.tree.leaves(sampler.sampling.grid)[0].shape[0] - 1
-    averaged = f" of the average {group.ema!r}" if group.ema else ""
-    return (
-        f"{drawn.arguments.workdir}: {count_params(sampler.params):,} parameters{averaged}, "
-        f"{steps} steps of {call_text(group.solver)}\n"
-        f"{drawn.request.total} samples of shape {drawn.experiment.shape}, {sampler.batch_size} at once, on "
-        f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    )
+    rows["sampler"] = f"{steps} steps, {rows['sampler']}"
+    shape = summary.shape_in_words(drawn.experiment.shape)
+    rows["samples"] = f"{total:,} of {shape}, {sampler.batch_size:,} at once"
+    return {**rows, "output": str(drawn.folder)}
 
 
 def shards_of(drawn: RunSamples) -> list[tuple[Path, int, int]]:
