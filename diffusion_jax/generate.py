@@ -222,8 +222,12 @@ def run(
     if jax.process_index() == 0:
         measured = {"seconds": seconds, "devices": jax.device_count(), "platform": jax.default_backend()}
         write_overview(folder, settings, measured)
-        kept = "" if drawn == request.total or several else f" ({request.total - drawn} were there)"
-        print(f"Wrote {request.total} images to {folder / 'images'}{kept} in {seconds:.1f} s, compilation included")
+        where = folder / "images"
+        if several:
+            print(f"{request.total} images are in {where}, after {seconds:.1f} s of this process")
+        else:
+            kept = f", {request.total - drawn} were there" if drawn < request.total else ""
+            print(f"Wrote {drawn} images to {where} in {seconds:.1f} s, compilation included{kept}")
 
 
 def settings_of(parser, arguments, config, request, changed, pipeline, size) -> list[dict[str, Any]]:
