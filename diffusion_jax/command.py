@@ -149,5 +149,9 @@ def _read_config(arguments: argparse.Namespace, overrides: Sequence[str], stored
         path = str(file)
     if path is None:
         raise InvalidInput("--config is missing; e.g. --config=configs/digits_dit.py")
-    trust = [package.strip() for text in arguments.trust for package in text.split(",")]
-    return apply_overrides(load(path, trust), overrides)
+    return apply_overrides(load(path, trusted_packages(arguments)), overrides)
+
+
+def trusted_packages(arguments: argparse.Namespace) -> list[str]:
+    """What `--trust` names, each time or with commas."""
+    return [package.strip() for text in arguments.trust for package in text.split(",")]
