@@ -32,6 +32,7 @@ from diffusion_jax.feature_extractors import (
 )
 from diffusion_jax.metrics.statistics import check_new
 from diffusion_jax.places import check_config, parts_in
+from diffusion_jax.report import write_report
 from diffusion_jax.shards import COST, read_identity, read_samples, set_identity, write_whole
 from diffusion_jax.trained_extractors import of_judge, trained_extractor
 
@@ -144,9 +145,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if path is not None:
         write_whole(path, json.dumps(report, indent=2) + "\n")
     print("\n".join(measuring.lines_of(report, notes)))
-    for written in (path, arguments.write_statistics):
-        if written is not None:
-            print(f"Wrote {written}")
+    written = [path, arguments.write_statistics]
+    if config is not None and arguments.output is None and (arguments.workdir / "config.json").is_file():
+        written.append(write_report(arguments.workdir))
+    for file in written:
+        if file is not None:
+            print(f"Wrote {file}")
 
 
 def _images_named(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
@@ -193,12 +197,12 @@ def measure_run(arguments: argparse.Namespace, config: ConfigDict) -> tuple[dict
             report |= measure(samples, real, held_out)
     else:
         images = image_sets.open_images(folder)
-        report, notes = _report(arguments, images, config, asked_of(samples, config))
+        report, notes = _report(arguments, images, config, captions_asked(samples, config))
     report |= _cost(folder, arguments.workdir)
     return report | {"samples": set_identity(folder)}, notes
 
 
-def asked_of(samples: Mapping[str, np.ndarray], config: ConfigDict) -> list[str] | None:
+def captions_asked(samples: Mapping[str, np.ndarray], config: ConfigDict) -> list[str] | None:
     """What the samples of a run on captions were asked to show; None of another run."""
     tokens, mask = (samples.get(f"cond.{name}") for name in ("tokens", "tokens_mask"))
     if tokens is None or mask is None:
@@ -275,7 +279,7 @@ def _reference(arguments: argparse.Namespace, held_out: Any) -> measuring.Refere
         if held_out is None:
             return None
         name = "the held-out data of the run"
-        return measuring.ReferenceSet(name, image_sets.of_source(held_out, name))
+        return measuring.ReferenceSet(name, image_sets.source_images(held_out, name))
     path = arguments.against.expanduser()
     statistics = None
     if path.suffix == ".npz" and path.is_file():

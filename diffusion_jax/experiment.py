@@ -61,6 +61,7 @@ def defaults(steps: int, batch_size: int) -> ConfigDict:
         "validate_every": 500,
         "validation_examples": 256,
         "sample_every": None,
+        "log_to": ("jsonl", "tensorboard"),
     }
     config.sampling = {
         "ema": None,
@@ -71,7 +72,7 @@ def defaults(steps: int, batch_size: int) -> ConfigDict:
         "decoder": None,
         "batch_size": 256,
         "picture_columns": 10,
-        "picture_zoom": 2,
+        "picture_zoom": None,
     }
     return config
 
@@ -146,20 +147,34 @@ def prepare(
     source: Any = None,
     held_out: Any = None,
     network: Any = None,
+    process: Any = None,
     objective: Objective | None = None,
     begin: Callable[[Any], Any] | None = None,
 ) -> Experiment:
     """Makes everything that training and sampling share. Raises InvalidInput for an incomplete config.
 
-    source, held_out, network, objective: stand in place of what the config describes, e.g. data in a latent space or a
-    network that was made of another one; the rest is made for them. begin: see `Experiment`.
+    source, held_out, network, process, objective: stand in place of what the config describes, e.g. data in a latent
+    space or a network that was made of another one; the rest is made for them. begin: see `Experiment`.
     """
-    stand_ins = {"data": source, "held_out": held_out, "model": network, "objective": objective}
+    stand_ins = {
+        "data": source,
+        "held_out": held_out,
+        "model": network,
+        "process": process,
+        "objective": objective,
+    }
+    if "pretrained" in config and network is None:
+        folder = config.pretrained.get("folder")
+        raise InvalidInput(
+            f"This run fine-tuned {folder}: sample its result by sample --pretrained={folder} "
+            "--lora=WORKDIR/pytorch_lora_weights.safetensors, or, where all weights learned, by "
+            "sample --pretrained=WORKDIR/pipeline."
+        )
     check_config(config, [name for name, value in stand_ins.items() if value is not None])
     mesh = part_of("mesh", config)
     config, source, held_out = with_data(config, source, held_out)
     network = part_of("model", config) if network is None else network
-    process = part_of("process", config)
+    process = part_of("process", config) if process is None else process
     parts = {"network": network, "autoencoder": network, "process": process}
     quiet = {name: value for name, value in {"cond_dropout": 0.0, "train": False}.items() if name in config.objective}
     still = ConfigDict({"objective": {**config.objective.to_dict(), **quiet}})
@@ -235,10 +250,12 @@ def fit(
     callbacks: Sequence[training.Callback] = (),
     init_params: Callable[[Any], Any] | None = None,
     progress: bool = True,
+    **more: Any,
 ) -> training.TrainState:
     """Trains `experiment` in `workdir`, resuming what is there; returns the last state. None keeps nothing.
 
     init_params: `key -> params`, for a run that does not begin with fresh parameters of the network.
+    more: what else `training.train` takes, such as `writer` and `profile`.
     """
     config = experiment.config
     batches = data.pipeline(
@@ -260,7 +277,9 @@ def fit(
         callbacks=callbacks,
         config=config.to_dict(),
         progress=progress,
+        log_to=tuple(config.train.get("log_to", ("jsonl", "tensorboard"))),
         **{name: config.train[name] for name in OF_THE_LOOP},
+        **more,
     )
 
 

@@ -184,6 +184,7 @@ def test_a_run_without_metrics_is_measured_against_what_it_held_out(tmp_path):
     found = json.loads((run / "again" / "metrics.json").read_text())
     assert found["against"]["from"] == "the held-out data of the run" and found["num_samples"] == 120
     assert found["precision"] == 1 and found["samples"] == {"seed": 0}
+    assert "Measured on samples" in (run / "again" / "report.html").read_text()
     same = measured(tmp_path, f"--images={run / 'again'}", "--features=pixels")
     assert same["frechet_distance"] == found["frechet_distance"]
     name, (note,) = evaluate.best_features(experiment.config)
@@ -291,8 +292,8 @@ def test_samples_of_a_run_on_captions_know_their_prompts(tmp_path):
     config.data = call("data.captioned_folder", folder=str(folder), size=8, tokenizer=call("data.byte_tokenizer"))
     cond = [build(config.data)[i]["cond"] for i in range(2)]
     samples = {f"cond.{name}": np.stack([one[name] for one in cond]) for name in ("tokens", "tokens_mask")}
-    assert evaluate.asked_of(samples, config) == ["picture 0", "picture 1"]
-    assert evaluate.asked_of({}, config) is None
+    assert evaluate.captions_asked(samples, config) == ["picture 0", "picture 1"]
+    assert evaluate.captions_asked({}, config) is None
 
 
 def test_beside_images_statistics_are_of_inception_alone(tmp_path):

@@ -15,7 +15,6 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import grain
 import numpy as np
 
 from diffusion_jax.data.buckets import BucketSchedule
@@ -172,6 +171,8 @@ class Batches:
     """
 
     def __init__(self, stream: _Stream, epochs: int | None, num_threads: int, prefetch: int, check: Any):
+        import grain
+
         self._stream, self._check = stream, check
         # 2^40 batches stand for "for ever": range datasets have a length.
         self._length = 2**40 if epochs is None else len(stream.source) * epochs // stream.batch_size
