@@ -1,4 +1,4 @@
-"""`python -m diffusion_jax.evaluate`: measures images, or the samples of a run, against other images or held-out data.
+"""`diffusion-jax evaluate`: measures images, or the samples of a run, against other images or held-out data.
 
 Of a run (--workdir) it measures what its config says, or, where that names no metrics, its pictures against the data
 that was held out. With --images it measures any pictures: Fréchet and kernel distance, precision, recall, density and
@@ -57,7 +57,7 @@ BESIDE = object()
 
 def flags() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m diffusion_jax.evaluate",
+        prog="diffusion-jax evaluate",
         description=__doc__,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
