@@ -176,5 +176,9 @@ def _loaded(arguments: argparse.Namespace, stored: str | None) -> ConfigDict:
         path = str(file)
     if path is None:
         raise InvalidInput("--config is missing; e.g. --config=digits_dit (list: diffusion-jax configs).")
-    trust = [package.strip() for text in arguments.trust for package in text.split(",")]
-    return load(path, trust)
+    return load(path, trusted_packages(arguments))
+
+
+def trusted_packages(arguments: argparse.Namespace) -> list[str]:
+    """What `--trust` names, each time or with commas."""
+    return [package.strip() for text in arguments.trust for package in text.split(",")]

@@ -1,4 +1,4 @@
-"""`python -m diffusion_jax.evaluate`: measures images, or the samples of a run, against other images or held-out data.
+"""`diffusion-jax evaluate`: measures images, or the samples of a run, against other images or held-out data.
 
 Of a run (--workdir) it measures what its config says, or, where that names no metrics, its pictures against the data
 that was held out. With --images it measures any pictures: Fréchet and kernel distance, precision, recall, density and
@@ -18,7 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion_jax import image_sets, measuring, metrics, training
-from diffusion_jax.command import cache_compilations, leave, parse_config, run_command
+from diffusion_jax.command import cache_compilations, leave, parse_config, run_command, trusted_packages
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.experiment_data import with_data
 from diffusion_jax.feature_extractors import (
@@ -58,7 +58,7 @@ BESIDE = object()
 
 def flags() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m diffusion_jax.evaluate",
+        prog="diffusion-jax evaluate",
         description=__doc__,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -127,6 +127,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments, config = parse_config(parser, [*others, f"--workdir={images}"], stored="config.json")
         config.metrics = {}
     else:
+        parser.add_argument("--trust", action="append", default=[])
         arguments, config = parser.parse_args(argv), None
     _check(arguments)
     if arguments.output is not None:
@@ -150,9 +151,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if of_run and (arguments.workdir / "config.json").is_file():
         write_report(arguments.workdir)
     print("\n".join(measuring.lines_of(report, notes)))
-    for written in (path, arguments.write_statistics):
-        if written is not None:
-            print(f"Wrote {written}")
+    written = [path, arguments.write_statistics]
+    if config is not None and arguments.output is None and (arguments.workdir / "config.json").is_file():
+        written.append(write_report(arguments.workdir))
+    for file in written:
+        if file is not None:
+            print(f"Wrote {file}")
 
 
 def what_is_measured(arguments: argparse.Namespace, config: ConfigDict | None) -> dict[str, str]:
@@ -325,7 +329,7 @@ def _extractor(
     if kind in ("run", "judge") and where:
         if arguments.features_from is not None or resize is not None:
             raise InvalidInput(f"--features={name} says all of the network: leave --features-from and --resize out.")
-        return trained_extractor(kind, where), notes
+        return trained_extractor(kind, where, trusted_packages(arguments)), notes
     if name == "judge" and config is not None:
         return of_judge(with_data(config)[1], held_out, str(arguments.workdir)), notes
     if kind == "inception" and resize is None and statistics is not None:
