@@ -91,6 +91,7 @@ def sample(
     stop: int | None = None,
     save_every: int | None = None,
     progress: bool = False,
+    remat: bool = False,
 ) -> Samples:
     """Runs `solver` over `grid` from noise to data, as one `lax.scan`.
 
@@ -108,6 +109,8 @@ def sample(
     start, stop: the steps to run, as a Python range over 0 .. S.
     save_every: keeps x after every so many steps in `trace`, stacked along a new first axis.
     progress: shows a progress bar on the host (slower: it calls the host at each step).
+    remat: computes each step again in a backward pass, which then keeps x and the states between the steps and nothing
+        of what is within: for gradients through a whole run.
 
     Raises InvalidInput for a grid that does not decrease, or a range outside of it.
     """
@@ -129,7 +132,7 @@ def sample(
     if resume is None:
         resume = Run(denoiser.process.prior(randomness.prior_key(keys), shape))
     loop = Loop(denoiser, params, solver, clock(times).with_keys(keys), cond)
-    return _run(loop, resume, range(start, last), save_every, progress)
+    return _run(loop, resume, range(start, last), save_every, progress, remat)
 
 
 def invert(
@@ -355,12 +358,17 @@ def _started(x_init):
     return Run(jax.tree.map(widened, x_init))
 
 
-def _run(loop: Loop, run: Run, steps: range, save_every: int | None, progress: bool = False) -> Samples:
+def _run(
+    loop: Loop, run: Run, steps: range, save_every: int | None, progress: bool = False, remat: bool = False
+) -> Samples:
     expand(jax.tree.map(lambda g: g[steps.start], loop.clock.grid), run.x)
 
     def body(run, index):
         return one_step(loop, run, loop.clock.step(index)), None
 
+    if remat:
+        # Within a scan nothing is shared between the passes, so XLA need not be kept from it.
+        body = jax.checkpoint(body, prevent_cse=False)
     if progress:
         body = _with_progress_bar(body, len(steps))
     run, indices = initialised(loop, run), jnp.arange(steps.start, steps.stop)

@@ -11,14 +11,16 @@ from tests.budget import Meter
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests compile much and compute little: without LLVM's optimisations and without XLA's fusion emitters programs compile
-# in a third of the time. Laws about single bits compile with `tests.shipped.jit`. The XLA of jax 0.12 has no other
-# emitters, and stops the process at a flag that it does not know.
+# in a third of the time, and one program by one thread: the workers are as many as the cores. Laws about single bits
+# compile with `tests.shipped.jit`. The XLA of jax 0.12 stops the process at a flag that it does not know.
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=8",
         "--xla_backend_optimization_level=0",
-        "--xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else "",
+        "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+        if version("jaxlib").startswith("0.10.")
+        else "",
     ]
 )
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".cache" / "jax"))

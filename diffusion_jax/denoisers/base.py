@@ -11,12 +11,16 @@ import jax.numpy as jnp
 
 from diffusion_jax.clock import network_inputs, to_prediction
 from diffusion_jax.processes import by_modality, is_gaussian, kind_of
-from diffusion_jax.time_axes import each, expand
+from diffusion_jax.time_axes import each, expand, fill
 from diffusion_jax.typing import Cost, Denoiser, Network, Prediction
 
 
-def denoiser(network: Network, process: Any) -> Denoiser:
+def denoiser(network: Network, process: Any, target_time: bool = False) -> Denoiser:
     """Lifts a network to a denoiser of `process`: one evaluation a call, no state.
+
+    target_time: tells a network of two times (`models.target_time`) where each step ends, in cond["target_time"]. Its
+        answer is then that of the whole step, which DDIM and Euler make exactly: of a velocity u(x, t, s) they make
+        x + (s - t) u. What solvers of a higher order remember is of other steps.
 
     The prediction is float32 whatever the network computes in; `extras` are the network's own. Raises InvalidInput for
     a process that does not say of which kind it is.
@@ -27,10 +31,17 @@ def denoiser(network: Network, process: Any) -> Denoiser:
         return ()
 
     def apply(params, carry, x, step, cond):
+        if target_time:
+            cond = with_target_time(process, x, step.t_next, cond)
         output, extras = network.apply(params, *network_inputs(process, x, step.t), cond)
         return to_prediction(process, output, x, step.t, extras), carry
 
     return Denoiser(init, apply, process)
+
+
+def with_target_time(process: Any, x: Any, target: Any, cond: Any) -> dict[str, Any]:
+    """`cond` with the time `target`, a prefix of the shape of x, as the network is fed times."""
+    return {**(cond or {}), "target_time": process.network_time(fill(target, x))}
 
 
 def map_prediction(inner: Denoiser, function: Callable[..., Prediction]) -> Denoiser:

@@ -15,6 +15,7 @@ from diffusion_jax.models.conditions import (
     pooled,
     reference,
     sizes,
+    target_time,
     text,
 )
 from diffusion_jax.models.controlnet import ControlNet, control_from_unet, controlled, controlnet
@@ -157,6 +158,7 @@ __all__ = [
     "staged",
     "t5_encoder",
     "taps",
+    "target_time",
     "text",
     "text_transformer",
     "tiled",

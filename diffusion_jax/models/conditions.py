@@ -6,6 +6,8 @@
     sizes      cond["size"]: float [B, 2], height and width in pixels of the picture that a sample was made from or is
                to have; cond["aspect"]: float [B], its height over its width
     guidance_scale  cond["guidance_scale"]: float [B], the scale of the guidance that a distilled network answers with
+    target_time  cond["target_time"]: float, of the shape of t: where the step ends that the answer is to make, as the
+               network is fed times; `denoisers.denoiser(network, process, target_time=True)` says it
     context    cond["context"]: float [B, M, C], a sequence to attend to; cond["context_mask"]: [B, M], true where it
                counts, may be left out
     text       cond["tokens"]: int [B, M], for an encoder trained with the model; cond["tokens_mask"] as above
@@ -174,6 +176,38 @@ def guidance_scale(features: int) -> GuidanceScale:
     if _positive("features", features) % 2 or features < 4:
         raise invalid("features", features, "an even number from 4 up is needed")
     return GuidanceScale(features)
+
+
+@dataclass(frozen=True)
+class TargetTime(ConditionStream):
+    """See `target_time`."""
+
+    step: bool = False
+
+    keys = (CondKey("target_time"),)
+
+    def check(self, cond, sizes):
+        target = cond["target_time"]
+        if np.ndim(target) < 1 or np.shape(target)[0] != sizes.get("B", np.shape(target)[0]):
+            shape = f"{np.shape(target)} for a batch of {sizes.get('B', '?')}"
+            raise invalid("the shape of cond['target_time']", shape, "a time [B, ...] of the shape of t is needed")
+
+    def embed(self, cond, place):
+        target = place.times(cond["target_time"].astype(jnp.float32))
+        told = place.t - target if self.step else target
+        return {"vector": TimeEmbedding(place.width, place.time_features, name="target_time")(told)}
+
+    def null(self, cond):
+        return {name: jnp.asarray(value) for name, value in cond.items()}
+
+
+def target_time(step: bool = False) -> TargetTime:
+    """The time to which the answer jumps, for networks of two times: flow maps, consistency trajectories, shortcuts.
+
+    step: whether the length t - target of the jump is embedded in the place of the target (Geng et al. 2025 compare
+        both for mean flows; Frans et al. 2024 embed the length).
+    """
+    return TargetTime(step)
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ class DiT(nn.Module):
         _, height, width, channels = _checked(x, self.patch, self.in_channels)
         rows, columns = height // self.patch, width // self.patch
 
-        conditioned = self._conditioned(patch_times(t, self.patch, height, width), cond, x.shape, dtype)
+        conditioned = self._conditioned(t, cond, x.shape, dtype)
         h = patchify(conditioned.join_channels(x.astype(dtype)), self.patch)
         h = projection(self.width, dtype=dtype, kernel_init=nn.initializers.xavier_uniform(), name="patch_embed")(h)
         rotary = None
@@ -145,10 +145,14 @@ class DiT(nn.Module):
         encoder = ConditionEncoder(
             self.width, self.conditions, self.depth, dtype, frequency_shift=self.frequency_shift, name="condition"
         )
+
+        def times(t):
+            return patch_times(t, self.patch, shape[1], shape[2])
+
         if self.embeddings == "shared":
-            return encoder(t, cond, shape)
+            return encoder(t, cond, shape, times)
         each = nn.vmap(
-            lambda encoder, t, cond: encoder(t, cond, shape),
+            lambda encoder, t, cond: encoder(t, cond, shape, times),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=None,  # pyright: ignore[reportArgumentType]: flax shows its default

@@ -87,14 +87,16 @@ class VideoDiT(nn.Module):
     def __call__(self, x, t, cond, train):
         dtype = jnp.dtype(self.dtype)
         batch, frames, height, width, channels = _checked(x, self.patch)
-        t = self._times(t, x.shape)
         stream = find_stream(self.conditions, Reference)
         before = stream and stream.frames(cond, x.shape)
         references = 0 if before is None else before.shape[1]
-        if references:
-            t = jnp.concatenate([jnp.zeros((batch, references, *t.shape[2:]), t.dtype), t], axis=1)
+
+        def times(t):
+            t = self._times(t, x.shape)
+            return jnp.concatenate([jnp.zeros((batch, references, *t.shape[2:]), t.dtype), t], axis=1)
+
         encoder = ConditionEncoder(self.width, self.conditions, self.stack_depth, dtype, name="condition")
-        conditioned = encoder(t, cond, x.shape)
+        conditioned = encoder(t, cond, x.shape, times)
         vector, x = conditioned.vector, conditioned.join_channels(x)
         if before is not None:
             before = jnp.pad(before, [(0, 0)] * 4 + [(0, x.shape[-1] - channels)])

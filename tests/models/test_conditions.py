@@ -257,3 +257,22 @@ def test_a_network_that_is_told_the_scale_is_unconditional_at_no_other():
     for features in (0, 2, 5):
         with pytest.raises(InvalidInput, match=f"features is {features}"):
             models.guidance_scale(features)
+
+
+@pytest.mark.parametrize(("step", "prefix"), [(False, (2,)), (True, (2,)), (True, (2, 4, 4))])
+def test_a_network_is_told_the_time_that_it_jumps_to(step, prefix):
+    """One target a sample or a patch, as the time; told the length alone, equal lengths are one answer at equal t."""
+    network = tiny_dit(conditions=(models.target_time(step),), patch=2)
+    x, t = image((2, 4, 4, 2)), jnp.full(prefix, 600.0)
+    params = drawn_params(network, x, t, {"target_time": t})
+
+    def ask(t, target):
+        return compiled(network.apply)(params, x, t, {"target_time": target})[0]
+
+    near, far = ask(t, t - 1), ask(t, t - 500)
+    assert np.abs(near - far).max() > 1e-3
+    only_first = ask(t, (t - 1).at[0].add(-499))
+    np.testing.assert_allclose(only_first[0], far[0], atol=1e-5)
+    np.testing.assert_allclose(only_first[1], near[1], atol=1e-5)
+    with pytest.raises(InvalidInput, match="cond\\['target_time'\\]"):
+        network.apply(params, x, t, {"target_time": jnp.zeros(3)})

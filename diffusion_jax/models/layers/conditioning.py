@@ -25,7 +25,7 @@ Each network says which of these it `takes`, and may take others, which only it 
 "residuals", "audio", "reference"). The kinds of conditions that the library has are in `models.conditions`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
@@ -71,6 +71,7 @@ class Place(NamedTuple):
     t: the time as the network is fed it, `[*prefix]`. time: its embedding, `[*prefix, width]`; None for a stream that
     enters by "time", and so comes before it. time_features: of its sinusoids. shape: of x.
     width, depth, dtype: of the network. table_std: of the entries of learned tables at the start.
+    times: makes of a time of the shape of x's prefix what the network makes of t, `[*prefix]`: those of patches, say.
     """
 
     t: Any
@@ -81,6 +82,7 @@ class Place(NamedTuple):
     dtype: Any
     table_std: float
     time_features: int = 0
+    times: Callable[[Any], Any] = jnp.asarray
 
 
 class ConditionStream:
@@ -260,6 +262,8 @@ class Conditioned(NamedTuple):
 class ConditionEncoder(nn.Module):
     """`(t, cond, shape of x) -> Conditioned`: the time embedded, and the streams of `conditions` one after the other.
 
+    times: see `Place`; it is applied to t too.
+
     width: of vector, context and tokens. depth: of the stack, for what enters by layer.
     time_features: number of sinusoids of the time. frequency_shift: of these; see `timestep_embedding`.
     table_std: see `Place`.
@@ -274,11 +278,13 @@ class ConditionEncoder(nn.Module):
     table_std: float = 0.02
 
     @nn.compact
-    def __call__(self, t, cond, shape):
-        batch = t.shape[0]
+    def __call__(self, t, cond, shape, times=jnp.asarray):
+        batch, t = t.shape[0], times(t)
         cond = check_condition(self.conditions, cond, {"B": batch, "*x": tuple(shape[:-1])})
         cond = jax.tree.map(jnp.asarray, cond)
-        place = Place(t, None, tuple(shape), self.width, self.depth, self.dtype, self.table_std, self.time_features)
+        place = Place(
+            t, None, tuple(shape), self.width, self.depth, self.dtype, self.table_std, self.time_features, times
+        )
         first = [stream for stream in self.conditions if "time" in stream.enters]
         given = _embedded(first, cond, place)
         added = sum(expand_vector(other, t[..., None]) for other in given.pop("time")) if first else None
