@@ -49,10 +49,11 @@ $(VENV)/.installed-test: setup.py | same-python
 
 $(VENV)/.installed-peers: setup.py $(VENV)/.installed-test
 	$(PIP) --editable '.[peers,test]'
+	$(PIP) --no-deps clean-fid torch-fidelity
 	@touch $@
 
 quickstart: $(VENV)/.installed
-	$(BIN)/python -m diffusion_jax.train --config=configs/digits_dit.py --workdir=out/quickstart
+	$(BIN)/python -m diffusion_jax.train --config=digits_dit --workdir=out/quickstart
 	$(BIN)/python -m diffusion_jax.sample --workdir=out/quickstart --num-samples=1000 --save-trajectory
 	$(BIN)/python -m diffusion_jax.evaluate --workdir=out/quickstart
 

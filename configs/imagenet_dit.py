@@ -1,6 +1,6 @@
 """DiT on ImageNet 256 x 256 latents, with the settings of Peebles & Xie 2023 (appendix A): for a pod.
 
-    python -m diffusion_jax.train --config=configs/imagenet_dit.py:XL/2 --workdir=gs://bucket/run \\
+    diffusion-jax train --config=imagenet_dit:XL/2 --workdir=gs://bucket/run \\
         --config.data.folder=gs://bucket/latents
 
 The variant is the preset (S, B, L or XL; patch 2, 4 or 8). Latents of the Stable Diffusion autoencoder are computed
@@ -19,6 +19,7 @@ def get_config(variant: str = "XL/2") -> ConfigDict:
     if kind == "pixels":
         config.data = call("data.tfds", name="imagenet2012", split="train", size=64)
         config.held_out = call("data.tfds", name="imagenet2012", split="validation", size=64)
+        config.train.sample_every = 10_000
     else:
         config.data = call("data.latents", folder="latents/train", scale=0.18215, num_classes=1000)
         config.held_out = call("data.latents", folder="latents/validation", scale=0.18215, num_classes=1000)

@@ -1,6 +1,6 @@
 """Masked (absorbing) diffusion of English prose, byte by byte (the standard library's own help texts).
 
-    python -m diffusion_jax.train --config=configs/prose_masked.py --workdir=out/prose
+    diffusion-jax train --config=prose_masked --workdir=out/prose
 
 `evaluate` compares bigrams with held-out text; samples are in `samples.txt`.
 

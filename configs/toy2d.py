@@ -1,6 +1,6 @@
 """Points in the plane, a residual MLP, cosine noise: the smallest thing that trains.
 
-    python -m diffusion_jax.train --config=configs/toy2d.py:checkerboard --workdir=out/checkerboard
+    diffusion-jax train --config=toy2d:checkerboard --workdir=out/checkerboard
 
 The variant names the distribution (`data.toys2d`). One minute on two CPU cores; two moons then have a sliced
 Wasserstein distance of 0.049 to held-out points, where as many training points have 0.044.

@@ -1,32 +1,45 @@
-"""The console script `diffusion-jax`: one door to the command lines."""
+"""The console script `diffusion-jax`: all command lines by one name."""
 
 import importlib
+import platform
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
+from diffusion_jax import __version__
 from diffusion_jax.command import leave, run_command
 from diffusion_jax.errors import unknown
 
 COMMANDS = {
     "train": "trains what a config describes",
     "sample": "draws samples from a trained model",
+    "finetune": "fine-tunes a published checkpoint on a folder of pictures",
     "evaluate": "measures samples against held-out data",
+    "configs": "lists the configs that come with the library, or prints one",
+    "report": "writes one page on a run: pictures, curves, measures",
+    "encode": "turns a folder of pictures into latents of a published autoencoder",
     "recipes": "runs one of the published systems against its baseline",
 }
+
+MODULES = {"configs": "shipped_configs", "recipes": "recipes.__main__"}
+"""Where a command is that is not in the module of its name."""
 
 
 def dispatch(argv: Sequence[str] | None) -> None:
     """Runs `diffusion-jax COMMAND ...`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: diffusion-jax COMMAND [arguments]\n\nCommands (each has its own --help):")
+        print("usage: diffusion-jax COMMAND [arguments]\n       diffusion-jax --version\n")
+        print("Commands (each has its own --help):")
         print("\n".join(f"  {name:10} {what}" for name, what in COMMANDS.items()))
+        return
+    if arguments[0] == "--version":
+        print(f"diffusion_jax {__version__}, jax {version('jax')}, Python {platform.python_version()}")
         return
     command, *rest = arguments
     if command not in COMMANDS:
         raise unknown("command", command, COMMANDS)
-    module = "diffusion_jax.recipes.__main__" if command == "recipes" else f"diffusion_jax.{command}"
-    importlib.import_module(module).main(rest)
+    importlib.import_module(f"diffusion_jax.{MODULES.get(command, command)}").main(rest)
 
 
 def main() -> None:

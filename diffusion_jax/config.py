@@ -21,6 +21,7 @@ from beartype.roar import BeartypeException
 from diffusion_jax import parts, reading
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.parts import constructor
+from diffusion_jax.shipped_configs import config_file
 from diffusion_jax.trust import trusting, written_by_user
 
 ConfigDict = ml_collections.ConfigDict
@@ -204,20 +205,14 @@ def is_of_type(value: Any, hint: Any) -> bool:
 
 
 def load(path: str, trust: Sequence[str] = ()) -> ConfigDict:
-    """Reads a config: a Python file with `get_config(variant=None)` (`configs/imagenet_dit.py:B/4` passes a variant),
-    or a `config.json` that a run has stored.
+    """Reads a config: the name of a shipped one (`digits_dit`, `toy2d:two_moons`, `recipes/sdp`), a Python file with
+    `get_config(variant=None)` (`my/config.py:B/4` passes a variant), or a `config.json` that a run has stored.
 
     trust: packages whose functions and classes a stored config may call (`trust`). A Python file is code, and needs no
         trust. Raises InvalidInput where there is no config, and for a stored one that calls other code.
     """
     file, _, variant = str(path).partition(":")
-    if not Path(file).is_file():
-        if Path(file).exists() and not Path(file).is_dir():
-            reading.regular_file(file)
-        near = sorted(str(p) for p in Path(file).parent.glob("*.py")) if Path(file).parent.is_dir() else []
-        if near:
-            raise unknown("config", file, near)
-        raise invalid("config", file, "expected an existing Python file with get_config()")
+    file = str(config_file(file))
     if file.endswith(".json"):
         return _from_json(reading.read_json(file), file, trust)
     spec = importlib.util.spec_from_file_location(Path(file).stem, file)

@@ -1,6 +1,6 @@
 """Starts a command as several processes of one run on this machine, joined over the loopback address.
 
-    python launch/local.py --processes=2 -- python -m diffusion_jax.train --config=... --workdir=out/two
+    python launch/local.py --processes=2 -- diffusion-jax train --config=... --workdir=out/two
 
 The same program that a pod runs, for trying it out: each process sees its own devices (with --devices=N, N virtual CPU
 devices) and all of them form one mesh. Output lines carry the process's number; the first failure ends the others.
@@ -8,6 +8,7 @@ devices) and all of them form one mesh. Output lines carry the process's number;
 
 import argparse
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -29,6 +30,7 @@ def relay(process: subprocess.Popen, name: int) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--dry-run", action="store_true", help="print what would be started, and start nothing")
     parser.add_argument("--devices", type=int, help="virtual CPU devices a process (default: the devices it finds)")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="-- followed by the command")
     arguments = parser.parse_args()
@@ -36,11 +38,17 @@ def main() -> int:
     if not command or arguments.processes < 1:
         parser.error("give a command after --, and at least one process")
 
-    environment = dict(os.environ, JAX_NUM_PROCESSES=str(arguments.processes), PYTHONUNBUFFERED="1")
-    environment["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{free_port()}"
+    added = {"JAX_NUM_PROCESSES": str(arguments.processes), "PYTHONUNBUFFERED": "1"}
+    added["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{free_port()}"
     if arguments.devices:
-        flags = f"{environment.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={arguments.devices}"
-        environment.update(XLA_FLAGS=flags, JAX_PLATFORMS="cpu")
+        flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={arguments.devices}"
+        added |= {"XLA_FLAGS": flags.strip(), "JAX_PLATFORMS": "cpu"}
+    if arguments.dry_run:
+        for i in range(arguments.processes):
+            variables = [f"{name}={shlex.quote(value)}" for name, value in (added | {"JAX_PROCESS_ID": str(i)}).items()]
+            print(" ".join([*variables, shlex.join(command)]))
+        return 0
+    environment = os.environ | added
     processes = [
         subprocess.Popen(
             command,

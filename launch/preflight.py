@@ -1,7 +1,7 @@
 """Compiles a config's training step for a TPU topology on a machine without one, and says whether it fits.
 
     pip install libtpu
-    python launch/preflight.py --topology=v5e:4x4 --config=configs/imagenet_dit.py:XL/2 --config.mesh.fsdp=4 \
+    python launch/preflight.py --topology=v5e:4x4 --config=imagenet_dit:XL/2 --config.mesh.fsdp=4 \
         --shape=32,32,4 --classes=1000
 
 Prints memory and FLOPs a device. Nothing is allocated and no data is read: the data's shape is given here.

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import scipy.linalg
 from jaxtyping import Float, Int
 
 from diffusion_jax.data.digits import digits
@@ -73,7 +72,9 @@ def embedding_table(embedding_dim: int = 8) -> Float[np.ndarray, "characters emb
     """
     if embedding_dim not in (8, 16, 32):
         raise invalid("embedding_dim", embedding_dim, "it must be 8, 16 or 32")
-    rows = scipy.linalg.hadamard(embedding_dim)[:8]
+    from scipy.linalg import hadamard
+
+    rows = hadamard(embedding_dim)[:8]
     return np.concatenate([rows, -rows])[: len(CHARACTERS)].astype(np.float32)
 
 

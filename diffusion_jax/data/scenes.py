@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from scipy import ndimage
 
 from diffusion_jax.data.sources import ArraySource, check_split
 from diffusion_jax.data.tokenizers import Tokenizer, word_tokenizer
@@ -310,6 +309,8 @@ def read(image: Numbers, min_overlap: float = 0.6) -> Reading:
     size, and taken for the one they overlap most (intersection over union). Blobs below `min_overlap` are counted as
     unrecognised; specks smaller than a third of the smallest object are ignored.
     """
+    from scipy import ndimage
+
     image = np.asarray(image, np.float32)
     if image.ndim != 3 or image.shape[0] != image.shape[1] or image.shape[2] != 3:
         raise invalid("image.shape", image.shape, "the verifier reads square colour images [size, size, 3]")

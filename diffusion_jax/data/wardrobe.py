@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy import ndimage
 
 from diffusion_jax.data.regions import MIDDLES, SIZE, capsule, trapezoid
 from diffusion_jax.data.sources import Indices, check_split
@@ -298,6 +297,8 @@ def mask(persons: Persons) -> Bool[np.ndarray, "N 32 32"]:
 
     It depends on the pose alone, so it tells nothing of what was worn.
     """
+    from scipy import ndimage
+
     cuts = (np.full((len(persons.joints), len(CATEGORIES)), cut) for cut in range(CUTS))
     every = np.any([worn_regions(persons, cut).any(axis=1) for cut in cuts], axis=0)
     grown = np.asarray(ndimage.binary_dilation(every, np.ones((1, 3, 3), bool)), bool)

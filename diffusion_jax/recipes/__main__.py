@@ -1,4 +1,4 @@
-"""`python -m diffusion_jax.recipes SYSTEM[:paper|:smoke]`: runs the study of a published system."""
+"""`diffusion-jax recipes SYSTEM[:paper|:smoke]`: runs the study of a published system."""
 
 import argparse
 import importlib
@@ -29,7 +29,7 @@ def built(slug: str) -> bool:
 def run(slug: str, workdir: Path, overrides: Sequence[str] = (), variant: str = "") -> Report:
     """Runs a study with its config, `path.to.field=value` changed, and writes its report into `workdir`."""
     study = importlib.import_module(f"diffusion_jax.recipes.{slug}").study
-    path = f"configs/recipes/{slug}.py" + (f":{variant}" if variant else "")
+    path = f"recipes/{slug}" + (f":{variant}" if variant else "")
     config = apply_overrides(load(path), overrides)
     named = f"{slug}:{variant}" if variant else slug
     command = " ".join(["python -m diffusion_jax.recipes", named, *(f"--config.{text}" for text in overrides)])
@@ -49,7 +49,7 @@ def publish(report: Report, workdir: Path, docs: Path = DOCS) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m diffusion_jax.recipes",
+        prog="diffusion-jax recipes",
         description=__doc__,
         epilog="Variants: smoke, a few steps to see that it runs; paper, the published setting, whose parameters, "
         "operations and memory are counted without making them.",
@@ -69,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     overrides, rest = split_overrides(sys.argv[1:] if argv is None else argv)
     arguments = parser.parse_args(rest)
 
+    if (arguments.publish or arguments.write_pages) and not (DOCS / "systems").is_dir():
+        raise InvalidInput(f"Pages are written in a checkout of the library: {DOCS}/systems is not in this folder.")
     if arguments.write_pages:
         write_pages(DOCS)
         return
@@ -87,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InvalidInput(f"The study of {slug!r} is not built yet; `--list` shows which are.")
     cache_compilations()
     if variant == "paper":
-        print(published_size(apply_overrides(load(f"configs/recipes/{slug}.py:paper"), overrides)))
+        print(published_size(apply_overrides(load(f"recipes/{slug}:paper"), overrides)))
         return
     workdir = arguments.workdir or Path("out") / slug
     report = run(slug, workdir, overrides, variant)

@@ -3,7 +3,6 @@
 import dataclasses
 import importlib.metadata
 import json
-import os
 import platform
 import subprocess
 import time
@@ -11,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from diffusion_jax.config import to_json
@@ -20,6 +18,7 @@ from diffusion_jax.recipes.study import Results, Study
 from diffusion_jax.recipes.systems import BY_SLUG
 from diffusion_jax.recipes.verdicts import Verdict, judge
 from diffusion_jax.stages import spent
+from diffusion_jax.summary import on_what
 
 PACKAGES = ("diffusion_jax", "jax", "jaxlib", "flax", "optax", "numpy")
 
@@ -137,15 +136,17 @@ def check_publishable(report: Report) -> None:
 
 
 def commit() -> str:
-    """The commit of the working tree, with a "+" where package or configs differ from it; "" outside of a repository.
+    """The commit of the checkout, with a "+" where package or configs differ from it; "" for an installed package, also
+    where that lies within a repository of the user's.
 
     Reports and pages under `docs/` may differ: publishing changes them.
     """
+    checkout = Path(__file__).parents[2]
+    if not (checkout / ".git").exists():
+        return ""
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(
-            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        )
+        done = subprocess.run(["git", *arguments], cwd=checkout, capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
     try:
@@ -153,12 +154,3 @@ def commit() -> str:
         return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return ""
-
-
-def on_what() -> str:
-    """What this process computes on, in words."""
-    device = jax.devices()[0]
-    if device.platform != "cpu":
-        return f"{jax.device_count()} x {device.device_kind}"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{cores} CPU core" + "s" * (cores != 1)

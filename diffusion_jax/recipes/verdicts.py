@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 
@@ -84,6 +83,8 @@ def interval_of(difference: np.ndarray, exact: bool) -> tuple[float, float]:
         return mean, mean
     if difference.size < MIN_SEEDS:
         return -np.inf, np.inf
+    from scipy import stats  # slow to import
+
     half = float(stats.t.ppf(0.975, difference.size - 1) * difference.std(ddof=1) / np.sqrt(difference.size))
     return mean - half, mean + half
 

@@ -1,6 +1,5 @@
 """The probability-flow ODE by a Runge-Kutta method that chooses its own steps (diffrax)."""
 
-import diffrax
 import jax
 import jax.numpy as jnp
 
@@ -26,6 +25,8 @@ def adaptive(rtol: float = 1e-4, atol: float = 1e-4, max_steps: int = 1000) -> S
     for field, value in (("rtol", rtol), ("atol", atol), ("max_steps", max_steps)):
         if value <= 0:
             raise invalid(field, value, "it must be positive")
+    # It and its own packages take a third of a second to import: they are paid for by those who use it.
+    import diffrax
 
     def step(process, denoise, carry, state, x, step, key):
         def at(u):

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from scipy import stats
 
 from diffusion_jax.clock import as_grid
 from diffusion_jax.errors import InvalidInput, invalid, unknown
@@ -119,7 +118,14 @@ def beta_grid(steps: int = 50, alpha: Number = 0.6, beta: Number = 0.6) -> Float
     """Quantiles of Beta(alpha, beta) at equal steps: denser at both ends for values below 1 (Lee et al. 2024)."""
     _check_steps(steps)
     check_positive(alpha=alpha, beta=beta)
-    return from_array(stats.beta.ppf(np.linspace(1.0, 0.0, steps + 1), alpha, beta))
+    return from_array(_beta_quantiles(steps + 1, alpha, beta))
+
+
+def _beta_quantiles(count, alpha, beta):
+    """Quantiles of Beta(alpha, beta) at equal steps from 1 to 0."""
+    from scipy import stats  # slow to import
+
+    return stats.beta.ppf(np.linspace(1.0, 0.0, count), alpha, beta)
 
 
 def _sigma_ends(process, sigma_min, sigma_max):
@@ -150,7 +156,7 @@ def _exponential(steps, sigma_min, sigma_max):
 
 
 def _beta(steps, sigma_min, sigma_max, alpha=0.6, beta=0.6):
-    return sigma_min + stats.beta.ppf(np.linspace(1.0, 0.0, steps), alpha, beta) * (sigma_max - sigma_min)
+    return sigma_min + _beta_quantiles(steps, alpha, beta) * (sigma_max - sigma_min)
 
 
 NOISE_RATIOS: dict[str, Callable[..., np.ndarray]] = {"karras": _karras, "exponential": _exponential, "beta": _beta}

@@ -4,7 +4,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy import ndimage
 
 from diffusion_jax.data.moving.world import ATTRIBUTES, SIZES, bounce, bounds, coverage, direction_of
 from diffusion_jax.data.scenes import COLOURS, SHAPES
@@ -47,6 +46,8 @@ def read(clips: Numbers, min_overlap: float = 0.6) -> Reading:
 
 
 def _read_frames(frames, min_overlap):
+    from scipy import ndimage
+
     size = frames.shape[1]
     light = np.clip((frames + 1) / 2, 0, 1)
     # Means over 3 x 3 pixels tell a shape from noise; two pixels around them still belong to its edge.
