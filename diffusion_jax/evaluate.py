@@ -192,12 +192,12 @@ def measure_run(arguments: argparse.Namespace, config: ConfigDict) -> tuple[dict
             report |= measure(samples, real, held_out)
     else:
         images = image_sets.open_images(folder)
-        report, notes = _report(arguments, images, config, asked_of(samples, config))
+        report, notes = _report(arguments, images, config, captions_asked(samples, config))
     report |= _cost(folder, arguments.workdir)
     return report | {"samples": set_identity(folder)}, notes
 
 
-def asked_of(samples: Mapping[str, np.ndarray], config: ConfigDict) -> list[str] | None:
+def captions_asked(samples: Mapping[str, np.ndarray], config: ConfigDict) -> list[str] | None:
     """What the samples of a run on captions were asked to show; None of another run."""
     tokens, mask = (samples.get(f"cond.{name}") for name in ("tokens", "tokens_mask"))
     if tokens is None or mask is None:
@@ -274,7 +274,7 @@ def _reference(arguments: argparse.Namespace, held_out: Any) -> measuring.Refere
         if held_out is None:
             return None
         name = "the held-out data of the run"
-        return measuring.ReferenceSet(name, image_sets.of_source(held_out, name))
+        return measuring.ReferenceSet(name, image_sets.source_images(held_out, name))
     path = arguments.against.expanduser()
     statistics = None
     if path.suffix == ".npz" and path.is_file():

@@ -90,7 +90,7 @@ def holds_images(archive: Path) -> bool:
     return any(name in ARRAYS for name in reading.array_shapes(archive))
 
 
-def of_source(source: Any, name: str) -> ImageSet:
+def source_images(source: Any, name: str) -> ImageSet:
     """The x0 of a source of data, such as what a run held out."""
 
     def read(indices):

@@ -282,8 +282,8 @@ def test_samples_of_a_run_on_captions_know_their_prompts(tmp_path):
     config.data = call("data.captioned_folder", folder=str(folder), size=8, tokenizer=call("data.byte_tokenizer"))
     cond = [build(config.data)[i]["cond"] for i in range(2)]
     samples = {f"cond.{name}": np.stack([one[name] for one in cond]) for name in ("tokens", "tokens_mask")}
-    assert evaluate.asked_of(samples, config) == ["picture 0", "picture 1"]
-    assert evaluate.asked_of({}, config) is None
+    assert evaluate.captions_asked(samples, config) == ["picture 0", "picture 1"]
+    assert evaluate.captions_asked({}, config) is None
 
 
 def test_beside_images_statistics_are_of_inception_alone(tmp_path):

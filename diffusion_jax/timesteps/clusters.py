@@ -20,8 +20,8 @@ from diffusion_jax.time_axes import expand
 from diffusion_jax.typing import Number, Process, TimestepDraw
 
 
-def log_snr_distance(process: Process, parts: int) -> Float[np.ndarray, "n n"]:
-    """`|log SNR(t) - log SNR(c)|` of the times (i + 1) / n, which are those of a discrete process of n steps.
+def log_snr_distance(process: Process, parts: int) -> Any:
+    """`[n, n]`: `|log SNR(t) - log SNR(c)|` of the times (i + 1) / n, which are those of a discrete process of n steps.
 
     The logarithm matters: by the SNR itself one interval takes nearly all parts. Raises InvalidInput for fewer than one
     part, and where the log-SNR of a part is infinite, as at the end of a zero-terminal-SNR schedule.
@@ -33,14 +33,14 @@ def log_snr_distance(process: Process, parts: int) -> Float[np.ndarray, "n n"]:
     return np.abs(values[None] - values[:, None])
 
 
-def time_distance(parts: int) -> Float[np.ndarray, "n n"]:
-    """`|t - c|` in parts: intervals of nearly equal length."""
+def time_distance(parts: int) -> Any:
+    """`[n, n]`: `|t - c|` in parts: intervals of nearly equal length."""
     at = len(_times(parts)) * _times(parts)
     return np.abs(at[None] - at[:, None])
 
 
-def affinity_distance(affinity: Float[np.ndarray | Array, "n n"]) -> Float[np.ndarray, "n n"]:
-    """`-affinity(c, t)`, of the mean cosines between the gradients of the parts (`objectives.task_affinity`)."""
+def affinity_distance(affinity: Float[np.ndarray | Array, "n n"]) -> Any:
+    """`[n, n]`: `-affinity(c, t)`, of mean cosines between the gradients of the parts (`objectives.task_affinity`)."""
     return -np.asarray(affinity, np.float64)
 
 
@@ -50,8 +50,8 @@ def _times(parts: int) -> np.ndarray:
     return np.arange(1, parts + 1) / parts
 
 
-def interval_clusters(distance: Float[np.ndarray, "n n"], clusters: int) -> Float[np.ndarray, " edges"]:
-    """The edges, from 0 to 1, of the intervals of equation (1), by O(n^2 k) operations on the host.
+def interval_clusters(distance: Float[np.ndarray, "n n"], clusters: int) -> Any:
+    """The edges `[k + 1]`, from 0 to 1, of the intervals of equation (1), by O(n^2 k) operations on the host.
 
     distance: `[c, t]`, of part t from a centre c. Raises InvalidInput for more clusters than parts.
     """
