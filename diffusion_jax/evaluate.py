@@ -18,7 +18,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion_jax import image_sets, measuring, metrics, training
-from diffusion_jax.command import cache_compilations, leave, parse_config, run_command
+from diffusion_jax.command import (
+    add_trust_argument,
+    cache_compilations,
+    leave,
+    parse_config,
+    run_command,
+    trusted_packages,
+)
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.experiment_data import with_data
 from diffusion_jax.feature_extractors import (
@@ -125,6 +132,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments, config = parse_config(parser, [*others, f"--workdir={images}"], stored="config.json")
         config.metrics = {}
     else:
+        add_trust_argument(parser)
         arguments, config = parser.parse_args(argv), None
     _check(arguments)
     if arguments.output is not None:
@@ -305,7 +313,7 @@ def _extractor(
     if kind in ("run", "judge") and where:
         if arguments.features_from is not None or resize is not None:
             raise InvalidInput(f"--features={name} says all of the network: leave --features-from and --resize out.")
-        return trained_extractor(kind, where), notes
+        return trained_extractor(kind, where, trusted_packages(arguments)), notes
     if name == "judge" and config is not None:
         return of_judge(with_data(config)[1], held_out, str(arguments.workdir)), notes
     if kind == "inception" and resize is None and statistics is not None:
