@@ -18,7 +18,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion_jax import image_sets, measuring, metrics, training
-from diffusion_jax.command import cache_compilations, leave, parse_config, run_command, trusted_packages
+from diffusion_jax.command import (
+    add_trust_argument,
+    cache_compilations,
+    leave,
+    parse_config,
+    run_command,
+    trusted_packages,
+)
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.experiment_data import with_data
 from diffusion_jax.feature_extractors import (
@@ -127,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments, config = parse_config(parser, [*others, f"--workdir={images}"], stored="config.json")
         config.metrics = {}
     else:
-        parser.add_argument("--trust", action="append", default=[])
+        add_trust_argument(parser)
         arguments, config = parser.parse_args(argv), None
     _check(arguments)
     if arguments.output is not None:
