@@ -4,6 +4,7 @@
 # make lint         ruff, the layers of the packages, the types, and what the last make test cost
 # make test-peers   parity with torch, diffusers and transformers
 # make bench        side-by-side timings against the same peers
+# make first-day    a user's first day, from the wheel alone, in an empty folder
 # make report     the pages of docs/systems from the reports of the studies
 # Each makes its own virtual environment from nothing.
 
@@ -25,7 +26,7 @@ NEWEST = $(shell for minor in 14 13 12; do \
   done; done)
 MINOR := -c 'import sys; print("%d.%d" % sys.version_info[:2])'
 
-.PHONY: quickstart test test-newest same-python lint test-peers bench report clean
+.PHONY: quickstart test test-newest same-python lint test-peers first-day bench report clean
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -49,6 +50,7 @@ $(VENV)/.installed-test: setup.py | same-python
 
 $(VENV)/.installed-peers: setup.py $(VENV)/.installed-test
 	$(PIP) --editable '.[peers,test]'
+	$(PIP) --no-deps clean-fid torch-fidelity
 	@touch $@
 
 quickstart: $(VENV)/.installed
@@ -73,6 +75,9 @@ lint: $(VENV)/.installed-test
 
 test-peers: $(VENV)/.installed-peers
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m peers
+
+first-day: $(VENV)/.installed-test
+	$(BIN)/python -m tests.first_day
 
 bench: $(VENV)/.installed-peers
 	$(BIN)/python -m benchmarks.run

@@ -130,7 +130,7 @@ def _train(workdir: Path) -> int:
 
     train.fit = paced
     # What only draws costs more than all the rest.
-    train.loss_picture = lambda workdir: None
+    train.show_run = lambda workdir: None
     config = Path(__file__).with_name("chaos_config.py")
     code = run_command(train.main, [f"--config={config}", f"--workdir={workdir}", "--no-progress"])
     if code == 0 and jax.distributed.is_initialized():
@@ -179,5 +179,5 @@ def _kept(workdir: Path) -> str:
     for path in sorted((workdir / "checkpoints" / str(STEPS) / "data").glob("*.json")):
         found.update(path.name.encode() + path.read_bytes())
     for record in logging.read_log(workdir / "metrics.jsonl"):
-        found.update(json.dumps({name: record[name] for name in record if name != "steps_per_second"}).encode())
+        found.update(json.dumps({name: record[name] for name in record if name not in logging.TIMINGS}).encode())
     return found.hexdigest()

@@ -11,7 +11,6 @@ better than the plain solver would be in its time, between the numbers of steps 
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -19,9 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.frontier_models import Models, frontier_models
+from benchmarks.frontier_picture import BEATS, GUIDED, MEASURES, PLAIN, draw
 from benchmarks.harness import interleave, ratio, summarise
 from benchmarks.report import Row
-from diffusion_jax import metrics, pictures, solvers, timesteps
+from diffusion_jax import metrics, solvers, timesteps
 from diffusion_jax.acceleration import (
     cached_features,
     cached_outputs,
@@ -47,10 +47,6 @@ from diffusion_jax.baselines import CLASSES, NULL
 from diffusion_jax.denoisers import by_share, clipped, denoiser, guided, recorded, switched
 from diffusion_jax.sampling import sample
 from diffusion_jax.typing import Denoiser
-
-PICTURE = Path("docs/images/frontier.png")
-PLAIN, GUIDED = "plain solver", "guided, "
-MEASURES = ("endpoint error", "Fréchet distance")
 
 
 class Family(NamedTuple):
@@ -92,13 +88,21 @@ def frontier(rounds: int, smoke: bool, compiled_peers: bool) -> list[Row]:
     """Every setting against the plain run of all steps, and the picture of all of them."""
     plan = Plan(8, 10, smoke=True) if smoke else Plan()
     measured = measure(families(plan), plan, rounds)
-    better = beating(measured)
+    rows = rows_of(measured, beating(measured))
+    for row in rows:
+        print(f"  {row.case}: {row.ratio.value:.2f}x, {row.note}", flush=True)
+    if not smoke:
+        draw(rows)
+    return rows
+
+
+def rows_of(measured: Sequence[Measured], better: Sequence[dict[str, bool]]) -> list[Row]:
+    """The table: each setting against the plain run of all steps."""
     rows = []
     for one, beats in zip(measured, better, strict=True):
         base = _plain_of(measured, one)[0]
         said = "; ".join(
-            f"{measure} {np.mean(values):.3f} ± {np.std(values):.3f}"
-            + (", beats fewer steps" if beats[measure] else "")
+            f"{measure} {np.mean(values):#.3g} ± {np.std(values):.2g}" + (f", {BEATS}" if beats[measure] else "")
             for measure, values in one.errors.items()
         )
         faster = ratio(base.seconds, one.seconds)
@@ -112,9 +116,6 @@ def frontier(rounds: int, smoke: bool, compiled_peers: bool) -> list[Row]:
                 note=f"operations predict {base.compute / one.compute:.2f}x; {said}; accuracy {one.accuracy:.3f}",
             )
         )
-        print(f"  {rows[-1].case}: {faster.value:.2f}x, {rows[-1].note}", flush=True)
-    if not smoke:
-        draw(measured, better, PICTURE)
     return rows
 
 
@@ -382,20 +383,3 @@ def _below(seconds: Sequence[float], error: float, curve: Sequence[tuple[Sequenc
     costs, errors = zip(*[(float(np.median(taken)), value) for taken, value in curve if value > 0], strict=True)
     cost = max(float(np.median(seconds)), min(costs))
     return cost <= max(costs) and error < metrics.error_at_cost(costs, errors, cost)
-
-
-def draw(measured: Sequence[Measured], better: Sequence[dict[str, bool]], path: Path) -> None:
-    """One panel a measure and kind of run, one curve a family; settings that beat fewer steps are filled."""
-    panels: dict[str, dict[str, Any]] = {f"{kind}{measure}": {} for kind in ("", GUIDED) for measure in MEASURES}
-    for one, beats in zip(measured, better, strict=True):
-        full = np.median(_plain_of(measured, one)[0].seconds)
-        kind = GUIDED if one.family.startswith(GUIDED) else ""
-        for measure in MEASURES:
-            value = float(np.mean(one.errors[measure]))
-            # The plain run of all steps has no error, and no place on a logarithmic axis.
-            if value:
-                xs, ys, filled = panels[f"{kind}{measure}"].setdefault(one.family.removeprefix(GUIDED), ([], [], []))
-                xs.append(full / np.median(one.seconds))
-                ys.append(value)
-                filled.append(beats[measure])
-    pictures.save_panels(path, panels, x_label="times faster than the plain run of all steps", reference=PLAIN)

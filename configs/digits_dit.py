@@ -30,6 +30,7 @@ def get_config() -> ConfigDict:
     rate = call("training.optimizers.cosine", peak=2e-3, warmup_steps=0.05)
     config.optimizer = call("training.optimizers.adamw", learning_rate=rate, weight_decay=0.01)
     config.ema = {"average": call("training.ema.power", sigma_rel=0.1)}
+    config.train.sample_every = 500
     config.sampling.update(
         ema="average",
         solver=call("solvers.dpm_solver_pp", order=2),
@@ -37,7 +38,6 @@ def get_config() -> ConfigDict:
         transformations={"guidance": call("denoisers.guided", scale=1.25, null=null)},
         condition=call("data.cycled_labels"),
         batch_size=250,
-        picture_zoom=4,
     )
     config.metrics.images = call("metrics.image_set", judge=call("metrics.feature_network", world="digits"))
     return config

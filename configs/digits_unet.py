@@ -35,6 +35,7 @@ def get_config() -> ConfigDict:
     rate = call("training.optimizers.cosine", peak=1e-3, warmup_steps=0.05)
     config.optimizer = call("training.optimizers.adamw", learning_rate=rate)
     config.ema = {"average": call("training.ema.power", sigma_rel=0.1)}
+    config.train.sample_every = 500
     config.sampling.update(
         ema="average",
         solver=call("solvers.heun"),
@@ -42,7 +43,6 @@ def get_config() -> ConfigDict:
         transformations={"guidance": call("denoisers.guided", scale=1.5, null=null)},
         condition=call("data.cycled_labels"),
         batch_size=250,
-        picture_zoom=4,
     )
     config.metrics.images = call("metrics.image_set", judge=call("metrics.feature_network", world="digits"))
     return config

@@ -36,6 +36,7 @@ def get_config() -> ConfigDict:
     rate = call("training.optimizers.cosine", peak=1e-3, warmup_steps=0.03)
     config.optimizer = call("training.optimizers.adamw", learning_rate=rate, weight_decay=0.05)
     config.ema = {"average": call("training.ema.power", sigma_rel=0.1)}
+    config.train.sample_every = 1000
     config.sampling.update(
         ema="average",
         solver=call("solvers.unipc", order=2),
@@ -43,6 +44,5 @@ def get_config() -> ConfigDict:
         transformations={"guidance": call("denoisers.guided", scale=1.5, null=null)},
         condition=call("data.cycled_labels"),
         batch_size=100,
-        picture_zoom=3,
     )
     return config

@@ -19,6 +19,7 @@ def get_config(variant: str = "XL/2") -> ConfigDict:
     if kind == "pixels":
         config.data = call("data.tfds", name="imagenet2012", split="train", size=64)
         config.held_out = call("data.tfds", name="imagenet2012", split="validation", size=64)
+        config.train.sample_every = 10_000
     else:
         config.data = call("data.latents", folder="latents/train", scale=0.18215, num_classes=1000)
         config.held_out = call("data.latents", folder="latents/validation", scale=0.18215, num_classes=1000)

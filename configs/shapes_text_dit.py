@@ -34,6 +34,7 @@ def get_config() -> ConfigDict:
     rate = call("training.optimizers.cosine", peak=1e-3, warmup_steps=0.025)
     config.optimizer = call("training.optimizers.adamw", learning_rate=rate, weight_decay=0.01)
     config.ema = {"average": call("training.ema.power", sigma_rel=0.1)}
+    config.train.sample_every = 2000
     config.sampling.update(
         ema="average",
         solver=call("solvers.dpm_solver_pp", order=2),

@@ -13,8 +13,11 @@ from diffusion_jax.errors import unknown
 COMMANDS = {
     "train": "trains what a config describes",
     "sample": "draws samples from a trained model",
+    "finetune": "fine-tunes a published checkpoint on a folder of pictures",
     "evaluate": "measures samples against held-out data",
     "configs": "lists the configs that come with the library, or prints one",
+    "report": "writes one page on a run: pictures, curves, measures",
+    "encode": "turns a folder of pictures into latents of a published autoencoder",
     "recipes": "runs one of the published systems against its baseline",
 }
 

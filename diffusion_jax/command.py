@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -30,6 +31,7 @@ def run_command(main: Callable[..., None], argv: Sequence[str] | None = None) ->
     absl.logging.set_verbosity(absl.logging.FATAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL + 1)
     unraisable, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    told, warnings.formatwarning = warnings.formatwarning, lambda message, *_, **__: f"warning: {message}\n"
     try:
         main(argv)
     except InvalidInput as error:
@@ -43,6 +45,7 @@ def run_command(main: Callable[..., None], argv: Sequence[str] | None = None) ->
         return 130
     finally:
         sys.unraisablehook = unraisable
+        warnings.formatwarning = told
     return 0
 
 
@@ -111,12 +114,20 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_config(
-    parser: argparse.ArgumentParser, argv: Sequence[str] | None, *, stored: str | None = None
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None,
+    *,
+    stored: str | None = None,
+    base: ConfigDict | Callable[[argparse.Namespace], ConfigDict] | None = None,
+    set_fields: Callable[[argparse.Namespace, ConfigDict], None] | None = None,
 ) -> tuple[argparse.Namespace, ConfigDict]:
     """Parses the arguments of `parser` together with `--config=FILE[:variant]`, `--config.field=value`, `--trust` and
     `--print-config`.
 
     stored: a file name; when `--config` is absent the config stored under this name in `--workdir` is read.
+    base: the config to start from, in place of a file; or a function that makes it of the arguments, where `--config`
+        is absent.
+    set_fields: writes arguments into the config, before fields of it are overridden.
     """
     add_config_arguments(parser)
     overrides, rest = split_overrides(sys.argv[1:] if argv is None else argv)
@@ -128,14 +139,33 @@ def parse_config(
         only = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         add_config_arguments(only)
         only.add_argument("--workdir", type=Path)
-        arguments, _ = only.parse_known_args(rest)
-        print(config_text(_read_config(arguments, overrides, stored)))
+        # Arguments that stand for fields are.
+        arguments = only.parse_known_args(rest)[0] if set_fields is None else parser.parse_args(rest)
+        print(config_text(_read_config(arguments, overrides, stored, base, set_fields)))
         raise SystemExit(0)
     arguments = parser.parse_args(rest)
-    return arguments, _read_config(arguments, overrides, stored)
+    return arguments, _read_config(arguments, overrides, stored, base, set_fields)
 
 
-def _read_config(arguments: argparse.Namespace, overrides: Sequence[str], stored: str | None) -> ConfigDict:
+def _read_config(
+    arguments: argparse.Namespace,
+    overrides: Sequence[str],
+    stored: str | None,
+    base: ConfigDict | Callable[[argparse.Namespace], ConfigDict] | None,
+    set_fields: Callable[[argparse.Namespace, ConfigDict], None] | None,
+) -> ConfigDict:
+    if isinstance(base, ConfigDict):
+        config = base
+    elif base is not None and arguments.config is None:
+        config = base(arguments)
+    else:
+        config = _loaded(arguments, stored)
+    if set_fields is not None:
+        set_fields(arguments, config)
+    return apply_overrides(config, overrides)
+
+
+def _loaded(arguments: argparse.Namespace, stored: str | None) -> ConfigDict:
     path = arguments.config
     if path is None and stored is not None and arguments.workdir is not None:
         file = Path(arguments.workdir) / stored
@@ -147,4 +177,4 @@ def _read_config(arguments: argparse.Namespace, overrides: Sequence[str], stored
     if path is None:
         raise InvalidInput("--config is missing; e.g. --config=digits_dit (list: diffusion-jax configs).")
     trust = [package.strip() for text in arguments.trust for package in text.split(",")]
-    return apply_overrides(load(path, trust), overrides)
+    return load(path, trust)

@@ -15,15 +15,18 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from diffusion_jax import parts
-from diffusion_jax.config import as_plain
+from diffusion_jax.config import OF_FLAX, as_plain, takes_any_name
 from diffusion_jax.literals import read_value
 from diffusion_jax.places import ABOUT, ENTRIES, GROUPS, PARTS, entries_of
 
 COLUMN, WIDTH, MOST_OPTIONS = 64, 100, 3
 """Where comments begin, how long they may be, and how many types they name."""
 
-FOLLOWS = {"total_steps": "train.steps", "num_classes": "the number of classes of the data"}
-"""What stands for an argument that is None, where the config knows it."""
+FOLLOWS = {
+    ("optimizer", "total_steps"): "as many as train.steps",
+    ("sampling.condition", "num_classes"): "as many as the data have",
+}
+"""What an argument within a place is where it is None, since a run hands it over."""
 
 
 def config_text(config: ConfigDict) -> str:
@@ -106,20 +109,26 @@ def _call_lines(entry: ConfigDict, at: tuple[str, ...], takes: Any, about: str) 
     kind = "" if made is Any else _kind(made)
     yield _assignment(f"{path}.call", entry["call"]), ": ".join(filter(None, (kind, _summary(function))))
     for name in sorted((key for key in entry if key != "call"), key=lambda key: [*parameters, key].index(key)):
-        meaning = f"None: {FOLLOWS[name]}" if entry[name] is None and name in FOLLOWS else meanings.get(name, "")
+        follows = [text for (place, key), text in FOLLOWS.items() if key == name and f"{path}.".startswith(f"{place}.")]
+        meaning = f"None is {follows[0]}" if follows and entry[name] is None else meanings.get(name, "")
         yield from _lines(entry[name], (*at, name), parts.taken_by(function, parameters.get(name)), meaning)
-    more = [name for name in _more_fields(function) if name not in entry]
+    more = _more_fields(function, entry)
     if more:
         yield "", f"{path} also takes: {', '.join(more)}"
 
 
-def _more_fields(function: Any) -> list[str]:
-    """The names that a constructor with `**fields` takes, where its docstring says whose fields they are."""
-    keywords = [one for one in inspect.signature(function).parameters.values() if one.kind is one.VAR_KEYWORD]
-    named = re.search(r"fields of `(\w+)`", inspect.getdoc(function) or "")
-    whose = inspect.unwrap(function).__globals__.get(named[1]) if keywords and named else None
-    fields = getattr(whose, "__dataclass_fields__", {})
-    return [name for name in fields if name not in ("parent", "name")]
+def _more_fields(function: Any, entry: ConfigDict) -> list[str]:
+    """What a constructor with `**fields` takes beside what an entry gives, where its docstring says whose fields they
+    are: those of a class, or the settings of a preset, which are shown with their values."""
+    doc, known = inspect.getdoc(function) or "", getattr(inspect.unwrap(function), "__globals__", {})
+    if not takes_any_name(inspect.signature(function).parameters):
+        return []
+    named, preset = re.search(r"fields of `(\w+)`", doc), re.search(r"`(\w+)\[preset\]\.settings`", doc)
+    fields = getattr(known.get(named[1]), "__dataclass_fields__", {}) if named else {}
+    chosen = known.get(preset[1], {}).get(entry.get("preset")) if preset else None
+    settings = {} if chosen is None else chosen.settings
+    texts = {**{name: name for name in fields if name not in OF_FLAX}, **{k: f"{k}={v}" for k, v in settings.items()}}
+    return [text for name, text in texts.items() if name not in entry]
 
 
 def _assignment(path: str, value: Any) -> str:

@@ -5,6 +5,7 @@ in memory traffic, which no count of operations tells.
 """
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,45 @@ from jax.extend.core import jaxprs_in_params
 from jax.interpreters import partial_eval
 from jax.typing import ArrayLike
 
-from diffusion_jax.typing import Condition, Denoiser, Network, Params
+from diffusion_jax.typing import Condition, Denoiser, Network, Objective, Params
+
+PEAKS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "A100": 312e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "H200 NVL": 835e12,
+    "H200": 989e12,
+}
+"""Operations a second of bfloat16 matrices without sparsity, by what a device calls itself; the first that fits."""
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """The most that one device computes, from `PEAKS`; None where that is not known, as for CPUs and parts of a GPU."""
+    # A part of a GPU (MIG) bears the name of the whole.
+    if " MIG " in f"{device_kind} ":
+        return None
+    return next((peak for name, peak in PEAKS.items() if re.search(rf"{name}\b", device_kind)), None)
+
+
+def training_flops(objective: Objective, params: Params, state: Any, batch: Any) -> float:
+    """Operations of one training step on `batch`, without the optimiser's: loss and gradient. All may be shapes.
+
+    What a backward pass computes again to save memory does not count, as in a model FLOPs utilisation (MFU): a step is
+    then three forward passes, and less where parts are frozen.
+    """
+
+    def total(params, state, batch):
+        return jnp.sum(objective.loss(params, state, batch, jax.random.key(0))[0])
+
+    return min(3 * count_flops(total, params, state, batch), count_flops(jax.grad(total), params, state, batch))
 
 
 def count_flops(function: Callable[..., Any], *arguments: Any) -> float:

@@ -10,7 +10,7 @@ A config has these entries; all of them are constructor calls (`config.call`) un
     train         a group: steps, batch_size and whatever else `training.train` takes; transforms, a group of calls
     ema           a group of averages of the parameters, each a constructor call
     sampling      a group: solver, grid, acceleration (from network and process to a denoiser), transformations of it
-                  (a group), condition, batch_size, ema
+                  (a group), condition, size, decoder (a folder with the autoencoder of latents), batch_size, ema
     metrics       a group of what `evaluate` measures, each a constructor call
 
 A ConfigDict has its entries in alphabetical order, so that is the order in which transforms and transformations are
@@ -22,6 +22,7 @@ what each entry takes, and all of it is looked at before anything is built.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -35,6 +36,7 @@ from diffusion_jax.config import as_plain, build, call
 from diffusion_jax.data.agreement import check_classes, check_known, check_null_class
 from diffusion_jax.distributed import BATCH_AXES, path_name
 from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.experiment_data import sampled_shape, with_data
 from diffusion_jax.models import ConditionStream, check_values
 from diffusion_jax.places import GROUPS, check_config, entries_of, part_of, parts_in
 from diffusion_jax.reading import first_line
@@ -59,15 +61,18 @@ def defaults(steps: int, batch_size: int) -> ConfigDict:
         "validate_every": 500,
         "validation_examples": 256,
         "sample_every": None,
+        "log_to": ("jsonl", "tensorboard"),
     }
     config.sampling = {
         "ema": None,
         "acceleration": call("acceleration.accelerated", preset="plain"),
         "transformations": {},
         "condition": None,
+        "size": None,
+        "decoder": None,
         "batch_size": 256,
         "picture_columns": 10,
-        "picture_zoom": 2,
+        "picture_zoom": None,
     }
     return config
 
@@ -91,7 +96,8 @@ MOST_BYTES = 2**42
 class Experiment(NamedTuple):
     """What `config` describes, made.
 
-    shape: the shape of one example's x0 (a dict of shapes for joint data).
+    shape: the shape of one sample, which is that of an example's x0 unless the config says otherwise (a dict of shapes
+        for joint data).
     conditions: what the network itself reads of `cond`; none where that is not known.
     objective: the training loss; `validation` is the same without dropout of the condition.
     begin: `key -> params` to train from; None where those are fresh ones of the network.
@@ -129,7 +135,9 @@ class Experiment(NamedTuple):
 
     def example(self, batch_size: int = 1) -> Any:
         """A batch of the data's first examples, as NumPy arrays."""
-        batch = data.stacked_examples(self.source, np.arange(batch_size) % len(self.source))
+        # Of one size, where the data have several.
+        rows = next(iter(data.rows_of_each_size(self.source).values()), np.arange(len(self.source)))
+        batch = data.stacked_examples(self.source, rows[np.arange(batch_size) % len(rows)])
         return {**batch, "index": np.arange(batch_size, dtype=np.int32)}
 
 
@@ -139,20 +147,34 @@ def prepare(
     source: Any = None,
     held_out: Any = None,
     network: Any = None,
+    process: Any = None,
     objective: Objective | None = None,
     begin: Callable[[Any], Any] | None = None,
 ) -> Experiment:
     """Makes everything that training and sampling share. Raises InvalidInput for an incomplete config.
 
-    source, held_out, network, objective: stand in place of what the config describes, e.g. data in a latent space or a
-    network that was made of another one; the rest is made for them. begin: see `Experiment`.
+    source, held_out, network, process, objective: stand in place of what the config describes, e.g. data in a latent
+    space or a network that was made of another one; the rest is made for them. begin: see `Experiment`.
     """
-    stand_ins = {"data": source, "held_out": held_out, "model": network, "objective": objective}
+    stand_ins = {
+        "data": source,
+        "held_out": held_out,
+        "model": network,
+        "process": process,
+        "objective": objective,
+    }
+    if "pretrained" in config and network is None:
+        folder = config.pretrained.get("folder")
+        raise InvalidInput(
+            f"This run fine-tuned {folder}: sample its result by sample --pretrained={folder} "
+            "--lora=WORKDIR/pytorch_lora_weights.safetensors, or, where all weights learned, by "
+            "sample --pretrained=WORKDIR/pipeline."
+        )
     check_config(config, [name for name, value in stand_ins.items() if value is not None])
     mesh = part_of("mesh", config)
-    config, source, held_out = _with_data(config, source, held_out)
+    config, source, held_out = with_data(config, source, held_out)
     network = part_of("model", config) if network is None else network
-    process = part_of("process", config)
+    process = part_of("process", config) if process is None else process
     parts = {"network": network, "autoencoder": network, "process": process}
     quiet = {name: value for name, value in {"cond_dropout": 0.0, "train": False}.items() if name in config.objective}
     still = ConfigDict({"objective": {**config.objective.to_dict(), **quiet}})
@@ -162,35 +184,13 @@ def prepare(
     optimizer = part_of("optimizer", config, total_steps=max(config.train.steps, 1))
     if not len(source):
         raise invalid("config.data", config.data.get("call"), "it holds no example")
-    shape = jax.tree.map(np.shape, source[0]["x0"])
+    shape = sampled_shape(config, source)
     conditions = getattr(getattr(network, "module", None), "conditions", ())
     check_classes(source, held_out, conditions, process)
     check_null_class("config.objective.null", as_plain(config.objective.get("null")), source, conditions)
     return Experiment(
         config, source, held_out, network, process, loss, validation, optimizer, mesh, shape, conditions, begin
     )
-
-
-def _with_data(config: ConfigDict, source: Any, held_out: Any) -> tuple[ConfigDict, Any, Any]:
-    """The data, and the config with the names of their classes where an entry takes them and gives none.
-
-    So a run stores which number is which class, and held-out data are numbered as the data to train on.
-    """
-    config = config.copy_and_resolve_references()
-    made = {"data": source, "held_out": held_out}
-    names = getattr(source, "class_names", None)
-    for name, given in made.items():
-        if given is not None:
-            continue
-        entry = config[name]
-        takes_names = isinstance(entry, ConfigDict) and "class_names" in entry
-        if takes_names and entry.class_names is None:
-            entry.class_names = names
-        made[name] = part_of(name, config)
-        names = names or getattr(made[name], "class_names", None)
-        if takes_names and name == "data":
-            entry.class_names = names
-    return config, made["data"], made["held_out"]
 
 
 def abstractly(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -212,12 +212,21 @@ def abstractly(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def check_training(experiment: Experiment) -> None:
-    """Raises InvalidInput where network, data and objective do not fit together, before anything is compiled."""
+    """Raises InvalidInput where network, data and objective do not fit together, before anything is compiled, and
+    where the data have examples that cannot be used (`source.check`, of those that have it)."""
+    check_data = getattr(experiment.source, "check", None)
+    if check_data is not None:
+        check_data()
     key = jax.random.key(0)
     params = abstractly("config.model on the data", experiment.init_params, key)
     batch = experiment.example(experiment.config.train.batch_size)
     state = abstractly("config.objective", experiment.objective.init, key, params, batch)
     abstractly("config.objective on the data", experiment.objective.loss, params, state, batch, key)
+    for size, rows in data.rows_of_each_size(experiment.source).items():
+        one = data.stacked_examples(experiment.source, np.full(experiment.config.train.batch_size, rows[0]))
+        one = {**one, "index": batch["index"]}
+        what = f"config.model, which must take pictures of several sizes, on those of {size[0]} x {size[1]}"
+        abstractly(what, experiment.objective.loss, params, state, one, key)
 
 
 def check_params(experiment: Experiment, params: Any) -> None:
@@ -241,10 +250,12 @@ def fit(
     callbacks: Sequence[training.Callback] = (),
     init_params: Callable[[Any], Any] | None = None,
     progress: bool = True,
+    **more: Any,
 ) -> training.TrainState:
     """Trains `experiment` in `workdir`, resuming what is there; returns the last state. None keeps nothing.
 
     init_params: `key -> params`, for a run that does not begin with fresh parameters of the network.
+    more: what else `training.train` takes, such as `writer` and `profile`.
     """
     config = experiment.config
     batches = data.pipeline(
@@ -266,7 +277,9 @@ def fit(
         callbacks=callbacks,
         config=config.to_dict(),
         progress=progress,
+        log_to=tuple(config.train.get("log_to", ("jsonl", "tensorboard"))),
         **{name: config.train[name] for name in OF_THE_LOOP},
+        **more,
     )
 
 
@@ -303,8 +316,9 @@ def prepare_sampling(experiment: Experiment) -> Sampling:
         around = {"denoiser": denoiser, "inner": denoiser}
         denoiser = build(entry, GROUPS["sampling.transformations"], field, **around, **context)
     classes = getattr(experiment.source, "num_classes", None)
-    named = {} if classes is None else {"num_classes": classes}
-    conditions = part_of("sampling.condition", config, **named) if config.sampling.get("condition") else None
+    known_of_data = {"source": experiment.source if experiment.held_out is None else experiment.held_out}
+    known_of_data |= {} if classes is None else {"num_classes": classes}
+    conditions = part_of("sampling.condition", config, **known_of_data) if config.sampling.get("condition") else None
 
     known = conditions and _checked(conditions, experiment.conditions, classes)
     grid = as_grid(part_of("sampling.grid", config, **context))
@@ -335,6 +349,35 @@ def _checked(conditions: data.Conditions, streams: Any, classes: int | None) -> 
         return cond
 
     return known
+
+
+def decoded(experiment: Experiment, x: Any) -> Any:
+    """Samples as pictures `[B, H, W, C]`: latents through the autoencoder in `config.sampling.decoder`; others as they
+    are.
+
+    Raises InvalidInput where there is none, or where it is not the one that the data's latents were made by.
+    """
+    folder = experiment.config.sampling.get("decoder")
+    if folder is None:
+        return x
+    told = getattr(experiment.source, "description", None) or {}
+    decode = _decoder(str(folder), told.get("autoencoder", {}).get("parameters"))
+    return np.concatenate([np.asarray(decode(x[i : i + DECODED])) for i in range(0, len(x), DECODED)])
+
+
+DECODED = 4
+"""Latents that are decoded at once."""
+
+
+@lru_cache(maxsize=2)
+def _decoder(folder: str, digest: str | None) -> Callable[[Any], Any]:
+    from diffusion_jax.interop.latents import load_latent_autoencoder, params_digest
+
+    autoencoder = load_latent_autoencoder(folder)
+    if digest not in (None, params_digest(autoencoder.params)):
+        raise invalid("config.sampling.decoder", folder, "its autoencoder is not the one that made the latents")
+    decode = jax.jit(autoencoder.network.decode)
+    return lambda latents: decode(autoencoder.params, latents)
 
 
 def compiled_sampler(experiment: Experiment, sampling: Sampling, save_every: int | None = None):

@@ -1,11 +1,10 @@
-"""`python -m diffusion_jax.sample --pretrained=FOLDER --prompt="..."`: images from a published checkpoint.
+"""`sample --pretrained=FOLDER`: images from a published checkpoint, with the fields of `config.sampling` applied to it.
 
-The folder is in the Hugging Face layout, as `interop.load_pipeline` takes it. Images are written as PNG, one a file,
-with what made them beside them.
+The folder is in the Hugging Face layout, as `interop.load_pipeline` takes it. Images that an earlier call has written
+are kept; `image_files` says what is written.
 """
 
 import argparse
-import json
 import math
 import re
 import sys
@@ -15,24 +14,40 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import imageio.v3 as imageio
 import jax
 import numpy as np
 from jaxtyping import Float
+from tqdm.auto import tqdm
 
-from diffusion_jax import distributed, interop, pictures, pixels
-from diffusion_jax.command import cache_compilations
-from diffusion_jax.config import build, call
+from diffusion_jax import distributed, interop, pixels
+from diffusion_jax.clock import as_grid
+from diffusion_jax.config import ConfigDict, build, call
 from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.image_files import check_no_more, image_path, is_there, write_image, write_overview
 from diffusion_jax.interop.generation import pixel_step
-from diffusion_jax.interop.image_inputs import FITS, fitted_masks, read_masks
-from diffusion_jax.interop.prompt_weights import WEIGHTINGS
-from diffusion_jax.interop.requests import next_smaller
-from diffusion_jax.reading import read_json
-from diffusion_jax.typing import Solver
+from diffusion_jax.interop.image_inputs import fitted_masks, read_masks
+from diffusion_jax.interop.pipelines import Pipeline, adapted_network
+from diffusion_jax.interop.requests import checked_size, next_smaller
+from diffusion_jax.models.conditions import Label
+from diffusion_jax.places import entries_of
+from diffusion_jax.sample_flags import Request, SampleParser, batches, call_text, given_flags, set_steps
+from diffusion_jax.typing import Denoiser, Grid, Solver
 
-MEASURED = ("seconds", "devices", "platform")
-"""What generated.json says beside what was asked for."""
+PER_DEVICE = 4
+"""Images drawn at once on a device, unless a number is given."""
+
+RESOLVED = ("steps", "solver", "scale", "size", "negative", "config")
+"""Flags whose values stand among an image's settings as they come to be, defaults included."""
+
+NOT_OF_AN_IMAGE = ("help", "like", "output", "no_progress", "prompt", "classes", "images_per_prompt", "num_samples")
+NOT_OF_AN_IMAGE += ("seed", "seeds", "index", "batch_size")
+"""Flags that say which images are drawn, or where they go, not what an image is."""
+
+
+def checkpoint_config() -> ConfigDict:
+    """What `--config.sampling` can set of a checkpoint. None: as the checkpoint's scheduler says."""
+    group = {"solver": None, "grid": None, "acceleration": call("acceleration.accelerated", preset="plain")}
+    return ConfigDict({"sampling": {**group, "transformations": {}}}, convert_dict=True)
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -72,12 +87,12 @@ def read_image(
     return image if size is None else pixels.resize(image, size)
 
 
-def starting_picture(arguments: argparse.Namespace, step: int) -> dict[str, Any]:
-    """What `generate` is given of --image, --mask and --size; how they are made to fit is told."""
+def starting_picture(arguments: argparse.Namespace, size: tuple[int, int] | None, step: int) -> dict[str, Any]:
+    """What `interop.generate` is given of --image, --mask and --size; how they are made to fit is told."""
     if arguments.image is None:
-        return {"size": arguments.size}
+        return {"size": size}
     height, width = given = read_image(arguments.image, background=arguments.background).shape[:2]
-    wanted = arguments.size or next_smaller(given, step)
+    wanted = size or next_smaller(given, step)
     if given != wanted:
         how = "cropped in the middle and resized" if arguments.fit == "crop" else "stretched"
         print(f"{arguments.image} is {height} x {width}; it is {how} to {wanted[0]} x {wanted[1]}")
@@ -94,127 +109,193 @@ def starting_picture(arguments: argparse.Namespace, step: int) -> dict[str, Any]
     return {**found, "mask": masks[0]}
 
 
-def check_output(folder: Path, asked: dict[str, Any]) -> None:
-    """Raises InvalidInput where images of another call would be overwritten."""
-    if not folder.is_dir():
-        return
-    there = sorted(path.name for path in folder.glob("[0-9][0-9][0-9][0-9][0-9].png"))
-    file = folder / "generated.json"
-    stored = read_json(file) if file.is_file() else {}
-    # As it would be read again.
-    asked = json.loads(json.dumps(asked))
-    other = [name for name in asked if stored.get(name) != asked[name]]
-    if there and other:
-        told = f"they were made with another {', '.join(other[:5])}" if stored else "nothing tells what made them"
-        raise InvalidInput(f"{folder} holds {len(there)} images, and {told}: empty it or give --output.")
+def check_asked(pipeline: Pipeline, arguments: argparse.Namespace) -> None:
+    """Raises InvalidInput where a model of classes is asked by texts, or the other way round."""
+    streams = getattr(getattr(pipeline.network.network, "module", None), "conditions", ())
+    of_classes = any(isinstance(stream, Label) for stream in streams)
+    if of_classes and arguments.prompt:
+        raise InvalidInput(
+            f"{arguments.pretrained} was trained on classes: use --class=NAME or a number, not --prompt."
+        )
+    if not of_classes and arguments.classes:
+        raise InvalidInput(f"{arguments.pretrained} was trained on texts: use --prompt, not --class.")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m diffusion_jax.sample",
-        description=__doc__,
-        epilog='example: python -m diffusion_jax.sample --pretrained=checkpoints/sd15 --prompt="a red cube" '
-        "--num-steps=30 --scale=7.5 --output=out/cubes",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--pretrained", required=True, help="a folder with model_index.json, one safetensors file, or the id of a repo"
-    )
-    parser.add_argument("--prompt", action="append", default=[], help="text, or number or name of a class; repeatable")
-    parser.add_argument("--negative", help="what the images should not show")
-    parser.add_argument("--images-per-prompt", type=int, default=1, help="default 1")
-    parser.add_argument("--num-steps", type=int, help="default: that of the family")
-    parser.add_argument("--scale", type=float, help="of guidance; 1 or less is none (default: that of the family)")
-    parser.add_argument("--rescale", type=float, default=0.0, help="of guided answers, from 0 (default) to 1")
-    parser.add_argument("--chunks", default="1", help="of 75 tokens, that prompts may fill, or auto (default 1)")
-    parser.add_argument("--weighting", choices=sorted(WEIGHTINGS), help="read (word:1.3) and let it weigh so")
-    parser.add_argument("--clip-skip", type=int, default=0, help="layers of CLIP left out (default 0)")
-    parser.add_argument("--size", help="HEIGHTxWIDTH in pixels (default: what the network is made for)")
-    parser.add_argument("--solver", help="such as dpm_solver_pp or euler (default: the checkpoint's)")
-    parser.add_argument("--image", type=Path, help="a picture to start from")
-    parser.add_argument("--fit", choices=FITS, default="crop", help="how --image is brought to the size (default crop)")
-    parser.add_argument("--background", help="a colour, seen where --image is transparent")
-    parser.add_argument(
-        "--mask", type=Path, help="a picture that is white where --image is to be painted anew; grey changes less"
-    )
-    parser.add_argument("--strength", type=float, help="how much of --image is redone, in (0, 1]")
-    parser.add_argument("--lora", action="append", default=[], metavar="FILE[:WEIGHT]", help="repeatable")
-    parser.add_argument("--vae", help="a folder or file with another autoencoder")
-    parser.add_argument("--tokenizer", help="of a single file: the folder of CLIP's tokenizer")
-    parser.add_argument("--prediction-type", help="of a single file of Stable Diffusion 2: epsilon or v_prediction")
-    parser.add_argument(
-        "--embedding", action="append", default=[], metavar="FILE", help="a word with vectors of its own; repeatable"
-    )
-    parser.add_argument("--refiner", help="a second folder, whose network goes on from --handover")
-    parser.add_argument("--handover", type=float, default=0.2, help="the time, from 1 (noise) to 0 (default 0.2)")
-    parser.add_argument("--variant", help='such as "fp16", for files with that in their names')
-    parser.add_argument("--dtype", default="float32", help="of the network's arithmetic: float32 or bfloat16")
-    parser.add_argument("--seed", type=int, default=0, help="default 0")
-    parser.add_argument("--output", type=Path, default=Path("out/generated"), help="default out/generated")
-    arguments = parser.parse_args(argv)
-    if not arguments.prompt:
-        raise InvalidInput("--prompt is missing: say what the images should show, once or several times.")
-    if arguments.images_per_prompt < 1:
-        raise invalid("--images-per-prompt", arguments.images_per_prompt, "it must be at least 1")
-    if arguments.mask is not None and arguments.image is None:
-        raise InvalidInput("--mask says what of a picture is painted anew, but --image was not given.")
-
-    if not 0 <= arguments.seed < 2**32:
-        raise invalid("--seed", arguments.seed, "a number in 0 .. 2^32 - 1 is needed")
-    arguments.size = None if arguments.size is None else parse_size(arguments.size)
-    arguments.chunks = parse_chunks(arguments.chunks)
-    arguments.lora = [parse_lora(text) for text in arguments.lora]
-    for path, background in ((arguments.image, arguments.background), (arguments.mask, "black")):
-        if path is not None:
-            read_image(path, background=background)
-    asked = {name: str(value) if isinstance(value, Path) else value for name, value in vars(arguments).items()}
-    check_output(arguments.output, asked)
-
-    cache_compilations()
-    with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
-        images, seconds = draw(arguments)
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    for number, picture in enumerate(pictures.to_uint8(images)):
-        imageio.imwrite(arguments.output / f"{number:05d}.png", picture)
-    told = {**asked, **dict(zip(MEASURED, (seconds, jax.device_count(), jax.default_backend()), strict=True))}
-    (arguments.output / "generated.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
-    print(f"Wrote {len(images)} images to {arguments.output} in {seconds:.1f} s, compilation included")
-
-
-def draw(arguments: argparse.Namespace) -> tuple[np.ndarray, float]:
-    """The images that were asked for, and the seconds that it took."""
-    count = len(arguments.prompt) * arguments.images_per_prompt
-    # A batch that the devices do not divide runs on one of them.
-    mesh = distributed.make_mesh() if count % jax.device_count() == 0 else None
+def load_pipelines(arguments: argparse.Namespace, mesh: Any) -> list[Pipeline]:
+    """The pipeline, and the refiner where there is one, with what is attached to them."""
     options = {"mesh": mesh, "variant": arguments.variant, "dtype": arguments.dtype}
     single = {"vae": arguments.vae, "tokenizer": arguments.tokenizer, "prediction_type": arguments.prediction_type}
-    pipelines = [interop.load_pipeline(arguments.pretrained, loras=arguments.lora, **single, **options)]
+    loras = [parse_lora(text) for text in arguments.lora]
+    pipelines = [interop.load_pipeline(arguments.pretrained, loras=loras, **single, **options)]
     pipelines += [interop.load_pipeline(arguments.refiner, **options)] if arguments.refiner else []
     for path in arguments.embedding:
         pipelines = [interop.with_embeddings(one, path) for one in pipelines]
-    if arguments.solver:
-        solver = build(call(f"solvers.{arguments.solver}"))
-        if not isinstance(solver, Solver):
-            raise invalid("--solver", arguments.solver, "a solver such as dpm_solver_pp or euler is needed")
-        pipelines = [one._replace(scheduler=one.scheduler._replace(solver=solver)) for one in pipelines]
-    begun = time.perf_counter()
-    images = interop.generate(
-        pipelines[0],
-        jax.random.key(arguments.seed),
-        arguments.prompt,
-        negative=arguments.negative,
-        images_per_prompt=arguments.images_per_prompt,
-        num_steps=arguments.num_steps,
-        scale=arguments.scale,
-        rescale=arguments.rescale,
-        strength=arguments.strength,
-        refiner=pipelines[1] if arguments.refiner else None,
-        handover=arguments.handover,
-        chunks=arguments.chunks,
-        weighting=arguments.weighting,
-        clip_skip=arguments.clip_skip,
-        **starting_picture(arguments, pixel_step(pipelines[0])),
+    return pipelines
+
+
+def configured(pipeline: Pipeline, config: ConfigDict) -> Pipeline:
+    """The pipeline with what `config.sampling` says in the place of its own parts.
+
+    Transformations stand around the guided denoiser and what the scheduler makes of it (clipping, thresholding).
+    Raises InvalidInput for a part that does not fit its place.
+    """
+    scheduler, group, field = pipeline.scheduler, config.sampling, "config.sampling"
+    context = {"process": scheduler.process}
+    if group.solver is not None:
+        solver = build(group.solver, Solver, f"{field}.solver", **context)
+        scheduler = scheduler._replace(solver=solver)
+    if group.grid is not None:
+        grid = as_grid(build(group.grid, Grid, f"{field}.grid", **context))
+        scheduler = scheduler._replace(grid=lambda num_steps, **_: grid)
+    for name, entry in entries_of("sampling.transformations", config).items():
+        where = f"{field}.transformations.{name}"
+        if "null" in entry:
+            raise invalid(where, entry.get("call"), "guidance of a checkpoint is set by --scale and --rescale")
+        own = scheduler.transform
+
+        def transform(denoiser, own=own, entry=entry, where=where):
+            return build(entry, Denoiser, where, denoiser=own(denoiser), **context)
+
+        scheduler = scheduler._replace(transform=transform)
+    pipeline = pipeline._replace(scheduler=scheduler)
+    if group.acceleration not in (None, call("acceleration.accelerated", preset="plain")):
+        made = build(
+            group.acceleration, Denoiser, f"{field}.acceleration", network=adapted_network(pipeline), **context
+        )
+        pipeline = pipeline._replace(denoiser=made)
+    return pipeline
+
+
+def solver_name(pipeline: Pipeline, group: ConfigDict) -> str:
+    """What settings call the solver: the class of the checkpoint's scheduler unless another is given."""
+    own = pipeline.scheduler.config.get("_class_name", "the checkpoint's")
+    return own if group.solver is None else call_text(group.solver)
+
+
+def run(
+    parser: SampleParser, arguments: argparse.Namespace, config: ConfigDict, request: Request, changed: Sequence[str]
+) -> None:
+    """Draws the images of `request` that are not there yet. changed: the fields of `config` that were given."""
+    if arguments.mask is not None and arguments.image is None:
+        raise InvalidInput("--mask says what of a picture is painted anew, but --image was not given.")
+    size = None if arguments.size is None else parse_size(arguments.size)
+    parse_chunks(arguments.chunks)
+    for text in arguments.lora:
+        parse_lora(text)
+    for path, background in ((arguments.image, arguments.background), (arguments.mask, "black")):
+        if path is not None:
+            read_image(path, background=background)
+    # A field that is given has the last word.
+    if config.sampling.grid is not None and not any("steps" in one for one in changed if "sampling.grid" in one):
+        set_steps(arguments, config)
+    folder = arguments.output or Path("out/generated")
+    check_no_more(folder, request.total)
+
+    several = jax.process_count() > 1
+    parts = batches(request, arguments.batch_size or PER_DEVICE * jax.local_device_count())
+    each = len(parts[0])
+    # A batch that the devices do not divide runs on one of them.
+    divides = each % jax.local_device_count() == 0
+    mesh = distributed.make_mesh(devices=jax.local_devices()) if divides else None
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+        pipelines = [configured(one, config) for one in load_pipelines(arguments, mesh)]
+        pipeline = pipelines[0]
+        check_asked(pipeline, arguments)
+        picture = starting_picture(arguments, size, pixel_step(pipeline))
+        settings = settings_of(parser, arguments, config, request, changed, pipeline, picture["size"])
+        todo = [
+            part
+            for part in parts[jax.process_index() :: jax.process_count()]
+            if False in {is_there(image_path(folder, number), settings[number]) for number in part}
+        ]
+        drawn = sum(map(len, todo))
+        if not several or jax.process_index() == 0:
+            _tell(pipelines, request, settings[0], each, drawn if not several else request.total)
+        seconds = _draw(arguments, pipelines, picture, request, todo, each, folder, settings)
+    distributed.wait_for_all("images")
+    if jax.process_index() == 0:
+        measured = {"seconds": seconds, "devices": jax.device_count(), "platform": jax.default_backend()}
+        write_overview(folder, settings, measured)
+        kept = "" if drawn == request.total or several else f" ({request.total - drawn} were there)"
+        print(f"Wrote {request.total} images to {folder / 'images'}{kept} in {seconds:.1f} s, compilation included")
+
+
+def settings_of(parser, arguments, config, request, changed, pipeline, size) -> list[dict[str, Any]]:
+    """The settings of each image, which its file carries."""
+    flags = given_flags(parser, arguments, NOT_OF_AN_IMAGE)
+    size = checked_size(size or pipeline.size, pixel_step(pipeline))
+    group = config.sampling
+    steps = arguments.steps or pipeline.num_steps
+    if group.grid is not None:
+        steps = len(pipeline.scheduler.grid(steps)) - 1
+    shared = {name: value for name, value in flags.items() if name.replace("-", "_") not in RESOLVED}
+    shared["model"] = Path(shared.pop("pretrained")).name
+    shared |= {
+        "steps": steps,
+        "solver": solver_name(pipeline, group),
+        "scale": pipeline.scale if arguments.scale is None else arguments.scale,
+        "size": list(size),
+    }
+    if arguments.negative is not None:
+        shared["negative"] = arguments.negative
+    if changed:
+        shared["config"] = list(changed)
+    flags |= {f"config.{field}": text for field, _, text in (one.partition("=") for one in changed)}
+    kind = "class" if arguments.classes else "prompt"
+    found = []
+    for position in range(request.total):
+        seed, index, asked = request.at(position)
+        found.append({**shared, kind: asked, "seed": seed, "index": index, "flags": flags})
+    return found
+
+
+def _tell(pipelines: Sequence[Pipeline], request: Request, settings: dict[str, Any], each: int, drawn: int) -> None:
+    """What is drawn, by what and on what, in two lines."""
+    count = sum(leaf.size for one in pipelines for leaf in jax.tree.leaves(one.params))
+    height, width = settings["size"]
+    print(
+        f"{settings['model']}: {count:,} parameters of the denoising network, {settings['steps']} steps of "
+        f"{settings['solver']}, guidance scale {settings['scale']:g}\n"
+        f"{drawn} of {request.total} images of {height} x {width} to draw, {each} at once, on {jax.device_count()} x "
+        f"{jax.devices()[0].device_kind}"
     )
-    return np.asarray(images), time.perf_counter() - begun
+
+
+def _draw(arguments, pipelines, picture, request, todo, each, folder, settings) -> float:
+    """Draws and writes the images of `todo`; returns the seconds that it took."""
+    begun = time.perf_counter()
+    total = sum(map(len, todo))
+    if todo:
+        print("Compiling, then drawing the first images ...", flush=True)
+    with tqdm(total=total, unit="image", desc="sampling", disable=True if arguments.no_progress else None) as bar:
+        for done, part in enumerate(todo):
+            # The last one is filled up, so that all batches are of one shape and compile once.
+            rows = [request.at(number) for number in (*part, *part[-1:] * (each - len(part)))]
+            images = interop.generate(
+                pipelines[0],
+                jax.random.key(rows[0][0]),
+                [asked for _, _, asked in rows],
+                negative=arguments.negative,
+                num_steps=arguments.steps,
+                scale=arguments.scale,
+                rescale=arguments.rescale,
+                strength=arguments.strength,
+                refiner=pipelines[1] if arguments.refiner else None,
+                handover=arguments.handover,
+                chunks=parse_chunks(arguments.chunks),
+                weighting=arguments.weighting,
+                clip_skip=arguments.clip_skip,
+                index=np.asarray([index for _, index, _ in rows], np.int32),
+                **picture,
+            )
+            for number, image in zip(part, np.asarray(images)):
+                if not is_there(image_path(folder, number), settings[number]):
+                    write_image(image_path(folder, number), image, settings[number])
+            if not done:
+                print(
+                    f"The first {len(part)} took {time.perf_counter() - begun:.1f} s, compilation included", flush=True
+                )
+                bar.unpause()
+            bar.update(len(part))
+    return time.perf_counter() - begun

@@ -13,15 +13,15 @@ refused or told: floats in [0, 1] or 0 .. 255, several frames, 32-bit integers.
 import math
 import os
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageColor, ImageOps
 
-from diffusion_jax.errors import InvalidInput, invalid
-from diffusion_jax.reading import check_frames, first_line, read_image
+from diffusion_jax.errors import InvalidInput, invalid, unknown
+from diffusion_jax.reading import check_frames, first_line, read_image, read_image_header
 from diffusion_jax.typing import Number
 
 GREY = np.asarray([0.299, 0.587, 0.114], np.float32)
@@ -29,6 +29,12 @@ GREY = np.asarray([0.299, 0.587, 0.114], np.float32)
 
 BITS_PER_SAMPLE = 258
 """A tag of TIFF."""
+
+ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)
+"""A tag of EXIF, and those of its values by which height and width change places."""
+
+FITS = ("crop", "stretch", "pad")
+"""How a picture of another aspect is brought to a size: its middle, all of it out of shape, or all and a border."""
 
 OVERSHOOT = 2.0
 """Floats up to this size are pixels with an overshoot, as networks give them; larger ones have another range."""
@@ -68,6 +74,22 @@ def image_and_alpha(
             raise InvalidInput(f"{name} is transparent in places: give background='white', say, to be seen there.")
         pixels = alpha * pixels + (1 - alpha) * colour(background)
     return pixels if channels is None else to_channels(pixels, channels), alpha
+
+
+class Header(NamedTuple):
+    """What a file says of its picture. size: height and width, upright. transparent: whether it may be in places."""
+
+    size: tuple[int, int]
+    grey: bool
+    transparent: bool
+
+
+def read_header(path: str | os.PathLike) -> Header:
+    """The header of a picture file, of which nothing is decoded. Raises InvalidInput as `reading.read_image` does."""
+    image = read_image_header(path)
+    sideways = image.getexif().get(ORIENTATION) in SIDEWAYS
+    size = image.size if sideways else image.size[::-1]
+    return Header(size, image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I"), image.has_transparency_data)
 
 
 def colour(value: str | tuple[int, ...]) -> Float[np.ndarray, "3"]:
@@ -246,6 +268,11 @@ def to_channels(image: Float[np.ndarray, "H W C"], channels: int) -> Float[np.nd
 
 def resize(image: Float[np.ndarray, "H W C"], size: int | tuple[int, int]) -> Float[np.ndarray, "h w C"]:
     """Bicubic resize of floats with antialiasing, clipped to the range of the input."""
+    return np.clip(resample(image, size), image.min(), image.max())
+
+
+def resample(image: Float[np.ndarray, "H W C"], size: int | tuple[int, int]) -> Float[np.ndarray, "h w C"]:
+    """Pillow's bicubic filter with antialiasing on floats, one channel at a time; edges may overshoot the range."""
     height, width = (size, size) if isinstance(size, int) else size
     if height < 1 or width < 1:
         raise invalid("size", size, "it must be at least 1")
@@ -259,16 +286,46 @@ def resize(image: Float[np.ndarray, "H W C"], size: int | tuple[int, int]) -> Fl
         )
         for c in range(image.shape[-1])
     ]
-    return np.clip(np.stack(channels, axis=-1), image.min(), image.max())
+    return np.stack(channels, axis=-1)
 
 
-def centre_crop(image: Float[np.ndarray, "H W C"], size: int) -> Float[np.ndarray, "size size C"]:
-    """The shorter side is resized to `size`, and the middle of the longer one is kept."""
-    height, width = image.shape[:2]
-    scale = size / min(height, width)
-    image = resize(image, (max(size, round(height * scale)), max(size, round(width * scale))))
-    top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
-    return image[top : top + size, left : left + size]
+def centre_crop(image: Float[np.ndarray, "H W C"], size: int | tuple[int, int]) -> Float[np.ndarray, "h w C"]:
+    """Resized until it just covers a square of `size`, or a height and width; the middle of the longer side is kept."""
+    target = (size, size) if isinstance(size, int) else size
+    image = resize(image, _scaled_to(image.shape[:2], target, max))
+    top, left = (image.shape[0] - target[0]) // 2, (image.shape[1] - target[1]) // 2
+    return image[top : top + target[0], left : left + target[1]]
+
+
+def to_size(
+    image: Float[np.ndarray, "H W C"], size: int | tuple[int, int], fit: str = "crop", border: Any = -1.0
+) -> Float[np.ndarray, "h w C"]:
+    """A picture brought to a square of `size`, or to a height and width.
+
+    fit: "crop" keeps its middle (`centre_crop`); "stretch" changes its shape; "pad" keeps all of it, in the middle of a
+        border of the value, or of the values of the channels, `border`.
+    """
+    if fit not in FITS:
+        raise unknown("fit", fit, FITS)
+    if fit == "crop":
+        return centre_crop(image, size)
+    target = (size, size) if isinstance(size, int) else size
+    if fit == "stretch":
+        return resize(image, target)
+    image = resize(image, _scaled_to(image.shape[:2], target, min))
+    whole = np.empty((*target, image.shape[-1]), np.float32)
+    whole[:] = border
+    top, left = (target[0] - image.shape[0]) // 2, (target[1] - image.shape[1]) // 2
+    whole[top : top + image.shape[0], left : left + image.shape[1]] = image
+    return whole
+
+
+def _scaled_to(shape, target, choose) -> tuple[int, int]:
+    """Height and width in the old aspect that cover the target (choose: max) or lie within it (min)."""
+    scale = choose(there / here for here, there in zip(shape, target))
+    limit = max if choose is max else min
+    height, width = (max(1, limit(there, round(here * scale))) for here, there in zip(shape, target))
+    return height, width
 
 
 def cut(image: Float[np.ndarray, "H W C"], size: int, stride: int, split: str) -> Float[np.ndarray, "N size size C"]:

@@ -54,7 +54,7 @@ NUMBERS = {
         "validation_examples": 1,
         "sample_every": None,
     },
-    "sampling": {"batch_size": 1, "picture_columns": 1, "picture_zoom": 1},
+    "sampling": {"batch_size": 1, "picture_columns": 1, "picture_zoom": None},
 }
 """Whole numbers and the least that each can be; None where None and 0 stand for never."""
 

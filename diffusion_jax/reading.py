@@ -10,9 +10,9 @@ import math
 import os
 import stat
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -183,6 +183,11 @@ def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
     Raises InvalidInput for a file that is damaged, needs pickle, or unpacks to more than `MAX_EXPANSION` times its size
     and `UNPACKED_BYTES`; every declared size is checked before anything is unpacked.
     """
+    return read_members(path, None)
+
+
+def read_members(path: str | os.PathLike, names: Collection[str] | None) -> dict[str, np.ndarray]:
+    """`read_arrays` of those of `names` that the file has, all of them when None; the others are not unpacked."""
     file = regular_file(path)
     try:
         with zipfile.ZipFile(file) as archive:
@@ -197,20 +202,62 @@ def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
                 with archive.open(member) as opened:
                     _check_header(opened, member.file_size)
         with np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
+            return {name: arrays[name] for name in arrays.files if names is None or name in names}
     except Exception as error:
         raise _no_numpy(_named(file), error) from None
 
 
-def _check_header(opened: Any, size: int) -> None:
-    """Raises ValueError where the header of a `.npy` announces more, or less, than `size` bytes have in all."""
+def array_shapes(path: str | os.PathLike) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Shape and dtype of every array of a `.npz` file by name; no array is read. Raises InvalidInput as `read_arrays`
+    does, whatever the arrays unpack to."""
+    file = regular_file(path)
+    try:
+        found = {}
+        with zipfile.ZipFile(file) as archive:
+            for member in archive.infolist():
+                with archive.open(member) as opened:
+                    found[member.filename.removesuffix(".npy")] = _check_header(opened, member.file_size)
+        return found
+    except Exception as error:
+        raise _no_numpy(_named(file), error) from None
+
+
+def array_rows(path: str | os.PathLike, name: str) -> Iterator[np.ndarray]:
+    """The rows of an array of a `.npz` file one after another, of which one at a time is in memory."""
+    file = regular_file(path)
+    try:
+        with zipfile.ZipFile(file) as archive, archive.open(f"{name}.npy") as opened:
+            shape, fortran, dtype = _header(opened)
+            if fortran or not shape or dtype.hasobject:
+                raise ValueError(f"{name!r} is not stored row by row")
+            size = math.prod(shape[1:]) * dtype.itemsize
+            if size > UNPACKED_BYTES:
+                raise ValueError(f"a row of {name!r} has {size} bytes, but at most {UNPACKED_BYTES} are read of one")
+            for _ in range(shape[0]):
+                row = opened.read(size)
+                if len(row) != size:
+                    raise ValueError(f"{name!r} ends early")
+                yield np.frombuffer(row, dtype).reshape(shape[1:])
+    except Exception as error:
+        raise _no_numpy(_named(file), error) from None
+
+
+def _header(opened: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether columns come first, and dtype, as the header of a `.npy` announces them."""
     version = np.lib.format.read_magic(opened)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(opened)
+    return read(opened)
+
+
+def _check_header(opened: Any, size: int) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and dtype of a `.npy`. Raises ValueError where its header announces more, or less, than `size` bytes have
+    in all."""
+    shape, _, dtype = _header(opened)
     if dtype.hasobject:
         raise ValueError("it holds Python objects")
     if any(length < 0 for length in shape) or math.prod(shape) * dtype.itemsize != size - opened.tell():
         raise ValueError(f"it announces {list(shape)} of {dtype}, which is not what it holds")
+    return shape, dtype
 
 
 def _no_numpy(name: str, error: Exception) -> InvalidInput:
@@ -228,33 +275,42 @@ def read_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Any:
     Raises InvalidInput for what is no regular file, none of `IMAGE_FORMATS`, damaged, of several frames, or larger than
     `max_pixels`, which is known before anything is decoded. Neither turned by its EXIF orientation nor converted.
     """
+    return _read_picture(path, lambda image: image.load(), max_pixels)
+
+
+def read_image_header(path: str | os.PathLike) -> Any:
+    """The picture of a file as Pillow opens it, closed and not decoded: its size, mode and EXIF are known.
+
+    Raises InvalidInput as `read_image` does, but does not see what is damaged behind the header.
+    """
+    return _read_picture(path, lambda image: image.getexif(), MAX_PIXELS)
+
+
+def _read_picture(path: str | os.PathLike, read: Callable[[Any], Any], max_pixels: int) -> Any:
     from PIL import Image
 
     file = regular_file(path)
+    name = _named(file)
     try:
         with file.open("rb") as opened:
-            return _decoded(Image, opened, _named(file), max_pixels)
+            # Pillow's own bound is looked at while it opens the file, and lies above ours.
+            image = Image.open(opened, formats=IMAGE_FORMATS)
+            if math.prod(image.size) > max_pixels:
+                raise InvalidInput(
+                    f"{name} has {image.width} x {image.height} pixels, but at most {max_pixels} are decoded; make it "
+                    "smaller."
+                )
+            check_frames(image, name)
+            read(image)
+            return image
     except InvalidInput:
         raise
     except OSError as error:
         if error.errno is not None:
             raise unreadable(file, error) from None
-        raise InvalidInput(f"{_named(file)} cannot be decoded as a picture: {first_line(error)}.") from None
+        raise InvalidInput(f"{name} cannot be decoded as a picture: {first_line(error)}.") from None
     except Exception as error:  # decoders raise whatever their parsing comes upon
-        raise InvalidInput(f"{_named(file)} cannot be decoded as a picture: {first_line(error)}.") from None
-
-
-def _decoded(pillow: Any, opened: BinaryIO, name: str, max_pixels: int) -> Any:
-    # Pillow's own bound is looked at while it opens the file, and lies above ours.
-    image = pillow.open(opened, formats=IMAGE_FORMATS)
-    pixels = math.prod(image.size)
-    if pixels > max_pixels:
-        raise InvalidInput(
-            f"{name} has {image.width} x {image.height} pixels, but at most {max_pixels} are decoded; make it smaller."
-        )
-    check_frames(image, name)
-    image.load()
-    return image
+        raise InvalidInput(f"{name} cannot be decoded as a picture: {first_line(error)}.") from None
 
 
 def check_frames(image: Any, name: str) -> None:

@@ -48,6 +48,7 @@ NOT_READ = {
         "validate_every",
         "validation_examples",
         "sample_every",
+        "log_to",
     ),
 }
 """Entries of an experiment's config that training does not read, by the group in which they stand."""

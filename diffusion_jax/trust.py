@@ -9,6 +9,7 @@ To trust "my_package" is to trust the public functions and classes of `my_packag
 in them: what they have imported from elsewhere is not theirs. The standard library makes no parts, and is never called.
 """
 
+import hashlib
 import importlib
 import inspect
 import os
@@ -16,6 +17,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -124,6 +126,14 @@ def outside_packages(tree: Any) -> list[str]:
     return sorted({name.partition(":")[0].partition(".")[0] for name in _outside_names(tree)})
 
 
+def source_digests(tree: Any) -> dict[str, str]:
+    """A digest of the source of each module outside of this library whose constructors a config calls: what was drawn
+    by a part is no longer what the part would draw once its code has changed."""
+    modules = sorted({name.partition(":")[0] for name in _outside_names(tree)})
+    paths = {module: getattr(_imported(module), "__file__", None) for module in modules}
+    return {module: hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16] for module, path in paths.items() if path}
+
+
 def _outside_names(tree: Any) -> Iterator[str]:
     tree = tree.to_dict() if isinstance(tree, ConfigDict) else tree
     if isinstance(tree, Mapping):
@@ -147,7 +157,9 @@ def _split(name: str) -> tuple[str, str]:
     match = IMPORTABLE.fullmatch(name)
     if match is None:
         raise invalid(
-            "call", name, "'package.module:name' is needed, of public names: letters, digits and underscores, not first"
+            "call",
+            name,
+            "'package.module:name' is needed, each of letters, digits and underscores after a first letter",
         )
     module, _, attribute = name.partition(":")
     _refuse_library(f"call {name!r}", module)

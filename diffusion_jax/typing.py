@@ -276,8 +276,8 @@ class Solver(NamedTuple):
 
 
 class Aux(NamedTuple):
-    """What a loss reports besides itself: the next objective state, scalar metrics, values per example `[B]`, and
-    whatever the network reported besides its output."""
+    """What a loss reports besides itself: the next objective state, scalar metrics, values per example `[B]` (of each
+    time where there are several: `t` and `loss_at_t`), and whatever the network reported besides its output."""
 
     state: Any
     metrics: Mapping[str, Any]
@@ -302,11 +302,21 @@ class Objective(NamedTuple):
     loss: (params, state, batch, key) -> (loss [B], Aux)     unreduced; `key` is already folded with the step
     prepare: (state, batch, key) -> batch     draws whatever must see the whole batch (stratified times); the step calls
              it once, before the batch is cut for gradient accumulation, and `loss` calls it itself if nobody has
+    gradient: (params, state, batch, key) -> (loss [], gradient, Aux)     of an objective whose update is not the
+             derivative of its mean loss, such as that of several tasks; by default it is that
     """
 
     init: Callable[..., Any]
     loss: Callable[..., tuple[Float[Array, " B"], Aux]]
     prepare: Callable[..., Any] | None = None
+    gradient: Callable[..., Any] | None = None
+
+
+class Quantile(NamedTuple):
+    """A distribution of times as `t = function(u)` of uniform numbers u, monotone; numbers: `(key, shape) -> u`."""
+
+    function: Callable[[Any], Any]
+    numbers: Callable[..., Any]
 
 
 class TimestepDraw(NamedTuple):
@@ -315,8 +325,10 @@ class TimestepDraw(NamedTuple):
     init:   () -> state
     draw:   (state, key, shape) -> (t, weight)            `shape` is a prefix of the data's, e.g. (B,) or (B, F)
     update: (state, t, per_example_loss [B]) -> state      learns from the recorded losses; identity for most
+    quantile: of a draw that is one, by which it is restricted to a range of times
     """
 
     init: Callable[[], Any]
     draw: Callable[..., tuple[Any, Any]]
     update: Callable[..., Any]
+    quantile: Quantile | None = None

@@ -73,7 +73,7 @@ DIGITS = "--config=configs/digits_dit.py"
         (sample.main, [DIGITS, "--config.sampling.solver.order=7"], "order is 7"),
         (sample.main, [DIGITS, "--config.sampling.grid.steps=-3"], "steps is -3"),
         (evaluate.main, [DIGITS], "holds no samples"),
-        (evaluate.main, ["--config=configs/faces_dit.py"], "has no metrics"),
+        (evaluate.main, ["--config=configs/faces_dit.py"], "holds no samples"),
     ],
 )
 def test_the_command_line_says_what_is_wrong(main, argv, says, tmp_path, capsys):

@@ -4,8 +4,9 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from diffusion_jax import data, evaluate, sample, train
+from diffusion_jax import data, evaluate, image_files, models, run_conditions, sample, shards, train
 from diffusion_jax.__main__ import dispatch
 from diffusion_jax.command import run_command
 from diffusion_jax.config import load
@@ -40,7 +41,7 @@ def workdir(tmp_path_factory):
 
 def draw(workdir, output, *more):
     sample.main([f"--workdir={workdir}", f"--output={output}", "--num-samples=40", "--shard-size=24", *more])
-    return sample.read_samples(output)
+    return shards.read_samples(output)
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +52,14 @@ def drawn(workdir, tmp_path_factory):
 
 
 def test_training_leaves_what_it_promises(workdir):
-    assert {"checkpoints", "config.json", "loss.png", "metrics.jsonl", "pictures"} <= {
-        p.name for p in workdir.iterdir()
-    }
+    assert {
+        *("checkpoints", "config.json", "loss.png", "loss_by_time.png", "metrics.jsonl", "pictures"),
+        *("report.html", "run.json"),
+    } <= {p.name for p in workdir.iterdir()}
+    run = json.loads((workdir / "run.json").read_text())
+    assert run["summary"]["steps"].startswith("4, that is") and run["command"].startswith(
+        "diffusion-jax train --config="
+    )
     assert load(str(workdir / "config.json")).model.width == 16
     records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [record["skipped"] for record in records if "skipped" in record] == [0, 0]
@@ -62,7 +68,8 @@ def test_training_leaves_what_it_promises(workdir):
 def test_a_finished_run_is_not_trained_again(workdir, capsys):
     log = (workdir / "metrics.jsonl").read_text()
     train.main([*TRAIN, f"--workdir={workdir}"])
-    assert "Trained 4 steps" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "Trained 4 steps" in out and "holds step 4 of 4, nothing is left to do" in out and "Compiling" not in out
     assert (workdir / "metrics.jsonl").read_text() == log
 
 
@@ -71,9 +78,9 @@ def test_shards_that_are_there_are_kept_and_the_rest_is_drawn(workdir, tmp_path,
     assert whole["x"].shape == (40, 8, 8, 1) and np.isfinite(whole["x"]).all()
     np.testing.assert_array_equal(whole["index"], np.arange(40))
     np.testing.assert_array_equal(whole["cond.label"], np.arange(40) % 10)
-    assert (workdir / "samples.png").exists()
-    assert (workdir / "denoising.png").exists()
-    assert (workdir / "predictions.png").exists()
+    pictures = {"samples.png", "denoising.png", "predictions.png"}
+    assert pictures <= {path.name for path in (tmp_path / "a").iterdir()}
+    assert not pictures & {path.name for path in workdir.iterdir()}, "the workdir is left alone where --output is given"
 
     first, second = sorted((tmp_path / "a").glob("*.npz"))
     kept = first.stat().st_mtime_ns
@@ -88,6 +95,54 @@ def test_a_sample_does_not_depend_on_the_batch_or_the_mesh(workdir, tmp_path):
     whole = draw(workdir, tmp_path / "a")
     other = draw(workdir, tmp_path / "b", "--config.sampling.batch_size=8", "--config.mesh.fsdp=4")
     np.testing.assert_allclose(other["x"], whole["x"], rtol=1e-5, atol=1e-5)
+
+
+def test_images_say_what_made_them_and_can_be_repeated_from_that(workdir, tmp_path, capsys):
+    """Seeds, classes and number of steps are flags; image i of a seed is the same whatever else is drawn."""
+    asked = [f"--workdir={workdir}", "--class=3,7", "--num-samples=4", "--steps=3", "--solver=ddim", "--scale=2"]
+    sample.main([*asked, "--seeds=5,6", f"--output={tmp_path / 'a'}"])
+    stored = shards.read_samples(tmp_path / "a")
+    np.testing.assert_array_equal(stored["cond.label"], [3, 7, 3, 7] * 2)
+    picture = tmp_path / "a" / "images" / "00005.png"
+    made = image_files.read_settings(picture)
+    assert {"class": "7", "seed": 6, "index": 1, "steps": 3, "scale": 2.0}.items() <= made.items()
+    text = Image.open(picture).info["parameters"]
+    assert text.startswith("Steps: 3, Sampler: ddim, CFG scale: 2.0, Seed: 6, Size: 8x8")
+    told = json.loads((tmp_path / "a" / "generated.json").read_text())
+    assert [one["seed"] for one in told["images"]] == [5] * 4 + [6] * 4 and told["steps"] == 3
+
+    sample.main([*asked, "--seed=6", f"--output={tmp_path / 'b'}"])
+    np.testing.assert_allclose(shards.read_samples(tmp_path / "b")["x"], stored["x"][4:], atol=1e-5)
+    sample.main([f"--like={picture}", f"--output={tmp_path / 'c'}"])
+    again = np.asarray(Image.open(tmp_path / "c" / "images" / "00000.png"), int)
+    assert np.abs(again - np.asarray(Image.open(picture), int)).max() <= 1
+    assert not list((tmp_path / "c").glob("*.npz"))
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--class=11"], "the network knows the classes 0 to 9"),
+        (["--prompt=a cat"], "does not read tokens of captions: use --class"),
+        (["--class=1", "--prompt=a"], "both given"),
+        (["--seeds=1,1"], "--seeds is '1,1'"),
+        (["--lora=style.safetensors"], "--lora is for a pretrained checkpoint (--pretrained)"),
+        (["--pretrained=folder"], "--workdir and --pretrained were both given"),
+        (["--solver=ddmi"], "did you mean 'ddpm'"),
+        (["--num-samples=2", "--images-per-prompt=2"], "leave one of them out"),
+        (["--index=1000"], "--index is '1000'"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_sampled_is_told_in_one_sentence(workdir, tmp_path, capsys, more, words):
+    assert run_command(sample.main, [f"--workdir={workdir}", f"--output={tmp_path}", *more]) == 2
+    assert words in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_run_is_asked_by_the_words_of_its_captions():
+    source = data.captioned_digits.named_digits("test", embedding_dim=0, condition=True)
+    tokens = run_conditions.caption_tokens([models.text(vocab_size=source.vocab_size)], source, ["six", "two"])
+    assert list(tokens) == ["tokens"] and [source.tokenizer.decode(row) for row in tokens["tokens"]] == ["six", "two"]
 
 
 def test_another_set_is_not_mixed_in(workdir, tmp_path, capsys):
@@ -110,11 +165,11 @@ def test_another_set_is_not_mixed_in(workdir, tmp_path, capsys):
 )
 def test_samples_of_another_seed_checkpoint_or_sampling_are_not_taken_for_these(workdir, drawn, capsys, more, words):
     argv = [f"--workdir={workdir}", f"--output={drawn}", "--num-samples=40", "--shard-size=24", *more]
-    before = {path.name: path.read_bytes() for path in drawn.iterdir()}
+    before = {path: path.read_bytes() for path in drawn.rglob("*") if path.is_file()}
     assert run_command(sample.main, argv) == 2
     told = capsys.readouterr().err
     assert "holds other samples than those asked for" in told and words in told
-    assert {path.name: path.read_bytes() for path in drawn.iterdir()} == before
+    assert {path: path.read_bytes() for path in drawn.rglob("*") if path.is_file()} == before
 
 
 def test_a_checkpoint_of_another_network_is_told_before_anything_is_compiled(workdir, tmp_path, capsys):
@@ -126,9 +181,9 @@ def test_a_checkpoint_of_another_network_is_told_before_anything_is_compiled(wor
 def test_a_mixture_of_samples_is_neither_exported_nor_evaluated(workdir, drawn, tmp_path, capsys):
     first, second = sorted(drawn.glob("*.npz"))
     (tmp_path / first.name).write_bytes(first.read_bytes())
-    shard = sample.read_shard(second)
+    shard = shards.read_shard(second)
     other = json.loads(str(shard["identity"])) | {"seed": 1}
-    sample.write_shard(tmp_path / second.name, shard | {"identity": np.asarray(json.dumps(other))})
+    shards.write_shard(tmp_path / second.name, shard | {"identity": np.asarray(json.dumps(other))})
     assert run_command(evaluate.main, [f"--workdir={workdir}", f"--samples={tmp_path}"]) == 2
     assert "seed (was 1, is 0)" in capsys.readouterr().err
     argv = [f"--workdir={workdir}", f"--output={tmp_path}", "--num-samples=40", "--shard-size=24"]
@@ -160,16 +215,16 @@ def test_array_record_holds_the_same_samples(workdir, tmp_path, capsys):
     """Also once a shard whose identity is damaged was drawn again; pictures and costs of other samples are removed."""
     whole = draw(workdir, tmp_path / "a")
     for stale in ("denoising.png", "shown.json"):
-        (workdir / stale).write_text('{"seed": 7}')
+        (tmp_path / "a" / stale).write_text('{"seed": 7}')
     for stale in ("sampling.json", "samples.array_record"):
         (tmp_path / "a" / stale).write_text("{}")
     first = sorted((tmp_path / "a").glob("*.npz"))[0]
-    np.savez(first, **sample.read_shard(first) | {"identity": np.asarray("{")})
+    np.savez(first, **shards.read_shard(first) | {"identity": np.asarray("{")})
     draw(workdir, tmp_path / "a", "--format=arrayrecord")
     assert "samples-00000-of-00002.npz is damaged and is drawn again" in capsys.readouterr().out
-    assert not (workdir / "denoising.png").exists()
+    assert not (tmp_path / "a" / "denoising.png").exists()
     cost = json.loads((tmp_path / "a" / "sampling.json").read_text())
-    assert cost["identity"] == json.loads((workdir / "shown.json").read_text()) and cost["seed"] == 0
+    assert cost["identity"] == json.loads((tmp_path / "a" / "shown.json").read_text()) and cost["seed"] == 0
     source = data.array_record(str(tmp_path / "a" / "samples.array_record"))
     assert len(source) == 40
     np.testing.assert_array_equal(source[7]["x0"], whole["x"][7])

@@ -101,7 +101,7 @@ def test_mistakes_are_told_in_one_sentence(make, says):
     [
         "data.write_array_record",
         "data.write_latents",
-        "data.files.write_latents",
+        "data.latent_shards.write_latents",
         "acceleration.save_calibration",
         "distributed.initialize",
         "training.logging.JsonLines",

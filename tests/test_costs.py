@@ -2,9 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 from diffusion_jax import acceleration, denoisers, models, processes
-from diffusion_jax.costs import carry_bytes, count_bytes, count_flops, evaluation_flops
+from diffusion_jax.costs import carry_bytes, count_bytes, count_flops, evaluation_flops, peak_flops, training_flops
+from diffusion_jax.typing import Aux, Objective
 
 WIDTH, HEADS, TOKENS, BATCH = 16, 2, 4, 3
 
@@ -87,3 +89,45 @@ def test_an_evaluation_costs_what_it_computes_and_a_carry_what_it_keeps():
     # Two modules in each of three blocks; a knot, a basis of one and three counters.
     assert carry_bytes(reused, params, x, cond) == 4 * (6 * BATCH * TOKENS * WIDTH + 5)
     assert carry_bytes(denoisers.denoiser(network, process), params, x, cond) == 0
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_a_training_step_is_three_forward_passes_whatever_is_computed_again(remat):
+    """Two layers; the first one's gradient with respect to the data is not needed."""
+
+    def layer(h, kernel):
+        return jnp.tanh(h @ kernel)
+
+    def loss(params, state, batch, key):
+        h = batch["x0"]
+        for name in ("a", "b"):
+            h = (jax.checkpoint(layer) if remat else layer)(h, params.get(name, state))
+        return jnp.square(h).mean(axis=1), Aux(state, {}, {})
+
+    objective = Objective(lambda *a: None, loss)
+    kernel, batch = jnp.ones((WIDTH, WIDTH)), {"x0": jnp.ones((BATCH, WIDTH))}
+    one_layer = 2 * BATCH * WIDTH**2
+    both = training_flops(objective, {"a": kernel, "b": kernel}, kernel, batch)
+    assert both == (6 if remat else 5) * one_layer
+    if not remat:
+        assert training_flops(objective, {"b": kernel}, kernel, batch) == 3 * one_layer
+
+
+@pytest.mark.parametrize(
+    ("kind", "peak"),
+    [
+        ("TPU v5 lite", 197e12),
+        ("TPU v5p", 459e12),
+        ("TPU v5", 459e12),
+        ("TPU v6 lite", 918e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA H200 MIG 3g.71gb", None),
+        ("NVIDIA RTX A1000", None),
+        ("cpu", None),
+    ],
+)
+def test_peaks_are_found_by_what_devices_call_themselves(kind, peak):
+    assert peak_flops(kind) == peak

@@ -189,12 +189,18 @@ def test_a_config_is_printed_for_a_file_and_for_a_run_and_nothing_else_is_needed
     printed = capsys.readouterr().out
     assert left.value.code == 0
     assert "--config.train.steps=7 " in printed and "int: batches to train on" in printed
-    assert "# int | None: None: train.steps" in printed and "int: pixels of background" in printed
+    assert "# int | None: None is as many as train.steps" in printed and "int: pixels of background" in printed
     (tmp_path / "config.json").write_text(json.dumps(DIGITS.to_dict()))
     with pytest.raises(SystemExit):
         run_command(sample.main, [f"--workdir={tmp_path}", "--print-config", "--config.ema={}"])
     assert "sampling.ema has no effect" in capsys.readouterr().out
     assert run_command(sample.main, [f"--workdir={tmp_path}", "--print-config", "--config.sed=1"]) == 2
+
+
+def test_what_a_preset_takes_is_printed_with_its_values():
+    printed = config_text(apply_overrides(DIGITS, ["sampling.acceleration.preset=foca", "model.patch=1"]))
+    assert "# sampling.acceleration also takes: interval=5, warmup=3, step=1.0\n" in printed
+    assert "# model also takes: mlp_ratio, " in printed
 
 
 def test_every_field_says_what_it_is_for():

@@ -28,3 +28,20 @@ def test_captions_stand_under_their_images(tmp_path):
     assert inks[0] == 0 and inks[1] > 20
     columns = np.flatnonzero(reds.any(0))
     assert (np.diff(columns) > 1).sum() == 1
+
+
+def test_a_plot_carries_its_numbers(tmp_path):
+    curves = {"one": (np.arange(3), np.array([0.1, 0.02, 0.3])), "two": ((0,), (0.5,))}
+    pictures.save_curves(tmp_path / "a.png", curves, x_label="step", y_label="loss", title="Loss", log=False)
+    before = imageio.imread(tmp_path / "a.png")
+    pictures.redraw(tmp_path / "a.png")
+    np.testing.assert_array_equal(imageio.imread(tmp_path / "a.png"), before)
+    pictures.redraw(tmp_path / "a.png", title="Another")
+    assert (imageio.imread(tmp_path / "a.png") != before).any()
+
+
+def test_small_images_are_enlarged_and_what_is_missing_of_a_row_is_empty():
+    sheet = pictures.grid(np.full((3, 8, 8, 1), -1.0), 2, zoom=None)
+    assert pictures.readable_zoom(8, 8) == 8 and pictures.readable_zoom(512, 512) == 1
+    assert sheet.shape == (2 * 66 + 2, 2 * 66 + 2, 3)
+    assert (sheet == 0).all(-1).sum() == 3 * 64**2 and (sheet[68:, 68:] == 255).all()

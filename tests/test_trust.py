@@ -12,7 +12,7 @@ from diffusion_jax.config import ConfigDict, build, call
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.overrides import apply_overrides
 from diffusion_jax.parts import constructor
-from diffusion_jax.trust import ImportableName, outside_packages, written_by_user
+from diffusion_jax.trust import ImportableName, outside_packages, source_digests, written_by_user
 from diffusion_jax.typing import Network, Solver
 
 PARTS = """
@@ -108,6 +108,15 @@ def test_a_stored_name_is_not_imported_unless_its_package_is_trusted(package, tm
         assert build(config.sampling.solver, Solver).order == 1
         assert build(ConfigDict({"all": config.list})["all"])[0]["a"].order == 1
     assert (tmp_path / "imported").read_text() == f"{package}.parts", "once"
+
+
+def test_a_part_whose_code_has_changed_is_another_part(package, tmp_path):
+    entry = call(f"{package}.parts:told")
+    before = source_digests({"solver": entry})
+    assert before == source_digests([entry, call("solvers.ddim")]) and [*before] == [f"{package}.parts"]
+    with (tmp_path / package / "parts.py").open("a") as file:
+        file.write("# changed\n")
+    assert source_digests([entry]) != before
 
 
 def test_trust_is_in_what_a_package_defines(package, tmp_path):

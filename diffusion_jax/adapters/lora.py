@@ -28,11 +28,13 @@ class Lora(NamedTuple):
     merge: (params, lora, strength=1.0) -> params     the adapted weights themselves, for the plain network, with the
         factors at a strength that may be traced: 0 is the network, below 0 is the other way. `params` may be those of
         any network with the same modules, such as a student distilled from the one beside which they were trained.
+    scale: alpha / rank, by which the network multiplies the product of the factors.
     """
 
     init: Callable[..., Any]
     network: Network
     merge: Callable[..., Any]
+    scale: int | float = 1.0
 
 
 def lora(
@@ -69,7 +71,7 @@ def lora(
         inner = module_params(network, params)
         return with_module_params(network, params, merged(inner, transplanted(factors, inner, strength * scale)))
 
-    return Lora(init, opened.network, merge)
+    return Lora(init, opened.network, merge, scale)
 
 
 def _with_factors(site: Site, x: Any, *, rank: int, scale: int | float, collection: str, run: Any = None) -> Any:

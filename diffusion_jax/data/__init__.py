@@ -11,23 +11,26 @@ from diffusion_jax.data.demonstrations import Demonstrations, Pictures, principa
 from diffusion_jax.data.digits import digits
 from diffusion_jax.data.encoded import PrincipalLatents, encoded, principal_latents, stacked_examples
 from diffusion_jax.data.faces import faces
-from diffusion_jax.data.files import (
-    array_record,
-    arrays,
-    latents,
-    write_array_record,
-    write_latents,
-)
+from diffusion_jax.data.files import array_record, arrays, write_array_record
 from diffusion_jax.data.image_folders import captioned_folder, encoded_captions, image_folder
+from diffusion_jax.data.latent_shards import latents, write_latents
 from diffusion_jax.data.moving import moving_shapes
 from diffusion_jax.data.photographs import PHOTOGRAPHS, patches, photograph, textures
+from diffusion_jax.data.picture_files import FolderSummary, folder_summary
 from diffusion_jax.data.pipeline import Batches, pipeline
 from diffusion_jax.data.portrait import talking_faces
 from diffusion_jax.data.prose import documents as prose_documents
 from diffusion_jax.data.prose import prose
 from diffusion_jax.data.push_t import push_t_demonstrations
 from diffusion_jax.data.scenes import shapes
-from diffusion_jax.data.sources import ArraySource, Source, check_finite, unconditional
+from diffusion_jax.data.sources import (
+    ArraySource,
+    Source,
+    check_finite,
+    held_out,
+    rows_of_each_size,
+    unconditional,
+)
 from diffusion_jax.data.tfds import tfds
 from diffusion_jax.data.tokenizers import Tokenizer, bpe_tokenizer, byte_tokenizer, word_tokenizer
 from diffusion_jax.data.toys2d import TOYS, Mixture, gaussian_blobs, toys2d
@@ -41,6 +44,7 @@ __all__ = [
     "Batches",
     "Conditions",
     "Demonstrations",
+    "FolderSummary",
     "Mixture",
     "Pictures",
     "PrincipalLatents",
@@ -60,7 +64,9 @@ __all__ = [
     "encoded_captions",
     "faces",
     "flip",
+    "folder_summary",
     "gaussian_blobs",
+    "held_out",
     "image_folder",
     "latents",
     "moving",
@@ -79,6 +85,7 @@ __all__ = [
     "push_t_demonstrations",
     "random_crop",
     "resize",
+    "rows_of_each_size",
     "scenes",
     "shapes",
     "stacked_examples",

@@ -17,6 +17,9 @@ TABLES = ("metadata.jsonl", "metadata.csv", "captions.csv")
 
 MAX_TABLE_BYTES = 2**30
 
+MOST_TOKENS = 256
+"""The length of captions where none is given and the longest has more."""
+
 
 def read_captions(
     pictures: Sequence[Path], others: Sequence[Path], captions: str = "auto", text_column: str = "text"
@@ -82,19 +85,21 @@ def _csv_rows(table, content, text_column):
         raise InvalidInput(f"{str(table)!r} is no CSV: {error}.") from None
 
 
-def tokenized(texts: Sequence[str], tokenizer: Any, length: int, name: str) -> dict[str, np.ndarray]:
+def tokenized(texts: Sequence[str], tokenizer: Any, length: int | None, name: str) -> dict[str, np.ndarray]:
     """`tokens int32 [N, length]`, padded on the right, and `tokens_mask`, true where a token is of the text.
 
+    length: that of the longest when None, and `MOST_TOKENS` at most.
     tokenizer: has `encode(text) -> ids`, `vocab_size`, and, where there are such, the ids `pad` and `end`. A text that
-    is too long is cut and keeps its end; how many were is told in a warning.
+        is too long is cut and keeps its end; how many were is told in a warning.
     """
-    if length < 1:
+    if length is not None and length < 1:
         raise invalid("length", length, "it must be at least 1")
+    ids_of = [list(tokenizer.encode(text)) for text in texts]
+    length = min(MOST_TOKENS, max([1, *map(len, ids_of)])) if length is None else length
     pad, end = getattr(tokenizer, "pad", None) or 0, getattr(tokenizer, "end", None)
     tokens, mask = np.full((len(texts), length), pad, np.int32), np.zeros((len(texts), length), bool)
     long, longest = [], 0
-    for row, text in enumerate(texts):
-        ids = list(tokenizer.encode(text))
+    for row, (text, ids) in enumerate(zip(texts, ids_of, strict=True)):
         if len(ids) > length:
             long.append(text)
             longest = max(longest, len(ids))

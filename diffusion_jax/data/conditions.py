@@ -25,9 +25,15 @@ def cycled_labels(num_classes: int | None = None) -> Conditions:
 
 
 def conditions_of(source: Source) -> Conditions:
-    """The conditions of the examples of a source, in its order and again from the start when it ends."""
+    """The conditions of the examples of a source, in its order and again from the start when it ends.
+
+    In a config that gives no source it is that of the held-out data.
+    """
+    rows = getattr(source, "cond", None)
 
     def conditions(index):
+        if rows:
+            return {name: np.asarray(values[np.asarray(index) % len(source)]) for name, values in rows.items()}
         picked = [source[int(i) % len(source)]["cond"] for i in np.asarray(index)]
         return {name: np.stack([cond[name] for cond in picked]) for name in picked[0]}
 

@@ -1,15 +1,14 @@
-"""Data from files: NumPy arrays, precomputed latents in shards, ArrayRecord. Nothing is ever unpickled.
+"""Data from files: NumPy arrays and ArrayRecord. Nothing is ever unpickled.
 
 Readers and the writers of the formats that are ours. In all of them unsigned integers and bools are pixels, scaled by
 the range of their type to [-1, 1] (`pixels.scaled`); signed integers are tokens; floats are taken as they are. Folders
-of pictures and tensorflow-datasets have modules of their own.
+of pictures, latents and tensorflow-datasets have modules of their own.
 """
 
 import dataclasses
-import functools
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,8 @@ LOOKED_AT = 64
 """Examples of a file that stays on disk whose range is looked at."""
 
 
-def _existing(path: Any, what: str) -> Path:
+def existing(path: Any, what: str) -> Path:
+    """A path that is there. what: what a message calls it."""
     path = Path(path).expanduser()
     if not path.exists():
         raise InvalidInput(f"{what} {str(path)!r} does not exist.")
@@ -121,7 +121,7 @@ def arrays(
         raise InvalidInput("arrays needs either a path or x0, and not both.")
     name, content = "arrays", {}
     if path is not None:
-        file = _existing(path, "The file")
+        file = existing(path, "The file")
         name = str(file)
         if file.suffix == ".npy":
             x0 = MappedRows(file, lambda rows: as_data(rows, f"x0 of {name}", value_range))
@@ -180,104 +180,6 @@ def _check_range(x0: np.ndarray, name: str, value_range: Any) -> None:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Shards:
-    """Examples spread over files, which stay on disk; the order is that of the file names."""
-
-    files: tuple[Path, ...]
-    identities: tuple[Any, ...]
-    starts: tuple[int, ...]
-    shape: tuple[int, ...]
-    scale: float
-    shift: float
-    num_classes: int | None = None
-    name: str = "latents"
-
-    def __len__(self) -> int:
-        return self.starts[-1]
-
-    def __getitem__(self, index: int) -> dict:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        shard = int(np.searchsorted(self.starts, index, side="right")) - 1
-        content = _shard(self.files[shard], self.identities[shard])
-        row = index - self.starts[shard]
-        x0 = content["x0"][row]
-        example = {"x0": x0 if x0.dtype == np.int32 else (x0 - self.shift) * self.scale}
-        cond = {key: value[row] for key, value in content.items() if key != "x0"}
-        return {**example, "cond": cond} if cond else example
-
-
-def _beside(file: Path) -> dict[str, Path]:
-    """The files of a shard's conditions by name."""
-    stem = file.name.removesuffix(".x0.npy")
-    named = {
-        path.name.removeprefix(f"{stem}.").removesuffix(".npy"): path
-        for path in file.parent.glob("*.npy")
-        if path.name.startswith(f"{stem}.")
-    }
-    return {key: named[key] for key in sorted(named) if key != "x0"}
-
-
-def _identities(file: Path) -> tuple[Any, ...]:
-    return tuple((str(path), identity(path)) for path in (file, *_beside(file).values()))
-
-
-@functools.lru_cache(maxsize=512)
-def _shard(file: Path, identities: tuple[Any, ...]) -> dict:
-    """x0 as a memory map, the small arrays beside it (`NAME.label.npy`, ...) in memory: those of these identities."""
-    if _identities(file) != identities:
-        raise InvalidInput(f"The shard {str(file)!r} has changed since it was opened: start again to read it as it is.")
-    content: dict[str, Any] = {"x0": MappedRows(file, functools.partial(as_data, name=str(file)))}
-    for key, path in _beside(file).items():
-        content[key] = as_condition(read_array(path), key, repr(str(path)))
-        if len(content[key]) != len(content["x0"]):
-            raise invalid(f"length of {str(path)!r}", len(content[key]), f"x0 has {len(content['x0'])} examples")
-    return content
-
-
-def latents(folder: str, *, scale: float = 1.0, shift: float = 0.0, num_classes: int | None = None) -> Shards:
-    """Latents computed beforehand: `NAME.x0.npy` shards, each with `NAME.label.npy` and the like beside it.
-
-    Shards are memory-mapped, so the data may be larger than the memory. `x0 <- (x0 - shift) * scale`, e.g. scale
-    0.18215 for the latents of Stable Diffusion; signed integers are tokens and stay. `write_latents` writes the format.
-    """
-    files = tuple(sorted(_existing(folder, "The folder of latents").glob("*.x0.npy")))
-    if not files:
-        raise InvalidInput(f"The folder {str(folder)!r} holds no shard: files named NAME.x0.npy are expected.")
-    identities = tuple(_identities(file) for file in files)
-    shards = [_shard(*shard) for shard in zip(files, identities, strict=True)]
-    first = shards[0]
-    for file, shard in zip(files, shards, strict=True):
-        for what, here, there in (
-            ("shape", shard["x0"].shape[1:], first["x0"].shape[1:]),
-            ("conditions", sorted(shard.keys() - {"x0"}), sorted(first.keys() - {"x0"})),
-        ):
-            if here != there:
-                raise invalid(f"{what} of {str(file)!r}", here, f"{str(files[0])!r} has {there}")
-        if "label" in shard:
-            as_labels(shard["label"], f"label beside {str(file)!r}", num_classes)
-    starts = tuple(np.cumsum([0] + [len(shard["x0"]) for shard in shards]).tolist())
-    if num_classes is None and "label" in first:
-        num_classes = max(int(shard["label"].max(initial=-1)) for shard in shards) + 1
-    shape = tuple(first["x0"].shape[1:])
-    return Shards(files, identities, starts, shape, float(scale), float(shift), num_classes, str(folder))
-
-
-def write_latents(folder: str | Path, name: str, x0: np.ndarray, cond: Mapping[str, np.ndarray] | None = None) -> None:
-    """Writes one shard, `x0 [N, ...]` and its conditions `[N, ...]`, for `latents` to read.
-
-    A shard of that name is replaced whole: who reads the old one still does.
-    """
-    folder = Path(folder).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
-    for key, value in {**(cond or {}), "x0": x0}.items():
-        part = folder / f".{name}.{key}.part"
-        with part.open("wb") as opened:
-            np.save(opened, value, allow_pickle=False)
-        part.replace(folder / f"{name}.{key}.npy")
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
 class ArrayRecords:
     """Examples in ArrayRecord files, each record a small safetensors block; see `array_record`."""
 
@@ -321,7 +223,7 @@ def array_record(paths: str | Sequence[str], num_classes: int | None = None) -> 
     import grain
 
     paths = (paths,) if isinstance(paths, str) else tuple(paths)
-    files = tuple(str(regular_file(_existing(path, "The ArrayRecord file"))) for path in paths)
+    files = tuple(str(regular_file(existing(path, "The ArrayRecord file"))) for path in paths)
     try:
         records: Any = grain.sources.ArrayRecordDataSource(list(files))
         count = len(records)

@@ -4,6 +4,10 @@ The stream of a run is epoch after epoch, each a permutation of the source; posi
 `permutation(seed, p // N)[p mod N]`, and p is the batch's `index`. Nothing depends on the number of hosts or on the
 batch size, except which rows a host reads: host h of H gets rows `h B / H .. (h + 1) B / H` of each global batch, the
 block that a `data`-sharded global array expects from it. Sources and worlds live in the other modules of this package.
+
+Examples of a source with several sizes (`source.bucket`, the number of each example's) are of one size in each batch:
+which one is said by `buckets.BucketSchedule`, and each size has epochs of its own. An example may then come twice in a
+batch that is larger than all examples of its size.
 """
 
 import dataclasses
@@ -13,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from diffusion_jax.data.buckets import BucketSchedule
 from diffusion_jax.data.sources import BatchSource, Source, as_labels, not_finite
 from diffusion_jax.errors import InvalidInput, invalid
 
@@ -90,22 +95,39 @@ class _Stream:
     def name(self) -> str:
         return getattr(self.source, "name", type(self.source).__name__)
 
+    @functools.cached_property
+    def schedule(self) -> BucketSchedule | None:
+        """Which size each batch has; None where all examples have one."""
+        bucket = getattr(self.source, "bucket", None)
+        return None if bucket is None or len(np.unique(bucket)) < 2 else BucketSchedule(np.asarray(bucket))
+
     def __call__(self, batch: int) -> dict:
-        start = int(batch) * self.batch_size + self.process_index * self.rows
-        positions = np.arange(start, start + self.rows, dtype=np.int64)
-        epochs, offsets = np.divmod(positions, len(self.source))
-        indices = offsets
-        if self.shuffle:
-            indices = np.empty_like(offsets)
-            for epoch in np.unique(epochs):
-                here = epochs == epoch
-                indices[here] = _permutation(self.seed, int(epoch), len(self.source))[offsets[here]]
+        first = self.process_index * self.rows
+        positions = int(batch) * self.batch_size + first + np.arange(self.rows, dtype=np.int64)
+        if self.schedule is None:
+            indices = self._at(positions, len(self.source))
+        else:
+            bucket, before = self.schedule(int(batch))
+            examples = self.schedule.examples[bucket]
+            within = before * self.batch_size + first + np.arange(self.rows, dtype=np.int64)
+            indices = examples[self._at(within, len(examples), bucket)]
         out = self._examples(indices, positions)
         classes = getattr(self.source, "num_classes", None)
         if classes is not None and "label" in out.get("cond", {}):
             as_labels(out["cond"]["label"], f"label of {self.name}", classes)
         # Positions stay below 2^31 in any run that ends; beyond, they wrap rather than overflow.
         return {**out, "index": (positions & 0x7FFFFFFF).astype(np.int32)}
+
+    def _at(self, positions: np.ndarray, length: int, *bucket: int) -> np.ndarray:
+        """Which of `length` examples stands at each position of their stream, epoch after epoch."""
+        epochs, offsets = np.divmod(positions, length)
+        if not self.shuffle:
+            return offsets
+        indices = np.empty_like(offsets)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            indices[here] = _permutation(self.seed, int(epoch), length, *bucket)[offsets[here]]
+        return indices
 
     def _examples(self, indices, positions) -> dict:
         if not self.transforms and isinstance(self.source, BatchSource):
@@ -122,9 +144,9 @@ class _Stream:
 
 
 @functools.lru_cache(maxsize=8)
-def _permutation(seed, epoch, length):
+def _permutation(seed, epoch, length, *bucket):
     dtype = np.int32 if length < 2**31 else np.int64
-    return np.random.default_rng((seed, epoch, length)).permutation(length).astype(dtype)
+    return np.random.default_rng((seed, epoch, length, *bucket)).permutation(length).astype(dtype)
 
 
 def _stack(examples) -> Any:
@@ -134,7 +156,8 @@ def _stack(examples) -> Any:
     shapes = {np.shape(example) for example in examples}
     if len(shapes) > 1:
         raise InvalidInput(
-            f"Examples of shapes {sorted(shapes)[:3]} cannot be batched: give them one shape, e.g. with data.resize."
+            f"Examples of shapes {sorted(shapes)[:3]} cannot be batched: give them one shape, e.g. with data.resize, "
+            "or a few (data.image_folder(buckets=...))."
         )
     return np.stack(examples)
 
@@ -144,6 +167,7 @@ class Batches:
 
     The state is a dict of plain values, the same on every host, so that a run may be resumed with another number of
     hosts, or with another batch size that divides what has been read, and still sees every example in the same order.
+    (With examples of several sizes the batch size must be the same: which size comes next is said batch by batch.)
     """
 
     def __init__(self, stream: _Stream, epochs: int | None, num_threads: int, prefetch: int, check: Any):
@@ -192,6 +216,7 @@ class Batches:
             "seed": stream.seed,
             "shuffle": stream.shuffle,
             **({} if names is None else {"class_names": list(names)}),
+            **({} if stream.schedule is None else {"batch_size": stream.batch_size}),
         }
 
     def set_state(self, state: dict) -> None:

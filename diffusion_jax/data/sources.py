@@ -104,12 +104,36 @@ class _Unconditional:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name == "take":
             raise AttributeError(name)
-        return getattr(self._source, name)
+        value = getattr(self._source, name)
+        return unconditional(value) if name == "held_out" and value is not None else value
 
 
 def unconditional(source: Source) -> Source:
     """`source` without its conditions, for a network that takes none."""
     return _Unconditional(source)
+
+
+def rows_of_each_size(source: Source) -> dict[tuple[int, int], np.ndarray]:
+    """The examples of each size, of a source that has several (`source.sizes`, `source.bucket`); {} of any other."""
+    bucket = getattr(source, "bucket", None)
+    if bucket is None or len(np.unique(bucket)) < 2:
+        return {}
+    return {source.sizes[number]: np.flatnonzero(bucket == number) for number in np.unique(bucket)}  # pyright: ignore
+
+
+def held_out(source: Source) -> Source:
+    """What `source` keeps from training: `call("data.held_out")` in a config follows all that `config.data` says.
+
+    Raises InvalidInput for a source that keeps nothing.
+    """
+    kept = getattr(source, "held_out", None)
+    if kept is None:
+        name = getattr(source, "name", type(source).__name__)
+        raise InvalidInput(
+            f"{name!r} holds nothing out: give it a share (--config.data.held_out=0.1 of a folder of pictures), or "
+            "another source in config.held_out."
+        )
+    return kept
 
 
 def check_split(split: str) -> None:

@@ -13,7 +13,7 @@ from diffusion_jax.denoisers.analytic import (
     sample_mixture,
     score,
 )
-from diffusion_jax.denoisers.base import denoiser, map_prediction
+from diffusion_jax.denoisers.base import denoiser, map_prediction, with_target_time
 from diffusion_jax.denoisers.branches import Branches, Rule, from_two_networks, in_one_batch, steered
 from diffusion_jax.denoisers.clipping import clipped, thresholded
 from diffusion_jax.denoisers.coarse import merged_components
@@ -88,4 +88,5 @@ __all__ = [
     "switched_condition",
     "thresholded",
     "time_table",
+    "with_target_time",
 ]

@@ -15,6 +15,7 @@ from diffusion_jax.distributed.sharding import (
     constrain,
     init_sharded,
     path_name,
+    replicated,
     shard_batch,
     shardings,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "initialize",
     "make_mesh",
     "path_name",
+    "replicated",
     "said_by_all",
     "sequential",
     "shard_batch",

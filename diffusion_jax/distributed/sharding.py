@@ -136,6 +136,14 @@ def _on(mesh: Mesh, value: Any) -> Any:
     return jax.device_put(value, NamedSharding(automatic(mesh), PartitionSpec()))
 
 
+def replicated(tree: Any, mesh: Mesh | None) -> Any:
+    """Every array whole on each device of the mesh, so that each of several processes can read it; the arrays as they
+    are where one process has them all."""
+    if mesh is None or jax.process_count() == 1:
+        return tree
+    return jax.jit(lambda tree: tree, out_shardings=NamedSharding(automatic(mesh), PartitionSpec()))(tree)
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The first dimension along (data, fsdp), the others whole."""
     return NamedSharding(automatic(mesh), PartitionSpec(BATCH_AXES))

@@ -135,6 +135,11 @@ class TensorFiles:
     def names(self) -> list[str]:
         return list(self._where)
 
+    @property
+    def files(self) -> list[Path]:
+        """The files that have tensors, by their names."""
+        return sorted({file for file, _ in self._where.values()})
+
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._slice(name).get_shape())
 

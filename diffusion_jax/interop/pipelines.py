@@ -70,7 +70,8 @@ class Pipeline(NamedTuple):
 class PipelineKind(NamedTuple):
     """How a class of pipelines is put together.
 
-    network: the folder of the denoising network. num_steps, scale: the family's defaults.
+    network: the folder of the denoising network. num_steps, scale: the family's defaults. classes: whether its prompts
+        are classes, not texts.
     prompter: (load, tokenizer, network, info) -> Prompter; `load(name)` and `tokenizer(name)` read a component, info is
         the `Fields` of model_index.json.
     """
@@ -79,6 +80,7 @@ class PipelineKind(NamedTuple):
     prompter: Callable[..., Prompter]
     num_steps: int
     scale: float
+    classes: bool = False
 
 
 def _labels(load, tokenizer, network, info):
@@ -121,7 +123,7 @@ def _t5(max_length):
 
 
 KINDS = {
-    "DiTPipeline": PipelineKind("transformer", _labels, 50, 4.0),
+    "DiTPipeline": PipelineKind("transformer", _labels, 50, 4.0, classes=True),
     "LatentConsistencyModelImg2ImgPipeline": PipelineKind("unet", _clip, 4, 8.5),
     "LatentConsistencyModelPipeline": PipelineKind("unet", _clip, 4, 8.5),
     "PixArtAlphaPipeline": PipelineKind("transformer", _t5(120), 20, 4.5),
@@ -170,9 +172,7 @@ def load_pipeline(
         raise InvalidInput(f"{given}= is for a pipeline in a single file, and {root} is a folder, whose files say it.")
     else:
         parts = folder_parts(root, placement, variant)
-    name = parts.info.text("_class_name", REQUIRED)
-    if name not in KINDS:
-        raise unknown(f"{parts.info.source}: _class_name", name, KINDS)
+    name = _class_name(parts)
     kind = KINDS[name]
     adaptable = ["unet"]
 
@@ -231,9 +231,36 @@ def with_lora(pipeline: Pipeline, weighted: Sequence[tuple[Any, int | float]], r
     if rank is None:
         rank = sum(largest_rank(factors) for factors, _ in weighted)
     factors = combined_adapters(weighted, rank)
-    lift = _lifting(attached(pipeline.network.network, factors))
     params = {"params": pipeline.network.params, "lora": factors}
+    return with_network(pipeline, attached(pipeline.network.network, factors), params)
+
+
+def with_network(pipeline: Pipeline, network: Network, params: Any) -> Pipeline:
+    """The pipeline with another denoising network in the place of its own, such as its own with adapters."""
+    lift = _lifting(network)
     return pipeline._replace(denoiser=lift(pipeline.scheduler.process), params=params, lift=lift)
+
+
+def pipeline_class(folder: str | os.PathLike, prediction_type: str | None = None) -> str:
+    """The class of the pipeline in a folder or a file, a key of `KINDS`; no tensor is read."""
+    root = local_folder(folder)
+    if root.is_file():
+        return _class_name(file_parts(root, Placement(), None, prediction_type))
+    return _class_name(folder_parts(root, Placement(), None))
+
+
+def _class_name(parts) -> str:
+    name = parts.info.text("_class_name", REQUIRED)
+    if name not in KINDS:
+        raise unknown(f"{parts.info.source}: _class_name", name, KINDS)
+    return name
+
+
+def adapted_network(pipeline: Pipeline) -> Network:
+    """The denoising network with the adapters that are attached to it: it takes `pipeline.params`."""
+    if isinstance(pipeline.params, Mapping) and set(pipeline.params) == {"params", "lora"}:
+        return attached(pipeline.network.network, pipeline.params["lora"])
+    return pipeline.network.network
 
 
 def _lifting(network):

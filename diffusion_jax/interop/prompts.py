@@ -49,6 +49,9 @@ class Prompter(NamedTuple):
     null: (prompts, size, reading=PLAIN) -> cond, from a negative prompt or None a row: the other side of guidance.
     chunks: (prompts, reading) -> how many chunks of an encoder the longest fills.
     encoders: the encoders of CLIP behind it. with_encoders: (encoders) -> the same with others in their places.
+    framed: (original [N, 2], corner [N, 2], size) -> the entries of cond that say how pictures lie in their frame, one
+        row a picture: those of training data, which were this high and wide in their files, and were cropped (after
+        they were resized) at this top and left corner. Nothing where the network does not read it.
     """
 
     main: Callable[..., PromptCondition]
@@ -56,6 +59,7 @@ class Prompter(NamedTuple):
     chunks: Callable[[Sequence[Any], PromptReading], int] = lambda prompts, reading: 1
     encoders: tuple[Any, ...] = ()
     with_encoders: Callable[..., Any] | None = None
+    framed: Callable[..., PromptCondition] = lambda original, corner, size: {}
 
 
 class EncodedText(NamedTuple):
@@ -221,6 +225,11 @@ def double_clip_prompts(
 
     scores = aesthetic_scores or (0.0, 0.0)
 
+    def framed(original, corner, size):
+        last = np.asarray(size if aesthetic_scores is None else scores[:1], np.float32)
+        rows = np.broadcast_to(last, (len(original), len(last)))
+        return {"time_ids": np.concatenate([original, corner, rows], axis=1).astype(np.float32)}
+
     def main(prompts, size, reading=PLAIN):
         _check_skip(reading, encoders, 2)
         return encode(_texts(prompts), size, reading, reading.clip_skip, scores[0])
@@ -239,7 +248,7 @@ def double_clip_prompts(
     def with_encoders(encoders):
         return double_clip_prompts(encoders, zero_empty, aesthetic_scores)
 
-    return Prompter(main, null, chunks, tuple(encoders), with_encoders)
+    return Prompter(main, null, chunks, tuple(encoders), with_encoders, framed)
 
 
 def t5_prompts(encoder: PromptEncoder, sized: bool) -> Prompter:
@@ -254,9 +263,16 @@ def t5_prompts(encoder: PromptEncoder, sized: bool) -> Prompter:
             cond["aspect"] = jnp.full((count,), size[0] / size[1], jnp.float32)
         return cond
 
+    def framed(original, corner, size):
+        # As it was trained: at the size that its pictures have, whatever they had before.
+        count = len(original)
+        rows = np.broadcast_to(np.asarray(size, np.float32), (count, 2))
+        return {"size": rows, "aspect": np.full(count, size[0] / size[1], np.float32)} if sized else {}
+
     return Prompter(
         lambda prompts, size, reading=PLAIN: encode(_texts(prompts), size, reading),
         lambda prompts, size, reading=PLAIN: encode(_negatives(prompts), size, reading),
+        framed=framed,
     )
 
 

@@ -7,6 +7,7 @@ a local file), or directly when they are low-dimensional. The verifier of a gene
 
 from diffusion_jax.metrics.accuracy import ClassAccuracy, class_accuracy
 from diffusion_jax.metrics.agreement import epsilon_gap
+from diffusion_jax.metrics.comparison import FeatureComparison, clip_scores, compare_features
 from diffusion_jax.metrics.distances import energy_distance, sliced_wasserstein, wasserstein, wasserstein_1d
 from diffusion_jax.metrics.frechet import Moments, frechet_distance, gaussian_frechet_distance, merge, moments
 from diffusion_jax.metrics.frontier import cheapest_within, error_at_cost, pareto_front
@@ -18,6 +19,7 @@ from diffusion_jax.metrics.leakage import leakage
 from diffusion_jax.metrics.linear_runs import run_covariance
 from diffusion_jax.metrics.manifold import Manifold, manifold
 from diffusion_jax.metrics.sets import SetMetric, clip_distances, image_set, point_set, scene_set, token_set
+from diffusion_jax.metrics.statistics import Gaussian, Statistics, read_statistics, write_statistics
 from diffusion_jax.metrics.timing import SamplingCost, interleaved, sampling_cost, timed
 from diffusion_jax.metrics.trajectories import (
     effective_modes,
@@ -30,6 +32,8 @@ from diffusion_jax.metrics.trajectories import (
 
 __all__ = [
     "ClassAccuracy",
+    "FeatureComparison",
+    "Gaussian",
     "Inception",
     "InceptionV3",
     "Judge",
@@ -39,9 +43,12 @@ __all__ = [
     "Moments",
     "SamplingCost",
     "SetMetric",
+    "Statistics",
     "cheapest_within",
     "class_accuracy",
     "clip_distances",
+    "clip_scores",
+    "compare_features",
     "effective_modes",
     "endpoint_error",
     "energy_distance",
@@ -65,6 +72,7 @@ __all__ = [
     "pareto_front",
     "point_set",
     "psnr",
+    "read_statistics",
     "run_covariance",
     "sampling_cost",
     "scene_set",
@@ -77,4 +85,5 @@ __all__ = [
     "undecided",
     "wasserstein",
     "wasserstein_1d",
+    "write_statistics",
 ]

@@ -13,6 +13,9 @@ from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.metrics.arrays import feature_set, real_numbers
 from diffusion_jax.typing import Numbers
 
+CHUNK = 4096
+"""Rows that are float64 at once while moments are summed up."""
+
 
 class Moments(NamedTuple):
     """Count, mean `[D]` and scatter `[D, D]` (sum of outer products of deviations) of features seen so far."""
@@ -35,6 +38,15 @@ def moments(features: Numbers) -> Moments:
     mean = rows.mean(axis=0)
     apart = rows - mean
     return Moments(len(rows), mean, apart.T @ apart)
+
+
+def moments_in_chunks(features: Numbers) -> Moments:
+    """`moments` of many rows, of which few are float64 at once."""
+    features = np.asarray(features)
+    found = moments(features[:CHUNK])
+    for start in range(CHUNK, len(features), CHUNK):
+        found = merge(found, moments(features[start : start + CHUNK]))
+    return found
 
 
 def merge(a: Moments, b: Moments) -> Moments:
@@ -61,18 +73,43 @@ def gaussian_frechet_distance(mean_a: Numbers, covariance_a: Numbers, mean_b: Nu
         raise invalid("shapes of the means and covariances", shapes, "[D], [D], [D, D] and [D, D] were expected")
     if not all(np.isfinite(one).all() for one in (mean_a, mean_b, *covariances)):
         raise InvalidInput("The moments hold a NaN or an infinity: a distance to them means nothing.")
-    root_a, root_b = map(_root, covariances)
-    cross = np.linalg.svd(root_a.T @ root_b, compute_uv=False).sum()
-    apart = mean_a - mean_b
-    distance = apart @ apart + sum(map(np.trace, covariances)) - 2.0 * cross
-    return float(max(distance, 0.0))
+    return distance_of_roots(root_of_gaussian(mean_a, covariances[0]), root_of_gaussian(mean_b, covariances[1]))
 
 
-def _root(covariance):
+class GaussianRoot(NamedTuple):
+    """A Gaussian by its mean `[D]` and a root R `[D, K]` of its covariance, `S = R R^T`; trace: of S."""
+
+    mean: Float[np.ndarray, " D"]
+    root: Float[np.ndarray, "D K"]
+    trace: float
+
+
+def root_of_gaussian(mean: Float[np.ndarray, " D"], covariance: Float[np.ndarray, "D D"]) -> GaussianRoot:
+    """By the eigenvectors of the covariance."""
     values, vectors = np.linalg.eigh(covariance)
     # What is 0 but for rounding would be a root of 1e-8, and thousands of those add up.
     kept = values > len(values) * np.finfo(np.float64).eps * values[-1]
-    return vectors[:, kept] * np.sqrt(values[kept])
+    return GaussianRoot(mean, vectors[:, kept] * np.sqrt(values[kept]), float(np.trace(covariance)))
+
+
+def root_of_features(features: Numbers) -> GaussianRoot:
+    """Of the Gaussian fitted to features `[N, D]`: of fewer examples than features the root is the deviations
+    themselves, and nothing of size `[D, D]` is made."""
+    count, dimension = np.shape(features)
+    if not 1 < count <= dimension:
+        found = moments_in_chunks(features)
+        return root_of_gaussian(found.mean, found.covariance)
+    rows = feature_set("features", features)
+    mean = rows.mean(axis=0)
+    root = (rows - mean).T / np.sqrt(count - 1)
+    return GaussianRoot(mean, root, float((root**2).sum()))
+
+
+def distance_of_roots(a: GaussianRoot, b: GaussianRoot) -> float:
+    """`gaussian_frechet_distance` of two Gaussians of which roots are known."""
+    cross = np.linalg.svd(a.root.T @ b.root, compute_uv=False).sum()
+    apart = a.mean - b.mean
+    return float(max(apart @ apart + a.trace + b.trace - 2.0 * cross, 0.0))
 
 
 def frechet_distance(a: Numbers | Moments, b: Numbers | Moments) -> float:

@@ -1,11 +1,12 @@
 """Inception-v3 in the variant that the Fréchet inception distance is defined with, loaded from a local file.
 
 The architecture is that of TensorFlow's 2015 model as pytorch-fid writes it (Szegedy et al. 2016; Heusel et al. 2017):
-average pools leave the padding out, and the last block pools by maximum. Weights come from a safetensors file with
-torch's names (`Mixed_5b.branch1x1.conv.weight`, `[O, I, H, W]`); nothing is downloaded.
+average pools leave the padding out, and the last block pools by maximum. Weights come from a safetensors or NPZ file
+with torch's names (`Mixed_5b.branch1x1.conv.weight`, `[O, I, H, W]`); nothing is downloaded.
 """
 
 import functools
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax import reading
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.metrics.arrays import signed_images
 
@@ -170,6 +172,16 @@ _LEAVES = {
 }
 
 
+CONVERT = (
+    "pytorch-fid's file, pt_inception-2015-12-05-6726825d.pth, is needed, converted once where torch is installed: "
+    "safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'inception.safetensors')."
+)
+
+
+SPATIAL = ("Mixed_6d", "branch1x1"), 7
+"""The module, and how many of its channels, that the spatial Fréchet distance is defined by (Nash et al. 2021)."""
+
+
 def from_torch(tensors: Mapping[str, np.ndarray]) -> Any:
     """Variables of `InceptionV3` from arrays by torch's names; without `fc.*` when the file has no classifier.
 
@@ -177,13 +189,17 @@ def from_torch(tensors: Mapping[str, np.ndarray]) -> Any:
     """
     abstract = abstract_variables("fc.weight" in tensors)
 
+    if "AuxLogits.fc.weight" in tensors or np.shape(tensors.get("fc.weight", ()))[:1] == (1000,):
+        raise InvalidInput(
+            "These are torchvision's weights of Inception-v3, trained otherwise: the Fréchet inception distance is "
+            f"defined with those of 2015. {CONVERT}"
+        )
+
     def convert(path, leaf):
         parts = [entry.key for entry in path[1:]]
         name = ".".join([*parts[:-2], _LEAVES[tuple(parts[-2:])]])
         if name not in tensors:
-            raise InvalidInput(
-                f"The weights of Inception-v3 lack {name!r}: the file of pytorch-fid's model is expected."
-            )
+            raise InvalidInput(f"The weights of Inception-v3 lack {name!r}. {CONVERT}")
         value = np.asarray(tensors[name], np.float32)
         value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
         if value.shape != leaf.shape:
@@ -203,41 +219,77 @@ class Inception(NamedTuple):
     logits: Callable[[Any], np.ndarray]
 
 
-def inception(path: str, batch_size: int = 64) -> Inception:
-    """The feature network of the FID from a safetensors file with pytorch-fid's weights (FID, KID, Inception score).
+def read_inception(path: str | os.PathLike) -> Any:
+    """Variables of `InceptionV3` from a safetensors or NPZ file with pytorch-fid's weights, or a folder with one.
 
-    Images are resized to 299 x 299 bilinearly, without antialiasing, as pytorch-fid does.
-
-    Raises InvalidInput when the file is missing, is no safetensors file, or does not hold this network.
+    Raises InvalidInput when the file is missing, of another kind, or does not hold this network.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise InvalidInput(
-            f"The weights of Inception-v3 {str(file)!r} do not exist: convert pytorch-fid's file to safetensors once."
-        )
-    if batch_size < 1:
-        raise invalid("batch_size", batch_size, "it must be at least 1")
+    file = inception_file(path)
+    if file.suffix == ".npz":
+        return from_torch(reading.read_arrays(file))
     try:
-        variables = from_torch(load_file(file))
+        return from_torch(load_file(file))
     except (SafetensorError, OSError) as error:
         raise InvalidInput(f"{str(file)!r} is not a safetensors file ({error}).") from None
+
+
+def inception_file(path: str | os.PathLike) -> Path:
+    """The file of weights at `path`, which may be the folder that it alone is in."""
+    file = Path(path).expanduser()
+    if file.is_dir():
+        inside = sorted(one for one in file.iterdir() if one.suffix in (".safetensors", ".npz"))
+        if len(inside) != 1:
+            raise InvalidInput(f"{str(file)!r} holds {len(inside)} safetensors or NPZ files: name the right one.")
+        return inside[0]
+    if not file.is_file():
+        raise InvalidInput(f"The weights of Inception-v3 {str(file)!r} do not exist. {CONVERT}")
+    if file.suffix in (".pth", ".pt", ".pkl", ".bin"):
+        raise InvalidInput(f"{str(file)!r} is a pickle, which is never opened. {CONVERT}")
+    return file
+
+
+def inception_outputs(variables: Any, images: Any) -> dict[str, Any]:
+    """Of images `[B, 299, 299, 3]`, scaled as the network expects: `features [B, 2048]`, `logits [B, 1008]` (where it
+    has a classifier), and `spatial [B, 2023]`, the features of the spatial Fréchet distance. Pure."""
+    path, channels = SPATIAL
+
+    def kept(module, method):
+        return module.path == path
+
     network = InceptionV3("fc" in variables["params"])
+    (features, logits), state = network.apply(variables, images, capture_intermediates=kept, mutable=["intermediates"])
+    kept_outputs: Any = state["intermediates"]
+    spatial = kept_outputs[path[0]][path[1]]["__call__"][0][..., :channels]
+    outputs = {"features": features, "spatial": spatial.reshape(len(images), -1)}
+    return outputs if logits is None else {**outputs, "logits": logits}
+
+
+def inception(path: str, batch_size: int = 64) -> Inception:
+    """The feature network of the FID from a file with pytorch-fid's weights (FID, KID, Inception score).
+
+    Images are resized to 299 x 299 bilinearly, without antialiasing, as pytorch-fid does.
+
+    Raises InvalidInput as `read_inception` does.
+    """
+    if batch_size < 1:
+        raise invalid("batch_size", batch_size, "it must be at least 1")
+    variables = read_inception(path)
 
     @jax.jit
     def apply(variables, images):
         shape = (len(images), 299, 299, 3)
-        return network.apply(variables, jax.image.resize(images, shape, "bilinear", antialias=False))
+        return inception_outputs(variables, jax.image.resize(images, shape, "bilinear", antialias=False))
 
     def run(images, which):
         images = signed_images("images", images)
         if images.ndim != 4 or images.shape[-1] != 3 or not images.size:
             raise invalid("images.shape", images.shape, "Inception-v3 takes colour images [N, H, W, 3]")
-        chunks = [apply(variables, images[i : i + batch_size])[which] for i in range(0, len(images), batch_size)]
-        if chunks[0] is None:
-            raise InvalidInput(f"{str(file)!r} holds no classifier (fc.weight): there are features but no logits.")
-        return np.concatenate([np.asarray(chunk) for chunk in chunks])
+        chunks = [apply(variables, images[i : i + batch_size]) for i in range(0, len(images), batch_size)]
+        if which not in chunks[0]:
+            raise InvalidInput(f"{str(path)!r} holds no classifier (fc.weight): there are features but no logits.")
+        return np.concatenate([np.asarray(chunk[which]) for chunk in chunks])
 
-    return Inception(lambda images: run(images, 0), lambda images: run(images, 1))
+    return Inception(lambda images: run(images, "features"), lambda images: run(images, "logits"))

@@ -7,13 +7,33 @@ An objective's loss is unreduced over the batch; the step of `training` averages
 from diffusion_jax.objectives.adaptation import Adaptation, adaptation
 from diffusion_jax.objectives.autoencoder import vae_loss
 from diffusion_jax.objectives.budget import Budgeted, budget_at, budgeted
+from diffusion_jax.objectives.consistency import (
+    consistency,
+    gap_weight,
+    neighbour,
+    pseudo_huber,
+    shrinking,
+    squared_distance,
+)
 from diffusion_jax.objectives.contrastive import caption_loss, contrastive
 from diffusion_jax.objectives.denoising import denoising, objective
 from diffusion_jax.objectives.discrete import masked
 from diffusion_jax.objectives.distribution_matching import distribution_matching, few_step_answers
 from diffusion_jax.objectives.entries import TOKEN_WEIGHTINGS, regression, tokens
+from diffusion_jax.objectives.flow_maps import mean_flow, shortcut
 from diffusion_jax.objectives.frozen import TrainedPart, trained_part, with_frozen
 from diffusion_jax.objectives.imitation import Imitated, imitation, slider
+from diffusion_jax.objectives.kernel_matching import (
+    FeatureSpace,
+    gaussian_kernel,
+    kernel_matching,
+    linear_kernel,
+    polynomial_kernel,
+    raw_features,
+    squared_mmd,
+    whole_runs,
+)
+from diffusion_jax.objectives.latents import on_latents
 from diffusion_jax.objectives.layerwise import (
     ExitErrors,
     exit_errors,
@@ -22,36 +42,69 @@ from diffusion_jax.objectives.layerwise import (
     uncertainty_target,
     with_exits,
 )
+from diffusion_jax.objectives.multitask import (
+    Combiner,
+    bargained,
+    conflicting_share,
+    multitask,
+    projected,
+    task_affinity,
+    uncertainty_weighted,
+)
 from diffusion_jax.objectives.validation import validation_loss
 
 __all__ = [
     "TOKEN_WEIGHTINGS",
     "Adaptation",
     "Budgeted",
+    "Combiner",
     "ExitErrors",
+    "FeatureSpace",
     "Imitated",
     "TrainedPart",
     "adaptation",
+    "bargained",
     "budget_at",
     "budgeted",
     "caption_loss",
+    "conflicting_share",
+    "consistency",
     "contrastive",
     "denoising",
     "distribution_matching",
     "exit_errors",
     "exit_losses",
     "few_step_answers",
+    "gap_weight",
+    "gaussian_kernel",
     "imitation",
+    "kernel_matching",
     "layerwise",
+    "linear_kernel",
     "masked",
+    "mean_flow",
+    "multitask",
+    "neighbour",
     "objective",
+    "on_latents",
+    "polynomial_kernel",
+    "projected",
+    "pseudo_huber",
+    "raw_features",
     "regression",
+    "shortcut",
+    "shrinking",
     "slider",
+    "squared_distance",
+    "squared_mmd",
+    "task_affinity",
     "tokens",
     "trained_part",
     "uncertainty_target",
+    "uncertainty_weighted",
     "vae_loss",
     "validation_loss",
+    "whole_runs",
     "with_exits",
     "with_frozen",
 ]

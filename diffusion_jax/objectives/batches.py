@@ -16,7 +16,7 @@ from diffusion_jax.denoisers import null_condition
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.randomness import fold, sample_keys, uniform
 from diffusion_jax.time_axes import where
-from diffusion_jax.typing import Condition, Time
+from diffusion_jax.typing import Condition, Objective, Time
 
 
 def batch_size(batch: Mapping[str, Any]) -> int:
@@ -133,6 +133,12 @@ def refuse_weight(batch: Mapping[str, Any], what: str) -> None:
     """Raises InvalidInput where a batch weighs its entries and the loss `what` would not."""
     if batch.get("weight") is not None:
         raise InvalidInput(f"The batch weighs its entries ('weight'), which {what} does not: leave it out of the data.")
+
+
+def refuse_gradient(objective: Objective, what: str) -> None:
+    """Raises InvalidInput where an objective has a rule for its gradient that is lost in `what`."""
+    if objective.gradient is not None:
+        raise InvalidInput(f"The objective combines its own gradients, which {what} would lose: combine outside of it.")
 
 
 def distinct_draws(draw: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from diffusion_jax.errors import invalid
 from diffusion_jax.models.routing import LEDGER, executed_ratio
+from diffusion_jax.objectives.batches import refuse_gradient
 from diffusion_jax.typing import Objective
 
 
@@ -62,6 +63,8 @@ def budgeted(
     ):
         if not value >= 0:
             raise invalid(field, value, "it must not be negative")
+
+    refuse_gradient(dynamic, "budgeted")
 
     def init(key, params, batch):
         return Budgeted(dynamic.init(key, params, batch), jnp.int32(0))

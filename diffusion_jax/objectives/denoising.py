@@ -17,7 +17,7 @@ from diffusion_jax import timesteps
 from diffusion_jax.clock import network_inputs
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.objectives.batches import distinct_draws, drawn, drop_condition, entry_weights, example_keys, updated
-from diffusion_jax.objectives.entries import EntryLoss, per_example, regression, tokens
+from diffusion_jax.objectives.entries import EntryLoss, mean_at_times, per_example, regression, tokens
 from diffusion_jax.processes import by_modality, is_discrete, is_gaussian, is_joint
 from diffusion_jax.randomness import split
 from diffusion_jax.time_axes import each, expand, fill
@@ -64,8 +64,9 @@ def denoising(
         known without the data: 1 as in UWM, where the network then repeats the noise that it sees.
 
     A batch that holds "t" (and "t_weight") is trained at those times. Modalities of joint data are summed.
-    Metrics: `mse` (`cross_entropy` for tokens), without weights. Per example: `loss` (weighted, but for the draw), `t`.
-    Joint data has them as `mse/name` and `loss/name` too, where what is missing does not count.
+    Metrics: `mse` (`cross_entropy` for tokens), without weights. Per example: `loss` (weighted, but for the draw), `t`,
+    and `loss_at_t`, the loss at each time of `t`, of its shape. Joint data has `mse/name` and `loss/name` too, where
+    what is missing does not count; in `loss_at_t` it is NaN.
 
     Raises InvalidInput for a condition dropout without `null` or outside [0, 1], for weights that are negative or of
     unknown modalities, and for a missing_weight with another prediction than of noise.
@@ -122,29 +123,34 @@ def objective(
         def answered(x0, process, output, noise, x_t, t):
             return entry(process, output, x0, noise, x_t, t)
 
-        def averaged(answer, draw_weight, weight, present, entry_weight):
+        def averaged(answer, draw_weight, weight, present, entry_weight, t):
             weighted, name, plain, share = answer
             weighted = weighted if weight == 1 else weight * weighted
             weighted = weighted if isinstance(entry_weight, float) else expand(entry_weight, weighted) * weighted
             shown = jnp.mean(present * plain) / jnp.maximum(jnp.mean(present * share), jnp.finfo(jnp.float32).tiny)
-            return per_example(expand(draw_weight, weighted) * weighted), per_example(weighted), name, shown
+            recorded = per_example(weighted)
+            at_t = recorded if jnp.ndim(t) == 1 else mean_at_times(weighted, t)
+            return per_example(expand(draw_weight, weighted) * weighted), recorded, name, shown, at_t
 
         joint = isinstance(x0, Mapping)
         missing = batch.get("missing") or {}
         _check_known(process, missing, missing_weight)
         present = {name: 1.0 - jnp.asarray(missing[name]) if name in missing else 1.0 for name in x0} if joint else 1.0
         answers = each(answered, x0, by_modality(process), output, noise, x_t, t)
-        results = each(averaged, answers, batch["t_weight"], weights, present, entry_weights(batch))
+        results = each(averaged, answers, batch["t_weight"], weights, present, entry_weights(batch), batch["t"])
         entries = results if joint else {"": results}
         total = sum((value[0] for value in entries.values()), start=jnp.zeros(()))
         recorded = {name: value[1] for name, value in entries.items()}
         # Draws ignore what is not finite: they learn nothing from what was not there.
         learned = {name: jnp.where(missing[name], jnp.nan, recorded[name]) for name in missing}
+        at_t = {name: value[4] for name, value in entries.items()}
+        at_t |= {name: jnp.where(expand(missing[name], at_t[name]), jnp.nan, at_t[name]) for name in missing}
         recorded |= {name: jnp.where(missing[name], 0.0, recorded[name]) for name in missing}
         weighted = sum(recorded.values())
         state = updated(draw, state, batch["t"], {**recorded, **learned} if isinstance(draw, Mapping) else weighted)
-        metrics = {f"{kind}/{name}" if joint else kind: shown for name, (_, _, kind, shown) in entries.items()}
+        metrics = {f"{kind}/{name}" if joint else kind: shown for name, (_, _, kind, shown, _) in entries.items()}
         by_name = {f"loss/{name}": value for name, value in recorded.items()} if joint else {}
+        by_name |= {"loss_at_t": at_t if joint else at_t[""]}
         return total, Aux(state, metrics, {"loss": weighted, "t": batch["t"], **by_name}, extras)
 
     return Objective(init, loss, prepare)

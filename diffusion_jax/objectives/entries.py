@@ -26,6 +26,13 @@ def per_example(values: Any) -> Any:
     return jnp.mean(values.reshape(values.shape[0], -1), axis=1)
 
 
+def mean_at_times(values: Any, t: Any) -> Any:
+    """The mean of `values [B, ...]` at each time: of the shape of t, a prefix of theirs in which axes may be 1."""
+    values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
+    shared = [axis for axis in range(values.ndim) if axis >= t.ndim or t.shape[axis] == 1]
+    return jnp.mean(values, axis=shared, keepdims=True).reshape(t.shape)
+
+
 def squared_error(output: Any, target: Any) -> Any:
     """`(output - target)^2` in float32, whatever a network computes in."""
     return jnp.square(output.astype(jnp.float32) - target.astype(jnp.float32))

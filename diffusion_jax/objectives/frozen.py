@@ -11,6 +11,7 @@ import jax
 
 from diffusion_jax.distributed import path_name
 from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.objectives.batches import refuse_gradient
 from diffusion_jax.typing import Frozen, Objective, Params
 
 
@@ -29,6 +30,7 @@ def with_frozen(objective: Objective, params: Mapping[str, Any], trained: str | 
     dict with these entries. Gradients do not flow into `params`.
     Raises InvalidInput where `trained` is among `params`.
     """
+    refuse_gradient(objective, "with_frozen")
     names = (trained,) if isinstance(trained, str) else tuple(trained)
     for name in names:
         if name in params:
@@ -67,6 +69,7 @@ def trained_part(objective: Objective, params: Params, chosen: Callable[[str], b
     chosen: a function of a path such as "blocks/block/attention/q/kernel": `lambda path: "attention" in path`.
     What learns is a dict like `params` with the chosen arrays alone. Raises InvalidInput where none or all are chosen.
     """
+    refuse_gradient(objective, "trained_part")
     named = jax.tree_util.tree_flatten_with_path(params)[0]
     taken = [path_name(path) for path, _ in named if chosen(path_name(path))]
     if len(taken) in (0, len(named)):

@@ -158,7 +158,7 @@ def draw_long(s: Study, found: Tabulated, space: Any, real: Any) -> dict[Any, st
     """Two clips of every way to make long ones."""
     long = {name: x[:2, : real.shape[1]] for name, x in found.samples.items() if name.endswith("long")}
     strips = {name: np.asarray(space.decode(x)) for name, x in long.items()}
-    pictures.save_strips(s.picture("strips"), {"true clips": real[:2], **strips}, zoom=2)
+    pictures.save_strips(s.picture("strips"), {"true clips": real[:2], **strips}, title="Long clips", along="time")
     told = "An object should keep its look and move steadily to the end; continued in chunks it changes or fades."
     return {s.picture("strips"): f"Clips three times as long as those of training, two a row. {told}"}
 
@@ -168,7 +168,8 @@ def draw_widths(s: Study, found: Tabulated, frames: int) -> dict[Any, str]:
     widths = list(s.config.widths)
     swept = [found[f"anchored, s = {width}"] for width in widths]
     curves = {kind: (widths, [float(np.mean(one[kind])) for one in swept]) for kind in ("frames", "motion")}
-    label = f"width s of the staircase: S + {frames - 1} s calls, S = {s.config.steps}"
-    pictures.save_curves(s.picture("widths"), curves, x_label=label, y_label="Fréchet distance")
+    label = f"width s of the staircase ({s.config.steps} + {frames - 1} s calls)"
+    title = "Quality by the width of the staircase"
+    pictures.save_curves(s.picture("widths"), curves, x_label=label, y_label="Fréchet distance", title=title)
     told = "Fréchet distances of 8 frames over the width of the staircase: s = 0 makes all frames together, s = S one "
     return {s.picture("widths"): f"{told}after the other; the best lies between."}

@@ -79,14 +79,16 @@ def study(s: Study) -> Results:
     curves, rows = on_digits(s, s.config.digits)
     label = "work of a run, in full passes of the network"
     points = {name: tuple(np.mean(found, axis=0)) for name, found in curves.items()}
-    pictures.save_curves(s.picture("frontier"), points, x_label=label, y_label="endpoint error, digits")
+    title = "Digits: distance to the full run by work"
+    pictures.save_curves(s.picture("frontier"), points, x_label=label, y_label="endpoint error", title=title)
     captions = {
         s.picture("frontier"): "Digits: distance to the full run by work, skipped steps included: lower is better."
     }
     if "mixture" in s.config:
         more, seen = on_mixture(s, s.config.mixture)
         rows += more
-        pictures.save_curves(s.picture("gate"), seen, x_label="t, from right to left", y_label="error of a forecast")
+        title = "Mixture, one run: error of a forecast at each step"
+        pictures.save_curves(s.picture("gate"), seen, x_label="t", y_label="error", title=title, falling=True)
         captions[s.picture("gate")] = "Mixture, one run: the error that the gate sees, and that of the last forecast."
     return Results(rows, captions, "the mixture's means and the noise; the transformer is trained once")
 

@@ -68,15 +68,17 @@ def study(s: Study) -> Results:
     curves = {
         f"{name}, {share:.0%} fewer": (grid, np.mean(each, axis=(0, 2))) for (name, share), each in depths.items()
     }
-    pictures.save_curves(s.picture("depth"), curves, x_label="t", y_label="blocks of a sample", log=False)
+    title = "Blocks that a sample runs at each time (of 8)"
+    pictures.save_curves(s.picture("depth"), curves, x_label="t", y_label="blocks of a sample", title=title, log=False)
 
     def points(way):
         found = runs["tuned"]
         blocks = [float(np.mean(depths["tuned", share])) for share in config.reductions]
         return blocks, [float(np.mean(found[f"{way} {share:g}"]["endpoint"])) for share in config.reductions]
 
-    label = "distance to the samples of all blocks"
-    pictures.save_curves(s.picture("quality"), {w: points(w) for w in WAYS}, x_label="blocks on average", y_label=label)
+    labels: dict[str, Any] = {"x_label": "blocks on average", "y_label": "distance to the samples of all blocks"}
+    title = "What leaving early costs, by how depths are spread"
+    pictures.save_curves(s.picture("quality"), {way: points(way) for way in WAYS}, **labels, title=title)
     drawn = {
         s.picture("depth"): "Blocks that samples run along the runs: few at high noise, most near clean images.",
         s.picture("quality"): "What leaving costs at equal numbers of blocks, by how depths are spread.",

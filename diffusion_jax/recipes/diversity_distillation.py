@@ -194,20 +194,21 @@ def study(s: Study) -> Results:
             name: (1 - grid, np.mean(said[name], axis=0))
             for name, grid in zip(("base", "student"), times.values(), strict=True)
         }
-        label = "distance of predicted x0 to the sample"
-        pictures.save_curves(s.picture("decided"), curves, x_label="1 - t", y_label=label, log=False)
+        label, title = "relative distance of predicted x0 to the sample", "When the sample is decided"
+        pictures.save_curves(s.picture("decided"), curves, x_label="1 - t", y_label=label, title=title, log=False)
         captions[s.picture("decided")] = "When a sample is decided: a collapsed student is at its first step."
         arms = {"base": "base", "student": "k = 0", "one base step": "k = 1", "the base's own grid": "own grid"}
         shown = {name: found.samples[arm][2 * config.each :][:10] for name, arm in arms.items()}
-        pictures.save_strips(s.picture("samples"), shown, zoom=5)
+        pictures.save_strips(s.picture("samples"), shown, title="Ten samples of one class")
         captions[s.picture("samples")] = "Ten samples of one class: their variety is what the student lacks."
     areas = slid(s, base, student)
     rows += slider_rows(areas, config)
     curves = {
-        f"of the {own}, on the {used}": (config.strengths, areas_of(areas, own, used, config).mean(axis=1))
+        f"slider of the {own}, on the {used}": (config.strengths, areas_of(areas, own, used, config).mean(axis=1))
         for own, used in itertools.product(("base", "student"), repeat=2)
     }
-    pictures.save_curves(s.picture("sliders"), curves, x_label="strength", y_label="stroke area", log=False)
+    labels: dict[str, Any] = {"x_label": "strength of the slider", "y_label": "share of the image that is stroke"}
+    pictures.save_curves(s.picture("sliders"), curves, **labels, title="What a slider changes", log=False)
     captions[s.picture("sliders")] = "Stroke area by strength of a slider, beside its own model and the other one."
     return Results(rows, captions, "the noise, and the patterns; student and sliders are trained once")
 

@@ -126,11 +126,14 @@ def study(s: Study) -> Results:
         name: (times, np.mean([leaf for one in kept for path, leaf in one.items() if part in path], axis=0))
         for part, name in (("attention", "heads"), ("mlp", "hidden groups"))
     }
-    pictures.save_curves(s.picture("kept"), curves, x_label="t", y_label="kept share", log=False)
+    label, title = "share that is computed", "What is computed at each time"
+    x_label = "t (0 clean, 1 noise)"
+    pictures.save_curves(s.picture("kept"), curves, x_label=x_label, y_label=label, title=title, log=False)
     curves = {
         name: (tenths, np.mean([one[name] / one["static"] for one in lost], axis=0)) for name in ("dynamic", "uniform")
     }
-    pictures.save_curves(s.picture("loss"), curves, x_label="t", y_label="loss over that of the base", log=False)
+    label, title = "held-out loss, relative to the full model's", "What computing half costs at each time"
+    pictures.save_curves(s.picture("loss"), curves, x_label=x_label, y_label=label, title=title, log=False)
     captions = {
         s.picture("kept"): "Heads and hidden groups that are on, mean over blocks and seeds, by t: 0 is clean.",
         s.picture("loss"): "Held-out loss over that of the static model, by t: what each spends its half on.",

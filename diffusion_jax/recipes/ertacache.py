@@ -56,12 +56,13 @@ def study(s: Study) -> Results:
         curves = {
             part: (means(found, part, "evaluations", config), means(found, part, "error", config)) for part in PARTS
         }
-        pictures.save_curves(s.picture(name), curves, x_label="evaluations", y_label=f"endpoint error, {name}")
+        labels: dict[str, Any] = {"x_label": "evaluations of the network", "y_label": "endpoint error"}
+        pictures.save_curves(s.picture(name), curves, **labels, title=f"Distance to the full run: {name}")
         drawn[s.picture(name)] = f"Distance to the end of the full run by evaluations, {name}: lower is better."
     images = {
         arm: found.samples[arm][:10] for arm in ("full", f"uniform reuse {config.shown}", f"{PARTS[-2]} {config.shown}")
     }
-    pictures.save_strips(s.picture("samples"), images)
+    pictures.save_strips(s.picture("samples"), images, title="The same noise, in full and with fewer evaluations")
     drawn[s.picture("samples")] = f"Digits of one seed in full, and with {config.shown} of {len(world.grid) - 1} steps."
     return Results(rows, drawn, "the mixture's means, the recorded runs and the noise; the transformer is trained once")
 

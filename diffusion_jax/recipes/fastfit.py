@@ -197,10 +197,12 @@ def try_on_pictures(
             "items": np.moveaxis(items, 1, 0),
         }
         strips |= {name: found.samples[name][shown] for name in arms if name in found.samples}
-        pictures.save_strips(s.picture(which), {**strips, "as it should be": task.truth[shown]}, zoom=2)
+        strips["as it should be"] = task.truth[shown]
+        pictures.save_strips(s.picture(which), strips, title=f"Try-on, {which}")
     counts = sorted(set(s.config.timed.references))
     curves = {way: (counts, [np.mean(times[way, count]) for count in counts]) for way, _ in times}
-    pictures.save_curves(s.picture("time"), curves, x_label="references", y_label="seconds of a run", log=False)
+    labels: dict[str, Any] = {"x_label": "number of references", "y_label": "seconds of a run"}
+    pictures.save_curves(s.picture("time"), curves, **labels, title="Time of a run by its references", log=False)
     return {
         s.picture("unpaired"): "Held-out persons in the clothes of the next one, and what the picture should be.",
         s.picture("paired"): "Persons in their own clothes by FastFit, its twin, and the twin with references kept.",

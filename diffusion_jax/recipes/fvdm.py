@@ -140,5 +140,6 @@ def draw_tasks(s: Study, found: Tabulated, space: Any, true: Any) -> Any:
     if s.config.chunks:
         shown["p = 0.2: every 4th of 32"] = found.samples["mixed, long"][: s.config.shown, ::4]
     strips = {name: np.asarray(space.decode(jnp.asarray(x))) for name, x in shown.items()}
-    pictures.save_strips(s.picture("tasks"), strips | {"blended ends": blended(strips["true clip"])}, zoom=2)
+    strips["blended ends"] = blended(strips["true clip"])
+    pictures.save_strips(s.picture("tasks"), strips, title="One network, many tasks", along="time")
     return s.picture("tasks")

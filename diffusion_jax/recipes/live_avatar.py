@@ -220,12 +220,14 @@ def time_rows(times: dict[str, list[float]], frames: int, block: int) -> list[Ro
 
 def stream_pictures(s: Study, found: Found, strips: dict[str, Any]) -> dict[Any, str]:
     config = s.config
-    pictures.save_strips(s.picture("streams"), strips, zoom=2)
+    pictures.save_strips(s.picture("streams"), strips, title="One person by every arm", along="time")
     at = np.linspace(0, config.length * config.frames - config.window, config.windows) + config.window / 2
     curves = {
         name: (at / portrait.FRAME_RATE, np.mean(of["colour"], 0)) for name, of in found.items() if "lit" not in name
     }
-    pictures.save_curves(s.picture("identity"), curves, x_label="seconds", y_label="error of the head's colour")
+    pictures.save_curves(
+        s.picture("identity"), curves, x_label="seconds", y_label="error", title="Error of the head's colour"
+    )
     return {
         s.picture("streams"): "One person by every arm, frames at growing distances, the last one after 100 clips.",
         s.picture("identity"): "Error of the head's colour by time: flat for ours, growing where the history is clean "

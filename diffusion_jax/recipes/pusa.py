@@ -165,10 +165,11 @@ def draw(s: Study, found: Tabulated, space: Any, true: Any, given: Mapping[str, 
         strips[f"given: {task}"] = np.where(given[task][0][:, None, None, None], true[0], -0.6)
         arms = (f"{name}, {task}" for name in ("base", "VTA", CONCAT))
         strips |= {arm: np.asarray(space.decode(found.samples[arm][0])) for arm in arms if arm in found.samples}
-    pictures.save_strips(s.picture("strips"), strips)
+    pictures.save_strips(s.picture("strips"), strips, title="One frame is given (grey: unknown)", along="time")
     for name, measure, by in (("colour kept", "colour", 1.0), ("motion energy x 10", "motion_energy", 10.0)):
         curves[name] = (scales, [by * np.mean(found[f"VTA at {scale:g}, first"][measure]) for scale in scales])
-    pictures.save_curves(s.picture("scales"), curves, x_label="scale of the adapter", y_label="", log=False)
+    labels: dict[str, Any] = {"x_label": "scale of the adapter", "y_label": "share kept; motion energy x 10"}
+    pictures.save_curves(s.picture("scales"), curves, **labels, title="What the adapter's scale trades", log=False)
     seen = (
         "Of each task the given frame (the others grey) and what is made of it: the given colour in all frames, moving."
     )

@@ -3,7 +3,6 @@
 import dataclasses
 import importlib.metadata
 import json
-import os
 import platform
 import subprocess
 import time
@@ -11,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from diffusion_jax.config import to_json
@@ -20,6 +18,7 @@ from diffusion_jax.recipes.study import Results, Study
 from diffusion_jax.recipes.systems import BY_SLUG
 from diffusion_jax.recipes.verdicts import Verdict, judge
 from diffusion_jax.stages import spent
+from diffusion_jax.summary import on_what
 
 PACKAGES = ("diffusion_jax", "jax", "jaxlib", "flax", "optax", "numpy")
 
@@ -155,12 +154,3 @@ def commit() -> str:
         return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return ""
-
-
-def on_what() -> str:
-    """What this process computes on, in words."""
-    device = jax.devices()[0]
-    if device.platform != "cpu":
-        return f"{jax.device_count()} x {device.device_kind}"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{cores} CPU core" + "s" * (cores != 1)

@@ -159,7 +159,7 @@ def drawn(s: Study, found: Mapping[str, Any], shown: Mapping[Any, control.Rollou
     paths = {
         name: run.states.disc[:, :24].reshape(-1, 2)[:4000] for (name, where), run in shown.items() if where == "table"
     }
-    pictures.save_scatter(s.picture("paths"), paths)
+    pictures.save_scatter(s.picture("paths"), paths, title="Where the disc was, by policy")
     made = {s.picture("paths"): "Where the disc was: policies pass the obstacle on either side, or are held by it."}
     if jumped(found):
         steps = range(s.config.jump, s.config.deadline + 1)
@@ -167,7 +167,7 @@ def drawn(s: Study, found: Mapping[str, Any], shown: Mapping[Any, control.Rollou
             name: (steps, [float(shown[name, "jump"].done[:, :step].any(axis=1).mean()) for step in steps])
             for name in jumped(found)
         }
-        y_label = f"at the goal, which jumps after step {s.config.jump}"
-        pictures.save_curves(s.picture("jump"), curves, x_label="step of the episode", y_label=y_label)
+        y_label, title = "share of episodes at the goal", f"The goal jumps after step {s.config.jump}"
+        pictures.save_curves(s.picture("jump"), curves, x_label="step of the episode", y_label=y_label, title=title)
         made[s.picture("jump")] = "After a jump of the goal: the longer the buffer, the later it is reached."
     return made

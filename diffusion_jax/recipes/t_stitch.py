@@ -132,16 +132,20 @@ def study(s: Study) -> Results:
         titles = {"first": "small model first", "last": "small model last", "fewer": "large model, fewer steps"}
         curves = {title: curve(found, cost, arm, config) for arm, title in titles.items()}
         label = "cost of a run, in evaluations of the large model"
-        pictures.save_curves(s.picture(name), curves, x_label=label, y_label=f"{config.distance}, {name}")
+        title = f"Distance to the data by cost: {name}"
+        pictures.save_curves(s.picture(name), curves, x_label=label, y_label=config.distance, title=title)
         captions[s.picture(name)] = f"Distance to the data by cost, {name}. Left is cheaper, lower is better."
         if name == "digits":
             rows += digit_rows(found, cost, alike(s, world, config))
             shown = [*(f"first {share:g}" for share in config.first), "last 0.4"]
-            pictures.save_strips(s.picture("samples"), {arm: found.samples[arm][:20] for arm in shown}, zoom=4)
+            strips = {arm: found.samples[arm][:20] for arm in shown}
+            pictures.save_strips(s.picture("samples"), strips, title="Share of the small model, first or last")
             captions[s.picture("samples")] = "The same noise for growing shares of the small model, and with it last."
         else:
             times, gaps = gap(world, s.seeds[0])
-            pictures.save_curves(s.picture("gap"), {"ring": (times, gaps)}, x_label="t", y_label="squared gap in eps")
+            labels: dict[str, Any] = {"x_label": "t (0 clean, 1 noise)", "y_label": "squared gap of predicted eps"}
+            title = "Where the small and the large model agree"
+            pictures.save_curves(s.picture("gap"), {"ring": (times, gaps)}, **labels, title=title)
             captions[s.picture("gap")] = "Both models say the same at high noise: that is where the small one may run."
             rows += ring_rows(gaps)
     return Results(rows, captions, "the training of the small model and the noise; the others are trained once")

@@ -7,7 +7,7 @@ fewer steps of the plain solver at equal evaluations, by how far samples end fro
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -115,14 +115,15 @@ def study(s: Study) -> Results:
     for name, world in ((name, world) for name, world in WORLDS.items() if name in s.config):
         config, found[name] = s.config[name], compared(s, world(s), s.config[name])
         curves = {rule: curve(found[name], rule, config) for rule in (FEWER, *config.rules)}
-        label = f"{config.measures[0]} error to the full run, {name}"
-        pictures.save_curves(s.picture(name), curves, x_label="evaluations", y_label=label)
+        labels: dict[str, Any] = {"x_label": "evaluations of the network", "y_label": "error to the full run"}
+        pictures.save_curves(s.picture(name), curves, **labels, title=f"Distance to the full run: {name}")
         captions[s.picture(name)] = (
             f"Distance of samples to those of the full run by evaluations, {name}: lower is better."
         )
     config, samples = s.config.digits, found["digits"].samples
     shown = ("full", *(f"{rule} {config.far}" for rule in (FEWER, "reuse", "order 1", config.ours)))
-    pictures.save_strips(s.picture("samples"), {name: samples[name][: 2 * CLASSES] for name in shown})
+    strips = {name: samples[name][: 2 * CLASSES] for name in shown}
+    pictures.save_strips(s.picture("samples"), strips, title=f"A refresh every {config.far} steps")
     captions[s.picture("samples")] = f"The same noise in full and with a refresh every {config.far} steps."
     rows = digit_rows(found["digits"], config)
     rows += mixture_rows(found["mixture"], s.config.mixture) if "mixture" in found else []

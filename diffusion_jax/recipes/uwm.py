@@ -197,4 +197,4 @@ def strips(path: Any, answers: Mapping[str, Any], windows: Windows, space: Laten
     named = {"video": "video: o' given o", "forward": "forward: o' given o, a", "joint": "joint: o'"}
     rows |= {title: space.decode(answers[mode]["future"])[:, 0] for mode, title in named.items()}
     rows["joint: where its a leads"] = tabletop.render(state, windows.future.shape[-2], block=False)
-    pictures.save_strips(path, {name: images[:columns] for name, images in rows.items()}, zoom=4)
+    pictures.save_strips(path, {name: images[:columns] for name, images in rows.items()}, title="Predicted frames")

@@ -17,7 +17,7 @@ from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.processes.schedules import check_positive
 from diffusion_jax.time_axes import expand
 from diffusion_jax.timesteps.mapping import bucket, time_at_noise_ratio
-from diffusion_jax.typing import Number, Process, Times, TimestepDraw
+from diffusion_jax.typing import Number, Process, Quantile, Times, TimestepDraw
 
 
 def _independent(key, shape):
@@ -81,11 +81,55 @@ def _spread(spread: str) -> Callable[..., Any]:
 def _quantile(function: Callable[..., Any], spread: str) -> TimestepDraw:
     numbers = _spread(spread)
 
-    def draw(key, shape):
+    def inside(u):
         # Quantiles are infinite at 0 and 1.
-        return function(jnp.clip(numbers(key, shape), 2.0**-24, 1.0 - 2.0**-24))
+        return function(jnp.clip(u, 2.0**-24, 1.0 - 2.0**-24))
 
-    return fixed_draw(draw)
+    return fixed_draw(lambda key, shape: inside(numbers(key, shape)))._replace(quantile=Quantile(inside, numbers))
+
+
+def numbers_between(quantile: Quantile, low: Any, high: Any) -> tuple[Any, Any]:
+    """The range of the numbers u whose times lie in [low, high], by bisection; (0, 1) exactly where that is all."""
+    low, high = jnp.broadcast_arrays(jnp.asarray(low, jnp.float32), jnp.asarray(high, jnp.float32))
+    rises = quantile.function(jnp.float32(0.75)) >= quantile.function(jnp.float32(0.25))
+
+    def last(before):
+        """The largest u of which `before` is true, which is true up to somewhere."""
+
+        def halve(_, bounds):
+            inside, outside = bounds
+            middle = 0.5 * (inside + outside)
+            true = before(quantile.function(middle))
+            return jnp.where(true, middle, inside), jnp.where(true, outside, middle)
+
+        inside, outside = jax.lax.fori_loop(0, 26, halve, (jnp.zeros_like(low), jnp.ones_like(low)))
+        return jnp.where(inside == 0, 0.0, jnp.where(outside == 1, 1.0, inside))
+
+    return last(lambda t: jnp.where(rises, t < low, t > high)), last(lambda t: jnp.where(rises, t <= high, t >= low))
+
+
+def restricted(draw: TimestepDraw, low: Number | Any = 0.0, high: Number | Any = 1.0) -> TimestepDraw:
+    """`draw` given that t lies in [low, high], which may be traced: an expert's part of a distribution, a curriculum's.
+
+    By its quantile function, so nothing is drawn in vain; over [0, 1] it is `draw` bit for bit. Raises InvalidInput for
+    a draw without one, such as a learned one.
+    """
+    quantile = quantile_of(draw)
+    first, last = numbers_between(quantile, low, high)
+
+    def function(u):
+        return quantile.function(first + (last - first) * u)
+
+    return fixed_draw(lambda key, shape: function(quantile.numbers(key, shape)))._replace(
+        quantile=Quantile(function, quantile.numbers)
+    )
+
+
+def quantile_of(draw: TimestepDraw) -> Quantile:
+    """Raises InvalidInput for a draw without a quantile function."""
+    if draw.quantile is None:
+        raise invalid("draw", draw, "one with a quantile function is needed, such as uniform or logit_normal")
+    return draw.quantile
 
 
 def uniform(low: Number = 0.0, high: Number = 1.0, spread: str = "independent") -> TimestepDraw:

@@ -3,7 +3,7 @@
 Nothing here knows about diffusion: an `Objective` is all it sees.
 """
 
-from diffusion_jax.training import ema, logging, optimizers
+from diffusion_jax.training import by_time, ema, logging, optimizers
 from diffusion_jax.training.checkpoint import Checkpointer, Restored
 from diffusion_jax.training.frozen import complete_state, frozen_trees, without_frozen
 from diffusion_jax.training.loop import Callback, Diverged, train
@@ -15,6 +15,7 @@ from diffusion_jax.training.weights import (
     read_config,
     reconstruct_ema,
     save_params,
+    saved_steps,
     write_config,
 )
 
@@ -25,6 +26,7 @@ __all__ = [
     "Restored",
     "TrainState",
     "TrainStep",
+    "by_time",
     "complete_state",
     "ema",
     "export_params",
@@ -38,6 +40,7 @@ __all__ = [
     "read_config",
     "reconstruct_ema",
     "save_params",
+    "saved_steps",
     "train",
     "without_frozen",
     "write_config",

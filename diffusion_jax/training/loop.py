@@ -6,30 +6,32 @@ together, and the step's randomness is a function of (seed, step, example). SIGT
 
 import contextlib
 import itertools
-import math
 import os
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import optax
 from jax.sharding import Mesh
-from tqdm.auto import tqdm
 
 from diffusion_jax.config import differences
+from diffusion_jax.costs import peak_flops, training_flops
 from diffusion_jax.distributed import Rules, init_sharded, make_mesh, shard_batch, shardings
 from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.progress import Progress
 from diffusion_jax.reading import first_line
+from diffusion_jax.training import by_time
 from diffusion_jax.training import ema as averages
 from diffusion_jax.training.checkpoint import Checkpointer, Restored
 from diffusion_jax.training.finite import paths_not_finite
-from diffusion_jax.training.logging import Several, Writer, default_writer
+from diffusion_jax.training.frozen import complete_state
+from diffusion_jax.training.logging import Several, Writer, check_log_to, default_writer
 from diffusion_jax.training.optimizers import Optimizer
 from diffusion_jax.training.peers import watched
+from diffusion_jax.training.profiling import Profile, check_profile
 from diffusion_jax.training.signals import going_on, halting, stop_requests
 from diffusion_jax.training.state import TrainState, make_init
-from diffusion_jax.training.step import make_train_step
+from diffusion_jax.training.step import TrainStep, make_train_step
 from diffusion_jax.training.weights import read_config, write_config
 from diffusion_jax.typing import Objective
 
@@ -42,12 +44,14 @@ class Callback(NamedTuple):
         wants to keep them beyond the call copies them.
     check: called once with the abstract state, before the first step and before anything is written; raises
         InvalidInput for what `function` could not do.
+    name: under which the time that it takes is told.
     """
 
     every: int
     function: Callable[[TrainState, Writer], Mapping[str, Any] | None]
     at_end: bool = False
     check: Callable[[TrainState], Any] | None = None
+    name: str = "callbacks"
 
 
 class Diverged(RuntimeError):
@@ -76,6 +80,8 @@ def train(
     max_skipped: int = 100,
     config: Any = None,
     writer: Writer | None = None,
+    log_to: Sequence[str] = ("jsonl", "tensorboard"),
+    profile: tuple[int, int] | None = None,
     progress: bool = True,
 ) -> TrainState:
     """Trains until `steps` batches have been consumed (since the run's beginning, not since this call).
@@ -91,6 +97,9 @@ def train(
     max_skipped: so many non-finite steps in a row end the run. They are looked for when logging.
     config: written to `workdir/config.json`.
     writer: further place for figures and pictures, besides `workdir`.
+    log_to: how the log is kept in `workdir`, of `logging.WRITERS`.
+    profile: `(a, b)` traces what runs between the ends of steps a and b, into `workdir/profile`.
+    progress: shows a bar in a terminal or a notebook, and elsewhere a line for each record of the log.
 
     Returns the last state. After SIGTERM or SIGINT it is that of an early step: `state.step < steps`; a second SIGINT
     raises KeyboardInterrupt at once.
@@ -107,6 +116,8 @@ def train(
     for number, callback in enumerate(callbacks):
         if callback.every < 1:
             raise invalid(f"callbacks[{number}].every", callback.every, "it must be at least 1")
+    check_log_to(log_to)
+    check_profile(profile, steps, workdir)
     mesh = make_mesh() if mesh is None else mesh
     tracks = dict(ema or {})
 
@@ -114,7 +125,8 @@ def train(
         objective, optimizer, mesh, rules, ema=tracks, accumulate=accumulate, clip_norm=clip_norm, seed=seed
     )
     iterator, first = _start(data, must_resume=workdir is not None)
-    initial = make_init(objective, optimizer, init_params, shard_batch(first, mesh), ema=tracks, seed=seed)
+    begun = shard_batch(first, mesh)
+    initial = make_init(objective, optimizer, init_params, begun, ema=tracks, seed=seed)
     abstract = jax.eval_shape(initial)
     shardings(abstract.params, mesh, rules, strict=True)
     if snapshot_every is not None and all(track.sigma_rel is None for track in tracks.values()):
@@ -128,7 +140,7 @@ def train(
         stack.enter_context(halting(workdir))
         checkpointer, restored = None, None
         if workdir is not None:
-            frozen = step.frozen(abstract, shard_batch(first, mesh))
+            frozen = step.frozen(abstract, begun)
             checkpointer = stack.enter_context(Checkpointer(workdir, keep=keep, frozen=frozen))
             try:
                 restored = checkpointer.restore(abstract, mesh, rules)
@@ -146,26 +158,43 @@ def train(
         begun_so = paths_not_finite(_kept_of(state))
         if checkpointer is not None:
             checkpointer.drop_snapshots_after(at)
-        writers = Several((default_writer(workdir, at), *((writer,) if writer else ())))
+        trace = Profile(profile, workdir, at, steps)
+        stack.callback(trace.close)
+        written = default_writer(workdir, at, log_to if at < steps else (), config)
+        writers = Several((written, *((writer,) if writer else ())))
         stack.callback(writers.close)
-        shown = progress and jax.process_index() == 0
-        bar = stack.enter_context(tqdm(total=steps, initial=at, unit="step", disable=not shown, dynamic_ncols=True))
-        clock = _Clock()
+        breaks = {callback.name: callback.every for callback in callbacks}
+        seen = Progress(
+            steps, at, jax.tree.leaves(begun)[0].shape[0],
+            breaks if checkpointer is None else {**breaks, "checkpoints": checkpoint_every},
+            peak_share=_peak_share(objective, step, abstract, begun, mesh) if at < steps else None,
+            shown=progress and jax.process_index() == 0,
+        )  # fmt: skip
+        stack.callback(seen.close)
         # Within what waits for the other processes on leaving: those must not be waited for once one is lost.
         stack.enter_context(halting(workdir))
-        leaving = asked_to_stop(at)
+        leaving, compiled = asked_to_stop(at), False
 
         while at < steps and not leaving:
+            if trace.due(at):
+                with seen.apart("profile"):
+                    trace.turn()
             batch = shard_batch(_next(iterator, at, steps), mesh)
-            state, metrics = step(state, batch)
+            if compiled:
+                state, metrics = step(state, batch)
+                seen.started(metrics["loss"])
+            else:
+                with seen.compiling():
+                    state, metrics = step(state, batch)
+                    jax.block_until_ready(metrics["loss"])
+                compiled = True
             at += 1
-            bar.update()
             last = at == steps
-            clock.tick(metrics["loss"])
             if last or at % log_every == 0:
-                values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-                writers.scalars(at, {**values, **clock.report()})
-                bar.set_postfix({"loss": f"{values['loss']:.4g}"})
+                rates = seen.rates()
+                values = by_time.without_empty({name: float(value) for name, value in jax.device_get(metrics).items()})
+                writers.scalars(at, {**values, **rates})
+                seen.log(values["loss"], rates)
                 if values["skipped_in_a_row"] >= max_skipped:
                     if checkpointer is not None:
                         checkpointer.save(state, iterator.get_state(), wait=True)
@@ -176,19 +205,23 @@ def train(
                     )
             for callback in callbacks:
                 if at % callback.every == 0 or (last and callback.at_end):
-                    values = callback.function(state, writers)
-                    if values:
-                        writers.scalars(
-                            at, {name: float(value) for name, value in jax.device_get(dict(values)).items()}
-                        )
-                    clock.restart()
+                    with seen.apart(callback.name):
+                        values = callback.function(state, writers)
+                        if values:
+                            writers.scalars(
+                                at, {name: float(value) for name, value in jax.device_get(dict(values)).items()}
+                            )
             leaving = asked_to_stop(at)
-            if last or leaving or at % checkpoint_every == 0:
-                _check_finite(state, at, begun_so)
-            if checkpointer is not None:
-                if snapshot_every is not None and at % snapshot_every == 0:
+            saves = last or leaving or at % checkpoint_every == 0
+            snapshot = snapshot_every is not None and at % snapshot_every == 0
+            if not saves and not snapshot:
+                continue
+            with seen.apart("checkpoints"):
+                if saves:
+                    _check_finite(state, at, begun_so)
+                if checkpointer is not None and snapshot:
                     checkpointer.save_snapshot(at, tracks, state.ema)
-                if last or leaving or at % checkpoint_every == 0:
+                if checkpointer is not None and saves:
                     checkpointer.save(state, iterator.get_state(), wait=last or leaving)
         if at >= steps and int(state.skipped) == at:
             raise Diverged(
@@ -196,6 +229,15 @@ def train(
                 "none was applied. Lower the learning rate or look at the data, and begin in another workdir."
             )
     return state
+
+
+def _peak_share(objective: Objective, step: TrainStep, abstract: TrainState, batch: Any, mesh: Mesh) -> float | None:
+    """The share of the devices' peak that one step a second is; None where the peak is not known."""
+    peak = peak_flops(mesh.devices.flat[0].device_kind)
+    if peak is None:
+        return None
+    state = complete_state(abstract.objective_state, step.frozen(abstract, batch))
+    return training_flops(objective, abstract.params, state, batch) / (peak * mesh.size)
 
 
 def _kept_of(state: TrainState) -> Any:
@@ -268,28 +310,3 @@ def _next(iterator: Any, at: int, steps: int) -> Any:
         raise InvalidInput(
             f"the data ended after {at} batches, but {steps} steps were asked for; repeat it, e.g. num_epochs=None."
         ) from None
-
-
-class _Clock:
-    """Steps per second since the last report; compilation and callbacks are left out."""
-
-    def __init__(self):
-        self._begun, self._steps = math.inf, 0
-
-    def tick(self, value: Any) -> None:
-        if self._begun == math.inf:
-            # The step just made may have compiled: time counts from its end.
-            jax.block_until_ready(value)
-            self.restart()
-            return
-        self._steps += 1
-
-    def restart(self) -> None:
-        self._begun, self._steps = time.perf_counter(), 0
-
-    def report(self) -> dict[str, float]:
-        if not self._steps:
-            return {}
-        rate = self._steps / max(time.perf_counter() - self._begun, 1e-9)
-        self.restart()
-        return {"steps_per_second": rate}

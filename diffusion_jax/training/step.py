@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from diffusion_jax.distributed import BATCH_AXES, Rules, automatic, check_batch, constrain
 from diffusion_jax.errors import invalid
 from diffusion_jax.training import ema as averages
+from diffusion_jax.training.by_time import means_by_time, sums_by_time
 from diffusion_jax.training.frozen import complete_state, frozen_trees, without_frozen
 from diffusion_jax.training.optimizers import Optimizer
 from diffusion_jax.training.state import TrainState
@@ -71,7 +72,7 @@ def make_train_step(
     clip_norm: largest global norm of the gradient; None does not clip.
 
     Metrics: `loss`, `grad_norm` (before clipping), `update_norm`, `param_norm`, `skipped`, `skipped_in_a_row`,
-    `learning_rate` where the optimiser knows it, and the objective's own.
+    `learning_rate` where the optimiser knows it, the objective's own, and the loss by bins of t (`by_time`).
 
     Raises InvalidInput, when first called, if the batch does not divide by accumulate x data x fsdp.
     """
@@ -86,8 +87,11 @@ def make_train_step(
         return jnp.mean(loss.astype(jnp.float32)), aux._replace(state=without_frozen(aux.state))
 
     def gradient(params, state, frozen, batch, key):
+        if objective.gradient is not None:
+            loss, grads, aux = objective.gradient(params, complete_state(state, frozen), batch, key)
+            return loss, grads, without_frozen(aux.state), dict(aux.metrics)
         (loss, aux), grads = jax.value_and_grad(mean_loss, has_aux=True)(params, state, frozen, batch, key)
-        return loss, grads, aux.state, dict(aux.metrics)
+        return loss, grads, aux.state, (dict(aux.metrics), sums_by_time(aux.per_example))
 
     def accumulated(params, state, frozen, batch, key):
         if accumulate == 1:
@@ -110,7 +114,9 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         if objective.prepare is not None:
             batch = objective.prepare(complete_state(state.objective_state, frozen), batch, key)
-        loss, grads, objective_state, metrics = accumulated(state.params, state.objective_state, frozen, batch, key)
+        loss, grads, objective_state, (metrics, sums) = accumulated(
+            state.params, state.objective_state, frozen, batch, key
+        )
         grads = constrain(grads, mesh, rules)
         norm = optax.tree.norm(grads)
         if clip_norm is not None:
@@ -144,6 +150,7 @@ def make_train_step(
         )
         metrics = {
             **metrics,
+            **means_by_time(sums),
             **norms,
             "loss": loss,
             "skipped": new_state.skipped,

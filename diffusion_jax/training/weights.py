@@ -50,6 +50,14 @@ def read_config(workdir: str | os.PathLike) -> Any:
         raise InvalidInput(f"{path} is not JSON ({problem}).") from None
 
 
+def saved_steps(workdir: str | os.PathLike) -> list[int]:
+    """Steps of the finished checkpoints in a folder, oldest first; none where there is no run."""
+    checkpoints = folder(workdir) / "checkpoints"
+    return (
+        sorted(int(path.name) for path in checkpoints.iterdir() if path.name.isdigit()) if checkpoints.is_dir() else []
+    )
+
+
 def load_params(
     workdir: str | os.PathLike,
     ema: str | None = None,

@@ -2,6 +2,7 @@
 
 from benchmarks import frontier
 from benchmarks.frontier import GUIDED, MEASURES, PLAIN, Measured
+from benchmarks.frontier_picture import draw, family_of
 
 
 def measured(family, label, seconds, *errors):
@@ -41,5 +42,11 @@ def test_guided_settings_are_compared_with_the_guided_solver_and_drawn_in_panels
     found = [*SOLVER, *guided, other]
     better = frontier.beating(found)
     assert better[-1] == dict.fromkeys(MEASURES, True)
-    frontier.draw(found, better, tmp_path / "frontier.png")
+    draw(frontier.rows_of(found, better), tmp_path / "frontier.png")
     assert (tmp_path / "frontier.png").stat().st_size > 10_000
+
+
+def test_a_family_is_told_from_its_setting():
+    cases = ("TaylorSeer, m = 3, N = 5", "early exit, clipped, 85% of the blocks", "ERTACache, 8 of 50 steps")
+    assert [family_of(case) for case in cases] == ["TaylorSeer, m = 3", "early exit, clipped", "ERTACache"]
+    assert family_of("T-Stitch + output forecast, r = 0.2, N = 3") == "T-Stitch + output forecast"

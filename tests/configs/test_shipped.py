@@ -10,19 +10,20 @@ import pytest
 from diffusion_jax import models
 from diffusion_jax.config import ConfigDict, build, load, to_json
 from diffusion_jax.training.weights import write_config
-from tests.configs.one_step import IMAGES, POINTS_AND_TEXT
+from tests.configs.one_step import IMAGES, POINTS_AND_TEXT, loaded
+from tests.guides.test_your_images import CONFIG as RUN_BY_ITS_GUIDE
 from tests.test_commands import CONFIG as RUN_BY_ITS_COMMANDS
 
 CONFIGS = sorted(path.stem for path in Path("configs").glob("*.py"))
 
 
 def test_every_config_is_run():
-    assert {*CONFIGS} == {*IMAGES, *POINTS_AND_TEXT, RUN_BY_ITS_COMMANDS}
+    assert {*CONFIGS} == {*IMAGES, *POINTS_AND_TEXT, RUN_BY_ITS_COMMANDS, RUN_BY_ITS_GUIDE}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_what_a_run_writes_down_is_the_config(name, tmp_path):
-    config = load(f"configs/{name}.py")
+    config = loaded(name, tmp_path)
     write_config(tmp_path, config.to_dict())
     assert load(str(tmp_path / "config.json")) == ConfigDict(json.loads(to_json(config)))
 

@@ -25,13 +25,13 @@ def start(tmp_path_factory):
 
 
 def pngs(folder):
-    return {path.name: path.read_bytes() for path in folder.glob("*.png")}
+    return {path.name: path.read_bytes() for path in (folder / "images").glob("*.png")}
 
 
 def test_it_writes_pictures_and_what_made_them_and_overwrites_no_others(sd, start, tmp_path, capsys):
     output = tmp_path / "a"
     command = [
-        f"--pretrained={sd}", "--prompt=a cat", "--prompt=a dog", "--images-per-prompt=2", "--num-steps=2",
+        f"--pretrained={sd}", "--prompt=a cat", "--prompt=a dog", "--images-per-prompt=2", "--steps=2",
         f"--size={SIZE}x{SIZE}", "--solver=ddim", f"--image={start}", "--strength=0.5", f"--output={output}",
     ]  # fmt: skip
     assert run_command(sample.main, command) == 0
@@ -40,18 +40,21 @@ def test_it_writes_pictures_and_what_made_them_and_overwrites_no_others(sd, star
     )
     first = pngs(output)
     assert sorted(first) == [f"{i:05d}.png" for i in range(4)]
-    assert Image.open(output / "00000.png").size == (SIZE, SIZE)
+    assert Image.open(output / "images" / "00000.png").size == (SIZE, SIZE)
     told = json.loads((output / "generated.json").read_text())
-    assert told["prompt"] == ["a cat", "a dog"] and told["size"] == [SIZE, SIZE]
+    assert [image["prompt"] for image in told["images"]] == ["a cat", "a cat", "a dog", "a dog"]
+    assert told["size"] == [SIZE, SIZE] and told["solver"] == "ddim"
 
-    assert run_command(sample.main, [*command, "--seed=1"]) == 2
-    assert "holds 4 images, and they were made with another seed: empty it" in capsys.readouterr().err
-    assert pngs(output) == first
+    for other, words in ((["--seed=1"], "made with another seed"), (["--strength=1"], "another strength"), ([], None)):
+        assert run_command(sample.main, [*command, *other]) == (0 if words is None else 2)
+        assert words is None or words in capsys.readouterr().err
+        assert pngs(output) == first
+    Image.new("RGB", (SIZE, SIZE)).save(output / "images" / "00001.png")
+    assert run_command(sample.main, command) == 2
+    assert "00001.png does not say what made it: empty" in capsys.readouterr().err
+    (output / "images" / "00001.png").write_bytes(b"\x89PNG")
     assert run_command(sample.main, command) == 0
     assert pngs(output) == first
-    (output / "generated.json").unlink()
-    assert run_command(sample.main, command) == 2
-    assert "nothing tells what made them" in capsys.readouterr().err
 
 
 def test_every_flag_reaches_the_network(sd, start, tmp_path, capsys):
@@ -59,7 +62,7 @@ def test_every_flag_reaches_the_network(sd, start, tmp_path, capsys):
     Image.fromarray(np.full((15, 20), 102, np.uint8)).save(mask)
     command = [
         f"--pretrained={sd}", f"--refiner={sd}", "--handover=0.3", "--prompt=" + "value of the name " * 30 + "beach",
-        "--negative=(ugly:1.2)", "--weighting=a1111", "--clip-skip=1", "--rescale=0.5", "--scale=2", "--num-steps=2",
+        "--negative=(ugly:1.2)", "--weighting=a1111", "--clip-skip=1", "--rescale=0.5", "--scale=2", "--steps=2",
         f"--image={start}", f"--mask={mask}", "--fit=stretch",
     ]  # fmt: skip
     assert run_command(sample.main, [*command, f"--output={tmp_path / 'cut'}"]) == 0
@@ -73,7 +76,7 @@ def test_every_flag_reaches_the_network(sd, start, tmp_path, capsys):
     )
     assert run_command(sample.main, [*command, "--chunks=auto", f"--output={tmp_path / 'whole'}"]) == 0
     assert "room for" not in capsys.readouterr().err
-    assert Image.open(tmp_path / "whole" / "00000.png").size == (40, 30)
+    assert Image.open(tmp_path / "whole" / "images" / "00000.png").size == (40, 30)
     assert pngs(tmp_path / "whole") != {}
 
 
@@ -110,7 +113,7 @@ def test_mistakes_are_told(arguments, message, capsys):
     ("arguments", "message"),
     [
         (["--scale=nan"], "scale is nan"),
-        (["--num-steps=0"], "num_steps is 0"),
+        (["--steps=0"], "--steps is 0"),
         (["--clip-skip=9"], "clip_skip is 9"),
         (["--solver=eulr"], "did you mean"),
         (["--solver=with_history"], "solver"),

@@ -138,9 +138,9 @@ def test_a_pipeline_of_one_encoder_makes_images_of_the_word(tmp_path):
         for pipe, word in ((taught, "<toy>"), (plain, "red cube"))
     )
     np.testing.assert_allclose(found, expected, atol=1e-5)
-    command = [f"--pretrained={tmp_path / 'sd'}", "--prompt=a <toy> on a table", "--num-steps=2"]
+    command = [f"--pretrained={tmp_path / 'sd'}", "--prompt=a <toy> on a table", "--steps=2"]
     sample.main([*command, f"--embedding={tmp_path / 'toy'}", f"--output={tmp_path / 'a'}"])
-    np.testing.assert_array_equal(imageio.imread(tmp_path / "a" / "00000.png"), pictures.to_uint8(found)[0])
+    np.testing.assert_array_equal(imageio.imread(tmp_path / "a" / "images" / "00000.png"), pictures.to_uint8(found)[0])
 
 
 def refused(tmp_path, tensors, **options):

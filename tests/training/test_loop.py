@@ -78,7 +78,11 @@ def test_callbacks_logs_and_checkpoints_come_when_they_are_due(tmp_path, capsys)
     assert sorted(os.listdir(tmp_path / "pictures")) == ["samples_grid_0000004.png", "samples_grid_0000006.png"]
     assert os.listdir(tmp_path / "tensorboard")
     assert training.read_config(tmp_path) == {"name": "tiny"}
-    assert "6/6" in capsys.readouterr().err
+    # No terminal: a line for each record, and nothing that a terminal alone can draw.
+    shown = capsys.readouterr()
+    lines = shown.out.splitlines()
+    assert "\r" not in shown.out + shown.err and lines[0].startswith("Compiling the training step ... ")
+    assert [line.split("   loss ")[0] for line in lines[1:4]] == [f"step {n} of 6" for n in (2, 4, 6)]
 
 
 def test_a_run_whose_every_step_was_skipped_is_not_trained_however_often_it_is_started(tmp_path):
@@ -184,6 +188,9 @@ def test_moments_and_averages_that_are_lost_are_never_saved(settings, name, tmp_
         ({"callbacks": [training.Callback(0, print)]}, r"callbacks\[0\].every is 0"),
         ({"data": [{"x0": np.zeros((16, 4), np.float32)}]}, "the data ended after 1 batches, but 6 steps"),
         ({"data": Batches(size=12)}, "batch_size is 12"),
+        ({"profile": (4, 2), "workdir": "unused"}, "profile is '4:2', but two steps are needed"),
+        ({"profile": (2, 4)}, "profile is '2:4', but a trace is written into the workdir"),
+        ({"log_to": ("jsonlines",)}, "log_to is 'jsonlines', which does not exist; did you mean 'jsonl'"),
         (
             {"ema": {"fixed": ema.fixed(0.9)}, "snapshot_every": 2},
             "snapshot_every is 2, but .* no power-function track",
@@ -216,3 +223,15 @@ def test_a_log_forgets_what_came_after_the_step_it_resumes_from(tmp_path):
 def test_nothing_is_kept_without_a_workdir():
     state = train(steps=2)
     assert int(state.step) == 2 and len(jax.tree.leaves(state.params)[0].sharding.device_set) == 8
+
+
+def test_a_trace_is_of_the_steps_that_were_asked_for_and_changes_nothing(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder, **options: calls.append(folder))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: calls.append("stop"))
+    seen = training.Callback(1, lambda state, writer: calls.append(int(state.step)))
+    traced = train(workdir=str(tmp_path), profile=(2, 4), callbacks=[seen])
+    assert calls == [1, 2, str(tmp_path / "profile"), 3, 4, "stop", 5, 6]
+    assert equal(traced, train())
+    with pytest.raises(InvalidInput, match="profile is '2:4', but the run goes on at step 6: only later steps"):
+        train(workdir=str(tmp_path), steps=8, profile=(2, 4))

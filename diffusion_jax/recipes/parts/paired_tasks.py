@@ -43,7 +43,13 @@ def pixels_and_names(pairs: Mapping[str, Any]) -> tuple[Any, list[str]]:
     return pairs["image"], captioned_digits.decode(pairs["text"])
 
 
-def save_pairs(path: Path, ask: Callable[..., Any], known: Any, shown: Callable[[Any], Any]) -> None:
+def save_pairs(
+    path: Path,
+    ask: Callable[..., Any],
+    known: Any,
+    shown: Callable[[Any], Any],
+    title: str = "Every task by one network",
+) -> None:
     """All tasks of one network as a picture, and a chain: an image, its text, an image of that text."""
     drawn = {task: ask(jax.random.key(0), task, known) for task in TASKS}
     drawn["image of p(text | image)"] = ask(jax.random.key(1), "image | text", drawn["text | image"])
@@ -51,4 +57,5 @@ def save_pairs(path: Path, ask: Callable[..., Any], known: Any, shown: Callable[
     # What is ignored is noise: it is not shown.
     rows["p(image)"] = (rows["p(image)"][0], [""] * len(known["text"]))
     rows["p(text)"] = (np.ones_like(rows["p(text)"][0]), rows["p(text)"][1])
-    pictures.save_captioned(path, {name: (images[:10], texts[:10]) for name, (images, texts) in rows.items()})
+    first = {name: (images[:10], texts[:10]) for name, (images, texts) in rows.items()}
+    pictures.save_captioned(path, first, title=title)

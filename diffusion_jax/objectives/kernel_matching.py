@@ -1,0 +1,136 @@
+"""Training by the maximum mean discrepancy of whole batches: what a few-step sampler draws matches data (Aiello et al.
+2024, MMD-DDM).
+
+For features u of m samples and w of m data, and a kernel k,
+
+    MMD^2 = 1 / (m (m - 1)) sum_{i != j} (k(u_i, u_j) + k(w_i, w_j)) - 2 / m^2 sum_ij k(u_i, w_j),                (1)
+
+without bias, so it may be negative. Its gradient pushes samples apart and towards data; it flows through all steps of
+the sampler, whose times become part of what is learned. There is no teacher and no pairing.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from diffusion_jax.clock import as_grid
+from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.objectives.batches import batch_size, refuse_weight
+from diffusion_jax.sampling import sample
+from diffusion_jax.typing import Aux, Denoiser, Frozen, Number, Numbers, Objective, Params, Solver, Times
+
+Kernel = Callable[[Any, Any], Any]
+"""`(u [n, d], v [m, d]) -> [n, m]`."""
+
+
+def linear_kernel() -> Kernel:
+    """`u . v`: the distance is that of the mean features."""
+    return lambda u, v: u @ v.T
+
+
+def polynomial_kernel(degree: int = 3) -> Kernel:
+    """`(u . v / d + 1)^degree`, the one of the kernel distance for degree 3: moments up to the degree are compared."""
+    if degree < 1:
+        raise invalid("degree", degree, "it must be at least 1")
+    return lambda u, v: (u @ v.T / u.shape[-1] + 1.0) ** degree
+
+
+def gaussian_kernel(bandwidths: Sequence[Number] = (1.0,)) -> Kernel:
+    """The mean over b of `exp(-|u - v|^2 / (2 b^2))`. Raises InvalidInput for none and for what is not positive."""
+    if not bandwidths or min(bandwidths) <= 0:
+        raise invalid("bandwidths", tuple(bandwidths), "positive numbers are needed")
+
+    def kernel(u, v):
+        square = jnp.square(u).sum(axis=1)[:, None] + jnp.square(v).sum(axis=1) - 2.0 * u @ v.T
+        square = jnp.maximum(square, 0.0)
+        return sum((jnp.exp(-0.5 * square / b**2) for b in bandwidths), jnp.zeros(())) / len(bandwidths)
+
+    return kernel
+
+
+def squared_mmd(u: Numbers, w: Numbers, kernel: Kernel, unbiased: bool = True) -> Float[Array, ""]:
+    """Equation (1), for sets of any two sizes; with `unbiased=False` the diagonals count and it is never negative."""
+    u, w = jnp.asarray(u), jnp.asarray(w)
+    if u.ndim != 2 or w.ndim != 2 or u.shape[1] != w.shape[1]:
+        raise invalid("shapes of the two sets", (u.shape, w.shape), "expected [n, d] and [m, d]")
+    own, data, across = kernel(u, u), kernel(w, w), kernel(u, w)
+
+    def mean(gram):
+        count = len(gram)
+        if not unbiased:
+            return gram.mean()
+        # Not the sum less the trace, whose digits would cancel.
+        return jnp.where(jnp.eye(count, dtype=bool), 0.0, gram).sum() / (count * (count - 1))
+
+    return mean(own) + mean(data) - 2.0 * across.mean()
+
+
+class FeatureSpace(NamedTuple):
+    """Where sets are compared, and how.
+
+    features: `(params, x [B, ...]) -> [B, d]`, differentiable. params: do not learn. weight: of this discrepancy.
+    """
+
+    features: Callable[[Any, Any], Any]
+    kernel: Kernel
+    params: Any = ()
+    weight: float = 1.0
+
+
+def raw_features(params: Params, x: Any) -> Any:
+    """The entries of each example themselves, for data of few dimensions."""
+    return x.reshape(x.shape[0], -1)
+
+
+def kernel_matching(generate: Callable[..., Any], spaces: Sequence[FeatureSpace]) -> Objective:
+    """The sum of weight MMD^2, equation (1), over feature spaces, as an `Objective` on batches `{"x0"}`.
+
+    generate: `(params, batch, key) -> X [B, ...]`, differentiable, such as `whole_runs`; conditions of the batch are
+        those of the samples. spaces: one or several; those of metrics that judge the result should not be among them.
+
+    The loss is one number of the whole batch, each example's `loss`; on a mesh the batch is that of all devices. With
+    gradient accumulation it is the mean over the parts, which estimates the same with more noise.
+    Metrics: `mmd2/i`. Raises InvalidInput without a space, and at `init` for a batch of one example.
+    """
+    if not spaces:
+        raise InvalidInput("kernel_matching needs a feature space: FeatureSpace(raw_features, gaussian_kernel()), say.")
+
+    def init(key, params, batch):
+        refuse_weight(batch, "kernel_matching")
+        if batch_size(batch) < 2:
+            raise invalid("batch_size", batch_size(batch), "pairs are compared: two examples at least are needed")
+        return Frozen([space.params for space in spaces])
+
+    def loss(params, state, batch, key):
+        size = batch_size(batch)
+        batch = {"index": jnp.arange(size), **batch}
+        x = generate(params, batch, key)
+        if x.shape != batch["x0"].shape:
+            raise invalid("what generate made", x.shape, f"samples of the shape of x0, {batch['x0'].shape}, are needed")
+        found = []
+        for space, fixed in zip(spaces, state.value, strict=True):
+            u, w = (space.features(fixed, jnp.asarray(part, jnp.float32)) for part in (x, batch["x0"]))
+            found.append(squared_mmd(u, jax.lax.stop_gradient(w), space.kernel))
+        total = sum((space.weight * value for space, value in zip(spaces, found, strict=True)), jnp.float32(0))
+        losses = jnp.broadcast_to(total, (size,))
+        return losses, Aux(state, {f"mmd2/{i}": value for i, value in enumerate(found)}, {"loss": losses})
+
+    return Objective(init, loss)
+
+
+def whole_runs(denoiser: Denoiser, solver: Solver, grid: Times, remat: bool = True) -> Callable[..., Any]:
+    """`generate` of `kernel_matching`: samples of whole runs from noise, at the conditions of the batch.
+
+    Gradients flow through every step; with `remat` a step is computed again in the backward pass, so that memory is
+    that of one step and of x between them. The sampler to use afterwards is this one, its grid included.
+    """
+    times: Any = as_grid(grid)
+
+    def generate(params, batch, key):
+        cond, index, shape = batch.get("cond"), batch["index"], batch["x0"].shape
+        return sample(key, denoiser, params, solver, times, shape=shape, cond=cond, index=index, remat=remat).x
+
+    return generate

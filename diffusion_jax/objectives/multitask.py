@@ -1,0 +1,235 @@
+"""Intervals of times as tasks of one network, whose losses or gradients are combined (Go et al. 2023, ANT).
+
+With the clusters of `timesteps.interval_clusters` and the mean loss l_i of the examples of cluster i, each of k:
+
+    uncertainty_weighted   sum_i 1/2 (exp(-s_i) l_i / k + s_i),  s learned too (Kendall et al. 2018)               (1)
+    projected              gradients that conflict are projected on each other's normal planes (Yu et al. 2020)    (2)
+    bargained              sum_i a_i g_i with M a = 1 / a, M the gradients' Gram matrix (Navon et al. 2022)        (3)
+
+(2) and (3) need the inner products of the gradients g_i of l_i / k alone, and come to one weight a task: the update is
+sum_j w_j g_j.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.objectives.batches import batch_size, refuse_gradient
+from diffusion_jax.randomness import fold
+from diffusion_jax.timesteps import cluster_of
+from diffusion_jax.typing import Aux, Number, Objective, Params
+
+TINY = 1e-20
+
+
+class Combiner(NamedTuple):
+    """How the gradients of k tasks become one.
+
+    weights: (Gram matrix [k, k], key) -> [k], how much each counts.
+    every: after how many steps they are computed anew; between those, one backward pass is enough.
+    """
+
+    weights: Callable[[Any, Any], Any]
+    every: int = 1
+
+
+def projected() -> Combiner:
+    """Equation (2): from g_i, for each other task j in a random order, what conflicts with g_j is taken away,
+
+        <g, g_j> < 0:   g <- g - <g, g_j> / |g_j|^2 g_j,
+
+    with g_j as it was. Gradients of which no two conflict are summed as they are.
+    """
+
+    def weights(gram, key):
+        count = len(gram)
+
+        def project(i, key):
+            def against(made, j):
+                inner = made @ gram[:, j]
+                conflict = (inner < 0) & (j != i)
+                change = jnp.where(conflict, -inner / jnp.maximum(gram[j, j], TINY), 0.0)
+                return made.at[j].add(change), None
+
+            order = jax.random.permutation(key, count)
+            return jax.lax.scan(against, jax.nn.one_hot(i, count), order)[0]
+
+        return jax.vmap(project)(jnp.arange(count), jax.random.split(key, count)).sum(axis=0)
+
+    return Combiner(weights)
+
+
+def bargained(every: int = 25, iterations: int = 30) -> Combiner:
+    """Equation (3), the Nash bargaining solution: the minimum of 1/2 a' M a - sum log a, by damped Newton steps.
+
+    M is divided by its Frobenius norm, so weights do not depend on the scale of gradients. A task without a gradient
+    has weight 1. Raises InvalidInput for numbers below 1.
+    """
+    for name, value in (("every", every), ("iterations", iterations)):
+        if value < 1:
+            raise invalid(name, value, "it must be at least 1")
+
+    def weights(gram, key):
+        there = jnp.diagonal(gram) > TINY
+        # What is not there is a task of its own with a solution of 1.
+        gram = jnp.where(there[:, None] & there, gram / jnp.maximum(jnp.linalg.norm(gram), TINY), 0.0)
+        gram = gram + jnp.diag(jnp.where(there, 0.0, 1.0))
+
+        def step(a, _):
+            slope = gram @ a - 1.0 / a
+            move = jnp.linalg.solve(gram + jnp.diag(1.0 / jnp.square(a)), slope)
+            # The function is self-concordant: such a step never leaves a > 0.
+            return a - move / (1.0 + jnp.sqrt(jnp.maximum(slope @ move, 0.0))), None
+
+        return jax.lax.scan(step, 1.0 / jnp.sqrt(jnp.diagonal(gram)), None, length=iterations)[0]
+
+    return Combiner(weights, every)
+
+
+class MultiTask(NamedTuple):
+    """inner: the state of the objective. weights: of the tasks, `[k]`. count: steps so far."""
+
+    inner: Any
+    weights: Float[Array, " k"]
+    count: Any
+
+
+def multitask(objective: Objective, edges: Any, combiner: Combiner) -> Objective:
+    """`objective`, whose gradient is that of the intervals `edges [k + 1]` of times, combined.
+
+    objective: of one time an example, as drawn by `timesteps.by_cluster(edges)`. One forward pass; k backward passes in
+    the steps in which weights are computed, and k copies of the gradient then. The loss that is reported is the mean of
+    l_i. With gradient accumulation each part of the batch is combined by itself.
+
+    Metrics: those of the objective, `task/i` (l_i), `weight/i`. Raises InvalidInput for an objective that has such a
+    gradient already, and for times that are not one an example.
+    """
+    refuse_gradient(objective, "multitask")
+    count = len(edges) - 1
+
+    def init(key, params, batch):
+        return MultiTask(objective.init(key, params, batch), jnp.ones(count), jnp.int32(0))
+
+    def loss(params, state, batch, key):
+        losses, aux = objective.loss(params, state.inner, batch, key)
+        return losses, aux._replace(state=MultiTask(aux.state, state.weights, state.count))
+
+    def gradient(params, state, batch, key):
+        def own(params):
+            losses, aux = objective.loss(params, state.inner, batch, key)
+            return losses.astype(jnp.float32), aux
+
+        losses, pull, aux = jax.vjp(own, params, has_aux=True)
+        shares = _shares(edges, _times(aux), count)
+
+        def anew():
+            each = jax.lax.map(lambda share: pull(share / count)[0], shares)
+            found = combiner.weights(_gram(each), fold(key, 3))
+            return jax.tree.map(lambda leaf: jnp.tensordot(found.astype(leaf.dtype), leaf, axes=1), each), found
+
+        def again():
+            return pull(state.weights @ shares / count)[0], state.weights
+
+        if combiner.every == 1:
+            grads, weights = anew()
+        else:
+            grads, weights = jax.lax.cond(state.count % combiner.every == 0, anew, again)
+        state = MultiTask(aux.state, weights, state.count + 1)
+        tasks = shares @ losses
+        return tasks.mean(), grads, aux._replace(state=state, metrics={**aux.metrics, **_told(tasks, weights)})
+
+    prepare = objective.prepare
+    return Objective(init, loss, prepare and (lambda state, batch, key: prepare(state.inner, batch, key)), gradient)
+
+
+def _times(aux: Aux) -> Any:
+    t = aux.per_example.get("t")
+    if t is None or jnp.ndim(t) != 1:
+        told = "none" if t is None else jnp.shape(t)
+        raise invalid("the recorded times of the objective", told, "one time an example, [B], is needed")
+    return t
+
+
+def _shares(edges, t, count):
+    """`[k, B]`: 1 / (examples of cluster i) where an example is one of them; the rows of empty clusters are 0."""
+    members = jax.nn.one_hot(cluster_of(edges, t), count, axis=0)
+    return members / jnp.maximum(members.sum(axis=1, keepdims=True), 1.0)
+
+
+def _told(tasks, weights):
+    return {
+        f"{name}/{i}": values[i] for name, values in (("task", tasks), ("weight", weights)) for i in range(len(tasks))
+    }
+
+
+def _gram(each: Any) -> Float[Array, "k k"]:
+    """Inner products of k gradients, whose leaves are `[k, ...]`."""
+    total: Any = jnp.float32(0)
+    for leaf in jax.tree.leaves(each):
+        axes = tuple(range(1, leaf.ndim))
+        leaf = leaf.astype(jnp.float32)
+        total = total + jnp.tensordot(leaf, leaf, axes=(axes, axes))
+    return total
+
+
+def uncertainty_weighted(objective: Objective, edges: Any) -> Objective:
+    """Equation (1), on parameters `{"params": those of objective, "log_variances": zeros [k]}`.
+
+    objective: of one time an example. Metrics: those of the objective, `task/i` (l_i), `weight/i` (exp(-s_i) / 2).
+    Where losses come near 0, as at high noise in few dimensions, their weights grow without bound. Train the two
+    entries by optimisers of their own, `training.optimizers.alternating`.
+    Raises InvalidInput at `init` for other entries or another number of variances.
+    """
+    refuse_gradient(objective, "uncertainty_weighted")
+    count = len(edges) - 1
+
+    def init(key, params, batch):
+        if set(params) != {"params", "log_variances"} or jnp.shape(params["log_variances"]) != (count,):
+            told = {name: jnp.shape(value) for name, value in params.items() if name != "params"}
+            expected = f'"params" and "log_variances" of shape ({count},) are needed'
+            raise invalid("the parameters beside 'params'", told, expected)
+        return objective.init(key, params["params"], batch)
+
+    def loss(params, state, batch, key):
+        losses, aux = objective.loss(params["params"], state, batch, key)
+        shares, spread = _shares(edges, _times(aux), count), params["log_variances"]
+        weights = 0.5 * jnp.exp(-spread)
+        # The mean over the batch is the sum of equation (1).
+        total = batch_size(batch) / count * (weights @ shares) * losses + 0.5 * spread.sum()
+        told = _told(shares @ jax.lax.stop_gradient(losses), weights)
+        return total, aux._replace(metrics={**aux.metrics, **told})
+
+    return Objective(init, loss, objective.prepare)
+
+
+def task_affinity(
+    objective: Objective, params: Params, batch: Any, times: Float[Array, " n"], key: Any
+) -> Float[Array, "n n"]:
+    """Cosines of the gradients at fixed times, `[n, n]`: which noise levels agree (Go et al. 2023, figure 2).
+
+    batch: examples of the data; all are asked at each time with the same noise. It holds n gradients at once: average
+    over several batches, and choose few times for a large network. `timesteps.affinity_distance` cuts by it.
+    """
+    state = objective.init(key, params, batch)
+    size = batch_size(batch)
+
+    def at(t):
+        pinned = {**batch, "t": jnp.full(size, t), "t_weight": jnp.ones(size)}
+        return jax.grad(lambda params: objective.loss(params, state, pinned, key)[0].mean())(params)
+
+    gram = _gram(jax.lax.map(at, jnp.asarray(times, jnp.float32)))
+    norms = jnp.sqrt(jnp.maximum(jnp.diagonal(gram), TINY))
+    return gram / norms[:, None] / norms
+
+
+def conflicting_share(affinity: Float[Array, "n n"], below: Number = 0.0) -> Float[Array, ""]:
+    """The share of pairs of different tasks whose gradients have a cosine under `below`."""
+    count = len(affinity)
+    if count < 2:
+        raise InvalidInput("One task has nobody to disagree with: two times at least are needed.")
+    others = 1.0 - jnp.eye(count)
+    return ((affinity < below) * others).sum() / others.sum()

@@ -1,0 +1,140 @@
+"""Intervals of times as tasks: the cheapest of all partitions, drawn equally often, grown by a curriculum."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax import processes, timesteps
+from diffusion_jax.errors import InvalidInput
+from diffusion_jax.timesteps.curriculum import paced
+
+KEY = jax.random.key(0)
+
+
+def cheapest(distance, clusters):
+    """The least cost of all partitions, one after the other, and the cost of one."""
+    parts = len(distance)
+
+    def cost(edges):
+        return sum(
+            sum(distance[(low + high - 1) // 2, t] for t in range(low, high)) for low, high in itertools.pairwise(edges)
+        )
+
+    every = itertools.combinations(range(1, parts), clusters - 1)
+    return min(cost((0, *inner, parts)) for inner in every), cost
+
+
+@pytest.mark.parametrize("clusters", [1, 2, 3, 4, 11])
+@pytest.mark.parametrize("kind", ["log_snr", "time", "affinity"])
+def test_the_partition_is_the_cheapest_of_all(kind, clusters):
+    rng = np.random.default_rng(1)
+    distance = {
+        "log_snr": timesteps.log_snr_distance(processes.vp_linear(), 11),
+        "time": timesteps.time_distance(11),
+        "affinity": timesteps.affinity_distance(rng.uniform(-1, 1, (11, 11))),
+    }[kind]
+    edges = timesteps.interval_clusters(distance, clusters)
+    least, cost = cheapest(distance, clusters)
+    np.testing.assert_allclose(cost(np.round(edges * 11).astype(int)), least, atol=1e-9)
+    assert edges[0] == 0 and edges[-1] == 1 and len(edges) == clusters + 1
+
+
+@pytest.mark.parametrize(
+    ("process", "starts"),
+    [(processes.vp_linear(), [0, 153, 394, 624, 823]), (processes.vp_cosine(), [0, 133, 372, 653, 881])],
+    ids=["linear", "cosine"],
+)
+def test_the_intervals_of_known_schedules(process, starts):
+    """Of a thousand steps in five intervals, computed independently of this library."""
+    edges = timesteps.interval_clusters(timesteps.log_snr_distance(process, 1000), 5)
+    np.testing.assert_array_equal(np.round(edges[:-1] * 1000), starts)
+    even = timesteps.interval_clusters(timesteps.time_distance(1000), 5)
+    np.testing.assert_allclose(even, np.linspace(0, 1, 6), atol=2e-3)
+
+
+def test_a_batch_has_equally_many_times_of_each_interval():
+    edges = (0.0, 0.1, 0.4, 1.0)
+    t, weight = jax.jit(lambda key: timesteps.by_cluster(edges).draw((), key, (3000, 2)))(KEY)
+    which = timesteps.cluster_of(edges, t)
+    np.testing.assert_array_equal(np.bincount(np.ravel(which), minlength=3), 2000)
+    for i, (low, high) in enumerate(itertools.pairwise(edges)):
+        mine = t[which == i]
+        assert low < float(mine.min()) < low + 0.02 and high - 0.02 < float(mine.max()) <= high
+        np.testing.assert_allclose(mine.mean(), (low + high) / 2, atol=0.03)
+    np.testing.assert_array_equal(weight, 1.0)
+    # An edge belongs to the interval below it, as the last step of a discrete process does.
+    np.testing.assert_array_equal(timesteps.cluster_of(edges, jnp.array([0.0, 0.1, 0.11, 0.4, 1.0])), [0, 0, 1, 1, 2])
+
+
+DRAWS = {
+    "uniform": timesteps.uniform(),
+    "logit_normal": timesteps.logit_normal(0.5, 1.2),
+    "mode": timesteps.mode(0.8),
+    "log_normal": timesteps.log_normal(processes.edm()),
+}
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_a_restricted_draw_is_the_part_of_the_distribution(name):
+    base = DRAWS[name]
+    whole, _ = base.draw((), KEY, (40_000,))
+    np.testing.assert_array_equal(timesteps.restricted(base).draw((), KEY, (40_000,))[0], whole)
+    low, high = np.quantile(whole, [0.3, 0.8])
+    part, _ = jax.jit(lambda low: timesteps.restricted(base, low, high).draw((), jax.random.key(1), (40_000,)))(low)
+    expected = np.sort(np.asarray(whole))[12_000:32_000]
+    assert part.min() >= low - 1e-4 and part.max() <= high + 1e-4
+    shares = np.linspace(0.02, 0.98, 25)
+    np.testing.assert_allclose(np.quantile(part, shares), np.quantile(expected, shares), atol=0.02 * (high - low))
+
+
+def test_a_curriculum_grows_from_noise_and_ends_as_its_base():
+    edges, base = np.linspace(0, 1, 6), timesteps.logit_normal()
+    draw = timesteps.curriculum(edges, base, patience=3)
+    state = draw.init()
+    for stage in range(1, 6):
+        t, _ = draw.draw(state._replace(stage=jnp.int32(stage)), KEY, (4000,))
+        assert 0 <= float(t.min()) - edges[5 - stage] < 0.05 and t.max() > 0.95
+    np.testing.assert_array_equal(t, base.draw((), KEY, (4000,))[0])
+    backwards = timesteps.curriculum(edges, base, easy_first=False)
+    assert backwards.draw(backwards.init(), KEY, (4000,))[0].max() <= 0.2 + 1e-6
+    one = timesteps.curriculum((0.0, 1.0), base)
+    np.testing.assert_array_equal(one.draw(one.init(), KEY, (9,))[0], base.draw((), KEY, (9,))[0])
+
+
+def test_it_goes_on_where_the_loss_settles():
+    draw = timesteps.curriculum(np.linspace(0, 1, 4), patience=3)
+    update = jax.jit(lambda state, loss: draw.update(state, jnp.ones(2), jnp.full(2, loss)))
+
+    def stages(losses):
+        state, found = draw.init(), []
+        for loss in losses:
+            state = update(state, loss)
+            found.append(int(state.stage))
+        return found
+
+    # The first loss is the best; three that are no better end a stage, and the next begins anew.
+    assert stages([1.0] * 14) == [1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3]
+    assert stages(np.linspace(2, 1, 20)) == [1] * 20
+    state = paced(draw.init(), jnp.float32(1.0), 3, 3)
+    for broken in (jnp.nan, jnp.inf):
+        for one, other in zip(paced(state, broken, 3, 3), state, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda: timesteps.interval_clusters(timesteps.time_distance(4), 5), "clusters is 5"),
+        (lambda: timesteps.by_cluster((0.0, 0.5, 0.5)), "edges"),
+        (lambda: timesteps.by_cluster((0.0, 0.5, 1.0)).draw((), KEY, (1,)), "at least the 2 intervals"),
+        (lambda: timesteps.curriculum((0.1, 1.0)), "edges from 0 to 1"),
+        (lambda: timesteps.curriculum((0.0, 1.0), timesteps.importance()), "quantile function"),
+        (lambda: timesteps.curriculum((0.0, 1.0), patience=0), "patience is 0"),
+    ],
+)
+def test_wrong_calls_are_told(call, told):
+    with pytest.raises(InvalidInput, match=told):
+        call()
