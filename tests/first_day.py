@@ -77,7 +77,7 @@ STEPS: tuple[Step | tuple[str, Step], ...] = (
         "sample --workdir=out/digits --num-samples=16 --class=3,7 --seed=5 --steps=2 --output=out/threes",
         writes=("../threes/samples.png",),
     ),
-    Step("evaluate --workdir=out/digits --samples=out/threes --output=out/threes/metrics.json", ("few|small",)),
+    Step("evaluate --workdir=out/digits --samples=out/threes --output=out/threes/metrics.json", ("class_accuracy",)),
     Step("report --workdir=out/digits --output=page.html", writes=("../../page.html",)),
     Step("recipes --list", ("taylorseer",)),
     # docs/your_images.md
