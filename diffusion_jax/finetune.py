@@ -26,7 +26,7 @@ from diffusion_jax.interop.generation import pixel_step
 from diffusion_jax.interop.pipeline_folders import new_class_names
 from diffusion_jax.interop.requests import checked_size
 from diffusion_jax.places import part_of
-from diffusion_jax.train import loss_picture, sampled_params
+from diffusion_jax.train import sampled_params, show_run
 from diffusion_jax.typing import Objective
 
 LORA_FILE, FOLDER = "pytorch_lora_weights.safetensors", "pipeline"
@@ -204,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(f"error: {error}") from None
     if jax.process_index() != 0:
         return
-    loss_picture(arguments.workdir)
+    show_run(arguments.workdir)
     done = int(state.step)
     if done < config.train.steps:
         _say(f"Stopped after step {done} of {config.train.steps}; the same command goes on from there.")
