@@ -54,7 +54,7 @@ def test_one_step_of_the_student_is_two_of_the_teacher(name):
     value, grads = mean(zero)
     np.testing.assert_allclose(value, 0.0, atol=1e-5)
     value, grads = mean({"off": jnp.float32(0.5)})
-    np.testing.assert_allclose((value, grads["off"]), (0.25, 1.0), rtol=1e-3)
+    np.testing.assert_allclose((value, grads["off"]), (0.25, 1.0), rtol=1e-2)
     start = jax.random.normal(jax.random.key(2), (8, 3))
     teacher = sample(KEY, exact, MIXTURE, solvers.ddim(), grid, x_init=start).x
     student = sample(KEY, denoiser(network, process), zero, solvers.ddim(), grid[::2], x_init=start).x
