@@ -23,7 +23,7 @@ from diffusion_jax import timesteps
 from diffusion_jax.clock import network_inputs, single_step
 from diffusion_jax.denoisers import with_target_time
 from diffusion_jax.errors import InvalidInput, invalid
-from diffusion_jax.objectives.batches import batch_size, drawn, example_keys, refuse_weight, updated
+from diffusion_jax.objectives.batches import batch_size, corrupted, drawn, example_keys, refuse_weight, updated
 from diffusion_jax.objectives.entries import per_example, squared_error
 from diffusion_jax.processes import need_gaussian
 from diffusion_jax.randomness import fold, uniform
@@ -171,7 +171,7 @@ def _initial(teacher_params: Params, draw: TimestepDraw, what: str) -> Callable[
 
 def _point(process, teacher, state, batch, t, key):
     """x_t, and the velocity there."""
-    x_t, noise = process.corrupt(example_keys(key, batch["index"]), batch["x0"], t)
+    x_t, noise = corrupted(process, example_keys(key, batch["index"]), batch, t)
     if teacher is None:
         return x_t, noise - batch["x0"]
     fixed, cond = jax.lax.stop_gradient(state.teacher.value), batch.get("cond")
