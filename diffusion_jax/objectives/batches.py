@@ -17,7 +17,7 @@ from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.processes import is_gaussian
 from diffusion_jax.randomness import fold, sample_keys, uniform
 from diffusion_jax.time_axes import where
-from diffusion_jax.typing import Condition, Objective, Process, Time
+from diffusion_jax.typing import Condition, Objective, Time
 
 
 def batch_size(batch: Mapping[str, Any]) -> int:
@@ -111,7 +111,7 @@ def _drawn(draw, state, batch, key, axes):
     return {**batch, "t": t, "t_weight": weight}
 
 
-def corrupted(process: Process, keys: Key[Array, " B"], batch: Mapping[str, Any], t: Time) -> tuple[Any, Any]:
+def corrupted(process: Any, keys: Key[Array, " B"], batch: Mapping[str, Any], t: Time) -> tuple[Any, Any]:
     """x_t and its noise: drawn, or that of the batch where it has "noise", of the shape of x0.
 
     Raises InvalidInput for noise of another shape, or of a process that is not Gaussian.

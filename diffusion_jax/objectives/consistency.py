@@ -102,7 +102,7 @@ class Consistency(NamedTuple):
 
 def consistency(
     network: Network,
-    process: Process,
+    process: Any,
     earlier: Earlier,
     draw: TimestepDraw | None = None,
     *,

@@ -21,7 +21,7 @@ from diffusion_jax.objectives.entries import per_example, squared_error
 from diffusion_jax.processes import need_gaussian
 from diffusion_jax.randomness import split
 from diffusion_jax.time_axes import expand, fill
-from diffusion_jax.typing import Aux, Denoiser, Frozen, Network, Objective, Params, Process, Times
+from diffusion_jax.typing import Aux, Denoiser, Frozen, Network, Objective, Params, Times
 
 
 class Halving(NamedTuple):
@@ -32,7 +32,7 @@ class Halving(NamedTuple):
 
 def progressive(
     network: Network,
-    process: Process,
+    process: Any,
     grid: Times,
     teacher: Denoiser,
     teacher_params: Params,
