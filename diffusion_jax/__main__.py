@@ -14,7 +14,7 @@ COMMANDS = {
     "train": "trains what a config describes",
     "sample": "draws samples from a trained model",
     "finetune": "fine-tunes a published checkpoint on a folder of pictures",
-    "evaluate": "measures samples against held-out data",
+    "evaluate": "measures samples of a run, or any images, against others",
     "configs": "lists the configs that come with the library, or prints one",
     "report": "writes one page on a run: pictures, curves, measures",
     "encode": "turns a folder of pictures into latents of a published autoencoder",

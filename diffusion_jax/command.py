@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import absl.logging
 import jax
@@ -92,6 +92,22 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     return overrides, rest
 
 
+def add_trust_argument(parser: Any) -> None:
+    """Adds `--trust` to a parser, or to a group of one."""
+    parser.add_argument(
+        "--trust",
+        action="append",
+        default=[],
+        metavar="PACKAGE",
+        help="a stored config may call the functions and classes of this package; repeatable, or with commas",
+    )
+
+
+def trusted_packages(arguments: argparse.Namespace) -> list[str]:
+    """The packages that `--trust` names."""
+    return [package.strip() for text in arguments.trust for package in text.split(",")]
+
+
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds what every command that reads a config takes."""
     group = parser.add_argument_group("config")
@@ -99,13 +115,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--config.FIELD", metavar="VALUE", dest="_overrides_help", help="overrides a field, e.g. --config.model.depth=4"
     )
-    group.add_argument(
-        "--trust",
-        action="append",
-        default=[],
-        metavar="PACKAGE",
-        help="a stored config may call the functions and classes of this package; repeatable, or with commas",
-    )
+    add_trust_argument(group)
     group.add_argument(
         "--print-config",
         action="store_true",
@@ -176,5 +186,4 @@ def _loaded(arguments: argparse.Namespace, stored: str | None) -> ConfigDict:
         path = str(file)
     if path is None:
         raise InvalidInput("--config is missing; e.g. --config=digits_dit (list: diffusion-jax configs).")
-    trust = [package.strip() for text in arguments.trust for package in text.split(",")]
-    return load(path, trust)
+    return load(path, trusted_packages(arguments))

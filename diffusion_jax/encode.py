@@ -282,9 +282,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     def encode(images):
         return run(autoencoder.params, distributed.shard_batch(images, mesh))
 
-    shown = jax.process_index() == 0 and not arguments.no_progress
+    # None: where standard error is a terminal.
+    hidden = True if jax.process_index() or arguments.no_progress else None
     written = 0
-    with tqdm(total=sum(map(len, sources.values())), unit="picture", disable=not shown, dynamic_ncols=True) as bar:
+    with tqdm(total=sum(map(len, sources.values())), unit="picture", disable=hidden, dynamic_ncols=True) as bar:
         for name, part in sources.items():
             cond = partial(conditions_of_rows, part, reader)
             written += write_part(

@@ -1,4 +1,4 @@
-"""`python -m diffusion_jax.evaluate`: measures images, or the samples of a run, against other images or held-out data.
+"""`diffusion-jax evaluate`: measures images, or the samples of a run, against other images or held-out data.
 
 Of a run (--workdir) it measures what its config says, or, where that names no metrics, its pictures against the data
 that was held out. With --images it measures any pictures: Fréchet and kernel distance, precision, recall, density and
@@ -18,7 +18,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion_jax import image_sets, measuring, metrics, training
-from diffusion_jax.command import cache_compilations, leave, parse_config, run_command
+from diffusion_jax.command import (
+    add_trust_argument,
+    cache_compilations,
+    leave,
+    parse_config,
+    run_command,
+    trusted_packages,
+)
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.experiment_data import with_data
 from diffusion_jax.feature_extractors import (
@@ -32,7 +39,9 @@ from diffusion_jax.feature_extractors import (
 )
 from diffusion_jax.metrics.statistics import check_new
 from diffusion_jax.places import check_config, parts_in
+from diffusion_jax.report import write_report
 from diffusion_jax.shards import COST, read_identity, read_samples, set_identity, write_whole
+from diffusion_jax.summary import as_block, on_what
 from diffusion_jax.trained_extractors import of_judge, trained_extractor
 
 EXAMPLES = """examples:
@@ -56,7 +65,7 @@ BESIDE = object()
 
 def flags() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m diffusion_jax.evaluate",
+        prog="diffusion-jax evaluate",
         description=__doc__,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -125,11 +134,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments, config = parse_config(parser, [*others, f"--workdir={images}"], stored="config.json")
         config.metrics = {}
     else:
+        add_trust_argument(parser)
         arguments, config = parser.parse_args(argv), None
     _check(arguments)
     if arguments.output is not None:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
     cache_compilations()
+    print(as_block("Measuring", what_is_measured(arguments, config)), flush=True)
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
         if config is None:
@@ -142,10 +153,30 @@ def main(argv: Sequence[str] | None = None) -> None:
             path = arguments.output or arguments.workdir / "metrics.json"
     if path is not None:
         write_whole(path, json.dumps(report, indent=2) + "\n")
+    # A folder of samples alone has no run to report on, and elsewhere the page does not change.
+    of_run = config is not None and arguments.output is None
+    if of_run and (arguments.workdir / "config.json").is_file():
+        write_report(arguments.workdir)
     print("\n".join(measuring.lines_of(report, notes)))
-    for written in (path, arguments.write_statistics):
-        if written is not None:
-            print(f"Wrote {written}")
+    written = [path, arguments.write_statistics]
+    if config is not None and arguments.output is None and (arguments.workdir / "config.json").is_file():
+        written.append(write_report(arguments.workdir))
+    for file in written:
+        if file is not None:
+            print(f"Wrote {file}")
+
+
+def what_is_measured(arguments: argparse.Namespace, config: ConfigDict | None) -> dict[str, str]:
+    """The rows of the summary with which the command begins."""
+    workdir: Path | None = None if config is None else arguments.workdir
+    rows = {} if arguments.images is None else {"images": str(arguments.images)}
+    if workdir is not None and arguments.images is None:
+        rows["samples"] = str(arguments.samples or workdir / "samples")
+    against = "nothing but the prompts" if workdir is None else "the data that the run held out"
+    rows["against"] = str(arguments.against) if arguments.against is not None else against
+    measures = ", ".join((config or {}).get("metrics", None) or ())
+    rows["measures"] = measures or f"distances in the features of {arguments.features or 'the best network at hand'}"
+    return {**rows, "devices": on_what()}
 
 
 def _images_named(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
@@ -305,7 +336,7 @@ def _extractor(
     if kind in ("run", "judge") and where:
         if arguments.features_from is not None or resize is not None:
             raise InvalidInput(f"--features={name} says all of the network: leave --features-from and --resize out.")
-        return trained_extractor(kind, where), notes
+        return trained_extractor(kind, where, trusted_packages(arguments)), notes
     if name == "judge" and config is not None:
         return of_judge(with_data(config)[1], held_out, str(arguments.workdir)), notes
     if kind == "inception" and resize is None and statistics is not None:

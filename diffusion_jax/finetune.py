@@ -5,6 +5,7 @@ the checkpoint knows classes (DiT). What learns is the denoising network, or low
 the autoencoder and the text encoders stay as they are.
 """
 
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusion_jax import distributed, interop, pictures, training
+from diffusion_jax import distributed, interop, pictures, report, summary, training
 from diffusion_jax.adapters import Lora
 from diffusion_jax.command import cache_compilations, leave, parse_config, run_command
 from diffusion_jax.config import build
@@ -26,19 +27,21 @@ from diffusion_jax.interop.generation import pixel_step
 from diffusion_jax.interop.pipeline_folders import new_class_names
 from diffusion_jax.interop.requests import checked_size
 from diffusion_jax.places import part_of
-from diffusion_jax.train import loss_picture, sampled_params
+from diffusion_jax.train import sampled_params, show_run
 from diffusion_jax.typing import Objective
 
 LORA_FILE, FOLDER = "pytorch_lora_weights.safetensors", "pipeline"
 """What a run leaves in its workdir: of LoRA, as diffusers calls it; else the folder of a whole pipeline."""
 
 
-def run(config: ConfigDict, workdir: Path | str | None, progress: bool = True) -> training.TrainState:
+def run(
+    config: ConfigDict, workdir: Path | str | None, progress: bool = True, command: Sequence[str] = ("finetune",)
+) -> training.TrainState:
     """Fine-tunes as `config` says (`fine_tuning_config`) in `workdir`, resuming what is there, and writes what learned
-    in the layout of diffusers; returns the last state.
+    in the layout of diffusers; returns the last state. command: what `run.json` says that was called.
 
     Raises InvalidInput for pictures, captions or parts that do not fit the checkpoint, and for another base than that
-    of the run in `workdir`, before anything is compiled or written.
+    of the run in `workdir`, before anything is compiled or written. command: the command line, for the report.
     """
     config = config.copy_and_resolve_references()
     whole, given = config.lora is None, config.pretrained
@@ -58,6 +61,8 @@ def run(config: ConfigDict, workdir: Path | str | None, progress: bool = True) -
     source = part_of("data", config)
     if len(getattr(source, "sizes", (size,))) > 1:
         raise invalid("config.data.buckets", config.data.buckets, "one size is fine-tuned: leave it at None")
+    # Every picture is read once: a damaged one is named now.
+    source.check()
     names, pictures_in_step = getattr(source, "class_names", None), _encodes_in_step(config, pipeline)
     _say(f"{len(source)} pictures of {size[0]} x {size[1]} in {config.data.folder}")
     once = "captions are" if pictures_in_step else "captions and pictures (nothing changes them while it trains) are"
@@ -77,12 +82,17 @@ def run(config: ConfigDict, workdir: Path | str | None, progress: bool = True) -
     check_training(experiment)
     callbacks = _validation(experiment, tuned, size) if config.validation.prompts else []
     learned = jax.eval_shape(tuned.init, jax.random.key(0))
-    many, of = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (learned, pipeline.network.params))
-    what = "the whole network" if whole else f"factors of rank {config.lora.rank}"
-    _say(f"training {what}: {many:,} parameters, where the {pipeline.network.family} has {of:,}")
-    state = fit(experiment, workdir, callbacks, progress=progress)
-    if workdir is not None:
-        _write(config, tuned, experiment, state, Path(workdir), numbers)
+    rows = summary.training_rows(experiment, workdir, learned)
+    what = "all weights" if whole else f"factors of rank {config.lora.rank} beside the weights"
+    rows["model"] = f"{what} of the {pipeline.network.family} of {given.folder}: {rows['model']}, in {given.dtype}"
+    scheduler = pipeline.scheduler
+    rows["process"] = f"{scheduler.config.get('_class_name')}, the network predicts {scheduler.process.prediction}"
+    _say(summary.as_block("Fine-tuning", rows))
+    if workdir is None:
+        return fit(experiment, None, callbacks, progress=progress)
+    record = summary.RunRecord(workdir, rows, command)
+    state = fit(experiment, workdir, callbacks, progress=progress, writer=record)
+    _write(config, tuned, experiment, state, Path(workdir), numbers)
     return state
 
 
@@ -177,7 +187,7 @@ def _validation(experiment: Experiment, tuned: interop.FineTuning, size: tuple[i
     def check(state):
         tuned.pipeline_of(sampled_params(experiment, state)).prompter.main(filled, size)
 
-    return [training.Callback(every, function, True, check)]
+    return [training.Callback(every, function, True, check, name="validation pictures")]
 
 
 def _write(config, tuned, experiment, state, workdir: Path, numbers: dict[str, int]) -> None:
@@ -195,23 +205,25 @@ def _write(config, tuned, experiment, state, workdir: Path, numbers: dict[str, i
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    argv = list(sys.argv[1:] if argv is None else argv)
     arguments, config = parse_config(parser(__doc__), argv, base=config_of, set_fields=set_flags)
     distributed.initialize()
     cache_compilations()
     try:
-        state = run(config, arguments.workdir, progress=not arguments.no_progress)
+        state = run(config, arguments.workdir, not arguments.no_progress, ["finetune", *argv])
     except training.Diverged as error:
         raise SystemExit(f"error: {error}") from None
     if jax.process_index() != 0:
         return
-    loss_picture(arguments.workdir)
+    show_run(arguments.workdir)
     done = int(state.step)
     if done < config.train.steps:
         _say(f"Stopped after step {done} of {config.train.steps}; the same command goes on from there.")
     lora = config.lora is not None
     result = arguments.workdir / (LORA_FILE if lora else FOLDER)
     base = f"--pretrained={config.pretrained.folder} --lora={result}" if lora else f"--pretrained={result}"
-    _say(f'Wrote {result}. Sample it: diffusion-jax sample {base} --prompt="..."')
+    _say(f"Wrote {result}. Report: {arguments.workdir / report.REPORT}")
+    _say(f'Sample it: diffusion-jax sample {base} --prompt="..."')
 
 
 if __name__ == "__main__":

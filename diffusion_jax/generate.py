@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float
 from tqdm.auto import tqdm
 
-from diffusion_jax import distributed, interop, pixels
+from diffusion_jax import distributed, interop, pixels, summary
 from diffusion_jax.clock import as_grid
 from diffusion_jax.config import ConfigDict, build, call
 from diffusion_jax.errors import InvalidInput, invalid
@@ -32,6 +32,8 @@ from diffusion_jax.models.conditions import Label
 from diffusion_jax.places import entries_of
 from diffusion_jax.sample_flags import Request, SampleParser, batches, call_text, given_flags, set_steps
 from diffusion_jax.typing import Denoiser, Grid, Solver
+
+DEFAULT_OUTPUT = Path("out/generated")
 
 PER_DEVICE = 4
 """Images drawn at once on a device, unless a number is given."""
@@ -188,7 +190,7 @@ def run(
     # A field that is given has the last word.
     if config.sampling.grid is not None and not any("steps" in one for one in changed if "sampling.grid" in one):
         set_steps(arguments, config)
-    folder = arguments.output or Path("out/generated")
+    folder = arguments.output or DEFAULT_OUTPUT
     check_no_more(folder, request.total)
 
     several = jax.process_count() > 1
@@ -211,14 +213,21 @@ def run(
         ]
         drawn = sum(map(len, todo))
         if not several or jax.process_index() == 0:
-            _tell(pipelines, request, settings[0], each, drawn if not several else request.total)
+            rows = summary_of_checkpoint(
+                arguments, pipelines, request, settings[0], each, request.total if several else drawn
+            )
+            print(summary.as_block("Sampling", rows), flush=True)
         seconds = _draw(arguments, pipelines, picture, request, todo, each, folder, settings)
     distributed.wait_for_all("images")
     if jax.process_index() == 0:
         measured = {"seconds": seconds, "devices": jax.device_count(), "platform": jax.default_backend()}
         write_overview(folder, settings, measured)
-        kept = "" if drawn == request.total or several else f" ({request.total - drawn} were there)"
-        print(f"Wrote {request.total} images to {folder / 'images'}{kept} in {seconds:.1f} s, compilation included")
+        where = folder / "images"
+        if several:
+            print(f"{request.total} images are in {where}, after {seconds:.1f} s of this process")
+        else:
+            kept = f", {request.total - drawn} were there" if drawn < request.total else ""
+            print(f"Wrote {drawn} images to {where} in {seconds:.1f} s, compilation included{kept}")
 
 
 def settings_of(parser, arguments, config, request, changed, pipeline, size) -> list[dict[str, Any]]:
@@ -250,16 +259,24 @@ def settings_of(parser, arguments, config, request, changed, pipeline, size) -> 
     return found
 
 
-def _tell(pipelines: Sequence[Pipeline], request: Request, settings: dict[str, Any], each: int, drawn: int) -> None:
-    """What is drawn, by what and on what, in two lines."""
-    count = sum(leaf.size for one in pipelines for leaf in jax.tree.leaves(one.params))
+def summary_of_checkpoint(
+    arguments: argparse.Namespace,
+    pipelines: Sequence[Pipeline],
+    request: Request,
+    settings: dict[str, Any],
+    each: int,
+    drawn: int,
+) -> dict[str, str]:
+    """What is drawn, by what, on what, and where it goes."""
     height, width = settings["size"]
-    print(
-        f"{settings['model']}: {count:,} parameters of the denoising network, {settings['steps']} steps of "
-        f"{settings['solver']}, guidance scale {settings['scale']:g}\n"
-        f"{drawn} of {request.total} images of {height} x {width} to draw, {each} at once, on {jax.device_count()} x "
-        f"{jax.devices()[0].device_kind}"
-    )
+    params = tuple(one.params for one in pipelines)
+    return {
+        "model": f"{settings['model']}: {summary.parameters_in_words(params)}, computes in {arguments.dtype}",
+        "sampler": f"{settings['steps']} steps of {settings['solver']}, guidance scale {settings['scale']:g}",
+        "images": f"{request.total:,} of {height} x {width}, {drawn:,} to draw, {each:,} at once",
+        "devices": summary.on_what() + (f", {jax.process_count()} processes" if jax.process_count() > 1 else ""),
+        "output": str(arguments.output or DEFAULT_OUTPUT),
+    }
 
 
 def _draw(arguments, pipelines, picture, request, todo, each, folder, settings) -> float:

@@ -144,7 +144,9 @@ def _of_folder(root: Path, background: str | None, on_error: str) -> ImageSet:
         except InvalidInput as error:
             if on_error == "skip":
                 return None
-            raise InvalidInput(f"{str(error).rstrip('.')}. --on-error=skip leaves such pictures out.") from None
+            told, _, hint = str(error).partition(": give background")
+            mend = "--background=white, say, tells what is seen there" if hint else "--on-error=skip leaves such out"
+            raise InvalidInput(f"{told.rstrip('.')}: {mend}.") from None
         return pictures.to_uint8(picture)
 
     def read(indices):

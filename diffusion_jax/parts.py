@@ -242,10 +242,18 @@ def parts_of(wanted: Any) -> list[str]:
             if _makes(getattr(module, name)):
                 made[f"{path}.{name}"] = made_by(getattr(module, name))
     functions = [option for option in places if typing.get_origin(option) is collections.abc.Callable]
-    exact = [name for name, one in made.items() if one in functions]
+    arrays = [_shape_and_numbers(option) for option in places if _is_array(option)]
+    exact = [
+        name for name, one in made.items() if one in functions or (_is_array(one) and _shape_and_numbers(one) in arrays)
+    ]
     found = exact or [name for name, one in made.items() if any(fits(one, each) for each in places)]
     counts = collections.Counter(name.rpartition(".")[0] for name in found)
     return sorted(found, key=lambda name: (-counts[name.rpartition(".")[0]], name))
+
+
+def _shape_and_numbers(hint: Any) -> tuple[Any, ...]:
+    """What an annotation says of arrays, whichever library makes them."""
+    return getattr(hint, "dim_str", None), *(getattr(hint, "dtypes", None) or ())
 
 
 def _makes(function: Any) -> bool:

@@ -191,7 +191,7 @@ class Progress:
         self._at += count
         if self._bar is None or not count:
             return
-        if time.monotonic() - self._drawn > REFRESH:
+        if time.monotonic() - self._drawn > REFRESH or self._at >= self._total:
             self._drawn = time.monotonic()
             figures = [self._loss, *self._figures(self._pace.smooth())]
             self._bar.set_postfix_str(", ".join(filter(None, figures)), refresh=False)

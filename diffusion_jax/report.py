@@ -31,6 +31,9 @@ CAPTIONS = {
 }
 """What pictures in a workdir show. Curves are drawn anew."""
 
+DURING = {"samples": "During training", "validation": "Prompts of the validation"}
+"""Pictures that are drawn every so many steps, by the beginning of their names."""
+
 DRAWN_HERE = ("loss.png", "loss_by_time.png")
 
 MOST_PICTURE = 8 * 2**20
@@ -61,7 +64,8 @@ h3 { font-size: .95rem; font-weight: 600; margin: 0 0 .4rem; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 1rem; min-width: 0; }
 .tile { padding: .7rem .9rem; } .tile b { display: block; font-size: 1.3rem; font-variant-numeric: tabular-nums; }
 .tile span { color: var(--quiet); font-size: .85rem; }
-.pictures { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(45%, 240px), 1fr)); }
+.pictures { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 320px), 1fr)); }
+.pictures.series { grid-template-columns: repeat(auto-fill, minmax(min(45%, 220px), 1fr)); margin-top: 1rem; }
 .pictures figure { margin: 0; } .pictures img { max-width: 100%; height: auto; border-radius: 6px; display: block;
   margin: 0 auto; }
 img.small { width: 100%; image-rendering: pixelated; max-width: 520px; }
@@ -170,11 +174,17 @@ def _pictures(workdir: Path) -> str:
     found = [path for path in sorted(workdir.glob("*.png")) if path.name not in DRAWN_HERE]
     found.sort(key=lambda path: [*CAPTIONS, path.name].index(path.name))
     shown = [(path, CAPTIONS.get(path.name, path.stem.replace("_", " "))) for path in found]
-    during = sorted((workdir / "pictures").glob("samples_*.png"))
-    picked = [during[round(i * (len(during) - 1) / 3)] for i in range(4)] if len(during) > 4 else during
-    shown += [(path, f"During training, step {int(path.stem.rpartition('_')[2]):,}.") for path in picked]
+    series = []
+    for kind, when in DURING.items():
+        during = sorted((workdir / "pictures").glob(f"{kind}_{'[0-9]' * 7}.png"))
+        picked = [during[round(i * (len(during) - 1) / 3)] for i in range(4)] if len(during) > 4 else during
+        series += [(path, f"{when}, step {int(path.stem.rpartition('_')[2]):,}.") for path in picked]
+    return _gallery(shown, "pictures") + _gallery(series, "pictures series")
+
+
+def _gallery(shown: Sequence[tuple[Path, str]], kind: str) -> str:
     figures = "".join(f'<div class="card"><figure>{_image(path, caption)}</figure></div>' for path, caption in shown)
-    return f'<div class="pictures">{figures}</div>' if figures else ""
+    return f'<div class="{kind}">{figures}</div>' if figures else ""
 
 
 def _image(path: Path, caption: str) -> str:
@@ -247,7 +257,8 @@ def _table(rows: Mapping[str, Any], number: bool = False) -> str:
         f"<tr><th>{escape(name.replace('_', ' ') if number else name)}</th><td{kind}>{escape(str(value))}</td></tr>"
         for name, value in rows.items() if value != ""
     )  # fmt: skip
-    return f'<div class="card scroll"><table>{lines}</table></div>' if lines else ""
+    narrow = ' style="max-width: 36rem"' if number else ""
+    return f'<div class="card scroll"{narrow}><table>{lines}</table></div>' if lines else ""
 
 
 def _settings(config: Any) -> str:

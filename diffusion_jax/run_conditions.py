@@ -14,7 +14,7 @@ from diffusion_jax.models.layers.conditioning import find_stream
 from diffusion_jax.sample_flags import Request
 
 
-def asked_of(experiment: Experiment, sampling: Sampling, request: Request, by_class: bool) -> Sampling:
+def conditioned_on(experiment: Experiment, sampling: Sampling, request: Request, by_class: bool) -> Sampling:
     """`sampling` under the classes or texts of the request; what else the network is told stays as it was.
 
     Raises InvalidInput where the network or its data know no classes, or no texts.

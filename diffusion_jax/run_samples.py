@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm.auto import tqdm
 
-from diffusion_jax import data, distributed, pictures, training
+from diffusion_jax import data, distributed, pictures, summary, training
 from diffusion_jax.config import ConfigDict, to_json
 from diffusion_jax.distributed import batch_shards
 from diffusion_jax.errors import InvalidInput, invalid
@@ -40,9 +40,9 @@ from diffusion_jax.image_files import (
     write_image,
     write_overview,
 )
-from diffusion_jax.models import check_values, count_params
+from diffusion_jax.models import check_values
 from diffusion_jax.places import entries_of, sampled_average
-from diffusion_jax.run_conditions import asked_of
+from diffusion_jax.run_conditions import conditioned_on
 from diffusion_jax.sample_flags import Request, SampleParser, call_text, given_flags
 from diffusion_jax.sample_pictures import along_the_run, show
 from diffusion_jax.shards import (
@@ -187,7 +187,7 @@ def run(
         experiment = experiment._replace(mesh=distributed.make_mesh(devices=jax.local_devices()))
     sampling = prepare_sampling(experiment)
     if request.asked:
-        sampling = asked_of(experiment, sampling, request, by_class=bool(arguments.classes))
+        sampling = conditioned_on(experiment, sampling, request, by_class=bool(arguments.classes))
     params = training.load_params(arguments.workdir, sampled_average(config), arguments.step, experiment.mesh)
     check_params(experiment, params)
     sampler = BatchSampler(experiment, sampling, params, request)
@@ -200,7 +200,7 @@ def run(
         for number, one in enumerate(settings):
             is_there(image_path(drawn.folder, number), one)
     if jax.process_index() == 0:
-        print(in_words(drawn))
+        print(summary.as_block("Sampling", summary_of(drawn)), flush=True)
     first = None if request.single else draw_shards(drawn, todo)
     if jax.process_index() != 0:
         return
@@ -210,17 +210,16 @@ def run(
         write_images(drawn, settings)
 
 
-def in_words(drawn: RunSamples) -> str:
-    """What is drawn, by what and on what, in two lines."""
-    group, sampler = drawn.experiment.config.sampling, drawn.sampler
+def summary_of(drawn: RunSamples) -> dict[str, str]:
+    """What is drawn, by what, on what, and where it goes."""
+    experiment, sampler, total = drawn.experiment, drawn.sampler, drawn.request.total
     steps = jax.tree.leaves(sampler.sampling.grid)[0].shape[0] - 1
-    averaged = f" of the average {group.ema!r}" if group.ema else ""
-    return (
-        f"{drawn.arguments.workdir}: {count_params(sampler.params):,} parameters{averaged}, "
-        f"{steps} steps of {call_text(group.solver)}\n"
-        f"{drawn.request.total} samples of shape {drawn.experiment.shape}, {sampler.batch_size} at once, on "
-        f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    )
+    by = f"{steps} steps of {call_text(experiment.config.sampling.solver)}"
+    rows = summary.sampling_rows(experiment, sampler.params, total, by)
+    rows["model"] += f", of step {drawn.arguments.step:,}" if drawn.arguments.step is not None else ""
+    shape = summary.shape_in_words(experiment.shape)
+    rows["samples"] = f"{total:,} of {shape}, {sampler.batch_size:,} at once"
+    return {**rows, "output": str(drawn.folder)}
 
 
 def shards_of(drawn: RunSamples) -> list[tuple[Path, int, int]]:
@@ -333,7 +332,7 @@ def image_settings(parser: SampleParser, drawn: RunSamples, changed: Sequence[st
         "parameters": drawn.who["parameters"],
         "steps": jax.tree.leaves(sampler.sampling.grid)[0].shape[0] - 1,
         "solver": call_text(config.sampling.solver),
-        "size": list(drawn.experiment.shape[:2]),
+        **({} if config.sampling.get("decoder") else {"size": list(drawn.experiment.shape[:2])}),
     }
     guides = entries_of("sampling.transformations", config).values()
     scales = [entry.scale for entry in guides if "scale" in entry]

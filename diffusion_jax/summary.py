@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
-from diffusion_jax import training
+from diffusion_jax import data, training
 from diffusion_jax.costs import count_bytes
 from diffusion_jax.experiment import Experiment, abstractly
+from diffusion_jax.places import sampled_average
 from diffusion_jax.shards import write_whole
 from diffusion_jax.typing import Number
 
@@ -53,7 +55,7 @@ def shape_in_words(shape: Any) -> str:
     """`8 x 8 x 1`, `2 numbers`; of joint data each by its name."""
     if isinstance(shape, Mapping):
         return ", ".join(f"{name} {shape_in_words(one)}" for name, one in shape.items())
-    return " x ".join(map(str, shape)) if len(shape) > 1 else count_of(*shape or (1,), "number")
+    return " x ".join(map(str, shape)) if len(shape) > 1 else count_of(shape[0] if shape else 1, "number")
 
 
 def parameters_in_words(params: Any) -> str:
@@ -80,36 +82,41 @@ def devices_in_words(mesh: Any) -> str:
     return on_what() + processes + (f"; mesh {', '.join(axes)}" if axes else "")
 
 
-def of_source(source: Any, shape: Any = None) -> str:
+def source_in_words(source: Any, shape: Any = None) -> str:
     """Examples, their shape, and classes where the source knows them."""
     told = count_of(len(source), "example")
-    if shape is not None:
+    sizes = data.rows_of_each_size(source)
+    if sizes:
+        told += f" of {len(sizes)} sizes ({', '.join(shape_in_words(size) for size in sizes)})"
+    elif shape is not None:
         told += f" of {shape_in_words(shape)}"
     classes = getattr(source, "num_classes", None)
     return told + (f", {count_of(classes, 'class')}" if classes else "")
 
 
-def of_experiment(experiment: Experiment, params: Any = None) -> dict[str, str]:
+def experiment_rows(experiment: Experiment, params: Any = None) -> dict[str, str]:
     """Model and data of an experiment. params: what is trained, or its shapes; those of the network by default."""
     config = experiment.config
     if params is None:
         params = abstractly("config.model on the data", experiment.init_params, jax.random.key(0))
-    computes = config.model.get("dtype") if hasattr(config.model, "get") else None
+    model = config.get("model")
+    computes = model.get("dtype") if isinstance(model, ConfigDict) else None
     precision = f", computes in {computes}" if isinstance(computes, str) else ""
-    return {
-        "model": f"{_called(config.get('model'))}{parameters_in_words(params)}{precision}",
-        "process": _name(config.get("process")) or "none",
-        "data": _called(config.get("data")) + of_source(experiment.source, experiment.shape),
+    rows = {
+        "model": f"{_called(model)}{parameters_in_words(params)}{precision}",
+        "process": _name(config.get("process")),
+        "data": _called(config.get("data")) + source_in_words(experiment.source, experiment.shape),
     }
+    return {name: text for name, text in rows.items() if text}
 
 
-def of_training(experiment: Experiment, workdir: Path | str | None, params: Any = None) -> dict[str, str]:
-    """What `train` is about to do: `of_experiment`, held-out data, batch, devices, and what is there already."""
+def training_rows(experiment: Experiment, workdir: Path | str | None, params: Any = None) -> dict[str, str]:
+    """What `train` is about to do: `experiment_rows`, held-out data, batch, devices, and what is there already."""
     group = experiment.config.train
     passes = group.steps * group.batch_size / len(experiment.source)
-    rows = of_experiment(experiment, params)
+    rows = experiment_rows(experiment, params)
     if experiment.held_out is not None:
-        rows["held out"] = _called(experiment.config.get("held_out")) + of_source(experiment.held_out)
+        rows["held out"] = _called(experiment.config.get("held_out")) + source_in_words(experiment.held_out)
     accumulated = f", in {group.accumulate} parts" if group.accumulate > 1 else ""
     rows["batch"] = f"{count_of(group.batch_size, 'example')}{accumulated}"
     rows["steps"] = f"{group.steps:,}, that is {passes:,.{0 if passes >= 10 else 1}f} times through the data"
@@ -119,19 +126,20 @@ def of_training(experiment: Experiment, workdir: Path | str | None, params: Any 
     return rows
 
 
-def of_sampling(experiment: Experiment, params: Any, number: int, step: int | None = None) -> dict[str, str]:
-    """What `sample` is about to do: the model, the sampler, how many samples, and on what. step: of the checkpoint."""
-    config = experiment.config
-    rows = of_experiment(experiment, params)
-    del rows["data"]
-    group = config.sampling
-    rows["model"] += "" if step is None else f", of step {step:,}"
-    average = f"the average {group.ema!r}" if group.get("ema") else "the parameters themselves"
+def sampling_rows(experiment: Experiment, params: Any, number: int, sampler: str) -> dict[str, str]:
+    """What `sample` is about to do: by which parameters and which sampler, how many samples, and on what."""
+    group = experiment.config.sampling
+    rows = experiment_rows(experiment, params)
+    average = sampled_average(experiment.config)
+    averaged = f", the average {average!r}" if average else ""
     changed = ", ".join(group.get("transformations", {}))
-    rows["sampler"] = f"{_name(group.solver)} on {_name(group.grid)}, {average}" + (f", {changed}" if changed else "")
-    rows["samples"] = f"{number:,} of {shape_in_words(experiment.shape)}, {group.batch_size:,} at once"
-    rows["devices"] = devices_in_words(experiment.mesh)
-    return rows
+    return {
+        "model": rows["model"] + averaged,
+        **{name: text for name, text in rows.items() if name == "process"},
+        "sampler": sampler + (f", with {changed}" if changed else ""),
+        "samples": f"{number:,} of {shape_in_words(experiment.shape)}, {group.batch_size:,} at once",
+        "devices": devices_in_words(experiment.mesh),
+    }
 
 
 def _progress_of(workdir: Path | str, steps: int) -> str:

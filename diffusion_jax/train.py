@@ -172,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cache_compilations()
     experiment = prepare(config)
     check_training(experiment)
-    rows = summary.of_training(experiment, arguments.workdir)
+    rows = summary.training_rows(experiment, arguments.workdir)
     if jax.process_index() == 0:
         print(summary.as_block("Training", rows), flush=True)
     record = summary.RunRecord(arguments.workdir, rows, ["train", *argv])

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,16 @@ FEATURE_TIME = 0.1
 """The time at which a denoising network is shown an image: little noise, so that its features are of the image."""
 
 
-def trained_extractor(kind: str, workdir: str) -> FeatureExtractor:
-    """ "run": the network of the run in `workdir`. "judge": a classifier of the classes of its data."""
+def trained_extractor(kind: str, workdir: str, trust: Sequence[str] = ()) -> FeatureExtractor:
+    """The network of the run in `workdir` (kind "run"), or a classifier of the classes of its data ("judge").
+
+    trust: packages whose code the stored config may call, see `config.load`.
+    """
     folder = Path(workdir).expanduser()
     file = folder / "config.json"
     if not file.is_file():
         raise InvalidInput(f"{file} does not exist: --features={kind}:WORKDIR needs the folder of a training run.")
-    experiment = prepare(load(str(file)))
+    experiment = prepare(load(str(file), trust))
     if kind == "judge":
         return of_judge(experiment.source, experiment.held_out, workdir)
     return _of_run(experiment, folder)

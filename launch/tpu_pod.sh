@@ -91,7 +91,12 @@ make_ready() {
             fi
             created=$((created + 1))
             create ;;
-          ACTIVE | SUSPENDING | SUSPENDED | FAILED)
+          FAILED)
+            # A request that cannot be met is not asked for again and again.
+            echo "error: the queued resource $name has failed; gcloud compute tpus queued-resources describe $name" \
+              "${place[*]} says why, and 'delete' in its place makes room for another." >&2
+            exit 3 ;;
+          ACTIVE | SUSPENDING | SUSPENDED)
             # Its machines are gone. (An ACTIVE one without a state has just become so: look again.)
             if [[ $queued != ACTIVE || -n $state ]]; then remove; fi ;;
         esac

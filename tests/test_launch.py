@@ -92,6 +92,14 @@ def test_a_slice_is_not_created_unless_it_is_asked_for(launch):
     assert [call.split()[3] for call in calls] == ["describe"]
 
 
+def test_a_request_that_failed_is_told_and_not_repeated(launch):
+    checkout, run = launch
+    (checkout / "queue").write_text("FAILED\n")
+    done, calls = run(*TRAIN, ACCELERATOR="v5litepod-16")
+    assert done.returncode == 3 and "has failed" in done.stderr
+    assert {call.split()[3] for call in calls} == {"describe"}
+
+
 def test_what_is_not_committed_is_refused_or_taken_along_and_told(launch, tmp_path):
     checkout, run = launch
     (checkout / "new.py").touch()

@@ -148,6 +148,15 @@ def test_a_damaged_picture_is_refused_or_skipped_and_told(tmp_path, capsys):
     assert "1 of 12 images are skipped: 005.png" in capsys.readouterr().err
 
 
+def test_a_transparent_picture_needs_a_background(tmp_path, capsys):
+    folder = written(tmp_path / "files", bytes_of(8))
+    Image.fromarray(np.zeros((12, 12, 4), np.uint8)).save(folder / "007.png")
+    argv = [f"--images={folder}", f"--against={folder}"]
+    assert run_command(evaluate.main, argv) == 2
+    assert "007.png is transparent in places: --background=white" in capsys.readouterr().err
+    assert measured(tmp_path, *argv, "--background=white")["num_samples"] == 8
+
+
 def test_archives_are_read_row_by_row(tmp_path):
     images = bytes_of(9)
     np.savez_compressed(tmp_path / "x.npz", arr_0=images, mu=np.zeros(3))
@@ -175,6 +184,7 @@ def test_a_run_without_metrics_is_measured_against_what_it_held_out(tmp_path):
     found = json.loads((run / "again" / "metrics.json").read_text())
     assert found["against"]["from"] == "the held-out data of the run" and found["num_samples"] == 120
     assert found["precision"] == 1 and found["samples"] == {"seed": 0}
+    assert "Measured on samples" in (run / "again" / "report.html").read_text()
     same = measured(tmp_path, f"--images={run / 'again'}", "--features=pixels")
     assert same["frechet_distance"] == found["frechet_distance"]
     name, (note,) = evaluate.best_features(experiment.config)

@@ -34,8 +34,14 @@ for command in COMMANDS:
     except SystemExit:
         slow[command] = [name for name in {SLOW} if name in sys.modules]
 from diffusion_jax.config import load
+from diffusion_jax.errors import InvalidInput
 from diffusion_jax.shipped_configs import shipped_names
-found = {{name: str(type(load(name)).__name__) for name in shipped_names()}}
+found = {{}}
+for name in shipped_names():
+    try:
+        found[name] = type(load(name)).__name__
+    except InvalidInput as error:
+        found[name] = str(error)
 print(json.dumps([diffusion_jax.__file__, light, slow, found]))
 """
 
@@ -66,7 +72,10 @@ def test_a_wheel_holds_every_module_text_and_config_of_the_checkout(built):
     held, here = ({p.relative_to(root) for p in root.rglob("*") if p.is_file()} for root in (package, ROOT))
     assert {path for path in here if path.suffix in (".py", ".md", ".typed")} <= held
     top = ROOT.parent / "configs"
-    assert found == {p.relative_to(top).with_suffix("").as_posix(): "ConfigDict" for p in top.rglob("*.py")}
+    assert found.keys() == {path.relative_to(top).with_suffix("").as_posix() for path in top.rglob("*.py")}
+    refused = {name: told for name, told in found.items() if told != "ConfigDict"}
+    assert refused.keys() == {"image_folder", "latents"}, "they need the path of a folder, and say so"
+    assert all("Name the folder" in told for told in refused.values())
 
 
 def test_the_package_alone_imports_no_jax_and_help_imports_nothing_slow(built):

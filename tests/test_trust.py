@@ -12,6 +12,7 @@ from diffusion_jax.config import ConfigDict, build, call
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.overrides import apply_overrides
 from diffusion_jax.parts import constructor
+from diffusion_jax.trained_extractors import trained_extractor
 from diffusion_jax.trust import ImportableName, outside_packages, source_digests, written_by_user
 from diffusion_jax.typing import Network, Solver
 
@@ -117,6 +118,14 @@ def test_a_part_whose_code_has_changed_is_another_part(package, tmp_path):
     with (tmp_path / package / "parts.py").open("a") as file:
         file.write("# changed\n")
     assert source_digests([entry]) != before
+
+
+def test_a_run_whose_network_measures_is_trusted_like_any_other(package, tmp_path):
+    stored(tmp_path, {"call": f"{package}.parts:told"})
+    with pytest.raises(InvalidInput, match=f"--trust={package}"):
+        trained_extractor("run", str(tmp_path))
+    with pytest.raises(InvalidInput, match="has no entry"):
+        trained_extractor("run", str(tmp_path), [package])
 
 
 def test_trust_is_in_what_a_package_defines(package, tmp_path):

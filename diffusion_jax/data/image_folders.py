@@ -230,7 +230,16 @@ def captioned_folder(
         `encoded_captions` and a text encoder.
     length: in tokens; longer captions are cut, which is told. None takes that of the longest, `MOST_TOKENS` at most.
     without_caption: "refuse", or "drop" the picture, or take the "empty" caption.
-    The rest as in `image_folder`.
+
+    The rest is as in `image_folder`, which says more:
+    size: the side in pixels, or height and width; None chooses the side by the pictures.
+    channels: 3, or 1 for grey; None for what the pictures have.
+    fit: what happens to pictures of another aspect: "crop", "stretch" or "pad".
+    buckets: how many sizes of about one area are trained on, or their heights and widths.
+    background: what is seen where a picture is transparent; None refuses such a picture.
+    weigh_alpha: gives examples `weight [size, size]`, how opaque each pixel is.
+    on_error: what happens to a picture that cannot be read: "refuse", or "skip".
+    held_out: which share of the pictures is kept from training, as `source.held_out`.
 
     Raises InvalidInput for a picture with two captions that differ, a caption without a picture, and, unless told what
     to do with it, a picture without a caption.

@@ -158,7 +158,11 @@ def _unusable(pictures: Sequence[Path], read: Callable[[Path], Any]) -> dict[Pat
         return None
 
     with ThreadPoolExecutor(READERS) as pool:
-        shown = {"desc": "looking at pictures", "unit": "picture", "disable": len(pictures) < REMEMBERED}
+        shown = {
+            "desc": "looking at pictures",
+            "unit": "picture",
+            "disable": None if len(pictures) >= REMEMBERED else True,
+        }
         problems = list(tqdm(pool.map(problem, pictures), total=len(pictures), **shown))
     return {path: told for path, told in zip(pictures, problems, strict=True) if told is not None}
 

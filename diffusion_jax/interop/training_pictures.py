@@ -15,7 +15,7 @@ from diffusion_jax.errors import InvalidInput
 from diffusion_jax.interop.pipelines import Pipeline
 from diffusion_jax.models.conditions import Label
 from diffusion_jax.models.layers.conditioning import find_stream
-from diffusion_jax.reading import regular_file
+from diffusion_jax.reading import IMAGE_FORMATS, first_line, regular_file
 
 TRANSPOSED = (5, 6, 7, 8)
 """Orientations of EXIF at which height and width change places."""
@@ -59,7 +59,8 @@ def prompted(source: ImageFolder, pipeline: Pipeline, size: tuple[int, int]) -> 
     told = data.encoded_captions(bare, encode, batch=min(64, len(set(texts))))
     # Numbers of classes, one a picture, are no rows to share.
     cond = {name: rows[np.arange(len(rows))] if rows.ndim == 1 else rows for name, rows in told.cond.items()}
-    frame = pipeline.prompter.framed(*_frames(source, size), size)
+    reads_frames = pipeline.prompter.framed(np.zeros((1, 2)), np.zeros((1, 2)), size)
+    frame = pipeline.prompter.framed(*_frames(source, size), size) if reads_frames else {}
     return dataclasses.replace(told, cond={**cond, **frame})
 
 
@@ -114,7 +115,10 @@ def upright_size(path: Any) -> tuple[int, int]:
     """Height and width of a picture file as it is seen, from its head alone."""
     from PIL import Image
 
-    with Image.open(regular_file(path)) as image:
-        width, height = image.size
-        turned = image.getexif().get(ORIENTATION) in TRANSPOSED
+    try:
+        with Image.open(regular_file(path), formats=IMAGE_FORMATS) as image:
+            width, height = image.size
+            turned = image.getexif().get(ORIENTATION) in TRANSPOSED
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InvalidInput(f"{path} cannot be decoded as a picture: {first_line(error)}.") from None
     return (width, height) if turned else (height, width)

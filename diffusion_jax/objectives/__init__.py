@@ -51,6 +51,7 @@ from diffusion_jax.objectives.multitask import (
     task_affinity,
     uncertainty_weighted,
 )
+from diffusion_jax.objectives.progressive import progressive
 from diffusion_jax.objectives.validation import validation_loss
 
 __all__ = [
@@ -88,6 +89,7 @@ __all__ = [
     "objective",
     "on_latents",
     "polynomial_kernel",
+    "progressive",
     "projected",
     "pseudo_huber",
     "raw_features",

@@ -2,7 +2,7 @@
 
 A batch is a dict: `x0` (an array `[B, ...]` or a dict of those), optionally `cond` (a dict), `index [B]`, the global
 index of each example, to which its randomness belongs, `missing`, which examples lack which modality, and `weight`, how
-much each entry of the data counts.
+much each entry of the data counts. `noise`, where there is one, is the noise that belongs to each example.
 """
 
 from collections.abc import Mapping
@@ -14,6 +14,7 @@ from jaxtyping import Array, Int, Key
 
 from diffusion_jax.denoisers import null_condition
 from diffusion_jax.errors import InvalidInput, invalid, unknown
+from diffusion_jax.processes import is_gaussian
 from diffusion_jax.randomness import fold, sample_keys, uniform
 from diffusion_jax.time_axes import where
 from diffusion_jax.typing import Condition, Objective, Time
@@ -108,6 +109,20 @@ def _drawn(draw, state, batch, key, axes):
         raise invalid("t_shape", axes, "modalities that share a time must agree in those axes; use a dict of draws")
     t, weight = draw.draw(state, key, prefix)
     return {**batch, "t": t, "t_weight": weight}
+
+
+def corrupted(process: Any, keys: Key[Array, " B"], batch: Mapping[str, Any], t: Time) -> tuple[Any, Any]:
+    """x_t and its noise: drawn, or that of the batch where it has "noise", of the shape of x0.
+
+    Raises InvalidInput for noise of another shape, or of a process that is not Gaussian.
+    """
+    x0, noise = batch["x0"], batch.get("noise")
+    if noise is None:
+        return process.corrupt(keys, x0, t)
+    if not is_gaussian(process) or jnp.shape(noise) != jnp.shape(x0):
+        shape = jax.tree.map(jnp.shape, noise)
+        raise invalid("the shape of 'noise' in the batch", shape, "that of x0, of a Gaussian process, is needed")
+    return process.marginal(x0, noise, t), noise
 
 
 def entry_weights(batch: Mapping[str, Any]) -> Any:

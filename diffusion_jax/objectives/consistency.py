@@ -19,7 +19,7 @@ from diffusion_jax import timesteps
 from diffusion_jax.clock import as_grid, single_step
 from diffusion_jax.denoisers import denoiser
 from diffusion_jax.errors import invalid
-from diffusion_jax.objectives.batches import drawn, example_keys, refuse_weight, updated
+from diffusion_jax.objectives.batches import corrupted, drawn, example_keys, refuse_weight, updated
 from diffusion_jax.objectives.entries import per_example
 from diffusion_jax.processes import need_gaussian
 from diffusion_jax.time_axes import expand, fill
@@ -102,7 +102,7 @@ class Consistency(NamedTuple):
 
 def consistency(
     network: Network,
-    process: Process,
+    process: Any,
     earlier: Earlier,
     draw: TimestepDraw | None = None,
     *,
@@ -149,7 +149,7 @@ def consistency(
         x0, t, cond = batch["x0"], fill(batch["t"], batch["x0"]), batch.get("cond")
         s = jnp.clip(earlier(t, state.count), 0.0, t)
         keys = example_keys(key, batch["index"])
-        x_t, noise = process.corrupt(keys, x0, t)
+        x_t, noise = corrupted(process, keys, batch, t)
         if teacher is None:
             x_s = process.marginal(x0, noise, s)
         else:

@@ -16,7 +16,15 @@ import jax.numpy as jnp
 from diffusion_jax import timesteps
 from diffusion_jax.clock import network_inputs
 from diffusion_jax.errors import InvalidInput, invalid, unknown
-from diffusion_jax.objectives.batches import distinct_draws, drawn, drop_condition, entry_weights, example_keys, updated
+from diffusion_jax.objectives.batches import (
+    corrupted,
+    distinct_draws,
+    drawn,
+    drop_condition,
+    entry_weights,
+    example_keys,
+    updated,
+)
 from diffusion_jax.objectives.entries import EntryLoss, mean_at_times, per_example, regression, tokens
 from diffusion_jax.processes import by_modality, is_discrete, is_gaussian, is_joint
 from diffusion_jax.randomness import split
@@ -49,6 +57,8 @@ def denoising(
         entries, and metrics without weights stay so.
     missing: `{modality: bool [B]}`, examples that lack a modality of joint data: it is pure noise to the network, at
         t = 1, and has no loss (see `missing_weight`); the mean is still over all examples.
+    noise (of the batch): `[B, ...]` in the place of what would be drawn, such as that with which the run of a teacher
+        began that ended in x0: training on such pairs straightens a flow (Liu et al. 2022, reflow).
     draw: which times are trained, uniform by default; for joint data one draw gives all modalities the same time, a
         dict of draws gives each its own. A name in place of a draw is the time of that modality: with
         `{"image": uniform(), "vector": "image", "text": uniform()}` two parts of an image are noised together.
@@ -116,7 +126,7 @@ def objective(
         batch = prepare(state, batch, key)
         x0, t = batch["x0"], fill(batch["t"], batch["x0"])
         noise_key, drop_key, network_key = split(example_keys(key, batch["index"]), 3)
-        x_t, noise = process.corrupt(noise_key, x0, t)
+        x_t, noise = corrupted(process, noise_key, batch, t)
         cond = drop_condition(drop_key, batch.get("cond"), null, cond_dropout)
         output, extras = network.apply(params, *network_inputs(process, x_t, t), cond, train=train, key=network_key)
 

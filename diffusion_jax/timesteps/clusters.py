@@ -17,10 +17,10 @@ from jaxtyping import Array, Float, Int
 
 from diffusion_jax.errors import invalid
 from diffusion_jax.time_axes import expand
-from diffusion_jax.typing import Number, Process, TimestepDraw
+from diffusion_jax.typing import Number, TimestepDraw
 
 
-def log_snr_distance(process: Process, parts: int) -> Any:
+def log_snr_distance(process: Any, parts: int) -> Any:
     """`[n, n]`: `|log SNR(t) - log SNR(c)|` of the times (i + 1) / n, which are those of a discrete process of n steps.
 
     The logarithm matters: by the SNR itself one interval takes nearly all parts. Raises InvalidInput for fewer than one

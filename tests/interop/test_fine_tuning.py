@@ -165,6 +165,9 @@ def test_a_network_is_told_how_pictures_lie_in_their_frame(tmp_path):
     turned[0x0112] = 6
     Image.new("RGB", (30, 10)).save(tmp_path / "a.jpg", exif=turned)
     assert upright_size(tmp_path / "a.jpg") == (30, 10) and Image.open(tmp_path / "a.jpg").size == (30, 10)
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    with pytest.raises(InvalidInput, match=r"b\.png cannot be decoded"):
+        upright_size(tmp_path / "b.png")
     original, corner = np.asarray([[40.0, 80.0]]), np.asarray([[0.0, 8.0]])
     rows = double_clip_prompts([], True).framed(original, corner, (16, 16))["time_ids"]
     np.testing.assert_array_equal(rows, [[40, 80, 0, 8, 16, 16]])

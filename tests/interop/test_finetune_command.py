@@ -51,7 +51,8 @@ def test_a_run_that_was_cut_ends_as_one_that_was_not(root, capsys):
     assert command(root, "whole", *lora, *shown) == 0
     told = capsys.readouterr().out
     assert "4 pictures of 16 x 16" in told and "ant is 0, bee is 1" in told and "captions are encoded once" in told
-    assert f"Wrote {root / 'whole' / finetune.LORA_FILE}. Sample it: diffusion-jax sample" in told
+    assert f"Wrote {root / 'whole' / finetune.LORA_FILE}" in told and "Sample it: diffusion-jax sample --pre" in told
+    assert "factors of rank 2 beside the weights of the DiTTransformer2DModel" in told
     pictures = sorted(path.name for path in (root / "whole" / "pictures").iterdir())
     assert pictures == ["validation_0000002.png", "validation_0000004.png"]
 
@@ -75,7 +76,7 @@ def test_a_run_that_was_cut_ends_as_one_that_was_not(root, capsys):
 def test_a_whole_network_is_written_as_a_pipeline(root, capsys, monkeypatch):
     learned = {}
 
-    def fit(experiment, workdir, callbacks, progress):
+    def fit(experiment, workdir, callbacks, progress, writer):
         params = experiment.init_params(jax.random.key(0))
         learned["average"] = jax.tree.map(lambda leaf: leaf + 0.01, params)
         return training.TrainState(4, params, learned, (), (), 0, 0)
