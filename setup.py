@@ -1,6 +1,6 @@
 """Packaging of diffusion_jax; tool settings live in pyproject.toml.
 
-A wheel holds the top-level folder `configs/` as `diffusion_jax/configs`, where `diffusion_jax.shipped_configs` looks
+A wheel holds the top-level folder `configs/` as `diffusion_jax/configs`, where `diffusion_jax.config.shipped` looks
 for it. An editable install reads the folder where it is.
 """
 

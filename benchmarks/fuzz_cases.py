@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from diffusion_jax import acceleration, adapters, data, interop, parts, shards, training
-from diffusion_jax.config import load
+from diffusion_jax import acceleration, adapters, data, interop, shards, training
+from diffusion_jax.config import load, parts
 from diffusion_jax.experiment import Experiment, check_training, prepare, prepare_sampling
 
 CONFIGS = ("digits_dit", "digits_unet", "toy2d", "prose_masked", "shapes_text_dit", "faces_dit", "imagenet_dit")

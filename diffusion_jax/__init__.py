@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from diffusion_jax import typing as typing
     from diffusion_jax.config import build as build
     from diffusion_jax.config import call as call
+    from diffusion_jax.config.overrides import apply_overrides as apply_overrides
     from diffusion_jax.denoisers import denoiser as denoiser
     from diffusion_jax.denoisers import guided as guided
     from diffusion_jax.errors import InvalidInput as InvalidInput
@@ -52,7 +53,6 @@ if TYPE_CHECKING:
     from diffusion_jax.interop import load_lora as load_lora
     from diffusion_jax.interop import load_pipeline as load_pipeline
     from diffusion_jax.interop import load_pretrained as load_pretrained
-    from diffusion_jax.overrides import apply_overrides as apply_overrides
     from diffusion_jax.sampling import invert as invert
     from diffusion_jax.sampling import make_sampler as make_sampler
     from diffusion_jax.typing import Denoiser as Denoiser
@@ -72,7 +72,7 @@ _NAMES = {
     "errors": ("InvalidInput",),
     "experiment": ("compiled_sampler", "fit", "prepare", "prepare_sampling"),
     "interop": ("load_lora", "load_pipeline", "load_pretrained"),
-    "overrides": ("apply_overrides",),
+    "config.overrides": ("apply_overrides",),
     "sampling": ("invert", "make_sampler"),
     "typing": ("Denoiser", "Solver"),
 }

@@ -21,7 +21,7 @@ COMMANDS = {
     "recipes": "runs one of the published systems against its baseline",
 }
 
-MODULES = {"configs": "shipped_configs", "recipes": "recipes.__main__"}
+MODULES = {"configs": "config.shipped", "recipes": "recipes.__main__"}
 """Where a command is that is not in the module of its name."""
 
 

@@ -16,8 +16,8 @@ from ml_collections import ConfigDict
 
 from diffusion_jax.cache import cache_folder
 from diffusion_jax.config import load
+from diffusion_jax.config.overrides import apply_overrides
 from diffusion_jax.errors import Halted, InvalidInput, invalid
-from diffusion_jax.overrides import apply_overrides
 
 
 def run_command(main: Callable[..., None], argv: Sequence[str] | None = None) -> int:

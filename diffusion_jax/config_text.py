@@ -14,9 +14,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from diffusion_jax import parts
-from diffusion_jax.config import OF_FLAX, as_plain, takes_any_name
-from diffusion_jax.literals import read_value
+from diffusion_jax.config import as_plain, parts, takes_any_name
+from diffusion_jax.config.calls import OF_FLAX
+from diffusion_jax.config.literals import read_value
 from diffusion_jax.places import ABOUT, ENTRIES, GROUPS, PARTS, entries_of
 
 COLUMN, WIDTH, MOST_OPTIONS = 64, 100, 3

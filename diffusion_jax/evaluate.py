@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusion_jax import image_sets, measuring, metrics, training
+from diffusion_jax import metrics, training
 from diffusion_jax.command import (
     add_trust_argument,
     cache_compilations,
@@ -28,7 +28,9 @@ from diffusion_jax.command import (
 )
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.experiment_data import with_data
-from diffusion_jax.feature_extractors import (
+from diffusion_jax.measuring import image_sets
+from diffusion_jax.measuring import measures as measuring
+from diffusion_jax.measuring.feature_extractors import (
     BEST_FIRST,
     OFFERED,
     RESIZINGS,
@@ -37,12 +39,12 @@ from diffusion_jax.feature_extractors import (
     kind_of_weights,
     published_extractor,
 )
+from diffusion_jax.measuring.trained_extractors import of_judge, trained_extractor
 from diffusion_jax.metrics.statistics import check_new
 from diffusion_jax.places import check_config, parts_in
 from diffusion_jax.report import write_report
 from diffusion_jax.shards import COST, read_identity, read_samples, set_identity, write_whole
 from diffusion_jax.summary import as_block, on_what
-from diffusion_jax.trained_extractors import of_judge, trained_extractor
 
 EXAMPLES = """examples:
   diffusion-jax evaluate --workdir=out/digits                       a run, by the metrics of its config

@@ -18,10 +18,10 @@ from ml_collections import ConfigDict
 from diffusion_jax import distributed, interop, pictures, report, summary, training
 from diffusion_jax.adapters import Lora
 from diffusion_jax.command import cache_compilations, leave, parse_config, run_command
+from diffusion_jax.commands.finetune_config import config_of, parser, set_flags
 from diffusion_jax.config import build
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.experiment import Experiment, check_training, fit, prepare
-from diffusion_jax.finetune_config import config_of, parser, set_flags
 from diffusion_jax.interop.files import local_folder
 from diffusion_jax.interop.generation import pixel_step
 from diffusion_jax.interop.pipeline_folders import new_class_names

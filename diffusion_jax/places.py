@@ -8,7 +8,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffusion_jax import data, metrics, training
-from diffusion_jax.config import MISSING, as_plain, build, check_entry
+from diffusion_jax.config import as_plain, build, check_entry
+from diffusion_jax.config.calls import MISSING
 from diffusion_jax.data.pipeline import Transform
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.models import Autoencoder, Captioner, DualEncoder, Encoder

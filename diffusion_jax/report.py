@@ -15,9 +15,9 @@ from typing import Any
 
 from diffusion_jax import charts, summary, training
 from diffusion_jax.command import leave, run_command
+from diffusion_jax.config.parts import constructor
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.experiment import defaults
-from diffusion_jax.parts import constructor
 from diffusion_jax.places import ENTRIES
 from diffusion_jax.reading import read_json
 from diffusion_jax.shards import write_whole

@@ -6,11 +6,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from diffusion_jax import distributed, generate, run_samples
+from diffusion_jax import distributed
 from diffusion_jax.command import cache_compilations, leave, parse_config, run_command, split_overrides
-from diffusion_jax.errors import InvalidInput
-from diffusion_jax.image_files import read_settings
-from diffusion_jax.sample_flags import (
+from diffusion_jax.commands import generate, run_samples
+from diffusion_jax.commands.image_files import read_settings
+from diffusion_jax.commands.sample_flags import (
     PRETRAINED,
     RUN,
     check_applies,
@@ -20,6 +20,7 @@ from diffusion_jax.sample_flags import (
     set_fields,
     set_solver,
 )
+from diffusion_jax.errors import InvalidInput
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -30,10 +30,10 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import training
 from diffusion_jax.cache import cache_folder
+from diffusion_jax.config.parts import constructor
 from diffusion_jax.distributed import init_sharded
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.experiment import Experiment, fit, prepare
-from diffusion_jax.parts import constructor
 from diffusion_jax.training.damage import set_aside
 from diffusion_jax.typing import Params
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from diffusion_jax import data, distributed, objectives, pictures, report, summary, training
 from diffusion_jax.command import cache_compilations, leave, parse_config, run_command
+from diffusion_jax.config.trust import outside_packages
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.experiment import (
     Experiment,
@@ -23,7 +24,6 @@ from diffusion_jax.experiment import (
     prepare_sampling,
 )
 from diffusion_jax.places import sampled_average
-from diffusion_jax.trust import outside_packages
 
 
 def sampled_params(experiment: Experiment, state: training.TrainState) -> Any:

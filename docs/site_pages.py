@@ -23,11 +23,13 @@ DOCUMENTS = {
     "launch/README.md": "launch.md",
 }
 MODULES = (
-    *("sampling", "typing", "config", "overrides", "experiment", "clock", "costs", "errors", "pixels", "pictures"),
-    *("randomness", "image_sets", "feature_extractors", "measuring", "image_files"),
+    *("sampling", "typing", "experiment", "clock", "costs", "errors", "pixels", "pictures", "randomness"),
 )
 """What users import of the package besides its subpackages."""
-WITHIN = ("training.optimizers", "training.ema", "training.logging")
+WITHIN = (
+    *("training.optimizers", "training.ema", "training.logging", "config.overrides", "commands.image_files"),
+    *("measuring.image_sets", "measuring.feature_extractors", "measuring.trained_extractors", "measuring.measures"),
+)
 """Modules that configs and users name within a subpackage."""
 SHOWN = {".py": "python", ".sh": "bash", ".yaml": "yaml", ".yml": "yaml", ".sbatch": "bash", ".toml": "toml"}
 """Files that become pages of code; others are copied as they are."""

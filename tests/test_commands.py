@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_jax import data, evaluate, image_files, models, run_conditions, sample, shards, train
+from diffusion_jax import data, evaluate, models, sample, shards, train
 from diffusion_jax.__main__ import dispatch
 from diffusion_jax.command import run_command
+from diffusion_jax.commands import image_files, run_conditions
 from diffusion_jax.config import load
 from diffusion_jax.metrics import judges
 

@@ -4,11 +4,11 @@ from types import FunctionType
 
 import pytest
 
-from diffusion_jax import config as configs
-from diffusion_jax import experiment, parts
-from diffusion_jax.config import ConfigDict, build, call
+from diffusion_jax.config import calls as configs
+from diffusion_jax import experiment
+from diffusion_jax.config import ConfigDict, build, call, parts
+from diffusion_jax.config.overrides import apply_overrides
 from diffusion_jax.errors import InvalidInput
-from diffusion_jax.overrides import apply_overrides
 
 
 def test_call_then_build_is_the_constructor():

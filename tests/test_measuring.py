@@ -9,22 +9,14 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from diffusion_jax import (
-    evaluate,
-    feature_extractors,
-    image_sets,
-    interop,
-    measuring,
-    models,
-    reading,
-    shards,
-    training,
-)
+from diffusion_jax import evaluate, interop, models, reading, shards, training
 from diffusion_jax.command import run_command
 from diffusion_jax.config import build, call, load
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.experiment import prepare
-from diffusion_jax.trained_extractors import trained_extractor
+from diffusion_jax.measuring import feature_extractors, image_sets
+from diffusion_jax.measuring import measures as measuring
+from diffusion_jax.measuring.trained_extractors import trained_extractor
 from tests.interop.folders import drawn
 from tests.interop.vocabularies import clip_folder
 

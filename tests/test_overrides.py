@@ -9,11 +9,11 @@ import pytest
 from diffusion_jax import sample, train
 from diffusion_jax.command import run_command, split_overrides
 from diffusion_jax.config import ConfigDict, call, load
+from diffusion_jax.config.literals import WrittenCall, read_value
+from diffusion_jax.config.overrides import GROUPS_OF_PARTS, apply_overrides
 from diffusion_jax.config_text import config_text
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.experiment import defaults, prepare, prepare_sampling
-from diffusion_jax.literals import WrittenCall, read_value
-from diffusion_jax.overrides import GROUPS_OF_PARTS, apply_overrides
 from diffusion_jax.places import ABOUT, GROUPS, entries_of, sampled_average
 
 DIGITS = load("configs/digits_dit.py")

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 import diffusion_jax as dj
-from diffusion_jax import shipped_configs
 from diffusion_jax.__main__ import COMMANDS, dispatch
 from diffusion_jax.config import load
+from diffusion_jax.config import shipped as shipped_configs
 from diffusion_jax.errors import InvalidInput
 
 ROOT = Path(dj.__file__).parent
@@ -35,7 +35,7 @@ for command in COMMANDS:
         slow[command] = [name for name in {SLOW} if name in sys.modules]
 from diffusion_jax.config import load
 from diffusion_jax.errors import InvalidInput
-from diffusion_jax.shipped_configs import shipped_names
+from diffusion_jax.config.shipped import shipped_names
 found = {{}}
 for name in shipped_names():
     try:

@@ -9,11 +9,11 @@ import pytest
 from diffusion_jax import config as configs
 from diffusion_jax import solvers
 from diffusion_jax.config import ConfigDict, build, call
+from diffusion_jax.config.overrides import apply_overrides
+from diffusion_jax.config.parts import constructor
+from diffusion_jax.config.trust import ImportableName, outside_packages, source_digests, written_by_user
 from diffusion_jax.errors import InvalidInput
-from diffusion_jax.overrides import apply_overrides
-from diffusion_jax.parts import constructor
-from diffusion_jax.trained_extractors import trained_extractor
-from diffusion_jax.trust import ImportableName, outside_packages, source_digests, written_by_user
+from diffusion_jax.measuring.trained_extractors import trained_extractor
 from diffusion_jax.typing import Network, Solver
 
 PARTS = """

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from diffusion_jax.command import cache_compilations, leave, run_command, split_overrides
 from diffusion_jax.config import load
+from diffusion_jax.config.overrides import apply_overrides
 from diffusion_jax.errors import InvalidInput, unknown
-from diffusion_jax.overrides import apply_overrides
 from diffusion_jax.recipes.page import verdict_table, write_pages
 from diffusion_jax.recipes.published import published_size
 from diffusion_jax.recipes.report import Report, check_publishable, reported

@@ -11,10 +11,10 @@ import numpy as np
 
 from diffusion_jax import data
 from diffusion_jax.config import load
+from diffusion_jax.config.overrides import apply_overrides
 from diffusion_jax.data.latent_shards import describe_latents
 from diffusion_jax.distributed import make_mesh
 from diffusion_jax.experiment import compiled_sampler, prepare, prepare_sampling
-from diffusion_jax.overrides import apply_overrides
 from diffusion_jax.train import run
 from tests.drawings import draw_folder
 

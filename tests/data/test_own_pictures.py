@@ -8,11 +8,11 @@ from PIL import Image
 
 from diffusion_jax import data, pixels
 from diffusion_jax.config import build, call
+from diffusion_jax.config.overrides import apply_overrides
 from diffusion_jax.data import picture_files
 from diffusion_jax.data.buckets import BucketSchedule, bucket_sizes, nearest_bucket
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.experiment import check_training, prepare, prepare_sampling
-from diffusion_jax.overrides import apply_overrides
 from tests.configs.one_step import loaded
 from tests.data.test_pipeline import assert_same
 from tests.drawings import DAMAGED, GREY, TRANSPARENT, TURNED, draw_folder, drawing

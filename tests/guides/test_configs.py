@@ -9,9 +9,9 @@ import pytest
 
 from diffusion_jax import config as configs
 from diffusion_jax.command import split_overrides
+from diffusion_jax.config.overrides import apply_overrides
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.experiment import check_training, prepare, prepare_sampling
-from diffusion_jax.overrides import apply_overrides
 from tests.guides.running import DOCS
 
 PAGE = (DOCS / "configs.md").read_text()

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from diffusion_jax import config, denoisers, experiment, processes, timesteps, training
-from diffusion_jax.overrides import apply_overrides
+from diffusion_jax.config.overrides import apply_overrides
 from diffusion_jax.sampling import sample
 from tests.guides.running import run
 

@@ -5,8 +5,9 @@ import shlex
 
 import numpy as np
 
-from diffusion_jax import sample_flags, train
-from diffusion_jax.image_files import write_image
+from diffusion_jax import train
+from diffusion_jax.commands import sample_flags
+from diffusion_jax.commands.image_files import write_image
 from tests.guides.running import DOCS, run
 from tests.test_commands import TRAIN
 

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from diffusion_jax.config import load
-from diffusion_jax.overrides import apply_overrides
+from diffusion_jax.config.overrides import apply_overrides
 from tests.drawings import draw_folder
 from tests.guides.running import DOCS, run
 

@@ -5,7 +5,7 @@ from PIL import Image
 
 from diffusion_jax import sample
 from diffusion_jax.command import run_command
-from diffusion_jax.image_files import read_settings
+from diffusion_jax.commands.image_files import read_settings
 from tests.interop.folders import SIZE, dit_folder, sd_folder
 
 

@@ -9,9 +9,9 @@ import pytest
 from diffusion_jax import data, encode, interop
 from diffusion_jax.command import run_command
 from diffusion_jax.config import load
+from diffusion_jax.config.overrides import apply_overrides
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.experiment import check_training, decoded, prepare
-from diffusion_jax.overrides import apply_overrides
 from tests.drawings import draw_folder
 from tests.interop.folders import SIZE, sd_folder
 

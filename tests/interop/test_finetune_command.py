@@ -10,10 +10,10 @@ from PIL import Image
 
 from diffusion_jax import finetune, interop, training
 from diffusion_jax.command import run_command
+from diffusion_jax.commands.finetune_config import fine_tuning_config
 from diffusion_jax.config import call
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.experiment import prepare
-from diffusion_jax.finetune_config import fine_tuning_config
 from tests.interop.folders import dit_folder, sd_folder
 
 

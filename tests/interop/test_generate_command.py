@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_jax import generate, sample
+from diffusion_jax import sample
 from diffusion_jax.command import run_command
+from diffusion_jax.commands import generate
 from diffusion_jax.errors import InvalidInput
 from tests.interop.folders import SIZE, sd_folder
 

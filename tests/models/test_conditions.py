@@ -12,12 +12,12 @@ import pytest
 
 from diffusion_jax import models
 from diffusion_jax.config import load
+from diffusion_jax.config.overrides import apply_overrides
 from diffusion_jax.denoisers.conditions import null_condition
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.experiment import prepare
 from diffusion_jax.models.layers import ConditionEncoder
 from diffusion_jax.models.layers.conditioning import check_condition
-from diffusion_jax.overrides import apply_overrides
 from tests.models.shared import T, changed, compiled, drawn_params, image, labels, tiny_dit
 
 

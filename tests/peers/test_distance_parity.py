@@ -16,7 +16,7 @@ import scipy.linalg
 from safetensors.numpy import save_file
 
 from diffusion_jax import metrics
-from diffusion_jax.feature_extractors import inception_input, published_extractor
+from diffusion_jax.measuring.feature_extractors import inception_input, published_extractor
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.peers

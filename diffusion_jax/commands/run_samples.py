@@ -20,7 +20,18 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from diffusion_jax import data, distributed, pictures, summary, training
+from diffusion_jax.commands.image_files import (
+    check_no_more,
+    image_path,
+    is_there,
+    write_image,
+    write_overview,
+)
+from diffusion_jax.commands.run_conditions import conditioned_on
+from diffusion_jax.commands.sample_flags import Request, SampleParser, call_text, given_flags
+from diffusion_jax.commands.sample_pictures import along_the_run, show
 from diffusion_jax.config import ConfigDict, to_json
+from diffusion_jax.config.trust import source_digests
 from diffusion_jax.distributed import batch_shards
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.experiment import (
@@ -33,18 +44,8 @@ from diffusion_jax.experiment import (
     prepare,
     prepare_sampling,
 )
-from diffusion_jax.image_files import (
-    check_no_more,
-    image_path,
-    is_there,
-    write_image,
-    write_overview,
-)
 from diffusion_jax.models import check_values
 from diffusion_jax.places import entries_of, sampled_average
-from diffusion_jax.run_conditions import conditioned_on
-from diffusion_jax.sample_flags import Request, SampleParser, call_text, given_flags
-from diffusion_jax.sample_pictures import along_the_run, show
 from diffusion_jax.shards import (
     COST,
     check_identity,
@@ -58,7 +59,6 @@ from diffusion_jax.shards import (
     write_whole,
 )
 from diffusion_jax.training.storage import described
-from diffusion_jax.trust import source_digests
 from diffusion_jax.typing import Params
 
 SHOWN = ("batch_size", "decoder", "picture_columns", "picture_zoom")

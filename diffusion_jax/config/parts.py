@@ -24,8 +24,8 @@ import numpy as np
 from jaxtyping import AbstractArray
 from typing_extensions import get_protocol_members, is_protocol
 
+from diffusion_jax.config.trust import is_outside, outside_constructor
 from diffusion_jax.errors import InvalidInput, invalid, nearest, shortened, unknown
-from diffusion_jax.trust import is_outside, outside_constructor
 
 CONFIGURABLE = (
     "acceleration",
@@ -71,7 +71,7 @@ def constructor(name: Any) -> Callable[..., Any]:
 
 def _public(name: str) -> Any:
     path, _, attribute = name.rpartition(".")
-    root = Path(__file__).parent
+    root = Path(__file__).parent.parent
     package, _, file = path.partition(".")
     packages = sorted({known.partition(".")[0] for known in CONFIGURABLE})
     if package not in packages:

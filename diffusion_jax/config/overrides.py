@@ -16,8 +16,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from diffusion_jax import parts, reading
-from diffusion_jax.config import (
+from diffusion_jax import reading
+from diffusion_jax.config import parts
+from diffusion_jax.config.calls import (
     MISSING,
     PLAIN,
     as_plain,
@@ -29,10 +30,10 @@ from diffusion_jax.config import (
     settable,
     takes_any_name,
 )
+from diffusion_jax.config.literals import LARGEST_EXACT, WrittenCall, is_call_name, is_call_text, read_value
+from diffusion_jax.config.parts import constructor
+from diffusion_jax.config.trust import written_by_user
 from diffusion_jax.errors import InvalidInput, invalid, unknown
-from diffusion_jax.literals import LARGEST_EXACT, WrittenCall, is_call_name, is_call_text, read_value
-from diffusion_jax.parts import constructor
-from diffusion_jax.trust import written_by_user
 
 GROUPS_OF_PARTS = ("train.transforms", "ema", "sampling.transformations", "metrics")
 """Groups of any number of entries, each a call: an override may add one, and None leaves one out."""

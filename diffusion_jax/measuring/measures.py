@@ -17,8 +17,8 @@ from tqdm.auto import tqdm
 from diffusion_jax import __version__, distributed, metrics, pixels, reading
 from diffusion_jax.cache import cache_folder
 from diffusion_jax.errors import InvalidInput, invalid
-from diffusion_jax.feature_extractors import FeatureExtractor, published_extractor, text_vectors
-from diffusion_jax.image_sets import ImageSet, as_bytes, digest_of
+from diffusion_jax.measuring.feature_extractors import FeatureExtractor, published_extractor, text_vectors
+from diffusion_jax.measuring.image_sets import ImageSet, as_bytes, digest_of
 from diffusion_jax.metrics.comparison import clip_scores, frechet_to, mean_and_error
 from diffusion_jax.metrics.frechet import moments_in_chunks
 from diffusion_jax.metrics.statistics import Statistics, gaussian

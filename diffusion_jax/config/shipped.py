@@ -13,7 +13,7 @@ from pathlib import Path
 from diffusion_jax import reading
 from diffusion_jax.errors import InvalidInput, invalid, nearest, unknown
 
-_PACKAGE = Path(__file__).parent
+_PACKAGE = Path(__file__).parent.parent
 
 
 def shipped_folder() -> Path:

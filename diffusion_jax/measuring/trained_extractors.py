@@ -15,7 +15,7 @@ from diffusion_jax.clock import network_inputs
 from diffusion_jax.config import load
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.experiment import Experiment, prepare
-from diffusion_jax.feature_extractors import FeatureExtractor
+from diffusion_jax.measuring.feature_extractors import FeatureExtractor
 from diffusion_jax.metrics import trained_judge
 from diffusion_jax.models import Autoencoder, DualEncoder, Encoder, empty_condition, staged
 from diffusion_jax.models.anatomy import anatomy_of

@@ -21,16 +21,16 @@ from tqdm.auto import tqdm
 
 from diffusion_jax import distributed, interop, pixels, summary
 from diffusion_jax.clock import as_grid
+from diffusion_jax.commands.image_files import check_no_more, image_path, is_there, write_image, write_overview
+from diffusion_jax.commands.sample_flags import Request, SampleParser, batches, call_text, given_flags, set_steps
 from diffusion_jax.config import ConfigDict, build, call
 from diffusion_jax.errors import InvalidInput, invalid
-from diffusion_jax.image_files import check_no_more, image_path, is_there, write_image, write_overview
 from diffusion_jax.interop.generation import pixel_step
 from diffusion_jax.interop.image_inputs import fitted_masks, read_masks
 from diffusion_jax.interop.pipelines import Pipeline, adapted_network
 from diffusion_jax.interop.requests import checked_size, next_smaller
 from diffusion_jax.models.conditions import Label
 from diffusion_jax.places import entries_of
-from diffusion_jax.sample_flags import Request, SampleParser, batches, call_text, given_flags, set_steps
 from diffusion_jax.typing import Denoiser, Grid, Solver
 
 DEFAULT_OUTPUT = Path("out/generated")

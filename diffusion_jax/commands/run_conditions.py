@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from diffusion_jax.commands.sample_flags import Request
 from diffusion_jax.data import Source
 from diffusion_jax.data.captions import tokenized
 from diffusion_jax.errors import InvalidInput, invalid, unknown
@@ -11,7 +12,6 @@ from diffusion_jax.experiment import Experiment, Sampling
 from diffusion_jax.models import ConditionStream
 from diffusion_jax.models.conditions import Label
 from diffusion_jax.models.layers.conditioning import find_stream
-from diffusion_jax.sample_flags import Request
 
 
 def conditioned_on(experiment: Experiment, sampling: Sampling, request: Request, by_class: bool) -> Sampling:

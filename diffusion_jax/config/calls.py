@@ -18,11 +18,12 @@ import ml_collections
 from beartype.door import is_bearable
 from beartype.roar import BeartypeException
 
-from diffusion_jax import parts, reading
+from diffusion_jax import reading
+from diffusion_jax.config import parts
+from diffusion_jax.config.parts import constructor
+from diffusion_jax.config.shipped import config_file
+from diffusion_jax.config.trust import trusting, written_by_user
 from diffusion_jax.errors import InvalidInput, invalid, unknown
-from diffusion_jax.parts import constructor
-from diffusion_jax.shipped_configs import config_file
-from diffusion_jax.trust import trusting, written_by_user
 
 ConfigDict = ml_collections.ConfigDict
 

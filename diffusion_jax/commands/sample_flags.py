@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from diffusion_jax.config import ConfigDict, call
+from diffusion_jax.config.overrides import apply_overrides
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.interop.image_inputs import FITS
 from diffusion_jax.interop.prompt_weights import WEIGHTINGS
-from diffusion_jax.overrides import apply_overrides
 
 DESCRIPTION = """Draws samples, from a model that was trained here or from a published checkpoint.
 
