@@ -155,12 +155,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             path = arguments.output or arguments.workdir / "metrics.json"
     if path is not None:
         write_whole(path, json.dumps(report, indent=2) + "\n")
-    # A folder of samples alone has no run to report on, and elsewhere the page does not change.
-    of_run = config is not None and arguments.output is None
-    if of_run and (arguments.workdir / "config.json").is_file():
-        write_report(arguments.workdir)
     print("\n".join(measuring.lines_of(report, notes)))
     written = [path, arguments.write_statistics]
+    # A folder of samples alone has no run to report on, and elsewhere the page does not change.
     if config is not None and arguments.output is None and (arguments.workdir / "config.json").is_file():
         written.append(write_report(arguments.workdir))
     for file in written:

@@ -22,9 +22,7 @@ DOCUMENTS = {
     "benchmarks/results/README.md": "benchmarks.md",
     "launch/README.md": "launch.md",
 }
-MODULES = (
-    *("sampling", "typing", "experiment", "clock", "costs", "errors", "pixels", "pictures", "randomness"),
-)
+MODULES = (*("sampling", "typing", "experiment", "clock", "costs", "errors", "pixels", "pictures", "randomness"),)
 """What users import of the package besides its subpackages."""
 WITHIN = (
     *("training.optimizers", "training.ema", "training.logging", "config.overrides", "commands.image_files"),
