@@ -9,13 +9,12 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from diffusion_jax import evaluate, interop, models, reading, shards, training
+from diffusion_jax import evaluate, interop, measuring, models, reading, shards, training
 from diffusion_jax.command import run_command
 from diffusion_jax.config import build, call, load
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.experiment import prepare
-from diffusion_jax.measuring import feature_extractors, image_sets
-from diffusion_jax.measuring import measures as measuring
+from diffusion_jax.measuring import feature_extractors, image_sets, measures
 from diffusion_jax.measuring.trained_extractors import trained_extractor
 from tests.interop.folders import drawn
 from tests.interop.vocabularies import clip_folder
@@ -121,7 +120,7 @@ def test_features_do_not_depend_on_batches_and_are_read_from_the_cache(tmp_path,
     np.testing.assert_array_equal(found.arrays["features"], again.arrays["features"])
     anew = measuring.image_features(extractor, images._replace(identity=None), batch_size=64)
     np.testing.assert_array_equal(found.arrays["features"], anew.arrays["features"])
-    some = measuring.image_features(extractor, images, measuring.chosen_indices(13, 5, seed=1))
+    some = measuring.image_features(extractor, images, measures.chosen_indices(13, 5, seed=1))
     np.testing.assert_array_equal(some.arrays["features"], found.arrays["features"][some.indices])
     (tmp_path / "files" / "003.png").write_bytes((tmp_path / "files" / "004.png").read_bytes())
     changed = measuring.image_features(extractor, image_sets.open_images(tmp_path / "files"))
@@ -344,7 +343,7 @@ def test_the_command_line_says_what_is_wrong(argv, says, capsys):
 
 def test_a_report_is_printed_with_what_is_missing_and_notes():
     report = {"num_samples": 2, "frechet_distance": 1.5, "not_measured": {"recall": "few", "precision": "few"}}
-    assert measuring.lines_of(report, ["look"]) == [
+    assert measures.lines_of(report, ["look"]) == [
         "num_samples       2",
         "frechet_distance  1.5",
         "not measured: recall, precision: few.",
