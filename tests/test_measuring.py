@@ -287,6 +287,29 @@ def test_samples_of_a_run_on_captions_know_their_prompts(tmp_path):
     assert evaluate.captions_asked({}, config) is None
 
 
+def test_features_of_another_background_are_others(tmp_path):
+    """What is read of a file belongs to the identity under which features are kept."""
+    folder = written(tmp_path / "files", bytes_of(2))
+    ways = [(None, "refuse"), ("white", "refuse"), ("black", "refuse"), (None, "skip")]
+    assert len({image_sets.open_images(folder, *way).identity for way in ways}) == len(ways)
+
+
+def test_a_report_counts_all_sizes_and_lists_few():
+    images = image_sets.of_array(bytes_of(9), "nine")
+    sizes = {f"{side} x {side}": 1 for side in range(1, 10)}
+    told = measures.images_told(images, measuring.ImageFeatures({}, np.arange(9), sizes, []))["sizes"]
+    assert len(told) == measures.MOST_SIZES + 1 and sum(told.values()) == 9 and told["others"] == 4
+
+
+def test_what_other_samples_have_cost_is_not_told(tmp_path):
+    folder = tmp_path / "samples"
+    arrays = {"x": bytes_of(2), "index": np.arange(2, dtype=np.int32)}
+    shards.write_shard(folder / "samples-00000-of-00001.npz", shards.identified(arrays, {"seed": 0}, 0))
+    for seed, told in ((1, {}), (0, {"nfe": 5.0})):
+        (folder / shards.COST).write_text(json.dumps({"nfe": 5.0, "identity": {"seed": seed}}))
+        assert evaluate._cost(folder, tmp_path) == told
+
+
 def test_beside_images_statistics_are_of_inception_alone(tmp_path):
     images = image_sets.open_images(written(tmp_path / "files", bytes_of(12)))
     statistics = metrics_file(tmp_path, mu=np.zeros(2048), sigma=np.eye(2048))
