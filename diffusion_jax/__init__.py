@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from diffusion_jax import errors as errors
     from diffusion_jax import experiment as experiment
     from diffusion_jax import interop as interop
+    from diffusion_jax import measuring as measuring
     from diffusion_jax import metrics as metrics
     from diffusion_jax import models as models
     from diffusion_jax import objectives as objectives
@@ -62,8 +63,8 @@ __version__ = "0.1.0"
 
 _MODULES = (
     *("acceleration", "adapters", "baselines", "config", "control", "data", "denoisers", "distributed", "errors"),
-    *("experiment", "interop", "metrics", "models", "objectives", "pictures", "processes", "quantization", "sampling"),
-    *("solvers", "streaming", "timesteps", "training", "typing"),
+    *("experiment", "interop", "measuring", "metrics", "models", "objectives", "pictures", "processes", "quantization"),
+    *("sampling", "solvers", "streaming", "timesteps", "training", "typing"),
 )
 
 _NAMES = {

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -90,6 +91,14 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
         else:
             raise invalid(argument, "", f"an override reads {argument}=VALUE")
     return overrides, rest
+
+
+def size_in_pixels(text: str) -> tuple[int, int]:
+    """What `--size` says, `"256"` or `"256x384"`, as height and width."""
+    match = re.fullmatch(r"(\d{1,5})(?:[xX](\d{1,5}))?", text)
+    if not match:
+        raise invalid("--size", text, "a side, or HEIGHTxWIDTH, is needed, such as 512 or 512x768")
+    return int(match[1]), int(match[2] or match[1])
 
 
 def add_trust_argument(parser: Any) -> None:

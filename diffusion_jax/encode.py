@@ -9,7 +9,6 @@ import argparse
 import hashlib
 import math
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -21,7 +20,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from diffusion_jax import data, distributed, interop, pixels
-from diffusion_jax.command import cache_compilations, leave, run_command
+from diffusion_jax.command import cache_compilations, leave, run_command, size_in_pixels
 from diffusion_jax.config import differences
 from diffusion_jax.data.image_folders import ImageFolder
 from diffusion_jax.data.latent_shards import DESCRIPTION, describe_latents
@@ -79,14 +78,6 @@ def conditions_of_rows(source: ImageFolder, reader: TextReader | None, rows: np.
     chosen = source.rows(np.isin(np.arange(len(source)), rows))
     known = chosen if reader is None else data.encoded_captions(chosen, reader.encode, TEXTS_AT_ONCE)
     return {key: np.asarray(values[np.arange(len(rows))]) for key, values in known.cond.items()}
-
-
-def size_in_pixels(text: str) -> tuple[int, int]:
-    """`"256"` or `"256x384"` as height and width."""
-    match = re.fullmatch(r"(\d{1,5})(?:[xX](\d{1,5}))?", text)
-    if not match:
-        raise invalid("--size", text, "a side, or HEIGHTxWIDTH, is needed, such as 256 or 256x384")
-    return int(match[1]), int(match[2] or match[1])
 
 
 def chosen_size(summary: data.FolderSummary, factor: int) -> tuple[int, int]:
@@ -198,7 +189,41 @@ def read_pictures(arguments: argparse.Namespace, summary: data.FolderSummary, si
     return source
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def described_latents(
+    arguments: argparse.Namespace,
+    folder: str,
+    autoencoder: Any,
+    reader: TextReader | None,
+    size: tuple[int, int],
+    parts: Mapping[str, ImageFolder],
+) -> dict[str, Any]:
+    """What the latents are made by and of, as `latents.json` holds it. folder, parts: the pictures, by part."""
+    module, source = autoencoder.network.module, parts["train"]
+    return {
+        "autoencoder": {
+            "folder": os.path.abspath(os.path.expanduser(arguments.pretrained)),
+            "parameters": params_digest(autoencoder.params),
+            "scaling_factor": module.scaling_factor,
+            "shift_factor": module.shift_factor,
+            "dtype": arguments.dtype,
+        },
+        "pictures": {
+            "folder": folder,
+            "digest": pictures_digest(list(parts.values())),
+            "size": list(size),
+            "fit": arguments.fit,
+            "background": arguments.background,
+        },
+        "text": None if reader is None else reader.told,
+        "class_names": None if source.class_names is None else list(source.class_names),
+        "vocab_size": source.vocab_size if reader is None else None,
+        "examples": {name: len(part) for name, part in parts.items()},
+        "shard_size": arguments.shard_size,
+        "shape": [size[0] // module.factor, size[1] // module.factor, module.latent_channels],
+    }
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="diffusion-jax encode",
         description=__doc__,
@@ -227,7 +252,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--shard-size", type=int, default=1000, help="pictures a file (default 1000)")
     parser.add_argument("--dtype", default="float32", help="of the arithmetic: float32 (default) or bfloat16")
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = _parser().parse_args(argv)
     for name in ("batch_size", "shard_size"):
         if getattr(arguments, name) < 1:
             raise invalid("--" + name.replace("_", "-"), getattr(arguments, name), "it must be at least 1")
@@ -251,23 +280,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
 
     sources = {"train": source, **({"held_out": source.held_out} if source.held_out else {})}
-    factor = {"scaling_factor": module.scaling_factor, "shift_factor": module.shift_factor}
-    autoencoder_told = {
-        "folder": os.path.abspath(os.path.expanduser(arguments.pretrained)),
-        "parameters": params_digest(autoencoder.params),
-        **factor,
-    }
-    look = {"size": list(size), "fit": arguments.fit, "background": arguments.background}
-    description = {
-        "autoencoder": {**autoencoder_told, "dtype": arguments.dtype},
-        "pictures": {"folder": summary.folder, "digest": pictures_digest(list(sources.values())), **look},
-        "text": None if reader is None else reader.told,
-        "class_names": None if source.class_names is None else list(source.class_names),
-        "vocab_size": source.vocab_size if reader is None else None,
-        "examples": {name: len(part) for name, part in sources.items()},
-        "shard_size": arguments.shard_size,
-        "shape": [size[0] // module.factor, size[1] // module.factor, module.latent_channels],
-    }
+    description = described_latents(arguments, summary.folder, autoencoder, reader, size, sources)
     check_same(arguments.output, description)
     print(
         f"{summary.told}\nat {size[0]} x {size[1]}, latents {' x '.join(map(str, description['shape']))}; "

@@ -28,8 +28,7 @@ from diffusion_jax.command import (
 )
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.experiment_data import with_data
-from diffusion_jax.measuring import image_sets
-from diffusion_jax.measuring import measures as measuring
+from diffusion_jax.measuring import image_sets, measures
 from diffusion_jax.measuring.feature_extractors import (
     BEST_FIRST,
     OFFERED,
@@ -155,12 +154,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             path = arguments.output or arguments.workdir / "metrics.json"
     if path is not None:
         write_whole(path, json.dumps(report, indent=2) + "\n")
-    # A folder of samples alone has no run to report on, and elsewhere the page does not change.
-    of_run = config is not None and arguments.output is None
-    if of_run and (arguments.workdir / "config.json").is_file():
-        write_report(arguments.workdir)
-    print("\n".join(measuring.lines_of(report, notes)))
+    print("\n".join(measures.lines_of(report, notes)))
     written = [path, arguments.write_statistics]
+    # A folder of samples alone has no run to report on, and elsewhere the page does not change.
     if config is not None and arguments.output is None and (arguments.workdir / "config.json").is_file():
         written.append(write_report(arguments.workdir))
     for file in written:
@@ -278,49 +274,49 @@ def _report(
     if reference is not None or arguments.write_statistics is not None:
         extractor, notes = _extractor(arguments, reference, config, held_out)
         if arguments.size is not None:
-            extractor = measuring.at_size(extractor, arguments.size)
+            extractor = measures.at_size(extractor, arguments.size)
         if reference is not None:
-            report = measuring.measure(extractor, images, reference, most=arguments.num_images, **options)
+            report = measures.measure(extractor, images, reference, most=arguments.num_images, **options)
         if arguments.write_statistics is not None:
-            indices = measuring.chosen_indices(images.count, arguments.num_images, arguments.seed)
-            found = measuring.image_features(extractor, images, indices, batch_size=arguments.batch_size)
-            metrics.write_statistics(arguments.write_statistics, measuring.statistics_of(extractor, found))
+            indices = measures.chosen_indices(images.count, arguments.num_images, arguments.seed)
+            found = measures.image_features(extractor, images, indices, batch_size=arguments.batch_size)
+            metrics.write_statistics(arguments.write_statistics, measures.statistics_of(extractor, found))
             report = report or {
                 "num_samples": found.count,
-                "features": measuring.features_told(extractor, found),
-                "images": measuring.images_told(images, found),
+                "features": measures.features_told(extractor, found),
+                "images": measures.images_told(images, found),
             }
     if arguments.prompts is not None:
         prompts = asked if arguments.prompts is BESIDE else None
         if prompts is None:
             prompts = image_sets.prompts_of(images, None if arguments.prompts is BESIDE else arguments.prompts)
         folder = _clip(arguments)
-        report |= measuring.measure_prompts(folder, images, prompts, most=arguments.num_images, **options)
+        report |= measures.measure_prompts(folder, images, prompts, most=arguments.num_images, **options)
     if not report:
         told = "The run held no data out" if config is not None else "Nothing says what to compare the images with"
         raise InvalidInput(f"{told}: give --against=FOLDER, --prompts or --write-statistics=FILE.")
     return report, notes
 
 
-def _reference(arguments: argparse.Namespace, held_out: Any) -> measuring.ReferenceSet | None:
+def _reference(arguments: argparse.Namespace, held_out: Any) -> measures.ReferenceSet | None:
     if arguments.against is None:
         if held_out is None:
             return None
         name = "the held-out data of the run"
-        return measuring.ReferenceSet(name, image_sets.source_images(held_out, name))
+        return measures.ReferenceSet(name, image_sets.source_images(held_out, name))
     path = arguments.against.expanduser()
     statistics = None
     if path.suffix == ".npz" and path.is_file():
         statistics = metrics.read_statistics(path)
         if statistics is not None and not image_sets.holds_images(path):
-            return measuring.ReferenceSet(str(path), None, statistics)
-    return measuring.ReferenceSet(
+            return measures.ReferenceSet(str(path), None, statistics)
+    return measures.ReferenceSet(
         str(path), image_sets.open_images(path, arguments.background, arguments.on_error), statistics
     )
 
 
 def _extractor(
-    arguments: argparse.Namespace, reference: measuring.ReferenceSet | None, config: ConfigDict | None, held_out: Any
+    arguments: argparse.Namespace, reference: measures.ReferenceSet | None, config: ConfigDict | None, held_out: Any
 ) -> tuple[FeatureExtractor, list[str]]:
     """The feature network that is asked for, or the best one at hand with a note on better ones."""
     statistics = reference.statistics if reference is not None else None

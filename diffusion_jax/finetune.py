@@ -38,7 +38,7 @@ def run(
     config: ConfigDict, workdir: Path | str | None, progress: bool = True, command: Sequence[str] = ("finetune",)
 ) -> training.TrainState:
     """Fine-tunes as `config` says (`fine_tuning_config`) in `workdir`, resuming what is there, and writes what learned
-    in the layout of diffusers; returns the last state. command: what `run.json` says that was called.
+    in the layout of diffusers; returns the last state.
 
     Raises InvalidInput for pictures, captions or parts that do not fit the checkpoint, and for another base than that
     of the run in `workdir`, before anything is compiled or written. command: the command line, for the report.
@@ -63,7 +63,7 @@ def run(
         raise invalid("config.data.buckets", config.data.buckets, "one size is fine-tuned: leave it at None")
     # Every picture is read once: a damaged one is named now.
     source.check()
-    names, pictures_in_step = getattr(source, "class_names", None), _encodes_in_step(config, pipeline)
+    names, pictures_in_step = getattr(source, "class_names", None), _encodes_in_step(config)
     _say(f"{len(source)} pictures of {size[0]} x {size[1]} in {config.data.folder}")
     once = "captions are" if pictures_in_step else "captions and pictures (nothing changes them while it trains) are"
     _say(f"{once} encoded once, before training ...")
@@ -143,7 +143,7 @@ def _sizes(config: ConfigDict, pipeline: interop.Pipeline) -> tuple[int, int]:
 ENCODINGS = ("auto", "once", "on the fly")
 
 
-def _encodes_in_step(config: ConfigDict, pipeline: interop.Pipeline) -> bool:
+def _encodes_in_step(config: ConfigDict) -> bool:
     """Whether pictures are encoded by the training step, and not once."""
     if config.encode not in ENCODINGS:
         raise unknown("config.encode", config.encode, ENCODINGS)

@@ -101,7 +101,7 @@ def report_page(workdir: Path) -> str:
     measured = _measures(_read(workdir / "metrics.json"))
     name = workdir.resolve().name
     sections = {
-        "": _tiles(config, records, run),
+        "": _tiles(records, run),
         "Samples": _pictures(workdir),
         "Measured on samples": _table(measured, number=True),
         "Loss": _losses(records),
@@ -146,7 +146,7 @@ def _last(records: Sequence[Any], field: str) -> float | None:
     return next((record[field] for record in reversed(records) if isinstance(record.get(field), float)), None)
 
 
-def _tiles(config: Any, records: Sequence[Any], run: Any) -> str:
+def _tiles(records: Sequence[Any], run: Any) -> str:
     rates = sorted(record["examples_per_second"] for record in records if "examples_per_second" in record)
     tiles = {
         "training loss": _last(records, "loss"),

@@ -2,19 +2,17 @@
 (`generate`). All flags of both are in `sample_flags`.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 
 from diffusion_jax import distributed
 from diffusion_jax.command import cache_compilations, leave, parse_config, run_command, split_overrides
 from diffusion_jax.commands import generate, run_samples
-from diffusion_jax.commands.image_files import read_settings
+from diffusion_jax.commands.repeating import repeated
 from diffusion_jax.commands.sample_flags import (
     PRETRAINED,
     RUN,
     check_applies,
-    flag_list,
     parse_request,
     sample_parser,
     set_fields,
@@ -24,7 +22,7 @@ from diffusion_jax.errors import InvalidInput
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    argv = repeated(list(sys.argv[1:] if argv is None else argv))
+    argv = repeated(sys.argv[1:] if argv is None else argv)
     parser = sample_parser()
     given = {argument.split("=")[0] for argument in argv}
     if "--help" not in given and "-h" not in given:
@@ -49,25 +47,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     distributed.initialize()
     cache_compilations()
     (generate if pretrained else run_samples).run(parser, arguments, config, request, changed)
-
-
-def repeated(argv: list[str]) -> list[str]:
-    """The arguments of `--like=FILE` in front of those that are given, which have the last word."""
-    reader = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    reader.add_argument("--like")
-    found, rest = reader.parse_known_args(argv)
-    if found.like is None:
-        return argv
-    settings = read_settings(found.like)
-    given = {argument.split("=")[0].removeprefix("--") for argument in rest}
-    flags = {name: value for name, value in settings["flags"].items() if name not in given}
-    if not given & {"seed", "seeds"}:
-        flags["seed"] = settings["seed"]
-    if not given & {"prompt", "class"}:
-        flags |= {name: settings[name] for name in ("prompt", "class") if name in settings}
-        if not given & {"index", "num-samples", "images-per-prompt"}:
-            flags |= {"num-samples": settings["index"] + 1, "index": settings["index"]}
-    return [*flag_list(flags), *rest]
 
 
 if __name__ == "__main__":

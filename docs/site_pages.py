@@ -22,14 +22,9 @@ DOCUMENTS = {
     "benchmarks/results/README.md": "benchmarks.md",
     "launch/README.md": "launch.md",
 }
-MODULES = (
-    *("sampling", "typing", "experiment", "clock", "costs", "errors", "pixels", "pictures", "randomness"),
-)
+MODULES = ("sampling", "typing", "experiment", "clock", "costs", "errors", "pixels", "pictures", "randomness")
 """What users import of the package besides its subpackages."""
-WITHIN = (
-    *("training.optimizers", "training.ema", "training.logging", "config.overrides", "commands.image_files"),
-    *("measuring.image_sets", "measuring.feature_extractors", "measuring.trained_extractors", "measuring.measures"),
-)
+WITHIN = ("training.optimizers", "training.ema", "training.logging", "config.overrides", "commands.image_files")
 """Modules that configs and users name within a subpackage."""
 SHOWN = {".py": "python", ".sh": "bash", ".yaml": "yaml", ".yml": "yaml", ".sbatch": "bash", ".toml": "toml"}
 """Files that become pages of code; others are copied as they are."""

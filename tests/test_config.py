@@ -4,9 +4,9 @@ from types import FunctionType
 
 import pytest
 
-from diffusion_jax.config import calls as configs
 from diffusion_jax import experiment
 from diffusion_jax.config import ConfigDict, build, call, parts
+from diffusion_jax.config import calls as configs
 from diffusion_jax.config.overrides import apply_overrides
 from diffusion_jax.errors import InvalidInput
 

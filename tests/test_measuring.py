@@ -9,13 +9,12 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from diffusion_jax import evaluate, interop, models, reading, shards, training
+from diffusion_jax import evaluate, interop, measuring, models, reading, shards, training
 from diffusion_jax.command import run_command
 from diffusion_jax.config import build, call, load
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.experiment import prepare
-from diffusion_jax.measuring import feature_extractors, image_sets
-from diffusion_jax.measuring import measures as measuring
+from diffusion_jax.measuring import feature_extractors, image_sets, measures
 from diffusion_jax.measuring.trained_extractors import trained_extractor
 from tests.interop.folders import drawn
 from tests.interop.vocabularies import clip_folder
@@ -121,7 +120,7 @@ def test_features_do_not_depend_on_batches_and_are_read_from_the_cache(tmp_path,
     np.testing.assert_array_equal(found.arrays["features"], again.arrays["features"])
     anew = measuring.image_features(extractor, images._replace(identity=None), batch_size=64)
     np.testing.assert_array_equal(found.arrays["features"], anew.arrays["features"])
-    some = measuring.image_features(extractor, images, measuring.chosen_indices(13, 5, seed=1))
+    some = measuring.image_features(extractor, images, measures.chosen_indices(13, 5, seed=1))
     np.testing.assert_array_equal(some.arrays["features"], found.arrays["features"][some.indices])
     (tmp_path / "files" / "003.png").write_bytes((tmp_path / "files" / "004.png").read_bytes())
     changed = measuring.image_features(extractor, image_sets.open_images(tmp_path / "files"))
@@ -288,6 +287,29 @@ def test_samples_of_a_run_on_captions_know_their_prompts(tmp_path):
     assert evaluate.captions_asked({}, config) is None
 
 
+def test_features_of_another_background_are_others(tmp_path):
+    """What is read of a file belongs to the identity under which features are kept."""
+    folder = written(tmp_path / "files", bytes_of(2))
+    ways = [(None, "refuse"), ("white", "refuse"), ("black", "refuse"), (None, "skip")]
+    assert len({image_sets.open_images(folder, *way).identity for way in ways}) == len(ways)
+
+
+def test_a_report_counts_all_sizes_and_lists_few():
+    images = image_sets.of_array(bytes_of(9), "nine")
+    sizes = {f"{side} x {side}": 1 for side in range(1, 10)}
+    told = measures.images_told(images, measuring.ImageFeatures({}, np.arange(9), sizes, []))["sizes"]
+    assert len(told) == measures.MOST_SIZES + 1 and sum(told.values()) == 9 and told["others"] == 4
+
+
+def test_what_other_samples_have_cost_is_not_told(tmp_path):
+    folder = tmp_path / "samples"
+    arrays = {"x": bytes_of(2), "index": np.arange(2, dtype=np.int32)}
+    shards.write_shard(folder / "samples-00000-of-00001.npz", shards.identified(arrays, {"seed": 0}, 0))
+    for seed, told in ((1, {}), (0, {"nfe": 5.0})):
+        (folder / shards.COST).write_text(json.dumps({"nfe": 5.0, "identity": {"seed": seed}}))
+        assert evaluate._cost(folder, tmp_path) == told
+
+
 def test_beside_images_statistics_are_of_inception_alone(tmp_path):
     images = image_sets.open_images(written(tmp_path / "files", bytes_of(12)))
     statistics = metrics_file(tmp_path, mu=np.zeros(2048), sigma=np.eye(2048))
@@ -344,7 +366,7 @@ def test_the_command_line_says_what_is_wrong(argv, says, capsys):
 
 def test_a_report_is_printed_with_what_is_missing_and_notes():
     report = {"num_samples": 2, "frechet_distance": 1.5, "not_measured": {"recall": "few", "precision": "few"}}
-    assert measuring.lines_of(report, ["look"]) == [
+    assert measures.lines_of(report, ["look"]) == [
         "num_samples       2",
         "frechet_distance  1.5",
         "not measured: recall, precision: few.",

@@ -73,6 +73,14 @@ def test_a_page_stands_alone_and_shows_the_run(workdir):
     ):
         assert shown in page.text
     assert page.tags.count("svg") == 3
+    # Tiles have the last record that has the figure.
+    assert "0.03333training loss" in page.text and "0.25held-out loss" in page.text
+
+
+def test_a_large_picture_is_named_and_not_shown(workdir, monkeypatch):
+    monkeypatch.setattr(report, "MOST_PICTURE", 8)
+    page = Page(report.report_page(workdir))
+    assert not page.references and "samples.png is too large to be shown here" in page.text
 
 
 def test_what_a_run_lacks_is_left_out(tmp_path, capsys):

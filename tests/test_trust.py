@@ -4,10 +4,13 @@ import copy
 import json
 import sys
 
+import numpy as np
 import pytest
 
 from diffusion_jax import config as configs
 from diffusion_jax import solvers
+from diffusion_jax.commands.image_files import write_image
+from diffusion_jax.commands.repeating import repeated
 from diffusion_jax.config import ConfigDict, build, call
 from diffusion_jax.config.overrides import apply_overrides
 from diffusion_jax.config.parts import constructor
@@ -173,3 +176,35 @@ def test_the_right_to_be_imported_is_lost_where_a_name_is_stored_and_kept_where_
     assert isinstance(config.to_dict()["a"]["call"], ImportableName)
     assert type(json.loads(configs.to_json(config))["a"]["call"]) is str
     assert str(config) == "a:\n  call: mine:thing\n"
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"config.sampling.solver": "evil.parts:run"},
+        {"config.sampling.solver.call": "evil.parts:run"},
+        {"config.sampling.solver": "solvers.ddim(eta=evil.parts:run(1))"},
+        {"config.sampling.solver": '{"call": "evil.parts\\x3arun"}'},
+        {"config.sampling.solver=evil.parts:run": True},
+        {"solver": "ddim(eta=evil.parts:run())"},
+        {"config": "evil.py"},
+        {"trust": ["evil"]},
+        {"output": "/elsewhere"},
+    ],
+)
+def test_an_image_chooses_no_code_and_no_place(tmp_path, flags):
+    """`sample --like=PNG`: its settings come from whoever made the image."""
+    image = tmp_path / "made.png"
+    write_image(image, np.zeros((8, 8, 3)), {"seed": 1, "index": 0, "flags": {"workdir": "run", "steps": 3, **flags}})
+    with pytest.raises(InvalidInput, match="not taken from an image"):
+        repeated([f"--like={image}"])
+    # What the user gives is the user's.
+    name, value = next(iter(flags.items()))
+    if value is not True:
+        assert repeated([f"--like={image}", f"--{name}={value}"])[-1] == f"--{name}={value}"
+
+
+def test_an_image_without_the_flags_of_a_call_is_not_repeated(tmp_path):
+    write_image(tmp_path / "made.png", np.zeros((8, 8, 3)), {"prompt": "a cube"})
+    with pytest.raises(InvalidInput, match="cannot be repeated"):
+        repeated([f"--like={tmp_path / 'made.png'}"])

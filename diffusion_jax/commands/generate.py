@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from diffusion_jax import distributed, interop, pixels, summary
 from diffusion_jax.clock import as_grid
+from diffusion_jax.command import size_in_pixels
 from diffusion_jax.commands.image_files import check_no_more, image_path, is_there, write_image, write_overview
 from diffusion_jax.commands.sample_flags import Request, SampleParser, batches, call_text, given_flags, set_steps
 from diffusion_jax.config import ConfigDict, build, call
@@ -50,14 +51,6 @@ def checkpoint_config() -> ConfigDict:
     """What `--config.sampling` can set of a checkpoint. None: as the checkpoint's scheduler says."""
     group = {"solver": None, "grid": None, "acceleration": call("acceleration.accelerated", preset="plain")}
     return ConfigDict({"sampling": {**group, "transformations": {}}}, convert_dict=True)
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """`"512x768"` as height and width."""
-    match = re.fullmatch(r"(\d{1,5})[xX](\d{1,5})", text)
-    if not match:
-        raise invalid("--size", text, "HEIGHTxWIDTH is needed, such as 512x768")
-    return int(match[1]), int(match[2])
 
 
 def parse_chunks(text: str) -> int | str:
@@ -180,7 +173,7 @@ def run(
     """Draws the images of `request` that are not there yet. changed: the fields of `config` that were given."""
     if arguments.mask is not None and arguments.image is None:
         raise InvalidInput("--mask says what of a picture is painted anew, but --image was not given.")
-    size = None if arguments.size is None else parse_size(arguments.size)
+    size = None if arguments.size is None else size_in_pixels(arguments.size)
     parse_chunks(arguments.chunks)
     for text in arguments.lora:
         parse_lora(text)

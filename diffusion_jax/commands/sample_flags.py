@@ -111,7 +111,7 @@ def sample_parser() -> SampleParser:
 
     add = group("what to sample", PRETRAINED)
     add("--negative", metavar="TEXT", help="what the images should not show")
-    add("--size", metavar="HEIGHTxWIDTH", help="in pixels (default: the size that the network was made for)")
+    add("--size", metavar="SIZE", help="side, or HEIGHTxWIDTH, in pixels (default: what the network was made for)")
     add("--image", type=Path, metavar="FILE", help="a picture to start from")
     add(
         "--mask",

@@ -58,6 +58,22 @@ def is_call_text(text: str) -> bool:
     return found is not None and text.strip()[found.end() :].lstrip()[:1] in ("", "(")
 
 
+def outside_names(text: str) -> list[str]:
+    """The names "package.module:name" that `text`, read as a value of a config, calls or might call."""
+
+    def within(value: Any) -> list[str]:
+        match value:
+            case WrittenCall(name=name, positional=positional, named=named):
+                return [*within(name), *within(positional), *within(named)]
+            case dict():
+                return within(list(value.values()))
+            case list() | tuple():
+                return [name for each in value for name in within(each)]
+        return [value.strip()] if isinstance(value, str) and ":" in value and is_call_name(value) else []
+
+    return [*within(text), *within(read_value(text))]
+
+
 _COLON = "_colon_of_a_name_"
 """Stands for the colon of "package.module:thing", which Python's grammar does not have; it is no one's attribute."""
 

@@ -66,7 +66,7 @@ def _assigned(old: Any, at: tuple[str, ...], rest: Sequence[str], takes: Any, pa
     key, deeper = rest[0], rest[1:]
     replaceable = old is None or is_call(old) or (takes is not Any and isinstance(old, PLAIN))
     if key == "call" and not deeper and replaceable:
-        return _called(f"--config.{path}", text)
+        return _called(text)
     where = ".".join(("config", *at))
     if old is None and _is_group(at, takes):
         old = ConfigDict()
@@ -121,7 +121,7 @@ def _ends_with(at: tuple[str, ...], places: Sequence[str]) -> bool:
     return any(f".{'.'.join(at)}".endswith(f".{place}") for place in places)
 
 
-def _called(field: str, text: str) -> ConfigDict:
+def _called(text: str) -> ConfigDict:
     value = read_value(text)
     return _entries(value) if isinstance(value, WrittenCall) else call(written_by_user(text))
 

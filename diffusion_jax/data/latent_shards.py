@@ -24,6 +24,9 @@ from diffusion_jax.reading import read_array, read_json
 DESCRIPTION = "latents.json"
 """What the shards of a folder were made by."""
 
+PARTS = ("train", "held_out")
+"""Subfolders of a described folder."""
+
 IN_MEMORY = 2**20
 """Bytes of a shard's condition up to which it is read whole; larger ones, such as encoded texts, stay on disk."""
 
@@ -114,7 +117,9 @@ def latents(folder: str, *, scale: float = 1.0, shift: float = 0.0, num_classes:
     known = {"class_names": _names(told), "vocab_size": told.get("vocab_size"), "description": told}
     classes = len(known["class_names"]) if known["class_names"] else num_classes
     parts = {}
-    for part, count in told.get("examples", {}).items():
+    counts = told.get("examples")
+    for part in PARTS:
+        count = counts.get(part) if isinstance(counts, Mapping) else None
         if not count:
             continue
         parts[part] = dataclasses.replace(_shards(root / part, 1.0, 0.0, classes), **known)

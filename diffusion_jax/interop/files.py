@@ -282,8 +282,3 @@ class TensorWriter:
         if count > 1:
             index = {"metadata": {"total_size": self._bytes}, "weight_map": weight_map}
             write_json(self.folder / f"{self.stem}.safetensors.index.json", index)
-
-
-def weight_bytes(files: TensorFiles) -> int:
-    """The size of all weights of the files."""
-    return sum(math.prod(files.shape(name)) * FLOATS.get(files.dtype(name), 8) for name in files.names)

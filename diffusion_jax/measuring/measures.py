@@ -210,7 +210,7 @@ def check_statistics(statistics: Statistics, extractor: FeatureExtractor, name: 
 def measure(
     extractor: FeatureExtractor,
     images: ImageSet,
-    reference: ReferenceSet,
+    reference: ImageSet | ReferenceSet,
     *,
     most: int | None = None,
     seed: int = 0,
@@ -222,6 +222,8 @@ def measure(
     most: images of each side, chosen at random, all when None. seed: of that choice and of the subsets of metrics.
     """
     told: list[str] = []
+    if isinstance(reference, ImageSet):
+        reference = ReferenceSet(reference.name, reference)
     statistics = reference.statistics
     if reference.images is not None and extractor.name != "inception":
         # Beside images there are only statistics of Inception, in the reference batches of guided-diffusion.

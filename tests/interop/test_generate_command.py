@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from diffusion_jax import sample
-from diffusion_jax.command import run_command
+from diffusion_jax.command import run_command, size_in_pixels
 from diffusion_jax.commands import generate
 from diffusion_jax.errors import InvalidInput
 from tests.interop.folders import SIZE, sd_folder
@@ -98,7 +98,7 @@ def test_the_help_names_every_flag(capsys):
         (["--prompt=a", "--mask=m.png"], "--image was not given"),
         (["--prompt=a", "--image=/nowhere.png"], "/nowhere.png"),
         (["--prompt=a", "--images-per-prompt=0"], "it must be at least 1"),
-        (["--prompt=a", "--size=512"], "HEIGHTxWIDTH"),
+        (["--prompt=a", "--size=512,512"], "HEIGHTxWIDTH"),
         (["--prompt=a", "--size=\N{SUPERSCRIPT TWO}x512"], "HEIGHTxWIDTH"),
         (["--prompt=a", "--chunks=many"], "'auto' or a number"),
         (["--prompt=a", "--seed=-1"], "--seed is -1"),
@@ -129,6 +129,6 @@ def test_mistakes_are_told_before_anything_runs(arguments, message, sd, tmp_path
 def test_what_is_written_in_one_argument():
     assert generate.parse_lora("style.safetensors:0.5") == ("style.safetensors", 0.5)
     assert generate.parse_lora("C:/style.safetensors") == ("C:/style.safetensors", 1.0)
-    assert generate.parse_size("512x768") == (512, 768)
+    assert size_in_pixels("512x768") == (512, 768) and size_in_pixels("512") == (512, 512)
     with pytest.raises(InvalidInput, match="HEIGHTxWIDTH"):
-        generate.parse_size("512")
+        size_in_pixels("512x")

@@ -18,8 +18,6 @@ from diffusion_jax.models.layers.branches import Branch
 from diffusion_jax.models.layers.mlp import FeedForward
 from diffusion_jax.models.layers.norms import RMSNorm
 
-NORMS = ("layer", "rms")
-
 
 def affine_norm(kind: str, eps: float, dtype: Any = jnp.float32, name: str = "norm") -> nn.Module:
     """A norm with its own parameters and float32 statistics: "layer", `(x - mean) / std * scale + bias`, or "rms"."""
