@@ -72,6 +72,7 @@ def test_replacing_a_call_brings_the_new_defaults():
     ("make", "says"),
     [
         (lambda: call("solvers.dimm"), "did you mean 'ddim'"),
+        (lambda: call("solvers..ddim"), "the file of call 'solvers..ddim' is ''"),
         (lambda: call("solver.ddim"), "did you mean 'solvers'"),
         (lambda: call("solvers.ddim", eat=1.0), "did you mean 'eta'"),
         (lambda: build(ConfigDict({"call": "solvers.ddim", "eta": "high"})), "solvers.ddim.eta is 'high'"),

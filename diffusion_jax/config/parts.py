@@ -72,13 +72,13 @@ def constructor(name: Any) -> Callable[..., Any]:
 def _public(name: str) -> Any:
     path, _, attribute = name.rpartition(".")
     root = Path(__file__).parent.parent
-    package, _, file = path.partition(".")
+    package, dot, file = path.partition(".")
     packages = sorted({known.partition(".")[0] for known in CONFIGURABLE})
     if package not in packages:
         told = unknown(f"the package of call {name!r}", package, packages)
         raise InvalidInput(f"{told} A part of your own is named 'package.module:name'.")
     module = importlib.import_module(f"diffusion_jax.{package}")
-    if file:
+    if dot:
         files = sorted(p.stem for p in (root / package).glob("*.py") if p.stem != "__init__")
         if file not in files:
             raise unknown(f"the file of call {name!r}", file, files)

@@ -81,13 +81,19 @@ def shrinking(process: Process, ratio: Number = 2.0, every: int = 1000) -> Earli
 
 
 def gap_weight(process: Process, least: Number = 1e-4) -> Callable[[Any, Any], Any]:
-    """`1 / (sigma_t / alpha_t - sigma_s / alpha_s)` (Song & Dhariwal 2023), at most 1 / least."""
-    return lambda t, s: (
-        1.0
-        / jnp.maximum(
-            timesteps.noise_ratio(process, t) - timesteps.noise_ratio(process, s), jnp.asarray(least, jnp.float32)
-        )
-    )
+    """`1 / (sigma_t / alpha_t - sigma_s / alpha_s)` (Song & Dhariwal 2023), at most 1 / least.
+
+    It is 0 where alpha_t is 0, as at t = 1 of a linear flow, so one step from there is not learned: leave the weight
+    out, or draw times that end before.
+    """
+
+    def weight(t, s):
+        high, low = timesteps.noise_ratio(process, t), timesteps.noise_ratio(process, s)
+        # Of two infinite ones the difference would be NaN.
+        gap = jnp.where(jnp.isfinite(high), high - low, jnp.inf)
+        return 1.0 / jnp.maximum(gap, jnp.asarray(least, jnp.float32))
+
+    return weight
 
 
 class Consistency(NamedTuple):

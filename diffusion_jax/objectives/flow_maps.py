@@ -53,7 +53,8 @@ def mean_flow(
     draw: of two times, of which the larger is t and the smaller s; logit-normal(-0.4, 1), as published, by default.
     instant_share: of the examples for which s = t, which learn the velocity itself.
     teacher: a denoiser of this process whose velocity is v, guided if need be; None trains from nothing.
-    power: the loss is `|d|^2 / (|d|^2 + 1e-3)^power`, the denominator without gradient; 0 is the mean square.
+    power: the loss is `e / (e + 1e-3)^power` with e the mean square of the error, the denominator without gradient; 0
+        is the mean square itself. (The published code has the sum of squares in the place of e.)
 
     Metrics: `mse`, without the power. Per example: `loss`, `t`.
     Raises InvalidInput for another process than the linear flow, and a share outside of [0, 1].
@@ -101,7 +102,9 @@ def shortcut(
     """Equation (2) for one example in `one_in`, and the velocity (s = t) for the others, as an `Objective`.
 
     steps: a power of two; jumps are of 2 / steps, 4 / steps, ... 1, equally often, from times that are whole multiples
-        of the jump. draw: of the times at which velocities are learned, uniform by default. teacher: as in `mean_flow`.
+        of the jump. The halves of the shortest, of 1 / steps, are steps along the velocity (s = t), which is learned;
+        no loss would say what the network answers for such a jump.
+    draw: of the times at which velocities are learned, uniform by default. teacher: as in `mean_flow`.
 
     Metrics: `mse`, and of the two parts `velocity` and `self_consistency`. Per example: `loss`, `t`.
     Raises InvalidInput for another process than the linear flow, for steps that are no power of two from 2 up and for
@@ -136,8 +139,9 @@ def shortcut(
         cond = jax.tree.map(lambda leaf: leaf[some], batch.get("cond"))
         half = _asked(network, process, jax.lax.stop_gradient(params), cond, key)
         x, at, d = x_t[some], t[some], 0.5 * jump[some]
-        first = half(x, at, at - d)
-        second = half(x - expand(d, x) * first, at - d, at - 2.0 * d)
+        told = jnp.where(d * steps > 1.0, d, 0.0)
+        first = half(x, at, at - told)
+        second = half(x - expand(d, x) * first, at - d, at - d - told)
         jumping = expand(jump[some] > 0, first)
         goal = v.at[some].set(jnp.where(jumping, 0.5 * (first + second), v[some]))
         losses = per_example(squared_error(ask(x_t, t, t - jump), jax.lax.stop_gradient(goal)))
@@ -170,7 +174,8 @@ def _initial(teacher_params: Params, draw: TimestepDraw, what: str) -> Callable[
 
 
 def _point(process, teacher, state, batch, t, key):
-    """x_t, and the velocity there."""
+    """x_t, and the velocity there, in one precision, as `jax.jvp` needs them."""
+    batch = {**batch, "x0": batch["x0"].astype(jnp.float32)}
     x_t, noise = corrupted(process, example_keys(key, batch["index"]), batch, t)
     if teacher is None:
         return x_t, noise - batch["x0"]

@@ -45,7 +45,8 @@ def progressive(
     weight: `(process, t) -> [B]` of the error of the network's output, 1 by default. A prediction whose target grows
         where alpha is 0, such as epsilon, cannot begin at pure noise: use v or velocity.
 
-    Begin with the teacher's parameters. Metrics: `mse`, without weights. Per example: `loss`, `t`.
+    Times that a batch brings along become the nearest from which the student steps. Begin with the teacher's
+    parameters. Metrics: `mse`, without weights. Per example: `loss`, `t`.
     Raises InvalidInput for a grid of an odd number of steps, and for one that pauses.
     """
     need_gaussian("progressive", process)
@@ -65,8 +66,9 @@ def progressive(
 
     def loss(params, state, batch, key):
         batch = prepare(state, batch, key)
-        t, cond = fill(batch["t"], batch["x0"]), batch.get("cond")
-        at = jnp.argmin(jnp.abs(times[:-1:2] - t[:, None]), axis=1) * 2
+        given, cond = fill(batch["t"], batch["x0"]), batch.get("cond")
+        at = jnp.argmin(jnp.abs(times[:-1:2] - given[:, None]), axis=1) * 2
+        t = times[at]
         noise_key, network_key = split(example_keys(key, batch["index"]), 2)
         x_t, _ = corrupted(process, noise_key, batch, t)
         fixed = jax.lax.stop_gradient(state.teacher.value)
@@ -84,6 +86,6 @@ def progressive(
         square = per_example(squared_error(output, goal))
         weights = batch["t_weight"] if weight is None else batch["t_weight"] * weight(process, t)
         losses = weights * square
-        return losses, Aux(state, {"mse": jnp.mean(square)}, {"loss": losses, "t": batch["t"]}, extras)
+        return losses, Aux(state, {"mse": jnp.mean(square)}, {"loss": losses, "t": t}, extras)
 
     return Objective(init, loss, prepare)

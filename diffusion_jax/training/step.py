@@ -89,7 +89,7 @@ def make_train_step(
     def gradient(params, state, frozen, batch, key):
         if objective.gradient is not None:
             loss, grads, aux = objective.gradient(params, complete_state(state, frozen), batch, key)
-            return loss, grads, without_frozen(aux.state), dict(aux.metrics)
+            return loss, grads, without_frozen(aux.state), (dict(aux.metrics), sums_by_time(aux.per_example))
         (loss, aux), grads = jax.value_and_grad(mean_loss, has_aux=True)(params, state, frozen, batch, key)
         return loss, grads, aux.state, (dict(aux.metrics), sums_by_time(aux.per_example))
 

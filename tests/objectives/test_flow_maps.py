@@ -37,7 +37,7 @@ END = Network(EXACT.init, lambda params, x, t, *_, **__: EXACT.apply(params, x, 
 TEACHER = denoisers.denoiser(EXACT, FLOW, target_time=True)
 OBJECTIVES = {
     "mean_flow": lambda network, **more: objectives.mean_flow(network, FLOW, instant_share=0.3, power=0.0, **more),
-    "shortcut": lambda network, **more: objectives.shortcut(network, FLOW, steps=8, one_in=2, **more),
+    "shortcut": lambda network, steps=8, **more: objectives.shortcut(network, FLOW, steps=steps, one_in=2, **more),
     "consistency": lambda network, **more: objectives.consistency(
         network, FLOW, objectives.neighbour(timesteps.linspace(8)), timesteps.on_grid(timesteps.linspace(8)), **more
     ),
@@ -56,9 +56,11 @@ def value_and_gradient(objective, params):
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_the_exact_map_is_the_fixed_point(name):
-    """Beside an exact teacher its loss is 0; any other has a gradient that leads back."""
+    """Beside an exact teacher its loss is 0 (of shortcuts, but for their shortest halves, which are straight); any
+    other has a gradient that leads back."""
     network = END if name == "consistency" else EXACT
-    objective = OBJECTIVES[name](network, teacher=TEACHER, teacher_params=ZERO)
+    more = {"steps": 128} if name == "shortcut" else {}
+    objective = OBJECTIVES[name](network, teacher=TEACHER, teacher_params=ZERO, **more)
     (loss, _), grads = value_and_gradient(objective, ZERO)
     np.testing.assert_allclose(loss, 0.0, atol=1e-5)
     np.testing.assert_allclose(grads["off"], 0.0, atol=1e-2)
@@ -146,6 +148,33 @@ def test_an_average_as_target_moves_slowly_and_gaps_shrink():
     np.testing.assert_allclose(objectives.squared_distance(d), size**2 / 6, rtol=1e-5)
     neighbour = objectives.neighbour(jnp.array([1.0, 0.6, 0.3, 0.0]))
     np.testing.assert_allclose(neighbour(jnp.array([1.0, 0.6, 0.3, 0.5]), 0), [0.6, 0.3, 0.0, 0.3], atol=1e-6)
+
+
+def test_the_gap_weight_is_finite_where_nothing_is_left_of_the_data():
+    t, weight = jnp.array([0.5, 1.0, 1.0]), objectives.gap_weight(FLOW)
+    np.testing.assert_allclose(weight(t, jnp.array([1 / 3, 0.9, 1.0])), [2.0, 0.0, 0.0], rtol=1e-5)
+
+
+def test_the_shortest_jump_is_two_steps_along_the_velocity():
+    """An answer for a jump of 1 / steps is never learned, so it is never asked for."""
+
+    def apply(params, x, t, cond=None, train=False, key=None):
+        jump = (t - cond["target_time"]) / FLOW.network_time(1.0)
+        return params["off"] + expand(jnp.where(jnp.isclose(jump, 0.125, atol=1e-3), 1e3, 0.0), x) + 0.0 * x, {}
+
+    objective = objectives.shortcut(Network(lambda *_: ZERO, apply), FLOW, steps=8, one_in=2)
+    pinned = {"jump": jnp.where(jnp.arange(32) % 2 == 0, 0.25, 0.0), "t": jnp.full(32, 0.5), "t_weight": jnp.ones(32)}
+    _, aux = objective.loss(ZERO, objective.init(KEY, ZERO, BATCH), {**BATCH, **pinned}, KEY)
+    np.testing.assert_allclose(aux.metrics["self_consistency"], 0.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["mean_flow", "shortcut"])
+def test_data_in_half_precision_are_taken(name):
+    objective = OBJECTIVES[name](EXACT)
+    batch = {**BATCH, "x0": BATCH["x0"].astype(jnp.bfloat16)}
+    losses, _ = objective.loss(ZERO, objective.init(KEY, ZERO, batch), batch, KEY)
+    whole = {**BATCH, "x0": batch["x0"].astype(jnp.float32)}
+    np.testing.assert_array_equal(losses, objective.loss(ZERO, objective.init(KEY, ZERO, whole), whole, KEY)[0])
 
 
 def test_wrong_calls_are_told():

@@ -131,6 +131,18 @@ def test_a_step_is_the_same_on_eight_devices(combiner, params):
     close(*results, rtol=1e-4, atol=1e-5)
 
 
+def test_with_equal_weights_a_step_in_parts_is_the_step_of_the_whole(params):
+    """Each part of the batch has as many examples of each interval."""
+    equal = objectives.Combiner(lambda gram, key: jnp.ones(len(gram)))
+    objective, optimizer = objectives.multitask(plain(), EDGES, equal), training.optimizers.sgd(0.1)
+    results = []
+    for accumulate in (1, 4):
+        state = training.init_state(objective, optimizer, lambda key: params, BATCH)
+        state, metrics = training.make_train_step(objective, optimizer, accumulate=accumulate)(state, BATCH)
+        results.append((state.params, [metrics[f"task/{i}"] for i in range(3)]))
+    close(*results, rtol=1e-4, atol=1e-5)
+
+
 def test_affinity_is_the_cosine_of_gradients(params):
     times = jnp.array([0.1, 0.12, 0.9])
     affinity = jax.jit(lambda params: objectives.task_affinity(plain(), params, BATCH, times, KEY))(params)

@@ -96,3 +96,14 @@ def test_wrong_grids_are_told(grid, told):
     process = processes.rectified_flow()
     with pytest.raises(InvalidInput, match=told):
         objectives.progressive(student_of(process, jnp.linspace(1, 0, 3)), process, grid, analytic(process), MIXTURE)
+
+
+def test_times_that_a_batch_brings_along_become_those_of_the_student():
+    """As in validation, whose times are the middles of bins; a time of 0 has no step of its own."""
+    process, grid = processes.rectified_flow(), jnp.linspace(1.0, 0.0, 9)
+    objective = objectives.progressive(student_of(process, grid), process, grid, analytic(process), MIXTURE)
+    params = {"off": jnp.float32(0.5)}
+    state = objective.init(KEY, params, BATCH)
+    losses, aux = objective.loss(params, state, {**BATCH, "t": jnp.linspace(0.0, 1.0, 16)}, KEY)
+    np.testing.assert_allclose(losses, 0.25, rtol=1e-2)
+    assert set(np.asarray(aux.per_example["t"]).tolist()) == {0.25, 0.5, 0.75, 1.0}
