@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,6 +15,7 @@ import jax
 from ml_collections import ConfigDict
 
 from diffusion_jax.cache import cache_folder
+from diffusion_jax.command_parser import CommandParser
 from diffusion_jax.config import load
 from diffusion_jax.config.overrides import apply_overrides
 from diffusion_jax.errors import Halted, InvalidInput, invalid
@@ -92,6 +93,13 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     return overrides, rest
 
 
+def _fields(config: Mapping[str, Any] | ConfigDict, above: str = "") -> Iterator[str]:
+    for name, value in config.items():
+        yield f"{above}{name}"
+        if isinstance(value, Mapping | ConfigDict):
+            yield from _fields(value, f"{above}{name}.")
+
+
 def add_trust_argument(parser: Any) -> None:
     """Adds `--trust` to a parser, or to a group of one."""
     parser.add_argument(
@@ -124,7 +132,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_config(
-    parser: argparse.ArgumentParser,
+    parser: CommandParser,
     argv: Sequence[str] | None,
     *,
     stored: str | None = None,
@@ -153,7 +161,14 @@ def parse_config(
         arguments = only.parse_known_args(rest)[0] if set_fields is None else parser.parse_args(rest)
         print(config_text(_read_config(arguments, overrides, stored, base, set_fields)))
         raise SystemExit(0)
-    arguments = parser.parse_args(rest)
+
+    def fields() -> Iterable[str]:
+        try:
+            return [*_fields(_read_config(parser.parse_known_args(rest)[0], overrides, stored, base, set_fields))]
+        except InvalidInput:
+            return []
+
+    arguments = parser.parse_args(rest, fields=fields)
     return arguments, _read_config(arguments, overrides, stored, base, set_fields)
 
 

@@ -10,6 +10,7 @@ import hashlib
 import math
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -22,6 +23,7 @@ from tqdm.auto import tqdm
 
 from diffusion_jax import data, distributed, interop, pixels
 from diffusion_jax.command import cache_compilations, leave, run_command
+from diffusion_jax.command_parser import CommandParser
 from diffusion_jax.config import differences
 from diffusion_jax.data.image_folders import ImageFolder
 from diffusion_jax.data.latent_shards import DESCRIPTION, describe_latents
@@ -199,13 +201,11 @@ def read_pictures(arguments: argparse.Namespace, summary: data.FolderSummary, si
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="diffusion-jax encode",
+    parser = CommandParser(
+        "encode",
         description=__doc__,
         epilog="example: diffusion-jax encode --pretrained=checkpoints/sd15 --data=my_pictures --size=256 "
         "--output=out/latents; then diffusion-jax train --config=latents:out/latents --workdir=out/mine",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--pretrained", required=True, help="a folder with an autoencoder, or a pipeline with one")
     parser.add_argument(
@@ -293,9 +293,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
     distributed.wait_for_all("latents")
     if jax.process_index() == 0:
+        wanted = sum(-(-len(part) // arguments.shard_size) for part in sources.values())
+        there = f"; the other {wanted - written} were there" if written < wanted and jax.process_count() == 1 else ""
         print(
-            f"Wrote {written} shards to {arguments.output}; the others were there. Train on them: diffusion-jax train "
-            f"--config=latents:{arguments.output} --workdir=out/latents_run"
+            f"Wrote {written} of {wanted} shards to {arguments.output}{there}. Train on them: diffusion-jax train "
+            f"{shlex.quote(f'--config=latents:{arguments.output}')} --workdir=out/latents_run"
         )
 
 
