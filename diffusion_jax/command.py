@@ -39,7 +39,8 @@ def run_command(main: Callable[..., None], argv: Sequence[str] | None = None) ->
         _tell(f"error: {error}")
         return 2
     except (Halted, OSError) as error:
-        _tell(f"error: {error}")
+        sentence = f"{error.filename}: {error.strerror}." if getattr(error, "filename", None) else error
+        _tell(f"error: {sentence}")
         return 3
     except KeyboardInterrupt:
         _tell("Interrupted.")

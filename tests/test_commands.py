@@ -12,6 +12,7 @@ from diffusion_jax import data, evaluate, models, sample, shards, train
 from diffusion_jax.__main__ import COMMANDS, dispatch
 from diffusion_jax.command import run_command
 from diffusion_jax.commands import image_files, run_conditions
+from diffusion_jax.commands.finetune_config import fine_tuning_config
 from diffusion_jax.config import load
 from diffusion_jax.metrics import judges
 
@@ -258,7 +259,7 @@ def test_help_helps(command, capsys):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_misspelt_flag_is_told_in_one_sentence_by_the_name_of_the_command(command, capsys):
     needed = {"encode": ["--pretrained=x", "--data=x", "--output=x"], "sample": ["--pretrained=x"]}
-    needed |= {name: ["--workdir=x"] for name in ("train", "finetune", "report")}
+    needed |= {name: ["--workdir=x"] for name in ("train", "finetune", "report", "evaluate")}
     needed = needed.get(command, [])
     assert run_command(dispatch, [command, *needed, "--hepl"]) == 2
     told = capsys.readouterr().err
@@ -268,7 +269,8 @@ def test_a_misspelt_flag_is_told_in_one_sentence_by_the_name_of_the_command(comm
 
 def test_a_field_of_the_config_that_is_given_as_a_flag_is_told_with_its_place(tmp_path, capsys):
     command = ["train", "--config=digits_dit", f"--workdir={tmp_path}"]
-    for flag, place in (("--steps=5", "--config.train.steps=5"), ("--batch-size", "--config.train.batch_size")):
+    batch = "--config.sampling.batch_size or --config.train.batch_size"
+    for flag, place in (("--steps=5", "--config.train.steps=5"), ("--batch-size", batch)):
         assert run_command(dispatch, [*command, flag]) == 2
         assert f"did you mean {place}? " in capsys.readouterr().err
     assert not [*tmp_path.iterdir()]
@@ -288,6 +290,18 @@ def test_a_run_without_a_checkpoint_yet_is_not_called_damaged(workdir, tmp_path,
     assert run_command(dispatch, ["sample", f"--workdir={tmp_path}", "--num-samples=1"]) == 2
     told = capsys.readouterr().err
     assert "has no checkpoint yet" in told and "damaged" not in told
+
+
+def test_what_the_system_refuses_is_told_by_its_path_and_reason(tmp_path, capsys):
+    assert run_command(lambda argv: (tmp_path / "no" / "file").read_bytes()) == 3
+    assert capsys.readouterr().err == f"error: {tmp_path / 'no' / 'file'}: No such file or directory.\n"
+
+
+@pytest.mark.parametrize("command", ["sample", "evaluate"])
+def test_a_run_that_fine_tuned_is_told_where_its_result_is(command, tmp_path, capsys):
+    (tmp_path / "config.json").write_text(fine_tuning_config("sd15", "photos", lora_rank=2).to_json_best_effort())
+    assert run_command(dispatch, [command, f"--workdir={tmp_path}"]) == 2
+    assert "This run fine-tuned sd15: sample its result by" in capsys.readouterr().err
 
 
 def test_the_door_lists_the_commands(capsys):
