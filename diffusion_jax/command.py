@@ -1,10 +1,12 @@
 """What every command line shares: how it ends, where compiled programs are kept, how a config is named."""
 
+import _thread
 import argparse
 import contextlib
 import logging
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,7 +33,7 @@ def run_command(main: Callable[..., None], argv: Sequence[str] | None = None) ->
     # so do the loops in which it reads, and objects that cannot raise.
     absl.logging.set_verbosity(absl.logging.FATAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL + 1)
-    unraisable, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    unraisable, sys.unraisablehook = sys.unraisablehook, _unraised
     told, warnings.formatwarning = warnings.formatwarning, lambda message, *_, **__: f"warning: {message}\n"
     try:
         main(argv)
@@ -49,6 +51,13 @@ def run_command(main: Callable[..., None], argv: Sequence[str] | None = None) ->
         sys.unraisablehook = unraisable
         warnings.formatwarning = told
     return 0
+
+
+def _unraised(problem: Any) -> None:
+    # Ctrl-C while a callback or a finaliser runs, which imports do often, would be lost.
+    if issubclass(problem.exc_type, KeyboardInterrupt):
+        # Once this hook has returned: what is raised in it is lost, too.
+        threading.Timer(0.01, _thread.interrupt_main).start()
 
 
 def _tell(sentence: str) -> None:

@@ -3,6 +3,8 @@
 import json
 import shlex
 import shutil
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from PIL import Image
 
 from diffusion_jax import data, evaluate, models, sample, shards, train
 from diffusion_jax.__main__ import COMMANDS, dispatch
+from diffusion_jax.__main__ import main as console_main
 from diffusion_jax.command import run_command
 from diffusion_jax.commands import image_files, run_conditions
 from diffusion_jax.commands.finetune_config import fine_tuning_config
@@ -295,6 +298,32 @@ def test_a_run_without_a_checkpoint_yet_is_not_called_damaged(workdir, tmp_path,
 def test_what_the_system_refuses_is_told_by_its_path_and_reason(tmp_path, capsys):
     assert run_command(lambda argv: (tmp_path / "no" / "file").read_bytes()) == 3
     assert capsys.readouterr().err == f"error: {tmp_path / 'no' / 'file'}: No such file or directory.\n"
+
+
+def test_an_interruption_within_a_finaliser_is_not_lost(capsys):
+    class Finalised:
+        def __del__(self):
+            raise KeyboardInterrupt
+
+    def main(argv):
+        Finalised()
+        time.sleep(1)
+        print("went on")
+
+    assert run_command(main) == 130
+    told = capsys.readouterr()
+    assert told.err == "Interrupted.\n" and "went on" not in told.out
+
+
+def test_an_interruption_while_jax_is_imported_leaves_no_traceback(monkeypatch, capsys):
+    class Importing:
+        def __getattr__(self, name):
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "diffusion_jax.command", Importing())
+    with pytest.raises(SystemExit) as left:
+        console_main()
+    assert left.value.code == 130 and capsys.readouterr().err == "Interrupted.\n"
 
 
 @pytest.mark.parametrize("command", ["sample", "evaluate"])
