@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from diffusion_jax import __version__
-from diffusion_jax.command import leave, run_command
 from diffusion_jax.errors import unknown
 
 COMMANDS = {
@@ -43,6 +42,11 @@ def dispatch(argv: Sequence[str] | None) -> None:
 
 
 def main() -> None:
+    try:
+        from diffusion_jax.command import leave, run_command
+    except KeyboardInterrupt:  # JAX takes a second to import
+        print("Interrupted.", file=sys.stderr)
+        raise SystemExit(130) from None
     leave(run_command(dispatch))
 
 

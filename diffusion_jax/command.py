@@ -1,13 +1,15 @@
 """What every command line shares: how it ends, where compiled programs are kept, how a config is named."""
 
+import _thread
 import argparse
 import contextlib
 import logging
 import os
 import re
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,6 +18,7 @@ import jax
 from ml_collections import ConfigDict
 
 from diffusion_jax.cache import cache_folder
+from diffusion_jax.command_parser import CommandParser
 from diffusion_jax.config import load
 from diffusion_jax.config.overrides import apply_overrides
 from diffusion_jax.errors import Halted, InvalidInput, invalid
@@ -31,7 +34,7 @@ def run_command(main: Callable[..., None], argv: Sequence[str] | None = None) ->
     # so do the loops in which it reads, and objects that cannot raise.
     absl.logging.set_verbosity(absl.logging.FATAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL + 1)
-    unraisable, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    unraisable, sys.unraisablehook = sys.unraisablehook, _unraised
     told, warnings.formatwarning = warnings.formatwarning, lambda message, *_, **__: f"warning: {message}\n"
     try:
         main(argv)
@@ -39,7 +42,8 @@ def run_command(main: Callable[..., None], argv: Sequence[str] | None = None) ->
         _tell(f"error: {error}")
         return 2
     except (Halted, OSError) as error:
-        _tell(f"error: {error}")
+        sentence = f"{error.filename}: {error.strerror}." if getattr(error, "filename", None) else error
+        _tell(f"error: {sentence}")
         return 3
     except KeyboardInterrupt:
         _tell("Interrupted.")
@@ -48,6 +52,13 @@ def run_command(main: Callable[..., None], argv: Sequence[str] | None = None) ->
         sys.unraisablehook = unraisable
         warnings.formatwarning = told
     return 0
+
+
+def _unraised(problem: Any) -> None:
+    # Ctrl-C while a callback or a finaliser runs, which imports do often, would be lost.
+    if issubclass(problem.exc_type, KeyboardInterrupt):
+        # Once this hook has returned: what is raised in it is lost, too.
+        threading.Timer(0.01, _thread.interrupt_main).start()
 
 
 def _tell(sentence: str) -> None:
@@ -101,6 +112,13 @@ def size_in_pixels(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2] or match[1])
 
 
+def _fields(config: Mapping[str, Any] | ConfigDict, above: str = "") -> Iterator[str]:
+    for name, value in config.items():
+        yield f"{above}{name}"
+        if isinstance(value, Mapping | ConfigDict):
+            yield from _fields(value, f"{above}{name}.")
+
+
 def add_trust_argument(parser: Any) -> None:
     """Adds `--trust` to a parser, or to a group of one."""
     parser.add_argument(
@@ -133,7 +151,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_config(
-    parser: argparse.ArgumentParser,
+    parser: CommandParser,
     argv: Sequence[str] | None,
     *,
     stored: str | None = None,
@@ -162,7 +180,14 @@ def parse_config(
         arguments = only.parse_known_args(rest)[0] if set_fields is None else parser.parse_args(rest)
         print(config_text(_read_config(arguments, overrides, stored, base, set_fields)))
         raise SystemExit(0)
-    arguments = parser.parse_args(rest)
+
+    def fields() -> Iterable[str]:
+        try:
+            return [*_fields(_read_config(parser.parse_known_args(rest)[0], overrides, stored, base, set_fields))]
+        except InvalidInput:
+            return []
+
+    arguments = parser.parse_args(rest, fields=fields)
     return arguments, _read_config(arguments, overrides, stored, base, set_fields)
 
 

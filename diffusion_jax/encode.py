@@ -9,6 +9,7 @@ import argparse
 import hashlib
 import math
 import os
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -21,6 +22,7 @@ from tqdm.auto import tqdm
 
 from diffusion_jax import data, distributed, interop, pixels
 from diffusion_jax.command import cache_compilations, leave, run_command, size_in_pixels
+from diffusion_jax.command_parser import CommandParser
 from diffusion_jax.config import differences
 from diffusion_jax.data.image_folders import ImageFolder
 from diffusion_jax.data.latent_shards import DESCRIPTION, describe_latents
@@ -223,14 +225,12 @@ def described_latents(
     }
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="diffusion-jax encode",
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        "encode",
         description=__doc__,
         epilog="example: diffusion-jax encode --pretrained=checkpoints/sd15 --data=my_pictures --size=256 "
         "--output=out/latents; then diffusion-jax train --config=latents:out/latents --workdir=out/mine",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--pretrained", required=True, help="a folder with an autoencoder, or a pipeline with one")
     parser.add_argument(
@@ -306,9 +306,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
     distributed.wait_for_all("latents")
     if jax.process_index() == 0:
+        wanted = sum(-(-len(part) // arguments.shard_size) for part in sources.values())
+        there = f"; the other {wanted - written} were there" if written < wanted and jax.process_count() == 1 else ""
         print(
-            f"Wrote {written} shards to {arguments.output}; the others were there. Train on them: diffusion-jax train "
-            f"--config=latents:{arguments.output} --workdir=out/latents_run"
+            f"Wrote {written} of {wanted} shards to {arguments.output}{there}. Train on them: diffusion-jax train "
+            f"{shlex.quote(f'--config=latents:{arguments.output}')} --workdir=out/latents_run"
         )
 
 

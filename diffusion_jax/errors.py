@@ -29,9 +29,9 @@ def shortened(value: Any, length: int = 200) -> str:
     return text if len(text) <= length else f"{text[:length]}..."
 
 
-def nearest(value: Any, choices: Iterable[str]) -> str | None:
+def nearest(value: Any, choices: Iterable[str], cutoff: float = 0.5) -> str | None:
     """The choice spelled most like `value`, or None when nothing comes close."""
-    matches = difflib.get_close_matches(str(value), list(choices), n=1, cutoff=0.5)
+    matches = difflib.get_close_matches(str(value), list(choices), n=1, cutoff=cutoff)
     return matches[0] if matches else None
 
 

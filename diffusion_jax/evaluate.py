@@ -26,6 +26,7 @@ from diffusion_jax.command import (
     run_command,
     trusted_packages,
 )
+from diffusion_jax.command_parser import CommandParser
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.experiment_data import with_data
 from diffusion_jax.measuring import image_sets, measures
@@ -64,13 +65,11 @@ BESIDE = object()
 """What --prompts is without a value."""
 
 
-def flags() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="diffusion-jax evaluate",
+def flags() -> CommandParser:
+    parser = CommandParser(
+        "evaluate",
         description=__doc__,
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     what = parser.add_argument_group("what is measured")
     what.add_argument("--workdir", type=Path, help="the folder of a training run; its samples are measured")

@@ -163,13 +163,6 @@ def prepare(
         "process": process,
         "objective": objective,
     }
-    if "pretrained" in config and network is None:
-        folder = config.pretrained.get("folder")
-        raise InvalidInput(
-            f"This run fine-tuned {folder}: sample its result by sample --pretrained={folder} "
-            "--lora=WORKDIR/pytorch_lora_weights.safetensors, or, where all weights learned, by "
-            "sample --pretrained=WORKDIR/pipeline."
-        )
     check_config(config, [name for name, value in stand_ins.items() if value is not None])
     mesh = part_of("mesh", config)
     config, source, held_out = with_data(config, source, held_out)

@@ -5,6 +5,7 @@ the checkpoint knows classes (DiT). What learns is the denoising network, or low
 the autoencoder and the text encoders stay as they are.
 """
 
+import shlex
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -221,9 +222,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         _say(f"Stopped after step {done} of {config.train.steps}; the same command goes on from there.")
     lora = config.lora is not None
     result = arguments.workdir / (LORA_FILE if lora else FOLDER)
-    base = f"--pretrained={config.pretrained.folder} --lora={result}" if lora else f"--pretrained={result}"
+    given = (f"--pretrained={config.pretrained.folder}", f"--lora={result}") if lora else (f"--pretrained={result}",)
     _say(f"Wrote {result}. Report: {arguments.workdir / report.REPORT}")
-    _say(f'Sample it: diffusion-jax sample {base} --prompt="..."')
+    _say(f'Sample it: diffusion-jax sample {shlex.join(given)} --prompt="..."')
 
 
 if __name__ == "__main__":

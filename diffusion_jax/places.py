@@ -110,6 +110,13 @@ def check_config(config: ConfigDict, given: Collection[str] = ()) -> None:
     """Raises InvalidInput, naming the entry, for what is missing, of a wrong type, or makes something else than its
     place takes. Nothing is built. given: entries that come from elsewhere, and which the config may leave out.
     """
+    if "pretrained" in config and "model" not in given:
+        folder = config.pretrained.get("folder")
+        raise InvalidInput(
+            f"This run fine-tuned {folder}: sample its result by sample --pretrained={folder} "
+            "--lora=WORKDIR/pytorch_lora_weights.safetensors, or, where all weights learned, by "
+            "sample --pretrained=WORKDIR/pipeline; measure those pictures by evaluate --images=FOLDER."
+        )
     for name in ENTRIES:
         if name not in config:
             raise InvalidInput(f"The config has no entry {name!r}; it needs {', '.join(ENTRIES)}.")

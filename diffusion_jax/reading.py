@@ -77,6 +77,8 @@ def unreadable(path: str | os.PathLike, error: BaseException) -> Unreadable:
 
 def first_line(error: BaseException) -> str:
     """What an error of a library says, in one line."""
+    if type(error).__name__ == "UnidentifiedImageError":  # Pillow's words show an object of Python
+        return "its content is of no kind of picture that is read here"
     text = str(error).strip()
     return text.splitlines()[0][:200].rstrip(".") if text else type(error).__name__
 

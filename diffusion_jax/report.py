@@ -3,10 +3,10 @@
 `report.html` holds all that it shows: it can be sent, kept and opened anywhere. `train` and `evaluate` write it too.
 """
 
-import argparse
 import base64
 import inspect
 import json
+import shlex
 import struct
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -15,6 +15,7 @@ from typing import Any
 
 from diffusion_jax import charts, summary, training
 from diffusion_jax.command import leave, run_command
+from diffusion_jax.command_parser import CommandParser
 from diffusion_jax.config.parts import constructor
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.experiment import defaults
@@ -325,9 +326,9 @@ def _value(value: Any) -> str:
 
 def _commands(workdir: Path, run: Any) -> str:
     commands = {"Train on, or again from here": run.get("command", "")} | {
-        "Draw samples": f"diffusion-jax sample --workdir={workdir}",
-        "Measure them": f"diffusion-jax evaluate --workdir={workdir}",
-        "Write this page again": f"diffusion-jax report --workdir={workdir}",
+        "Draw samples": f"diffusion-jax sample --workdir={shlex.quote(str(workdir))}",
+        "Measure them": f"diffusion-jax evaluate --workdir={shlex.quote(str(workdir))}",
+        "Write this page again": f"diffusion-jax report --workdir={shlex.quote(str(workdir))}",
     }
     told = "".join(
         f"<h3>{escape(what)}</h3><pre>{escape(command)}</pre>" for what, command in commands.items() if command
@@ -336,12 +337,10 @@ def _commands(workdir: Path, run: Any) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="diffusion-jax report",
+    parser = CommandParser(
+        "report",
         description=__doc__,
         epilog="example: diffusion-jax report --workdir=out/digits",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--workdir", type=Path, required=True, help="the folder of a training run")
     parser.add_argument("--output", type=Path, help="where the page goes (default WORKDIR/report.html)")

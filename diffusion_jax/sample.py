@@ -1,4 +1,4 @@
-"""`python -m diffusion_jax.sample`: draws samples from a training run (`run_samples`) or a published checkpoint
+"""`diffusion-jax sample`: draws samples from a training run (`run_samples`) or a published checkpoint
 (`generate`). All flags of both are in `sample_flags`.
 """
 

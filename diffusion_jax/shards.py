@@ -173,7 +173,7 @@ def read_samples(folder: Path) -> dict[str, np.ndarray]:
     """
     paths = sorted(folder.glob("samples-*-of-*.npz"))
     if not paths:
-        raise InvalidInput(f"{folder} holds no samples; draw them with `python -m diffusion_jax.sample` first.")
+        raise InvalidInput(f"{folder} holds no samples; draw them with `diffusion-jax sample` first.")
     totals = {path.stem.rpartition("-")[2] for path in paths}
     if len(totals) > 1 or not all(total.isdecimal() for total in totals):
         raise InvalidInput(f"{folder} holds shards of several sets (of {', '.join(sorted(totals))}); empty it.")

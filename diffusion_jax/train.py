@@ -1,6 +1,7 @@
-"""`python -m diffusion_jax.train`: trains what a config describes, and goes on where it stopped."""
+"""`diffusion-jax train`: trains what a config describes, and goes on where it stopped."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 
 from diffusion_jax import data, distributed, objectives, pictures, report, summary, training
 from diffusion_jax.command import cache_compilations, leave, parse_config, run_command
+from diffusion_jax.command_parser import CommandParser
 from diffusion_jax.config.trust import outside_packages
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.experiment import (
@@ -139,14 +141,14 @@ def steps_to_trace(text: str) -> tuple[int, int]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m diffusion_jax.train",
+    parser = CommandParser(
+        "train",
         description=__doc__,
-        epilog="example: python -m diffusion_jax.train --config=configs/digits_dit.py --config.train.steps=500 "
+        epilog="example: diffusion-jax train --config=digits_dit --config.train.steps=500 "
         "--workdir=out/digits. Started again with the same --workdir, it resumes; SIGTERM and SIGINT (Ctrl-C) save and "
         "leave. In a terminal it shows a bar, elsewhere a line for each record of the log. Exit codes: "
         "0 trained or stopped, 1 nothing finite to learn from, 2 refused, 3 halted by the system, 130 left at once.",
-        allow_abbrev=False,
+        formatter_class=argparse.HelpFormatter,
     )
     parser.add_argument("--workdir", type=Path, required=True, help="checkpoints, logs and pictures go there")
     parser.add_argument(
@@ -191,7 +193,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             skipped = int(state.skipped)
             but = f" ({skipped} of them were not finite and changed nothing)" if skipped else ""
             packages = ",".join(outside_packages(config))
-            then = f"--workdir={arguments.workdir}" + (f" --trust={packages}" if packages else "")
+            then = f"--workdir={shlex.quote(str(arguments.workdir))}" + (f" --trust={packages}" if packages else "")
             print(f"Trained {done} steps{but}. Report: {arguments.workdir / report.REPORT}")
             print(f"Samples: diffusion-jax sample {then}")
         traces = arguments.workdir / "profile"

@@ -1,15 +1,21 @@
 """The command lines, end to end on a tiny model: train, resume, sample, go on after an interruption, evaluate."""
 
 import json
+import shlex
+import shutil
+import sys
+import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from diffusion_jax import data, evaluate, models, sample, shards, train
-from diffusion_jax.__main__ import dispatch
+from diffusion_jax.__main__ import COMMANDS, dispatch
+from diffusion_jax.__main__ import main as console_main
 from diffusion_jax.command import run_command
 from diffusion_jax.commands import image_files, run_conditions
+from diffusion_jax.commands.finetune_config import fine_tuning_config
 from diffusion_jax.config import load
 from diffusion_jax.metrics import judges
 
@@ -251,6 +257,80 @@ def test_help_helps(command, capsys):
     text = capsys.readouterr().out
     assert "--workdir" in text
     assert len(text.splitlines()) > 8
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_misspelt_flag_is_told_in_one_sentence_by_the_name_of_the_command(command, capsys):
+    needed = {"encode": ["--pretrained=x", "--data=x", "--output=x"], "sample": ["--pretrained=x"]}
+    needed |= {name: ["--workdir=x"] for name in ("train", "finetune", "report", "evaluate")}
+    needed = needed.get(command, [])
+    assert run_command(dispatch, [command, *needed, "--hepl"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: --hepl is no flag of `diffusion-jax {command}`; did you mean --help?")
+    assert told.count("\n") == 1
+
+
+def test_a_field_of_the_config_that_is_given_as_a_flag_is_told_with_its_place(tmp_path, capsys):
+    command = ["train", "--config=digits_dit", f"--workdir={tmp_path}"]
+    batch = "--config.sampling.batch_size or --config.train.batch_size"
+    for flag, place in (("--steps=5", "--config.train.steps=5"), ("--batch-size", batch)):
+        assert run_command(dispatch, [*command, flag]) == 2
+        assert f"did you mean {place}? " in capsys.readouterr().err
+    assert not [*tmp_path.iterdir()]
+
+
+def test_what_to_type_next_can_be_typed_where_the_path_has_spaces(workdir, tmp_path, capsys):
+    folder = tmp_path / "my run"
+    shutil.copytree(workdir, folder)
+    train.main([*TRAIN, f"--workdir={folder}"])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Samples: ")]
+    assert shlex.split(line)[1:] == ["diffusion-jax", "sample", f"--workdir={folder}"]
+
+
+def test_a_run_without_a_checkpoint_yet_is_not_called_damaged(workdir, tmp_path, capsys):
+    shutil.copy(workdir / "config.json", tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    assert run_command(dispatch, ["sample", f"--workdir={tmp_path}", "--num-samples=1"]) == 2
+    told = capsys.readouterr().err
+    assert "has no checkpoint yet" in told and "damaged" not in told
+
+
+def test_what_the_system_refuses_is_told_by_its_path_and_reason(tmp_path, capsys):
+    assert run_command(lambda argv: (tmp_path / "no" / "file").read_bytes()) == 3
+    assert capsys.readouterr().err == f"error: {tmp_path / 'no' / 'file'}: No such file or directory.\n"
+
+
+def test_an_interruption_within_a_finaliser_is_not_lost(capsys):
+    class Finalised:
+        def __del__(self):
+            raise KeyboardInterrupt
+
+    def main(argv):
+        Finalised()
+        time.sleep(1)
+        print("went on")
+
+    assert run_command(main) == 130
+    told = capsys.readouterr()
+    assert told.err == "Interrupted.\n" and "went on" not in told.out
+
+
+def test_an_interruption_while_jax_is_imported_leaves_no_traceback(monkeypatch, capsys):
+    class Importing:
+        def __getattr__(self, name):
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "diffusion_jax.command", Importing())
+    with pytest.raises(SystemExit) as left:
+        console_main()
+    assert left.value.code == 130 and capsys.readouterr().err == "Interrupted.\n"
+
+
+@pytest.mark.parametrize("command", ["sample", "evaluate"])
+def test_a_run_that_fine_tuned_is_told_where_its_result_is(command, tmp_path, capsys):
+    (tmp_path / "config.json").write_text(fine_tuning_config("sd15", "photos", lora_rank=2).to_json_best_effort())
+    assert run_command(dispatch, [command, f"--workdir={tmp_path}"]) == 2
+    assert "This run fine-tuned sd15: sample its result by" in capsys.readouterr().err
 
 
 def test_the_door_lists_the_commands(capsys):

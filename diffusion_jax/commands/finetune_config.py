@@ -7,6 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from diffusion_jax import interop
+from diffusion_jax.command_parser import CommandParser
 from diffusion_jax.config import call
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.experiment import defaults
@@ -139,14 +140,12 @@ The same command goes on where it stopped. What is not a flag here is a field of
 stopped, 1 nothing finite to learn from, 2 refused, 3 halted by the system, 130 left at once."""
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
+def parser(description: str | None) -> CommandParser:
     """The flags of the command, which `config_of` and `set_flags` read."""
-    made = argparse.ArgumentParser(
-        prog="diffusion-jax finetune",
+    made = CommandParser(
+        "finetune",
         description=description,
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     made.add_argument("--pretrained", metavar="FOLDER", help="a folder with model_index.json, one file, or a repo id")
     made.add_argument("--data", metavar="FOLDER", help="your pictures with captions, or with a subfolder a class")

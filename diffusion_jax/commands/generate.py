@@ -220,7 +220,10 @@ def run(
             print(f"{request.total} images are in {where}, after {seconds:.1f} s of this process")
         else:
             kept = f", {request.total - drawn} were there" if drawn < request.total else ""
-            print(f"Wrote {drawn} images to {where} in {seconds:.1f} s, compilation included{kept}")
+            print(
+                f"Wrote {drawn} {'image' if drawn == 1 else 'images'} to {where} in {seconds:.1f} s, "
+                f"compilation included{kept}"
+            )
 
 
 def settings_of(parser, arguments, config, request, changed, pipeline, size) -> list[dict[str, Any]]:

@@ -369,7 +369,7 @@ def write_images(drawn: RunSamples, settings: Sequence[Mapping[str, Any]]) -> No
             if not is_there(image_path(folder, number), settings[number]):
                 write_image(image_path(folder, number), image, settings[number])
     write_overview(folder, settings, {"platform": jax.default_backend()}, grid=drawn.request.single)
-    print(f"Wrote {total} images to {folder / 'images'}")
+    print(f"Wrote {total} {'image' if total == 1 else 'images'} to {folder / 'images'}")
 
 
 def missing(shards: Sequence[tuple[Path, int, int]], who: Mapping[str, Any]) -> list[tuple[Path, int, int]]:

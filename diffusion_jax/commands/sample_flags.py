@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from diffusion_jax.command_parser import CommandParser
 from diffusion_jax.config import ConfigDict, call
 from diffusion_jax.config.overrides import apply_overrides
 from diffusion_jax.errors import InvalidInput, invalid
@@ -24,10 +25,10 @@ Every PNG file carries the settings that made it. What an earlier call of the sa
 interrupted call can be repeated. Files of other settings are never overwritten."""
 
 EXAMPLES = """examples:
-  python -m diffusion_jax.sample --workdir=out/digits --num-samples=1000
-  python -m diffusion_jax.sample --workdir=out/digits --class=3,7 --num-samples=16 --steps=50 --output=out/threes
-  python -m diffusion_jax.sample --pretrained=checkpoints/sd15 --prompt="a red cube" --steps=30 --seeds=1,2,3
-  python -m diffusion_jax.sample --pretrained=checkpoints/sd15 --prompt="a red cube" --solver=dpm_solver_pp \\
+  diffusion-jax sample --workdir=out/digits --num-samples=1000
+  diffusion-jax sample --workdir=out/digits --class=3,7 --num-samples=16 --steps=50 --output=out/threes
+  diffusion-jax sample --pretrained=checkpoints/sd15 --prompt="a red cube" --steps=30 --seeds=1,2,3
+  diffusion-jax sample --pretrained=checkpoints/sd15 --prompt="a red cube" --solver=dpm_solver_pp \\
       --config.sampling.acceleration.preset=taylorseer"""
 
 RUN, PRETRAINED = "a training run (--workdir)", "a pretrained checkpoint (--pretrained)"
@@ -47,17 +48,15 @@ HINTS = {
 MOST_SEEDS = 10_000
 
 
-class SampleParser(argparse.ArgumentParser):
+class SampleParser(CommandParser):
     """The parser, and which flags are for one kind of source alone: `only[dest]`."""
 
     def __init__(self) -> None:
         super().__init__(
-            prog="python -m diffusion_jax.sample",
+            "sample",
             usage="%(prog)s (--workdir=RUN | --pretrained=FOLDER) [options]",
             description=DESCRIPTION,
             epilog=EXAMPLES,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
         )
         self.only: dict[str, str] = {"config": RUN, "trust": RUN}
 
@@ -98,7 +97,7 @@ def sample_parser() -> SampleParser:
         type=int,
         default=0,
         metavar="N",
-        help="image i of a seed is the same whatever else is drawn (default 0)",
+        help="seed of the noise (default 0); image i of a seed is the same whatever else is drawn",
     )
     add("--seeds", metavar="N,N,...", help="several, such as 1,2,3: the images that --seed would draw for each of them")
     add(
@@ -124,7 +123,7 @@ def sample_parser() -> SampleParser:
     add("--background", metavar="COLOUR", help="a colour, seen where --image is transparent")
 
     add = group("how to sample (default: as the run's config or the checkpoint says)")
-    add("--steps", type=int, metavar="N", help="number of steps")
+    add("--steps", type=int, metavar="N", help="number of steps of the solver")
     add("--solver", metavar="NAME", help="such as dpm_solver_pp, euler or 'ddim(eta=0.5)'")
     add("--scale", type=float, help="of guidance; 1 is none")
     add(
@@ -158,7 +157,7 @@ def sample_parser() -> SampleParser:
     add("--prediction-type", metavar="NAME", help="for a single file of Stable Diffusion 2: epsilon or v_prediction")
 
     add = group("parts", RUN)
-    add("--step", type=int, metavar="N", help="the checkpoint to use (default: the newest)")
+    add("--step", type=int, metavar="N", help="the checkpoint of that training step (default: the newest)")
 
     add = group("where it goes")
     add(

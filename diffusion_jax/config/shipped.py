@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffusion_jax import reading
+from diffusion_jax.command_parser import CommandParser
 from diffusion_jax.errors import InvalidInput, invalid, nearest, unknown
 
 _PACKAGE = Path(__file__).parent.parent
@@ -70,12 +71,12 @@ def _headline(name: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="diffusion-jax configs",
+    parser = CommandParser(
+        "configs",
         description="Lists the configs that come with the library, for --config=NAME. With NAME, prints that file.",
         epilog="example: diffusion-jax configs digits_dit > mine.py gives a copy to change, for --config=mine.py. "
         "What follows the colon in --config=NAME:VARIANT is told at the top of each file.",
-        allow_abbrev=False,
+        formatter_class=argparse.HelpFormatter,
     )
     parser.add_argument("name", nargs="?", metavar="NAME", help="the config to print")
     arguments = parser.parse_args(argv)

@@ -252,7 +252,11 @@ def captioned_folder(
     warn_left_out(root, others)
     bare = [path for path in files if path not in texts]
     if len(bare) == len(files):
-        raise InvalidInput(f"No picture in {str(root)!r} has a caption (captions={captions!r}).")
+        raise InvalidInput(
+            f"No picture in {str(root)!r} has a caption: write NAME.txt beside NAME.png, or "
+            "metadata.jsonl, metadata.csv or captions.csv with the columns file_name and "
+            f"{text_column} (captions={captions!r})."
+        )
     if bare and without_caption == "refuse":
         raise InvalidInput(
             f"{len(bare)} of {len(files)} pictures in {str(root)!r} have no caption: "

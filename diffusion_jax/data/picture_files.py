@@ -238,7 +238,7 @@ class FolderSummary(NamedTuple):
         kinds = (
             "captions" if self.captions else f"{len(self.class_names)} classes" if self.class_names else "no classes"
         )
-        reach = f"of {small}" if small == large else f"from {small} to {large}"
+        reach = f"of {small}" if small == large else f"from {small} to {large} (height x width)"
         return f"{self.folder}: {self.count} pictures, {kinds}, {reach}, {'grey' if self.grey else 'colour'}"
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffusion_jax.command import cache_compilations, leave, run_command, split_overrides
+from diffusion_jax.command_parser import CommandParser
 from diffusion_jax.config import load
 from diffusion_jax.config.overrides import apply_overrides
 from diffusion_jax.errors import InvalidInput, unknown
@@ -48,12 +49,12 @@ def publish(report: Report, workdir: Path, docs: Path = DOCS) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="diffusion-jax recipes",
+    parser = CommandParser(
+        "recipes",
         description=__doc__,
         epilog="Variants: smoke, a few steps to see that it runs; paper, the published setting, whose parameters, "
         "operations and memory are counted without making them.",
-        allow_abbrev=False,
+        formatter_class=argparse.HelpFormatter,
     )
     parser.add_argument("system", nargs="?", metavar="SYSTEM[:VARIANT]", help="one of --list")
     parser.add_argument("--list", action="store_true", help="print all systems with their state")

@@ -79,7 +79,7 @@ def load_params(
         steps = sorted(manager.all_steps(), reverse=True)
         if step is not None:
             if step not in steps:
-                raise unknown("step", step, map(str, steps))
+                raise unknown("checkpoint step", step, map(str, steps))
             steps = [step]
         for candidate in steps:
             try:
@@ -90,6 +90,10 @@ def load_params(
                 return load_item(manager, candidate, name, meta, mesh, rules)
             except Damaged as problem:
                 warnings.warn(f"Checkpoint {candidate} in {root} is damaged ({problem}).", stacklevel=2)
+    if not steps:
+        raise InvalidInput(
+            f"{root} has no checkpoint yet: one is written while `diffusion-jax train` runs, and at its end."
+        )
     raise InvalidInput(f"no undamaged checkpoint was found in {root}.")
 
 
