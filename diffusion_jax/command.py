@@ -41,9 +41,11 @@ def run_command(main: Callable[..., None], argv: Sequence[str] | None = None) ->
     except InvalidInput as error:
         _tell(f"error: {error}")
         return 2
-    except (Halted, OSError) as error:
-        sentence = f"{error.filename}: {error.strerror}." if getattr(error, "filename", None) else error
-        _tell(f"error: {sentence}")
+    except Halted as error:
+        _tell(f"error: {error}")
+        return 3
+    except OSError as error:
+        _tell(f"error: {error if error.filename is None else f'{error.filename}: {error.strerror}.'}")
         return 3
     except KeyboardInterrupt:
         _tell("Interrupted.")

@@ -182,6 +182,7 @@ WRONG_KINDS = [
         "config.data is the call 'models.mlp', which makes a Network, but a Source",
         "data.",
     ),
+    ({"held_out": call("data.unconditional", source={"name": "digits"})}, "config.held_out.source is {", "data."),
     ({"objective__draw": call("timesteps.linspace")}, "config.objective.draw is the call", "timesteps.mode"),
     (
         {"optimizer__learning_rate": call("solvers.ddim")},

@@ -190,6 +190,9 @@ def of_type(field: str, value: Any, hint: Any) -> Any:
         return value
     as_float = float(value) if isinstance(value, int) and not isinstance(value, bool) else value
     if not isinstance(value, bool) or parts.takes_bool(hint):
+        if parts.interfaces_only(hint):
+            # A dict has a length and entries, and is no source of examples for that.
+            parts.check_value(field, value, hint)
         if is_of_type(value, hint) or is_of_type(as_float, hint):
             return value
         if isinstance(value, list) and is_of_type(tuple(value), hint):

@@ -146,6 +146,12 @@ def _options(hint: Any) -> tuple[Any, ...]:
     return tuple(option for each in typing.get_args(hint) for option in _options(each)) if union else (hint,)
 
 
+def interfaces_only(hint: Any) -> bool:
+    """Whether a place takes nothing but interfaces (protocols), and None perhaps: no plain value is one of those."""
+    found = [option for option in _options(hint) if option is not type(None)]
+    return bool(found) and all(isinstance(option, type) and is_protocol(option) for option in found)
+
+
 def fits(made: Any, wanted: Any) -> bool | None:
     """Whether what is `made` is what is `wanted`, both annotations; None where that cannot be told from them."""
     if wanted in (Any, object):

@@ -68,7 +68,9 @@ def neighbour(grid: Times, skip: int = 1) -> Earlier:
 def shrinking(process: Process, ratio: Number = 2.0, every: int = 1000) -> Earlier:
     """A gap that narrows as training goes on (Geng et al. 2024): sigma_s / alpha_s = (1 - ratio^-n) sigma_t / alpha_t.
 
-    n begins at 1 and grows by 1 every so many losses. Raises InvalidInput for a ratio of at most 1 and `every` below 1.
+    It is their schedule without the factor that widens the gap at low noise. n begins at 1 and grows by 1 every so many
+    losses. Where the ratio is infinite, at pure noise, s is t: draw times below 1.
+    Raises InvalidInput for a ratio of at most 1 and `every` below 1.
     """
     if ratio <= 1 or every < 1:
         raise invalid("ratio, every", (ratio, every), "a ratio above 1 and at least one loss are needed")

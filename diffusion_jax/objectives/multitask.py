@@ -24,6 +24,7 @@ from diffusion_jax.timesteps import cluster_of
 from diffusion_jax.typing import Aux, Number, Objective, Params
 
 TINY = 1e-20
+RIDGE = 1e-6
 
 
 class Combiner(NamedTuple):
@@ -66,8 +67,9 @@ def projected() -> Combiner:
 def bargained(every: int = 25, iterations: int = 30) -> Combiner:
     """Equation (3), the Nash bargaining solution: the minimum of 1/2 a' M a - sum log a, by damped Newton steps.
 
-    M is divided by its Frobenius norm, so weights do not depend on the scale of gradients. A task without a gradient
-    has weight 1. Raises InvalidInput for numbers below 1.
+    M is divided by its Frobenius norm, so weights do not depend on the scale of gradients, and its diagonal is raised
+    by `RIDGE`, since gradients that are exactly opposed have no bargain. A task without a gradient has weight 1.
+    Raises InvalidInput for numbers below 1. every: in losses, of which each part of an accumulated batch is one.
     """
     for name, value in (("every", every), ("iterations", iterations)):
         if value < 1:
@@ -77,7 +79,8 @@ def bargained(every: int = 25, iterations: int = 30) -> Combiner:
         there = jnp.diagonal(gram) > TINY
         # What is not there is a task of its own with a solution of 1.
         gram = jnp.where(there[:, None] & there, gram / jnp.maximum(jnp.linalg.norm(gram), TINY), 0.0)
-        gram = gram + jnp.diag(jnp.where(there, 0.0, 1.0))
+        # Gradients that are exactly opposed have no bargain: the ridge bounds the weights.
+        gram = gram + jnp.diag(jnp.where(there, RIDGE, 1.0))
 
         def step(a, _):
             slope = gram @ a - 1.0 / a

@@ -74,6 +74,8 @@ def test_bargains_solve_their_equation():
         a = solve(gram, KEY)
         np.testing.assert_allclose(gram @ a, 1 / a, rtol=1e-3)
         np.testing.assert_allclose(solve(7 * gram, KEY), a, rtol=1e-4)
+    # Exactly opposed gradients, for which there is no bargain, have finite weights.
+    assert np.isfinite(np.asarray(solve(jnp.array([[1.0, -1.0], [-1.0, 1.0]]), KEY))).all()
     # Alone, a_i is M_ii^(-1/2); a task without a gradient is not in the bargain.
     a = solve(jnp.diag(jnp.array([4.0, 0.0, 9.0, 1.0])), KEY)
     norm = np.sqrt(4.0**2 + 9**2 + 1)

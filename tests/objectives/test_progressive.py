@@ -26,7 +26,8 @@ def student_of(process, grid):
     def apply(params, x, t, cond=None, train=False, key=None):
         t = t / process.network_time(1.0)
         at = jnp.argmin(jnp.abs(grid[:-1:2] - t[:, None]), axis=1) * 2
-        x_s = x
+        # A discrete process tells indices: the time itself is that of the grid.
+        t, x_s = grid[at], x
         for first in (at, at + 1):
             said, _ = exact.apply(MIXTURE, (), x_s, single_step(grid[first]), None)
             x_s = process.marginal(said.x0, said.eps, grid[first + 1])

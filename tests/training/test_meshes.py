@@ -43,7 +43,7 @@ def transformer():
         for _ in range(20):
             state, metrics = step(state, placed)
             found.append(float(metrics["loss"]))
-        assert step._cache_size() == 1
+        assert step.programs() == 1
         return found, state
 
     alone = twenty(None)[0]
