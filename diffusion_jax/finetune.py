@@ -93,7 +93,8 @@ def run(
         return fit(experiment, None, callbacks, progress=progress)
     record = summary.RunRecord(workdir, rows, command)
     state = fit(experiment, workdir, callbacks, progress=progress, writer=record)
-    _write(config, tuned, experiment, state, Path(workdir), numbers)
+    if int(state.step):
+        _write(config, tuned, experiment, state, Path(workdir), numbers)
     return state
 
 
@@ -220,6 +221,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     done = int(state.step)
     if done < config.train.steps:
         _say(f"Stopped after step {done} of {config.train.steps}; the same command goes on from there.")
+    if not done:
+        return
     lora = config.lora is not None
     result = arguments.workdir / (LORA_FILE if lora else FOLDER)
     given = (f"--pretrained={config.pretrained.folder}", f"--lora={result}") if lora else (f"--pretrained={result}",)

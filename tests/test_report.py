@@ -1,6 +1,7 @@
 """The report shows what a run left, refers to nothing outside of itself, and says what differs from the defaults."""
 
 import json
+import shlex
 from html.parser import HTMLParser
 
 import numpy as np
@@ -69,7 +70,7 @@ def test_a_page_stands_alone_and_shows_the_run(workdir):
     for shown in (
         *("<b>run & co</b>", "models.dit on data.digits · 30 of 40 steps", "Loss by timestep", "<script>"),
         *("1.25", "clip.score", "held-out loss", "denoisers.guided(null={label: 10}, scale=1.25)"),
-        f"diffusion-jax sample --workdir={workdir}",
+        f"diffusion-jax sample --workdir={shlex.quote(str(workdir))}",
     ):
         assert shown in page.text
     assert page.tags.count("svg") == 3

@@ -25,7 +25,7 @@ def test_sampling(tmp_path, monkeypatch):
 def test_every_flag_of_the_page_exists():
     text = (DOCS / "sampling.md").read_text().replace("\\\n", " ")
     known = {name for action in sample_flags.sample_parser()._actions for name in action.option_strings}
-    flags = set(re.findall(r"`?(--[a-z][a-z-]*)", text)) - {"--config", "--help"}
+    flags = set(re.findall(r"`?(--[a-z][a-z-]*)", text)) - {"--config", "--trust", "--help"}
     assert len(flags) > 20 and flags <= known
     commands = re.findall(r"^diffusion-jax sample (.*)$", text, re.MULTILINE)
     assert len(commands) == 4
