@@ -17,7 +17,7 @@ import tempfile
 import time
 import venv
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 CHECKOUT = Path(__file__).parent.parent
 
@@ -142,6 +142,11 @@ STEPS: tuple[Step | tuple[str, Step], ...] = (
 )
 
 
+def outside_of_the_checkout() -> dict[str, str]:
+    """The environment variables without those that lead to the checkout or to the settings of its tests."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "XLA_FLAGS"))}
+
+
 def made_environment(folder: Path) -> Path:
     """The folder of the programs of an environment that has the wheel of this checkout, and nothing of the checkout."""
     wheels, environment = folder / "wheels", folder / "environment"
@@ -149,11 +154,13 @@ def made_environment(folder: Path) -> Path:
     source = folder / "source"
     ignored = shutil.ignore_patterns(".*", "out", "build", "*.egg-info", "site")
     shutil.copytree(CHECKOUT, source, ignore=ignored)
-    subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", wheels, source], check=True)
+    # Nor may pip find the checkout, and take the library for installed.
+    options: dict[str, Any] = {"check": True, "cwd": folder, "env": outside_of_the_checkout()}
+    subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", wheels, source], **options)
     shutil.rmtree(source)
     venv.create(environment, with_pip=True)
     (wheel,) = wheels.glob("*.whl")
-    subprocess.run([environment / "bin" / "pip", "install", "-q", "--disable-pip-version-check", wheel], check=True)
+    subprocess.run([environment / "bin" / "pip", "install", "-q", "--disable-pip-version-check", wheel], **options)
     return environment / "bin"
 
 
@@ -170,7 +177,7 @@ def what_a_user_brings(folder: Path) -> None:
 
 def run(step: Step, programs: Path, folder: Path, interrupt: bool = False) -> str:
     """Why the step did not end as it should; empty if it did."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "XLA_FLAGS"))}
+    environment = outside_of_the_checkout()
     environment |= {"DIFFUSION_JAX_CACHE": str(folder / "cache"), "PATH": f"{programs}:{os.environ['PATH']}"}
     command = ["bash", "-c", f"exec diffusion-jax {step.line}"]
     # Bytes as they come: what is shown in a terminal is not shown in a pipe.
