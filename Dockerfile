@@ -3,7 +3,7 @@
 #
 #   docker build -t diffusion_jax .
 #   docker build -t diffusion_jax:cuda --build-arg EXTRAS=cuda --build-arg COMMIT="$(git describe --always --dirty)" .
-#   docker run --rm --user "$(id -u):$(id -g)" -v "$PWD/out:/work/out" diffusion_jax \
+#   docker run --rm --user "$(id -u):$(id -g)" -v "$PWD/out:/workspace/out" diffusion_jax \
 #       train --config=digits_dit --workdir=out/digits                         (--gpus=all before the name, for cuda)
 #
 # What .dockerignore does not name is copied, committed or not: COMMIT says so in the label of the image.
@@ -15,7 +15,7 @@ LABEL org.opencontainers.image.title="diffusion_jax" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.revision="${COMMIT}"
 
-WORKDIR /work
+WORKDIR /workspace
 COPY setup.py pyproject.toml README.md LICENSE MANIFEST.in ./
 COPY diffusion_jax diffusion_jax
 COPY configs configs

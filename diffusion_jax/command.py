@@ -44,6 +44,10 @@ def run_command(main: Callable[..., None], argv: Sequence[str] | None = None) ->
     except Halted as error:
         _tell(f"error: {error}")
         return 3
+    except BrokenPipeError:
+        # Whoever read the output has left, as `head` does: what Python still holds has nowhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         _tell(f"error: {error if error.filename is None else f'{error.filename}: {error.strerror}.'}")
         return 3

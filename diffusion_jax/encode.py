@@ -28,10 +28,11 @@ from diffusion_jax.data.image_folders import ImageFolder
 from diffusion_jax.data.latent_shards import DESCRIPTION, describe_latents
 from diffusion_jax.data.picture_files import READERS, content_digest
 from diffusion_jax.errors import InvalidInput, invalid
-from diffusion_jax.interop.latents import load_latent_autoencoder, params_digest
+from diffusion_jax.interop.latents import load_latent_autoencoder
 from diffusion_jax.interop.prompts import PLAIN, text_encoder
 from diffusion_jax.models import T5
 from diffusion_jax.reading import read_array, read_json
+from diffusion_jax.training.storage import params_digest
 
 TEXT_LENGTH = 120
 """Tokens of T5; CLIP's tokenizer says its own."""

@@ -364,7 +364,8 @@ DECODED = 4
 
 @lru_cache(maxsize=2)
 def _decoder(folder: str, digest: str | None) -> Callable[[Any], Any]:
-    from diffusion_jax.interop.latents import load_latent_autoencoder, params_digest
+    from diffusion_jax.interop.latents import load_latent_autoencoder
+    from diffusion_jax.training.storage import params_digest
 
     autoencoder = load_latent_autoencoder(folder)
     if digest not in (None, params_digest(autoencoder.params)):

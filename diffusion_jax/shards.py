@@ -16,6 +16,7 @@ import numpy as np
 from diffusion_jax import reading
 from diffusion_jax.config import differences
 from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.whole_files import written_whole
 
 MOST_SHARDS = 99_999
 """Their names have five digits."""
@@ -88,14 +89,11 @@ def _unwritable(path: Path, error: OSError) -> InvalidInput:
 
 def write_whole(path: Path, text: str) -> None:
     """Writes a text file in one go. Raises InvalidInput where that cannot be."""
-    draft = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
+        with written_whole(path) as draft:
+            draft.write_text(text, encoding="utf-8")
     except OSError as error:
         raise _unwritable(path, error) from None
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def shapes_and_dtypes(arrays: Mapping[str, np.ndarray]) -> dict[str, list[Any]]:

@@ -36,6 +36,7 @@ from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.experiment import Experiment, fit, prepare
 from diffusion_jax.training.damage import set_aside
 from diffusion_jax.typing import Params
+from diffusion_jax.whole_files import written_whole
 
 NOT_READ = {
     "": ("held_out", "mesh", "sampling", "metrics"),
@@ -219,9 +220,8 @@ def _write(made: Stage, folder: Path, config: Any, parents: tuple[Stage, ...]) -
     record["parents"] = {parent.name: parent.key for parent in parents}
     text = json.dumps(record, indent=2)
     # Written last: a stage without its record was not finished.
-    draft = folder / "stage.json.tmp"
-    draft.write_text(text + "\n", encoding="utf-8")
-    draft.replace(folder / "stage.json")
+    with written_whole(folder / "stage.json") as draft:
+        draft.write_text(text + "\n", encoding="utf-8")
     shutil.rmtree(folder / "run", ignore_errors=True)
 
 

@@ -47,8 +47,10 @@ def validation(experiment: Experiment, every: int) -> training.Callback:
     parts = [rows for rows in (rows[rows < count] for rows in groups) if len(rows)]
     batches = [data.stacked_examples(experiment.held_out, rows) | {"index": rows.astype(np.int32)} for rows in parts]
 
+    shapes = jax.eval_shape(experiment.init_params, jax.random.key(0))
+    frozen = training.frozen_trees(experiment.validation, shapes, batches[0], experiment.mesh)
+
     def losses(state: training.TrainState) -> dict[str, Any]:
-        frozen = training.frozen_trees(experiment.validation, state.params, batches[0], experiment.mesh)
         whole = training.complete_state(state.objective_state, frozen)
         params = sampled_params(experiment, state)
         found = [evaluate(params, whole, batch, jax.random.key(0)) for batch in batches]

@@ -23,7 +23,15 @@ from diffusion_jax import distributed, interop, pixels, summary
 from diffusion_jax.clock import as_grid
 from diffusion_jax.command import size_in_pixels
 from diffusion_jax.commands.image_files import check_no_more, image_path, is_there, write_image, write_overview
-from diffusion_jax.commands.sample_flags import Request, SampleParser, batches, call_text, given_flags, set_steps
+from diffusion_jax.commands.sample_flags import (
+    NOT_OF_AN_IMAGE,
+    Request,
+    SampleParser,
+    batches,
+    call_text,
+    given_flags,
+    set_steps,
+)
 from diffusion_jax.config import ConfigDict, build, call
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.interop.generation import pixel_step
@@ -41,10 +49,6 @@ PER_DEVICE = 4
 
 RESOLVED = ("steps", "solver", "scale", "size", "negative", "config")
 """Flags whose values stand among an image's settings as they come to be, defaults included."""
-
-NOT_OF_AN_IMAGE = ("help", "like", "output", "no_progress", "prompt", "classes", "images_per_prompt", "num_samples")
-NOT_OF_AN_IMAGE += ("seed", "seeds", "index", "batch_size")
-"""Flags that say which images are drawn, or where they go, not what an image is."""
 
 
 def checkpoint_config() -> ConfigDict:

@@ -20,8 +20,9 @@ from PIL.PngImagePlugin import PngInfo
 from diffusion_jax import __version__, pictures, pixels, reading
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.shards import write_whole
+from diffusion_jax.whole_files import written_whole
 
-IMAGES, GRID, TOLD = "images", "samples.png", "generated.json"
+IMAGES, GRID, GENERATED = "images", "samples.png", "generated.json"
 
 CHUNK = "diffusion_jax"
 """The text chunk of a PNG file that holds its settings as JSON."""
@@ -65,15 +66,11 @@ def write_image(path: Path, image: np.ndarray, settings: Mapping[str, Any]) -> N
     info.add_text("Software", f"diffusion_jax {__version__}")
     info.add_text(CHUNK, json.dumps(settings))
     bytes_ = pictures.to_uint8(image)
-    draft = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(bytes_[..., 0] if bytes_.shape[-1] == 1 else bytes_).save(draft, "PNG", pnginfo=info)
-        draft.replace(path)
+        with written_whole(path) as draft:
+            Image.fromarray(bytes_[..., 0] if bytes_.shape[-1] == 1 else bytes_).save(draft, "PNG", pnginfo=info)
     except OSError as error:
         raise InvalidInput(f"{path} cannot be written: {error.strerror or error}.") from None
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def read_settings(path: Path | str) -> dict[str, Any]:
@@ -143,4 +140,4 @@ def write_overview(
     if grid and len({image.shape for image in shown}) == 1:
         pictures.save_grid(folder / GRID, np.stack(shown), math.ceil(math.sqrt(len(shown))))
     told = {**shared, "version": __version__, **measured, "images": images}
-    write_whole(folder / TOLD, json.dumps(told, indent=2) + "\n")
+    write_whole(folder / GENERATED, json.dumps(told, indent=2) + "\n")

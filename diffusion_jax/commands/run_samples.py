@@ -5,7 +5,6 @@ the number of devices or of hosts. Each host draws shards of its own.
 """
 
 import argparse
-import hashlib
 import json
 import os
 import time
@@ -28,7 +27,7 @@ from diffusion_jax.commands.image_files import (
     write_overview,
 )
 from diffusion_jax.commands.run_conditions import conditioned_on
-from diffusion_jax.commands.sample_flags import Request, SampleParser, call_text, given_flags
+from diffusion_jax.commands.sample_flags import NOT_OF_AN_IMAGE, Request, SampleParser, call_text, given_flags
 from diffusion_jax.commands.sample_pictures import along_the_run, show
 from diffusion_jax.config import ConfigDict, to_json
 from diffusion_jax.config.trust import source_digests
@@ -58,7 +57,7 @@ from diffusion_jax.shards import (
     write_shard,
     write_whole,
 )
-from diffusion_jax.training.storage import described
+from diffusion_jax.training.storage import params_digest
 from diffusion_jax.typing import Params
 
 SHOWN = ("batch_size", "decoder", "picture_columns", "picture_zoom")
@@ -75,22 +74,18 @@ TITLES = {"denoising": "From noise to sample", "predictions": "The sample as pre
 DEFAULT_COUNT, FEW = 1000, 100
 """Samples where no number is given; up to how many samples are written as PNG files unless told otherwise."""
 
-NOT_OF_AN_IMAGE = ("help", "like", "output", "no_progress", "prompt", "classes", "images_per_prompt", "num_samples")
-NOT_OF_AN_IMAGE += ("seed", "seeds", "index", "batch_size", "png", "shard_size", "format", "save_trajectory")
-NOT_OF_AN_IMAGE += ("save_predictions",)
+NOT_OF_A_SAMPLE = (*NOT_OF_AN_IMAGE, "png", "shard_size", "format", "save_trajectory", "save_predictions")
 """Flags that say which samples are drawn, or where they go, not what a sample is."""
 
 
 def provenance(experiment: Experiment, params: Any, request: Request) -> dict[str, Any]:
     """What decides the samples, as plain values: seed, parameters, what is asked for, and how they are drawn."""
-    leaves = described(params)
-    digest = hashlib.sha256(json.dumps(leaves, sort_keys=True).encode()).hexdigest()[:16]
     config = json.loads(to_json(experiment.config))
     drawn = {name: value for name, value in config["sampling"].items() if name not in SHOWN}
     shape = json.loads(json.dumps(experiment.shape))
     seed = request.seeds[0] if len(request.seeds) == 1 else list(request.seeds)
     read = {"sampling": drawn} | {name: config[name] for name in ("model", "process")}
-    who = {"seed": seed, "parameters": digest, "shape": shape, **read}
+    who = {"seed": seed, "parameters": params_digest(params), "shape": shape, **read}
     who |= {"code": code} if (code := source_digests(read)) else {}
     if len(request.seeds) > 1:
         who["of_each_seed"] = request.count
@@ -325,7 +320,7 @@ def wants_images(drawn: RunSamples) -> bool:
 def image_settings(parser: SampleParser, drawn: RunSamples, changed: Sequence[str]) -> list[dict[str, Any]]:
     """The settings of each image, which its file carries."""
     config, request, sampler = drawn.experiment.config, drawn.request, drawn.sampler
-    flags = given_flags(parser, drawn.arguments, NOT_OF_AN_IMAGE)
+    flags = given_flags(parser, drawn.arguments, NOT_OF_A_SAMPLE)
     flags |= {f"config.{field}": text for field, _, text in (one.partition("=") for one in changed)}
     shared: dict[str, Any] = {
         "model": Path(drawn.arguments.workdir).resolve().name,

@@ -47,6 +47,10 @@ HINTS = {
 
 MOST_SEEDS = 10_000
 
+NOT_OF_AN_IMAGE = ("help", "like", "output", "no_progress", "prompt", "classes", "images_per_prompt", "num_samples")
+NOT_OF_AN_IMAGE += ("seed", "seeds", "index", "batch_size")
+"""Flags that say which images are drawn, or where they go, not what an image is."""
+
 
 class SampleParser(CommandParser):
     """The parser, and which flags are for one kind of source alone: `only[dest]`."""

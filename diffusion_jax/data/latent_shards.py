@@ -9,7 +9,6 @@
 import dataclasses
 import functools
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from diffusion_jax.data.files import MappedRows, as_condition, as_data, existing
 from diffusion_jax.data.sources import as_labels
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.reading import read_array, read_json
+from diffusion_jax.whole_files import written_whole
 
 DESCRIPTION = "latents.json"
 """What the shards of a folder were made by."""
@@ -176,7 +176,5 @@ def write_latents(folder: str | Path, name: str, x0: np.ndarray, cond: Mapping[s
 
 def describe_latents(folder: Path, description: Mapping[str, Any]) -> None:
     """Writes what the shards of a folder were made by, for `latents` and for whoever goes on writing them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    draft = folder / f".{DESCRIPTION}.{os.getpid()}.part"
-    draft.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-    draft.replace(folder / DESCRIPTION)
+    with written_whole(folder / DESCRIPTION) as draft:
+        draft.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")

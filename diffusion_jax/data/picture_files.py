@@ -23,6 +23,7 @@ from diffusion_jax.cache import cache_folder
 from diffusion_jax.data.captions import TABLES
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.reading import Unreadable, read_json, regular_file, unreadable
+from diffusion_jax.whole_files import written_whole
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 """Of pictures, in small or capital letters."""
@@ -129,11 +130,9 @@ def unusable(pictures: Sequence[Path], read: Callable[[Path], Any], reading: str
     with contextlib.suppress(InvalidInput):
         return {Path(path): str(told) for path, told in read_json(place).items()}
     found = _unusable(pictures, read)
-    with contextlib.suppress(OSError):  # it is looked at again the next time
-        place.parent.mkdir(parents=True, exist_ok=True)
-        draft = place.with_suffix(f".{os.getpid()}.part")
+    # What cannot be kept is looked at again the next time.
+    with contextlib.suppress(OSError), written_whole(place) as draft:
         draft.write_text(json.dumps({str(path): told for path, told in found.items()}), encoding="utf-8")
-        draft.replace(place)
     return found
 
 

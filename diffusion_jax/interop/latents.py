@@ -1,7 +1,5 @@
 """The autoencoder between pictures and latents, as those need it who have only the one or the other."""
 
-import hashlib
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -9,7 +7,6 @@ from typing import Any
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.interop.pretrained import Pretrained, load_pretrained
 from diffusion_jax.models import KLVAE
-from diffusion_jax.training.storage import described
 
 
 def load_latent_autoencoder(folder: str | os.PathLike, **options: Any) -> Pretrained:
@@ -22,8 +19,3 @@ def load_latent_autoencoder(folder: str | os.PathLike, **options: Any) -> Pretra
     if not isinstance(found.network.module, KLVAE):
         raise InvalidInput(f"{folder} holds a {found.family}, but an autoencoder (AutoencoderKL) is needed.")
     return found
-
-
-def params_digest(params: Any) -> str:
-    """What tells parameters from others, wherever they come from."""
-    return hashlib.sha256(json.dumps(described(params), sort_keys=True).encode()).hexdigest()[:16]

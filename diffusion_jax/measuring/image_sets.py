@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffusion_jax import pictures, pixels, reading
+from diffusion_jax.commands.image_files import GENERATED
 from diffusion_jax.data.captions import TABLES, read_captions
 from diffusion_jax.data.picture_files import picture_files
 from diffusion_jax.errors import InvalidInput, invalid, unknown
@@ -33,7 +34,6 @@ READERS = 8
 
 WANTED = "a folder of pictures, an NPZ file or the folder of a run"
 
-GENERATED = "generated.json"
 """Beside images of a published checkpoint: what they were asked to show."""
 
 

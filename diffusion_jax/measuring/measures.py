@@ -1,7 +1,6 @@
 """What `evaluate` does with images: their features, kept between runs, the distances of two sets, and the report."""
 
 import json
-import os
 import textwrap
 import warnings
 from collections import Counter
@@ -22,6 +21,7 @@ from diffusion_jax.measuring.image_sets import ImageSet, as_bytes, digest_of
 from diffusion_jax.metrics.comparison import clip_scores, frechet_to, mean_and_error
 from diffusion_jax.metrics.frechet import moments_in_chunks
 from diffusion_jax.metrics.statistics import Statistics, gaussian
+from diffusion_jax.whole_files import written_whole
 
 FEATURES_VERSION = 1
 """Part of the key of cached features: counts up whenever a change here or below would give other features."""
@@ -155,18 +155,13 @@ def _cached(file: Path | None) -> ImageFeatures | None:
 def _keep(file: Path | None, found: ImageFeatures) -> None:
     if file is None:
         return
-    draft = file.with_name(f"{file.name}.{os.getpid()}.partial")
     told = np.asarray(json.dumps({"sizes": found.sizes, "skipped": found.skipped}))
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with draft.open("wb") as opened:
+        with written_whole(file) as draft, draft.open("wb") as opened:
             arrays: dict[str, Any] = {**found.arrays, "indices": found.indices, "told": told}
             np.savez(opened, **arrays)
-        draft.replace(file)
     except OSError as error:
         warnings.warn(f"The features could not be cached in {file.parent} ({error}).", stacklevel=3)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 class ReferenceSet(NamedTuple):

@@ -1,7 +1,5 @@
 """Feature networks that were trained here: the network of a run, and a classifier trained on the labels of its data."""
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from diffusion_jax.measuring.feature_extractors import FeatureExtractor
 from diffusion_jax.metrics import trained_judge
 from diffusion_jax.models import Autoencoder, DualEncoder, Encoder, empty_condition, staged
 from diffusion_jax.models.anatomy import anatomy_of
-from diffusion_jax.training.storage import described
+from diffusion_jax.training.storage import params_digest
 from diffusion_jax.typing import Network
 
 FEATURE_TIME = 0.1
@@ -39,11 +37,6 @@ def trained_extractor(kind: str, workdir: str, trust: Sequence[str] = ()) -> Fea
     if kind == "judge":
         return of_judge(experiment.source, experiment.held_out, workdir)
     return _of_run(experiment, folder)
-
-
-def digest_of_params(params: Any) -> str:
-    """A digest of parameters: that by which samples know what they were drawn by."""
-    return hashlib.sha256(json.dumps(described(params), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _fitted(shape):
@@ -69,7 +62,7 @@ def of_judge(source: Any, held_out: Any, name: str) -> FeatureExtractor:
         return {"features": judge.features(np.asarray(batch))}
 
     # The judge compiles its own batches.
-    return FeatureExtractor(f"judge:{name}", name, digest_of_params(judge.params), told, prepare, apply, jitted=False)
+    return FeatureExtractor(f"judge:{name}", name, params_digest(judge.params), told, prepare, apply, jitted=False)
 
 
 def _of_run(experiment: Experiment, workdir: Path) -> FeatureExtractor:
@@ -79,7 +72,7 @@ def _of_run(experiment: Experiment, workdir: Path) -> FeatureExtractor:
     prepare_image, told = _fitted(np.shape(_image(experiment.source[0]["x0"])))
     apply, more = _trained_apply(experiment)
     return FeatureExtractor(
-        f"run:{workdir}", str(workdir), digest_of_params(params), f"{told}; {more}", prepare_image, apply, params
+        f"run:{workdir}", str(workdir), params_digest(params), f"{told}; {more}", prepare_image, apply, params
     )
 
 

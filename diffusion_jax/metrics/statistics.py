@@ -17,6 +17,7 @@ import numpy as np
 from diffusion_jax import reading
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.metrics.frechet import Moments
+from diffusion_jax.whole_files import written_whole
 
 LAYOUT = ("mu", "sigma", "mu_s", "sigma_s", "made_by")
 
@@ -81,16 +82,11 @@ def write_statistics(path: str | os.PathLike, statistics: Statistics) -> Path:
     if statistics.spatial is not None:
         arrays |= {"mu_s": statistics.spatial.mean, "sigma_s": statistics.spatial.covariance}
     arrays["made_by"] = np.asarray(json.dumps(dict(statistics.made_by)))
-    draft = file.with_name(f"{file.name}.{os.getpid()}.partial")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with draft.open("wb") as opened:
+        with written_whole(file) as draft, draft.open("wb") as opened:
             np.savez(opened, **arrays)  # pyright: ignore[reportArgumentType]: no array is named allow_pickle
-        draft.replace(file)
     except OSError as error:
         raise InvalidInput(f"{file} cannot be written: {error.strerror or error}.") from None
-    finally:
-        draft.unlink(missing_ok=True)
     return file
 
 

@@ -22,7 +22,8 @@ from diffusion_jax.errors import invalid
 from diffusion_jax.objectives.batches import corrupted, drawn, example_keys, refuse_weight, updated
 from diffusion_jax.objectives.entries import per_example
 from diffusion_jax.processes import need_gaussian
-from diffusion_jax.time_axes import expand, fill
+from diffusion_jax.randomness import split
+from diffusion_jax.time_axes import fill
 from diffusion_jax.typing import Aux, Denoiser, Frozen, Network, Number, Objective, Params, Process, Times, TimestepDraw
 
 Earlier = Callable[[Any, Any], Any]
@@ -156,8 +157,8 @@ def consistency(
         batch = prepare(state, batch, key)
         x0, t, cond = batch["x0"], fill(batch["t"], batch["x0"]), batch.get("cond")
         s = jnp.clip(earlier(t, state.count), 0.0, t)
-        keys = example_keys(key, batch["index"])
-        x_t, noise = corrupted(process, keys, batch, t)
+        noise_key, network_key = split(example_keys(key, batch["index"]), 2)
+        x_t, noise = corrupted(process, noise_key, batch, t)
         if teacher is None:
             x_s = process.marginal(x0, noise, s)
         else:
@@ -165,16 +166,15 @@ def consistency(
             said, _ = teacher.apply(fixed, teacher.init(fixed, x_t, cond), x_t, single_step(t, s), cond)
             x_s = process.marginal(said.x0, said.eps, s)
         # The same dropout on both sides.
-        goal = jax.lax.stop_gradient(answer(state.target if decay else params, x_s, s, cond, key))
-        plain = distance((answer(params, x_t, t, cond, key) - goal).astype(jnp.float32))
-        scale = batch["t_weight"] if weight is None else batch["t_weight"] * weight(t, s)
-        losses = expand(scale, plain) * plain
+        goal = jax.lax.stop_gradient(answer(state.target if decay else params, x_s, s, cond, network_key))
+        plain = distance((answer(params, x_t, t, cond, network_key) - goal).astype(jnp.float32))
+        recorded = plain if weight is None else weight(t, s) * plain
         target = state.target
         if decay:
             new = jax.lax.stop_gradient(params)
             target = jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, target, new)
-        after = Consistency(state.teacher, target, updated(draw, state.draw, batch["t"], losses), state.count + 1)
+        after = Consistency(state.teacher, target, updated(draw, state.draw, batch["t"], recorded), state.count + 1)
         metrics = {"distance": jnp.mean(plain), "gap": jnp.mean(t - s)}
-        return losses, Aux(after, metrics, {"loss": losses, "t": batch["t"]})
+        return batch["t_weight"] * recorded, Aux(after, metrics, {"loss": recorded, "t": batch["t"]})
 
     return Objective(init, loss, prepare)

@@ -23,19 +23,18 @@ from diffusion_jax import timesteps
 from diffusion_jax.clock import network_inputs, single_step
 from diffusion_jax.denoisers import with_target_time
 from diffusion_jax.errors import InvalidInput, invalid
-from diffusion_jax.objectives.batches import batch_size, corrupted, drawn, example_keys, refuse_weight, updated
+from diffusion_jax.objectives.batches import batch_size, corrupted, drawn, example_keys, refuse_weight
 from diffusion_jax.objectives.entries import per_example, squared_error
 from diffusion_jax.processes import need_gaussian
-from diffusion_jax.randomness import fold, uniform
+from diffusion_jax.randomness import fold, split, uniform
 from diffusion_jax.time_axes import expand
 from diffusion_jax.typing import Aux, Denoiser, Frozen, Network, Number, Objective, Params, TimestepDraw
 
 
 class FlowMap(NamedTuple):
-    """The state of both objectives. teacher: parameters that do not learn. draw: the state of the draw of times."""
+    """The state of both objectives. teacher: parameters that do not learn."""
 
     teacher: Frozen
-    draw: Any
 
 
 def mean_flow(
@@ -57,7 +56,8 @@ def mean_flow(
         is the mean square itself. (The published code has the sum of squares in the place of e.)
 
     Metrics: `mse`, without the power. Per example: `loss`, `t`.
-    Raises InvalidInput for another process than the linear flow, and a share outside of [0, 1].
+    Raises InvalidInput for another process than the linear flow, a draw that learns from losses and a share outside of
+    [0, 1].
     """
     _check_flow(process)
     if not 0 <= instant_share <= 1:
@@ -65,10 +65,10 @@ def mean_flow(
     draw = timesteps.logit_normal(-0.4, 1.0) if draw is None else draw
 
     def prepare(state, batch, key):
-        pinned, batch = "t" in batch, drawn(draw, state.draw, batch, key, 1)
+        pinned, batch = "t" in batch, drawn(draw, (), batch, key, 1)
         if "target" in batch:
             return batch
-        other, _ = draw.draw(state.draw, fold(key, 2), batch["t"].shape)
+        other, _ = draw.draw((), fold(key, 2), batch["t"].shape)
         t = batch["t"] if pinned else jnp.maximum(batch["t"], other)
         instant = uniform(fold(example_keys(key, batch["index"]), 2), t.shape) < instant_share
         return {**batch, "t": t, "target": jnp.where(instant, t, jnp.minimum(batch["t"], other))}
@@ -76,15 +76,14 @@ def mean_flow(
     def loss(params, state, batch, key):
         batch = prepare(state, batch, key)
         t, s = batch["t"], batch["target"]
-        x_t, v = _point(process, teacher, state, batch, t, key)
-        ask = _asked(network, process, params, batch.get("cond"), key)
+        noise_key, network_key = split(example_keys(key, batch["index"]), 2)
+        x_t, v = _point(process, teacher, state, batch, t, noise_key)
+        ask = _asked(network, process, params, batch.get("cond"), network_key)
         u, change = jax.jvp(lambda x, t: ask(x, t, s), (x_t, t), (v, jnp.ones_like(t)))
         goal = v - expand(t - s, v) * change.astype(jnp.float32)
         square = per_example(squared_error(u, jax.lax.stop_gradient(goal)))
-        scale = batch["t_weight"] * jax.lax.stop_gradient((square + 1e-3) ** -power)
-        losses = scale * square
-        after = FlowMap(state.teacher, updated(draw, state.draw, t, losses))
-        return losses, Aux(after, {"mse": jnp.mean(square)}, {"loss": losses, "t": t})
+        losses = jax.lax.stop_gradient((square + 1e-3) ** -power) * square
+        return batch["t_weight"] * losses, Aux(state, {"mse": jnp.mean(square)}, {"loss": losses, "t": t})
 
     return Objective(_initial(teacher_params, draw, "mean_flow"), loss, prepare)
 
@@ -107,8 +106,8 @@ def shortcut(
     draw: of the times at which velocities are learned, uniform by default. teacher: as in `mean_flow`.
 
     Metrics: `mse`, and of the two parts `velocity` and `self_consistency`. Per example: `loss`, `t`.
-    Raises InvalidInput for another process than the linear flow, for steps that are no power of two from 2 up and for
-    `one_in` below 2.
+    A batch that brings its times learns velocities alone, at those. Raises InvalidInput for another process than the
+    linear flow, a draw that learns from losses, steps that are no power of two from 2 up and `one_in` below 2.
     """
     _check_flow(process)
     if steps < 2 or steps & (steps - 1):
@@ -121,7 +120,10 @@ def shortcut(
     def prepare(state, batch, key):
         if "jump" in batch:
             return dict(batch)
-        batch = drawn(draw, state.draw, batch, key, 1)
+        if "t" in batch:
+            batch = drawn(draw, (), batch, key, 1)
+            return {**batch, "jump": jnp.zeros_like(batch["t"])}
+        batch = drawn(draw, (), batch, key, 1)
         keys = example_keys(key, batch["index"])
         which = jnp.floor(uniform(fold(keys, 2), batch["t"].shape) * len(jumps)).astype(jnp.int32)
         consistent = jnp.arange(batch_size(batch)) % one_in == 0
@@ -133,11 +135,12 @@ def shortcut(
     def loss(params, state, batch, key):
         batch = prepare(state, batch, key)
         t, jump = batch["t"], batch["jump"]
-        x_t, v = _point(process, teacher, state, batch, t, key)
-        ask = _asked(network, process, params, batch.get("cond"), key)
+        noise_key, network_key = split(example_keys(key, batch["index"]), 2)
+        x_t, v = _point(process, teacher, state, batch, t, noise_key)
+        ask = _asked(network, process, params, batch.get("cond"), network_key)
         some = slice(None, None, one_in)
         cond = jax.tree.map(lambda leaf: leaf[some], batch.get("cond"))
-        half = _asked(network, process, jax.lax.stop_gradient(params), cond, key)
+        half = _asked(network, process, jax.lax.stop_gradient(params), cond, network_key[some])
         x, at, d = x_t[some], t[some], 0.5 * jump[some]
         told = jnp.where(d * steps > 1.0, d, 0.0)
         first = half(x, at, at - told)
@@ -151,8 +154,7 @@ def shortcut(
             return (weights * losses).sum() / jnp.maximum(weights.sum(), 1.0)
 
         told = {"mse": losses.mean(), "velocity": mean(1.0 - consistent), "self_consistency": mean(consistent)}
-        after = FlowMap(state.teacher, updated(draw, state.draw, t, losses))
-        return batch["t_weight"] * losses, Aux(after, told, {"loss": losses, "t": t})
+        return batch["t_weight"] * losses, Aux(state, told, {"loss": losses, "t": t})
 
     return Objective(_initial(teacher_params, draw, "shortcut"), loss, prepare)
 
@@ -166,17 +168,20 @@ def _check_flow(process: Any) -> None:
 
 
 def _initial(teacher_params: Params, draw: TimestepDraw, what: str) -> Callable[..., FlowMap]:
+    if jax.tree.leaves(draw.init()):
+        raise invalid("draw", draw, f"{what} takes one that learns nothing from losses: its times come in pairs")
+
     def init(key, params, batch):
         refuse_weight(batch, what)
-        return FlowMap(Frozen(teacher_params), draw.init())
+        return FlowMap(Frozen(teacher_params))
 
     return init
 
 
-def _point(process, teacher, state, batch, t, key):
+def _point(process, teacher, state, batch, t, keys):
     """x_t, and the velocity there, in one precision, as `jax.jvp` needs them."""
     batch = {**batch, "x0": batch["x0"].astype(jnp.float32)}
-    x_t, noise = corrupted(process, example_keys(key, batch["index"]), batch, t)
+    x_t, noise = corrupted(process, keys, batch, t)
     if teacher is None:
         return x_t, noise - batch["x0"]
     fixed, cond = jax.lax.stop_gradient(state.teacher.value), batch.get("cond")
@@ -184,11 +189,11 @@ def _point(process, teacher, state, batch, t, key):
     return x_t, jax.lax.stop_gradient(process.velocity(said, t))
 
 
-def _asked(network, process, params, cond, key):
+def _asked(network, process, params, cond, keys):
     """The network's answer as a function of x, t and s."""
 
     def ask(x, t, s):
         told = with_target_time(process, x, s, cond)
-        return network.apply(params, *network_inputs(process, x, t), told, train=True, key=key)[0].astype(jnp.float32)
+        return network.apply(params, *network_inputs(process, x, t), told, train=True, key=keys)[0].astype(jnp.float32)
 
     return ask

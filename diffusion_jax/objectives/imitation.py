@@ -28,7 +28,7 @@ from diffusion_jax.objectives.batches import drawn, example_keys, refuse_weight,
 from diffusion_jax.objectives.entries import per_example, squared_error
 from diffusion_jax.objectives.frozen import with_frozen
 from diffusion_jax.randomness import split
-from diffusion_jax.time_axes import each, expand, fill
+from diffusion_jax.time_axes import each, fill
 from diffusion_jax.typing import Aux, Denoiser, Frozen, Network, Objective, Params, Process, TimestepDraw
 
 
@@ -78,12 +78,13 @@ def imitation(
         target = jax.lax.stop_gradient(process.target(said.x0, said.eps, t))
         output, extras = network.apply(params, *network_inputs(process, x_t, t), cond, train=True, key=network_key)
         square = each(squared_error, output, target)
-        scale = batch["t_weight"] if weight is None else batch["t_weight"] * weight(process, t)
-        plain = sum(per_example(leaf) for leaf in jax.tree.leaves(square))
-        losses = sum((per_example(expand(scale, leaf) * leaf) for leaf in jax.tree.leaves(square)), jnp.zeros(()))
+        plain = sum((per_example(leaf) for leaf in jax.tree.leaves(square)), jnp.zeros(()))
+        losses = plain if weight is None else weight(process, batch["t"]) * plain
+        # A draw that learns is told the loss without its own weight.
         draws = updated(draw, state.draw, batch["t"], losses)
-        recorded = {"loss": losses, "t": batch["t"]}
-        return losses, Aux(Imitated(state.teacher, draws), {"mse": jnp.mean(plain)}, recorded, extras)
+        told = {"loss": losses, "t": batch["t"]}
+        after = Imitated(state.teacher, draws)
+        return batch["t_weight"] * losses, Aux(after, {"mse": jnp.mean(plain)}, told, extras)
 
     return Objective(init, loss, prepare)
 

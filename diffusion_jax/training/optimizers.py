@@ -43,17 +43,8 @@ def cosine(
     total_steps: the length of the run when left out of a config (`train.steps`); needed elsewhere.
     warmup_steps: of the rise; a number below 1, such as 0.05, is a share of `total_steps`.
     """
-    total, rise = _span(peak, total_steps, warmup_steps, end)
-
-    def schedule(count):
-        share = jnp.clip((count - rise) / (total - rise), 0.0, 1.0)
-        return jnp.where(
-            count < rise,
-            peak * _rise(count, rise),
-            end + (peak - end) * 0.5 * (1 + jnp.cos(jnp.pi * share)),
-        )
-
-    return schedule
+    span = _span(peak, total_steps, warmup_steps, end)
+    return _rise_and_fall(peak, *span, lambda share: end + (peak - end) * 0.5 * (1 + jnp.cos(jnp.pi * share)))
 
 
 def linear(
@@ -64,11 +55,16 @@ def linear(
     total_steps: the length of the run when left out of a config (`train.steps`); needed elsewhere.
     warmup_steps: of the rise; a number below 1, such as 0.05, is a share of `total_steps`.
     """
-    total, rise = _span(peak, total_steps, warmup_steps, end)
+    span = _span(peak, total_steps, warmup_steps, end)
+    return _rise_and_fall(peak, *span, lambda share: peak + (end - peak) * share)
+
+
+def _rise_and_fall(peak: float, total: int, rise: int, fall: Callable[[Any], Any]) -> RateSchedule:
+    """A line to `peak` over `rise` steps, then `fall` of the share of the other steps that is done."""
 
     def schedule(count):
         share = jnp.clip((count - rise) / (total - rise), 0.0, 1.0)
-        return jnp.where(count < rise, peak * _rise(count, rise), peak + (end - peak) * share)
+        return jnp.where(count < rise, peak * _rise(count, rise), fall(share))
 
     return schedule
 

@@ -214,6 +214,11 @@ def described(item: Any) -> dict[str, dict[str, Any]]:
     }
 
 
+def params_digest(params: Any) -> str:
+    """What tells parameters from others, wherever they lie: of shapes, dtypes and fingerprints."""
+    return digest(described(params))[:16]
+
+
 def check_fingerprints(name: str, item: Any, meta: Mapping[str, Any]) -> None:
     for path, value in _fingerprints(item).items():
         if meta["items"][name][path]["sum"] != value:

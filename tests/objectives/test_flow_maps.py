@@ -9,7 +9,7 @@ from diffusion_jax import denoisers, models, objectives, processes, solvers, tim
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.sampling import sample
 from diffusion_jax.time_axes import expand
-from diffusion_jax.typing import Network
+from diffusion_jax.typing import Network, TimestepDraw
 
 KEY = jax.random.key(0)
 FLOW = processes.rectified_flow()
@@ -184,6 +184,54 @@ def test_wrong_calls_are_told():
         (lambda: objectives.consistency(EXACT, processes.vp_linear(prediction="x0"), lambda t, n: t), "gives back x"),
         (lambda: objectives.shrinking(FLOW, ratio=1.0), "a ratio above 1"),
         (lambda: objectives.pseudo_huber(-1.0), "c is -1.0"),
+        (lambda: objectives.mean_flow(EXACT, FLOW, timesteps.importance()), "learns nothing from losses"),
     ):
         with pytest.raises(InvalidInput, match=told):
             call()
+
+
+def weighing(found):
+    """A draw of times of weight 3, whose state is the last losses that it was told."""
+
+    def draw(state, key, shape):
+        return jnp.full(shape, 0.5), jnp.full(shape, 3.0)
+
+    return TimestepDraw(lambda: found, draw, lambda state, t, losses: losses)
+
+
+@pytest.mark.parametrize("name", ["consistency", "imitation"])
+def test_a_draw_that_learns_is_told_losses_without_its_own_weight(name):
+    params, draw = {"off": jnp.float32(0.5)}, weighing(jnp.zeros(32))
+    if name == "consistency":
+        objective = objectives.consistency(END, FLOW, objectives.neighbour(timesteps.linspace(8)), draw)
+    else:
+        objective = objectives.imitation(END, FLOW, TEACHER, ZERO, draw)
+    losses, aux = objective.loss(params, objective.init(KEY, params, BATCH), BATCH, KEY)
+    np.testing.assert_allclose(losses, 3 * aux.per_example["loss"], rtol=1e-6)
+    np.testing.assert_array_equal(aux.state.draw, aux.per_example["loss"])
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_what_a_network_draws_belongs_to_the_example(name):
+    """Its dropout does not depend on the others of the batch: half of it has the losses that it has in the whole."""
+
+    def apply(params, x, t, cond=None, train=False, key=None):
+        assert key.shape == x.shape[:1]
+        return params["off"] * x + jax.vmap(lambda one: jax.random.normal(one, (2,)))(key), {}
+
+    objective = OBJECTIVES[name](Network(EXACT.init, apply))
+    params = {"off": jnp.float32(0.5)}
+    whole = objective.prepare(objective.init(KEY, params, BATCH), BATCH, KEY)
+    half = jax.tree.map(lambda leaf: leaf[16:], whole)
+    one, other = (objective.loss(params, objective.init(KEY, params, b), b, KEY)[0] for b in (whole, half))
+    np.testing.assert_allclose(one[16:], other, rtol=1e-5)
+
+
+def test_at_given_times_a_shortcut_learns_velocities_alone():
+    """As validation asks: every example at the time that was given."""
+    objective = OBJECTIVES["shortcut"](EXACT, teacher=TEACHER, teacher_params=ZERO)
+    batch = {**BATCH, "t": jnp.full(32, 0.25), "t_weight": jnp.ones(32)}
+    losses, aux = objective.loss(ZERO, objective.init(KEY, ZERO, batch), batch, KEY)
+    np.testing.assert_array_equal(aux.per_example["t"], 0.25)
+    np.testing.assert_allclose(losses, 0.0, atol=1e-6)
+    assert aux.metrics["self_consistency"] == 0
