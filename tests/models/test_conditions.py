@@ -274,5 +274,8 @@ def test_a_network_is_told_the_time_that_it_jumps_to(step, prefix):
     only_first = ask(t, (t - 1).at[0].add(-499))
     np.testing.assert_allclose(only_first[0], far[0], atol=1e-5)
     np.testing.assert_allclose(only_first[1], near[1], atol=1e-5)
+    # What is embedded is the target, or the length of the jump.
+    other = tiny_dit(conditions=(models.target_time(not step),), patch=2)
+    np.testing.assert_allclose(compiled(other.apply)(params, x, t, {"target_time": t - (t - 1)})[0], near, atol=1e-5)
     with pytest.raises(InvalidInput, match="cond\\['target_time'\\]"):
         network.apply(params, x, t, {"target_time": jnp.zeros(3)})
