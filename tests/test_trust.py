@@ -138,6 +138,11 @@ def test_trust_is_in_what_a_package_defines(package, tmp_path):
         with pytest.raises(InvalidInput):
             build(config.sampling.solver)
     assert not (tmp_path / "victim").exists()
+    # For that reason, and not for an argument that they do not take.
+    for attribute, origin in (("rerun", "subprocess"), ("borrowed", "others_")):
+        config = configs.load(stored(tmp_path, {"call": f"{package}.parts:{attribute}"}), [package])
+        with pytest.raises(InvalidInput, match=f"is defined in {origin}.*--trust="):
+            build(config.sampling.solver)
     other = f"others_{tmp_path.name}"
     config = configs.load(stored(tmp_path, {"call": f"{package}.parts:borrowed"}), [package, other])
     assert build(config.sampling.solver, Solver).order == 1
