@@ -20,16 +20,24 @@ from diffusion_jax.objectives.denoising import denoising, objective
 from diffusion_jax.objectives.discrete import masked
 from diffusion_jax.objectives.distribution_matching import distribution_matching, few_step_answers
 from diffusion_jax.objectives.entries import TOKEN_WEIGHTINGS, regression, tokens
+from diffusion_jax.objectives.feature_spaces import (
+    FeatureSpace,
+    banked,
+    convolution_space,
+    fourier_space,
+    one_hot,
+    raw_features,
+    raw_space,
+    standardised,
+)
 from diffusion_jax.objectives.flow_maps import mean_flow, shortcut
 from diffusion_jax.objectives.frozen import TrainedPart, trained_part, with_frozen
 from diffusion_jax.objectives.imitation import Imitated, imitation, slider
 from diffusion_jax.objectives.kernel_matching import (
-    FeatureSpace,
     gaussian_kernel,
     kernel_matching,
     linear_kernel,
     polynomial_kernel,
-    raw_features,
     squared_mmd,
     whole_runs,
 )
@@ -64,6 +72,7 @@ __all__ = [
     "Imitated",
     "TrainedPart",
     "adaptation",
+    "banked",
     "bargained",
     "budget_at",
     "budgeted",
@@ -71,11 +80,13 @@ __all__ = [
     "conflicting_share",
     "consistency",
     "contrastive",
+    "convolution_space",
     "denoising",
     "distribution_matching",
     "exit_errors",
     "exit_losses",
     "few_step_answers",
+    "fourier_space",
     "gap_weight",
     "gaussian_kernel",
     "imitation",
@@ -88,17 +99,20 @@ __all__ = [
     "neighbour",
     "objective",
     "on_latents",
+    "one_hot",
     "polynomial_kernel",
     "progressive",
     "projected",
     "pseudo_huber",
     "raw_features",
+    "raw_space",
     "regression",
     "shortcut",
     "shrinking",
     "slider",
     "squared_distance",
     "squared_mmd",
+    "standardised",
     "task_affinity",
     "tokens",
     "trained_part",
