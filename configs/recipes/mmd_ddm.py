@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_jax.baselines import digit_transformer
+from diffusion_jax.baselines import digit_transformer, tiny_digit_transformer
 from diffusion_jax.config import ConfigDict, call
 from diffusion_jax.experiment import defaults
 
@@ -80,12 +80,24 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def smoke(config: ConfigDict) -> ConfigDict:
-    """One space on the ring; the digits in raw pixels."""
+    """The digits alone, in pixels: one update of a tiny transformer."""
     config.seed_numbers = (0,)
+    del config.ring, config.memory
+    digits, steps = tiny_digit_transformer(0), 2
+    config.digits.update({"base": digits, "count": 16, "steps": steps, "plain": (steps, 2 * steps)})
+    config.digits.tuned = {
+        f"{config.digits.headline}, {steps}": tuning(digits, 1, 3e-4, 4, through_sampler(steps, CUBIC)),
+        "longer": tuning(digits, 0, 3e-4, 4),
+    }
     return config
 
 
 def paper() -> ConfigDict:
-    """CIFAR-10: batches of 64, Adam at 5e-6, clipping at 0.5, the cubic kernel of Inception's features, some hundreds
-    of updates; a U-Net of the size of DDPM."""
-    return ConfigDict()
+    """CIFAR-10: five steps of DDIM through the U-Net of DDPM, batches of 64, Adam at 5e-6, gradients clipped at 0.5,
+    the cubic kernel of Inception's 2048 features (or of CLIP's 512), some hundreds of updates."""
+    config = ConfigDict({"inputs": {"x0": (32, 32, 3)}, "model": call("models.unet", preset="ddpm_cifar10")})
+    config.process = call("processes.vp_linear")
+    config.update({"grid": ddim_grid(5), "solver": call("solvers.ddim"), "kernel": CUBE})
+    config.update({"batch_size": 64, "clip_norm": 0.5, "updates": 500})
+    config.optimizer = call("training.optimizers.adamw", learning_rate=5e-6)
+    return config

@@ -23,8 +23,8 @@ class FeatureSpace(NamedTuple):
     """Where sets are compared, and how.
 
     features: `(params, x [B, ...]) -> [B, d]`, differentiable. params: do not learn. weight: of this discrepancy.
-    condition: `cond -> [B, k]`, numbers of what a sample was asked for (`paired`); they are appended to its features, so
-        that pairs of sample and condition are compared, and a sample that ignores its condition is seen.
+    condition: `cond -> [B, k]`, numbers of what a sample was asked for (`paired`), which are appended to its features:
+        pairs of sample and condition are compared, and a sample that ignores its condition is seen.
     bank: features `[N, d + k]` of data (`banked`). Each loss then compares with as many random rows of it as there are
         samples, and asks for no features of the data of its batch.
     """
@@ -147,7 +147,7 @@ def _described(space: FeatureSpace, x0: Numbers, cond: Condition, batch_size: in
     parts = []
     for i in range(0, len(x0), batch_size):
         here = jax.tree.map(lambda leaf, i=i: leaf[i : i + batch_size], cond)
-        parts.append(jax.device_get(describe(space.params, x0[i : i + batch_size], here)))
+        parts.append(jax.device_get(describe(space.params, np.asarray(x0[i : i + batch_size]), here)))
     return np.concatenate(parts)
 
 

@@ -6,7 +6,7 @@ class-conditional transformer, tuned in features of a random network and judged 
 its own network at more steps, with a solver of higher order and with as many ordinary updates.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusion_jax import data, denoisers, metrics, models, objectives, pictures, processes, solvers, training
+from diffusion_jax import data, denoisers, metrics, objectives, pictures, processes, solvers, training
 from diffusion_jax.baselines import CLASSES
 from diffusion_jax.config import build
 from diffusion_jax.experiment import Experiment, prepare
@@ -32,20 +32,17 @@ def tuned(config: ConfigDict, base: Stage) -> Experiment:
 
 def study(s: Study) -> Results:
     captions, rows = {}, []
-    for name, (measures, claims) in {"ring": (ring_measures, ring_rows), "digits": (digit_measures, digit_rows)}.items():
-        found = compared(s, name, measures(s.config[name]))
-        curves = {"the network at more steps": plain_curve(found, s.config[name])} | {
-            arm: ([s.config[name].steps], [float(np.mean(found[arm]["distance"]))])
-            for arm in found.figures
-            if arm.endswith(f", {s.config[name].steps}") and not arm.startswith("plain")
-        }
-        pictures.save_curves(s.picture(name), curves, x_label="steps", y_label="distance to data", title=name)
-        worth = {arm: np.mean(equivalent_steps(found, arm, s.config[name])) for arm in curves if arm in found.figures}
-        told = ", ".join(f"{arm}: {steps:.1f}" for arm, steps in worth.items())
-        captions[s.picture(name)] = f"Distance to held-out data by steps. Plain steps that are as good: {told}."
-        rows += claims(found, s.config[name])
-    captions |= draw_digits(s, found)
-    rows += memory_rows(s.config.memory)
+    for world, (measures, claims) in WORLDS.items():
+        if world not in s.config:
+            continue
+        config = s.config[world]
+        found = compared(s, world, measures(config))
+        captions |= draw_curves(s, found, world)
+        if world == "digits":
+            captions |= draw_digits(s, found)
+        rows += claims(found, config)
+    if "memory" in s.config:
+        rows += memory_rows(s.config.memory)
     return Results(rows, captions, "the tuning and the noise; each base is trained once")
 
 
@@ -100,10 +97,6 @@ def digit_measures(config: ConfigDict) -> Callable[[Drawn], Mapping[str, float]]
     return lambda drawn: metrics.judged(metrics.feature_network("digits"), drawn.x, drawn.cond["label"])._asdict()
 
 
-def plain_curve(found: Tabulated, config: ConfigDict) -> tuple[list[int], list[float]]:
-    return list(config.plain), [float(np.mean(found[f"plain, {steps}"]["distance"])) for steps in config.plain]
-
-
 def equivalent_steps(found: Tabulated, arm: str, config: ConfigDict) -> list[float]:
     """How many plain steps are as good as `arm`, for each seed: between those that were run, by the logarithms; at
     most as many as were run."""
@@ -117,7 +110,7 @@ def equivalent_steps(found: Tabulated, arm: str, config: ConfigDict) -> list[flo
 def ring_rows(found: Tabulated, config: ConfigDict) -> list[Row]:
     """The claims of the method, with what its calibration on this ring gave."""
     w2, mmd, few = {"figure": "sliced W2"}, {"figure": "held-out squared MMD"}, config.steps
-    ours, many = f"{config.headline}, {few}", config.plain[-1]
+    ours, many, equal = f"{config.headline}, {few}", config.plain[-1], "better at equal steps"
     rows = [
         Row(f"ring: {few} tuned steps are worth ten plain ones", "plain steps of the same sliced W2",
             equivalent_steps(found, ours, config), 10.0, "higher", "between 10 and 50"),
@@ -128,7 +121,7 @@ def ring_rows(found: Tabulated, config: ConfigDict) -> list[Row]:
         ("three times nearer at 2 steps", "distance", "RBF, 2", "plain, 2", "lower", "0.059, 0.535", 1 / 3, w2),
         ("the discrepancy of held-out data", "mmd2", ours, f"plain, {few}", "lower", "a fifth", 0.2, mmd),
         ("better than as many ordinary updates", "distance", ours, f"longer, {few}", "lower", "", 1.0, w2),
-        ("better than a solver of order 2", "distance", ours, f"DPM-Solver++, {few}", "lower", "at equal steps", 1.0, w2),
+        ("better than a solver of order 2", "distance", ours, f"DPM-Solver++, {few}", "lower", equal, 1.0, w2),
         ("better than plain steps from pure noise", "distance", ours, f"trailing, {few}", "lower", "", 1.0, w2),
         (f"it is worse at {many} steps now", "distance", f"tuned, {many}", f"plain, {many}", "higher", "0.09, 0.035",
          1.0, w2),
@@ -144,14 +137,19 @@ def ring_rows(found: Tabulated, config: ConfigDict) -> list[Row]:
 def digit_rows(found: Tabulated, config: ConfigDict) -> list[Row]:
     few, many, far = config.steps, config.plain[-1], {"figure": "Fréchet distance, another judge"}
     ours, equal = f"{config.headline}, {few}", "better at equal steps"
+    rivals = {
+        f"{few} plain steps": (f"plain, {few}", equal),
+        "as many ordinary updates": (f"longer, {few}", ""),
+        "a solver of order 2": (f"DPM-Solver++, {few}", equal),
+        "plain steps from pure noise": (f"trailing, {few}", equal),
+    }
     return [
-        found.row(f"digits: nearer than {few} plain steps", "distance", ours, f"plain, {few}", "lower", equal, **far),
-        found.row("digits: nearer than with as many ordinary updates", "distance", ours, f"longer, {few}", "lower", **far),
-        found.row("digits: nearer than a solver of order 2", "distance", ours, f"DPM-Solver++, {few}", "lower", equal,
-                  **far),
-        found.row("digits: nearer than plain steps from pure noise", "distance", ours, f"trailing, {few}", "lower", **far),
+        *(
+            found.row(f"digits: nearer than {rival}", "distance", ours, arm, "lower", published, **far)
+            for rival, (arm, published) in rivals.items()
+        ),
         Row(f"digits: {few} tuned steps are worth ten plain ones", "plain steps of the same Fréchet distance",
-            equivalent_steps(found, ours, config), 10.0, "higher", "five for ten on CIFAR-10"),
+            equivalent_steps(found, ours, config), 10.0, "higher", "fewer steps, equal FID"),
         found.row("digits: classes are kept", "accuracy", ours, f"plain, {few}", "higher", margin=-0.02,
                   figure="accuracy, up to 2 points less"),
         found.row(f"digits: it is worse at {many} steps now", "distance", f"tuned, {many}", f"plain, {many}", "higher",
@@ -177,6 +175,19 @@ def memory_rows(config: ConfigDict) -> list[Row]:
     return [Row(title, "scratch of a compiled step, times that of denoising", ratio, 2.5, "lower")]
 
 
+def draw_curves(s: Study, found: Tabulated, world: str) -> dict[Any, str]:
+    """Distances by steps: a curve of the base, and a point for each that was tuned."""
+    config, title = s.config[world], f"{world}: distance to held-out data"
+    alone = [name for name in found.figures if not name.startswith(("plain", "tuned"))]
+    points = {name: ([int(name.split(", ")[1])], [float(np.mean(found[name]["distance"]))]) for name in alone}
+    mean = [float(np.mean(found[f"plain, {steps}"]["distance"])) for steps in config.plain]
+    curves = {"plain DDIM": (list(config.plain), mean), **points}
+    pictures.save_curves(s.picture(world), curves, x_label="steps", y_label="distance", title=title)
+    worth = {name: float(np.mean(equivalent_steps(found, name, config))) for name in alone}
+    told = ", ".join(f"{name} steps: {steps:.1f}" for name, steps in worth.items())
+    return {s.picture(world): f"Distance to held-out data by steps, {world}. Plain steps that are as good: {told}."}
+
+
 def draw_digits(s: Study, found: Tabulated) -> dict[Any, str]:
     """The same noise, by the base and by what was tuned of it."""
     config = s.config.digits
@@ -185,3 +196,7 @@ def draw_digits(s: Study, found: Tabulated) -> dict[Any, str]:
     strips["data"] = data.digits("test").x0[:20]
     pictures.save_strips(s.picture("samples"), strips, title=f"{config.steps} steps from the same noise")
     return {s.picture("samples"): "Digits of few steps, from the same noise; the last are data."}
+
+
+WORLDS = {"digits": (digit_measures, digit_rows), "ring": (ring_measures, ring_rows)}
+"""What is measured and claimed of each."""

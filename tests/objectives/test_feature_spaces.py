@@ -79,9 +79,9 @@ def test_a_loss_against_a_bank_is_in_the_mean_that_against_all_of_it():
     def losses(keys):
         return jax.vmap(lambda key: objective.loss(jnp.zeros(2), state, batch, key)[0][0])(keys)
 
-    found = np.asarray(losses(jax.random.split(KEY, 400)))
+    found = np.asarray(losses(jax.random.split(KEY, 100)))
     expected = squared_mmd(plain.describe((), made, cond), space.bank, plain.kernel)
-    assert abs(found.mean() - expected) < 4 * found.std() / 20 and found.std() > 0.01
+    assert abs(found.mean() - expected) < 4 * found.std() / 10 and found.std() > 0.01
     grads = jax.grad(lambda params: objective.loss(params, state, batch, KEY)[0].mean())(jnp.zeros(2))
     assert float(jnp.abs(grads).min()) > 1e-3
 
