@@ -15,6 +15,13 @@ from diffusion_jax.objectives.consistency import (
     shrinking,
     squared_distance,
 )
+from diffusion_jax.objectives.continuous_consistency import (
+    Circle,
+    TangentRamp,
+    continuous_consistency,
+    log_variance_at,
+    tangent_ramp,
+)
 from diffusion_jax.objectives.contrastive import caption_loss, contrastive
 from diffusion_jax.objectives.denoising import denoising, objective
 from diffusion_jax.objectives.discrete import masked
@@ -52,24 +59,37 @@ from diffusion_jax.objectives.multitask import (
     uncertainty_weighted,
 )
 from diffusion_jax.objectives.progressive import progressive
+from diffusion_jax.objectives.trajectory_backward import (
+    EndpointFilter,
+    Trajectory,
+    away_from,
+    teacher_trajectory,
+    trajectory_backward,
+)
 from diffusion_jax.objectives.validation import validation_loss
 
 __all__ = [
     "TOKEN_WEIGHTINGS",
     "Adaptation",
     "Budgeted",
+    "Circle",
     "Combiner",
+    "EndpointFilter",
     "ExitErrors",
     "FeatureSpace",
     "Imitated",
+    "TangentRamp",
     "TrainedPart",
+    "Trajectory",
     "adaptation",
+    "away_from",
     "bargained",
     "budget_at",
     "budgeted",
     "caption_loss",
     "conflicting_share",
     "consistency",
+    "continuous_consistency",
     "contrastive",
     "denoising",
     "distribution_matching",
@@ -82,6 +102,7 @@ __all__ = [
     "kernel_matching",
     "layerwise",
     "linear_kernel",
+    "log_variance_at",
     "masked",
     "mean_flow",
     "multitask",
@@ -99,9 +120,12 @@ __all__ = [
     "slider",
     "squared_distance",
     "squared_mmd",
+    "tangent_ramp",
     "task_affinity",
+    "teacher_trajectory",
     "tokens",
     "trained_part",
+    "trajectory_backward",
     "uncertainty_target",
     "uncertainty_weighted",
     "vae_loss",
