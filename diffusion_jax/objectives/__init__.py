@@ -27,16 +27,24 @@ from diffusion_jax.objectives.denoising import denoising, objective
 from diffusion_jax.objectives.discrete import masked
 from diffusion_jax.objectives.distribution_matching import distribution_matching, few_step_answers
 from diffusion_jax.objectives.entries import TOKEN_WEIGHTINGS, regression, tokens
+from diffusion_jax.objectives.feature_spaces import (
+    FeatureSpace,
+    banked,
+    convolution_space,
+    fourier_space,
+    one_hot,
+    raw_features,
+    raw_space,
+    standardised,
+)
 from diffusion_jax.objectives.flow_maps import mean_flow, shortcut
 from diffusion_jax.objectives.frozen import TrainedPart, trained_part, with_frozen
 from diffusion_jax.objectives.imitation import Imitated, imitation, slider
 from diffusion_jax.objectives.kernel_matching import (
-    FeatureSpace,
     gaussian_kernel,
     kernel_matching,
     linear_kernel,
     polynomial_kernel,
-    raw_features,
     squared_mmd,
     whole_runs,
 )
@@ -83,6 +91,7 @@ __all__ = [
     "Trajectory",
     "adaptation",
     "away_from",
+    "banked",
     "bargained",
     "budget_at",
     "budgeted",
@@ -91,11 +100,13 @@ __all__ = [
     "consistency",
     "continuous_consistency",
     "contrastive",
+    "convolution_space",
     "denoising",
     "distribution_matching",
     "exit_errors",
     "exit_losses",
     "few_step_answers",
+    "fourier_space",
     "gap_weight",
     "gaussian_kernel",
     "imitation",
@@ -109,11 +120,13 @@ __all__ = [
     "neighbour",
     "objective",
     "on_latents",
+    "one_hot",
     "polynomial_kernel",
     "progressive",
     "projected",
     "pseudo_huber",
     "raw_features",
+    "raw_space",
     "regression",
     "shortcut",
     "shrinking",
@@ -121,6 +134,7 @@ __all__ = [
     "squared_distance",
     "squared_mmd",
     "tangent_ramp",
+    "standardised",
     "task_affinity",
     "teacher_trajectory",
     "tokens",
