@@ -16,6 +16,7 @@ from diffusion_jax.objectives.consistency import (
     squared_distance,
 )
 from diffusion_jax.objectives.contrastive import caption_loss, contrastive
+from diffusion_jax.objectives.degradation import degraded
 from diffusion_jax.objectives.denoising import denoising, objective
 from diffusion_jax.objectives.discrete import masked
 from diffusion_jax.objectives.distribution_matching import distribution_matching, few_step_answers
@@ -71,6 +72,7 @@ __all__ = [
     "conflicting_share",
     "consistency",
     "contrastive",
+    "degraded",
     "denoising",
     "distribution_matching",
     "exit_errors",
