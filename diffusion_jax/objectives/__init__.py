@@ -23,6 +23,7 @@ from diffusion_jax.objectives.continuous_consistency import (
     tangent_ramp,
 )
 from diffusion_jax.objectives.contrastive import caption_loss, contrastive
+from diffusion_jax.objectives.degradation import degraded
 from diffusion_jax.objectives.denoising import denoising, objective
 from diffusion_jax.objectives.discrete import masked
 from diffusion_jax.objectives.distribution_matching import distribution_matching, few_step_answers
@@ -101,6 +102,7 @@ __all__ = [
     "continuous_consistency",
     "contrastive",
     "convolution_space",
+    "degraded",
     "denoising",
     "distribution_matching",
     "exit_errors",
