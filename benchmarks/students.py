@@ -15,7 +15,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +30,7 @@ from diffusion_jax.config import call
 from diffusion_jax.denoisers import denoiser, guided
 from diffusion_jax.experiment import Experiment, prepare
 from diffusion_jax.metrics import manifold
-from diffusion_jax.recipes.study import Arm, Drawn, table
+from diffusion_jax.sampling import make_sampler
 from diffusion_jax.stages import Stage
 from diffusion_jax.students import METHODS, Student, Teacher, grid_of, student
 
@@ -44,6 +44,10 @@ RATES = {"continuous_consistency": 3e-4, "distribution_matching": 3e-4, "kernel_
 """Peak rates of learning where they are not `RATE`."""
 
 RATE = 5e-4
+
+
+Figures = dict[str, dict[str, list[float]]]
+"""By arm and column: one value a seed."""
 
 
 class Sizes(NamedTuple):
@@ -67,7 +71,9 @@ def student_config(method: str, sizes: Sizes, seed: int, updates: int, **setting
     config = teacher_config(sizes)
     config.train.steps, config.seed, config.method, config.settings = updates, seed, method, settings
     peak = RATES.get(method, RATE)
-    rate = call("training.optimizers.cosine", peak=peak, total_steps=max(updates, 2), warmup_steps=min(50, updates // 2))
+    rate = call(
+        "training.optimizers.cosine", peak=peak, total_steps=max(updates, 2), warmup_steps=min(50, updates // 2)
+    )
     config.optimizer = call("training.optimizers.adamw", learning_rate=rate, weight_decay=0.0)
     if method == "distribution_matching":
         parts = {"student": config.optimizer, "fake": config.optimizer}
@@ -133,79 +139,104 @@ def on_runs(config: ConfigDict, runs: Stage, base: Stage) -> Experiment:
 
 
 class Trained(NamedTuple):
-    """A student that was trained, for one number of steps or for all. seconds: of its training, and what it needed."""
+    """params: as they are sampled. seconds: of the training, and of what it needed."""
 
-    student: Student
     params: Any
     seconds: float
 
 
-def train(method: str, base: Stage, sizes: Sizes, seed: int) -> dict[int, Trained]:
-    """The students of a method, by number of steps: one for all of them, or one each."""
-    keep = not sizes.smoke
+class Method(NamedTuple):
+    """The students of one method. made: by number of steps; the same one where it is trained for all numbers.
 
-    def stage(name, config, *parents, **how):
-        return stages.stage(name, config, *parents, keep=keep, **how)
+    train: (seed) -> what was trained, by number of steps.
+    """
 
-    def single(**settings):
-        config = student_config(method, sizes, seed, sizes.updates, **settings)
-        done = stage(f"{method} {seed}", config, base, prepare=of_guided)
-        made = made_by(config, base, True)
-        return Trained(made, made.sampled(done.value), done.seconds)
-
-    if method == "progressive":
-        found, before, seconds = {}, base, 0.0
-        rounds = [FIRST_ROUND >> i for i in range(FIRST_ROUND.bit_length())]
-        for number, steps in enumerate(rounds):
-            config = student_config(method, sizes, seed, max(1, sizes.updates // len(rounds)), steps=steps)
-            done = stage(f"progressive {seed}, {steps}", config, before, prepare=of_student if number else of_guided)
-            made = made_by(config, before, not number)
-            before, seconds = done, seconds + done.seconds
-            found[steps] = Trained(made, done.value, seconds)
-        return {steps: found[steps] for steps in STEPS}
-    if method == "reflow":
-        runs = ConfigDict({"seed": seed, "steps": 2 if sizes.smoke else 25, "count": sizes.runs})
-        collected = stage(f"runs {seed}", runs, base, collect=runs_of_teacher)
-        config = student_config(method, sizes, seed, sizes.updates)
-        done = stage(f"reflow {seed}", config, collected, base, prepare=on_runs)
-        made = made_by(config, base, True)
-        return dict.fromkeys(STEPS, Trained(made, done.value, collected.seconds + done.seconds))
-    if method == "kernel_matching":
-        return {steps: single(steps=steps) for steps in STEPS}
-    return dict.fromkeys(STEPS, single())
+    made: dict[int, Student]
+    train: Any
 
 
-def compare(sizes: Sizes, methods: Sequence[str], seeds: Sequence[int]) -> dict[str, dict[str, list[float]]]:
+def method_of(name: str, base: Stage, sizes: Sizes) -> Method:
+    """A method, whose parts are made once for all seeds, so that they compile once."""
+
+    def stage(what, config, *parents, **how):
+        return stages.stage(what, config, *parents, keep=not sizes.smoke, **how)
+
+    def config_of(seed, updates=sizes.updates, **settings):
+        return student_config(name, sizes, seed, updates, **settings)
+
+    if name == "progressive":
+        counts = [FIRST_ROUND >> i for i in range(FIRST_ROUND.bit_length())]
+
+        def halved(seed):
+            found, before, seconds = {}, base, 0.0
+            for number, steps in enumerate(counts):
+                config = config_of(seed, max(1, sizes.updates // len(counts)), steps=steps)
+                how = of_student if number else of_guided
+                before = stage(f"progressive {seed}, {steps}", config, before, prepare=how)
+                seconds += before.seconds
+                found[steps] = Trained(before.value, seconds)
+            return {steps: found[steps] for steps in STEPS}
+
+        # How it is sampled depends on the number of steps alone.
+        return Method(dict.fromkeys(STEPS, made_by(config_of(0, steps=1), base, True)), halved)
+
+    if name == "reflow":
+        made = made_by(config_of(0), base, True)
+
+        def straightened(seed):
+            runs = ConfigDict({"seed": seed, "steps": 2 if sizes.smoke else 25, "count": sizes.runs})
+            collected = stage(f"runs {seed}", runs, base, collect=runs_of_teacher)
+            done = stage(f"reflow {seed}", config_of(seed), collected, base, prepare=on_runs)
+            return dict.fromkeys(STEPS, Trained(done.value, collected.seconds + done.seconds))
+
+        return Method(dict.fromkeys(STEPS, made), straightened)
+
+    each: list[dict[str, Any]] = [{"steps": steps} for steps in STEPS] if name == "kernel_matching" else [{}]
+    made = [made_by(config_of(0, **settings), base, True) for settings in each]
+
+    def trained(seed):
+        done = [stage(f"{name} {seed}", config_of(seed, **settings), base, prepare=of_guided) for settings in each]
+        found = [Trained(one.sampled(own.value), own.seconds) for one, own in zip(made, done, strict=True)]
+        return dict(zip(STEPS, found * (len(STEPS) // len(found)), strict=True))
+
+    return Method(dict(zip(STEPS, made * (len(STEPS) // len(made)), strict=True)), trained)
+
+
+def compare(sizes: Sizes, methods: Sequence[str], seeds: Sequence[int]) -> Figures:
     """The figures of every arm: by name and column, one value a seed."""
     base = stages.stage("teacher of students", teacher_config(sizes), keep=not sizes.smoke)
     judge = metrics.feature_network("digits", steps=10) if sizes.smoke else metrics.feature_network("digits")
-    cond = {"label": np.arange(sizes.samples, dtype=np.int32) % CLASSES}
-    teacher, seconds = taught_by(base), {}
+    label = np.arange(sizes.samples, dtype=np.int32) % CLASSES
+    figures: Figures = {}
 
-    def measures(drawn: Drawn) -> Mapping[str, float]:
-        near = manifold(judge.held_out, judge.features(drawn.x), k=3)
-        said = metrics.judged(judge, drawn.x, cond["label"])
-        row = {"distance": said.distance, "accuracy": said.accuracy, **near._asdict()}
-        return row | {"training": seconds.get((drawn.arm.rpartition(",")[0], drawn.seed), 0.0)}
+    def measure(name, sampler, params, grid, seed, seconds=0.0):
+        found = sampler(jax.random.key(seed), params, grid, {"label": label})
+        features, said = judge.features(found.x), metrics.judged(judge, found.x, label)
+        near = manifold(judge.held_out, features, k=3)
+        row = {"distance": said.distance, "precision": near.precision, "recall": near.recall}
+        row |= {"accuracy": said.accuracy, "training": seconds, "evaluations": float(found.cost.evaluations)}
+        for column, value in row.items():
+            figures.setdefault(name, {}).setdefault(column, []).append(float(value))
 
-    def arms(seed: int) -> dict[str, Arm]:
-        grid = grid_of(teacher.process)
-        found = {
-            f"teacher, {name}, {steps} steps": Arm(teacher.denoiser, teacher.params, solver, grid(steps), cond)
-            for name, solver in SOLVERS.items()
-            for steps in TEACHER_STEPS
-        }
-        for method in methods:
-            for steps, one in train(method, base, sizes, seed).items():
-                made = one.student
-                seconds[method, seed] = one.seconds
-                found[f"{method}, {steps} steps"] = Arm(made.denoiser, one.params, made.solver, made.grid(steps), cond)
-        return found
+    teacher = taught_by(base)
+    for name, solver in SOLVERS.items():
+        sampler = make_sampler(teacher.denoiser, solver, shape=base.trained.shape)
+        for steps in TEACHER_STEPS:
+            for seed in seeds:
+                grid = grid_of(teacher.process)(steps)
+                measure(f"teacher, {name}, {steps} steps", sampler, teacher.params, grid, seed)
+    for name in methods:
+        method = method_of(name, base, sizes)
+        one = method.made[STEPS[0]]
+        sampler = make_sampler(one.denoiser, one.solver, shape=base.trained.shape)
+        for seed in seeds:
+            for steps, trained in method.train(seed).items():
+                grid = method.made[steps].grid(steps)
+                measure(f"{name}, {steps} steps", sampler, trained.params, grid, seed, trained.seconds)
+    return figures
 
-    return table(arms, seeds, measures, shape=base.trained.shape, count=sizes.samples).figures
 
-
-def as_table(figures: Mapping[str, Mapping[str, Sequence[float]]]) -> list[str]:
+def as_table(figures: Figures) -> list[str]:
     """Lines of Markdown: one row an arm, means and half the spread of the seeds."""
     lines = [
         "| | steps | network evaluations | Fréchet distance | precision | recall | right class | training, s |",
@@ -220,7 +251,7 @@ def as_table(figures: Mapping[str, Mapping[str, Sequence[float]]]) -> list[str]:
     return lines
 
 
-def draw(figures: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
+def draw(figures: Figures, path: Path) -> None:
     """Fréchet distance by network evaluations, one curve a method."""
     curves: dict[str, tuple[list[float], list[float]]] = {}
     for name, row in figures.items():
