@@ -44,7 +44,9 @@ from diffusion_jax.objectives.layerwise import (
 )
 from diffusion_jax.objectives.multitask import (
     Combiner,
+    affinity_by_lag,
     bargained,
+    bargaining_weights,
     conflicting_share,
     multitask,
     projected,
@@ -64,7 +66,9 @@ __all__ = [
     "Imitated",
     "TrainedPart",
     "adaptation",
+    "affinity_by_lag",
     "bargained",
+    "bargaining_weights",
     "budget_at",
     "budgeted",
     "caption_loss",
