@@ -46,7 +46,7 @@ def by_time(*boundaries: Any) -> Callable[[Step], Any]:
     return lambda step: _passed(jnp.max(sample_time(step.t)) <= jnp.asarray(boundaries) + 1e-6)
 
 
-def by_interval(low: Number, high: Number) -> Callable[[Step], Any]:
+def by_interval(low: Any, high: Any) -> Callable[[Step], Any]:
     """Index 1 while low < t <= high, and 0 elsewhere: one denoiser in an interval of times, another around it.
 
     With a specialist, trained on `timesteps.restricted(draw, low, high)`, inside and the joint network outside, samples

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float
 
@@ -235,7 +236,7 @@ def uncertainty_weighted(
 
 
 def task_affinity(
-    objective: Objective, params: Params, batch: Any, times: Float[Array, " n"], key: Any
+    objective: Objective, params: Params, batch: Any, times: Float[np.ndarray | Array, " n"], key: Any
 ) -> Float[Array, "n n"]:
     """Cosines of the gradients at fixed times, `[n, n]`: which noise levels agree (Go et al. 2023, figure 2).
 
@@ -254,7 +255,7 @@ def task_affinity(
     return gram / norms[:, None] / norms
 
 
-def conflicting_share(affinity: Float[Array, "n n"], below: Number = 0.0) -> Float[Array, ""]:
+def conflicting_share(affinity: Float[np.ndarray | Array, "n n"], below: Number = 0.0) -> Float[Array, ""]:
     """The share of pairs of different tasks whose gradients have a cosine under `below`."""
     count = len(affinity)
     if count < 2:
@@ -263,9 +264,10 @@ def conflicting_share(affinity: Float[Array, "n n"], below: Number = 0.0) -> Flo
     return ((affinity < below) * others).sum() / others.sum()
 
 
-def affinity_by_lag(affinity: Float[Array, "n n"]) -> Float[Array, " n-1"]:
+def affinity_by_lag(affinity: Float[np.ndarray | Array, "n n"]) -> Float[Array, " n-1"]:
     """The mean cosine of tasks that are 1, 2, ..., n - 1 apart: it falls where neighbouring noise levels agree most."""
     count = len(affinity)
     if count < 2:
         raise InvalidInput("One task has nobody to disagree with: two times at least are needed.")
+    affinity = jnp.asarray(affinity)
     return jnp.stack([jnp.diagonal(affinity, lag).mean() for lag in range(1, count)])
