@@ -60,7 +60,9 @@ from diffusion_jax.objectives.layerwise import (
 )
 from diffusion_jax.objectives.multitask import (
     Combiner,
+    affinity_by_lag,
     bargained,
+    bargaining_weights,
     conflicting_share,
     multitask,
     projected,
@@ -93,7 +95,9 @@ __all__ = [
     "adaptation",
     "away_from",
     "banked",
+    "affinity_by_lag",
     "bargained",
+    "bargaining_weights",
     "budget_at",
     "budgeted",
     "caption_loss",
