@@ -12,6 +12,7 @@ from diffusion_jax.data.demonstrations import Demonstrations, Pictures, principa
 from diffusion_jax.data.digits import digits
 from diffusion_jax.data.encoded import PrincipalLatents, encoded, principal_latents, stacked_examples
 from diffusion_jax.data.faces import faces
+from diffusion_jax.data.fashion_mnist import GARMENTS, fashion_mnist
 from diffusion_jax.data.files import array_record, arrays, write_array_record
 from diffusion_jax.data.image_folders import captioned_folder, encoded_captions, image_folder
 from diffusion_jax.data.latent_shards import latents, write_latents
@@ -40,6 +41,7 @@ from diffusion_jax.data.transforms import flip, normalise, random_crop, resize
 from diffusion_jax.data.wardrobe import try_on
 
 __all__ = [
+    "GARMENTS",
     "PHOTOGRAPHS",
     "TOYS",
     "ArraySource",
@@ -67,6 +69,7 @@ __all__ = [
     "encoded",
     "encoded_captions",
     "faces",
+    "fashion_mnist",
     "flip",
     "folder_summary",
     "from_pairs",

@@ -8,6 +8,12 @@ of a generated data set is in `data`, beside the generator.
 from diffusion_jax.metrics.accuracy import ClassAccuracy, class_accuracy
 from diffusion_jax.metrics.agreement import epsilon_gap
 from diffusion_jax.metrics.comparison import FeatureComparison, clip_scores, compare_features
+from diffusion_jax.metrics.difficulty import (
+    gaussian_relative_entropies,
+    normalised_drop,
+    relative_entropies,
+    steps_to_drop,
+)
 from diffusion_jax.metrics.distances import energy_distance, sliced_wasserstein, wasserstein, wasserstein_1d
 from diffusion_jax.metrics.frechet import Moments, frechet_distance, gaussian_frechet_distance, merge, moments
 from diffusion_jax.metrics.frontier import cheapest_within, error_at_cost, pareto_front
@@ -58,6 +64,7 @@ __all__ = [
     "feature_network",
     "frechet_distance",
     "gaussian_frechet_distance",
+    "gaussian_relative_entropies",
     "image_set",
     "inception",
     "interleaved",
@@ -69,16 +76,19 @@ __all__ = [
     "merge",
     "mmd2",
     "moments",
+    "normalised_drop",
     "pairwise_distance",
     "pareto_front",
     "point_set",
     "psnr",
     "read_statistics",
+    "relative_entropies",
     "run_covariance",
     "sampling_cost",
     "scene_set",
     "sliced_wasserstein",
     "ssim",
+    "steps_to_drop",
     "timed",
     "token_set",
     "trained_judge",
