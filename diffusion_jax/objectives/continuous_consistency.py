@@ -187,7 +187,7 @@ def continuous_consistency(
     draw: TimestepDraw | None = None,
     *,
     teacher: ScaledTeacher | None = None,
-    teacher_params: Params = (),
+    teacher_params: Params = None,
     scales: Sequence[Number] = (),
     sigma_data: Number | None = None,
     ramp: TangentRamp | None = None,
