@@ -5,6 +5,14 @@ A loss has one value per example. The training step (`training`) takes the mean,
 """
 
 from diffusion_jax.objectives.adaptation import Adaptation, adaptation
+from diffusion_jax.objectives.adversarial import (
+    Discriminator,
+    GanLoss,
+    adversarial,
+    feature_discriminator,
+    hinge,
+    non_saturating,
+)
 from diffusion_jax.objectives.autoencoder import vae_loss
 from diffusion_jax.objectives.budget import Budgeted, budget_at, budgeted
 from diffusion_jax.objectives.consistency import (
@@ -52,6 +60,7 @@ from diffusion_jax.objectives.multitask import (
     uncertainty_weighted,
 )
 from diffusion_jax.objectives.progressive import progressive
+from diffusion_jax.objectives.trajectories import on_trajectories, secant
 from diffusion_jax.objectives.validation import validation_loss
 
 __all__ = [
@@ -59,11 +68,14 @@ __all__ = [
     "Adaptation",
     "Budgeted",
     "Combiner",
+    "Discriminator",
     "ExitErrors",
     "FeatureSpace",
+    "GanLoss",
     "Imitated",
     "TrainedPart",
     "adaptation",
+    "adversarial",
     "bargained",
     "budget_at",
     "budgeted",
@@ -75,9 +87,11 @@ __all__ = [
     "distribution_matching",
     "exit_errors",
     "exit_losses",
+    "feature_discriminator",
     "few_step_answers",
     "gap_weight",
     "gaussian_kernel",
+    "hinge",
     "imitation",
     "kernel_matching",
     "layerwise",
@@ -86,14 +100,17 @@ __all__ = [
     "mean_flow",
     "multitask",
     "neighbour",
+    "non_saturating",
     "objective",
     "on_latents",
+    "on_trajectories",
     "polynomial_kernel",
     "progressive",
     "projected",
     "pseudo_huber",
     "raw_features",
     "regression",
+    "secant",
     "shortcut",
     "shrinking",
     "slider",
