@@ -190,11 +190,13 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit_with_its_carried_samples(tmp
         def __getitem__(self, index):
             return jax.tree.map(lambda leaf: leaf[index], {name: BATCH[name] for name in ("x0", "states", "cond")})
 
+    def begin(key):
+        return {"student": {"p": jnp.float32(0)}, "heads": HEADS}
+
     def trained(steps, workdir):
-        return training.train(
-            objective, optimizer, data.pipeline(Runs(), SIZE, seed=0), init_params=lambda key: {**LEARNED, "student": {"p": jnp.float32(0)}}, steps=steps,
-            workdir=workdir, progress=False,
-        )  # fmt: skip
+        batches = data.pipeline(Runs(), SIZE, seed=0)
+        where = {"steps": steps, "workdir": workdir, "progress": False}
+        return training.train(objective, optimizer, batches, init_params=begin, **where)
 
     trained(1, tmp_path / "cut")
     went_on, expected = trained(3, tmp_path / "cut"), trained(3, None)
