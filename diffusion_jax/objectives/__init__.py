@@ -5,6 +5,14 @@ A loss has one value per example. The training step (`training`) takes the mean,
 """
 
 from diffusion_jax.objectives.adaptation import Adaptation, adaptation
+from diffusion_jax.objectives.adversarial import (
+    Discriminator,
+    GanLoss,
+    adversarial,
+    feature_discriminator,
+    hinge,
+    non_saturating,
+)
 from diffusion_jax.objectives.autoencoder import vae_loss
 from diffusion_jax.objectives.budget import Budgeted, budget_at, budgeted
 from diffusion_jax.objectives.consistency import (
@@ -77,6 +85,7 @@ from diffusion_jax.objectives.trajectory_backward import (
     teacher_trajectory,
     trajectory_backward,
 )
+from diffusion_jax.objectives.trajectories import on_trajectories, secant
 from diffusion_jax.objectives.validation import validation_loss
 
 __all__ = [
@@ -86,8 +95,10 @@ __all__ = [
     "Circle",
     "Combiner",
     "EndpointFilter",
+    "Discriminator",
     "ExitErrors",
     "FeatureSpace",
+    "GanLoss",
     "Imitated",
     "TangentRamp",
     "TrainedPart",
@@ -96,6 +107,7 @@ __all__ = [
     "away_from",
     "banked",
     "affinity_by_lag",
+    "adversarial",
     "bargained",
     "bargaining_weights",
     "budget_at",
@@ -111,10 +123,12 @@ __all__ = [
     "distribution_matching",
     "exit_errors",
     "exit_losses",
+    "feature_discriminator",
     "few_step_answers",
     "fourier_space",
     "gap_weight",
     "gaussian_kernel",
+    "hinge",
     "imitation",
     "kernel_matching",
     "layerwise",
@@ -124,9 +138,11 @@ __all__ = [
     "mean_flow",
     "multitask",
     "neighbour",
+    "non_saturating",
     "objective",
     "on_latents",
     "paired",
+    "on_trajectories",
     "polynomial_kernel",
     "progressive",
     "projected",
@@ -134,6 +150,7 @@ __all__ = [
     "raw_features",
     "raw_space",
     "regression",
+    "secant",
     "shortcut",
     "shrinking",
     "slider",
