@@ -16,7 +16,15 @@ from diffusion_jax.objectives.consistency import (
     squared_distance,
 )
 from diffusion_jax.objectives.contrastive import caption_loss, contrastive
-from diffusion_jax.objectives.degradation import degraded
+from diffusion_jax.objectives.degradation import (
+    blurred,
+    degraded,
+    jittered,
+    one_after_another,
+    shaded,
+    thickened,
+    warped,
+)
 from diffusion_jax.objectives.denoising import denoising, objective
 from diffusion_jax.objectives.discrete import masked
 from diffusion_jax.objectives.distribution_matching import distribution_matching, few_step_answers
@@ -66,6 +74,7 @@ __all__ = [
     "TrainedPart",
     "adaptation",
     "bargained",
+    "blurred",
     "budget_at",
     "budgeted",
     "caption_loss",
@@ -81,6 +90,7 @@ __all__ = [
     "gap_weight",
     "gaussian_kernel",
     "imitation",
+    "jittered",
     "kernel_matching",
     "layerwise",
     "linear_kernel",
@@ -90,24 +100,28 @@ __all__ = [
     "neighbour",
     "objective",
     "on_latents",
+    "one_after_another",
     "polynomial_kernel",
     "progressive",
     "projected",
     "pseudo_huber",
     "raw_features",
     "regression",
+    "shaded",
     "shortcut",
     "shrinking",
     "slider",
     "squared_distance",
     "squared_mmd",
     "task_affinity",
+    "thickened",
     "tokens",
     "trained_part",
     "uncertainty_target",
     "uncertainty_weighted",
     "vae_loss",
     "validation_loss",
+    "warped",
     "whole_runs",
     "with_exits",
     "with_frozen",
