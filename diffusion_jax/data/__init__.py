@@ -4,7 +4,7 @@ A batch is `{"x0": ..., "cond": {...}, "index": int32 [B]}`. Constructors of sou
 can name them (`data.digits`). Nothing here uses the network, except preparing a data set of tensorflow-datasets.
 """
 
-from diffusion_jax.data import captioned_digits, moving, portrait, push_t, scenes, tabletop, wardrobe
+from diffusion_jax.data import captioned_digits, moving, portrait, push_t, referring, scenes, tabletop, wardrobe
 from diffusion_jax.data.captioned_digits import named_digits
 from diffusion_jax.data.collected import Collection, collect, labelled, trajectories
 from diffusion_jax.data.conditions import Conditions, conditions_of, cycled_labels
@@ -25,6 +25,8 @@ from diffusion_jax.data.portrait import talking_faces
 from diffusion_jax.data.prose import documents as prose_documents
 from diffusion_jax.data.prose import prose
 from diffusion_jax.data.push_t import push_t_demonstrations
+from diffusion_jax.data.referring import referring_scenes, stereo_patches
+from diffusion_jax.data.regression import smooth_function
 from diffusion_jax.data.scenes import shapes
 from diffusion_jax.data.sources import (
     ArraySource,
@@ -93,11 +95,15 @@ __all__ = [
     "push_t",
     "push_t_demonstrations",
     "random_crop",
+    "referring",
+    "referring_scenes",
     "resize",
     "rows_of_each_size",
     "scenes",
     "shapes",
+    "smooth_function",
     "stacked_examples",
+    "stereo_patches",
     "tabletop",
     "tabletop_demonstrations",
     "talking_faces",

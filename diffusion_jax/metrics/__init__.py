@@ -14,6 +14,7 @@ from diffusion_jax.metrics.difficulty import (
     relative_entropies,
     steps_to_drop,
 )
+from diffusion_jax.metrics.dense import affine_depth_error, mask_overlap
 from diffusion_jax.metrics.distances import energy_distance, sliced_wasserstein, wasserstein, wasserstein_1d
 from diffusion_jax.metrics.frechet import Moments, frechet_distance, gaussian_frechet_distance, merge, moments
 from diffusion_jax.metrics.frontier import cheapest_within, error_at_cost, pareto_front
@@ -50,6 +51,7 @@ __all__ = [
     "SamplingCost",
     "SetMetric",
     "Statistics",
+    "affine_depth_error",
     "cheapest_within",
     "class_accuracy",
     "clip_distances",
@@ -73,6 +75,7 @@ __all__ = [
     "kernel_distance",
     "leakage",
     "manifold",
+    "mask_overlap",
     "merge",
     "mmd2",
     "moments",

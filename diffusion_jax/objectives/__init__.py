@@ -31,7 +31,15 @@ from diffusion_jax.objectives.continuous_consistency import (
     tangent_ramp,
 )
 from diffusion_jax.objectives.contrastive import caption_loss, contrastive
-from diffusion_jax.objectives.degradation import degraded
+from diffusion_jax.objectives.degradation import (
+    blurred,
+    degraded,
+    jittered,
+    one_after_another,
+    shaded,
+    thickened,
+    warped,
+)
 from diffusion_jax.objectives.denoising import denoising, objective
 from diffusion_jax.objectives.discrete import masked
 from diffusion_jax.objectives.distribution_matching import distribution_matching, few_step_answers
@@ -110,6 +118,7 @@ __all__ = [
     "adversarial",
     "bargained",
     "bargaining_weights",
+    "blurred",
     "budget_at",
     "budgeted",
     "caption_loss",
@@ -130,6 +139,7 @@ __all__ = [
     "gaussian_kernel",
     "hinge",
     "imitation",
+    "jittered",
     "kernel_matching",
     "layerwise",
     "linear_kernel",
@@ -143,6 +153,7 @@ __all__ = [
     "on_latents",
     "paired",
     "on_trajectories",
+    "one_after_another",
     "polynomial_kernel",
     "progressive",
     "projected",
@@ -151,6 +162,7 @@ __all__ = [
     "raw_space",
     "regression",
     "secant",
+    "shaded",
     "shortcut",
     "shrinking",
     "slider",
@@ -160,6 +172,7 @@ __all__ = [
     "tangent_ramp",
     "task_affinity",
     "teacher_trajectory",
+    "thickened",
     "tokens",
     "trained_part",
     "trajectory_backward",
@@ -167,6 +180,7 @@ __all__ = [
     "uncertainty_weighted",
     "vae_loss",
     "validation_loss",
+    "warped",
     "whole_runs",
     "with_exits",
     "with_frozen",

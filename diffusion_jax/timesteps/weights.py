@@ -56,6 +56,16 @@ def unit_weight() -> Weight:
     return lambda process, t: jnp.ones_like(as_time(t))
 
 
+def low_noise_weight(floor: Number = 0.05) -> Weight:
+    """`min(1, sigma^2 / floor)` on the error of the output: 1, but at low noise.
+
+    There a target that leads from a degraded input back to the data grows as 1 / sigma (`objectives.degraded`). On the
+    error of x0, v of a VP process then counts 1 / max(sigma^2, floor).
+    """
+    check_positive(floor=floor)
+    return lambda process, t: at_most(jnp.square(process.sigma(t)) / floor, 1.0)
+
+
 def x0_weight() -> Weight:
     """1 on the error of x0: `u = sigma^2`."""
     return _weight(lambda process, t, alpha, sigma: sigma**2)
