@@ -24,6 +24,7 @@ from diffusion_jax.data.prose import documents as prose_documents
 from diffusion_jax.data.prose import prose
 from diffusion_jax.data.push_t import push_t_demonstrations
 from diffusion_jax.data.scenes import shapes
+from diffusion_jax.data.shadows import ShadowPairs, shadow_pairs
 from diffusion_jax.data.sources import (
     ArraySource,
     Source,
@@ -49,6 +50,7 @@ __all__ = [
     "Mixture",
     "Pictures",
     "PrincipalLatents",
+    "ShadowPairs",
     "Source",
     "Tokenizer",
     "array_record",
@@ -89,6 +91,7 @@ __all__ = [
     "resize",
     "rows_of_each_size",
     "scenes",
+    "shadow_pairs",
     "shapes",
     "stacked_examples",
     "tabletop",

@@ -5,7 +5,7 @@ A loss has one value per example. The training step (`training`) takes the mean,
 """
 
 from diffusion_jax.objectives.adaptation import Adaptation, adaptation
-from diffusion_jax.objectives.autoencoder import vae_loss
+from diffusion_jax.objectives.autoencoder import detail_loss, vae_loss
 from diffusion_jax.objectives.budget import Budgeted, budget_at, budgeted
 from diffusion_jax.objectives.consistency import (
     consistency,
@@ -52,6 +52,7 @@ from diffusion_jax.objectives.multitask import (
     uncertainty_weighted,
 )
 from diffusion_jax.objectives.progressive import progressive
+from diffusion_jax.objectives.self_enhanced import SelfEnhanced, self_enhanced
 from diffusion_jax.objectives.validation import validation_loss
 
 __all__ = [
@@ -62,6 +63,7 @@ __all__ = [
     "ExitErrors",
     "FeatureSpace",
     "Imitated",
+    "SelfEnhanced",
     "TrainedPart",
     "adaptation",
     "bargained",
@@ -72,6 +74,7 @@ __all__ = [
     "consistency",
     "contrastive",
     "denoising",
+    "detail_loss",
     "distribution_matching",
     "exit_errors",
     "exit_losses",
@@ -94,6 +97,7 @@ __all__ = [
     "pseudo_huber",
     "raw_features",
     "regression",
+    "self_enhanced",
     "shortcut",
     "shrinking",
     "slider",
