@@ -28,6 +28,7 @@ from diffusion_jax.data.push_t import push_t_demonstrations
 from diffusion_jax.data.referring import referring_scenes, stereo_patches
 from diffusion_jax.data.regression import smooth_function
 from diffusion_jax.data.scenes import shapes
+from diffusion_jax.data.shadows import ShadowPairs, shadow_pairs
 from diffusion_jax.data.sources import (
     ArraySource,
     Source,
@@ -55,6 +56,7 @@ __all__ = [
     "Mixture",
     "Pictures",
     "PrincipalLatents",
+    "ShadowPairs",
     "Source",
     "Tokenizer",
     "array_record",
@@ -100,6 +102,7 @@ __all__ = [
     "resize",
     "rows_of_each_size",
     "scenes",
+    "shadow_pairs",
     "shapes",
     "smooth_function",
     "stacked_examples",

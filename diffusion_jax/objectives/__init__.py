@@ -14,6 +14,7 @@ from diffusion_jax.objectives.adversarial import (
     non_saturating,
 )
 from diffusion_jax.objectives.autoencoder import vae_loss
+from diffusion_jax.objectives.autoencoder import detail_loss, vae_loss
 from diffusion_jax.objectives.budget import Budgeted, budget_at, budgeted
 from diffusion_jax.objectives.consistency import (
     consistency,
@@ -94,6 +95,7 @@ from diffusion_jax.objectives.trajectory_backward import (
     trajectory_backward,
 )
 from diffusion_jax.objectives.trajectories import on_trajectories, secant
+from diffusion_jax.objectives.self_enhanced import SelfEnhanced, self_enhanced
 from diffusion_jax.objectives.validation import validation_loss
 
 __all__ = [
@@ -109,6 +111,7 @@ __all__ = [
     "GanLoss",
     "Imitated",
     "TangentRamp",
+    "SelfEnhanced",
     "TrainedPart",
     "Trajectory",
     "adaptation",
@@ -129,6 +132,7 @@ __all__ = [
     "convolution_space",
     "degraded",
     "denoising",
+    "detail_loss",
     "distribution_matching",
     "exit_errors",
     "exit_losses",
@@ -163,6 +167,7 @@ __all__ = [
     "regression",
     "secant",
     "shaded",
+    "self_enhanced",
     "shortcut",
     "shrinking",
     "slider",
