@@ -32,6 +32,7 @@ from diffusion_jax.data.sources import (
     rows_of_each_size,
     unconditional,
 )
+from diffusion_jax.data.splat_scenes import SplatScenes, splat_scenes
 from diffusion_jax.data.tfds import tfds
 from diffusion_jax.data.tokenizers import Tokenizer, bpe_tokenizer, byte_tokenizer, word_tokenizer
 from diffusion_jax.data.toys2d import TOYS, Mixture, gaussian_blobs, toys2d
@@ -50,6 +51,7 @@ __all__ = [
     "Pictures",
     "PrincipalLatents",
     "Source",
+    "SplatScenes",
     "Tokenizer",
     "array_record",
     "arrays",
@@ -90,6 +92,7 @@ __all__ = [
     "rows_of_each_size",
     "scenes",
     "shapes",
+    "splat_scenes",
     "stacked_examples",
     "tabletop",
     "tabletop_demonstrations",

@@ -47,6 +47,7 @@ class ArraySource:
     x0: `[N, ...]` float32 (images in [-1, 1], channels-last) or int32 tokens, or a dict of those for joint data.
     cond: arrays `[N, ...]`, e.g. `{"label": int32 [N]}`, the numbers of classes from 0; empty where there is none.
     num_classes, vocab_size, tokenizer, class_names, density: what is known about the data; None when it does not apply.
+    entries: further arrays `[N, ...]` of a batch, such as `base` and `noise` (`objectives.batches`).
     """
 
     x0: Any
@@ -57,10 +58,11 @@ class ArraySource:
     tokenizer: Any = None
     class_names: tuple[str, ...] | None = None
     density: Any = None
+    entries: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         leaves = list(self.x0.values()) if isinstance(self.x0, Mapping) else [self.x0]
-        lengths = {len(leaf) for leaf in [*leaves, *self.cond.values()]}
+        lengths = {len(leaf) for leaf in [*leaves, *self.cond.values(), *self.entries.values()]}
         if len(lengths) != 1:
             raise invalid(f"{self.name} lengths", sorted(lengths), "every array must have one entry per example")
         if not len(self):
@@ -84,9 +86,10 @@ class ArraySource:
     def take(self, indices: Indices | int | np.integer) -> dict:
         """The examples at `indices`, stacked (one example without a batch axis when it is a single number)."""
         x0 = {k: v[indices] for k, v in self.x0.items()} if isinstance(self.x0, Mapping) else self.x0[indices]
-        if not self.cond:
-            return {"x0": x0}
-        return {"x0": x0, "cond": {name: values[indices] for name, values in self.cond.items()}}
+        batch = {"x0": x0, **{name: values[indices] for name, values in self.entries.items()}}
+        if self.cond:
+            batch["cond"] = {name: values[indices] for name, values in self.cond.items()}
+        return batch
 
 
 class _Unconditional:

@@ -43,6 +43,7 @@ from diffusion_jax.objectives.layerwise import (
     uncertainty_target,
     with_exits,
 )
+from diffusion_jax.objectives.leap import conditioned_on_ends, end_frames, leap_distillation, leap_grid, leap_reward
 from diffusion_jax.objectives.multitask import (
     Combiner,
     bargained,
@@ -53,6 +54,14 @@ from diffusion_jax.objectives.multitask import (
     uncertainty_weighted,
 )
 from diffusion_jax.objectives.progressive import progressive
+from diffusion_jax.objectives.rendering import coarse_clips, splat_rendering
+from diffusion_jax.objectives.time_policy import (
+    chosen_times,
+    expected_loss,
+    policy_loss,
+    time_policy,
+    with_time_policy,
+)
 from diffusion_jax.objectives.validation import validation_loss
 
 __all__ = [
@@ -69,20 +78,28 @@ __all__ = [
     "budget_at",
     "budgeted",
     "caption_loss",
+    "chosen_times",
+    "coarse_clips",
+    "conditioned_on_ends",
     "conflicting_share",
     "consistency",
     "contrastive",
     "degraded",
     "denoising",
     "distribution_matching",
+    "end_frames",
     "exit_errors",
     "exit_losses",
+    "expected_loss",
     "few_step_answers",
     "gap_weight",
     "gaussian_kernel",
     "imitation",
     "kernel_matching",
     "layerwise",
+    "leap_distillation",
+    "leap_grid",
+    "leap_reward",
     "linear_kernel",
     "masked",
     "mean_flow",
@@ -90,6 +107,7 @@ __all__ = [
     "neighbour",
     "objective",
     "on_latents",
+    "policy_loss",
     "polynomial_kernel",
     "progressive",
     "projected",
@@ -99,9 +117,11 @@ __all__ = [
     "shortcut",
     "shrinking",
     "slider",
+    "splat_rendering",
     "squared_distance",
     "squared_mmd",
     "task_affinity",
+    "time_policy",
     "tokens",
     "trained_part",
     "uncertainty_target",
@@ -111,4 +131,5 @@ __all__ = [
     "whole_runs",
     "with_exits",
     "with_frozen",
+    "with_time_policy",
 ]
