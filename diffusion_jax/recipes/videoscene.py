@@ -104,3 +104,61 @@ def clip_training(config: ConfigDict, *parents: Stage) -> Experiment:
 
     objective = objectives.conditioned_on_ends(inner)
     return prepare(config, source=source, network=network, process=process, objective=objective, begin=begin)
+
+
+def study(s: Study) -> Results:
+    config = s.config
+    first = s.stage("reconstructor", config.reconstruction, prepare=reconstruction)
+    rendered = s.stage("rendered clips", config.rendered, first, make=rendered_clips)
+    teacher = s.stage("teacher", config.teacher, prepare=clip_training)
+    clips, space = test_clips(s, rendered), latents(config.teacher).space
+    found: dict[str, list[dict[str, float]]] = {}
+    shown, curves = {}, []
+    for seed in s.seeds:
+        leap = s.stage("leap", config.leap, teacher, rendered, seed=seed, prepare=clip_training).value
+        plain = s.stage("from noise", config.plain, teacher, seed=seed, prepare=clip_training).value
+        answers, curve = leaps(config, teacher.trained, seed, clips, teacher.value, leap, plain)
+        curves.append(curve)
+        for name, x in answers.items():
+            figures = measured(x, np.asarray(space.decode(x)), clips)
+            found.setdefault(name, []).append(figures)
+        shown = shown or answers
+    views = [held_out_views(config.fit, first, clips, space, shown, name) for name in ("leap", "render")]
+    bandit = [run_bandit(config.bandit, seed) for seed in s.seeds]
+    rows = [*clip_rows(found), *bandit_rows(bandit), *time_rows(config, found, curves)]
+    if config.fit.scenes:
+        title, figure = "Gaussians of held-out views: better than the rendering's", "PSNR of frames not fitted to, dB"
+        rows.append(Row(title, figure, views[0], views[1], "higher", "not compared"))
+    return Results(rows, drawn(s, space, clips, shown, curves), VARIED)
+
+
+def leaps(config: Any, experiment: Experiment, seed: int, clips: Clips, teacher: Any, leap: Any, plain: Any) -> Any:
+    """Latents by arm, and the mean square error of the student at each time that the policy could choose."""
+    key, count, process = jax.random.key(seed), len(clips.x0), experiment.process
+    denoiser = denoisers.denoiser(experiment.network, process)
+
+    @partial(jax.jit, static_argnames="steps")
+    def run(params, t, steps=1):
+        grid = objectives.leap_grid(t, steps)
+        begin = timesteps.noised_start(key, process, grid, jnp.asarray(clips.base))
+        return sample(key, denoiser, params, solvers.ddim(), grid, x_init=begin, cond=clips.cond).x
+
+    def at(t):
+        return np.full(count, t, np.float32)
+
+    student, policy = leap["student"], build(config.leap.policy)
+    chosen = np.asarray(objectives.chosen_times(policy, leap["policy"], config.leap.times, clips.base))
+    answers = {"render": clips.base, "leap": run(student, chosen), "noise": run(plain, at(1.0))}
+    answers |= {"clean states": run(plain, chosen), "teacher": run(teacher, chosen, config.steps)}
+    answers |= {"teacher, one step": run(teacher, chosen), "latest": run(student, at(max(config.leap.times)))}
+    curve = {t: float(np.square(run(student, at(t)) - clips.x0).mean()) for t in config.leap.times}
+    return {name: np.asarray(x) for name, x in answers.items()}, {**curve, "chosen": chosen}
+
+
+def measured(x: np.ndarray, pixels: np.ndarray, clips: Clips) -> dict[str, float]:
+    """The error of latents, the distance of the two sets, and how much frames contradict each other in space."""
+    flat, real = (np.asarray(one).reshape(len(x), -1) for one in (x, clips.x0))
+    clip = clips.filmed.clip
+    error = rendering.reprojection_error(pixels, clip.depth, clip.opacity, clips.filmed.cameras)
+    distance = metrics.mmd2(flat, real, bandwidth=float(np.sqrt(real.shape[1])))
+    return {"error": float(np.square(x - clips.x0).mean()), "mmd": distance, "geometry": float(np.mean(error))}
