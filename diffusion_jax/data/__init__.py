@@ -6,6 +6,7 @@ can name them (`data.digits`). Nothing here uses the network, except preparing a
 
 from diffusion_jax.data import captioned_digits, moving, portrait, push_t, scenes, tabletop, wardrobe
 from diffusion_jax.data.captioned_digits import named_digits
+from diffusion_jax.data.collected import Collection, collect, labelled, trajectories
 from diffusion_jax.data.conditions import Conditions, conditions_of, cycled_labels
 from diffusion_jax.data.demonstrations import Demonstrations, Pictures, principal_futures, tabletop_demonstrations
 from diffusion_jax.data.digits import digits
@@ -44,6 +45,7 @@ __all__ = [
     "TOYS",
     "ArraySource",
     "Batches",
+    "Collection",
     "Conditions",
     "Demonstrations",
     "FolderSummary",
@@ -60,6 +62,7 @@ __all__ = [
     "captioned_digits",
     "captioned_folder",
     "check_finite",
+    "collect",
     "conditions_of",
     "cycled_labels",
     "digits",
@@ -72,6 +75,7 @@ __all__ = [
     "gaussian_blobs",
     "held_out",
     "image_folder",
+    "labelled",
     "latents",
     "moving",
     "moving_shapes",
@@ -100,6 +104,7 @@ __all__ = [
     "textures",
     "tfds",
     "toys2d",
+    "trajectories",
     "try_on",
     "unconditional",
     "wardrobe",

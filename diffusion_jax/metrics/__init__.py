@@ -13,7 +13,7 @@ from diffusion_jax.metrics.frechet import Moments, frechet_distance, gaussian_fr
 from diffusion_jax.metrics.frontier import cheapest_within, error_at_cost, pareto_front
 from diffusion_jax.metrics.image import psnr, ssim
 from diffusion_jax.metrics.inception import Inception, InceptionV3, inception
-from diffusion_jax.metrics.judges import Judge, Judged, feature_network, judged, trained_judge
+from diffusion_jax.metrics.judges import Judge, Judged, feature_network, judge_space, judged, trained_judge
 from diffusion_jax.metrics.kernel import KernelDistance, kernel_distance, mmd2
 from diffusion_jax.metrics.leakage import leakage
 from diffusion_jax.metrics.linear_runs import run_covariance
@@ -61,6 +61,7 @@ __all__ = [
     "image_set",
     "inception",
     "interleaved",
+    "judge_space",
     "judged",
     "kernel_distance",
     "leakage",

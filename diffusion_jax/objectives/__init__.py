@@ -15,22 +15,37 @@ from diffusion_jax.objectives.consistency import (
     shrinking,
     squared_distance,
 )
+from diffusion_jax.objectives.continuous_consistency import (
+    Circle,
+    TangentRamp,
+    continuous_consistency,
+    log_variance_at,
+    tangent_ramp,
+)
 from diffusion_jax.objectives.contrastive import caption_loss, contrastive
 from diffusion_jax.objectives.degradation import degraded
 from diffusion_jax.objectives.denoising import denoising, objective
 from diffusion_jax.objectives.discrete import masked
 from diffusion_jax.objectives.distribution_matching import distribution_matching, few_step_answers
 from diffusion_jax.objectives.entries import TOKEN_WEIGHTINGS, regression, tokens
+from diffusion_jax.objectives.feature_spaces import (
+    FeatureSpace,
+    banked,
+    convolution_space,
+    fourier_space,
+    one_hot,
+    raw_features,
+    raw_space,
+    standardised,
+)
 from diffusion_jax.objectives.flow_maps import mean_flow, shortcut
 from diffusion_jax.objectives.frozen import TrainedPart, trained_part, with_frozen
 from diffusion_jax.objectives.imitation import Imitated, imitation, slider
 from diffusion_jax.objectives.kernel_matching import (
-    FeatureSpace,
     gaussian_kernel,
     kernel_matching,
     linear_kernel,
     polynomial_kernel,
-    raw_features,
     squared_mmd,
     whole_runs,
 )
@@ -61,6 +76,12 @@ from diffusion_jax.objectives.time_policy import (
     policy_loss,
     time_policy,
     with_time_policy,
+from diffusion_jax.objectives.trajectory_backward import (
+    EndpointFilter,
+    Trajectory,
+    away_from,
+    teacher_trajectory,
+    trajectory_backward,
 )
 from diffusion_jax.objectives.validation import validation_loss
 
@@ -68,12 +89,18 @@ __all__ = [
     "TOKEN_WEIGHTINGS",
     "Adaptation",
     "Budgeted",
+    "Circle",
     "Combiner",
+    "EndpointFilter",
     "ExitErrors",
     "FeatureSpace",
     "Imitated",
+    "TangentRamp",
     "TrainedPart",
+    "Trajectory",
     "adaptation",
+    "away_from",
+    "banked",
     "bargained",
     "budget_at",
     "budgeted",
@@ -83,7 +110,9 @@ __all__ = [
     "conditioned_on_ends",
     "conflicting_share",
     "consistency",
+    "continuous_consistency",
     "contrastive",
+    "convolution_space",
     "degraded",
     "denoising",
     "distribution_matching",
@@ -92,6 +121,7 @@ __all__ = [
     "exit_losses",
     "expected_loss",
     "few_step_answers",
+    "fourier_space",
     "gap_weight",
     "gaussian_kernel",
     "imitation",
@@ -101,6 +131,7 @@ __all__ = [
     "leap_grid",
     "leap_reward",
     "linear_kernel",
+    "log_variance_at",
     "masked",
     "mean_flow",
     "multitask",
@@ -108,11 +139,13 @@ __all__ = [
     "objective",
     "on_latents",
     "policy_loss",
+    "one_hot",
     "polynomial_kernel",
     "progressive",
     "projected",
     "pseudo_huber",
     "raw_features",
+    "raw_space",
     "regression",
     "shortcut",
     "shrinking",
@@ -120,10 +153,14 @@ __all__ = [
     "splat_rendering",
     "squared_distance",
     "squared_mmd",
+    "standardised",
+    "tangent_ramp",
     "task_affinity",
     "time_policy",
+    "teacher_trajectory",
     "tokens",
     "trained_part",
+    "trajectory_backward",
     "uncertainty_target",
     "uncertainty_weighted",
     "vae_loss",

@@ -81,18 +81,18 @@ def clip_training(config: ConfigDict, *parents: Stage) -> Experiment:
     that the second parent rendered."""
     whole = latents(config)
     cond = {"concat": camera_channels([whole.cond[name] for name in rendering.Camera._fields])}
-    network, process, entries, extra = build(config.model), build(config.process), {}, {}
+    network, process, beside, extra = build(config.model), build(config.process), {}, {}
     told = {"network": network, "process": process}
     if parents:
         base = whole.x0 if len(parents) < 2 else np.asarray(whole.space.encode(parents[1].value["train"]))
-        entries, extra = {"base": base}, {"student": parents[0].value}
+        beside, extra = {"base": base}, {"student": parents[0].value}
         told |= {"teacher": denoisers.denoiser(network, process), "teacher_params": parents[0].value}
     inner = build(config.objective, **told)
     if "policy" in config:
         policy, times = build(config.policy), np.asarray(config.times, np.float32)
         reward = objectives.leap_reward(network, process)
         inner = objectives.with_time_policy(inner, policy, times, reward, **config.choosing)
-    source = data.ArraySource(whole.x0, cond, "clips", entries=entries)
+    source = data.ArraySource(whole.x0, cond, "clips", beside=beside)
     example = source.take(np.arange(2))
 
     def begin(key):

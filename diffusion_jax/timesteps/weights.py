@@ -25,7 +25,8 @@ from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.processes import is_gaussian
 from diffusion_jax.processes.gaussian import PARAMETERIZATIONS
 from diffusion_jax.processes.schedules import as_time, at_least, at_most, check_positive, check_time
-from diffusion_jax.typing import Number
+from diffusion_jax.timesteps.grids import grid_weights, scalar_times
+from diffusion_jax.typing import Number, Numbers, Times
 
 Weight = Callable[[Any, Any], Any]
 
@@ -126,3 +127,14 @@ def edm_weight(sigma_data: Number | None = None) -> Weight:
         return alpha**2 + jnp.square(sigma / (process.sigma_data if sigma_data is None else sigma_data))
 
     return _weight(u)
+
+
+def grid_weight(grid: Times, weights: Numbers) -> Weight:
+    """A loss weight `(process, t) -> weights_i / mean(weights)` of the entry of a grid `[S + 1]` nearest to t.
+
+    With uniform times of the grid it has the expectation that draws `by_weights` have without a uniform share.
+    Raises InvalidInput as `by_weights` does.
+    """
+    times, values = scalar_times(grid)[:-1], grid_weights(grid, weights)
+    values = jnp.asarray(values / values.mean(), jnp.float32)
+    return lambda process, t: values[jnp.argmin(jnp.abs(times - jnp.asarray(t)[..., None]), axis=-1)]
