@@ -76,6 +76,7 @@ from diffusion_jax.objectives.time_policy import (
     policy_loss,
     time_policy,
     with_time_policy,
+)
 from diffusion_jax.objectives.trajectory_backward import (
     EndpointFilter,
     Trajectory,
@@ -138,8 +139,8 @@ __all__ = [
     "neighbour",
     "objective",
     "on_latents",
-    "policy_loss",
     "one_hot",
+    "policy_loss",
     "polynomial_kernel",
     "progressive",
     "projected",
@@ -156,8 +157,8 @@ __all__ = [
     "standardised",
     "tangent_ramp",
     "task_affinity",
-    "time_policy",
     "teacher_trajectory",
+    "time_policy",
     "tokens",
     "trained_part",
     "trajectory_backward",

@@ -1,6 +1,5 @@
 """What each step contributes: an identity for any network, shares of known schedules, draws and weights made of it."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np
