@@ -23,7 +23,7 @@ def adam(steps: int, rate: float) -> ConfigDict:
 def clips(steps: int, rate: float, world: ConfigDict, batch_size: int = 32, **size: int) -> ConfigDict:
     """A video transformer on principal components, a token a frame, that is told both ends and where cameras are."""
     config = trained(steps, batch_size, rate, world)
-    fields = {"width": 128, "depth": 3, "heads": 4, "components": 96, **size}
+    fields = {"width": 128, "depth": 3, "heads": 4, "components": 64, **size}
     config.components = fields.pop("components")
     config.model = call(
         "models.video_dit", preset="S/1", **fields, patch=1, qk_norm=True, attention="joint",
@@ -60,7 +60,7 @@ def get_config(variant: str = "") -> ConfigDict:
     world = call("data.splat_scenes", length=16 if smoke else 2048)
     test = call("data.splat_scenes", split="test", length=4 if smoke else 128)
     size: dict = {"width": 16, "depth": 1, "heads": 2, "scan": False, "components": 8} if smoke else {}
-    config.reconstruction = trained(1 if smoke else 40, 2 if smoke else 8, 3e-3, world)
+    config.reconstruction = trained(1 if smoke else 15, 2 if smoke else 8, 3e-3, world)
     config.reconstruction.reconstructor = call("models.pixel_reconstructor", near=1.6, far=4.4)
     config.rendered = ConfigDict({"data": world, "held_out": test, "batch": 64})
     config.teacher = clips(1 if smoke else 1500, 2e-3, world, 4 if smoke else 32, **size)

@@ -79,6 +79,7 @@ def time_policy(
     Raises InvalidInput for a number of times that is not the number of actions.
     """
     times = _checked(policy, times, gradient, entropy, decay)
+    chosen_loss = _chosen_loss(policy, times, reward, context, gradient, entropy, decay)
 
     def init(key, params, batch):
         return PolicyState(Frozen(reward_params), jnp.float32(0), jnp.int32(0))
@@ -88,7 +89,6 @@ def time_policy(
         losses, metrics, baseline = chosen_loss(params, judge, state, batch, key)
         return losses, Aux(PolicyState(state.judge, baseline, state.count + 1), metrics, {"loss": losses})
 
-    chosen_loss = _chosen_loss(policy, times, reward, context, gradient, entropy, decay)
     return Objective(init, loss)
 
 

@@ -13,12 +13,28 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from diffusion_jax import data, denoisers, objectives, rendering
+from diffusion_jax import (
+    data,
+    denoisers,
+    metrics,
+    models,
+    objectives,
+    pictures,
+    processes,
+    rendering,
+    solvers,
+    timesteps,
+)
+from diffusion_jax.clock import single_step
 from diffusion_jax.config import build
 from diffusion_jax.data.splat_scenes import Filmed
 from diffusion_jax.experiment import Experiment, prepare
-from diffusion_jax.recipes.study import Study
+from diffusion_jax.recipes.study import Results, Study
+from diffusion_jax.recipes.verdicts import Row
+from diffusion_jax.sampling import sample
 from diffusion_jax.stages import Stage
+
+contradiction = jax.jit(rendering.reprojection_error)
 
 VARIED = "training of the students and noise; reconstructor and teacher are trained once"
 
@@ -140,15 +156,18 @@ def leaps(config: Any, teacher: Stage, key: Any, clips: Clips, leap: Any, plain:
 
     @partial(jax.jit, static_argnames="steps")
     def run(params, t, steps=1):
-        grid = objectives.leap_grid(jnp.broadcast_to(t, base.shape[:1]), steps)
+        grid = objectives.leap_grid(t, steps)
         begin = timesteps.noised_start(key, process, grid, base)
         return sample(key, denoiser, params, solvers.ddim(), grid, x_init=begin, cond=clips.cond).x
 
+    def at(t):
+        return np.full(len(base), t, np.float32)
+
     student, times = leap["student"], np.asarray(config.leap.times, np.float32)
     chosen = objectives.chosen_times(build(config.leap.policy), leap["policy"], times, base)
-    answers = {"render": clips.base, "leap": run(student, chosen), "noise": run(plain, np.float32(1.0))}
+    answers = {"render": clips.base, "leap": run(student, chosen), "noise": run(plain, at(1.0))}
     answers |= {"clean states": run(plain, chosen), "teacher": run(teacher.value, chosen, config.steps)}
-    answers |= {f"at {t:g}": run(student, np.float32(t)) for t in config.leap.times}
+    answers |= {f"at {t:g}": run(student, at(t)) for t in config.leap.times}
     return jax.device_get(answers)
 
 
@@ -156,7 +175,7 @@ def measured(x: np.ndarray, pixels: np.ndarray, clips: Clips) -> dict[str, float
     """The error of latents, the distance of the two sets, and how much frames contradict each other in space."""
     flat, real = (np.asarray(one).reshape(len(x), -1) for one in (x, clips.x0))
     clip = clips.filmed.clip
-    error = rendering.reprojection_error(pixels, clip.depth, clip.opacity, clips.filmed.cameras)
+    error = contradiction(pixels, clip.depth, clip.opacity, clips.filmed.cameras)
     distance = metrics.mmd2(flat, real, bandwidth=float(np.sqrt(real.shape[1])))
     return {"error": float(np.square(x - clips.x0).mean()), "mmd": distance, "geometry": float(np.mean(error))}
 
