@@ -37,6 +37,7 @@ from diffusion_jax.data.sources import (
     rows_of_each_size,
     unconditional,
 )
+from diffusion_jax.data.splat_scenes import SplatScenes, splat_scenes
 from diffusion_jax.data.tfds import tfds
 from diffusion_jax.data.tokenizers import Tokenizer, bpe_tokenizer, byte_tokenizer, word_tokenizer
 from diffusion_jax.data.toys2d import TOYS, Mixture, gaussian_blobs, toys2d
@@ -58,6 +59,7 @@ __all__ = [
     "PrincipalLatents",
     "ShadowPairs",
     "Source",
+    "SplatScenes",
     "Tokenizer",
     "array_record",
     "arrays",
@@ -105,6 +107,7 @@ __all__ = [
     "shadow_pairs",
     "shapes",
     "smooth_function",
+    "splat_scenes",
     "stacked_examples",
     "stereo_patches",
     "tabletop",

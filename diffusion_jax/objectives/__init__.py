@@ -75,6 +75,7 @@ from diffusion_jax.objectives.layerwise import (
     uncertainty_target,
     with_exits,
 )
+from diffusion_jax.objectives.leap import conditioned_on_ends, end_frames, leap_distillation, leap_grid, leap_reward
 from diffusion_jax.objectives.multitask import (
     Combiner,
     affinity_by_lag,
@@ -87,6 +88,14 @@ from diffusion_jax.objectives.multitask import (
     uncertainty_weighted,
 )
 from diffusion_jax.objectives.progressive import progressive
+from diffusion_jax.objectives.rendering import coarse_clips, splat_rendering
+from diffusion_jax.objectives.time_policy import (
+    chosen_times,
+    expected_loss,
+    policy_loss,
+    time_policy,
+    with_time_policy,
+)
 from diffusion_jax.objectives.trajectory_backward import (
     EndpointFilter,
     Trajectory,
@@ -125,6 +134,9 @@ __all__ = [
     "budget_at",
     "budgeted",
     "caption_loss",
+    "chosen_times",
+    "coarse_clips",
+    "conditioned_on_ends",
     "conflicting_share",
     "consistency",
     "continuous_consistency",
@@ -134,9 +146,11 @@ __all__ = [
     "denoising",
     "detail_loss",
     "distribution_matching",
+    "end_frames",
     "exit_errors",
     "exit_losses",
     "feature_discriminator",
+    "expected_loss",
     "few_step_answers",
     "fourier_space",
     "gap_weight",
@@ -146,6 +160,9 @@ __all__ = [
     "jittered",
     "kernel_matching",
     "layerwise",
+    "leap_distillation",
+    "leap_grid",
+    "leap_reward",
     "linear_kernel",
     "log_variance_at",
     "masked",
@@ -158,6 +175,8 @@ __all__ = [
     "paired",
     "on_trajectories",
     "one_after_another",
+    "one_hot",
+    "policy_loss",
     "polynomial_kernel",
     "progressive",
     "projected",
@@ -171,6 +190,7 @@ __all__ = [
     "shortcut",
     "shrinking",
     "slider",
+    "splat_rendering",
     "squared_distance",
     "squared_mmd",
     "standardised",
@@ -178,6 +198,7 @@ __all__ = [
     "task_affinity",
     "teacher_trajectory",
     "thickened",
+    "time_policy",
     "tokens",
     "trained_part",
     "trajectory_backward",
@@ -189,4 +210,5 @@ __all__ = [
     "whole_runs",
     "with_exits",
     "with_frozen",
+    "with_time_policy",
 ]
