@@ -8,13 +8,13 @@ of a generated data set is in `data`, beside the generator.
 from diffusion_jax.metrics.accuracy import ClassAccuracy, class_accuracy
 from diffusion_jax.metrics.agreement import epsilon_gap
 from diffusion_jax.metrics.comparison import FeatureComparison, clip_scores, compare_features
+from diffusion_jax.metrics.dense import affine_depth_error, mask_overlap
 from diffusion_jax.metrics.difficulty import (
     gaussian_relative_entropies,
     normalised_drop,
     relative_entropies,
     steps_to_drop,
 )
-from diffusion_jax.metrics.dense import affine_depth_error, mask_overlap
 from diffusion_jax.metrics.distances import energy_distance, sliced_wasserstein, wasserstein, wasserstein_1d
 from diffusion_jax.metrics.frechet import Moments, frechet_distance, gaussian_frechet_distance, merge, moments
 from diffusion_jax.metrics.frontier import cheapest_within, error_at_cost, pareto_front

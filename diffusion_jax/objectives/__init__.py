@@ -13,7 +13,6 @@ from diffusion_jax.objectives.adversarial import (
     hinge,
     non_saturating,
 )
-from diffusion_jax.objectives.autoencoder import vae_loss
 from diffusion_jax.objectives.autoencoder import detail_loss, vae_loss
 from diffusion_jax.objectives.budget import Budgeted, budget_at, budgeted
 from diffusion_jax.objectives.consistency import (
@@ -89,6 +88,7 @@ from diffusion_jax.objectives.multitask import (
 )
 from diffusion_jax.objectives.progressive import progressive
 from diffusion_jax.objectives.rendering import coarse_clips, splat_rendering
+from diffusion_jax.objectives.self_enhanced import SelfEnhanced, self_enhanced
 from diffusion_jax.objectives.time_policy import (
     chosen_times,
     expected_loss,
@@ -96,6 +96,7 @@ from diffusion_jax.objectives.time_policy import (
     time_policy,
     with_time_policy,
 )
+from diffusion_jax.objectives.trajectories import on_trajectories, secant
 from diffusion_jax.objectives.trajectory_backward import (
     EndpointFilter,
     Trajectory,
@@ -103,8 +104,6 @@ from diffusion_jax.objectives.trajectory_backward import (
     teacher_trajectory,
     trajectory_backward,
 )
-from diffusion_jax.objectives.trajectories import on_trajectories, secant
-from diffusion_jax.objectives.self_enhanced import SelfEnhanced, self_enhanced
 from diffusion_jax.objectives.validation import validation_loss
 
 __all__ = [
@@ -113,21 +112,21 @@ __all__ = [
     "Budgeted",
     "Circle",
     "Combiner",
-    "EndpointFilter",
     "Discriminator",
+    "EndpointFilter",
     "ExitErrors",
     "FeatureSpace",
     "GanLoss",
     "Imitated",
-    "TangentRamp",
     "SelfEnhanced",
+    "TangentRamp",
     "TrainedPart",
     "Trajectory",
     "adaptation",
+    "adversarial",
+    "affinity_by_lag",
     "away_from",
     "banked",
-    "affinity_by_lag",
-    "adversarial",
     "bargained",
     "bargaining_weights",
     "blurred",
@@ -149,8 +148,8 @@ __all__ = [
     "end_frames",
     "exit_errors",
     "exit_losses",
-    "feature_discriminator",
     "expected_loss",
+    "feature_discriminator",
     "few_step_answers",
     "fourier_space",
     "gap_weight",
@@ -172,10 +171,10 @@ __all__ = [
     "non_saturating",
     "objective",
     "on_latents",
-    "paired",
     "on_trajectories",
     "one_after_another",
     "one_hot",
+    "paired",
     "policy_loss",
     "polynomial_kernel",
     "progressive",
@@ -185,8 +184,8 @@ __all__ = [
     "raw_space",
     "regression",
     "secant",
-    "shaded",
     "self_enhanced",
+    "shaded",
     "shortcut",
     "shrinking",
     "slider",
