@@ -39,6 +39,7 @@ from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.experiment_data import sampled_shape, with_data
 from diffusion_jax.models import ConditionStream, check_values
 from diffusion_jax.places import GROUPS, check_config, entries_of, part_of, parts_in
+from diffusion_jax.processes import with_condition
 from diffusion_jax.reading import first_line
 from diffusion_jax.sampling import make_sampler
 from diffusion_jax.typing import Denoiser, Network, Objective, Solver
@@ -127,7 +128,7 @@ class Experiment(NamedTuple):
         if not isinstance(self.network, Network):
             return self.network.init(key, x)
         t = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[:1]), x)
-        return self.network.init(key, x, t, cond)
+        return self.network.init(key, x, t, with_condition(self.process, cond)[1])
 
     def check_batch(self, batch: Mapping[str, Any]) -> None:
         """Raises InvalidInput where a batch of data has a label or a token that network or process do not know."""

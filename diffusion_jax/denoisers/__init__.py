@@ -27,7 +27,7 @@ from diffusion_jax.denoisers.conditions import (
     scheduled_condition,
     switched_condition,
 )
-from diffusion_jax.denoisers.contrast import contrasted
+from diffusion_jax.denoisers.contrast import composed, contrasted
 from diffusion_jax.denoisers.flow_map import flow_map
 from diffusion_jax.denoisers.gradient import classifier_guided, energy_guided
 from diffusion_jax.denoisers.guidance import autoguided, cfg_plus_plus, guided, linear_rule, projected_guided
@@ -56,6 +56,7 @@ __all__ = [
     "classifier_guided",
     "clipped",
     "combined",
+    "composed",
     "condition_by_step",
     "contrasted",
     "cosine_scale",

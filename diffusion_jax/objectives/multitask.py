@@ -112,7 +112,8 @@ def multitask(objective: Objective, edges: Any, combiner: Combiner) -> Objective
 
     objective: of one time an example, as drawn by `timesteps.by_cluster(edges)`. One forward pass; k backward passes in
     the steps in which weights are computed, and k copies of the gradient then. The loss that is reported is the mean of
-    l_i. With gradient accumulation each part of the batch is combined by itself.
+    l_i. k is the number of tasks of which the batch has examples: others, such as those that a curriculum leaves out,
+    do not count. With gradient accumulation each part of the batch is combined by itself.
 
     Metrics: those of the objective, `task/i` (l_i), `weight/i`. Raises InvalidInput for an objective that has such a
     gradient already, and for times that are not one an example.
@@ -134,14 +135,16 @@ def multitask(objective: Objective, edges: Any, combiner: Combiner) -> Objective
 
         losses, pull, aux = jax.vjp(own, params, has_aux=True)
         shares = _shares(edges, _times(aux), count)
+        # Tasks without examples do not count, such as those that a curriculum leaves out.
+        present = jnp.maximum(shares.any(axis=1).sum(), 1)
 
         def anew():
-            each = jax.lax.map(lambda share: pull(share / count)[0], shares)
+            each = jax.lax.map(lambda share: pull(share / present)[0], shares)
             found = combiner.weights(_gram(each), fold(key, 3))
             return jax.tree.map(lambda leaf: jnp.tensordot(found.astype(leaf.dtype), leaf, axes=1), each), found
 
         def again():
-            return pull(state.weights @ shares / count)[0], state.weights
+            return pull(state.weights @ shares / present)[0], state.weights
 
         if combiner.every == 1:
             grads, weights = anew()
@@ -149,7 +152,7 @@ def multitask(objective: Objective, edges: Any, combiner: Combiner) -> Objective
             grads, weights = jax.lax.cond(state.count % combiner.every == 0, anew, again)
         state = MultiTask(aux.state, weights, state.count + 1)
         tasks = shares @ losses
-        return tasks.mean(), grads, aux._replace(state=state, metrics={**aux.metrics, **_told(tasks, weights)})
+        return tasks.sum() / present, grads, aux._replace(state=state, metrics={**aux.metrics, **_told(tasks, weights)})
 
     prepare = objective.prepare
     return Objective(init, loss, prepare and (lambda state, batch, key: prepare(state.inner, batch, key)), gradient)
