@@ -256,7 +256,12 @@ AROUND = {
 
 @pytest.mark.parametrize("name", AROUND)
 def test_an_objective_around_another_is_trained_validated_and_sampled_as_that_one(name):
-    more = ["train.batch_size=20", "process=processes.vp_linear()", "model.depth=1", "model.width=16"]
+    more = [
+        "train.batch_size=20",
+        "process=processes.vp_linear()",
+        "model.depth=1",
+        "model.conditions.0.num_classes=20",
+    ]
     config = apply_overrides(DIGITS, [*more, f"objective={AROUND[name]}"])
     experiment = prepare(config)
     check_training(experiment)
@@ -272,6 +277,6 @@ def test_an_objective_around_another_is_trained_validated_and_sampled_as_that_on
 
     # Only in training a condition is dropped, so only there it is missed before the network is asked.
     assert "cond_dropout" in missed(experiment.objective) and "cond_dropout" not in missed(experiment.validation)
-    other = apply_overrides(config, ["sampling.transformations.guidance.null={'label': 11}"])
+    other = apply_overrides(config, ["sampling.transformations.guidance.null={'label': 20}"])
     with pytest.raises(InvalidInput, match="10 was trained as the null class"):
         prepare_sampling(prepare(other))

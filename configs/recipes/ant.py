@@ -60,8 +60,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config.specialist = network(
         steps, call("objectives.denoising", draw=call("timesteps.restricted", draw=call("timesteps.uniform"))), **size
     )
-    # Times and batches of affinities; updates after which those of the ring are taken.
-    config.update({"parts": 25, "batches": 4, "ring_steps": (300, 1000), "ring_parts": 10, "ring_batch": 1000})
+    # Times, batches and examples of affinities; updates after which those of the ring are taken.
+    config.update({"parts": 25, "batches": 4, "affinity_batch": 200})
+    config.update({"ring_steps": (300, 1000), "ring_parts": 10, "ring_batch": 1000})
     # Samples and the steps of their runs; copies of the held-out digits; updates that are timed, in so many rounds.
     config.update({"grid": call("timesteps.linspace", steps=25), "count": 1000, "repeats": 5})
     config.update({"ring": ring(0), "updates": 25, "rounds": 5})

@@ -83,14 +83,12 @@ def lag_curve(s: Study, seed: int) -> np.ndarray:
 
 def networks(s: Study, seed: int) -> dict[str, Stage]:
     """All that is trained on digits, by arm; specialists see the times of one interval alone."""
-    config, found = s.config, {}
-    for name, arm in config.arms.items():
-        if name != "Nash, affinity":
-            found[name] = s.stage(name, arm, seed=seed)
-            continue
-        asked = ConfigDict({"parts": config.parts, "batches": config.batches, "batch": arm.train.batch_size})
+    config, later = s.config, "Nash, affinity"
+    found = {name: s.stage(name, arm, seed=seed) for name, arm in config.arms.items() if name != later}
+    if later in config.arms:
+        asked = ConfigDict({"parts": config.parts, "batches": config.batches, "batch": config.affinity_batch})
         measured = s.stage("digits, affinity", asked, found["uniform"], make=affinity)
-        found[name] = s.stage(name, arm, measured, seed=seed, prepare=by_affinity)
+        found[later] = s.stage(later, config.arms[later], measured, seed=seed, prepare=by_affinity)
     edges = build(config.edges, process=found["equal"].trained.process)
     for number in config.specialists:
         one = ConfigDict(config.specialist.to_dict())

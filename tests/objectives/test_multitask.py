@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax import distributed, models, objectives, processes, timesteps, training
+from diffusion_jax import data, distributed, models, objectives, processes, timesteps, training
 from diffusion_jax.errors import InvalidInput
 
 KEY = jax.random.key(0)
@@ -175,6 +175,23 @@ def test_a_step_is_the_same_on_eight_devices(name, accumulate, params):
         state, metrics = step(state, distributed.shard_batch(BATCH, mesh))
         results.append(jax.device_get((state.params, state.objective_state, metrics)))
     close(*results, rtol=1e-5, atol=1e-5)
+
+
+def test_a_run_goes_on_with_the_weights_that_it_had(params, tmp_path):
+    """Log-variances and their moments are in the checkpoint."""
+    mesh, source = distributed.make_mesh(devices=1), data.ArraySource(np.asarray(X))
+
+    def run(workdir, steps):
+        told = {"init_params": lambda key: params, "workdir": workdir, "mesh": mesh, "log_to": ("jsonl",)}
+        batches = data.pipeline(source, 12, seed=0)
+        return training.train(
+            OBJECTIVES["uncertainty"](), training.optimizers.sgd(0.1), batches, steps=steps, progress=False, **told
+        )
+
+    run(tmp_path / "a", 2)
+    resumed, whole = run(tmp_path / "a", 4), run(tmp_path / "b", 4)
+    jax.tree.map(np.testing.assert_array_equal, *((s.params, s.objective_state) for s in (resumed, whole)))
+    assert float(jnp.abs(whole.objective_state.log_variances).min()) > 0
 
 
 def test_with_equal_weights_a_step_in_parts_is_the_step_of_the_whole(params):
