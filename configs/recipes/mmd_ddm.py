@@ -82,7 +82,7 @@ def get_config(variant: str = "") -> ConfigDict:
 def smoke(config: ConfigDict) -> ConfigDict:
     """The digits alone, in pixels: one update of a tiny transformer."""
     config.seed_numbers = (0,)
-    del config.ring, config.memory
+    del config["ring"], config["memory"]
     digits, steps = tiny_digit_transformer(0), 2
     config.digits.base = digits
     config.digits.update({"count": 16, "steps": steps, "plain": (steps,)})
