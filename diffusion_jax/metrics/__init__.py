@@ -8,6 +8,7 @@ of a generated data set is in `data`, beside the generator.
 from diffusion_jax.metrics.accuracy import ClassAccuracy, class_accuracy
 from diffusion_jax.metrics.agreement import epsilon_gap
 from diffusion_jax.metrics.comparison import FeatureComparison, clip_scores, compare_features
+from diffusion_jax.metrics.dense import affine_depth_error, mask_overlap
 from diffusion_jax.metrics.difficulty import (
     gaussian_relative_entropies,
     normalised_drop,
@@ -19,7 +20,7 @@ from diffusion_jax.metrics.frechet import Moments, frechet_distance, gaussian_fr
 from diffusion_jax.metrics.frontier import cheapest_within, error_at_cost, pareto_front
 from diffusion_jax.metrics.image import psnr, ssim
 from diffusion_jax.metrics.inception import Inception, InceptionV3, inception
-from diffusion_jax.metrics.judges import Judge, Judged, feature_network, judged, trained_judge
+from diffusion_jax.metrics.judges import Judge, Judged, feature_network, judge_space, judged, trained_judge
 from diffusion_jax.metrics.kernel import KernelDistance, kernel_distance, mmd2
 from diffusion_jax.metrics.leakage import leakage
 from diffusion_jax.metrics.linear_runs import run_covariance
@@ -50,6 +51,7 @@ __all__ = [
     "SamplingCost",
     "SetMetric",
     "Statistics",
+    "affine_depth_error",
     "cheapest_within",
     "class_accuracy",
     "clip_distances",
@@ -68,10 +70,12 @@ __all__ = [
     "image_set",
     "inception",
     "interleaved",
+    "judge_space",
     "judged",
     "kernel_distance",
     "leakage",
     "manifold",
+    "mask_overlap",
     "merge",
     "mmd2",
     "moments",

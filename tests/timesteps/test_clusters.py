@@ -42,6 +42,23 @@ def test_the_partition_is_the_cheapest_of_all(kind, clusters):
 
 
 @pytest.mark.parametrize(
+    "distance",
+    [
+        timesteps.log_snr_distance(processes.vp_cosine(num_steps=14), 14),
+        timesteps.time_distance(14),
+        1 + timesteps.affinity_distance(np.exp(-np.abs(np.subtract.outer(np.arange(14), np.arange(14))) / 5)),
+    ],
+    ids=["log_snr", "time", "affinity"],
+)
+def test_more_intervals_cost_no_more_and_one_for_each_part_nothing(distance):
+    _, cost = cheapest(distance, 1)
+    found = [timesteps.interval_clusters(distance, clusters) for clusters in range(1, 15)]
+    costs = [cost(np.round(edges * 14).astype(int)) for edges in found]
+    np.testing.assert_array_equal(found[0], [0.0, 1.0])
+    assert (np.diff(costs) <= 1e-9).all() and abs(costs[-1]) < 1e-9
+
+
+@pytest.mark.parametrize(
     ("process", "starts"),
     [(processes.vp_linear(), [0, 153, 394, 624, 823]), (processes.vp_cosine(), [0, 133, 372, 653, 881])],
     ids=["linear", "cosine"],
