@@ -14,7 +14,8 @@ def experiment(steps: int, batch_size: int = 64, **model: Any) -> ConfigDict:
     config = defaults(steps=steps, batch_size=batch_size)
     for entry, split in (("data", "train"), ("held_out", "test")):
         config[entry] = call("data.unconditional", source=call("data.digits", split=split))
-    config.model = call("models.dit", **{"preset": "S/8", "width": 64, "depth": 2, "heads": 2, **model})
+    # Wider than the 64 pixels: layer norms take directions away, and at 64 some trainings lost one of the picture's.
+    config.model = call("models.dit", **{"preset": "S/8", "width": 96, "depth": 1, "heads": 2, **model})
     config.process = call("processes.vp_linear")
     config.objective = call("objectives.denoising", draw=call("timesteps.uniform"))
     rate = call("training.optimizers.constant", value=1e-3, warmup_steps=min(50, steps))
@@ -34,7 +35,7 @@ def within(steps: int, share: float, **fields: Any) -> ConfigDict:
 def get_config(variant: str = "") -> ConfigDict:
     if variant == "paper":
         return paper()
-    config = ConfigDict({"seed_numbers": tuple(range(10, 16)), "tuned_on": (100, 101, 102), "intervals": INTERVALS})
+    config = ConfigDict({"seed_numbers": (10, 11, 12, 13, 14), "tuned_on": (100, 101, 102), "intervals": INTERVALS})
     steps = 3000
     config.experiment = experiment(steps)
     config.draws = {
