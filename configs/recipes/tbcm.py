@@ -52,7 +52,7 @@ def ramp(steps: int) -> ConfigDict:
 
 def ring_student(objective: ConfigDict, steps: int, batch_size: int, turned: float = 0.0, **sizes: Any) -> ConfigDict:
     config = defaults(steps=steps, batch_size=batch_size)
-    config.data, config.mixture = ring_data(turned), ring_data()
+    config.data, config.held_out, config.mixture = ring_data(turned), None, ring_data()
     config.model = call("models.mlp", **{"width": 128, "depth": 3, **sizes})
     config.process = call("processes.trig_flow", sigma_data=SIGMA_DATA, time="t")
     config.objective, config.optimizer = objective, adamw(1e-3, steps)
@@ -92,7 +92,7 @@ def get_config(variant: str = "") -> ConfigDict:
         "sCM": ring_student(on_data(steps), steps, runs * KNOTS),
         "sCM, other data": ring_student(on_data(steps), steps, runs * KNOTS, turned=0.5),
     }
-    steps, runs, base = 500, 8, config.digits.base
+    steps, runs, base = 300, 8, config.digits.base
     shifted = call("timesteps.shift", grid=call("timesteps.linspace", steps=KNOTS), shift=SHIFT)
     config.digits.students = {
         "TBCM": digit_student(base, backward(steps, shifted, **told), steps, runs, 5e-4),
@@ -117,7 +117,7 @@ def paper() -> ConfigDict:
     losses and from loss 15,000 on falls to 0.75 within 2000. A transformer of about that size stands for Sana."""
     config = ConfigDict({"inputs": {"x0": (32, 32, 32), "cond": {"context": (300, 2304), "guidance_scale": ()}}})
     conditions = (call("models.context", channels=2304), call("models.guidance_scale", features=256))
-    config.model = call("models.dit", preset="XL/1", in_channels=32, conditions=conditions)
+    config.model = call("models.dit", preset="L/1", in_channels=32, conditions=conditions)
     config.process = call("processes.trig_flow", sigma_data=SIGMA_DATA)
     config.objective = backward(5 * 4000, angles(KNOTS), scales=(4.0, 4.5, 5.0), log_variance=True)
     config.objective.ramp.update({"calm_from": 15_000, "calm_steps": 2000, "final": 0.75})
