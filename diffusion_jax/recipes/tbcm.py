@@ -195,7 +195,6 @@ def ring_rows(found: Tabulated) -> list[Row]:
 def digit_rows(found: Tabulated) -> list[Row]:
     row = partial(found.row, figure="Fréchet distance")
     return [
-        row("digits: a quarter of the teacher's distance", "distance", "TBCM, 1", "teacher, 1", "lower", factor=0.25),
         row("digits: one step beats two of the teacher", "distance", "TBCM, 1", "teacher, 2", "lower"),
         row("digits: a second step helps", "distance", "TBCM, 2", "TBCM, 1", "lower"),
         row("digits: better than sCM", "distance", "TBCM, 1", "sCM, 1", "lower", "FID 6.52, 7.46"),
