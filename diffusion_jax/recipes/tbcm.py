@@ -87,7 +87,7 @@ def of_ring(s: Study) -> Tabulated:
 
     def arms(seed):
         return taught_arms(exact, mixture, config.reference) | {
-            f"{name}, {steps}": Arm(student, stages[seed].value, solvers.lcm(), np.float32(grid))
+            f"{name}, {steps}": Arm(student, stages[seed].value, solvers.lcm(), np.asarray(grid, np.float32))
             for name, stages in made.items()
             for steps, grid in TIMES.items()
         }
@@ -118,7 +118,7 @@ def of_digits(s: Study) -> Tabulated:
     student = denoisers.denoiser(made["TBCM"].trained.network, process)
     told = {**cond, "guidance_scale": np.full(config.count, config.guidance, np.float32)}
     arms = taught_arms(guided, base.value, config.reference, cond) | {
-        f"{name}, {steps}": Arm(student, stage.value, solvers.lcm(), np.float32(grid), told)
+        f"{name}, {steps}": Arm(student, stage.value, solvers.lcm(), np.asarray(grid, np.float32), told)
         for name, stage in made.items()
         for steps, grid in TIMES.items()
     }
