@@ -173,7 +173,6 @@ __all__ = [
     "on_latents",
     "on_trajectories",
     "one_after_another",
-    "one_hot",
     "paired",
     "policy_loss",
     "polynomial_kernel",
