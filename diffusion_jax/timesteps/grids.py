@@ -18,8 +18,9 @@ from jaxtyping import Array, Float
 from diffusion_jax.clock import as_grid
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.processes.schedules import check_positive
+from diffusion_jax.randomness import uniform
 from diffusion_jax.timesteps.mapping import noise_ratio, time_at_noise_ratio
-from diffusion_jax.typing import Number, Process, Times
+from diffusion_jax.typing import Keys, Number, Process, Times
 
 
 def _check_steps(steps: int, num_train_steps: int | None = None) -> None:
@@ -288,6 +289,17 @@ def resolution_shift(
         raise invalid("max_tokens", max_tokens, f"it must be larger than base_tokens = {base_tokens}")
     mu = base_shift + (max_shift - base_shift) * (tokens - base_tokens) / (max_tokens - base_tokens)
     return shift(grid, math.exp(mu))
+
+
+def jittered(key: Keys, knots: Times) -> Float[Array, "..."]:
+    """A random grid along falling `knots [S + 1]`: the first, one of each interval, uniform, and the last: `[S + 2]`.
+
+    Its times are stratified, in order, and each is as likely as any other of its interval: the route of one run among
+    those that together visit every time. Knots may be traced, and angles or other levels as well as times.
+    """
+    high, low = jnp.asarray(knots)[:-1], jnp.asarray(knots)[1:]
+    between = low + (high - low) * uniform(key, high.shape)
+    return jnp.concatenate([high[:1], between, low[-1:]])
 
 
 def padded(grid: Any, steps: int) -> Float[Array, "..."]:

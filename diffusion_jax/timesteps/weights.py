@@ -23,7 +23,6 @@ import jax.numpy as jnp
 
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.processes import is_gaussian
-from diffusion_jax.processes.gaussian import PARAMETERIZATIONS
 from diffusion_jax.processes.schedules import as_time, at_least, at_most, check_positive, check_time
 from diffusion_jax.timesteps.grids import grid_weights, scalar_times
 from diffusion_jax.typing import Number, Numbers, Times
@@ -44,7 +43,7 @@ def _weight(function: Callable[..., Any]) -> Weight:
         check_time(t)
         t = at_most(at_least(as_time(t), 1e-6), 1.0 - 1e-6)
         alpha, sigma = process.alpha(t), process.sigma(t)
-        c_x0, c_eps, scale = PARAMETERIZATIONS[process.prediction](process, t)
+        c_x0, c_eps, scale = process.coefficients(t)
         determinant = c_x0 * sigma - c_eps * alpha
         return function(process, t, alpha, sigma) * jnp.square(scale / determinant)
 
