@@ -64,7 +64,7 @@ __version__ = "0.1.0"
 _MODULES = (
     *("acceleration", "adapters", "baselines", "config", "control", "data", "denoisers", "distributed", "errors"),
     *("experiment", "interop", "measuring", "metrics", "models", "objectives", "pictures", "processes", "quantization"),
-    *("sampling", "solvers", "streaming", "timesteps", "training", "typing"),
+    *("rendering", "sampling", "solvers", "streaming", "timesteps", "training", "typing"),
 )
 
 _NAMES = {

@@ -23,24 +23,19 @@ from tqdm.auto import tqdm
 from diffusion_jax import data, distributed, interop, pixels
 from diffusion_jax.command import cache_compilations, leave, run_command, size_in_pixels
 from diffusion_jax.command_parser import CommandParser
-from diffusion_jax.config import differences
 from diffusion_jax.data.image_folders import ImageFolder
-from diffusion_jax.data.latent_shards import DESCRIPTION, describe_latents
+from diffusion_jax.data.latent_shards import check_same, describe_latents, shards_to_write
 from diffusion_jax.data.picture_files import READERS, content_digest
-from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.errors import invalid
 from diffusion_jax.interop.latents import load_latent_autoencoder
 from diffusion_jax.interop.prompts import PLAIN, text_encoder
 from diffusion_jax.models import T5
-from diffusion_jax.reading import read_array, read_json
 from diffusion_jax.training.storage import params_digest
 
 TEXT_LENGTH = 120
 """Tokens of T5; CLIP's tokenizer says its own."""
 
 TEXTS_AT_ONCE = 16
-
-NAMES = ("folder",)
-"""Entries of a description, at any depth, that say where something was; what it was is said by the others."""
 
 
 def pictures_digest(parts: Sequence[ImageFolder]) -> str:
@@ -105,15 +100,12 @@ def write_part(
     cond: what is known of the pictures of some rows, arrays `[rows, ...]`.
     encode: pictures `[batch_size, H, W, 3]` to latents; every call has this many, so it compiles once.
     """
-    count, written = len(source), 0
-    total = -(-count // shard_size)
-    for number in range(jax.process_index(), total, jax.process_count()):
-        start = number * shard_size
-        rows = np.arange(start, min(count, start + shard_size))
-        name = f"{number:05d}-of-{total:05d}"
-        if _is_there(folder / f"{name}.x0.npy", len(rows)):
-            advance(len(rows))
+    written = 0
+    for name, within, there in shards_to_write(folder, len(source), shard_size):
+        if there:
+            advance(len(within))
             continue
+        rows = np.asarray(within)
         latents = np.concatenate(list(_encoded(source, rows, encode, batch_size, advance)))
         data.write_latents(folder, name, latents, cond(rows))
         written += 1
@@ -140,36 +132,6 @@ def _encoded(source, rows, encode, batch_size, advance) -> Iterator[np.ndarray]:
         if waiting is not None:
             yield np.asarray(waiting[1], np.float32)[: len(waiting[0])]
             advance(len(waiting[0]))
-
-
-def _is_there(path: Path, count: int) -> bool:
-    if not path.is_file():
-        return False
-    try:
-        return len(read_array(path, mmap=True)) == count
-    except InvalidInput:
-        print(f"{path} is damaged and is made again.")
-        return False
-
-
-def check_same(output: Path, description: Mapping[str, Any]) -> None:
-    """Raises InvalidInput where a folder holds latents that were made by something else."""
-    file = output / DESCRIPTION
-    if not file.is_file():
-        if output.is_dir() and any(output.rglob("*.x0.npy")):
-            raise InvalidInput(f"{output} holds latents, and nothing tells what made them: give another --output.")
-        return
-    changed = differences(_what(read_json(file)), _what(description))
-    if changed:
-        raise InvalidInput(
-            f"{output} holds latents that were made otherwise: {', '.join(changed[:5])}; give another --output."
-        )
-
-
-def _what(description: Any) -> Any:
-    if not isinstance(description, Mapping):
-        return description
-    return {key: _what(value) for key, value in description.items() if key not in NAMES}
 
 
 def read_pictures(arguments: argparse.Namespace, summary: data.FolderSummary, size: tuple[int, int]) -> ImageFolder:
@@ -282,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     sources = {"train": source, **({"held_out": source.held_out} if source.held_out else {})}
     description = described_latents(arguments, summary.folder, autoencoder, reader, size, sources)
-    check_same(arguments.output, description)
+    check_same(arguments.output, description, "latents", "give another --output")
     print(
         f"{summary.told}\nat {size[0]} x {size[1]}, latents {' x '.join(map(str, description['shape']))}; "
         + ", ".join(f"{len(part)} {name.replace('_', ' ')}" for name, part in sources.items())

@@ -76,7 +76,9 @@ def run(
 
     adapter = None if whole else _adapter(config, pipeline)
     objective = partial(_objective, config)
-    tuned = interop.fine_tuning(pipeline, objective, size, adapter=adapter, pictures=pictures_in_step)
+    tuned = interop.fine_tuning(
+        pipeline, objective, size, adapter=adapter, pictures=pictures_in_step, guidance=config.teacher_guidance
+    )
     experiment = prepare(
         config, source=source, network=tuned.network, process=tuned.process, objective=tuned.objective, begin=tuned.init
     )
@@ -176,8 +178,10 @@ def _validation(experiment: Experiment, tuned: interop.FineTuning, size: tuple[i
     filled = [prompts[i % len(prompts)] for i in range(-(-len(prompts) // shards) * shards)]
 
     def draw(params):
+        pipeline = tuned.pipeline_of(params)
+        pipeline = interop.with_scheduler(pipeline, asked.scheduler) if asked.scheduler else pipeline
         made = interop.generate(
-            tuned.pipeline_of(params), jax.random.key(config.seed), filled, negative=asked.negative, size=size,
+            pipeline, jax.random.key(config.seed), filled, negative=asked.negative, size=size,
             num_steps=asked.num_steps, scale=asked.scale,
         )  # fmt: skip
         return np.asarray(distributed.replicated(made, mesh))[: len(prompts)]
@@ -227,6 +231,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     result = arguments.workdir / (LORA_FILE if lora else FOLDER)
     given = (f"--pretrained={config.pretrained.folder}", f"--lora={result}") if lora else (f"--pretrained={result}",)
     _say(f"Wrote {result}. Report: {arguments.workdir / report.REPORT}")
+    shown = config.validation
+    given += () if shown.scheduler is None else (f"--scheduler={shown.scheduler}", "--steps=4", "--scale=1")
     _say(f'Sample it: diffusion-jax sample {shlex.join(given)} --prompt="..."')
 
 

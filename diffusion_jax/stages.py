@@ -1,4 +1,4 @@
-"""Stages: what a study trains, collects or calibrates once and keeps, under a key of everything that it depends on.
+"""Stages: what is trained, collected or calibrated once and kept, under a key of everything that it depends on.
 
 The key of a stage is a hash of what it reads and of the keys of its parents:
 
@@ -20,7 +20,7 @@ import sys
 import textwrap
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,9 +28,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusion_jax import training
+from diffusion_jax import data, training
 from diffusion_jax.cache import cache_folder
 from diffusion_jax.config.parts import constructor
+from diffusion_jax.data.collected import Collection
+from diffusion_jax.data.collected import collect as gather
+from diffusion_jax.data.latent_shards import DESCRIPTION, Shards
 from diffusion_jax.distributed import init_sharded
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.experiment import Experiment, fit, prepare
@@ -65,9 +68,10 @@ _PREPARE = prepare
 
 
 class Stage(NamedTuple):
-    """What was made. value: the parameters (their only average where the config keeps one), or what `make` returned.
+    """What was made. value: the parameters (their only average where the config keeps one), what `make` returned, or
+    the source of what was collected.
 
-    experiment: what was trained; None for what `make` returned. seconds: that it took, whenever that was (`spent`).
+    experiment: what was trained; None otherwise. seconds: that it took, whenever that was (`spent`).
     loaded: whether it was found in the cache.
     """
 
@@ -82,7 +86,7 @@ class Stage(NamedTuple):
     def trained(self) -> Experiment:
         """The experiment of a stage that has one."""
         if self.experiment is None:
-            raise InvalidInput(f"The stage {self.name!r} was collected, not trained: it has no experiment.")
+            raise InvalidInput(f"The stage {self.name!r} was not trained: it has no experiment.")
         return self.experiment
 
 
@@ -92,35 +96,76 @@ def stage(
     *parents: Stage,
     prepare: Callable[..., Experiment] = prepare,
     make: Callable[..., Mapping[str, Any]] | None = None,
+    collect: Callable[..., Collection] | None = None,
     keep: bool = True,
 ) -> Stage:
     """What `config` and `parents` determine: made once, then read from `cache_folder()`; see the module.
 
     prepare: `(config, *parents) -> Experiment`, where the experiment is more than its config says: on data in a
         parent's latent space, from a parent's parameters. make: `(config, *parents) -> nested dicts of arrays`, for
-        what is not the training of an experiment. Both are functions of a module, so that they read nothing else.
+        what is not the training of an experiment. collect: `(config, *parents) -> data.Collection`, for examples that a
+        model makes, which stay on disk. All three are functions of a module, so that they read nothing else.
     keep: whether to look into the cache and to store there.
 
-    An interrupted training goes on where it was. Raises InvalidInput for a function that could read more than its
-    arguments, and for more than one average; KeyboardInterrupt when a training was stopped by a signal.
+    An interrupted training or collection goes on where it was. Raises InvalidInput for a function that could read more
+    than its arguments, for both `make` and `collect`, and for more than one average; KeyboardInterrupt when a training
+    was stopped by a signal.
     """
-    key = stage_key(config, *parents, prepare=prepare, make=make)
+    key = stage_key(config, *parents, prepare=prepare, make=make, collect=collect)
     folder = cache_folder() / "stages" / key
-    experiment = prepare(config, *parents) if make is None else None
+    experiment = prepare(config, *parents) if make is None and collect is None else None
     if experiment is not None and len(experiment.config.ema) > 1:
         raise invalid("config.ema", list(experiment.config.ema), "a stage keeps one average, or none")
-    if keep and (found := _read(name, key, folder, experiment)) is not None:
+    if keep and (found := _read(name, key, folder, experiment, collect is not None)) is not None:
         return found
-    print(f"{name}: {'trained' if make is None else 'made'} once and kept as {key}", file=sys.stderr, flush=True)
+    how = "made" if make is not None else "collected" if collect is not None else "trained"
+    print(f"{name}: {how} once and kept as {key}", file=sys.stderr, flush=True)
     begun = spent()
     if experiment is not None:
         value = _train(experiment, folder / "run" if keep else None)
+    elif collect is not None:
+        value = gather(collect(config, *parents), folder / "value" if keep else None, {"stage": key})
     elif make is not None:
         value = make(config, *parents)
     made = Stage(name, key, value, experiment, spent() - begun, False)
     if keep:
         _write(made, folder, config, parents)
     return made
+
+
+def rounds(
+    name: str,
+    first: Stage,
+    settings: Sequence[Any],
+    *,
+    collect: Callable[..., Collection],
+    prepare: Callable[..., Experiment],
+    label: Callable[..., Collection] | None = None,
+    ask: Callable[..., Stage] = stage,
+) -> list[Stage]:
+    """Collect, label, learn, once for each of `settings`: the model of a round makes the examples of the next one.
+
+    first: the trained stage that makes the examples of the first round. settings: for each round a config with the
+        entries `collect` and `learn`, and `label` where there is one. Each step is a stage with a key of its own, so
+        rounds that were done are found again, and a process that was killed goes on within the round that it was in.
+    collect: `(config.collect, model) -> Collection`. label: `(config.label, collected, model) -> Collection`, such as
+        `data.labelled` by a reward. prepare: `(config.learn, collected, model) -> Experiment`, on what was collected
+        (or labelled), which usually begins with the model's parameters. ask: `stage`, or `Study.stage`.
+
+    Returns the trained stage of every round. Raises InvalidInput for settings without one of these entries.
+    """
+    steps = ("collect", "learn", *(() if label is None else ("label",)))
+    for number, config in enumerate(settings):
+        if lacking := [step for step in steps if step not in config]:
+            raise invalid(f"settings[{number}]", sorted(config), f"the entries {lacking} are missing")
+    model, done = first, []
+    for number, config in enumerate(settings):
+        examples = ask(f"{name} {number}: examples", config["collect"], model, collect=collect)
+        if label is not None:
+            examples = ask(f"{name} {number}: labels", config["label"], examples, model, collect=label)
+        model = ask(f"{name} {number}", config["learn"], examples, model, prepare=prepare)
+        done.append(model)
+    return done
 
 
 def spent() -> float:
@@ -133,9 +178,12 @@ def stage_key(
     *parents: Stage,
     prepare: Callable[..., Experiment] = prepare,
     make: Callable[..., Mapping[str, Any]] | None = None,
+    collect: Callable[..., Collection] | None = None,
 ) -> str:
     """The key of `stage` of the same arguments: 16 hexadecimal digits."""
-    function = prepare if make is None else make
+    if make is not None and collect is not None:
+        raise InvalidInput("A stage is made or collected: give one of make= and collect=.")
+    function = make or collect or prepare
     source = None if function is _PREPARE else _source(function)
     read = [relevant(config), source, [parent.key for parent in parents]]
     return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()[:16]
@@ -212,10 +260,11 @@ def probe_loss(experiment: Experiment, params: Params) -> float:
 
 def _write(made: Stage, folder: Path, config: Any, parents: tuple[Stage, ...]) -> None:
     loss = None if made.experiment is None else probe_loss(made.experiment, made.value)
-    if (folder / "value").exists():
-        # Of one that was killed before its record was written.
-        set_aside(folder / "value")
-    training.save_params(folder / "value", made.value)
+    if not isinstance(made.value, Shards):
+        if (folder / "value").exists():
+            # Of one that was killed before its record was written.
+            set_aside(folder / "value")
+        training.save_params(folder / "value", made.value)
     record = {"name": made.name, "seconds": made.seconds, "loss": loss, "config": relevant(config)}
     record["parents"] = {parent.name: parent.key for parent in parents}
     text = json.dumps(record, indent=2)
@@ -225,7 +274,7 @@ def _write(made: Stage, folder: Path, config: Any, parents: tuple[Stage, ...]) -
     shutil.rmtree(folder / "run", ignore_errors=True)
 
 
-def _read(name: str, key: str, folder: Path, experiment: Experiment | None) -> Stage | None:
+def _read(name: str, key: str, folder: Path, experiment: Experiment | None, collected: bool) -> Stage | None:
     """The stage that is kept in `folder`, if it is whole and still what it was; what is not is set aside.
 
     Raises InvalidInput where it cannot be read now, which says nothing of what is there.
@@ -234,6 +283,8 @@ def _read(name: str, key: str, folder: Path, experiment: Experiment | None) -> S
         return None
     try:
         record = json.loads((folder / "stage.json").read_text(encoding="utf-8"))
+        if collected:
+            return _read_collected(name, key, folder / "value", record["seconds"])
         value = training.load_params(folder / "value", mesh=experiment and experiment.mesh)
         if experiment is not None:
             loss = probe_loss(experiment, value)
@@ -248,4 +299,14 @@ def _read(name: str, key: str, folder: Path, experiment: Experiment | None) -> S
         aside = set_aside(folder)
         told = f"The stage {name!r} cannot be used ({problem}); it is made anew, and what was there is kept as {aside}."
         warnings.warn(told, stacklevel=3)
+        return None
+
+
+def _read_collected(name: str, key: str, folder: Path, seconds: float) -> Stage | None:
+    """What was collected; None where shards are missing or damaged, which are then made again beside the others."""
+    if not (folder / DESCRIPTION).is_file():
+        raise ValueError(f"{DESCRIPTION} is missing")
+    try:
+        return Stage(name, key, data.latents(str(folder)), None, seconds, True)
+    except InvalidInput:
         return None

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax import data, experiment, stages
+from diffusion_jax import data, denoisers, experiment, solvers, stages, timesteps
 from diffusion_jax.config import ConfigDict, call
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.experiment import defaults, prepare
@@ -205,3 +205,71 @@ def test_parts_stand_in_place_of_what_the_config_describes():
     made = experiment.prepare(small(), source=other, begin=lambda key: {"mine": key})
     assert made.source is other
     assert made.init_params(1) == {"mine": 1}
+
+
+def runs_of(config, model):
+    """The model's own samples, with the noise from which they came."""
+    network, process = model.trained.network, model.trained.process
+    draw = data.trajectories(
+        jax.random.key(int(config["seed"])),
+        denoisers.denoiser(network, process),
+        model.value,
+        solvers.flow_euler(),
+        timesteps.linspace(2),
+        shape=model.trained.shape,
+        conditions=data.cycled_labels(3),
+    )
+    return data.Collection(draw, 16, batch_size=8, shard_size=8)
+
+
+def on_runs(config, examples, model):
+    return prepare(config, source=examples.value, begin=lambda key: model.value)
+
+
+def test_rounds_are_stages_that_are_found_again_and_go_on_where_they_were_cut(cache, monkeypatch):
+    first = stage("flow", small())
+
+    def reflow(seeds):
+        settings = [{"collect": {"seed": seed}, "learn": changed("train.steps", 2)} for seed in seeds]
+        return stages.rounds("reflow", first, settings, collect=runs_of, prepare=on_runs)
+
+    def leaves(stage):
+        return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(stage.value)])
+
+    # Killed in the second round, after the first of the two shards of its examples.
+    written, calls = data.collected.write_latents, []
+
+    def dying(folder, *rest):
+        calls.append(folder)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        written(folder, *rest)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(data.collected, "write_latents", dying)
+        reflow((1, 2))
+    again = reflow((1, 2))
+    assert [one.loaded for one in again] == [True, False]
+    # In another cache, in one go.
+    monkeypatch.setenv("DIFFUSION_JAX_CACHE", str(cache.parent / "other"))
+    np.testing.assert_array_equal(leaves(reflow((1, 2))[1]), leaves(again[1]))
+    # Another second round leaves the first as it is.
+    other = reflow((1, 3))
+    assert other[0].loaded and not other[1].loaded and other[1].key != again[1].key
+    with pytest.raises(InvalidInput, match=r"settings\[0\].*'learn'"):
+        stages.rounds("x", first, [{"collect": {}}], collect=runs_of, prepare=on_runs)
+
+
+def test_what_was_collected_is_read_from_its_shards_and_a_damaged_one_is_made_again(cache):
+    model = stage("flow", small())
+    made = stage("runs", {"seed": 1}, model, collect=runs_of)
+    assert not made.loaded and stage("runs", {"seed": 1}, model, collect=runs_of).loaded
+    (shard,) = (cache / made.key / "value" / "train").glob("00000*.x0.npy")
+    whole, noise = shard.read_bytes(), made.value[3]["noise"]
+    shard.write_bytes(whole[:50])
+    assert not stage("runs", {"seed": 1}, model, collect=runs_of).loaded
+    assert shard.read_bytes() == whole
+    in_memory = stage("runs", {"seed": 1}, model, collect=runs_of, keep=False)
+    np.testing.assert_array_equal(in_memory.value[3]["noise"], noise)
+    with pytest.raises(InvalidInput, match="one of make= and collect="):
+        stage("x", {}, make=doubled, collect=runs_of)

@@ -16,6 +16,9 @@ from diffusion_jax.interop.pipelines import KINDS
 
 SCHEDULES = ("constant", "cosine", "linear")
 
+LCM_STEPS, LCM_SHOWN = 50, {"scheduler": "LCMScheduler", "num_steps": 4, "scale": 1.0}
+"""Steps of the teacher whose neighbours a student of few steps makes equal, and how the student is shown."""
+
 RATES = {"lora": 1e-4, "full": 1e-5}
 """Learning rates unless told: factors begin at no change, and a whole network forgets at their rate."""
 
@@ -44,10 +47,12 @@ def fine_tuning_config(pretrained: str, folder: str, classes: bool = False, lora
     config.held_out = config.model = config.process = None
     config.lora = None if lora_rank is None else call("adapters.lora", rank=lora_rank, select=ATTENTION)
     config.objective = call("objectives.denoising", cond_dropout=0.1)
+    config.teacher_guidance = None
     rate = call("training.optimizers.constant", value=RATES["full" if lora_rank is None else "lora"])
     config.optimizer = call("training.optimizers.adamw", learning_rate=rate, weight_decay=0.01, decayed=".*")
     config.train.update(checkpoint_every=250, validate_every=None)
     config.validation = {"prompts": (), "negative": None, "images_per_prompt": 1, "num_steps": None, "scale": None}
+    config.validation.scheduler = None
     return config
 
 
@@ -85,7 +90,7 @@ def set_flags(arguments: argparse.Namespace, config: ConfigDict) -> None:
     _set(config.pretrained, **{name: getattr(arguments, name) for name in PRETRAINED})
     _set(config.train, steps=arguments.steps, batch_size=arguments.batch_size, accumulate=arguments.accumulate)
     _set(config.train, checkpoint_every=arguments.checkpoint_every)
-    _set(config.objective, cond_dropout=arguments.caption_dropout)
+    _set_objective(config, arguments)
     if arguments.min_snr is not None:
         config.objective.weight = call("timesteps.min_snr_weight", gamma=arguments.min_snr)
     if arguments.ema is not None:
@@ -116,6 +121,21 @@ def _set(group: Any, **values: Any) -> None:
         for name, value in values.items():
             if value is not None:
                 group[name] = value
+
+
+def _set_objective(config: ConfigDict, arguments: argparse.Namespace) -> None:
+    if arguments.lcm is None:
+        _set(config.objective, cond_dropout=arguments.caption_dropout)
+        return
+    for flag in ("caption_dropout", "min_snr"):
+        if getattr(arguments, flag) is not None:
+            raise InvalidInput(f"--{flag.replace('_', '-')} is of training by denoising: leave it out with --lcm.")
+    grid = call("timesteps.trailing", steps=LCM_STEPS, num_train_steps=1000)
+    earlier, draw = call("objectives.neighbour", grid=grid), call("timesteps.on_grid", grid=grid)
+    distance = call("objectives.pseudo_huber", c=1e-3)
+    config.objective = call("objectives.consistency", earlier=earlier, draw=draw, distance=distance)
+    _set(config, teacher_guidance=arguments.lcm)
+    config.validation.update(LCM_SHOWN)
 
 
 def _set_rate(config: ConfigDict, arguments: argparse.Namespace) -> None:
@@ -174,6 +194,10 @@ def parser(description: str | None) -> CommandParser:
     loss.add_argument("--learning-rate", type=float, metavar="RATE", help="default 1e-4 of LoRA, 1e-5 of all weights")
     loss.add_argument("--schedule", choices=SCHEDULES, help="of the learning rate (default constant)")
     loss.add_argument("--warmup-steps", type=int, metavar="N", help="of the learning rate (default 0)")
+    loss.add_argument(
+        "--lcm", type=float, metavar="GUIDANCE", help="distils into a student of 1 to 8 steps without guidance, from "
+        "the checkpoint with so much of it, e.g. 7.5 (Luo et al. 2023; with --lora-rank an LCM-LoRA)",
+    )  # fmt: skip
     loss.add_argument("--min-snr", type=float, metavar="GAMMA", help="weight of Hang et al. 2023, e.g. 5")
     loss.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the arithmetic (default float32)")
     loss.add_argument("--remat", help="what is computed again to save memory: full, dots, ... (default none)")

@@ -127,6 +127,8 @@ def load_pipelines(arguments: argparse.Namespace, mesh: Any) -> list[Pipeline]:
     loras = [parse_lora(text) for text in arguments.lora]
     pipelines = [interop.load_pipeline(arguments.pretrained, loras=loras, **single, **options)]
     pipelines += [interop.load_pipeline(arguments.refiner, **options)] if arguments.refiner else []
+    if arguments.scheduler:
+        pipelines[0] = interop.with_scheduler(pipelines[0], arguments.scheduler)
     for path in arguments.embedding:
         pipelines = [interop.with_embeddings(one, path) for one in pipelines]
     return pipelines

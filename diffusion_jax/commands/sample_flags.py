@@ -152,6 +152,9 @@ def sample_parser() -> SampleParser:
 
     add = group("parts", PRETRAINED)
     add("--lora", action="append", default=[], metavar="FILE[:WEIGHT]", help="repeatable")
+    add(
+        "--scheduler", metavar="CLASS", help="of diffusers, e.g. LCMScheduler for a student (default: the checkpoint's)"
+    )
     add("--embedding", action="append", default=[], metavar="FILE", help="a word with vectors of its own; repeatable")
     add("--vae", metavar="FOLDER", help="a folder or file with another autoencoder")
     add("--refiner", metavar="FOLDER", help="a second checkpoint, whose network goes on from --handover")

@@ -4,13 +4,15 @@ A batch is `{"x0": ..., "cond": {...}, "index": int32 [B]}`. Constructors of sou
 can name them (`data.digits`). Nothing here uses the network, except preparing a data set of tensorflow-datasets.
 """
 
-from diffusion_jax.data import captioned_digits, moving, portrait, push_t, scenes, tabletop, wardrobe
+from diffusion_jax.data import captioned_digits, moving, portrait, push_t, referring, scenes, tabletop, wardrobe
 from diffusion_jax.data.captioned_digits import named_digits
+from diffusion_jax.data.collected import Collection, collect, labelled, trajectories
 from diffusion_jax.data.conditions import Conditions, conditions_of, cycled_labels
 from diffusion_jax.data.demonstrations import Demonstrations, Pictures, principal_futures, tabletop_demonstrations
 from diffusion_jax.data.digits import digits
 from diffusion_jax.data.encoded import PrincipalLatents, encoded, principal_latents, stacked_examples
 from diffusion_jax.data.faces import faces
+from diffusion_jax.data.fashion_mnist import GARMENTS, fashion_mnist
 from diffusion_jax.data.files import array_record, arrays, write_array_record
 from diffusion_jax.data.image_folders import captioned_folder, encoded_captions, image_folder
 from diffusion_jax.data.latent_shards import latents, write_latents
@@ -23,6 +25,8 @@ from diffusion_jax.data.portrait import talking_faces
 from diffusion_jax.data.prose import documents as prose_documents
 from diffusion_jax.data.prose import prose
 from diffusion_jax.data.push_t import push_t_demonstrations
+from diffusion_jax.data.referring import referring_scenes, stereo_patches
+from diffusion_jax.data.regression import smooth_function
 from diffusion_jax.data.scenes import shapes
 from diffusion_jax.data.shadows import ShadowPairs, shadow_pairs
 from diffusion_jax.data.sources import (
@@ -33,6 +37,7 @@ from diffusion_jax.data.sources import (
     rows_of_each_size,
     unconditional,
 )
+from diffusion_jax.data.splat_scenes import SplatScenes, splat_scenes
 from diffusion_jax.data.tfds import tfds
 from diffusion_jax.data.tokenizers import Tokenizer, bpe_tokenizer, byte_tokenizer, word_tokenizer
 from diffusion_jax.data.toys2d import TOYS, Mixture, gaussian_blobs, toys2d
@@ -40,10 +45,12 @@ from diffusion_jax.data.transforms import flip, normalise, random_crop, resize
 from diffusion_jax.data.wardrobe import try_on
 
 __all__ = [
+    "GARMENTS",
     "PHOTOGRAPHS",
     "TOYS",
     "ArraySource",
     "Batches",
+    "Collection",
     "Conditions",
     "Demonstrations",
     "FolderSummary",
@@ -52,6 +59,7 @@ __all__ = [
     "PrincipalLatents",
     "ShadowPairs",
     "Source",
+    "SplatScenes",
     "Tokenizer",
     "array_record",
     "arrays",
@@ -60,18 +68,21 @@ __all__ = [
     "captioned_digits",
     "captioned_folder",
     "check_finite",
+    "collect",
     "conditions_of",
     "cycled_labels",
     "digits",
     "encoded",
     "encoded_captions",
     "faces",
+    "fashion_mnist",
     "flip",
     "folder_summary",
     "from_pairs",
     "gaussian_blobs",
     "held_out",
     "image_folder",
+    "labelled",
     "latents",
     "moving",
     "moving_shapes",
@@ -88,18 +99,24 @@ __all__ = [
     "push_t",
     "push_t_demonstrations",
     "random_crop",
+    "referring",
+    "referring_scenes",
     "resize",
     "rows_of_each_size",
     "scenes",
     "shadow_pairs",
     "shapes",
+    "smooth_function",
+    "splat_scenes",
     "stacked_examples",
+    "stereo_patches",
     "tabletop",
     "tabletop_demonstrations",
     "talking_faces",
     "textures",
     "tfds",
     "toys2d",
+    "trajectories",
     "try_on",
     "unconditional",
     "wardrobe",

@@ -3,26 +3,31 @@
     NAME.x0.npy, NAME.label.npy, ...          shards, in a folder or in its subfolders `train` and `held_out`
     latents.json                              in the folder with subfolders: what they were made by, how many there are
 
-`diffusion-jax encode` writes such folders; shards of one's own need no description.
+`diffusion-jax encode` and `data.collect` write such folders; shards of one's own need no description.
 """
 
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
+from diffusion_jax.config import differences
 from diffusion_jax.data.files import MappedRows, as_condition, as_data, existing, identity
 from diffusion_jax.data.sources import as_labels
-from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.reading import read_array, read_json
 from diffusion_jax.whole_files import written_whole
 
 DESCRIPTION = "latents.json"
 """What the shards of a folder were made by."""
+
+PLACES = ("folder",)
+"""Entries of a description that say where something was; what it was is said by the others."""
 
 PARTS = ("train", "held_out")
 """Subfolders of a described folder."""
@@ -36,6 +41,8 @@ class Shards:
     """Examples spread over files, which stay on disk; the order is that of the file names.
 
     description: what they were made by, where `latents.json` says it.
+    beside: which of the arrays beside x0 are entries of the batch themselves, such as `noise`; the others are
+        conditions.
     """
 
     files: tuple[Path, ...]
@@ -50,6 +57,7 @@ class Shards:
     class_names: tuple[str, ...] | None = None
     description: Mapping[str, Any] | None = None
     held_out: "Shards | None" = None
+    beside: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return self.starts[-1]
@@ -62,7 +70,8 @@ class Shards:
         row = index - self.starts[shard]
         x0 = content["x0"][row]
         example = {"x0": x0 if x0.dtype == np.int32 else (x0 - self.shift) * self.scale}
-        cond = {key: value[row] for key, value in content.items() if key != "x0"}
+        cond = {key: value[row] for key, value in content.items() if key not in ("x0", *self.beside)}
+        example |= {key: content[key][row] for key in self.beside}
         return {**example, "cond": cond} if cond else example
 
 
@@ -98,19 +107,27 @@ def _shard(file: Path, identities: tuple[Any, ...]) -> dict:
     return content
 
 
-def latents(folder: str, *, scale: float = 1.0, shift: float = 0.0, num_classes: int | None = None) -> Shards:
+def latents(
+    folder: str,
+    *,
+    scale: float = 1.0,
+    shift: float = 0.0,
+    num_classes: int | None = None,
+    beside: Sequence[str] = (),
+) -> Shards:
     """Latents computed beforehand: a folder that `diffusion-jax encode` wrote, with what it holds out, or shards
     `NAME.x0.npy`, each with `NAME.label.npy` and the like beside it.
 
     Shards are memory-mapped, so the data may be larger than the memory. `x0 <- (x0 - shift) * scale`, e.g. scale
     0.18215 for the latents of Stable Diffusion as they come; those that `encode` wrote are scaled. Signed integers are
-    tokens and stay. `write_latents` writes the format.
+    tokens and stay. `write_latents` writes the format. beside: arrays that are entries of the batch, such as "noise",
+    and no conditions; sets that `collect` wrote say so themselves.
 
     Raises InvalidInput for shards that differ in shape or conditions, and for a folder that is not finished.
     """
     root = existing(folder, "The folder of latents")
     if not (root / DESCRIPTION).is_file():
-        return _shards(root, scale, shift, num_classes)
+        return _with_beside(_shards(root, scale, shift, num_classes), beside)
     told = read_json(root / DESCRIPTION)
     if (scale, shift) != (1.0, 0.0):
         raise invalid("scale, shift", (scale, shift), f"the latents in {str(root)!r} are scaled already: leave it out")
@@ -122,14 +139,23 @@ def latents(folder: str, *, scale: float = 1.0, shift: float = 0.0, num_classes:
         count = counts.get(part) if isinstance(counts, Mapping) else None
         if not count:
             continue
-        parts[part] = dataclasses.replace(_shards(root / part, 1.0, 0.0, classes), **known)
+        found = dataclasses.replace(_shards(root / part, 1.0, 0.0, classes), **known)
+        parts[part] = _with_beside(found, beside or told.get("beside") or ())
         if len(parts[part]) != count:
             raise InvalidInput(
-                f"{str(root / part)!r} holds {len(parts[part])} of {count} latents: run the same encode command again."
+                f"{str(root / part)!r} holds {len(parts[part])} of {count} examples: run again what was making them."
             )
     if "train" not in parts:
         raise InvalidInput(f"{str(root / DESCRIPTION)!r} names no latents to train on.")
     return dataclasses.replace(parts["train"], held_out=parts.get("held_out"))
+
+
+def _with_beside(shards: Shards, names: Sequence[str]) -> Shards:
+    have = sorted(_shard(shards.files[0], shards.identities[0]).keys() - {"x0"})
+    for name in names:
+        if name not in have:
+            raise unknown("beside", name, have)
+    return dataclasses.replace(shards, beside=tuple(names))
 
 
 def _names(told: Mapping[str, Any]) -> tuple[str, ...] | None:
@@ -172,6 +198,56 @@ def write_latents(folder: str | Path, name: str, x0: np.ndarray, cond: Mapping[s
         with part.open("wb") as opened:
             np.save(opened, value, allow_pickle=False)
         part.replace(folder / f"{name}.{key}.npy")
+
+
+class Shard(NamedTuple):
+    """A shard to be written: its name, which examples it holds, and whether it is there already."""
+
+    name: str
+    rows: range
+    there: bool
+
+
+def shards_to_write(folder: Path, count: int, shard_size: int) -> list[Shard]:
+    """The shards of `count` examples that this process writes: with several, each has its share."""
+    total = -(-count // shard_size)
+    shards = []
+    for number in range(jax.process_index(), total, jax.process_count()):
+        name = f"{number:05d}-of-{total:05d}"
+        rows = range(number * shard_size, min(count, (number + 1) * shard_size))
+        shards.append(Shard(name, rows, _is_there(folder / f"{name}.x0.npy", len(rows))))
+    return shards
+
+
+def _is_there(path: Path, count: int) -> bool:
+    # x0 is written last.
+    if not path.is_file():
+        return False
+    try:
+        return len(read_array(path, mmap=True)) == count
+    except InvalidInput:
+        print(f"{path} is damaged and is made again.")
+        return False
+
+
+def check_same(folder: Path, description: Mapping[str, Any], what: str, instead: str) -> None:
+    """Raises InvalidInput where `folder` holds `what` ("latents") that were made by something else; instead: what to do
+    about it. Entries that `description` lacks, and places (`PLACES`) at any depth, are not compared."""
+    file = folder / DESCRIPTION
+    if not file.is_file():
+        if folder.is_dir() and any(folder.rglob("*.x0.npy")):
+            raise InvalidInput(f"{folder} holds {what}, and nothing tells what made them: {instead}.")
+        return
+    stored = read_json(file)
+    stored = {name: value for name, value in stored.items() if name in description}
+    if changed := differences(_without_places(stored), _without_places(description)):
+        raise InvalidInput(f"{folder} holds {what} that were made otherwise: {', '.join(changed[:5])}; {instead}.")
+
+
+def _without_places(description: Any) -> Any:
+    if not isinstance(description, Mapping):
+        return description
+    return {key: _without_places(value) for key, value in description.items() if key not in PLACES}
 
 
 def describe_latents(folder: Path, description: Mapping[str, Any]) -> None:

@@ -47,6 +47,7 @@ class ArraySource:
     x0: `[N, ...]` float32 (images in [-1, 1], channels-last) or int32 tokens, or a dict of those for joint data.
     cond: arrays `[N, ...]`, e.g. `{"label": int32 [N]}`, the numbers of classes from 0; empty where there is none.
     num_classes, vocab_size, tokenizer, class_names, density: what is known about the data; None when it does not apply.
+    beside: arrays `[N, ...]` of what else an objective reads of a batch, such as `noise`, `states` or `weight`.
     """
 
     x0: Any
@@ -57,10 +58,11 @@ class ArraySource:
     tokenizer: Any = None
     class_names: tuple[str, ...] | None = None
     density: Any = None
+    beside: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         leaves = list(self.x0.values()) if isinstance(self.x0, Mapping) else [self.x0]
-        lengths = {len(leaf) for leaf in [*leaves, *self.cond.values()]}
+        lengths = {len(leaf) for leaf in [*leaves, *self.cond.values(), *self.beside.values()]}
         if len(lengths) != 1:
             raise invalid(f"{self.name} lengths", sorted(lengths), "every array must have one entry per example")
         if not len(self):
@@ -84,9 +86,10 @@ class ArraySource:
     def take(self, indices: Indices | int | np.integer) -> dict:
         """The examples at `indices`, stacked (one example without a batch axis when it is a single number)."""
         x0 = {k: v[indices] for k, v in self.x0.items()} if isinstance(self.x0, Mapping) else self.x0[indices]
+        beside = {name: values[indices] for name, values in self.beside.items()}
         if not self.cond:
-            return {"x0": x0}
-        return {"x0": x0, "cond": {name: values[indices] for name, values in self.cond.items()}}
+            return {"x0": x0, **beside}
+        return {"x0": x0, "cond": {name: values[indices] for name, values in self.cond.items()}, **beside}
 
 
 class _Unconditional:
@@ -99,7 +102,7 @@ class _Unconditional:
         return len(self._source)
 
     def __getitem__(self, index: int) -> dict:
-        return {"x0": self._source[index]["x0"]}
+        return {name: value for name, value in self._source[index].items() if name != "cond"}
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name == "take":
@@ -187,8 +190,7 @@ def numbered(names: Sequence[str], class_names: Sequence[str], where: str) -> li
 
 def not_finite(batch: Mapping[str, Any]) -> tuple[str, int] | None:
     """The entry of a batch, such as "x0" or "cond['audio']", and its first row that holds a NaN or an infinity."""
-    for entry in ("x0", "cond"):
-        value = batch.get(entry)
+    for entry, value in batch.items():
         leaves = {f"{entry}[{key!r}]": value[key] for key in value} if isinstance(value, Mapping) else {entry: value}
         for name, leaf in leaves.items():
             leaf = np.asarray(leaf)

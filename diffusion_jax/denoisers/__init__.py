@@ -27,7 +27,7 @@ from diffusion_jax.denoisers.conditions import (
     scheduled_condition,
     switched_condition,
 )
-from diffusion_jax.denoisers.contrast import contrasted
+from diffusion_jax.denoisers.contrast import composed, contrasted
 from diffusion_jax.denoisers.flow_map import flow_map
 from diffusion_jax.denoisers.gradient import classifier_guided, energy_guided
 from diffusion_jax.denoisers.guidance import autoguided, cfg_plus_plus, guided, linear_rule, projected_guided
@@ -35,7 +35,7 @@ from diffusion_jax.denoisers.joint import combined, jointly_guided, marginal_gui
 from diffusion_jax.denoisers.matching import on_process
 from diffusion_jax.denoisers.recording import Recorded, predicted_x0, recorded
 from diffusion_jax.denoisers.scales import cosine_scale, interval_scale, linear_scale, sample_scale
-from diffusion_jax.denoisers.switching import averaged, by_log_snr, by_share, by_time, switched, time_table
+from diffusion_jax.denoisers.switching import averaged, by_interval, by_log_snr, by_share, by_time, switched, time_table
 
 __all__ = [
     "Branches",
@@ -48,6 +48,7 @@ __all__ = [
     "autoguided",
     "averaged",
     "blended_condition",
+    "by_interval",
     "by_log_snr",
     "by_share",
     "by_time",
@@ -55,6 +56,7 @@ __all__ = [
     "classifier_guided",
     "clipped",
     "combined",
+    "composed",
     "condition_by_step",
     "contrasted",
     "cosine_scale",

@@ -11,7 +11,14 @@ from diffusion_jax.interop.generation import generate
 from diffusion_jax.interop.images import Preprocessor, load_preprocessor
 from diffusion_jax.interop.lora_files import load_lora, save_lora
 from diffusion_jax.interop.pipeline_folders import base_digest, save_pipeline
-from diffusion_jax.interop.pipelines import Pipeline, load_pipeline, pipeline_class, with_lora, with_network
+from diffusion_jax.interop.pipelines import (
+    Pipeline,
+    load_pipeline,
+    pipeline_class,
+    with_lora,
+    with_network,
+    with_scheduler,
+)
 from diffusion_jax.interop.pretrained import Pretrained, load_pretrained, save_pretrained
 from diffusion_jax.interop.schedulers import Scheduler, read_scheduler, write_scheduler_config
 from diffusion_jax.interop.tables import StoredTensor, TensorTable
@@ -62,5 +69,6 @@ __all__ = [
     "with_embeddings",
     "with_lora",
     "with_network",
+    "with_scheduler",
     "write_scheduler_config",
 ]

@@ -39,6 +39,7 @@ class Fields:
 
     most_layers: how many layers there can be, since each has tensors of its own in the files.
     aliases: other names of fields, `{alias: name}`.
+    `read` are the fields that were asked for, with the defaults of those that are absent.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Fields:
         aliases: Mapping[str, str] | None = None,
     ):
         self.values, self.source, self.most_layers = dict(values), source, most_layers
+        self.read: dict[str, Any] = {}
         self.known = set(aliases or ())
         for alias, name in (aliases or {}).items():
             if alias in self.values and self.values.get(name, self.values[alias]) != self.values[alias]:
@@ -66,7 +68,8 @@ class Fields:
         self.known.add(name)
         if name not in self.values and default is REQUIRED:
             raise InvalidInput(f"{self.source} lacks {name}.")
-        return self.values.get(name, default)
+        self.read[name] = self.values.get(name, default)
+        return self.read[name]
 
     def _absent(self, name: str, default: Any) -> bool:
         """Whether the default counts: the field is not there, or null where that is the default."""

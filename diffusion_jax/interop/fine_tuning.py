@@ -18,7 +18,7 @@ the prompt. The autoencoder, the text encoders and, beside adapters, the weights
     tuned.save("out/pytorch_lora_weights.safetensors", state.params)
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.adapters import Lora, at_scale
+from diffusion_jax.denoisers import denoiser, guided
 from diffusion_jax.errors import InvalidInput, unknown
 from diffusion_jax.interop.generation import GUIDANCE, pixel_step
 from diffusion_jax.interop.lora_files import save_lora
@@ -36,7 +37,7 @@ from diffusion_jax.interop.pretrained import Pretrained, save_pretrained
 from diffusion_jax.interop.requests import checked_size
 from diffusion_jax.objectives import on_latents, with_frozen
 from diffusion_jax.timesteps import on_grid, trailing, uniform
-from diffusion_jax.typing import Network, Objective, Process, TimestepDraw
+from diffusion_jax.typing import Denoiser, Network, Number, Objective, Process, TimestepDraw
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 """The projections of attention, as diffusers calls them: what its scripts for LoRA adapt."""
@@ -67,6 +68,7 @@ def fine_tuning(
     *,
     adapter: Callable[[Network], Lora] | None = None,
     pictures: bool = False,
+    guidance: Number | None = None,
 ) -> FineTuning:
     """Training of the denoising network of `pipeline`, or of low-rank factors beside it, by equation (1).
 
@@ -74,6 +76,9 @@ def fine_tuning(
         the network is asked where nothing is: for the dropout of captions) and draw= (`training_times`).
     size: height and width of the pictures, multiples of 8 (16 for DiT and PixArt).
     adapter: network -> `adapters.lora` of it, whose factors learn; the whole network learns when None.
+    guidance: of a teacher, for objectives that distil, such as `objectives.consistency`: they are called with teacher=
+        and teacher_params= as well, which are the checkpoint as it is, guided by this scale (1: not guided). What
+        learns is sampled without guidance. With low-rank factors and `consistency` that is LCM-LoRA (Luo et al. 2023).
     pictures: whether batches hold pictures `[B, H, W, 3]` in [-1, 1], which the step encodes (to the mean of the
         posterior), and not their latents.
 
@@ -90,7 +95,12 @@ def fine_tuning(
     process = pipeline.scheduler.process
 
     null = _dropped(pipeline, nothing, size)
-    own = objective(network=network, process=process, null=null, draw=training_times(process))
+    told: dict[str, Any] = {"network": network, "process": process}
+    if guidance is None:
+        told |= {"null": null, "draw": training_times(process)}
+    else:
+        told |= {"teacher": _teacher(base.network, process, guidance, null), "teacher_params": base.params}
+    own = objective(**told)
     if lora is not None:
         own = with_frozen(own, {"params": base.params}, "lora")
     if pictures:
@@ -116,6 +126,11 @@ def fine_tuning(
         return save_lora(path, base, at_scale({}, learned, lora.scale)["lora"])
 
     return FineTuning(own, init, network, process, pipeline_of, save)
+
+
+def _teacher(network: Network, process: Process, guidance: Number, null: Mapping[str, Any]) -> Denoiser:
+    plain = denoiser(network, process)
+    return plain if guidance == 1 else guided(plain, guidance, null=null)
 
 
 def training_times(process: Process) -> TimestepDraw:

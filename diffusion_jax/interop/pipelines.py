@@ -32,7 +32,7 @@ from diffusion_jax.interop.prompts import (
     t5_prompts,
     text_encoder,
 )
-from diffusion_jax.interop.schedulers import Scheduler, read_scheduler
+from diffusion_jax.interop.schedulers import Scheduler, of_class, read_scheduler
 from diffusion_jax.models import KLVAE, T5, CLIPText
 from diffusion_jax.models.conditions import Label, Sizes
 from diffusion_jax.models.layers.conditioning import find_stream
@@ -239,6 +239,16 @@ def with_network(pipeline: Pipeline, network: Network, params: Any) -> Pipeline:
     """The pipeline with another denoising network in the place of its own, such as its own with adapters."""
     lift = _lifting(network)
     return pipeline._replace(denoiser=lift(pipeline.scheduler.process), params=params, lift=lift)
+
+
+def with_scheduler(pipeline: Pipeline, name: str) -> Pipeline:
+    """The pipeline with another class of scheduler for the noise levels of its own, such as "LCMScheduler" for a
+    student of few steps: `LCMScheduler.from_config(pipe.scheduler.config)` in diffusers.
+
+    Raises InvalidInput for a class that is not read, and where a field of the checkpoint's config has a value that the
+    class does not know.
+    """
+    return pipeline._replace(scheduler=of_class(pipeline.scheduler, name))
 
 
 def pipeline_class(folder: str | os.PathLike, prediction_type: str | None = None) -> str:

@@ -87,6 +87,14 @@ def read_scheduler(config: Any, eta: Any = None) -> Scheduler:
     return scheduler._replace(config=dict(config))
 
 
+def of_class(scheduler: Scheduler, name: str) -> Scheduler:
+    """The scheduler of another class from the same config: `Class.from_config(scheduler.config)` in diffusers, where a
+    config holds the values of all fields. Here those that are absent have the defaults of the first class."""
+    fields = Fields(scheduler.config, scheduler.config["_class_name"])
+    SCHEDULERS[fields.source](fields)
+    return read_scheduler({**fields.read, **scheduler.config, "_class_name": name})
+
+
 def write_scheduler_config(folder: str | Path, scheduler: Scheduler) -> Path:
     """Writes the config that `scheduler` was read from as `folder/scheduler_config.json`."""
     if not scheduler.config:

@@ -32,6 +32,8 @@ from diffusion_jax.data.sources import SPLITS, Source
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.metrics.arrays import labels_within, signed_images
 from diffusion_jax.metrics.frechet import frechet_distance
+from diffusion_jax.objectives import FeatureSpace
+from diffusion_jax.objectives.feature_spaces import Kernel
 from diffusion_jax.typing import Numbers
 
 _RECIPE = 2
@@ -83,6 +85,15 @@ class Judge:
     def logits(self, images: Numbers) -> np.ndarray:
         """Logits `[N, K]` of the classes, or of the presence of each thing."""
         return _answers(self.settings, self.params, images)[1]
+
+
+def judge_space(judge: Judge, kernel: Kernel, weight: float = 1.0) -> FeatureSpace:
+    """The features of `judge` as a space for `objectives.kernel_matching`, for examples in [-1, 1].
+
+    Measure the result with another judge: a sampler learns whatever pleases the features that it is trained on.
+    """
+    pooled = judge.settings.pooled
+    return FeatureSpace(lambda params, x: _apply(params, x, pooled)[0], kernel, judge.params, weight)
 
 
 class Judged(NamedTuple):

@@ -8,6 +8,7 @@ blocks (`layers.branches`). What is attached to a frozen network is in `adapters
 """
 
 from diffusion_jax.models.caption_decoder import CaptionDecoder, Captioner, caption_decoder
+from diffusion_jax.models.choosing import Chooser, chooser
 from diffusion_jax.models.conditions import (
     audio,
     concat,
@@ -44,6 +45,7 @@ from diffusion_jax.models.mlp import Mlp, mlp
 from diffusion_jax.models.network import count_params, network, param_shapes
 from diffusion_jax.models.observing import FrameEncoder, observing, watching
 from diffusion_jax.models.paths import by_path, depth_axes, per_layer
+from diffusion_jax.models.reconstruction import Reconstructor, pixel_reconstructor
 from diffusion_jax.models.references import (
     Referenced,
     cache_references,
@@ -79,6 +81,7 @@ __all__ = [
     "CLIPText",
     "CaptionDecoder",
     "Captioner",
+    "Chooser",
     "CondKey",
     "ConditionStream",
     "ControlNet",
@@ -98,6 +101,7 @@ __all__ = [
     "Layers",
     "Mlp",
     "Place",
+    "Reconstructor",
     "Referenced",
     "Sliced",
     "Staged",
@@ -112,6 +116,7 @@ __all__ = [
     "cached",
     "caption_decoder",
     "check_values",
+    "chooser",
     "clip_text",
     "clip_vision",
     "concat",
@@ -151,6 +156,7 @@ __all__ = [
     "param_shapes",
     "per_layer",
     "pixart",
+    "pixel_reconstructor",
     "pooled",
     "principal_components",
     "reference",

@@ -91,7 +91,7 @@ class DiT(nn.Module):
     mlp_norm_eps: float = 1e-6
     in_channels: int = 0
 
-    takes = ("vector", "context", "tokens", "channels", "layers")
+    takes = ("vector", "context", "tokens", "channels", "layers", "time")
 
     @nn.compact
     def __call__(self, x, t, cond, train):

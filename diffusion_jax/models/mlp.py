@@ -28,7 +28,7 @@ class Mlp(nn.Module):
     scan: bool = True
     dtype: str = "float32"
 
-    takes = ("vector", "channels", "layers")
+    takes = ("vector", "channels", "layers", "time")
 
     @nn.compact
     def __call__(self, x, t, cond, train):

@@ -1,8 +1,9 @@
 """What objectives do with a batch before the loss: draw times, give each example its keys, drop conditions.
 
 A batch is a dict: `x0` (an array `[B, ...]` or a dict of those), optionally `cond` (a dict), `index [B]`, the global
-index of each example, to which its randomness belongs, `missing`, which examples lack which modality, and `weight`, how
-much each entry of the data counts. `noise`, where there is one, is the noise that belongs to each example.
+index of each example, to which its randomness belongs, `missing`, which examples lack which modality, and `weight`,
+how much each entry of the data counts. `noise`, where there is one, is the noise that belongs to each example, and
+`base` what is noised in the place of x0.
 """
 
 from collections.abc import Mapping
@@ -14,9 +15,9 @@ from jaxtyping import Array, Int, Key
 
 from diffusion_jax.denoisers import null_condition
 from diffusion_jax.errors import InvalidInput, invalid, unknown
-from diffusion_jax.processes import is_gaussian
+from diffusion_jax.processes import is_gaussian, safe_inverse
 from diffusion_jax.randomness import fold, sample_keys, uniform
-from diffusion_jax.time_axes import where
+from diffusion_jax.time_axes import expand, where
 from diffusion_jax.typing import Condition, Objective, Time
 
 
@@ -114,15 +115,24 @@ def _drawn(draw, state, batch, key, axes):
 def corrupted(process: Any, keys: Key[Array, " B"], batch: Mapping[str, Any], t: Time) -> tuple[Any, Any]:
     """x_t and its noise: drawn, or that of the batch where it has "noise", of the shape of x0.
 
-    Raises InvalidInput for noise of another shape, or of a process that is not Gaussian.
+    With "base", of the shape of x0 too, `x_t = alpha base + sigma eps`, and its noise is the one that leads to x0,
+
+        eps* = (x_t - alpha x0) / sigma = eps + alpha / sigma (base - x0),
+
+    so a target that is made of x0 and eps* asks for the true data. Without noise, at sigma = 0, eps* is eps.
+    Raises InvalidInput for another shape of either, or a process that is not Gaussian.
     """
-    x0, noise = batch["x0"], batch.get("noise")
-    if noise is None:
-        return process.corrupt(keys, x0, t)
-    if not is_gaussian(process) or jnp.shape(noise) != jnp.shape(x0):
-        shape = jax.tree.map(jnp.shape, noise)
-        raise invalid("the shape of 'noise' in the batch", shape, "that of x0, of a Gaussian process, is needed")
-    return process.marginal(x0, noise, t), noise
+    x0, noise, base = batch["x0"], batch.get("noise"), batch.get("base")
+    for name, given in (("noise", noise), ("base", base)):
+        if given is not None and (not is_gaussian(process) or jnp.shape(given) != jnp.shape(x0)):
+            shape = jax.tree.map(jnp.shape, given)
+            raise invalid(f"the shape of {name!r} in the batch", shape, "that of x0, of a Gaussian process, is needed")
+    begin = x0 if base is None else jnp.asarray(base, x0.dtype)
+    x_t, noise = process.corrupt(keys, begin, t) if noise is None else (process.marginal(begin, noise, t), noise)
+    if base is None:
+        return x_t, noise
+    ratio = process.alpha(t) * safe_inverse(process.sigma(t))
+    return x_t, noise + expand(ratio, x0) * (begin - x0)
 
 
 def entry_weights(batch: Mapping[str, Any]) -> Any:

@@ -116,7 +116,7 @@ def consistency(
     draw: TimestepDraw | None = None,
     *,
     teacher: Denoiser | None = None,
-    teacher_params: Params = (),
+    teacher_params: Params = None,
     distance: Distance = squared_distance,
     weight: Callable[[Any, Any], Any] | None = None,
     decay: Number = 0.0,
@@ -144,7 +144,7 @@ def consistency(
     def init(key, params, batch):
         refuse_weight(batch, "consistency")
         target = jax.tree.map(jnp.asarray, params) if decay else ()
-        return Consistency(Frozen(teacher_params), target, draw.init(), jnp.int32(0))
+        return Consistency(Frozen(() if teacher_params is None else teacher_params), target, draw.init(), jnp.int32(0))
 
     def prepare(state, batch, key):
         return drawn(draw, state.draw, batch, key, 1)

@@ -25,6 +25,7 @@ from diffusion_jax.objectives.batches import (
     example_keys,
     updated,
 )
+from diffusion_jax.objectives.degradation import Degrade, degraded
 from diffusion_jax.objectives.entries import EntryLoss, mean_at_times, per_example, regression, tokens
 from diffusion_jax.processes import by_modality, is_discrete, is_gaussian, is_joint, with_condition
 from diffusion_jax.randomness import split
@@ -47,6 +48,7 @@ def denoising(
     train: bool = True,
     modality_weights: Mapping[str, float | int] | None = None,
     missing_weight: float | int = 0.0,
+    degrade: Degrade | None = None,
 ) -> Objective:
     """Equation (1) as an `Objective` on batches `{"x0"}`, optionally with "cond", "index", "weight" and "missing".
 
@@ -59,6 +61,7 @@ def denoising(
         t = 1, and has no loss (see `missing_weight`); the mean is still over all examples.
     noise (of the batch): `[B, ...]` in the place of what would be drawn, such as that with which the run of a teacher
         began that ended in x0: training on such pairs straightens a flow (Liu et al. 2022, reflow).
+    base (of the batch): `[B, ...]`, what is noised in the place of x0 while the target stays that of x0; for one array.
     draw: which times are trained, uniform by default; for joint data one draw gives all modalities the same time, a
         dict of draws gives each its own. A name in place of a draw is the time of that modality: with
         `{"image": uniform(), "vector": "image", "text": uniform()}` two parts of an image are noised together.
@@ -72,6 +75,7 @@ def denoising(
         modalities equal: under one mean over all entries each counts by their number.
     missing_weight: how much the loss of a missing modality counts. It is meant for noise predictions, whose target is
         known without the data: 1 as in UWM, where the network then repeats the noise that it sees.
+    degrade: `(key, x0, t) -> base` of each example at its time; see `degraded`.
 
     A batch that holds "t" (and "t_weight") is trained at those times. Modalities of joint data are summed.
     Metrics: `mse` (`cross_entropy` for tokens), without weights. Per example: `loss` (weighted, but for the draw), `t`,
@@ -88,7 +92,7 @@ def denoising(
 
     return objective(
         network, process, entry, draw, t_shape=t_shape, cond_dropout=cond_dropout, null=null, train=train,
-        modality_weights=modality_weights, missing_weight=missing_weight,
+        modality_weights=modality_weights, missing_weight=missing_weight, degrade=degrade,
     )  # fmt: skip
 
 
@@ -104,6 +108,7 @@ def objective(
     train: bool = True,
     modality_weights: Mapping[str, float | int] | None = None,
     missing_weight: float | int = 0.0,
+    degrade: Degrade | None = None,
 ) -> Objective:
     """`denoising` with any entry loss; see `entries`."""
     draw = timesteps.uniform() if draw is None else draw
@@ -164,7 +169,8 @@ def objective(
         by_name |= {"loss_at_t": at_t if joint else at_t[""]}
         return total, Aux(state, metrics, {"loss": weighted, "t": batch["t"], **by_name}, extras)
 
-    return Objective(init, loss, prepare)
+    made = Objective(init, loss, prepare)
+    return made if degrade is None else degraded(made, degrade)
 
 
 def _modality_weights(process, weights, missing_weight):

@@ -43,7 +43,7 @@ def mean_flow(
     draw: TimestepDraw | None = None,
     *,
     teacher: Denoiser | None = None,
-    teacher_params: Params = (),
+    teacher_params: Params = None,
     instant_share: Number = 0.75,
     power: Number = 1.0,
 ) -> Objective:
@@ -94,7 +94,7 @@ def shortcut(
     draw: TimestepDraw | None = None,
     *,
     teacher: Denoiser | None = None,
-    teacher_params: Params = (),
+    teacher_params: Params = None,
     steps: int = 128,
     one_in: int = 4,
 ) -> Objective:
@@ -173,7 +173,7 @@ def _initial(teacher_params: Params, draw: TimestepDraw, what: str) -> Callable[
 
     def init(key, params, batch):
         refuse_weight(batch, what)
-        return FlowMap(Frozen(teacher_params))
+        return FlowMap(Frozen(() if teacher_params is None else teacher_params))
 
     return init
 

@@ -10,7 +10,7 @@ the sampler, whose times become part of what is learned. There is no teacher and
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +19,12 @@ from jaxtyping import Array, Float
 from diffusion_jax.clock import as_grid
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.objectives.batches import batch_size, refuse_weight
+from diffusion_jax.objectives.feature_spaces import FeatureSpace, Kernel
 from diffusion_jax.sampling import sample
-from diffusion_jax.typing import Aux, Denoiser, Frozen, Number, Numbers, Objective, Params, Solver, Times
+from diffusion_jax.typing import Aux, Denoiser, Frozen, Number, Numbers, Objective, Solver, Times
 
-Kernel = Callable[[Any, Any], Any]
-"""`(u [n, d], v [m, d]) -> [n, m]`."""
+_BANK = 2**32 - 1
+"""Folded into the key of a step for the rows of a bank."""
 
 
 def linear_kernel() -> Kernel:
@@ -68,41 +69,25 @@ def squared_mmd(u: Numbers, w: Numbers, kernel: Kernel, unbiased: bool = True) -
     return mean(own) + mean(data) - 2.0 * across.mean()
 
 
-class FeatureSpace(NamedTuple):
-    """Where sets are compared, and how.
-
-    features: `(params, x [B, ...]) -> [B, d]`, differentiable. params: do not learn. weight: of this discrepancy.
-    """
-
-    features: Callable[[Any, Any], Any]
-    kernel: Kernel
-    params: Any = ()
-    weight: float = 1.0
-
-
-def raw_features(params: Params, x: Any) -> Any:
-    """The entries of each example themselves, for data of few dimensions."""
-    return x.reshape(x.shape[0], -1)
-
-
 def kernel_matching(generate: Callable[..., Any], spaces: Sequence[FeatureSpace]) -> Objective:
     """The sum of weight MMD^2, equation (1), over feature spaces, as an `Objective` on batches `{"x0"}`.
 
     generate: `(params, batch, key) -> X [B, ...]`, differentiable, such as `whole_runs`; conditions of the batch are
         those of the samples. spaces: one or several; those of metrics that judge the result should not be among them.
+        Where the samples have conditions, a space that is `paired` compares them as well.
 
     The loss is one number of the whole batch, each example's `loss`; on a mesh the batch is that of all devices. With
     gradient accumulation it is the mean over the parts, which estimates the same with more noise.
     Metrics: `mmd2/i`. Raises InvalidInput without a space, and at `init` for a batch of one example.
     """
     if not spaces:
-        raise InvalidInput("kernel_matching needs a feature space: FeatureSpace(raw_features, gaussian_kernel()), say.")
+        raise InvalidInput("kernel_matching needs a feature space: raw_space(gaussian_kernel()), say.")
 
     def init(key, params, batch):
         refuse_weight(batch, "kernel_matching")
         if batch_size(batch) < 2:
             raise invalid("batch_size", batch_size(batch), "pairs are compared: two examples at least are needed")
-        return Frozen([space.params for space in spaces])
+        return Frozen([(space.params, space.bank) for space in spaces])
 
     def loss(params, state, batch, key):
         size = batch_size(batch)
@@ -110,10 +95,16 @@ def kernel_matching(generate: Callable[..., Any], spaces: Sequence[FeatureSpace]
         x = generate(params, batch, key)
         if x.shape != batch["x0"].shape:
             raise invalid("what generate made", x.shape, f"samples of the shape of x0, {batch['x0'].shape}, are needed")
-        found = []
-        for space, fixed in zip(spaces, state.value, strict=True):
-            u, w = (space.features(fixed, jnp.asarray(part, jnp.float32)) for part in (x, batch["x0"]))
-            found.append(squared_mmd(u, jax.lax.stop_gradient(w), space.kernel))
+        found, cond = [], batch.get("cond")
+        for i, (space, (fixed, bank)) in enumerate(zip(spaces, state.value, strict=True)):
+            u = space.describe(fixed, x, cond)
+            if bank is None:
+                w = jax.lax.stop_gradient(space.describe(fixed, batch["x0"], cond))
+            else:
+                # No example's own key: those are folded with its index.
+                rows = jax.random.permutation(jax.random.fold_in(key, _BANK - i), len(bank))[:size]
+                w = jnp.asarray(bank)[rows]
+            found.append(squared_mmd(u, w, space.kernel))
         total = sum((space.weight * value for space, value in zip(spaces, found, strict=True)), jnp.float32(0))
         losses = jnp.broadcast_to(total, (size,))
         return losses, Aux(state, {f"mmd2/{i}": value for i, value in enumerate(found)}, {"loss": losses})
@@ -125,7 +116,8 @@ def whole_runs(denoiser: Denoiser, solver: Solver, grid: Times, remat: bool = Tr
     """`generate` of `kernel_matching`: samples of whole runs from noise, at the conditions of the batch.
 
     Gradients flow through every step; with `remat` a step is computed again in the backward pass, so that memory is
-    that of one step and of x between them. The sampler to use afterwards is this one, its grid included.
+    that of one step and of x between them. The sampler to use afterwards is this one, its grid included. Do not clip
+    x0 within it (`denoisers.clipped`): what is clipped passes no gradient.
     """
     times: Any = as_grid(grid)
 

@@ -103,6 +103,17 @@ def gvp(prediction: str = "velocity", time: str = "1000t", log_snr_shift: Number
     return _process(Cosine(), prediction, time, log_snr_shift)
 
 
+def trig_flow(sigma_data: Number = 0.5, time: str = "1000t") -> GaussianProcess:
+    """TrigFlow (Lu & Song 2024): `cos(a) x0 + sin(a) sigma_data eps` with `a = pi t / 2`, scaled to be a VP.
+
+    The network is that of TrigFlow: it sees the published x over sigma_data, of unit variance at every t, and predicts
+    the velocity on the circle, `F = cos(a) eps - sin(a) x0 / sigma_data`. sigma_data: standard deviation of the data.
+    The published networks are told the angle a, which is pi / 2 times the t of `time="t"`.
+    """
+    check_positive(sigma_data=sigma_data)
+    return _process(Cosine(), "edm_v", time, -2.0 * math.log(sigma_data), sigma_data=sigma_data)
+
+
 def variance_exploding(
     sigma_min: Number = 0.01,
     sigma_max: Number = 50.0,

@@ -11,14 +11,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.special import ndtri
 
-from diffusion_jax.clock import as_grid
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.processes.schedules import check_positive
 from diffusion_jax.time_axes import expand
+from diffusion_jax.timesteps.grids import grid_weights, scalar_times
 from diffusion_jax.timesteps.mapping import bucket, time_at_noise_ratio
-from diffusion_jax.typing import Number, Process, Quantile, Times, TimestepDraw
+from diffusion_jax.typing import Number, Numbers, Process, Quantile, Times, TimestepDraw
 
 
 def _independent(key, shape):
@@ -119,7 +120,8 @@ def restricted(draw: TimestepDraw, low: Number | Any = 0.0, high: Number | Any =
     first, last = numbers_between(quantile, low, high)
 
     def function(u):
-        return quantile.function(first + (last - first) * u)
+        # In the tail of a distribution neighbouring numbers are times that lie apart.
+        return jnp.clip(quantile.function(first + (last - first) * u), low, high)
 
     return fixed_draw(lambda key, shape: function(quantile.numbers(key, shape)))._replace(
         quantile=Quantile(function, quantile.numbers)
@@ -244,9 +246,26 @@ def on_grid(grid: Times, spread: str = "independent", last: bool = False) -> Tim
     The indices of a shifted grid of 1000 steps are the times of flow models trained on such a grid (Liu et al. 2025,
     Pusa, with `shift(trailing(1000), 5)`).
     """
-    whole: Any = as_grid(grid).astype(jnp.float32)
-    if whole.ndim != 1 or whole.shape[0] < 2:
-        raise invalid("grid.shape", whole.shape, "a grid of at least two scalar times, [S + 1], was expected")
+    whole = scalar_times(grid).astype(jnp.float32)
     times = whole if last else whole[:-1]
     size = times.shape[0]
     return _quantile(lambda u: times[jnp.minimum(jnp.floor(u * size).astype(jnp.int32), size - 1)], spread)
+
+
+def by_weights(grid: Times, weights: Numbers, uniform_share: Number = 0.5, spread: str = "independent") -> TimestepDraw:
+    """Entries of a grid `[S + 1]` but the last, drawn in proportion to `weights [S]`,
+
+        p_i = (1 - uniform_share) weights_i / sum(weights) + uniform_share / S.
+
+    `contributions(process, grid) ** 2` are the weights by which ADDP draws times. Losses are then not weighed by them
+    as well: the draw's own weight is 1. Without a uniform share such a draw nearly never trains low noise.
+    spread: a key of `SPREADS`. Raises InvalidInput for weights that are negative, not finite or all 0, another number
+    of them, and a share outside of [0, 1].
+    """
+    times, share = scalar_times(grid)[:-1].astype(jnp.float32), grid_weights(grid, weights)
+    if not 0 <= uniform_share <= 1:
+        raise invalid("uniform_share", uniform_share, "it must lie in [0, 1]")
+    p = (1.0 - uniform_share) * share / share.sum() + uniform_share / len(share)
+    # In float64: of 1000 weights the smallest would otherwise be rounded away.
+    ends = jnp.asarray((np.cumsum(p) / p.sum())[:-1], jnp.float32)
+    return _quantile(lambda u: times[jnp.searchsorted(ends, u, side="right")], spread)

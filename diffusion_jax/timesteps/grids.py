@@ -7,7 +7,7 @@ once, in float64, on the host.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -18,8 +18,9 @@ from jaxtyping import Array, Float
 from diffusion_jax.clock import as_grid
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.processes.schedules import check_positive
+from diffusion_jax.randomness import uniform
 from diffusion_jax.timesteps.mapping import noise_ratio, time_at_noise_ratio
-from diffusion_jax.typing import Number, Process, Times
+from diffusion_jax.typing import Keys, Number, Process, Times
 
 
 def _check_steps(steps: int, num_train_steps: int | None = None) -> None:
@@ -27,6 +28,29 @@ def _check_steps(steps: int, num_train_steps: int | None = None) -> None:
         raise invalid("steps", steps, "a run needs at least 1 step")
     if num_train_steps is not None and steps > num_train_steps:
         raise invalid("steps", steps, f"a process with {num_train_steps} steps has no more than that")
+
+
+def scalar_times(grid: Times) -> Any:
+    """A grid `[S + 1]`. Raises InvalidInput for one of vector times, or of several modalities."""
+    if isinstance(grid, Mapping):
+        raise invalid("grid", sorted(grid), "one grid of scalar times was expected")
+    times: Any = as_grid(grid)
+    if times.ndim != 1:
+        raise invalid("grid.shape", times.shape, "a grid of at least two scalar times, [S + 1], was expected")
+    return times
+
+
+def grid_weights(grid: Times, weights: Any) -> np.ndarray:
+    """Weights `[S]` of the steps of a grid, in float64.
+
+    Raises InvalidInput for weights that are negative, not finite or all 0, and for another number of them.
+    """
+    steps, weights = len(scalar_times(grid)) - 1, _numbers("weights", weights)
+    if weights.shape != (steps,):
+        raise invalid("weights.shape", weights.shape, f"one for each step of the grid, [{steps}], was expected")
+    if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.sum() > 0):
+        raise invalid("weights", weights.tolist(), "finite ones that are not negative, nor all 0, were expected")
+    return weights
 
 
 def from_indices(indices: Any, num_train_steps: int = 1000, end: Number = 0.0) -> Float[Array, "..."]:
@@ -265,6 +289,17 @@ def resolution_shift(
         raise invalid("max_tokens", max_tokens, f"it must be larger than base_tokens = {base_tokens}")
     mu = base_shift + (max_shift - base_shift) * (tokens - base_tokens) / (max_tokens - base_tokens)
     return shift(grid, math.exp(mu))
+
+
+def jittered(key: Keys, knots: Times) -> Float[Array, "..."]:
+    """A random grid along falling `knots [S + 1]`: the first, one of each interval, uniform, and the last: `[S + 2]`.
+
+    Its times are stratified, in order, and each is as likely as any other of its interval: the route of one run among
+    those that together visit every time. Knots may be traced, and angles or other levels as well as times.
+    """
+    high, low = jnp.asarray(knots)[:-1], jnp.asarray(knots)[1:]
+    between = low + (high - low) * uniform(key, high.shape)
+    return jnp.concatenate([high[:1], between, low[-1:]])
 
 
 def padded(grid: Any, steps: int) -> Float[Array, "..."]:

@@ -21,9 +21,9 @@ import numpy as np
 from jax.core import Tracer
 
 from diffusion_jax import randomness
-from diffusion_jax.clock import as_grid
 from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.time_axes import batch_size, each, where
+from diffusion_jax.timesteps.grids import scalar_times
 from diffusion_jax.typing import Keys, Plan, Process, Times
 
 ROLES: dict[str, float | None] = {"generate": None, "given": 0.0, "ignored": 1.0}
@@ -44,7 +44,7 @@ def multiplied(grid: Times, multipliers: Any) -> Any:
     task, `[S + 1, B, N]`. The level of an entry is this product, never the nearest one of a table. Raises InvalidInput
     for multipliers outside [0, 1].
     """
-    times: Any = _scalar_grid(grid)
+    times: Any = scalar_times(grid)
     shape = np.shape(multipliers)
     if len(shape) not in (1, 2):
         raise invalid("multipliers.shape", shape, "one multiplier an entry was expected, [N] or [B, N]")
@@ -80,7 +80,7 @@ def roles(grid: Times, roles: Mapping[str, Any]) -> dict[str, Any]:
     p(image | text), both "generate" the joint distribution, `{"image": "generate", "text": "ignored"}` p(image).
     Exact where the process ends in pure noise, alpha(1) = 0. Raises InvalidInput for another role or level.
     """
-    times: Any = _scalar_grid(grid)
+    times: Any = scalar_times(grid)
     named = {name: roles[role] if isinstance(role, str) and role in roles else role for name, role in roles.items()}
     return {name: _role_plan(times, f"roles[{name!r}]", role) for name, role in named.items()}
 
@@ -123,7 +123,7 @@ def staircase(grid: Times, frames: int, width: int, chunk: int = 1) -> Any:
     width 0 is `synchronous`, width S is autoregressive; R = S + (frames - 1) width evaluations. chunk: so many
     neighbouring frames move together. Times never fall along the frames: those of training are `anchored` draws.
     """
-    times: Any = _scalar_grid(grid)
+    times: Any = scalar_times(grid)
     levels = staircase_levels(times.shape[0] - 1, frames, width, chunk)
     # Picked on the host where it is known: each width has a shape of its own, which would be compiled.
     return jnp.asarray((times if isinstance(times, Tracer) else np.asarray(times))[levels][:, None])
@@ -160,7 +160,7 @@ def chunk_staircase(grid: Times, entries: int, chunk: int, past: int = 0, given_
     The first row holds the stationary levels, at which the buffer rests between calls. Without a past, and where h
     divides S, it is the stretch of `staircase(grid, entries, S / h, chunk)` in which every chunk moves.
     """
-    times: Any = _scalar_grid(grid)
+    times: Any = scalar_times(grid)
     steps = times.shape[0] - 1
     return times[steps - chunk_levels(steps, entries, chunk, past, given_past)][:, None]
 
@@ -211,15 +211,6 @@ def noised_start(key: Keys, process: Process, plan: Plan, known: Any, index: Any
 
 def _begin(known, t, noised, noise):
     return where(t == 0, known, where(t == 1, noise.astype(known.dtype), noised.astype(known.dtype)))
-
-
-def _scalar_grid(grid):
-    grid = as_grid(grid)
-    if isinstance(grid, Mapping):
-        raise invalid("grid", sorted(grid), "one grid of scalar times was expected")
-    if grid.ndim != 1 or grid.shape[0] < 2:
-        raise invalid("grid.shape", grid.shape, "a grid of at least two scalar times, [S + 1], was expected")
-    return grid
 
 
 def _positive(field, value):

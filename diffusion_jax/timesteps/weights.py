@@ -24,7 +24,8 @@ import jax.numpy as jnp
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.processes import is_gaussian
 from diffusion_jax.processes.schedules import as_time, at_least, at_most, check_positive, check_time
-from diffusion_jax.typing import Number
+from diffusion_jax.timesteps.grids import grid_weights, scalar_times
+from diffusion_jax.typing import Number, Numbers, Times
 
 Weight = Callable[[Any, Any], Any]
 
@@ -52,6 +53,16 @@ def _weight(function: Callable[..., Any]) -> Weight:
 def unit_weight() -> Weight:
     """1 on the error of the output, whatever it is."""
     return lambda process, t: jnp.ones_like(as_time(t))
+
+
+def low_noise_weight(floor: Number = 0.05) -> Weight:
+    """`min(1, sigma^2 / floor)` on the error of the output: 1, but at low noise.
+
+    There a target that leads from a degraded input back to the data grows as 1 / sigma (`objectives.degraded`). On the
+    error of x0, v of a VP process then counts 1 / max(sigma^2, floor).
+    """
+    check_positive(floor=floor)
+    return lambda process, t: at_most(jnp.square(process.sigma(t)) / floor, 1.0)
 
 
 def x0_weight() -> Weight:
@@ -125,3 +136,14 @@ def edm_weight(sigma_data: Number | None = None) -> Weight:
         return alpha**2 + jnp.square(sigma / (process.sigma_data if sigma_data is None else sigma_data))
 
     return _weight(u)
+
+
+def grid_weight(grid: Times, weights: Numbers) -> Weight:
+    """A loss weight `(process, t) -> weights_i / mean(weights)` of the entry of a grid `[S + 1]` nearest to t.
+
+    With uniform times of the grid it has the expectation that draws `by_weights` have without a uniform share.
+    Raises InvalidInput as `by_weights` does.
+    """
+    times, values = scalar_times(grid)[:-1], grid_weights(grid, weights)
+    values = jnp.asarray(values / values.mean(), jnp.float32)
+    return lambda process, t: values[jnp.argmin(jnp.abs(times - jnp.asarray(t)[..., None]), axis=-1)]

@@ -203,6 +203,18 @@ def alternating(parts: Mapping[str, Any], every: Mapping[str, int] | None = None
     return optax.GradientTransformation(init, update)
 
 
+def until(optimizer: optax.GradientTransformation | Optimizer, steps: int = 4000) -> Any:
+    """`optimizer` in the first `steps` steps; afterwards nothing moves, whatever its momentum and weight decay.
+
+    Raises InvalidInput for a negative number of steps.
+    """
+    _steps("steps", steps)
+    masked = optax.conditionally_mask(optimizer, lambda step, **_: step < steps)
+    if isinstance(optimizer, Optimizer):
+        return Optimizer(masked.init, masked.update, optimizer.learning_rate)
+    return masked
+
+
 def below_norm(optimizer: optax.GradientTransformation | Optimizer, norm: float | int = 15.0) -> Any:
     """`optimizer` without the steps whose gradient has a global norm above `norm`: nothing moves in them, its moments
     and its schedule's count included (Zhao et al. 2025, DyDiT). It sees gradients as they are after any clipping.

@@ -69,7 +69,7 @@ def test_each_picture_is_encoded_once_in_its_place_with_its_caption(folder, late
 def test_an_interrupted_command_goes_on_and_ends_with_the_same_bytes(folder, latents, capsys):
     before = stored(latents)
     (latents / "train" / "00001-of-00003.x0.npy").unlink()
-    with pytest.raises(InvalidInput, match=r"holds 13 of 21 latents: run the same encode command again"):
+    with pytest.raises(InvalidInput, match=r"holds 13 of 21 examples: run again what was making them"):
         data.latents(str(latents))
     path = latents / "train" / "00002-of-00003.x0.npy"
     path.write_bytes(path.read_bytes()[:-1])

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from diffusion_jax import adapters, data, interop, objectives
+from diffusion_jax import adapters, data, denoisers, interop, objectives, timesteps
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.interop.pipeline_folders import base_digest
 from diffusion_jax.interop.prompts import double_clip_prompts
@@ -187,3 +187,57 @@ def test_what_cannot_learn_is_refused(dit, sd, photos):
         interop.fine_tuning(sd._replace(inpaints=True), objectives.denoising, SIDES)
     with pytest.raises(InvalidInput, match="has adapters already"):
         interop.fine_tuning(sd._replace(params={"params": {}, "lora": {}}), objectives.denoising, SIDES)
+
+
+def distilled(pipeline, guidance, rank=2):
+    grid = timesteps.trailing(10, 1000)
+    objective = partial(
+        objectives.consistency, earlier=objectives.neighbour(grid), draw=timesteps.on_grid(grid), decay=0.0
+    )
+    adapter = rank and partial(adapters.lora, rank=rank, select=interop.adapted_layers(pipeline.network))
+    return interop.fine_tuning(pipeline, objective, SIDES, adapter=adapter, guidance=guidance)
+
+
+def test_a_student_is_taught_by_the_checkpoint_guided_by_what_a_sampler_asks(sd, photos):
+    source = interop.prompted(data.captioned_folder(str(photos), size=SIZE), sd, SIDES)
+    batch = batch_of(interop.latent_examples(source, sd))
+    tuned = distilled(sd, 7.5)
+    learned = tuned.init(KEY)
+    # The same loss, written out: factors that are still zero leave the network as it is.
+    network, process = sd.network.network, sd.scheduler.process
+    teacher = denoisers.guided(
+        denoisers.denoiser(network, process), 7.5, null=lambda cond: {**cond, **sd.prompter.null([None] * 4, SIDES)}
+    )
+    grid = timesteps.trailing(10, 1000)
+    direct = objectives.consistency(
+        network, process, objectives.neighbour(grid), timesteps.on_grid(grid), teacher=teacher, teacher_params=sd.params
+    )
+    state = direct.init(KEY, sd.params, batch)
+    expected = jax.jit(direct.loss)(sd.params, state, batch, KEY)[0]
+    np.testing.assert_allclose(loss_of(tuned, learned, batch), expected, rtol=1e-5)
+    assert np.abs(expected - loss_of(distilled(sd, 1.0), learned, batch)).max() > 1e-4
+
+    # Of all trees in sight the factors alone learn.
+    learned = jax.tree.map(lambda leaf: leaf + 0.01, learned)
+    state = tuned.objective.init(KEY, learned, batch)
+
+    @partial(jax.jit, static_argnums=0)
+    def slopes(of, learned, state, batch):
+        return jax.grad(lambda *trees: tuned.objective.loss(*trees, batch, KEY)[0].mean(), of, allow_int=True)(
+            learned, state
+        )
+
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(slopes(0, learned, state, batch)))
+    floats = [leaf for leaf in jax.tree.leaves(slopes(1, learned, state, batch)) if leaf.dtype == np.float32]
+    assert floats and not any(np.any(leaf) for leaf in floats)
+
+
+def test_another_scheduler_keeps_the_noise_levels_of_the_checkpoint(sd):
+    student = interop.with_scheduler(sd, "LCMScheduler")
+    t = np.linspace(0.1, 1.0, 5, dtype=np.float32)
+    np.testing.assert_allclose(student.scheduler.process.alpha(t), sd.scheduler.process.alpha(t), rtol=1e-6)
+    assert len(student.scheduler.grid(4)) == 5 and student.scheduler.config["_class_name"] == "LCMScheduler"
+    images = interop.generate(student, KEY, ["a"], size=SIDES, num_steps=2, scale=1.0)
+    assert np.isfinite(images).all()
+    with pytest.raises(InvalidInput, match="did you mean 'LCMScheduler'"):
+        interop.with_scheduler(sd, "LCMSchedule")

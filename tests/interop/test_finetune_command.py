@@ -10,10 +10,11 @@ from PIL import Image
 
 from diffusion_jax import finetune, interop, training
 from diffusion_jax.command import run_command
-from diffusion_jax.commands.finetune_config import fine_tuning_config
-from diffusion_jax.config import call
+from diffusion_jax.commands.finetune_config import config_of, fine_tuning_config, parser, set_flags
+from diffusion_jax.config import call, check_entry
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.experiment import prepare
+from diffusion_jax.typing import Objective
 from tests.interop.folders import dit_folder, sd_folder
 
 
@@ -103,6 +104,8 @@ def test_a_whole_network_is_written_as_a_pipeline(root, capsys, monkeypatch):
         ("dit", ("--caption-dropout=2",), "cond_dropout is 2"),
         ("dit", ("--random-crop=8",), "squares of --size=16 do not fit"),
         ("dit", ("--flip", "--config.encode=once"), "change the pictures"),
+        ("dit", ("--lcm=4", "--min-snr=5"), "--min-snr is of training by denoising"),
+        ("dit", ("--lcm=4", "--config.validation.scheduler=LCMSchedulr", "--validation-prompt=bee"), "LCMScheduler"),
         ("dit", ("--validation-prompt=be",), "did you mean 'bee'"),
     ],
 )
@@ -131,3 +134,14 @@ def test_flags_are_fields_of_the_config(root, capsys):
     assert "--lora-rank" in capsys.readouterr().out
     assert run_command(finetune.main, ["--workdir=x"]) == 2
     assert "--pretrained is missing" in capsys.readouterr().err
+
+
+def test_a_student_of_few_steps_is_an_objective_with_a_teacher(root):
+    arguments = parser("").parse_args(
+        [f"--pretrained={root / 'dit'}", f"--data={root / 'photos'}", "--workdir=x", "--lora-rank=2", "--lcm=4"]
+    )
+    config = config_of(arguments)
+    set_flags(arguments, config)
+    assert config.teacher_guidance == 4 and config.validation.num_steps == 4 and config.validation.scale == 1
+    assert config.objective.call == "objectives.consistency"
+    check_entry(config.objective, Objective, "config.objective")

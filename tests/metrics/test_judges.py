@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from diffusion_jax import data, metrics
+from diffusion_jax import data, metrics, objectives
 from diffusion_jax.data import ArraySource
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.metrics import judges
@@ -42,6 +42,13 @@ def test_the_digit_judge_knows_held_out_digits(judge):
     np.testing.assert_allclose(accuracy.mean, judge.accuracy)
     assert judge.features(test.x0).shape == (395, 64)
     assert judges.STEPS["digits"] > STEPS, "the default is to be better still"
+
+
+def test_as_a_space_of_features_it_is_the_same_network(judge):
+    x, kernel = data.digits("test").x0[:8], objectives.linear_kernel()
+    space = metrics.judge_space(judge, kernel, 0.5)
+    np.testing.assert_allclose(space.features(space.params, x), judge.features(x), rtol=1e-4, atol=1e-4)
+    assert space.kernel is kernel and space.weight == 0.5
 
 
 def test_pooled_features_are_maxima(judge_cache):

@@ -1,0 +1,187 @@
+"""A learned choice of a time: a policy over K times that is trained by what each choice was worth.
+
+It is a contextual bandit. The context x is what is known before the choice, the action is one of the times t_1 .. t_K,
+and the reward r(x, t) is any function of a sample made with it. With the policy pi(k | x) = softmax of K logits,
+
+    sampled:  grad = - (r - b) grad log pi(k | x),  k ~ pi(. | x)            (Williams 1992, REINFORCE)            (1)
+    exact:    grad = - grad sum_k pi(k | x) r(x, t_k)                                                              (2)
+
+both minus `entropy` times the gradient of the entropy of pi, without which a policy that has once become sure tries
+nothing else. (1) has the expectation of (2) for every b that does not depend on k, here a running mean of rewards, and
+costs one evaluation of the reward instead of K. No gradient flows into what the reward is made with.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax.errors import invalid, unknown
+from diffusion_jax.models.choosing import Chooser
+from diffusion_jax.objectives.batches import batch_size, example_keys, refuse_gradient
+from diffusion_jax.randomness import fold
+from diffusion_jax.typing import Aux, Frozen, Number, Objective, Params, Times
+
+GRADIENTS = ("sampled", "exact")
+
+Reward = Callable[..., Any]
+"""`(params, batch, t [B], key) -> [B]`, such as `leap_reward`."""
+
+
+class PolicyState(NamedTuple):
+    """judge: parameters of the reward that do not learn. baseline: b. count: losses so far."""
+
+    judge: Any
+    baseline: Any
+    count: Any
+
+
+class JointState(NamedTuple):
+    """inner: the state of the student's objective. policy: `PolicyState`."""
+
+    inner: Any
+    policy: PolicyState
+
+
+def policy_loss(logits: Any, choice: Any, reward: Any, baseline: Any = 0.0, entropy: Number = 0.0) -> Any:
+    """`[B]`: the loss whose gradient is equation (1), of `logits [B, K]`, `choice [B]` and `reward [B]`."""
+    log_policy = jax.nn.log_softmax(logits)
+    advantage = jax.lax.stop_gradient(reward - baseline)
+    chosen = jnp.take_along_axis(log_policy, choice[:, None], axis=-1)[:, 0]
+    return -advantage * chosen - entropy * _entropy(log_policy)
+
+
+def expected_loss(logits: Any, rewards: Any, entropy: Number = 0.0) -> Any:
+    """`[B]`: the loss whose gradient is equation (2), of `logits [B, K]` and the `rewards [B, K]` of all choices."""
+    log_policy = jax.nn.log_softmax(logits)
+    expected = jnp.sum(jnp.exp(log_policy) * jax.lax.stop_gradient(rewards), axis=-1)
+    return -expected - entropy * _entropy(log_policy)
+
+
+def time_policy(
+    policy: Chooser,
+    times: Times,
+    reward: Reward,
+    reward_params: Params = (),
+    *,
+    context: str = "base",
+    gradient: str = "sampled",
+    entropy: Number = 0.01,
+    decay: Number = 0.99,
+) -> Objective:
+    """Equation (1) or (2) as an `Objective` of the parameters of `policy` alone.
+
+    policy: of K actions (`models.chooser`), on `batch[context]`. times: `[K]`. reward: `(reward_params, batch, t [B],
+        key) -> [B]`; reward_params do not learn. gradient: one of `GRADIENTS`. decay: of the running mean b.
+
+    Metrics: `reward`, of the choice that was drawn (with "exact" its expectation), and `entropy`, in nats.
+    Raises InvalidInput for a number of times that is not the number of actions.
+    """
+    times = _checked(policy, times, gradient, entropy, decay)
+    chosen_loss = _chosen_loss(policy, times, reward, context, gradient, entropy, decay)
+
+    def init(key, params, batch):
+        return PolicyState(Frozen(reward_params), jnp.float32(0), jnp.int32(0))
+
+    def loss(params, state, batch, key):
+        judge = jax.lax.stop_gradient(state.judge.value)
+        losses, metrics, baseline = chosen_loss(params, judge, state, batch, key)
+        return losses, Aux(PolicyState(state.judge, baseline, state.count + 1), metrics, {"loss": losses})
+
+    return Objective(init, loss)
+
+
+def with_time_policy(
+    objective: Objective,
+    policy: Chooser,
+    times: Times,
+    reward: Reward,
+    *,
+    until: int = 4000,
+    context: str = "base",
+    gradient: str = "sampled",
+    entropy: Number = 0.01,
+    decay: Number = 0.99,
+) -> Objective:
+    """`objective` of parameters {"student": ..., "policy": ...}, beside which a policy learns what the student is good
+    for: `reward(student, batch, t, key)`, whose gradient does not reach the student.
+
+    until: losses after which the policy learns no more, its rewards are not computed, and its gradient is exactly 0.
+        With `optimizers.alternating({"student": ..., "policy": optimizers.until(..., until)})` its parameters stay as
+        they are then; momentum or weight decay alone would move them on.
+    The other arguments are those of `time_policy`. Metrics: those of the objective, `reward` and `entropy`.
+    """
+    refuse_gradient(objective, "with_time_policy")
+    times = _checked(policy, times, gradient, entropy, decay)
+    chosen_loss = _chosen_loss(policy, times, reward, context, gradient, entropy, decay)
+
+    def init(key, params, batch):
+        own = PolicyState((), jnp.float32(0), jnp.int32(0))
+        return JointState(objective.init(key, params["student"], batch), own)
+
+    def loss(params, state, batch, key):
+        losses, aux = objective.loss(params["student"], state.inner, batch, key)
+        own = state.policy
+
+        def learn():
+            student = jax.lax.stop_gradient(params["student"])
+            return chosen_loss(params["policy"], student, own, batch, fold(key, 5))
+
+        def rest():
+            nothing = {"reward": own.baseline, "entropy": jnp.float32(0)}
+            return jnp.zeros_like(losses, jnp.float32), nothing, own.baseline
+
+        more, metrics, baseline = jax.lax.cond(own.count < until, learn, rest)
+        after = JointState(aux.state, PolicyState((), baseline, own.count + 1))
+        return losses + more, aux._replace(state=after, metrics={**aux.metrics, **metrics})
+
+    prepare = objective.prepare
+    return Objective(init, loss, prepare and (lambda state, batch, key: prepare(state.inner, batch, key)))
+
+
+def chosen_times(policy: Chooser, params: Params, times: Times, context: Any) -> Any:
+    """The time `[B]` that the policy prefers for each `context [B, ...]`."""
+    return jnp.asarray(times, jnp.float32)[jnp.argmax(policy.apply(params, context), axis=-1)]
+
+
+def _chosen_loss(policy, times, reward, context, gradient, entropy, decay):
+    def chosen_loss(params, judge, state, batch, key):
+        batch = {"index": jnp.arange(batch_size(batch)), **batch}
+        logits = policy.apply(params, batch[context])
+        log_policy = jax.nn.log_softmax(logits)
+        reward_key = fold(key, 6)
+        if gradient == "exact":
+            rewards = jax.lax.map(
+                lambda t: reward(judge, batch, jnp.broadcast_to(t, logits.shape[:1]), reward_key), times
+            ).T
+            losses = expected_loss(logits, rewards, entropy)
+            found = jnp.sum(jnp.exp(log_policy) * rewards, axis=-1)
+        else:
+            keys = fold(example_keys(key, batch["index"]), 5)
+            choice = jax.vmap(jax.random.categorical)(keys, jax.lax.stop_gradient(logits))
+            found = reward(judge, batch, times[choice], reward_key)
+            losses = policy_loss(logits, choice, found, state.baseline, entropy)
+        mean = jax.lax.stop_gradient(jnp.mean(found.astype(jnp.float32)))
+        # A plain mean at first.
+        share = jnp.maximum(1.0 - decay, 1.0 / (state.count + 1.0))
+        baseline = state.baseline + share * (mean - state.baseline)
+        metrics = {"reward": mean, "entropy": jax.lax.stop_gradient(jnp.mean(_entropy(log_policy)))}
+        return losses.astype(jnp.float32), metrics, baseline
+
+    return chosen_loss
+
+
+def _checked(policy, times, gradient, entropy, decay):
+    times = jnp.asarray(times, jnp.float32)
+    if times.shape != (policy.count,):
+        raise invalid("times.shape", times.shape, f"one time for each of the policy's {policy.count} actions is needed")
+    if gradient not in GRADIENTS:
+        raise unknown("gradient", gradient, GRADIENTS)
+    if entropy < 0 or not 0 <= decay < 1:
+        raise invalid("entropy, decay", (entropy, decay), "a weight of at least 0 and a decay in [0, 1) are needed")
+    return times
+
+
+def _entropy(log_policy):
+    return -jnp.sum(jnp.exp(log_policy) * log_policy, axis=-1)

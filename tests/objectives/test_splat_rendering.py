@@ -1,0 +1,58 @@
+"""A reconstruction from two views: its loss reaches every weight, and the frame of the world changes nothing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax import data, models, objectives
+from diffusion_jax.errors import InvalidInput
+from diffusion_jax.rendering import Camera
+from tests.models.drawn import drawn
+
+KEY = jax.random.key(0)
+SOURCE = data.splat_scenes(length=4, frames=3, size=8)
+NETWORK = models.pixel_reconstructor(1.6, 4.4, planes=4, width=8, depth=1)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    batch = SOURCE.take([0, 1])
+    ends = jax.tree.map(lambda leaf: leaf[:, [0, 2]], (batch["x0"], Camera(**batch["cond"])))
+    params = drawn(jax.eval_shape(NETWORK.init, KEY, *ends))
+    objective = objectives.splat_rendering(NETWORK)
+
+    @jax.jit
+    def both(params, batch):
+        value, grads = jax.value_and_grad(lambda p: objective.loss(p, (), batch, KEY)[0].mean())(params)
+        return value, grads, objectives.coarse_clips(NETWORK, params, batch["x0"], Camera(**batch["cond"]))
+
+    return batch, params, both
+
+
+def test_every_weight_learns_and_the_frames_between_are_not_looked_at(trained):
+    batch, params, both = trained
+    _, grads, coarse = both(params, batch)
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(grads))
+    hidden = batch["x0"].copy()
+    hidden[:, 1] = 0.0
+    np.testing.assert_array_equal(both(params, {**batch, "x0": hidden})[2], coarse)
+
+
+def test_turning_and_moving_world_and_cameras_together_changes_nothing(trained):
+    batch, params, both = trained
+    angle = 0.7
+    turn = np.float32([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    cond = batch["cond"]
+    moved = {"rotation": cond["rotation"] @ turn.T, "position": cond["position"] @ turn.T + 1.0, "focal": cond["focal"]}
+    np.testing.assert_allclose(both(params, {**batch, "cond": moved})[2], both(params, batch)[2], atol=1e-3)
+
+
+def test_wrong_input_is_named(trained):
+    batch, params, _ = trained
+    with pytest.raises(InvalidInput, match="shown"):
+        objectives.splat_rendering(NETWORK, 4).init(KEY, params, batch)
+    with pytest.raises(InvalidInput, match=r"views\.shape"):
+        NETWORK.apply(params, jnp.zeros((1, 3, 8, 8, 3)), Camera(**batch["cond"]))
+    with pytest.raises(InvalidInput, match="near"):
+        models.pixel_reconstructor(2.0, 1.0)
