@@ -52,7 +52,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
     """Small pictures, and everything as it begins."""
     pairs = {"length": 6, "size": 8}
     config.update({"seed_numbers": (0,), "steps": (1, 2, 3), "walk": 2, "final": 2, "shown": 4})
-    small = {"channels": 4, "multipliers": (1,), "attention": (0,), "mid_residual": 1}
+    small = {"channels": 4, "multipliers": (1,), "attention": (0,), "mid_residual": 0}
     for name in ("image", "prior", "noise", "residual", "enhanced", "details"):
         config[name].train.update({"steps": 0, "batch_size": 4})
         config[name].update({"ema": {}, "data": call("data.shadow_pairs", **pairs)})
@@ -61,6 +61,8 @@ def smoke(config: ConfigDict) -> ConfigDict:
             config[name].branch.update({**small, "control_features": (4,)})
     config.image.model.update({"channels": 4, "multipliers": (1,)})
     config.details.width = 4
+    # Untrained, both are the same.
+    config.enhanced = config.residual
     config.prior.model.update(small)
     config.latents = {"train": config.image.data, "test": call("data.shadow_pairs", split="test", **pairs)}
     return config

@@ -144,6 +144,8 @@ def test_what_is_wrong_is_told():
     for options in ({"share": 2.0}, {"gap": 0.0}, {"decay": 1.0}, {"warmup": -1}):
         with pytest.raises(InvalidInput, match="share, gap"):
             made(**options)
+    with pytest.raises(InvalidInput, match="base"):
+        made().init(jax.random.key(0), PARAMS, {**BATCH, "base": X0})
     network = Network(None, linear)
     objective = objectives.denoising(network, PROCESS)._replace(prepare=None)
     with pytest.raises(InvalidInput, match="prepare"):

@@ -116,21 +116,24 @@ def test_without_a_share_of_the_endpoint_it_is_the_ordinary_process_bit_for_bit(
     jax.tree.map(np.testing.assert_array_equal, *found)
 
 
-def test_where_the_endpoint_is_the_data_training_is_that_of_noise_alone():
+def test_training_is_that_of_noise_around_what_the_data_has_turned_into():
+    """That of the ordinary process with `base` in the place of x0 as what is noised; x0 itself where that is m."""
     network, params = linear()
     process, t = CASES["shadows"], jnp.linspace(0.1, 0.9, 4)
 
     @jax.jit
-    def program(params, x0):
-        cond, key = {"endpoint": x0}, jax.random.key(2)
+    def program(params, x0, m):
+        gamma = (process.endpoint_share(t) / SCALED.alpha(t))[:, None, None, None]
+        batches = {"cond": {"endpoint": m}}, {"base": x0 + gamma * (m - x0)}
         losses = [
-            objectives.denoising(network, one).loss(params, (), {"x0": x0, "t": t, "cond": told}, key)[0]
-            for one, told in ((process, cond), (SCALED, None))
+            objectives.denoising(network, one).loss(params, (), {"x0": x0, "t": t, **told}, jax.random.key(2))[0]
+            for one, told in zip((process, SCALED), batches, strict=True)
         ]
-        return losses, process.given(cond)[0].target(x0, NOISE, t)
+        return losses, process.given({"endpoint": m})[0].target(x0, NOISE, t)
 
-    losses, target = program(params, X0)
-    np.testing.assert_allclose(*losses, rtol=1e-5)
+    for m in (M, X0):
+        losses, target = program(params, X0, m)
+        np.testing.assert_allclose(*losses, rtol=2e-5)
     np.testing.assert_array_equal(target, NOISE)
 
 
