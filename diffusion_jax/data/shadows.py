@@ -80,9 +80,9 @@ def linear_light(x):
     return np.clip((np.asarray(x) + 1) / 2, 0, 1) ** GAMMA
 
 
-def seen_as(light):
+def seen_as(light) -> np.ndarray:
     """Pictures in [-1, 1] of linear light."""
-    return np.float32(2 * np.clip(light, 0, 1) ** (1 / GAMMA) - 1)
+    return np.asarray(2 * np.clip(light, 0, 1) ** (1 / GAMMA) - 1, np.float32)
 
 
 def with_shadow(clear, visibility, attenuation):
@@ -125,7 +125,7 @@ def texture(random: np.random.Generator, size: int) -> np.ndarray:
             waves += np.sin(2 * np.pi * octave * (np.cos(angle) * x + np.sin(angle) * y) + phase) / octave**0.7
     share = 1 / (1 + np.exp(-3 * waves[..., None]))
     first, second = random.uniform(-0.8, 1.0, (2, 3))
-    return np.float32(first + (second - first) * share)
+    return np.asarray(first + (second - first) * share, np.float32)
 
 
 def visibility(height: np.ndarray, inside: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:

@@ -223,17 +223,12 @@ def removal_rows(found: Tabulated, steps: tuple[int, ...], walk: dict[str, dict[
 
 def drawn(s: Study, test: Test, found: Tabulated, restored: Any, steps: Any) -> dict[Any, str]:
     few, count = s.config.steps[0], s.config.shown
-    strips = {"with the shadow": test.picture[:count]}
-    strips |= {
-        f"{name}, {few} steps": np.asarray(test.decode(found.samples[f"{name}, {few}"][:count])) for name in WAYS
-    }
+    made = {f"{name}, {few} steps": found.samples[f"{name}, {few}"][:count] for name in WAYS}
+    strips = {"with the shadow": test.picture[:count], **{name: np.asarray(test.decode(x)) for name, x in made.items()}}
     strips |= {"seen by the decoder": restored[:count], "truth": test.truth[:count]}
     pictures.save_strips(s.picture("pictures"), strips, title="Shadows removed from held-out pictures")
-    walk = range(s.config.walk)
-    curves = {
-        name: (np.arange(1, len(walk) + 1), np.mean([made[f"step {step}"] for step in walk], axis=1))
-        for name, made in steps.items()
-    }
+    walk = np.arange(s.config.walk)
+    curves = {name: (walk + 1, np.mean([made[f"step {i}"] for i in walk], axis=1)) for name, made in steps.items()}
     title, label = "What is predicted at each step of a run", "PSNR of x0 in latents, dB"
     pictures.save_curves(s.picture("steps"), curves, x_label="step", y_label=label, title=title, log=False)
     return {

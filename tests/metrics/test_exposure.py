@@ -34,6 +34,6 @@ def test_only_answers_that_depend_on_the_state_make_its_errors_cost():
 
 
 def test_discrete_processes_are_refused():
-    told = denoiser(Network(None, None), processes.absorbing(3))
+    told = denoiser(Network(lambda *_: (), lambda *_: ((), {})), processes.absorbing(3))
     with pytest.raises(InvalidInput, match="exposure_errors"):
         metrics.exposure_errors(jax.random.key(0), told, (), jnp.zeros((2, 3)), linspace(2))
