@@ -96,13 +96,11 @@ def test_times_of_training_end_at_the_latest():
     np.testing.assert_allclose(t, 0.05 * np.arange(1, 9), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["lcm", "ddim", "heun", "dpm_solver_pp"])
+@pytest.mark.parametrize("name", ["lcm", "dpm_solver_pp"])
 def test_every_sampler_begins_anywhere_and_each_sample_at_its_own_time(name):
     """From t = 0 the coarse sample comes back bit for bit; from pure noise nothing of it is left; in between each
     sample is what it is alone."""
-    solver = {"lcm": solvers.lcm, "ddim": solvers.ddim, "heun": solvers.heun, "dpm_solver_pp": solvers.dpm_solver_pp}[
-        name
-    ]()
+    solver = getattr(solvers, name)()
     begun = jnp.asarray([0.0, 0.3, 0.6, 1.0])
 
     @jax.jit
