@@ -39,6 +39,7 @@ from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.experiment_data import sampled_shape, with_data
 from diffusion_jax.models import ConditionStream, check_values
 from diffusion_jax.places import GROUPS, check_config, entries_of, part_of, parts_in
+from diffusion_jax.processes import with_condition
 from diffusion_jax.reading import first_line
 from diffusion_jax.sampling import make_sampler
 from diffusion_jax.typing import Denoiser, Network, Objective, Solver
@@ -127,7 +128,7 @@ class Experiment(NamedTuple):
         if not isinstance(self.network, Network):
             return self.network.init(key, x)
         t = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[:1]), x)
-        return self.network.init(key, x, t, cond)
+        return self.network.init(key, x, t, with_condition(self.process, cond)[1])
 
     def check_batch(self, batch: Mapping[str, Any]) -> None:
         """Raises InvalidInput where a batch of data has a label or a token that network or process do not know."""
@@ -169,8 +170,7 @@ def prepare(
     network = part_of("model", config) if network is None else network
     process = part_of("process", config) if process is None else process
     parts = {"network": network, "autoencoder": network, "process": process}
-    quiet = {name: value for name, value in {"cond_dropout": 0.0, "train": False}.items() if name in config.objective}
-    still = ConfigDict({"objective": {**config.objective.to_dict(), **quiet}})
+    still = ConfigDict({"objective": _still(config.objective.to_dict())})
     validation = objective or part_of("objective", still, **parts)
     loss = objective or part_of("objective", config, **parts)
     # Schedules that are given no length have that of the run.
@@ -180,10 +180,28 @@ def prepare(
     shape = sampled_shape(config, source)
     conditions = getattr(getattr(network, "module", None), "conditions", ())
     check_classes(source, held_out, conditions, process)
-    check_null_class("config.objective.null", as_plain(config.objective.get("null")), source, conditions)
+    check_null_class("config.objective.null", _trained_null(config.objective.to_dict()), source, conditions)
     return Experiment(
         config, source, held_out, network, process, loss, validation, optimizer, mesh, shape, conditions, begin
     )
+
+
+def _still(objective: Mapping[str, Any]) -> dict[str, Any]:
+    """An objective as it validates, and so the one that it is made of: nothing is dropped."""
+    quiet = {"cond_dropout": 0.0, "train": False}
+    return {
+        name: quiet.get(name, _still(value) if isinstance(value, Mapping) else value)
+        for name, value in objective.items()
+    }
+
+
+def _trained_null(objective: Mapping[str, Any]) -> Any:
+    """What an objective, or the one that it is made of, puts in the place of conditions; None where neither does."""
+    found = [
+        objective.get("null"),
+        *(_trained_null(value) for value in objective.values() if isinstance(value, Mapping)),
+    ]
+    return next((null for null in found if null is not None), None)
 
 
 def abstractly(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -321,7 +339,7 @@ def prepare_sampling(experiment: Experiment) -> Sampling:
 def _check_null(field: str, null: Any, experiment: Experiment) -> None:
     """Raises InvalidInput where the null class of a transformation is a class of the data, or not the one that was
     trained as the null class."""
-    null, trained = as_plain(null), as_plain(experiment.config.objective.get("null"))
+    null, trained = as_plain(null), _trained_null(experiment.config.objective.to_dict())
     check_null_class(field, null, experiment.source, experiment.conditions)
     label, known = (one.get("label") if isinstance(one, Mapping) else None for one in (null, trained))
     if isinstance(label, int) and isinstance(known, int) and label != known:

@@ -5,11 +5,13 @@ archives in what they unpack to, pictures in pixels. Nothing is unpickled, and n
 """
 
 import errno
+import gzip
 import json
 import math
 import os
 import stat
 import zipfile
+import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -104,6 +106,22 @@ def read_text(path: str | os.PathLike, max_bytes: int = MAX_JSON_BYTES) -> str:
         return read_bytes(path, max_bytes).decode("utf-8")
     except UnicodeDecodeError as error:
         raise InvalidInput(f"{_named(path)} is not UTF-8 text: {error}.") from None
+
+
+def read_gzip(path: str | os.PathLike, max_bytes: int = UNPACKED_BYTES) -> bytes:
+    """What a gzip file unpacks to, of which more than `max_bytes` are never unpacked. Raises InvalidInput for more, and
+    for a file that is damaged or no gzip."""
+    file = regular_file(path)
+    try:
+        with gzip.open(file) as opened:
+            content = opened.read(max_bytes + 1)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InvalidInput(f"{_named(file)} is damaged, or no gzip file: {first_line(error)}.") from None
+    except (OSError, MemoryError) as error:
+        raise unreadable(file, error) from None
+    if len(content) > max_bytes:
+        raise InvalidInput(f"{_named(file)} unpacks to more than {max_bytes} bytes, which are the most that are read.")
+    return content
 
 
 def read_json(

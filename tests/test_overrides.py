@@ -3,6 +3,7 @@
 import json
 import shlex
 
+import jax
 import numpy as np
 import pytest
 
@@ -13,7 +14,7 @@ from diffusion_jax.config.literals import WrittenCall, read_value
 from diffusion_jax.config.overrides import GROUPS_OF_PARTS, apply_overrides
 from diffusion_jax.config_text import config_text
 from diffusion_jax.errors import InvalidInput
-from diffusion_jax.experiment import defaults, prepare, prepare_sampling
+from diffusion_jax.experiment import check_training, defaults, prepare, prepare_sampling
 from diffusion_jax.places import ABOUT, GROUPS, entries_of, sampled_average
 
 DIGITS = load("configs/digits_dit.py")
@@ -237,5 +238,45 @@ def test_classes_that_were_not_trained_are_refused():
     with pytest.raises(InvalidInput, match="the data have classes 0 to 9"):
         prepare_sampling(prepare(beyond)).conditions(np.arange(12))
     other = apply_overrides(DIGITS, [*more, "sampling.transformations.guidance.null={'label': 20}"])
+    with pytest.raises(InvalidInput, match="10 was trained as the null class"):
+        prepare_sampling(prepare(other))
+
+
+EDGES = "timesteps.interval_clusters(distance=timesteps.log_snr_distance(parts=20), clusters=4)"
+TASKS = (
+    f"edges={EDGES}, objective=objectives.denoising(draw=timesteps.by_cluster(edges={EDGES}), cond_dropout=0.1, "
+    "null={'label': 10})"
+)
+AROUND = {
+    "projected": f"objectives.multitask(combiner=objectives.projected(), {TASKS})",
+    "bargained": f"objectives.multitask(combiner=objectives.bargained(), {TASKS})",
+    "uncertainty": f"objectives.uncertainty_weighted({TASKS})",
+}
+
+
+@pytest.mark.parametrize("name", AROUND)
+def test_an_objective_around_another_is_trained_validated_and_sampled_as_that_one(name):
+    more = [
+        "train.batch_size=20",
+        "process=processes.vp_linear()",
+        "model.depth=1",
+        "model.conditions.0.num_classes=20",
+    ]
+    config = apply_overrides(DIGITS, [*more, f"objective={AROUND[name]}"])
+    experiment = prepare(config)
+    check_training(experiment)
+    key, batch = jax.random.key(0), experiment.example(20)
+    params = jax.eval_shape(experiment.init_params, key)
+    told = {name: value for name, value in batch.items() if name != "cond"}
+
+    def missed(objective):
+        state = jax.eval_shape(objective.init, key, params, batch)
+        with pytest.raises(InvalidInput) as error:
+            jax.eval_shape(objective.loss, params, state, told, key)
+        return str(error.value)
+
+    # Only in training a condition is dropped, so only there it is missed before the network is asked.
+    assert "cond_dropout" in missed(experiment.objective) and "cond_dropout" not in missed(experiment.validation)
+    other = apply_overrides(config, ["sampling.transformations.guidance.null={'label': 20}"])
     with pytest.raises(InvalidInput, match="10 was trained as the null class"):
         prepare_sampling(prepare(other))

@@ -38,6 +38,7 @@ READERS = {
     "json": (reading.read_json, ".json"),
     "text": (reading.read_text, ".txt"),
     "array": (reading.read_array, ".npy"),
+    "gzip": (reading.read_gzip, ".gz"),
     "arrays": (reading.read_arrays, ".npz"),
     "image": (reading.read_image, ".png"),
     "tensors": (lambda path: interop.files.TensorFiles(path), ".safetensors"),

@@ -4,7 +4,7 @@ A batch is `{"x0": ..., "cond": {...}, "index": int32 [B]}`. Constructors of sou
 can name them (`data.digits`). Nothing here uses the network, except preparing a data set of tensorflow-datasets.
 """
 
-from diffusion_jax.data import captioned_digits, moving, portrait, push_t, scenes, tabletop, wardrobe
+from diffusion_jax.data import captioned_digits, moving, portrait, push_t, referring, scenes, tabletop, wardrobe
 from diffusion_jax.data.captioned_digits import named_digits
 from diffusion_jax.data.collected import Collection, collect, labelled, trajectories
 from diffusion_jax.data.conditions import Conditions, conditions_of, cycled_labels
@@ -12,6 +12,7 @@ from diffusion_jax.data.demonstrations import Demonstrations, Pictures, principa
 from diffusion_jax.data.digits import digits
 from diffusion_jax.data.encoded import PrincipalLatents, encoded, principal_latents, stacked_examples
 from diffusion_jax.data.faces import faces
+from diffusion_jax.data.fashion_mnist import GARMENTS, fashion_mnist
 from diffusion_jax.data.files import array_record, arrays, write_array_record
 from diffusion_jax.data.image_folders import captioned_folder, encoded_captions, image_folder
 from diffusion_jax.data.latent_shards import latents, write_latents
@@ -24,7 +25,10 @@ from diffusion_jax.data.portrait import talking_faces
 from diffusion_jax.data.prose import documents as prose_documents
 from diffusion_jax.data.prose import prose
 from diffusion_jax.data.push_t import push_t_demonstrations
+from diffusion_jax.data.referring import referring_scenes, stereo_patches
+from diffusion_jax.data.regression import smooth_function
 from diffusion_jax.data.scenes import shapes
+from diffusion_jax.data.shadows import ShadowPairs, shadow_pairs
 from diffusion_jax.data.sources import (
     ArraySource,
     Source,
@@ -41,6 +45,7 @@ from diffusion_jax.data.transforms import flip, normalise, random_crop, resize
 from diffusion_jax.data.wardrobe import try_on
 
 __all__ = [
+    "GARMENTS",
     "PHOTOGRAPHS",
     "TOYS",
     "ArraySource",
@@ -52,6 +57,7 @@ __all__ = [
     "Mixture",
     "Pictures",
     "PrincipalLatents",
+    "ShadowPairs",
     "Source",
     "SplatScenes",
     "Tokenizer",
@@ -69,6 +75,7 @@ __all__ = [
     "encoded",
     "encoded_captions",
     "faces",
+    "fashion_mnist",
     "flip",
     "folder_summary",
     "from_pairs",
@@ -92,12 +99,17 @@ __all__ = [
     "push_t",
     "push_t_demonstrations",
     "random_crop",
+    "referring",
+    "referring_scenes",
     "resize",
     "rows_of_each_size",
     "scenes",
+    "shadow_pairs",
     "shapes",
+    "smooth_function",
     "splat_scenes",
     "stacked_examples",
+    "stereo_patches",
     "tabletop",
     "tabletop_demonstrations",
     "talking_faces",

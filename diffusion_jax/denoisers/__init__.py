@@ -35,7 +35,7 @@ from diffusion_jax.denoisers.joint import combined, jointly_guided, marginal_gui
 from diffusion_jax.denoisers.matching import on_process
 from diffusion_jax.denoisers.recording import Recorded, predicted_x0, recorded
 from diffusion_jax.denoisers.scales import cosine_scale, interval_scale, linear_scale, sample_scale
-from diffusion_jax.denoisers.switching import averaged, by_log_snr, by_share, by_time, switched, time_table
+from diffusion_jax.denoisers.switching import averaged, by_interval, by_log_snr, by_share, by_time, switched, time_table
 
 __all__ = [
     "Branches",
@@ -48,6 +48,7 @@ __all__ = [
     "autoguided",
     "averaged",
     "blended_condition",
+    "by_interval",
     "by_log_snr",
     "by_share",
     "by_time",

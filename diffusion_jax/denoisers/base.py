@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from diffusion_jax.clock import network_inputs, to_prediction
-from diffusion_jax.processes import by_modality, is_gaussian, kind_of
+from diffusion_jax.processes import by_modality, is_gaussian, kind_of, with_condition
 from diffusion_jax.time_axes import each, expand, fill
 from diffusion_jax.typing import Cost, Denoiser, Network, Prediction
 
@@ -31,10 +31,11 @@ def denoiser(network: Network, process: Any, target_time: bool = False) -> Denoi
         return ()
 
     def apply(params, carry, x, step, cond):
+        seen, cond = with_condition(process, cond)
         if target_time:
             cond = with_target_time(process, x, step.t_next, cond)
-        output, extras = network.apply(params, *network_inputs(process, x, step.t), cond)
-        return to_prediction(process, output, x, step.t, extras), carry
+        output, extras = network.apply(params, *network_inputs(seen, x, step.t), cond)
+        return to_prediction(seen, output, x, step.t, extras), carry
 
     return Denoiser(init, apply, process)
 

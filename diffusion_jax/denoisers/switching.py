@@ -4,8 +4,9 @@ The parameters are a tuple with one entry per denoiser. The networks may predict
 converted to x0 and eps. A network that was trained on another schedule joins through `matching.on_process`.
 
 Which one runs is a rule, a function of the step: `by_share`, `by_time` and `by_log_snr` put boundaries between the
-denoisers, whose values may be traced, so that moving them compiles nothing. `time_table` is what a rule comes to on a
-grid. Each denoiser brings its own guidance and its own view of the condition, since transformations nest:
+denoisers, whose values may be traced, so that moving them compiles nothing; `by_interval` puts one of two denoisers in
+the middle. `time_table` is what a rule comes to on a grid. Each denoiser brings its own guidance and its own view of
+the condition, since transformations nest:
 `switched((guided(scheduled_condition(small, lambda cond, step: cond["small"]), 1.5, null), large))`.
 """
 
@@ -43,6 +44,23 @@ def by_time(*boundaries: Any) -> Callable[[Step], Any]:
     """
     _check_boundaries(boundaries, falling=True)
     return lambda step: _passed(jnp.max(sample_time(step.t)) <= jnp.asarray(boundaries) + 1e-6)
+
+
+def by_interval(low: Any, high: Any) -> Callable[[Step], Any]:
+    """Index 1 while low < t <= high, and 0 elsewhere: one denoiser in an interval of times, another around it.
+
+    With a specialist, trained on `timesteps.restricted(draw, low, high)`, inside and the joint network outside, samples
+    that are better than the joint network's show that joint training harms that interval (negative transfer, Go et al.
+    2023). A step belongs to the t that it leaves. Within 1e-6 of an edge is at it; the noisiest sample decides.
+    """
+    if is_static(low) and is_static(high) and not low < high:
+        raise invalid("low", low, f"a number below high = {high} was expected")
+
+    def rule(step):
+        t = jnp.max(sample_time(step.t))
+        return ((t > low + 1e-6) & (t <= high + 1e-6)).astype(jnp.int32)
+
+    return rule
 
 
 def by_log_snr(process: Any, *boundaries: Any) -> Callable[[Step], Any]:

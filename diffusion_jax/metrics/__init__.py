@@ -8,6 +8,13 @@ of a generated data set is in `data`, beside the generator.
 from diffusion_jax.metrics.accuracy import ClassAccuracy, class_accuracy
 from diffusion_jax.metrics.agreement import epsilon_gap
 from diffusion_jax.metrics.comparison import FeatureComparison, clip_scores, compare_features
+from diffusion_jax.metrics.dense import affine_depth_error, mask_overlap
+from diffusion_jax.metrics.difficulty import (
+    gaussian_relative_entropies,
+    normalised_drop,
+    relative_entropies,
+    steps_to_drop,
+)
 from diffusion_jax.metrics.distances import energy_distance, sliced_wasserstein, wasserstein, wasserstein_1d
 from diffusion_jax.metrics.frechet import Moments, frechet_distance, gaussian_frechet_distance, merge, moments
 from diffusion_jax.metrics.frontier import cheapest_within, error_at_cost, pareto_front
@@ -44,6 +51,7 @@ __all__ = [
     "SamplingCost",
     "SetMetric",
     "Statistics",
+    "affine_depth_error",
     "cheapest_within",
     "class_accuracy",
     "clip_distances",
@@ -58,6 +66,7 @@ __all__ = [
     "feature_network",
     "frechet_distance",
     "gaussian_frechet_distance",
+    "gaussian_relative_entropies",
     "image_set",
     "inception",
     "interleaved",
@@ -66,19 +75,23 @@ __all__ = [
     "kernel_distance",
     "leakage",
     "manifold",
+    "mask_overlap",
     "merge",
     "mmd2",
     "moments",
+    "normalised_drop",
     "pairwise_distance",
     "pareto_front",
     "point_set",
     "psnr",
     "read_statistics",
+    "relative_entropies",
     "run_covariance",
     "sampling_cost",
     "scene_set",
     "sliced_wasserstein",
     "ssim",
+    "steps_to_drop",
     "timed",
     "token_set",
     "trained_judge",

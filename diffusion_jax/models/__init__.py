@@ -22,6 +22,7 @@ from diffusion_jax.models.conditions import (
     text,
 )
 from diffusion_jax.models.controlnet import ControlNet, control_from_unet, controlled, controlnet
+from diffusion_jax.models.detailed import DetailDecoder, detailed
 from diffusion_jax.models.dit import DiT, dit, pixart
 from diffusion_jax.models.dual_encoder import DualEncoder, dual_encoder
 from diffusion_jax.models.early_exit import EarlyExit, Layers, early_exit
@@ -85,6 +86,7 @@ __all__ = [
     "ConditionStream",
     "ControlNet",
     "Costs",
+    "DetailDecoder",
     "DiT",
     "DualEncoder",
     "EarlyExit",
@@ -125,6 +127,7 @@ __all__ = [
     "controlnet",
     "count_params",
     "depth_axes",
+    "detailed",
     "dinov2",
     "dit",
     "dual_encoder",

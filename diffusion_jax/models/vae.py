@@ -48,6 +48,15 @@ class GaussianPosterior(NamedTuple):
         return 0.5 * terms.sum(tuple(range(1, terms.ndim)))
 
 
+AtLevel = Callable[[int, Any], Any]
+"""`(level, features) -> features`: what is done to those behind the blocks of each level; level 0 is that of pixels."""
+
+
+def unchanged(level: int, h: Any) -> Any:
+    """The `AtLevel` that does nothing."""
+    return h
+
+
 class Coder(nn.Module):
     """What encoder and decoder share. out_channels: that come out; features: of each level; the rest as in `KLVAE`."""
 
@@ -78,12 +87,13 @@ class VAEEncoder(Coder):
     """`[B, H, W, C]` to `[B, H/f, W/f, out_channels]`. stage: "levels" or "end" is the part before or after them."""
 
     @nn.compact
-    def __call__(self, h, stage=None):
+    def __call__(self, h, stage=None, at_level: AtLevel = unchanged):
         if stage != "end":
             h = conv(self.features[0], dtype=self.dtype, name="conv_in")(h.astype(self.dtype))
             for level, features in enumerate(self.features):
                 for index in range(self.num_residual):
                     h = self.block(h, features, f"level_{level}_{index}")
+                h = at_level(level, h)
                 if level < len(self.features) - 1:
                     h = Downsample(h.shape[-1], (0, 1), self.dtype, name=f"level_{level}_down")(h)
         return h if stage == "levels" else self.finish(self.middle(h))
@@ -93,7 +103,7 @@ class VAEDecoder(Coder):
     """`[B, h, w, Z]` to `[B, f h, f w, out_channels]`. stage: "start" ends before the levels, "levels" is the rest."""
 
     @nn.compact
-    def __call__(self, h, stage=None):
+    def __call__(self, h, stage=None, at_level: AtLevel = unchanged):
         if stage != "levels":
             h = self.middle(conv(self.features[-1], dtype=self.dtype, name="conv_in")(h.astype(self.dtype)))
         if stage == "start":
@@ -101,6 +111,7 @@ class VAEDecoder(Coder):
         for level, features in reversed(list(enumerate(self.features))):
             for index in range(self.num_residual + 1):
                 h = self.block(h, features, f"level_{level}_{index}")
+            h = at_level(level, h)
             if level > 0:
                 h = Upsample(h.shape[-1], self.dtype, name=f"level_{level}_up")(h)
         return self.finish(h)
@@ -170,16 +181,16 @@ class KLVAE(nn.Module):
             self.to_moments = conv(2 * self.latent_channels, 1, dtype=dtype)
             self.from_latents = conv(self.latent_channels, 1, dtype=dtype)
 
-    def posterior(self, x, stage=None):
+    def posterior(self, x, stage=None, at_level: AtLevel = unchanged):
         """The `GaussianPosterior` over (unscaled) latents; logvar is kept within [-30, 20].
 
-        stage: "levels" returns the features of the encoder's levels, which "end" takes for x.
+        stage: "levels" returns the features of the encoder's levels, which "end" takes for x. at_level: see `AtLevel`.
         """
         if stage != "end":
             check_images(x.shape, len(self.multipliers) - 1, "x")
             if x.shape[-1] != self.data_channels:
                 raise invalid("x.shape", x.shape, f"the autoencoder was made for data_channels={self.data_channels}")
-        moments = self.encoder(x, stage)
+        moments = self.encoder(x, stage, at_level)
         if stage == "levels":
             return moments
         if self.quant_conv:
@@ -187,10 +198,11 @@ class KLVAE(nn.Module):
         mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
         return GaussianPosterior(mean, jnp.clip(logvar, -30.0, 20.0))
 
-    def reconstruct(self, z, stage=None):
+    def reconstruct(self, z, stage=None, at_level: AtLevel = unchanged):
         """The image of unscaled latents `z`.
 
-        stage: "start" returns the features that the decoder's levels begin with, which "levels" takes for z.
+        stage: "start" returns the features that the decoder's levels begin with, which "levels" takes for z. at_level:
+        see `AtLevel`.
         """
         if stage != "levels":
             if z.ndim != 4 or z.shape[-1] != self.latent_channels:
@@ -198,7 +210,7 @@ class KLVAE(nn.Module):
                 raise invalid("z.shape", z.shape, expected)
             if self.quant_conv:
                 z = self.from_latents(z.astype(self.dtype))
-        y = self.decoder(z, stage)
+        y = self.decoder(z, stage, at_level)
         return y if stage == "start" else y.astype(jnp.float32)
 
     def __call__(self, x):

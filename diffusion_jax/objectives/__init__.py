@@ -5,7 +5,15 @@ A loss has one value per example. The training step (`training`) takes the mean,
 """
 
 from diffusion_jax.objectives.adaptation import Adaptation, adaptation
-from diffusion_jax.objectives.autoencoder import vae_loss
+from diffusion_jax.objectives.adversarial import (
+    Discriminator,
+    GanLoss,
+    adversarial,
+    feature_discriminator,
+    hinge,
+    non_saturating,
+)
+from diffusion_jax.objectives.autoencoder import detail_loss, vae_loss
 from diffusion_jax.objectives.budget import Budgeted, budget_at, budgeted
 from diffusion_jax.objectives.consistency import (
     consistency,
@@ -23,7 +31,15 @@ from diffusion_jax.objectives.continuous_consistency import (
     tangent_ramp,
 )
 from diffusion_jax.objectives.contrastive import caption_loss, contrastive
-from diffusion_jax.objectives.degradation import degraded
+from diffusion_jax.objectives.degradation import (
+    blurred,
+    degraded,
+    jittered,
+    one_after_another,
+    shaded,
+    thickened,
+    warped,
+)
 from diffusion_jax.objectives.denoising import denoising, objective
 from diffusion_jax.objectives.discrete import masked
 from diffusion_jax.objectives.distribution_matching import distribution_matching, few_step_answers
@@ -33,7 +49,7 @@ from diffusion_jax.objectives.feature_spaces import (
     banked,
     convolution_space,
     fourier_space,
-    one_hot,
+    paired,
     raw_features,
     raw_space,
     standardised,
@@ -61,7 +77,9 @@ from diffusion_jax.objectives.layerwise import (
 from diffusion_jax.objectives.leap import conditioned_on_ends, end_frames, leap_distillation, leap_grid, leap_reward
 from diffusion_jax.objectives.multitask import (
     Combiner,
+    affinity_by_lag,
     bargained,
+    bargaining_weights,
     conflicting_share,
     multitask,
     projected,
@@ -70,6 +88,7 @@ from diffusion_jax.objectives.multitask import (
 )
 from diffusion_jax.objectives.progressive import progressive
 from diffusion_jax.objectives.rendering import coarse_clips, splat_rendering
+from diffusion_jax.objectives.self_enhanced import SelfEnhanced, self_enhanced
 from diffusion_jax.objectives.time_policy import (
     chosen_times,
     expected_loss,
@@ -77,6 +96,7 @@ from diffusion_jax.objectives.time_policy import (
     time_policy,
     with_time_policy,
 )
+from diffusion_jax.objectives.trajectories import on_trajectories, secant
 from diffusion_jax.objectives.trajectory_backward import (
     EndpointFilter,
     Trajectory,
@@ -92,17 +112,24 @@ __all__ = [
     "Budgeted",
     "Circle",
     "Combiner",
+    "Discriminator",
     "EndpointFilter",
     "ExitErrors",
     "FeatureSpace",
+    "GanLoss",
     "Imitated",
+    "SelfEnhanced",
     "TangentRamp",
     "TrainedPart",
     "Trajectory",
     "adaptation",
+    "adversarial",
+    "affinity_by_lag",
     "away_from",
     "banked",
     "bargained",
+    "bargaining_weights",
+    "blurred",
     "budget_at",
     "budgeted",
     "caption_loss",
@@ -116,16 +143,20 @@ __all__ = [
     "convolution_space",
     "degraded",
     "denoising",
+    "detail_loss",
     "distribution_matching",
     "end_frames",
     "exit_errors",
     "exit_losses",
     "expected_loss",
+    "feature_discriminator",
     "few_step_answers",
     "fourier_space",
     "gap_weight",
     "gaussian_kernel",
+    "hinge",
     "imitation",
+    "jittered",
     "kernel_matching",
     "layerwise",
     "leap_distillation",
@@ -137,9 +168,13 @@ __all__ = [
     "mean_flow",
     "multitask",
     "neighbour",
+    "non_saturating",
     "objective",
     "on_latents",
+    "on_trajectories",
+    "one_after_another",
     "one_hot",
+    "paired",
     "policy_loss",
     "polynomial_kernel",
     "progressive",
@@ -148,6 +183,9 @@ __all__ = [
     "raw_features",
     "raw_space",
     "regression",
+    "secant",
+    "self_enhanced",
+    "shaded",
     "shortcut",
     "shrinking",
     "slider",
@@ -158,6 +196,7 @@ __all__ = [
     "tangent_ramp",
     "task_affinity",
     "teacher_trajectory",
+    "thickened",
     "time_policy",
     "tokens",
     "trained_part",
@@ -166,6 +205,7 @@ __all__ = [
     "uncertainty_weighted",
     "vae_loss",
     "validation_loss",
+    "warped",
     "whole_runs",
     "with_exits",
     "with_frozen",

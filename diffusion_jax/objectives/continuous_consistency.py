@@ -187,7 +187,7 @@ def continuous_consistency(
     draw: TimestepDraw | None = None,
     *,
     teacher: ScaledTeacher | None = None,
-    teacher_params: Params = (),
+    teacher_params: Params = None,
     scales: Sequence[Number] = (),
     sigma_data: Number | None = None,
     ramp: TangentRamp | None = None,
@@ -225,7 +225,9 @@ def continuous_consistency(
     def init(key, params, batch):
         refuse_weight(batch, "continuous_consistency")
         tangents.check(params)
-        return ContinuousConsistency(Frozen(teacher_params), draw.init(), jnp.int32(0))
+        return ContinuousConsistency(
+            Frozen(() if teacher_params is None else teacher_params), draw.init(), jnp.int32(0)
+        )
 
     def prepare(state, batch, key):
         return with_scales(drawn(draw, state.draw, batch, key, 1), scales, key)

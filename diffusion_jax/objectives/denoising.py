@@ -27,7 +27,7 @@ from diffusion_jax.objectives.batches import (
 )
 from diffusion_jax.objectives.degradation import Degrade, degraded
 from diffusion_jax.objectives.entries import EntryLoss, mean_at_times, per_example, regression, tokens
-from diffusion_jax.processes import by_modality, is_discrete, is_gaussian, is_joint
+from diffusion_jax.processes import by_modality, is_discrete, is_gaussian, is_joint, with_condition
 from diffusion_jax.randomness import split
 from diffusion_jax.time_axes import each, expand, fill
 from diffusion_jax.typing import Aux, Network, Objective, Process, TimestepDraw
@@ -133,7 +133,8 @@ def objective(
         noise_key, drop_key, network_key = split(example_keys(key, batch["index"]), 3)
         x_t, noise = corrupted(process, noise_key, batch, t)
         cond = drop_condition(drop_key, batch.get("cond"), null, cond_dropout)
-        output, extras = network.apply(params, *network_inputs(process, x_t, t), cond, train=train, key=network_key)
+        seen, cond = with_condition(process, cond)
+        output, extras = network.apply(params, *network_inputs(seen, x_t, t), cond, train=train, key=network_key)
 
         def answered(x0, process, output, noise, x_t, t):
             return entry(process, output, x0, noise, x_t, t)
@@ -151,7 +152,7 @@ def objective(
         missing = batch.get("missing") or {}
         _check_known(process, missing, missing_weight)
         present = {name: 1.0 - jnp.asarray(missing[name]) if name in missing else 1.0 for name in x0} if joint else 1.0
-        answers = each(answered, x0, by_modality(process), output, noise, x_t, t)
+        answers = each(answered, x0, by_modality(seen), output, noise, x_t, t)
         results = each(averaged, answers, batch["t_weight"], weights, present, entry_weights(batch), batch["t"])
         entries = results if joint else {"": results}
         total = sum((value[0] for value in entries.values()), start=jnp.zeros(()))

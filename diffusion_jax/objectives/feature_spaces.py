@@ -23,8 +23,8 @@ class FeatureSpace(NamedTuple):
     """Where sets are compared, and how.
 
     features: `(params, x [B, ...]) -> [B, d]`, differentiable. params: do not learn. weight: of this discrepancy.
-    condition: `cond -> [B, k]`, numbers of what a sample was asked for (`one_hot`); they are appended to its features,
-        so that pairs of sample and condition are compared, and a sample that ignores its condition is seen.
+    condition: `cond -> [B, k]`, numbers of what a sample was asked for (`paired`), which are appended to its features:
+        pairs of sample and condition are compared, and a sample that ignores its condition is seen.
     bank: features `[N, d + k]` of data (`banked`). Each loss then compares with as many random rows of it as there are
         samples, and asks for no features of the data of its batch.
     """
@@ -147,14 +147,15 @@ def _described(space: FeatureSpace, x0: Numbers, cond: Condition, batch_size: in
     parts = []
     for i in range(0, len(x0), batch_size):
         here = jax.tree.map(lambda leaf, i=i: leaf[i : i + batch_size], cond)
-        parts.append(jax.device_get(describe(space.params, x0[i : i + batch_size], here)))
+        parts.append(jax.device_get(describe(space.params, np.asarray(x0[i : i + batch_size]), here)))
     return np.concatenate(parts)
 
 
-def one_hot(classes: int, scale: float = 1.0, entry: str = "label") -> Callable[[Condition], Any]:
-    """The `condition` of a `FeatureSpace` for labels `[B]` in `cond[entry]`: zeros, with `scale` at the label.
+def paired(space: FeatureSpace, classes: int, scale: float = 1.0, entry: str = "label") -> FeatureSpace:
+    """`space` of pairs of sample and class: labels `[B]` of `cond[entry]`, as zeros with `scale` at the label.
 
     With a Gaussian kernel of bandwidth b, a pair of different classes counts exp(-scale^2 / b^2) times as much.
+    Raises InvalidInput for sizes that are not positive and for conditions without the entry.
     """
     if classes < 1 or scale <= 0:
         raise invalid("classes, scale", (classes, scale), "positive numbers are needed")
@@ -164,4 +165,4 @@ def one_hot(classes: int, scale: float = 1.0, entry: str = "label") -> Callable[
             raise invalid(f"cond[{entry!r}]", sorted(cond), "the condition has no such entry")
         return scale * jax.nn.one_hot(cond[entry], classes)
 
-    return condition
+    return space._replace(condition=condition)

@@ -74,7 +74,7 @@ def kernel_matching(generate: Callable[..., Any], spaces: Sequence[FeatureSpace]
 
     generate: `(params, batch, key) -> X [B, ...]`, differentiable, such as `whole_runs`; conditions of the batch are
         those of the samples. spaces: one or several; those of metrics that judge the result should not be among them.
-        Where the samples have conditions, a space with `condition` compares pairs of sample and condition.
+        Where the samples have conditions, a space that is `paired` compares them as well.
 
     The loss is one number of the whole batch, each example's `loss`; on a mesh the batch is that of all devices. With
     gradient accumulation it is the mean over the parts, which estimates the same with more noise.

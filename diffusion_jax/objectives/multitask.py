@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 from jaxtyping import Array, Float
 
 from diffusion_jax.errors import InvalidInput, invalid
@@ -65,10 +67,10 @@ def projected() -> Combiner:
 
 
 def bargained(every: int = 25, iterations: int = 30) -> Combiner:
-    """Equation (3), the Nash bargaining solution: the minimum of 1/2 a' M a - sum log a, by damped Newton steps.
+    """Equation (3), Nash's bargain: `bargaining_weights` of M divided by its Frobenius norm, so that they do not depend
+    on the scale of gradients. Its diagonal is raised by `RIDGE`, since gradients that are exactly opposed have no
+    bargain. A task without a gradient has weight 1.
 
-    M is divided by its Frobenius norm, so weights do not depend on the scale of gradients, and its diagonal is raised
-    by `RIDGE`, since gradients that are exactly opposed have no bargain. A task without a gradient has weight 1.
     Raises InvalidInput for numbers below 1. every: in losses, of which each part of an accumulated batch is one.
     """
     for name, value in (("every", every), ("iterations", iterations)):
@@ -79,18 +81,22 @@ def bargained(every: int = 25, iterations: int = 30) -> Combiner:
         there = jnp.diagonal(gram) > TINY
         # What is not there is a task of its own with a solution of 1.
         gram = jnp.where(there[:, None] & there, gram / jnp.maximum(jnp.linalg.norm(gram), TINY), 0.0)
-        # Gradients that are exactly opposed have no bargain: the ridge bounds the weights.
-        gram = gram + jnp.diag(jnp.where(there, RIDGE, 1.0))
-
-        def step(a, _):
-            slope = gram @ a - 1.0 / a
-            move = jnp.linalg.solve(gram + jnp.diag(1.0 / jnp.square(a)), slope)
-            # The function is self-concordant: such a step never leaves a > 0.
-            return a - move / (1.0 + jnp.sqrt(jnp.maximum(slope @ move, 0.0))), None
-
-        return jax.lax.scan(step, 1.0 / jnp.sqrt(jnp.diagonal(gram)), None, length=iterations)[0]
+        return bargaining_weights(gram + jnp.diag(jnp.where(there, RIDGE, 1.0)), iterations)
 
     return Combiner(weights, every)
+
+
+def bargaining_weights(gram: Float[Array, "k k"], iterations: int = 30) -> Float[Array, " k"]:
+    """a > 0 with `M a = 1 / a`: the minimum of 1/2 a' M a - sum log a, by damped Newton steps, for a positive definite
+    M. Of c M it is a / sqrt(c), and of a diagonal M it is M_ii^(-1/2)."""
+
+    def step(a, _):
+        slope = gram @ a - 1.0 / a
+        move = jnp.linalg.solve(gram + jnp.diag(1.0 / jnp.square(a)), slope)
+        # The function is self-concordant: such a step never leaves a > 0.
+        return a - move / (1.0 + jnp.sqrt(jnp.maximum(slope @ move, 0.0))), None
+
+    return jax.lax.scan(step, 1.0 / jnp.sqrt(jnp.diagonal(gram)), None, length=iterations)[0]
 
 
 class MultiTask(NamedTuple):
@@ -106,7 +112,8 @@ def multitask(objective: Objective, edges: Any, combiner: Combiner) -> Objective
 
     objective: of one time an example, as drawn by `timesteps.by_cluster(edges)`. One forward pass; k backward passes in
     the steps in which weights are computed, and k copies of the gradient then. The loss that is reported is the mean of
-    l_i. With gradient accumulation each part of the batch is combined by itself.
+    l_i. k is the number of tasks of which the batch has examples: others, such as those that a curriculum leaves out,
+    do not count. With gradient accumulation each part of the batch is combined by itself.
 
     Metrics: those of the objective, `task/i` (l_i), `weight/i`. Raises InvalidInput for an objective that has such a
     gradient already, and for times that are not one an example.
@@ -128,14 +135,16 @@ def multitask(objective: Objective, edges: Any, combiner: Combiner) -> Objective
 
         losses, pull, aux = jax.vjp(own, params, has_aux=True)
         shares = _shares(edges, _times(aux), count)
+        # Tasks without examples do not count, such as those that a curriculum leaves out.
+        present = jnp.maximum(shares.any(axis=1).sum(), 1)
 
         def anew():
-            each = jax.lax.map(lambda share: pull(share / count)[0], shares)
+            each = jax.lax.map(lambda share: pull(share / present)[0], shares)
             found = combiner.weights(_gram(each), fold(key, 3))
             return jax.tree.map(lambda leaf: jnp.tensordot(found.astype(leaf.dtype), leaf, axes=1), each), found
 
         def again():
-            return pull(state.weights @ shares / count)[0], state.weights
+            return pull(state.weights @ shares / present)[0], state.weights
 
         if combiner.every == 1:
             grads, weights = anew()
@@ -143,7 +152,7 @@ def multitask(objective: Objective, edges: Any, combiner: Combiner) -> Objective
             grads, weights = jax.lax.cond(state.count % combiner.every == 0, anew, again)
         state = MultiTask(aux.state, weights, state.count + 1)
         tasks = shares @ losses
-        return tasks.mean(), grads, aux._replace(state=state, metrics={**aux.metrics, **_told(tasks, weights)})
+        return tasks.sum() / present, grads, aux._replace(state=state, metrics={**aux.metrics, **_told(tasks, weights)})
 
     prepare = objective.prepare
     return Objective(init, loss, prepare and (lambda state, batch, key: prepare(state.inner, batch, key)), gradient)
@@ -179,38 +188,58 @@ def _gram(each: Any) -> Float[Array, "k k"]:
     return total
 
 
-def uncertainty_weighted(objective: Objective, edges: Any) -> Objective:
-    """Equation (1), on parameters `{"params": those of objective, "log_variances": zeros [k]}`.
+class Uncertainty(NamedTuple):
+    """inner: the state of the objective. log_variances: s of equation (1), `[k]`. moments: those of its Adam."""
 
-    objective: of one time an example. Metrics: those of the objective, `task/i` (l_i), `weight/i` (exp(-s_i) / 2).
-    Where losses come near 0, as at high noise in few dimensions, their weights grow without bound. Train the two
-    entries by optimisers of their own, `training.optimizers.alternating`.
-    Raises InvalidInput at `init` for other entries or another number of variances.
+    inner: Any
+    log_variances: Float[Array, " k"]
+    moments: Any
+
+
+def uncertainty_weighted(
+    objective: Objective, edges: Any, learning_rate: float = 0.025, bound: float | None = None
+) -> Objective:
+    """Equation (1). s begins with 0, is kept in the state of the objective, and learns there by an Adam of its own, so
+    the parameters remain those of the network.
+
+    objective: of one time an example, as drawn by `timesteps.by_cluster(edges)`. learning_rate: of s; the published one
+        is 250 times that of the network. With gradient accumulation s learns from each part of the batch.
+    bound: the largest |s|. Where a loss comes near 0, as at high noise in few dimensions, its weight grows without one.
+
+    At rest exp(-s_i) l_i / k = 1: all tasks weigh the same. Metrics: those of the objective, `task/i` (l_i), `weight/i`
+    (exp(-s_i) / 2). Raises InvalidInput for a rate or a bound that is not positive.
     """
     refuse_gradient(objective, "uncertainty_weighted")
-    count = len(edges) - 1
+    for name, value in (("learning_rate", learning_rate), ("bound", 1.0 if bound is None else bound)):
+        if not value > 0:
+            raise invalid(name, value, "it must be positive")
+    count, optimizer = len(edges) - 1, optax.adam(learning_rate)
 
     def init(key, params, batch):
-        if set(params) != {"params", "log_variances"} or jnp.shape(params["log_variances"]) != (count,):
-            told = {name: jnp.shape(value) for name, value in params.items() if name != "params"}
-            expected = f'"params" and "log_variances" of shape ({count},) are needed'
-            raise invalid("the parameters beside 'params'", told, expected)
-        return objective.init(key, params["params"], batch)
+        spread = jnp.zeros(count)
+        return Uncertainty(objective.init(key, params, batch), spread, optimizer.init(spread))
 
     def loss(params, state, batch, key):
-        losses, aux = objective.loss(params["params"], state, batch, key)
-        shares, spread = _shares(edges, _times(aux), count), params["log_variances"]
+        losses, aux = objective.loss(params, state.inner, batch, key)
+        shares, spread = _shares(edges, _times(aux), count), state.log_variances
         weights = 0.5 * jnp.exp(-spread)
         # The mean over the batch is the sum of equation (1).
         total = batch_size(batch) / count * (weights @ shares) * losses + 0.5 * spread.sum()
-        told = _told(shares @ jax.lax.stop_gradient(losses), weights)
-        return total, aux._replace(metrics={**aux.metrics, **told})
+        tasks = shares @ jax.lax.stop_gradient(losses)
+        # A task without examples has nothing to learn from.
+        slope = jnp.where(shares.any(axis=1), 0.5 - weights * tasks / count, 0.0)
+        move, moments = optimizer.update(slope, state.moments)
+        spread = optax.apply_updates(spread, move)
+        spread = spread if bound is None else jnp.clip(spread, -bound, bound)
+        state = Uncertainty(aux.state, spread, moments)
+        return total, aux._replace(state=state, metrics={**aux.metrics, **_told(tasks, weights)})
 
-    return Objective(init, loss, objective.prepare)
+    prepare = objective.prepare
+    return Objective(init, loss, prepare and (lambda state, batch, key: prepare(state.inner, batch, key)))
 
 
 def task_affinity(
-    objective: Objective, params: Params, batch: Any, times: Float[Array, " n"], key: Any
+    objective: Objective, params: Params, batch: Any, times: Float[np.ndarray | Array, " n"], key: Any
 ) -> Float[Array, "n n"]:
     """Cosines of the gradients at fixed times, `[n, n]`: which noise levels agree (Go et al. 2023, figure 2).
 
@@ -229,10 +258,19 @@ def task_affinity(
     return gram / norms[:, None] / norms
 
 
-def conflicting_share(affinity: Float[Array, "n n"], below: Number = 0.0) -> Float[Array, ""]:
+def conflicting_share(affinity: Float[np.ndarray | Array, "n n"], below: Number = 0.0) -> Float[Array, ""]:
     """The share of pairs of different tasks whose gradients have a cosine under `below`."""
     count = len(affinity)
     if count < 2:
         raise InvalidInput("One task has nobody to disagree with: two times at least are needed.")
     others = 1.0 - jnp.eye(count)
     return ((affinity < below) * others).sum() / others.sum()
+
+
+def affinity_by_lag(affinity: Float[np.ndarray | Array, "n n"]) -> Float[Array, " n-1"]:
+    """The mean cosine of tasks that are 1, 2, ..., n - 1 apart: it falls where neighbouring noise levels agree most."""
+    count = len(affinity)
+    if count < 2:
+        raise InvalidInput("One task has nobody to disagree with: two times at least are needed.")
+    affinity = jnp.asarray(affinity)
+    return jnp.stack([jnp.diagonal(affinity, lag).mean() for lag in range(1, count)])

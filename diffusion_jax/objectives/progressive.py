@@ -1,10 +1,10 @@
 """Progressive distillation: a student makes in one DDIM step what its teacher makes in two (Salimans & Ho 2022).
 
-With x_m and x_s the teacher's DDIM steps from t over m to s, the x0 by which one step from t ends in x_s is
+With x_m and x_s the teacher's DDIM steps from t over m to s, the student regresses, in its own parameterisation, on
 
-    x0 = (x_s - (sigma_s / sigma_t) x_t) / (alpha_s - (sigma_s / sigma_t) alpha_t),                               (1)
+    the prediction with which one step from x_t ends in x_s, `trajectories.secant`.                               (1)
 
-and the student regresses on it in its own parameterisation. The student of S steps teaches the next, of S / 2.
+The student of S steps teaches the next, of S / 2.
 """
 
 from collections.abc import Callable
@@ -14,13 +14,14 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax import timesteps
-from diffusion_jax.clock import as_grid, network_inputs, single_step
-from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.clock import network_inputs, single_step
+from diffusion_jax.errors import invalid
 from diffusion_jax.objectives.batches import corrupted, drawn, example_keys, refuse_weight
 from diffusion_jax.objectives.entries import per_example, squared_error
+from diffusion_jax.objectives.trajectories import key_times, secant
 from diffusion_jax.processes import need_gaussian
 from diffusion_jax.randomness import split
-from diffusion_jax.time_axes import expand, fill
+from diffusion_jax.time_axes import fill
 from diffusion_jax.typing import Aux, Denoiser, Frozen, Network, Objective, Params, Times
 
 
@@ -50,11 +51,9 @@ def progressive(
     Raises InvalidInput for a grid of an odd number of steps, and for one that pauses.
     """
     need_gaussian("progressive", process)
-    times: Any = as_grid(grid).astype(jnp.float32)
-    if times.ndim != 1 or len(times) < 3 or len(times) % 2 == 0:
+    times = key_times(grid)
+    if len(times) < 3 or len(times) % 2 == 0:
         raise invalid("grid.shape", times.shape, "scalar times of an even number of steps are needed, [2 S + 1]")
-    if bool((jnp.diff(times) >= 0).any()):
-        raise InvalidInput("The teacher's grid pauses: each of its times must be below the one before.")
     draw = timesteps.on_grid(times[::2])
 
     def init(key, params, batch):
@@ -77,10 +76,7 @@ def progressive(
             now, then = times[first], times[first + 1]
             said, _ = teacher.apply(fixed, teacher.init(fixed, x, cond), x, single_step(now, then), cond)
             x = process.marginal(said.x0, said.eps, then)
-        ratio = process.sigma(times[at + 2]) / process.sigma(t)
-        scale = process.alpha(times[at + 2]) - ratio * process.alpha(t)
-        x0 = (x - expand(ratio, x) * x_t) / expand(scale, x)
-        said = process.from_x0(x0, x_t, t)
+        said = secant(process, x_t, t, x, times[at + 2])
         goal = jax.lax.stop_gradient(process.target(said.x0, said.eps, t))
         output, extras = network.apply(params, *network_inputs(process, x_t, t), cond, train=True, key=network_key)
         square = per_example(squared_error(output, goal))

@@ -14,6 +14,7 @@ from diffusion_jax.processes.discrete_vp import (
     sigmoid_betas,
     zero_terminal_snr_betas,
 )
+from diffusion_jax.processes.endpoint import SHARES, EndpointProcess, ResidualSchedule, residual_diffusion
 from diffusion_jax.processes.gaussian import NETWORK_TIMES, PARAMETERIZATIONS, GaussianProcess, Schedule
 from diffusion_jax.processes.joint import JointProcess
 from diffusion_jax.processes.keep import KEEP_SCHEDULES, KeepCosine, KeepGeometric, KeepPolynomial
@@ -26,6 +27,7 @@ from diffusion_jax.processes.kinds import (
     kind_of,
     members,
     need_gaussian,
+    with_condition,
 )
 from diffusion_jax.processes.named import (
     cosine,
@@ -62,9 +64,11 @@ __all__ = [
     "LOG_ZERO",
     "NETWORK_TIMES",
     "PARAMETERIZATIONS",
+    "SHARES",
     "Absorbing",
     "Cosine",
     "DiscreteVP",
+    "EndpointProcess",
     "GaussianProcess",
     "JointProcess",
     "KeepCosine",
@@ -72,6 +76,7 @@ __all__ = [
     "KeepPolynomial",
     "Linear",
     "LinearVP",
+    "ResidualSchedule",
     "Schedule",
     "Shifted",
     "Uniform",
@@ -93,6 +98,7 @@ __all__ = [
     "members",
     "need_gaussian",
     "rectified_flow",
+    "residual_diffusion",
     "safe_inverse",
     "safe_log",
     "safe_sqrt",
@@ -105,5 +111,6 @@ __all__ = [
     "vp_cosine",
     "vp_linear",
     "vp_scaled_linear",
+    "with_condition",
     "zero_terminal_snr_betas",
 ]

@@ -195,6 +195,10 @@ class GaussianProcess:
         total = jnp.hypot(sigma, alpha * self.sigma_data)
         return (alpha * self.sigma_data / total) ** 2, sigma * (self.sigma_data / total), sigma_hat, alpha / total
 
+    def coefficients(self, t):
+        """c_x0, c_eps and scale of equation (1), of the shape of t."""
+        return PARAMETERIZATIONS[self.prediction](self, t)
+
     def corrupt(self, key: Keys, x0, t):
         """`x_t = alpha x0 + sigma eps` with fresh `eps ~ N(0, I)`; returns `(x_t, eps)`."""
         if not jnp.issubdtype(x0.dtype, jnp.floating):
@@ -225,7 +229,7 @@ class GaussianProcess:
         """The pair (x0, eps) from the network's output at (x_t, t): equation (2)."""
         t = as_time(t)
         alpha, sigma = self.alpha(t), self.sigma(t)
-        c_x0, c_eps, scale = PARAMETERIZATIONS[self.prediction](self, t)
+        c_x0, c_eps, scale = self.coefficients(t)
         determinant = c_x0 * sigma - c_eps * alpha
         singular = determinant == 0
         inverse = safe_inverse(determinant)
@@ -242,7 +246,7 @@ class GaussianProcess:
 
     def target(self, x0, noise, t):
         """What the network's output is regressed to: equation (1) solved for the output; 0 where it is infinite."""
-        c_x0, c_eps, scale = PARAMETERIZATIONS[self.prediction](self, as_time(t))
+        c_x0, c_eps, scale = self.coefficients(as_time(t))
         inverse = safe_inverse(scale)
         return expand(c_x0 * inverse, x0) * x0 + expand(c_eps * inverse, x0) * noise
 

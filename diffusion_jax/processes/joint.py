@@ -9,6 +9,7 @@ from typing import Any
 
 from diffusion_jax import randomness
 from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.processes.kinds import with_condition
 from diffusion_jax.typing import Keys, Prediction, Process
 
 
@@ -32,6 +33,13 @@ class JointProcess:
     def processes(self) -> dict[str, Any]:
         """The processes by name."""
         return dict(self.entries)
+
+    def given(self, cond: Any) -> tuple["JointProcess", Any]:
+        """With what its processes take from the condition, and what is left of it; see `with_condition`."""
+        processes = {}
+        for name, process in self.entries:
+            processes[name], cond = with_condition(process, cond)
+        return JointProcess(processes), cond
 
     def _check(self, field: str, value: Any):
         names = set(self.processes)

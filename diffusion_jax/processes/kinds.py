@@ -47,6 +47,16 @@ def by_modality(process: Any) -> Any:
     return process.processes if is_joint(process) else process
 
 
+def with_condition(process: Any, cond: Any) -> tuple[Any, Any]:
+    """The process as the condition makes it, and the condition of the network: `process.given(cond)` of one that has
+    such a method, because it takes something from the condition (`EndpointProcess`); of any other both as they are.
+
+    Denoisers and losses of one network call it before `network_input`, `predict` and `target`; corrupting data, priors
+    and solvers need alpha and sigma alone, which no condition changes.
+    """
+    return process.given(cond) if hasattr(process, "given") else (process, cond)
+
+
 def need_gaussian(what: str, process: Any) -> None:
     """Raises InvalidInput when `what` needs x_t = alpha x0 + sigma eps and `process` has no such pair."""
     for member in members(process).values():

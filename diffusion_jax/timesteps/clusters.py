@@ -17,7 +17,8 @@ from jaxtyping import Array, Float, Int
 
 from diffusion_jax.errors import invalid
 from diffusion_jax.time_axes import expand
-from diffusion_jax.typing import Number, TimestepDraw
+from diffusion_jax.timesteps.draws import fixed_draw
+from diffusion_jax.typing import Number, Quantile, TimestepDraw
 
 
 def log_snr_distance(process: Any, parts: int) -> Any:
@@ -99,20 +100,24 @@ def cluster_of(
 def by_cluster(edges: Float[np.ndarray | Array, " edges"] | tuple[Number, ...]) -> TimestepDraw:
     """Equally many times of each interval, uniform within it; blocks of neighbouring examples share one.
 
-    So a time in a short interval is likelier than under uniform t, by 1 / (k length). Raises InvalidInput for edges
-    that do not rise, and when drawing fewer times than there are intervals.
+    So a time in a short interval is likelier than under uniform t, by 1 / (k length). Restricted to some of the
+    intervals (`restricted`, `curriculum`) it draws equally many of those, up to what the batch can be divided into.
+    Raises InvalidInput for edges that do not rise, and when drawing fewer times than there are intervals.
     """
     checked = checked_edges(edges)
     low, high = (jnp.asarray(side, jnp.float32) for side in (checked[:-1], checked[1:]))
     count = len(checked) - 1
+    # Numbers keep so far away from the next interval's, in shares of their own, that rounding does not reach it.
+    apart = min(count * 2.0**-22, 0.25)
 
-    def draw(state, key, shape):
+    def numbers(key, shape):
         if not shape or shape[0] < count:
             raise invalid("shape", tuple(shape), f"a batch of at least the {count} intervals is needed")
-        which = jnp.arange(shape[0]) * count // shape[0]
-        # u in (0, 1], as the intervals are.
-        u = 1.0 - jax.random.uniform(key, tuple(shape))
-        at, width = (expand(values[which], u) for values in (low, high - low))
-        return at + width * u, jnp.ones(tuple(shape))
+        within = apart + (1.0 - 2.0 * apart) * jax.random.uniform(key, tuple(shape))
+        return (expand(jnp.arange(shape[0]) * count // shape[0], within) + within) / count
 
-    return TimestepDraw(lambda: (), draw, lambda state, t, loss: state)
+    def function(u):
+        which = jnp.clip(jnp.floor(u * count).astype(jnp.int32), 0, count - 1)
+        return low[which] + (high - low)[which] * jnp.clip(u * count - which, 0.0, 1.0)
+
+    return fixed_draw(lambda key, shape: function(numbers(key, shape)))._replace(quantile=Quantile(function, numbers))

@@ -120,7 +120,8 @@ def restricted(draw: TimestepDraw, low: Number | Any = 0.0, high: Number | Any =
     first, last = numbers_between(quantile, low, high)
 
     def function(u):
-        return quantile.function(first + (last - first) * u)
+        # In the tail of a distribution neighbouring numbers are times that lie apart.
+        return jnp.clip(quantile.function(first + (last - first) * u), low, high)
 
     return fixed_draw(lambda key, shape: function(quantile.numbers(key, shape)))._replace(
         quantile=Quantile(function, quantile.numbers)

@@ -23,7 +23,6 @@ import jax.numpy as jnp
 
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.processes import is_gaussian
-from diffusion_jax.processes.gaussian import PARAMETERIZATIONS
 from diffusion_jax.processes.schedules import as_time, at_least, at_most, check_positive, check_time
 from diffusion_jax.timesteps.grids import grid_weights, scalar_times
 from diffusion_jax.typing import Number, Numbers, Times
@@ -44,7 +43,7 @@ def _weight(function: Callable[..., Any]) -> Weight:
         check_time(t)
         t = at_most(at_least(as_time(t), 1e-6), 1.0 - 1e-6)
         alpha, sigma = process.alpha(t), process.sigma(t)
-        c_x0, c_eps, scale = PARAMETERIZATIONS[process.prediction](process, t)
+        c_x0, c_eps, scale = process.coefficients(t)
         determinant = c_x0 * sigma - c_eps * alpha
         return function(process, t, alpha, sigma) * jnp.square(scale / determinant)
 
@@ -54,6 +53,16 @@ def _weight(function: Callable[..., Any]) -> Weight:
 def unit_weight() -> Weight:
     """1 on the error of the output, whatever it is."""
     return lambda process, t: jnp.ones_like(as_time(t))
+
+
+def low_noise_weight(floor: Number = 0.05) -> Weight:
+    """`min(1, sigma^2 / floor)` on the error of the output: 1, but at low noise.
+
+    There a target that leads from a degraded input back to the data grows as 1 / sigma (`objectives.degraded`). On the
+    error of x0, v of a VP process then counts 1 / max(sigma^2, floor).
+    """
+    check_positive(floor=floor)
+    return lambda process, t: at_most(jnp.square(process.sigma(t)) / floor, 1.0)
 
 
 def x0_weight() -> Weight:

@@ -42,12 +42,13 @@ def make_init(
     batch: Batch,
     *,
     ema: Mapping[str, averages.Ema] | None = None,
-    seed: int = 0,
+    seed: int | Int[Array, ""] = 0,
 ) -> Callable[[], TrainState]:
     """A pure function without arguments that makes the initial state; `jax.eval_shape` of it is the abstract state.
 
     init_params: `key -> params`, or `(key, batch) -> params` closed over by the caller.
     batch: an example (arrays or their shapes), of which the objective sees zeros.
+    seed: may be traced, as that of `make_train_step`: `vmap` over seeds trains several runs as one.
     """
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), batch)
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Int
 
 from diffusion_jax.distributed import BATCH_AXES, Rules, automatic, check_batch, constrain
 from diffusion_jax.errors import invalid
@@ -59,7 +60,7 @@ def make_train_step(
     ema: Mapping[str, averages.Ema] | None = None,
     accumulate: int = 1,
     clip_norm: float | None = None,
-    seed: int = 0,
+    seed: int | Int[Array, ""] = 0,
 ) -> TrainStep:
     """The jitted `(state, batch) -> (state, metrics)`; the given state's buffers are consumed, except on CPUs.
 

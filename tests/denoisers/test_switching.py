@@ -1,12 +1,23 @@
 """Time tables: shares, times and log-SNRs say the same, each denoiser is asked as often as its table says."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from diffusion_jax import denoisers, processes, randomness, sampling, solvers, timesteps
-from diffusion_jax.denoisers import by_log_snr, by_share, by_time, guided, scheduled_condition, switched, time_table
+from diffusion_jax.denoisers import (
+    by_interval,
+    by_log_snr,
+    by_share,
+    by_time,
+    guided,
+    scheduled_condition,
+    switched,
+    time_table,
+)
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.typing import Network
 from tests.denoisers.tiny import ask, network, step_at
@@ -46,6 +57,16 @@ def test_boundaries_in_log_snr_mean_the_same_noise_on_every_process():
     for process in (PROCESS, processes.rectified_flow(), processes.edm()):
         steps = step_at(process.inverse_log_snr(jnp.float32(-1.5))), step_at(process.inverse_log_snr(jnp.float32(-1.0)))
         assert [int(by_log_snr(process, -1.2, 3.0)(step)) for step in steps] == [0, 1]
+
+
+def test_an_interval_has_its_upper_edge_as_clusters_do():
+    """So each step that is taken in an interval of `timesteps.by_cluster` is the specialist's, and no other."""
+    grid = timesteps.linspace(10)
+    np.testing.assert_array_equal(time_table(by_interval(0.3, 0.7), grid), [0] * 3 + [1] * 4 + [0] * 3)
+    edges = np.array([0.0, 0.3, 0.7, 1.0])
+    clusters = timesteps.cluster_of(edges, grid[:-1])
+    for i, (low, high) in enumerate(itertools.pairwise(edges)):
+        np.testing.assert_array_equal(time_table(by_interval(low, high), grid), clusters == i)
 
 
 def counting(calls, name):
@@ -104,6 +125,7 @@ def test_each_model_has_its_own_condition_null_embedding_and_scale():
         (lambda: by_share(0.8, 0.3), "sum of at most 1"),
         (lambda: by_share(-0.1), "at least 0"),
         (lambda: by_log_snr(PROCESS, 1.0, -1.0), "rising"),
+        (lambda: by_interval(0.5, 0.5), "below high"),
         (lambda: by_log_snr(processes.JointProcess({"a": PROCESS}), 1.0), "use by_time"),
         (lambda: time_table(jnp.ones(3), timesteps.linspace(3)), "an int array"),
     ],

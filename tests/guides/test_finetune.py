@@ -1,9 +1,11 @@
 """The how-to of fine-tuning."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from diffusion_jax import interop
+from diffusion_jax import data, interop
 from tests.guides.running import run
 from tests.interop.folders import SIZE, sd_folder
 
@@ -26,3 +28,10 @@ def test_finetune(tmp_path, monkeypatch):
     assert names["images"].shape == (1, SIZE, SIZE, 3)
     read = interop.load_lora("out/style/pytorch_lora_weights.safetensors", names["pipeline"].network)
     assert read.keys() == names["state"].params.keys()
+    # Four steps of the same checkpoint can be differentiated.
+    tuned, key, batch = names["tuned"], jax.random.key(0), data.stacked_examples(names["examples"], range(4))
+    learned = tuned.init(key)
+    assert names["space"].bank.shape == (4, 64 * (SIZE // 4) ** 2)
+    state = tuned.objective.init(key, learned, batch)
+    slopes = jax.eval_shape(jax.grad(lambda part: tuned.objective.loss(part, state, batch, key)[0].mean()), learned)
+    assert jax.tree.map(jnp.shape, slopes) == jax.tree.map(jnp.shape, learned)

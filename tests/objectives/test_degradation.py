@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax import objectives, processes, timesteps
+from diffusion_jax.config import build, call
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.objectives.batches import corrupted
 from diffusion_jax.typing import Network, Objective
@@ -149,3 +150,66 @@ def test_what_cannot_have_a_base_says_so():
         loss(joint, {"x0": pair, "t": TIMES}, both, degrade=lambda key, x0, t: x0)
     with pytest.raises(InvalidInput, match="draws times before its loss"):
         objectives.degraded(Objective(lambda *_: (), lambda *_: None), lambda key, x0, t: x0)
+
+
+PICTURES = {
+    "jittered": objectives.jittered(0.3),
+    "shaded": objectives.shaded(0.3),
+    "distorted": objectives.shaded(0.3, cells=3),
+    "moved": objectives.warped(2.0),
+    "deformed": objectives.warped(1.0, cells=3),
+    "blurred": objectives.blurred(1.0),
+    "thickened": objectives.thickened(1.0),
+    "all": objectives.one_after_another([objectives.warped(1.0, 3), objectives.blurred(0.5)]),
+}
+
+
+def test_degradations_grow_as_the_noise_falls_and_leave_pure_noise_alone():
+    picture = jnp.where(jnp.square(jnp.arange(8) - 3.5)[:, None] + jnp.square(jnp.arange(8) - 3.0) < 6, 1.0, -1.0)
+    picture = jnp.stack([picture, 0.5 * picture], axis=-1)
+    flat = jnp.full((8, 8, 2), 0.25)
+    keys, times = jax.random.split(KEY, 16), jnp.asarray([1.0, 0.5, 0.0])
+
+    @jax.jit
+    def run():
+        def by_time(degrade, x0):
+            return jax.vmap(lambda t: jax.vmap(lambda key: degrade(key, x0, t))(keys))(times)
+
+        return {name: (by_time(f, picture), by_time(f, flat)) for name, f in PICTURES.items()}
+
+    answers = run()
+    for name, (found, even) in answers.items():
+        np.testing.assert_array_equal(found[0], np.broadcast_to(picture, found[0].shape), err_msg=name)
+        change = np.abs(found - picture).mean(axis=(1, 2, 3, 4))
+        assert 0 == change[0] < change[1] < change[2], name
+        if name not in ("jittered", "shaded", "distorted"):
+            # What has no shape keeps it, and no new brightness appears.
+            np.testing.assert_allclose(even, 0.25, atol=1e-5)
+            assert found.min() >= -1 - 1e-5 and found.max() <= 1 + 1e-5
+    shift = answers["shaded"][0][2] - picture
+    np.testing.assert_allclose(shift, np.broadcast_to(shift[:, :1, :1], shift.shape), atol=1e-6)
+    with pytest.raises(InvalidInput, match=r"one picture \[H, W, C\] at one time"):
+        objectives.blurred()(KEY, jnp.zeros((3, 4)), 0.5)
+    with pytest.raises(InvalidInput, match="none negative"):
+        objectives.warped(-1.0)
+
+
+def test_a_config_trains_from_degraded_answers_with_a_bounded_weight():
+    config = call(
+        "objectives.denoising",
+        degrade=call("objectives.one_after_another", parts=(call("objectives.jittered", amount=0.5),)),
+        weight=call("timesteps.low_noise_weight", floor=0.05),
+    )
+    process = process_of("v")
+    times = jnp.asarray([0.01, 0.1, 0.5, 1.0])
+    batch = {"x0": jnp.asarray(X0), "t": times}
+    objective = build(config, network=SEEN, process=process)
+    base = objective.prepare((), batch, KEY)
+    shares = np.asarray(timesteps.low_noise_weight()(process, times))
+    np.testing.assert_allclose(shares, np.minimum(1, np.square(process.sigma(times)) / 0.05), rtol=1e-6)
+    assert shares[0] < 0.1 and shares[2] == shares[3] == 1
+    found, plain = objective.loss(0.0, (), batch, KEY)[0], loss(process, base)[0]
+    np.testing.assert_allclose(found, shares * plain, rtol=1e-5)
+    # The target of v is larger than 1 / sigma times what was added, but what is trained is bounded.
+    added = np.square(base["base"] - X0).mean(axis=1)
+    assert plain[0] > 5 * found[0] and found[0] < 4 * (1 + added[0] / 0.05)

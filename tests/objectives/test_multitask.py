@@ -6,12 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax import distributed, models, objectives, processes, timesteps, training
+from diffusion_jax import data, distributed, models, objectives, processes, timesteps, training
 from diffusion_jax.errors import InvalidInput
 
 KEY = jax.random.key(0)
 EDGES = (0.0, 0.3, 0.7, 1.0)
-NETWORK = models.mlp(width=8, depth=1)
+NETWORK = models.mlp(width=8, depth=1, scan=False)
 FLOW = processes.rectified_flow()
 X = jax.random.normal(jax.random.key(1), (24, 2))
 BATCH = {"x0": X, "index": jnp.arange(24)}
@@ -22,8 +22,11 @@ def params():
     return jax.tree.map(lambda leaf: leaf + 0.1, NETWORK.init(KEY, X, jnp.zeros(24), None))
 
 
-def plain(edges=EDGES):
-    return objectives.denoising(NETWORK, FLOW, timesteps.by_cluster(edges))
+def plain(edges=EDGES, weight=None):
+    return objectives.denoising(NETWORK, FLOW, timesteps.by_cluster(edges), weight)
+
+
+EQUAL = objectives.Combiner(lambda gram, key: jnp.ones(len(gram)))
 
 
 def found(objective, params):
@@ -63,32 +66,41 @@ def test_two_tasks_no_longer_conflict_and_those_that_agree_are_left_alone():
     weights = np.asarray(objectives.projected().weights(jnp.asarray(g @ g.T, jnp.float32), KEY))
     np.testing.assert_allclose(weights, [2.0, 1.5], rtol=1e-6)
     assert (g @ (weights @ g) >= -1e-6).all()
-    np.testing.assert_array_equal(objectives.projected().weights(jnp.array([[1.0, 0.2], [0.2, 3.0]]), KEY), 1.0)
+    # Those that agree, or are at right angles, bit for bit.
+    for gram in ([[1.0, 0.2], [0.2, 3.0]], [[0.7, 0.0], [0.0, 0.3]]):
+        np.testing.assert_array_equal(objectives.projected().weights(jnp.array(gram), KEY), 1.0)
 
 
 def test_bargains_solve_their_equation():
-    solve = jax.jit(objectives.bargained().weights)
+    solve, rule = jax.jit(objectives.bargaining_weights), jax.jit(objectives.bargained().weights)
     for seed in range(4):
         gram, _ = drawn_gram(seed)
-        gram = gram / jnp.linalg.norm(gram)
-        a = solve(gram, KEY)
-        np.testing.assert_allclose(gram @ a, 1 / a, rtol=1e-3)
-        np.testing.assert_allclose(solve(7 * gram, KEY), a, rtol=1e-4)
+        gram = gram / jnp.linalg.norm(gram) + 0.1 * jnp.eye(4)
+        a = solve(gram)
+        assert np.linalg.norm(gram @ a - 1 / a) < 1e-5 and a.min() > 0
+        np.testing.assert_allclose(solve(7 * gram), a / np.sqrt(7), rtol=1e-5)
+        # Inside a step gradients have no scale.
+        np.testing.assert_allclose(rule(7 * gram, KEY), solve(gram / jnp.linalg.norm(gram)), rtol=1e-4)
+    np.testing.assert_allclose(solve(jnp.diag(jnp.array([4.0, 9.0, 1.0, 0.25]))), [1 / 2, 1 / 3, 1, 2], rtol=1e-5)
     # Exactly opposed gradients, for which there is no bargain, have finite weights.
-    assert np.isfinite(np.asarray(solve(jnp.array([[1.0, -1.0], [-1.0, 1.0]]), KEY))).all()
-    # Alone, a_i is M_ii^(-1/2); a task without a gradient is not in the bargain.
-    a = solve(jnp.diag(jnp.array([4.0, 0.0, 9.0, 1.0])), KEY)
+    assert np.isfinite(np.asarray(rule(jnp.array([[1.0, -1.0], [-1.0, 1.0]]), KEY))).all()
+    # A task without a gradient is not in the bargain.
+    a = rule(jnp.diag(jnp.array([4.0, 0.0, 9.0, 1.0])), KEY)
     norm = np.sqrt(4.0**2 + 9**2 + 1)
     np.testing.assert_allclose(a, [np.sqrt(norm / 4), 1.0, np.sqrt(norm / 9), np.sqrt(norm)], rtol=1e-4)
 
 
-def test_one_task_is_the_plain_gradient_and_equal_weights_the_mean_of_the_tasks(params):
-    loss, grads, _ = found(objectives.multitask(plain((0.0, 1.0)), (0.0, 1.0), objectives.projected()), params)
+@pytest.mark.parametrize("combiner", [objectives.projected(), objectives.bargained()], ids=["projected", "bargained"])
+def test_one_task_is_the_plain_gradient(combiner, params):
+    loss, grads, _ = found(objectives.multitask(plain((0.0, 1.0)), (0.0, 1.0), combiner), params)
     close((loss, grads), expected(plain((0.0, 1.0)), params), rtol=1e-4, atol=1e-6)
-    equal = objectives.Combiner(lambda gram, key: jnp.ones(len(gram)))
-    loss, grads, aux = found(objectives.multitask(plain(), EDGES, equal), params)
+
+
+def test_equal_weights_are_the_mean_of_the_tasks_with_any_weight_of_times(params):
+    weighted = plain(weight=timesteps.min_snr_weight())
+    loss, grads, aux = found(objectives.multitask(weighted, EDGES, EQUAL), params)
     # Eight examples of each interval: the mean of the means is the mean.
-    close((loss, grads), expected(plain(), params), rtol=1e-4, atol=1e-6)
+    close((loss, grads), expected(weighted, params), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(np.mean([aux.metrics[f"task/{i}"] for i in range(3)]), loss, rtol=1e-6)
 
 
@@ -102,41 +114,89 @@ def test_between_solutions_weights_stay_and_the_gradient_is_theirs(params):
     close(first, second, rtol=1e-4, atol=1e-5)
 
 
-def test_uncertainty_is_the_sum_of_its_equation_with_every_gradient_alive(params):
-    objective = objectives.uncertainty_weighted(plain(), EDGES)
+def test_uncertainty_is_the_sum_of_its_equation_and_moves_towards_equal_losses(params):
+    objective = objectives.uncertainty_weighted(plain(), EDGES, learning_rate=0.1)
     spread = jnp.array([0.5, -1.0, 0.2])
-    whole = {"params": params, "log_variances": spread}
-    state = objective.init(KEY, whole, BATCH)
+    begun = objective.init(KEY, params, BATCH)._replace(log_variances=spread)
 
-    def mean(whole):
-        losses, aux = objective.loss(whole, state, BATCH, KEY)
+    def mean(params, spread):
+        losses, aux = objective.loss(params, begun._replace(log_variances=spread), BATCH, KEY)
         return losses.mean(), aux
 
-    (loss, aux), grads = jax.jit(jax.value_and_grad(mean, has_aux=True))(whole)
+    whole = jax.jit(jax.value_and_grad(mean, argnums=(0, 1), has_aux=True))
+    (loss, aux), (grads, slope) = whole(params, spread)
     tasks = np.array([aux.metrics[f"task/{i}"] for i in range(3)])
     np.testing.assert_allclose(loss, 0.5 * (np.exp(-spread) * tasks / 3 + spread).sum(), rtol=1e-5)
-    np.testing.assert_allclose(grads["log_variances"], 0.5 * (1 - np.exp(-spread) * tasks / 3), rtol=1e-5)
+    np.testing.assert_allclose(slope, 0.5 * (1 - np.exp(-spread) * tasks / 3), rtol=1e-5)
+    # The first step of Adam is its rate, down the slope.
+    np.testing.assert_allclose(aux.state.log_variances, spread - 0.1 * np.sign(slope), rtol=1e-4)
     assert min(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(grads)) > 0
-    with pytest.raises(InvalidInput, match="log_variances"):
-        objective.init(KEY, {"params": params, "log_variances": jnp.zeros(2)}, BATCH)
+    # With s = 0 it is half of the plain loss, where intervals have as many examples.
+    (_, aux), (grads, _) = whole(params, jnp.zeros(3))
+    close(jax.tree.map(lambda leaf: 2 * leaf, grads), expected(plain(), params)[1], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("combiner", [objectives.projected(), objectives.bargained()], ids=["projected", "bargained"])
-def test_a_step_is_the_same_on_eight_devices(combiner, params):
-    objective, optimizer = objectives.multitask(plain(), EDGES, combiner), training.optimizers.sgd(0.1)
+def test_uncertainty_of_a_network_that_stays_comes_to_rest_at_the_logarithms_of_its_losses(params):
+    """What is seen is one batch at fixed times, so losses are the same in each step."""
+    t = timesteps.by_cluster(EDGES).draw((), KEY, (24,))[0]
+    seen = {**BATCH, "t": t, "t_weight": jnp.ones(24)}
+
+    def rested(**settings):
+        objective = objectives.uncertainty_weighted(plain(), EDGES, learning_rate=0.05, **settings)
+
+        def body(state, _):
+            aux = objective.loss(params, state, seen, KEY)[1]
+            return aux.state, jnp.stack([aux.metrics[f"task/{i}"] for i in range(3)])
+
+        return jax.jit(lambda: jax.lax.scan(body, objective.init(KEY, params, seen), length=600))()
+
+    state, tasks = rested()
+    np.testing.assert_allclose(state.log_variances, np.log(tasks[-1] / 3), atol=2e-3)
+    bounded, _ = rested(bound=0.1)
+    np.testing.assert_allclose(np.abs(bounded.log_variances), 0.1, rtol=1e-5)
+    with pytest.raises(InvalidInput, match="bound"):
+        rested(bound=-1.0)
+
+
+OBJECTIVES = {
+    "projected": lambda: objectives.multitask(plain(), EDGES, objectives.projected()),
+    "bargained": lambda: objectives.multitask(plain(), EDGES, objectives.bargained()),
+    "uncertainty": lambda: objectives.uncertainty_weighted(plain(), EDGES),
+}
+
+
+@pytest.mark.parametrize(("name", "accumulate"), [("projected", 3), ("bargained", 1), ("uncertainty", 1)])
+def test_a_step_is_the_same_on_eight_devices(name, accumulate, params):
+    objective, optimizer = OBJECTIVES[name](), training.optimizers.sgd(0.1)
     results = []
     for mesh in (None, distributed.make_mesh()):
         state = training.init_state(objective, optimizer, lambda key: params, BATCH, mesh=mesh)
-        step = training.make_train_step(objective, optimizer, mesh)
+        step = training.make_train_step(objective, optimizer, mesh, accumulate=accumulate)
         state, metrics = step(state, distributed.shard_batch(BATCH, mesh))
-        results.append(jax.device_get((state.params, metrics)))
-    close(*results, rtol=1e-4, atol=1e-5)
+        results.append(jax.device_get((state.params, state.objective_state, metrics)))
+    close(*results, rtol=1e-5, atol=1e-5)
+
+
+def test_a_run_goes_on_with_the_weights_that_it_had(params, tmp_path):
+    """Log-variances and their moments are in the checkpoint."""
+    mesh, source = distributed.make_mesh(devices=1), data.ArraySource(np.asarray(X))
+
+    def run(workdir, steps):
+        told = {"init_params": lambda key: params, "workdir": workdir, "mesh": mesh, "log_to": ("jsonl",)}
+        batches = data.pipeline(source, 12, seed=0)
+        return training.train(
+            OBJECTIVES["uncertainty"](), training.optimizers.sgd(0.1), batches, steps=steps, progress=False, **told
+        )
+
+    run(tmp_path / "a", 2)
+    resumed, whole = run(tmp_path / "a", 4), run(tmp_path / "b", 4)
+    jax.tree.map(np.testing.assert_array_equal, *((s.params, s.objective_state) for s in (resumed, whole)))
+    assert float(jnp.abs(whole.objective_state.log_variances).min()) > 0
 
 
 def test_with_equal_weights_a_step_in_parts_is_the_step_of_the_whole(params):
     """Each part of the batch has as many examples of each interval."""
-    equal = objectives.Combiner(lambda gram, key: jnp.ones(len(gram)))
-    objective, optimizer = objectives.multitask(plain(), EDGES, equal), training.optimizers.sgd(0.1)
+    objective, optimizer = objectives.multitask(plain(), EDGES, EQUAL), training.optimizers.sgd(0.1)
     results = []
     for accumulate in (1, 4):
         state = training.init_state(objective, optimizer, lambda key: params, BATCH)
@@ -163,6 +223,10 @@ def test_affinity_is_the_cosine_of_gradients(params):
     np.testing.assert_allclose(affinity[0, 2], cosine, atol=1e-4)
     assert objectives.conflicting_share(jnp.array([[1.0, -0.5], [-0.5, 1.0]])) == 1.0
     assert objectives.conflicting_share(affinity, below=-1.1) == 0.0
+    by_lag = objectives.affinity_by_lag(jnp.arange(9.0).reshape(3, 3))
+    np.testing.assert_array_equal(by_lag, [(1 + 5) / 2, 2])
+    with pytest.raises(InvalidInput, match="two times"):
+        objectives.affinity_by_lag(jnp.ones((1, 1)))
 
 
 def test_what_would_lose_the_combination_is_told(params):
@@ -172,6 +236,7 @@ def test_what_would_lose_the_combination_is_told(params):
         lambda: objectives.trained_part(combined, params, lambda path: True),
         lambda: objectives.budgeted(combined, 0.5),
         lambda: objectives.multitask(combined, EDGES, objectives.projected()),
+        lambda: objectives.uncertainty_weighted(combined, EDGES),
     ):
         with pytest.raises(InvalidInput, match="combine outside of it"):
             wrap()

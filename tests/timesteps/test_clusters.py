@@ -1,4 +1,4 @@
-"""Intervals of times as tasks: the cheapest of all partitions, drawn equally often, grown by a curriculum."""
+"""Intervals of times as tasks: the cheapest of all partitions, drawn equally often."""
 
 import itertools
 
@@ -9,7 +9,6 @@ import pytest
 
 from diffusion_jax import processes, timesteps
 from diffusion_jax.errors import InvalidInput
-from diffusion_jax.timesteps.curriculum import paced
 
 KEY = jax.random.key(0)
 
@@ -40,6 +39,23 @@ def test_the_partition_is_the_cheapest_of_all(kind, clusters):
     least, cost = cheapest(distance, clusters)
     np.testing.assert_allclose(cost(np.round(edges * 11).astype(int)), least, atol=1e-9)
     assert edges[0] == 0 and edges[-1] == 1 and len(edges) == clusters + 1
+
+
+@pytest.mark.parametrize(
+    "distance",
+    [
+        timesteps.log_snr_distance(processes.vp_cosine(num_steps=14), 14),
+        timesteps.time_distance(14),
+        1 + timesteps.affinity_distance(np.exp(-np.abs(np.subtract.outer(np.arange(14), np.arange(14))) / 5)),
+    ],
+    ids=["log_snr", "time", "affinity"],
+)
+def test_more_intervals_cost_no_more_and_one_for_each_part_nothing(distance):
+    _, cost = cheapest(distance, 1)
+    found = [timesteps.interval_clusters(distance, clusters) for clusters in range(1, 15)]
+    costs = [cost(np.round(edges * 14).astype(int)) for edges in found]
+    np.testing.assert_array_equal(found[0], [0.0, 1.0])
+    assert (np.diff(costs) <= 1e-9).all() and abs(costs[-1]) < 1e-9
 
 
 @pytest.mark.parametrize(
@@ -90,49 +106,12 @@ def test_a_restricted_draw_is_the_part_of_the_distribution(name):
     np.testing.assert_allclose(np.quantile(part, shares), np.quantile(expected, shares), atol=0.02 * (high - low))
 
 
-def test_a_curriculum_grows_from_noise_and_ends_as_its_base():
-    edges, base = np.linspace(0, 1, 6), timesteps.logit_normal()
-    draw = timesteps.curriculum(edges, base, patience=3)
-    state = draw.init()
-    for stage in range(1, 6):
-        t, _ = draw.draw(state._replace(stage=jnp.int32(stage)), KEY, (4000,))
-        assert 0 <= float(t.min()) - edges[5 - stage] < 0.05 and t.max() > 0.95
-    np.testing.assert_array_equal(t, base.draw((), KEY, (4000,))[0])
-    backwards = timesteps.curriculum(edges, base, easy_first=False)
-    assert backwards.draw(backwards.init(), KEY, (4000,))[0].max() <= 0.2 + 1e-6
-    one = timesteps.curriculum((0.0, 1.0), base)
-    np.testing.assert_array_equal(one.draw(one.init(), KEY, (9,))[0], base.draw((), KEY, (9,))[0])
-
-
-def test_it_goes_on_where_the_loss_settles():
-    draw = timesteps.curriculum(np.linspace(0, 1, 4), patience=3)
-    update = jax.jit(lambda state, loss: draw.update(state, jnp.ones(2), jnp.full(2, loss)))
-
-    def stages(losses):
-        state, found = draw.init(), []
-        for loss in losses:
-            state = update(state, loss)
-            found.append(int(state.stage))
-        return found
-
-    # The first loss is the best; three that are no better end a stage, and the next begins anew.
-    assert stages([1.0] * 14) == [1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3]
-    assert stages(np.linspace(2, 1, 20)) == [1] * 20
-    state = paced(draw.init(), jnp.float32(1.0), 3, 3)
-    for broken in (jnp.nan, jnp.inf):
-        for one, other in zip(paced(state, broken, 3, 3), state, strict=True):
-            np.testing.assert_array_equal(one, other)
-
-
 @pytest.mark.parametrize(
     ("call", "told"),
     [
         (lambda: timesteps.interval_clusters(timesteps.time_distance(4), 5), "clusters is 5"),
         (lambda: timesteps.by_cluster((0.0, 0.5, 0.5)), "edges"),
         (lambda: timesteps.by_cluster((0.0, 0.5, 1.0)).draw((), KEY, (1,)), "at least the 2 intervals"),
-        (lambda: timesteps.curriculum((0.1, 1.0)), "edges from 0 to 1"),
-        (lambda: timesteps.curriculum((0.0, 1.0), timesteps.importance()), "quantile function"),
-        (lambda: timesteps.curriculum((0.0, 1.0), patience=0), "patience is 0"),
     ],
 )
 def test_wrong_calls_are_told(call, told):

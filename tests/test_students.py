@@ -1,0 +1,99 @@
+"""Every method of distillation begins at its teacher, learns, and is sampled as its preset says."""
+
+import jax
+import numpy as np
+import pytest
+
+from diffusion_jax import denoisers, distributed, models, objectives, processes, students, timesteps, training
+from diffusion_jax.errors import InvalidInput
+from diffusion_jax.sampling import sample
+from diffusion_jax.students import METHODS, Teacher, student
+from tests.models.shared import drawn_params
+
+FLOW = processes.rectified_flow()
+NETWORK = models.mlp(width=8, depth=1, conditions=(models.label(3),))
+COND = {"label": np.arange(4, dtype=np.int32) % 3}
+BATCH = {"x0": np.random.default_rng(0).normal(size=(4, 2)).astype(np.float32), "cond": COND}
+PARAMS = drawn_params(NETWORK, BATCH["x0"], np.zeros(4, np.float32), COND)
+GUIDED = denoisers.guided(denoisers.denoiser(NETWORK, FLOW), 2.0, null={"label": 3})
+TEACHER = Teacher(NETWORK, FLOW, PARAMS, GUIDED)
+SPACES = (objectives.FeatureSpace(objectives.raw_features, objectives.gaussian_kernel()),)
+SETTINGS = {"mean_flow": {"example": BATCH}, "shortcut": {"example": BATCH}, "kernel_matching": {"spaces": SPACES}}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_student_learns_and_is_sampled(method):
+    made = student(method, TEACHER, **SETTINGS.get(method, {}))
+    begun = made.begin(jax.random.key(0))
+    for path, leaf in models.by_path(made.sampled(begun)).items():
+        if "target_time" not in path:
+            np.testing.assert_array_equal(leaf, models.by_path(PARAMS)[path])
+    batch = {**BATCH, "index": np.arange(4, dtype=np.int32)}
+    frozen = training.frozen_trees(made.objective, begun, batch)
+
+    @jax.jit
+    def trained_and_sampled(params, batch, frozen, grid):
+        key = jax.random.key(0)
+        state = training.complete_state(made.objective.init(key, params, batch), frozen)
+        slopes = jax.grad(lambda params: made.objective.loss(params, state, batch, key)[0].mean())(params)
+        after = jax.tree.map(lambda leaf, slope: leaf - 0.1 * slope, params, slopes)
+        run = sample(key, made.denoiser, made.sampled(after), made.solver, grid, shape=(4, 2), cond=COND)
+        return slopes, run.x, run.cost.evaluations
+
+    slopes, x, evaluations = trained_and_sampled(begun, batch, frozen, made.grid(4))
+    assert max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(made.sampled(slopes))) > 0
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slopes))
+    assert x.shape == (4, 2) and np.isfinite(x).all() and float(evaluations) == 4
+    assert set(made.every or {}) <= set(begun)
+
+
+SHARDED = ("progressive", "consistency", "mean_flow", "shortcut", "distribution_matching")
+"""Those whose objectives have no test on several devices of their own."""
+
+
+def test_eight_devices_give_the_losses_of_one():
+    made = {method: student(method, TEACHER, **SETTINGS.get(method, {})) for method in SHARDED}
+    batch = {**jax.tree.map(lambda leaf: np.concatenate([leaf, leaf]), BATCH), "index": np.arange(8, dtype=np.int32)}
+    begun = {method: one.begin(jax.random.key(0)) for method, one in made.items()}
+
+    @jax.jit
+    def losses(begun, batch):
+        key = jax.random.key(3)
+        return {
+            method: one.objective.loss(begun[method], one.objective.init(key, begun[method], batch), batch, key)[0]
+            for method, one in made.items()
+        }
+
+    mesh = jax.sharding.NamedSharding(distributed.make_mesh(), jax.sharding.PartitionSpec("data"))
+    alone, shared = losses(begun, batch), losses(begun, jax.device_put(batch, mesh))
+    for method in SHARDED:
+        assert np.std(alone[method]) > 0
+        np.testing.assert_allclose(shared[method], alone[method], rtol=1e-5, err_msg=method)
+
+
+def test_only_what_is_new_of_a_network_with_a_second_time_is_fresh():
+    made = student("shortcut", TEACHER, example=BATCH)
+    first, other = (models.by_path(made.begin(jax.random.key(seed))) for seed in (0, 1))
+    differing = {path for path, leaf in first.items() if np.abs(leaf - other[path]).max() > 0}
+    assert differing and all("target_time" in path for path in differing)
+    assert set(first) - set(models.by_path(PARAMS)) >= differing
+
+
+def test_what_a_method_does_not_know_is_told():
+    with pytest.raises(InvalidInput, match="did you mean 'consistency'"):
+        student("consistancy", TEACHER)
+    with pytest.raises(InvalidInput, match=r"a setting of consistency .*'discretisation'"):
+        student("consistency", TEACHER, discretization=10)
+    with pytest.raises(InvalidInput, match="example="):
+        student("mean_flow", TEACHER)
+    other = TEACHER._replace(process=processes.vp_linear())
+    with pytest.raises(InvalidInput, match=r"reflow.*rectified_flow"):
+        student("reflow", other)
+    with pytest.raises(InvalidInput, match="told a target time already"):
+        students.told_target_time(students.told_target_time(NETWORK))
+
+
+def test_times_of_a_table_of_betas_are_its_indices():
+    process = processes.vp_linear()
+    np.testing.assert_allclose(students.grid_of(process)(4), timesteps.trailing(4, process.schedule.num_steps))
+    np.testing.assert_allclose(students.grid_of(FLOW)(4), timesteps.linspace(4))
