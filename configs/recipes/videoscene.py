@@ -3,7 +3,7 @@
 from diffusion_jax.config import ConfigDict, call
 from diffusion_jax.experiment import defaults
 
-TIMES = (0.05, 0.15, 0.25, 0.35, 0.45, 0.6)
+TIMES = (0.05, 0.2, 0.4, 0.6, 0.8)
 """Times between which the policy chooses."""
 
 
@@ -46,7 +46,7 @@ def with_policy(config: ConfigDict) -> ConfigDict:
     """Beside the student a policy learns for half of the steps."""
     half = config.train.steps // 2
     config.policy, config.times = call("models.chooser", count=len(TIMES), width=32, depth=2), TIMES
-    config.choosing = {"until": half, "entropy": 3e-4}
+    config.choosing = {"until": half, "entropy": 3e-4, "gradient": "exact"}
     policy = call("training.optimizers.until", optimizer=adam(max(half, 1), 5e-3), steps=half)
     config.optimizer = call("training.optimizers.alternating", parts={"student": config.optimizer, "policy": policy})
     return config
@@ -71,7 +71,7 @@ def get_config(variant: str = "") -> ConfigDict:
     # Steps of the teacher; scenes to which Gaussians are fitted, and how long.
     config.update({"steps": 2 if smoke else 50, "fit_scenes": 2 if smoke else 8, "fit_steps": 2 if smoke else 40})
     # The bandit of exact Gaussians.
-    config.bandit = {"size": 64, "batch": 128, "steps": 2 if smoke else 2000, "rate": 3e-3, "entropy": 1e-3}
+    config.bandit = {"size": 64, "batch": 128, "steps": 2 if smoke else 2000, "rate": 3e-3, "entropy": 3e-4}
     config.bandit.update({"noise": (0.0, 0.25, 1.0, 3.0, 10.0), "qualities": (0.3, 2.0)})
     if smoke:
         # Gaussians are fitted and the bandit learns in the whole study alone.

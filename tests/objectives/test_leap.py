@@ -159,7 +159,7 @@ def test_the_best_time_of_a_leap_is_that_of_the_closed_form():
         return jax.lax.map(at, jnp.asarray(times))
 
     for d in (0.3, 2.0):
-        curve = S**2 * (u**2 + u + d) / (1 + u) ** 2
+        curve = S**2 * objectives.expected_leap_error(u, d)
         found = np.asarray(errors(d))
         np.testing.assert_allclose(found, curve, rtol=0.01)
         assert found.argmin() == np.abs(u - max(0.0, 2 * d - 1)).argmin()

@@ -247,12 +247,14 @@ def test_a_fit_explains_its_views_and_one_that_it_has_not_seen():
         start = rendering.splats_from_depth(one, depth, SEEN.colour[:1], 0.9 * np.ones((1, 12, 12), np.float32))
         splats, losses = rendering.fit_splats(start, SEEN.colour[[0, 2]], ends, 40)
         held_out = [rendering.render_splats(several(each), middle, (12, 12)).colour for each in (start, splats)]
-        return held_out, losses, splats
+        return held_out, losses, splats, rendering.held_out_psnr(start, SEEN.colour, SEEN.colour, AT, 40)
 
-    (before, after), losses, splats = fitted()
+    (before, after), losses, splats, psnr = fitted()
     assert losses[-1] < 0.3 * losses[0]
     errors = [float(np.square(image - SEEN.colour[1:2]).mean()) for image in (before, after)]
     assert errors[1] < 0.7 * errors[0]
+    # The even frames are those to which was fitted here.
+    np.testing.assert_allclose(psnr, 10 * np.log10(4 / errors[1]), rtol=1e-4)
     assert (splats.scales > 0).all() and ((splats.opacities > 0) & (splats.opacities < 1)).all()
 
 
