@@ -12,27 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusion_jax import (
-    data,
-    denoisers,
-    metrics,
-    models,
-    objectives,
-    pictures,
-    processes,
-    rendering,
-    solvers,
-    timesteps,
-    training,
-)
-from diffusion_jax.clock import single_step
+from diffusion_jax import data, denoisers, metrics, objectives, pictures, rendering
 from diffusion_jax.config import build
 from diffusion_jax.data.splat_scenes import Filmed
 from diffusion_jax.experiment import Experiment, prepare
+from diffusion_jax.recipes.parts.gaussian_bandit import bandit
 from diffusion_jax.recipes.study import Results, Study
 from diffusion_jax.recipes.verdicts import Row
 from diffusion_jax.sampling import sample
+from diffusion_jax.solvers import ddim
 from diffusion_jax.stages import Stage
+from diffusion_jax.timesteps import noised_start
 
 contradiction = jax.jit(rendering.reprojection_error)
 
@@ -88,9 +78,7 @@ def latents(config: ConfigDict) -> data.PrincipalLatents:
 
 def camera_channels(cameras: Any) -> np.ndarray:
     """`[B, F, 1, 1, 12]`: where each camera is, as the first of its clip sees it."""
-    cameras = rendering.Camera(*map(jnp.asarray, cameras))
-    origin = jax.tree.map(lambda leaf: leaf[:, :1], cameras)
-    return np.asarray(rendering.camera_numbers(cameras, origin))[:, :, None, None]
+    return np.asarray(rendering.camera_numbers(rendering.Camera(*cameras)))[:, :, None, None]
 
 
 def clip_training(config: ConfigDict, *parents: Stage) -> Experiment:
@@ -132,7 +120,6 @@ def study(s: Study) -> Results:
     found: dict[str, dict[str, list[float]]] = {}
     shown: dict[str, Any] = {}
     some = jax.tree.map(lambda leaf: leaf[: config.fit_scenes], clips.filmed)
-    fitted = jax.jit(partial(rendering.held_out_psnr, steps=config.fit_steps))
     for seed in s.seeds:
         leap = s.stage("leap", config.leap, teacher, rendered, seed=seed, prepare=clip_training).value
         plain = s.stage("from noise", config.plain, teacher, seed=seed, prepare=clip_training).value
@@ -141,10 +128,8 @@ def study(s: Study) -> Results:
             pixels = np.asarray(space.decode(x))
             figures = measured(x, pixels, clips)
             if config.fit_scenes and name in ("leap", "render"):
-                ends = jax.tree.map(lambda leaf: leaf[:, [0, -1]], (some.clip.colour, some.cameras))
-                start = first.trained.network.apply(first.value, *ends)
-                views = fitted(start, pixels[: config.fit_scenes], some.clip.colour, some.cameras)
-                figures["psnr"] = float(np.mean(views))
+                start = first.trained.network.apply(first.value, *views_of(some, [0, -1]))
+                figures["psnr"] = float(fitted(start, pixels[: config.fit_scenes], some, config.fit_steps))
             for measure, value in figures.items():
                 found.setdefault(name, {}).setdefault(measure, []).append(value)
         shown = shown or {name: answers[name] for name in ("render", "leap", "noise", "teacher")}
@@ -160,8 +145,8 @@ def leaps(config: Any, teacher: Stage, key: Any, clips: Clips, leap: Any, plain:
     @partial(jax.jit, static_argnames="steps")
     def run(params, t, steps=1):
         grid = objectives.leap_grid(t, steps)
-        begin = timesteps.noised_start(key, process, grid, base)
-        return sample(key, denoiser, params, solvers.ddim(), grid, x_init=begin, cond=clips.cond).x
+        begin = noised_start(key, process, grid, base)
+        return sample(key, denoiser, params, ddim(), grid, x_init=begin, cond=clips.cond).x
 
     def at(t):
         return np.full(len(base), t, np.float32)
@@ -172,6 +157,18 @@ def leaps(config: Any, teacher: Stage, key: Any, clips: Clips, leap: Any, plain:
     answers |= {"clean states": run(plain, chosen), "teacher": run(teacher.value, chosen, config.steps)}
     answers |= {f"at {t:g}": run(student, at(t)) for t in config.leap.times}
     return jax.device_get(answers)
+
+
+def views_of(filmed: Filmed, which: Any) -> tuple[Any, Any]:
+    return filmed.clip.colour[:, which], jax.tree.map(lambda leaf: leaf[:, which], filmed.cameras)
+
+
+@partial(jax.jit, static_argnames="steps")
+def fitted(start: Any, pixels: Any, filmed: Filmed, steps: int) -> Any:
+    """Mean PSNR of true frames with odd numbers, as shown by Gaussians fitted to the even ones of `pixels`."""
+    even, odd = (views_of(filmed, slice(k, None, 2)) for k in (0, 1))
+    splats, _ = rendering.fit_splats(start, pixels[:, ::2], even[1], steps)
+    return jnp.mean(rendering.view_psnr(splats, *odd))
 
 
 def measured(x: np.ndarray, pixels: np.ndarray, clips: Clips) -> dict[str, float]:
@@ -222,38 +219,6 @@ def bandit_rows(config: Any, seeds: Any) -> list[Row]:
         Row("a time for each beats the best one for all", "share of the gap to the best times", columns[2], 0.5,
             "higher", published),
     ]  # fmt: skip
-
-
-def bandit(config: dict[str, Any], key: Any) -> tuple[Any, Any, Any]:
-    """Shares of the policy on the best time of each quality, and how much of the gap between the best time for all and
-    the best for each its rewards close (`objectives.expected_leap_error`)."""
-    process, size, u = processes.rectified_flow(), config["size"], np.asarray(config["noise"])
-    times, exact = np.sqrt(u) / (1 + np.sqrt(u)), denoisers.analytic(process)
-    world, qualities = denoisers.gaussian_mixture(np.zeros((1, size), np.float32)), np.asarray(config["qualities"])
-    policy = models.chooser(len(u), width=32, depth=2)
-
-    def reward(params, batch, t, key):
-        x_t, _ = process.corrupt(jax.random.split(key, config["batch"]), batch["base"], t)
-        said, _ = exact.apply(world, (), x_t, single_step(t), None)
-        return -jnp.mean(jnp.square(said.x0 - batch["x0"]), axis=1)
-
-    def batch_of(key, count):
-        x0, error = jax.random.normal(key, (2, count, size))
-        return {"x0": x0, "base": x0 + jnp.sqrt(qualities[np.arange(count) % 2])[:, None] * error}
-
-    objective = objectives.time_policy(policy, times, reward, entropy=config["entropy"])
-    params = policy.init(key, np.zeros((1, size), np.float32))
-    optimizer, draw = (
-        training.optimizers.adamw(config["rate"], weight_decay=0.0),
-        partial(batch_of, count=config["batch"]),
-    )
-    params = training.train_on_draws(objective, optimizer, params, draw, config["steps"], key)
-    curve = objectives.expected_leap_error(u, qualities[:, None])
-    logits = policy.apply(params, batch_of(jax.random.fold_in(key, 1), 2000)["base"])
-    share = jnp.stack([jax.nn.softmax(logits[i::2]).mean(0) for i in range(2)])
-    best, fixed = curve.min(1).mean(), curve.mean(0).min()
-    gain = (fixed - (share * curve).sum(1).mean()) / (fixed - best)
-    return share[0, curve[0].argmin()], share[1, curve[1].argmin()], gain
 
 
 def drawn(s: Study, space: Any, clips: Clips, shown: Any, found: Any) -> dict[Any, str]:

@@ -29,27 +29,6 @@ def splats_from_depth(camera: Camera, depth: Any, colours: Any, opacities: Any, 
     return Splats(means, scales, turned, opacities.reshape(*lead, count), colours)
 
 
-def held_out_psnr(
-    start: Splats, images: Any, truth: Any, cameras: Camera, steps: int = 200, background: Any = -1.0
-) -> Any:
-    """How well a clip says what stands in its scene: the PSNR in dB of the odd frames of `truth`, as they are shown by
-    Gaussians that were fitted, by `fit_splats` from `start`, to the even frames of `images [..., F, H, W, C]`.
-
-    Pixels lie in [-1, 1]. Returns the mean over the odd frames, `[...]`.
-    """
-    axis = cameras.focal.ndim - 1
-    even, odd = (jax.tree.map(lambda leaf, k=k: _every_second(leaf, k, axis), (images, truth, cameras)) for k in (0, 1))
-    splats, _ = fit_splats(start, even[0], even[2], steps, background=background)
-    splats = jax.tree.map(lambda leaf: jnp.expand_dims(leaf, axis), splats)
-    seen = render_splats(splats, odd[2], images.shape[-3:-1], background).colour
-    error = jnp.mean(jnp.square(seen - odd[1]), axis=(-3, -2, -1))
-    return jnp.mean(10 * jnp.log10(4.0 / error), axis=-1)
-
-
-def _every_second(leaf, begin, axis):
-    return jax.lax.slice_in_dim(leaf, begin, None, 2, axis)
-
-
 def fit_splats(
     start: Splats, images: Any, cameras: Camera, steps: int = 200, rate: Number = 0.02, background: Any = -1.0
 ) -> tuple[Splats, Any]:
@@ -90,3 +69,12 @@ def fit_splats(
     raw = free(start)
     (raw, _), losses = jax.lax.scan(step, (raw, optimizer.init(raw)), None, steps)
     return bound(raw), losses
+
+
+def view_psnr(splats: Splats, images: Any, cameras: Camera, background: Any = -1.0) -> Any:
+    """The PSNR in dB of renderings of `splats` against `images [..., F, H, W, C]` of `cameras [..., F]`, pixels in
+    [-1, 1]: the mean over the views, `[...]`. Of views that were not fitted it says whether the geometry is right."""
+    several = jax.tree.map(lambda leaf: jnp.expand_dims(leaf, cameras.focal.ndim - 1), splats)
+    drawn = render_splats(several, cameras, images.shape[-3:-1], background).colour
+    error = jnp.mean(jnp.square(drawn - images), axis=(-3, -2, -1))
+    return jnp.mean(10 * jnp.log10(4.0 / error), axis=-1)
