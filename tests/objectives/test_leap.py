@@ -96,7 +96,7 @@ def test_times_of_training_end_at_the_latest():
     np.testing.assert_allclose(t, 0.05 * np.arange(1, 9), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["lcm", "dpm_solver_pp"])
+@pytest.mark.parametrize("name", ["dpm_solver_pp"])
 def test_every_sampler_begins_anywhere_and_each_sample_at_its_own_time(name):
     """From t = 0 the coarse sample comes back bit for bit; from pure noise nothing of it is left; in between each
     sample is what it is alone."""
