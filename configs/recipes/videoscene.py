@@ -67,8 +67,8 @@ def get_config(variant: str = "") -> ConfigDict:
 
 def paper() -> ConfigDict:
     """CogVideoX-5B on 49 frames of 480 x 720, 13 latents of 60 x 90 x 16: 900 steps of warm-up and 20,000 of
-    distillation with batches of 2 at 3e-5, attention layers alone; one step from t = 0.55 in the released code. Ours has
-    modulations of the full width, and so 7 B parameters."""
+    distillation with batches of 2 at 3e-5, attention layers alone; one step from t = 0.55 in the released code. Here
+    modulations have the full width, which makes 7 B parameters."""
     size = {"width": 3072, "depth": 42, "heads": 48, "patch": 2, "qk_norm": True, "dtype": "bfloat16"}
     size |= {"attention": "joint", "temporal_positions": "rotary", "conditions": (call("models.concat"),)}
     config = ConfigDict({"model": call("models.video_dit", preset="S/2", **size), "grid": (0.55, 0.0)})
