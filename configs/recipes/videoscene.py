@@ -54,7 +54,7 @@ def get_config(variant: str = "") -> ConfigDict:
     # Steps of the teacher; scenes to which Gaussians are fitted, and how long.
     config.update({"steps": 2 if smoke else 50, "fit_scenes": 2 if smoke else 8, "fit_steps": 2 if smoke else 40})
     # The bandit of exact Gaussians.
-    config.bandit = {"size": 64, "batch": 128, "steps": 2 if smoke else 2000, "rate": 3e-3, "entropy": 1e-3}
+    config.bandit = {"size": 64, "batch": 128, "steps": 2 if smoke else 2000, "rate": 3e-3, "entropy": 5e-3}
     config.bandit.update({"draws": 2, "noise": (0.0, 0.25, 1.0, 3.0, 10.0), "qualities": (0.3, 2.0)})
     if smoke:
         # Gaussians are fitted and the bandit learns in the whole study alone.

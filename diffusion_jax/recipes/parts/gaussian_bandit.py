@@ -31,17 +31,15 @@ def bandit(config: dict[str, Any], key: Any) -> tuple[Any, Any, Any]:
 
     def batch_of(key, count):
         x0, error = jax.random.normal(key, (2, count, size))
-        return {"x0": x0, "base": x0 + jnp.sqrt(qualities[np.arange(count) % 2])[:, None] * error}
+        base = x0 + jnp.sqrt(qualities[np.arange(count) % 2])[:, None] * error
+        return {"x0": x0, "base": base, "squares": jnp.square(base)}
 
-    objective = time_policy(policy, times, reward, draws=config["draws"], entropy=config["entropy"])
+    objective = time_policy(policy, times, reward, context="squares", draws=config["draws"], entropy=config["entropy"])
     params = policy.init(key, np.zeros((1, size), np.float32))
-    optimizer, draw = (
-        adamw(config["rate"], weight_decay=0.0),
-        partial(batch_of, count=config["batch"]),
-    )
+    optimizer, draw = adamw(config["rate"]), partial(batch_of, count=config["batch"])
     params = train_on_draws(objective, optimizer, params, draw, config["steps"], key)
     curve = expected_leap_error(u, qualities[:, None])
-    logits = policy.apply(params, batch_of(jax.random.fold_in(key, 1), 2000)["base"])
+    logits = policy.apply(params, batch_of(jax.random.fold_in(key, 1), 2000)["squares"])
     share = jnp.stack([jax.nn.softmax(logits[i::2]).mean(0) for i in range(2)])
     best, fixed = curve.min(1).mean(), curve.mean(0).min()
     gain = (fixed - (share * curve).sum(1).mean()) / (fixed - best)
