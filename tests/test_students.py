@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from diffusion_jax import denoisers, models, objectives, processes, students, timesteps, training
+from diffusion_jax import denoisers, distributed, models, objectives, processes, students, timesteps, training
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.sampling import sample
 from diffusion_jax.students import METHODS, Teacher, student
@@ -45,6 +45,30 @@ def test_a_student_learns_and_is_sampled(method):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slopes))
     assert x.shape == (4, 2) and np.isfinite(x).all() and float(evaluations) == 4
     assert set(made.every or {}) <= set(begun)
+
+
+SHARDED = ("progressive", "consistency", "mean_flow", "shortcut", "distribution_matching")
+"""Those whose objectives have no test on several devices of their own."""
+
+
+def test_eight_devices_give_the_losses_of_one():
+    made = {method: student(method, TEACHER, **SETTINGS.get(method, {})) for method in SHARDED}
+    batch = {**jax.tree.map(lambda leaf: np.concatenate([leaf, leaf]), BATCH), "index": np.arange(8, dtype=np.int32)}
+    begun = {method: one.begin(jax.random.key(0)) for method, one in made.items()}
+
+    @jax.jit
+    def losses(begun, batch):
+        key = jax.random.key(3)
+        return {
+            method: one.objective.loss(begun[method], one.objective.init(key, begun[method], batch), batch, key)[0]
+            for method, one in made.items()
+        }
+
+    mesh = jax.sharding.NamedSharding(distributed.make_mesh(), jax.sharding.PartitionSpec("data"))
+    alone, shared = losses(begun, batch), losses(begun, jax.device_put(batch, mesh))
+    for method in SHARDED:
+        assert np.std(alone[method]) > 0
+        np.testing.assert_allclose(shared[method], alone[method], rtol=1e-5, err_msg=method)
 
 
 def test_only_what_is_new_of_a_network_with_a_second_time_is_fresh():

@@ -6,7 +6,7 @@ from diffusion_jax.baselines import clip_transformer
 from diffusion_jax.config import ConfigDict, call
 from diffusion_jax.experiment import defaults
 
-CLASSES = ("shape", "colour")
+CLASSES, FEW = ("colour", "size"), 64
 
 
 def shifted(steps: int, shift: float = 7.0) -> ConfigDict:
@@ -19,7 +19,7 @@ def adamw(rate: float, steps: int) -> ConfigDict:
     return call("training.optimizers.adamw", learning_rate=schedule)
 
 
-def correction(steps: int, width: int, keys: ConfigDict, batch_size: int = 256) -> ConfigDict:
+def correction(steps: int, width: int, keys: ConfigDict, batch_size: int = 512) -> ConfigDict:
     """How a student in the plane is trained; on what, a stage says."""
     config = defaults(steps=steps, batch_size=batch_size)
     config.update({"data": call("data.toys2d", name="gaussians"), "held_out": None, "few": keys})
@@ -42,29 +42,36 @@ def student(base: ConfigDict, steps: int, keys: ConfigDict, runs: int, **fields:
 def get_config(variant: str = "") -> ConfigDict:
     if variant == "paper":
         return paper()
-    smoke = variant == "smoke"
     config = ConfigDict({"seed_numbers": (10, 11, 12), "tuned_on": (100, 101, 102)})
-    many, keys, every = (shifted(4), shifted(2), 2) if smoke else (shifted(50), shifted(5), 10)
-    steps, smaller, count = (2, 2, 8) if smoke else (3000, 2000, 4096)
-    config.ring = {"count": count, "shown": 1000, "displaced": (0.0,) if smoke else (0.0, 0.5, 1.5, 3.0)}
-    config.ring.runs = {"grid": many, "every": every, "count": count}
-    size = {"batch_size": 8} if smoke else {}
-    config.ring.student = correction(steps, 8 if smoke else 128, keys, **size)
-    config.ring.smaller = correction(smaller, 8 if smoke else 32, keys, **size)
-    size = {"width": 128, "depth": 2, "components": 128}
-    if smoke:
-        size = {"width": 16, "depth": 2, "heads": 2, "scan": False, "clips": 24, "components": 8, "batch_size": 4}
-    base = clip_transformer(2 if smoke else 2000, classes=CLASSES, **size)
-    base.objective.update({"t_shape": 1, "cond_dropout": 0.1, "null": {"label": 24}})
-    runs, few, steps = (8, 4, 2) if smoke else (2048, 64, 600)
-    config.clips = {"base": base, "classes": CLASSES, "count": 8 if smoke else 240, "shown": 1 if smoke else 3}
-    config.clips.runs = {"grid": many, "every": every, "count": runs, "guidance": 2.0, "seed": 0}
-    config.clips.student = student(base, steps, keys, runs)
-    config.clips.few = student(base, steps, keys, few)
-    config.clips.adversarial = student(base, steps, keys, few, width=64, weight=0.1, r1=0.0)
-    config.clips.imitator = student(base, steps, keys, 0, guidance=2.0)
-    if smoke:
-        config.seed_numbers = (0,)
+    many, keys = shifted(50), shifted(5)
+    config.ring = {"count": 4096, "shown": 1000, "displaced": (0.0, 0.5, 1.5, 3.0)}
+    config.ring.runs = {"grid": many, "every": 10, "count": 4096}
+    config.ring.student = correction(800, 64, keys)
+    base = clip_transformer(2000, classes=CLASSES, width=128, depth=2)
+    base.objective.update({"t_shape": 1, "cond_dropout": 0.1, "null": {"label": 12}})
+    config.clips = {"base": base, "classes": CLASSES, "count": 240, "shown": 3}
+    config.clips.runs = {"grid": many, "every": 10, "count": 2048, "guidance": 2.0, "seed": 0}
+    config.clips.student, config.clips.few = (student(base, 600, keys, runs) for runs in (2048, FEW))
+    config.clips.adversarial = student(base, 600, keys, FEW, width=64, weight=0.1, r1=0.0)
+    config.clips.imitator = student(base, 600, keys, 0, guidance=2.0)
+    return smoke(config) if variant == "smoke" else config
+
+
+def smoke(config: ConfigDict) -> ConfigDict:
+    """Untrained networks, but for two updates of the adversarial student; two steps in the place of five."""
+    many, keys, size = shifted(4), shifted(2), {"width": 16, "depth": 2, "heads": 2, "scan": False}
+    config.update({"seed_numbers": (0,), "ring": {"count": 8, "displaced": (0.0,)}, "clips": {"count": 12, "shown": 1}})
+    for runs in (config.ring.runs, config.clips.runs):
+        runs.update({"grid": many, "every": 2, "count": 8})
+    config.ring.student = correction(2, 8, keys, 8)
+    base = clip_transformer(2, classes=CLASSES, clips=24, components=8, batch_size=4, **size)
+    base.objective.update(config.clips.base.objective)
+    config.clips.base = base
+    config.clips.student = config.clips.few = student(base, 2, keys, 8)
+    config.clips.imitator = student(base, 2, keys, 0, guidance=2.0)
+    config.clips.adversarial = student(base, 2, keys, 8, width=4, weight=0.1, r1=0.0)
+    for one in (base, config.clips.student, config.clips.imitator, config.ring.student):
+        one.train.steps = 0
     return config
 
 

@@ -60,23 +60,25 @@ def get_config(variant: str = "") -> ConfigDict:
     world = call("data.splat_scenes", length=16 if smoke else 2048)
     test = call("data.splat_scenes", split="test", length=4 if smoke else 128)
     size: dict = {"width": 16, "depth": 1, "heads": 2, "scan": False, "components": 8} if smoke else {}
-    config.reconstruction = trained(1 if smoke else 15, 2 if smoke else 8, 3e-3, world)
+    config.reconstruction = trained(0 if smoke else 15, 2 if smoke else 8, 3e-3, world)
     config.reconstruction.reconstructor = call("models.pixel_reconstructor", near=1.6, far=4.4)
     config.rendered = ConfigDict({"data": world, "held_out": test, "batch": 64})
-    config.teacher = clips(1 if smoke else 1500, 2e-3, world, 4 if smoke else 32, **size)
+    config.teacher = clips(0 if smoke else 1500, 2e-3, world, 4 if smoke else 32, **size)
     leap = {"levels": 50, "decay": 0.95}
-    config.plain = student(config.teacher, 2 if smoke else 500, 5e-4, latest=1.0, **leap)
+    config.plain = student(config.teacher, 0 if smoke else 500, 5e-4, latest=1.0, **leap)
     config.leap = with_policy(student(config.teacher, 2 if smoke else 500, 5e-4, latest=max(TIMES), **leap))
     config.teacher.ema = {} if smoke else {"average": call("training.ema.power", sigma_rel=0.1)}
     # Steps of the teacher; scenes to which Gaussians are fitted, and how long.
     config.update({"steps": 2 if smoke else 50, "fit_scenes": 2 if smoke else 8, "fit_steps": 2 if smoke else 40})
+    # The bandit of exact Gaussians.
     config.bandit = {"size": 64, "batch": 128, "steps": 2 if smoke else 2000, "rate": 3e-3, "entropy": 1e-3}
     config.bandit.update({"noise": (0.0, 0.25, 1.0, 3.0, 10.0), "qualities": (0.3, 2.0)})
     if smoke:
-        config.seed_numbers = (0,)
+        # Gaussians are fitted and the bandit learns in the whole study alone.
+        config.update({"seed_numbers": (0,), "fit_scenes": 0, "bandit": {}})
         for part in (config.reconstruction, config.teacher, config.plain, config.leap):
             part.mesh = call("distributed.make_mesh", devices=1)
-            part.reconstructor = call("models.pixel_reconstructor", near=1.6, far=4.4, planes=4, width=8, depth=1)
+        config.reconstruction.reconstructor.update({"planes": 4, "width": 8, "depth": 1})
     return config
 
 

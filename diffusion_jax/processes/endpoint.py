@@ -214,8 +214,8 @@ class EndpointProcess(GaussianProcess):
     def _of_endpoint(self, share, like):
         if self.endpoint is None:
             raise InvalidInput(
-                "The process has a known endpoint that nobody gave: denoisers.denoiser and objectives.denoising take it"
-                " from the condition, by processes.with_condition."
+                "The process has a known endpoint that nobody gave: denoisers.denoiser and objectives.denoising take "
+                "it from the condition, by processes.with_condition."
             )
         if jnp.shape(self.endpoint) != jnp.shape(like):
             told = f"the shape of the data, {jnp.shape(like)}, is needed"

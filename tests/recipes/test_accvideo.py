@@ -40,7 +40,7 @@ def test_displaced_steps_begin_further_out_and_are_steps_of_the_teacher():
 
 def test_a_student_in_the_plane_begins_as_the_teacher():
     exact, ring = accvideo.ring_world()
-    network = accvideo.corrected(build(load(FILE).ring.smaller.model))
+    network = accvideo.corrected(build(load(FILE).ring.student.model))
     x, t = np.random.default_rng(0).standard_normal((4, 2)).astype(np.float32), np.full(4, 0.4, np.float32)
 
     @compiled
