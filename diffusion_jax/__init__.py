@@ -35,9 +35,11 @@ if TYPE_CHECKING:
     from diffusion_jax import pictures as pictures
     from diffusion_jax import processes as processes
     from diffusion_jax import quantization as quantization
+    from diffusion_jax import rendering as rendering
     from diffusion_jax import sampling as sampling
     from diffusion_jax import solvers as solvers
     from diffusion_jax import streaming as streaming
+    from diffusion_jax import students as students
     from diffusion_jax import timesteps as timesteps
     from diffusion_jax import training as training
     from diffusion_jax import typing as typing
@@ -64,7 +66,7 @@ __version__ = "0.1.0"
 _MODULES = (
     *("acceleration", "adapters", "baselines", "config", "control", "data", "denoisers", "distributed", "errors"),
     *("experiment", "interop", "measuring", "metrics", "models", "objectives", "pictures", "processes", "quantization"),
-    *("rendering", "sampling", "solvers", "streaming", "timesteps", "training", "typing"),
+    *("rendering", "sampling", "solvers", "streaming", "students", "timesteps", "training", "typing"),
 )
 
 _NAMES = {

@@ -50,6 +50,10 @@ NO_PARTS = (type(None), str, bytes, Path, bool, int, float)
 """What constructors of parts do not return: a function of which this is the result was written to do something."""
 
 
+LISTED = 16
+"""Valid choices that a message names."""
+
+
 def constructor(name: Any) -> Callable[..., Any]:
     """The public object `diffusion_jax.<name>`: `"solvers.ddim"`, or one file deeper, `"training.ema.power"`; or one
     outside of this library, `"my_package.parts:my_solver"`, where `trust` lets it be imported.
@@ -287,8 +291,8 @@ def _choices(name: str, wanted: Any) -> str:
     near = [choice for choice in valid if choice.rpartition(".")[0] == valid[0].rpartition(".")[0]]
     match = nearest(name, near) or nearest(name.rpartition(".")[2], near)
     hint = f"did you mean {match!r}? " if match else ""
-    more = f" and {len(valid) - 12} more" if len(valid) > 12 else ""
-    return f"{hint}Valid: {', '.join(valid[:12])}{more}."
+    more = f" and {len(valid) - LISTED} more" if len(valid) > LISTED else ""
+    return f"{hint}Valid: {', '.join(valid[:LISTED])}{more}."
 
 
 def holds(wanted: Any, kind: type) -> bool:
