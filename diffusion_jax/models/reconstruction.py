@@ -63,7 +63,7 @@ def pixel_reconstructor(near: Number, far: Number, planes: int = 16, width: int 
         costs = plane_sweep(views, cameras, depths)
         first = Camera(*(leaf[:, :1] for leaf in cameras))
         # Where a ray goes as the first camera sees it, so that turning the world changes nothing.
-        rays = camera_rays(cameras, views.shape[2:4])
+        rays = camera_rays(cameras, (views.shape[2], views.shape[3]))
         rays = jnp.einsum("bvhwc,bvdc->bvhwd", rays, jnp.broadcast_to(first.rotation, cameras.rotation.shape))
         return views, costs, rays
 

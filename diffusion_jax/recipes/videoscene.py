@@ -90,8 +90,8 @@ def clip_training(config: ConfigDict, *parents: Stage) -> Experiment:
     told = {"network": network, "process": process}
     if parents:
         base = whole.x0 if len(parents) < 2 else np.asarray(whole.space.encode(parents[1].value["train"]))
-        beside, extra = {"base": base}, {"student": parents[0].value}
-        told |= {"teacher": denoisers.denoiser(network, process), "teacher_params": parents[0].value}
+        beside, extra = {"base": base}, {"student": parents[0].value}  # pyright: ignore
+        told |= {"teacher": denoisers.denoiser(network, process), "teacher_params": parents[0].value}  # pyright: ignore
     inner = build(config.objective, **told)
     if "policy" in config:
         policy, times = build(config.policy), np.asarray(config.times, np.float32)

@@ -209,7 +209,8 @@ def until(optimizer: optax.GradientTransformation | Optimizer, steps: int = 4000
     Raises InvalidInput for a negative number of steps.
     """
     _steps("steps", steps)
-    masked = optax.conditionally_mask(optimizer, lambda step, **_: step < steps)
+    inner: Any = optimizer
+    masked = optax.conditionally_mask(inner, lambda step, **_: jnp.asarray(step) < steps)
     if isinstance(optimizer, Optimizer):
         return Optimizer(masked.init, masked.update, optimizer.learning_rate)
     return masked
