@@ -19,7 +19,7 @@ def adamw(rate: float, steps: int) -> ConfigDict:
     return call("training.optimizers.adamw", learning_rate=schedule)
 
 
-def correction(steps: int, width: int, keys: ConfigDict, batch_size: int = 512) -> ConfigDict:
+def correction(steps: int, width: int, keys: ConfigDict, batch_size: int = 256) -> ConfigDict:
     """How a student in the plane is trained; on what, a stage says."""
     config = defaults(steps=steps, batch_size=batch_size)
     config.update({"data": call("data.toys2d", name="gaussians"), "held_out": None, "few": keys})
@@ -44,22 +44,22 @@ def get_config(variant: str = "") -> ConfigDict:
         return paper()
     config = ConfigDict({"seed_numbers": (10, 11, 12), "tuned_on": (100, 101, 102)})
     many, keys = shifted(50), shifted(5)
-    config.ring = {"count": 4096, "displaced": (0.0, 0.5, 1.5, 3.0), "student": correction(800, 64, keys)}
+    config.ring = {"count": 4096, "displaced": (0.0, 1.5, 3.0), "student": correction(1000, 64, keys)}
     config.ring.runs = {"grid": many, "every": 10, "count": 4096, "at_once": 4096}
     base = clip_transformer(2000, classes=CLASSES, width=128, depth=2)
     base.objective.update({"t_shape": 1, "cond_dropout": 0.1, "null": {"label": 12}})
     config.clips = {"base": base, "classes": CLASSES, "count": 240, "shown": 3}
     config.clips.runs = {"grid": many, "every": 10, "count": 2048, "at_once": 128, "guidance": 2.0, "seed": 0}
     config.clips.student, config.clips.few = (student(base, 600, keys, runs) for runs in (2048, FEW))
-    config.clips.adversarial = student(base, 600, keys, FEW, width=64, weight=0.1, r1=0.0)
+    config.clips.adversarial = student(base, 600, keys, FEW, width=64, weight=0.003, r1=1.0)
     config.clips.imitator = student(base, 600, keys, 0, guidance=2.0)
     return smoke(config) if variant == "smoke" else config
 
 
 def smoke(config: ConfigDict) -> ConfigDict:
     """Untrained networks, but for two updates of the adversarial student; two steps, each of them stored."""
-    keys, size = shifted(2), {"width": 16, "depth": 2, "heads": 2, "scan": False}
-    config.update({"seed_numbers": (0,), "ring": {"count": 8, "displaced": (0.0,)}, "clips": {"count": 12, "shown": 1}})
+    keys, size = shifted(2), {"width": 16, "depth": 1, "heads": 2, "scan": False}
+    config.update({"seed_numbers": (0,), "ring": {"count": 8, "displaced": ()}, "clips": {"count": 12, "shown": 1}})
     for runs in (config.ring.runs, config.clips.runs):
         runs.update({"grid": keys, "every": 1, "count": 8})
     config.ring.student = correction(2, 8, keys, 8)
@@ -68,7 +68,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.clips.base, config.clips.student = base, student(base, 2, keys, 8)
     config.clips.few = config.clips.student
     config.clips.imitator = student(base, 2, keys, 0, guidance=2.0)
-    config.clips.adversarial = student(base, 2, keys, 8, width=4, weight=0.1, r1=0.0)
+    config.clips.adversarial = student(base, 2, keys, 8, width=4, weight=0.003, r1=0.0)
     for one in (base, config.clips.student, config.clips.imitator, config.ring.student):
         one.train.steps = 0
     return config

@@ -52,7 +52,8 @@ def key_times(grid: Times) -> Any:
     if times.ndim != 1:
         raise invalid("grid.shape", times.shape, "scalar key times are needed, [m + 1]")
     # NumPy, for a known grid may be inspected while something else is being traced.
-    if not isinstance(times, Tracer) and bool((np.diff(np.asarray(times)) >= 0).any()):
+    known: Any = None if isinstance(times, Tracer) else np.asarray(times)
+    if known is not None and (known[1:] >= known[:-1]).any():
         raise InvalidInput("The grid of key times pauses: each of its times must be below the one before.")
     return times
 
