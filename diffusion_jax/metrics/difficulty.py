@@ -77,8 +77,8 @@ def relative_entropies(key: Any, process: Any, mixture: GaussianMixture, times: 
         def between(inputs):
             number, (a, b) = inputs
             data_key, noise_key = jax.random.split(jax.random.fold_in(key, number))
-            x0, _ = sample_mixture(data_key, mixture, samples)
-            x = process.marginal(x0, jax.random.normal(noise_key, jnp.shape(x0)), a)
+            x0 = sample_mixture(data_key, mixture, samples)[0]
+            x = process.marginal(x0, jax.random.normal(noise_key, (samples, *mixture.means.shape[1:])), a)
             return log_density(mixture, process, x, b) - log_density(mixture, process, x, a)
 
         return jax.lax.map(between, (jnp.arange(len(pairs)), pairs))
