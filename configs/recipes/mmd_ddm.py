@@ -84,7 +84,8 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.seed_numbers = (0,)
     del config.ring, config.memory
     digits, steps = tiny_digit_transformer(0), 2
-    config.digits.update({"base": digits, "count": 16, "steps": steps, "plain": (steps, 2 * steps)})
+    config.digits.base = digits
+    config.digits.update({"count": 16, "steps": steps, "plain": (steps,)})
     config.digits.tuned = {
         f"{config.digits.headline}, {steps}": tuning(digits, 1, 3e-4, 4, through_sampler(steps, CUBIC)),
         "longer": tuning(digits, 0, 3e-4, 4),

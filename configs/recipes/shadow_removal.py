@@ -20,25 +20,28 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant == "paper":
         return paper()
     config = ConfigDict({"seed_numbers": (10, 11, 12), "tuned_on": (100, 101, 102)})
-    config.image = run(400, 16, 5e-3)
+    config.image = run(900, 16, 5e-3)
     config.image.model = call(
         "models.kl_vae", preset="small", channels=8, multipliers=(1, 2, 2), groups=4, latent_channels=8
     )
     config.image.objective = call("objectives.vae_loss", kl_weight=1e-3)
     noise = call("processes.vp_scaled_linear")
-    residual = call("processes.residual_diffusion", process=noise)
-    config.prior = run(500, 32, 4e-3)
+    # As much noise at the end as leaves half of the latents with the shadow, and the error of x0 the same at all times.
+    residual = call("processes.residual_diffusion", process=noise, end=0.5)
+    config.prior = run(600, 32, 4e-3)
     config.prior.update({"model": call("models.unet", **SIZE), "process": noise})
     config.prior.objective = call("objectives.denoising")
-    enhanced = call("objectives.self_enhanced", share=0.5, gap=0.3, decay=0.98, warmup=100)
-    weight = call("timesteps.min_snr_weight", gamma=5.0)
+    enhanced = call("objectives.self_enhanced", share=0.5, gap=0.3, decay=0.98, warmup=200)
+    weights = {"noise": call("timesteps.min_snr_weight", gamma=5.0), "residual": call("timesteps.x0_weight")}
     for name, process, more in (("noise", noise, None), ("residual", residual, None), ("enhanced", residual, enhanced)):
-        config[name] = run(300, 32, 3e-3)
+        config[name] = run(600, 32, 3e-3)
         branch = call("models.controlnet", preset="digits", **SIZE, control_channels=8, control_features=(16,))
         config[name].update({"branch": branch, "process": process, "enhanced": more})
-        config[name].objective = call("objectives.denoising", weight=weight)
-    config.details = run(200, 16, 3e-3)
-    config.details.update({"width": 12, "objective": call("objectives.detail_loss")})
+        config[name].objective = call(
+            "objectives.denoising", weight=weights["noise" if name == "noise" else "residual"]
+        )
+    config.details = run(600, 16, 4e-3)
+    config.details.update({"width": 24, "objective": call("objectives.detail_loss")})
     config.latents = {"train": config.image.data, "test": call("data.shadow_pairs", split="test", length=64)}
     # Steps of runs, of the one whose answers are looked at, and of the one that is decoded; pictures shown.
     config.update({"steps": (4, 10, 25), "walk": 10, "final": 10, "shown": 8})
@@ -47,16 +50,19 @@ def get_config(variant: str = "") -> ConfigDict:
 
 def smoke(config: ConfigDict) -> ConfigDict:
     """Small pictures, and everything as it begins."""
-    pairs = {"length": 8, "size": 16}
+    pairs = {"length": 6, "size": 8}
     config.update({"seed_numbers": (0,), "steps": (1, 2, 3), "walk": 2, "final": 2, "shown": 4})
-    small = {"channels": 8, "multipliers": (1,), "attention": (0,), "mid_residual": 1}
+    small = {"channels": 4, "multipliers": (1,), "attention": (0,), "mid_residual": 0}
     for name in ("image", "prior", "noise", "residual", "enhanced", "details"):
-        config[name].train.update({"steps": 0, "batch_size": 8})
+        config[name].train.update({"steps": 0, "batch_size": 4})
         config[name].update({"ema": {}, "data": call("data.shadow_pairs", **pairs)})
         config[name].optimizer = call("training.optimizers.sgd")
         if "branch" in config[name]:
-            config[name].branch.update({**small, "control_features": (8,)})
-    config.image.model.channels, config.details.width = 8, 4
+            config[name].branch.update({**small, "control_features": (4,)})
+    config.image.model.update({"channels": 4, "multipliers": (1,)})
+    config.details.width = 4
+    # Untrained, both are the same.
+    config.enhanced = config.residual
     config.prior.model.update(small)
     config.latents = {"train": config.image.data, "test": call("data.shadow_pairs", split="test", **pairs)}
     return config

@@ -7,6 +7,7 @@ from diffusion_jax.baselines.actions import action_transformer
 from diffusion_jax.baselines.clips import clip_grid, clip_transformer, frame_times
 from diffusion_jax.baselines.digits import CLASSES, NULL, digit_transformer, tiny_digit_transformer
 from diffusion_jax.baselines.perception import answer_objective, function_predictor, painting_transformer
+from diffusion_jax.baselines.scenes import scene_transformer, warmed_adam
 from diffusion_jax.baselines.talking import TALKING_FRAMES, talking_transformer
 from diffusion_jax.baselines.try_on import try_on_transformer
 from diffusion_jax.baselines.world import often_at_the_ends, world_transformer
@@ -24,8 +25,10 @@ __all__ = [
     "function_predictor",
     "often_at_the_ends",
     "painting_transformer",
+    "scene_transformer",
     "talking_transformer",
     "tiny_digit_transformer",
     "try_on_transformer",
+    "warmed_adam",
     "world_transformer",
 ]

@@ -69,16 +69,38 @@ def _pairs(split, length, size, textures):
             for i in range(length)]  # fmt: skip
     clear, seen, attenuation, outline = zip(*made, strict=True)
     clear, seen, attenuation = (np.stack(part).astype(np.float32) for part in (clear, seen, attenuation))
-    picture = shaded(clear, seen, attenuation[:, None, None])
+    picture = with_shadow(clear, seen, attenuation[:, None, None])
     return ShadowPairs(
         clear, {"picture": picture}, f"shadow_pairs/{split}", visibility=seen, attenuation=attenuation, outline=outline
     )
 
 
-def shaded(clear, visibility, attenuation):
-    """Equation (1) for pictures in [-1, 1], whose values are linear light to the power of 1 / 2.2."""
-    light = ((clear + 1) / 2) ** GAMMA * (attenuation + (1 - attenuation) * visibility)
-    return np.float32(2 * light ** (1 / GAMMA) - 1)
+def linear_light(x):
+    """In [0, 1], of pictures in [-1, 1], whose values are light to the power of 1 / 2.2."""
+    return np.clip((np.asarray(x) + 1) / 2, 0, 1) ** GAMMA
+
+
+def seen_as(light) -> np.ndarray:
+    """Pictures in [-1, 1] of linear light."""
+    return np.asarray(2 * np.clip(light, 0, 1) ** (1 / GAMMA) - 1, np.float32)
+
+
+def with_shadow(clear, visibility, attenuation):
+    """Equation (1) for pictures in [-1, 1]."""
+    return seen_as(linear_light(clear) * (attenuation + (1 - attenuation) * visibility))
+
+
+def light_error(x, truth, mask) -> float:
+    """How far the light of pictures is from the true one where `mask [B, S, S, 1]` is 1: the mean over pictures of the
+    size of the mean logarithm of their ratio there."""
+    ratio = np.log(linear_light(x) + 0.01) - np.log(linear_light(truth) + 0.01)
+    return float(np.abs((ratio * mask).sum((1, 2, 3)) / (3 * mask.sum((1, 2, 3)))).mean())
+
+
+def best_gain(picture, truth) -> np.ndarray:
+    """Pictures with the best gain of the light in each of their channels, which only who has the truth can find."""
+    seen, wanted = linear_light(picture), linear_light(truth)
+    return seen_as((seen * wanted).sum((1, 2), keepdims=True) / np.square(seen).sum((1, 2), keepdims=True) * seen)
 
 
 def _pair(random, split, size, textures, photographs):
@@ -103,7 +125,7 @@ def texture(random: np.random.Generator, size: int) -> np.ndarray:
             waves += np.sin(2 * np.pi * octave * (np.cos(angle) * x + np.sin(angle) * y) + phase) / octave**0.7
     share = 1 / (1 + np.exp(-3 * waves[..., None]))
     first, second = random.uniform(-0.8, 1.0, (2, 3))
-    return np.float32(first + (second - first) * share)
+    return np.asarray(first + (second - first) * share, np.float32)
 
 
 def visibility(height: np.ndarray, inside: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:

@@ -20,6 +20,9 @@ from diffusion_jax.rendering import Camera, Rendered, Splats, camera_path, looki
 NEAR, FAR = 1.6, 4.4
 """Depths between which a scene lies, from all of its cameras."""
 
+AT_ONCE = 32
+"""Scenes that one call of the compiled program films."""
+
 DISTANCE, FOCAL, OPACITY = 3.0, 2.0, 0.95
 
 
@@ -71,7 +74,12 @@ class SplatScenes:
     def filmed(self, indices: Indices) -> Filmed:
         """All of the scenes at `indices`: what they consist of, from where they are seen, colour and depth."""
         drawn = np.stack([self._draw(int(index)) for index in indices])
-        return jax.device_get(_filmed(drawn, self.frames, self.size))
+        parts = []
+        for begin in range(0, len(drawn), AT_ONCE):
+            # The last one is repeated until they are as many as were compiled.
+            rows = np.minimum(np.arange(begin, begin + AT_ONCE), len(drawn) - 1)
+            parts.append(jax.device_get(_filmed(drawn[rows], self.frames, self.size)))
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(drawn)], *parts)
 
     def _draw(self, index):
         if not 0 <= index < self.length:

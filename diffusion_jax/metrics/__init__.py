@@ -16,9 +16,10 @@ from diffusion_jax.metrics.difficulty import (
     steps_to_drop,
 )
 from diffusion_jax.metrics.distances import energy_distance, sliced_wasserstein, wasserstein, wasserstein_1d
+from diffusion_jax.metrics.exposure import ExposureErrors, exposure_errors
 from diffusion_jax.metrics.frechet import Moments, frechet_distance, gaussian_frechet_distance, merge, moments
 from diffusion_jax.metrics.frontier import cheapest_within, error_at_cost, pareto_front
-from diffusion_jax.metrics.image import psnr, ssim
+from diffusion_jax.metrics.image import psnr, psnr_by_region, ssim
 from diffusion_jax.metrics.inception import Inception, InceptionV3, inception
 from diffusion_jax.metrics.judges import Judge, Judged, feature_network, judge_space, judged, trained_judge
 from diffusion_jax.metrics.kernel import KernelDistance, kernel_distance, mmd2
@@ -39,6 +40,7 @@ from diffusion_jax.metrics.trajectories import (
 
 __all__ = [
     "ClassAccuracy",
+    "ExposureErrors",
     "FeatureComparison",
     "Gaussian",
     "Inception",
@@ -63,6 +65,7 @@ __all__ = [
     "epsilon_gap",
     "error_at_cost",
     "errors_by_sample",
+    "exposure_errors",
     "feature_network",
     "frechet_distance",
     "gaussian_frechet_distance",
@@ -84,6 +87,7 @@ __all__ = [
     "pareto_front",
     "point_set",
     "psnr",
+    "psnr_by_region",
     "read_statistics",
     "relative_entropies",
     "run_covariance",

@@ -78,7 +78,7 @@ def relative_entropies(key: Any, process: Any, mixture: GaussianMixture, times: 
             number, (a, b) = inputs
             data_key, noise_key = jax.random.split(jax.random.fold_in(key, number))
             x0, _ = sample_mixture(data_key, mixture, samples)
-            x = process.alpha(a) * x0 + process.sigma(a) * jax.random.normal(noise_key, x0.shape)
+            x = process.marginal(x0, jax.random.normal(noise_key, jnp.shape(x0)), a)
             return log_density(mixture, process, x, b) - log_density(mixture, process, x, a)
 
         return jax.lax.map(between, (jnp.arange(len(pairs)), pairs))
@@ -97,7 +97,7 @@ def _levels(what: str, process: Any, times: Numbers) -> tuple[np.ndarray, np.nda
     if times.ndim != 1 or len(times) < 2:
         raise invalid("times.shape", times.shape, "at least two times, [n + 1], were expected")
     at = jnp.asarray(times, jnp.float32)
-    return times, *(np.asarray(level(at), np.float64) for level in (process.alpha, process.sigma))
+    return times, np.asarray(process.alpha(at), np.float64), np.asarray(process.sigma(at), np.float64)
 
 
 def normalised_drop(losses: Numbers, window: int = 1) -> np.ndarray:

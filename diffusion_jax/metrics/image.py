@@ -1,5 +1,7 @@
 """Image against image: PSNR and SSIM, per image of a batch, in JAX."""
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,6 +39,12 @@ def psnr(
         )
     error = ((x - y) ** 2 * weight).sum((1, 2, 3)) / (weight.sum((1, 2, 3)) * x.shape[-1])
     return 10.0 * jnp.log10(span**2 / error)
+
+
+def psnr_by_region(x: Numbers, truth: Numbers, masks: Mapping[str, Numbers]) -> dict[str, float]:
+    """The mean of `psnr(x, truth, mask=mask)` over images for each of `masks`, of those that have pixels in it."""
+    found = {name: np.asarray(psnr(x, truth, mask=mask)) for name, mask in masks.items()}
+    return {name: float(np.nanmean(values)) for name, values in found.items()}
 
 
 def ssim(

@@ -85,7 +85,8 @@ def detailed(autoencoder: Autoencoder, width: int = 32) -> DetailDecoder:
             seen[level] = h
             return h
 
-        own = autoencoder.scale(module.apply(variables, picture, None, kept, method="posterior").mean)
+        posterior: Any = module.apply(variables, picture, None, kept, method="posterior")
+        own = autoencoder.scale(posterior.mean)
         difference = jnp.abs(own - latents)
 
         def added(level, h):

@@ -52,7 +52,7 @@ AtLevel = Callable[[int, Any], Any]
 """`(level, features) -> features`: what is done to those behind the blocks of each level; level 0 is that of pixels."""
 
 
-def unchanged(level: int, h: Any) -> Any:
+def as_it_is(level: int, h: Any) -> Any:
     """The `AtLevel` that does nothing."""
     return h
 
@@ -87,7 +87,7 @@ class VAEEncoder(Coder):
     """`[B, H, W, C]` to `[B, H/f, W/f, out_channels]`. stage: "levels" or "end" is the part before or after them."""
 
     @nn.compact
-    def __call__(self, h, stage=None, at_level: AtLevel = unchanged):
+    def __call__(self, h, stage=None, at_level: AtLevel = as_it_is):
         if stage != "end":
             h = conv(self.features[0], dtype=self.dtype, name="conv_in")(h.astype(self.dtype))
             for level, features in enumerate(self.features):
@@ -103,7 +103,7 @@ class VAEDecoder(Coder):
     """`[B, h, w, Z]` to `[B, f h, f w, out_channels]`. stage: "start" ends before the levels, "levels" is the rest."""
 
     @nn.compact
-    def __call__(self, h, stage=None, at_level: AtLevel = unchanged):
+    def __call__(self, h, stage=None, at_level: AtLevel = as_it_is):
         if stage != "levels":
             h = self.middle(conv(self.features[-1], dtype=self.dtype, name="conv_in")(h.astype(self.dtype)))
         if stage == "start":
@@ -181,7 +181,7 @@ class KLVAE(nn.Module):
             self.to_moments = conv(2 * self.latent_channels, 1, dtype=dtype)
             self.from_latents = conv(self.latent_channels, 1, dtype=dtype)
 
-    def posterior(self, x, stage=None, at_level: AtLevel = unchanged):
+    def posterior(self, x, stage=None, at_level: AtLevel = as_it_is):
         """The `GaussianPosterior` over (unscaled) latents; logvar is kept within [-30, 20].
 
         stage: "levels" returns the features of the encoder's levels, which "end" takes for x. at_level: see `AtLevel`.
@@ -198,7 +198,7 @@ class KLVAE(nn.Module):
         mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
         return GaussianPosterior(mean, jnp.clip(logvar, -30.0, 20.0))
 
-    def reconstruct(self, z, stage=None, at_level: AtLevel = unchanged):
+    def reconstruct(self, z, stage=None, at_level: AtLevel = as_it_is):
         """The image of unscaled latents `z`.
 
         stage: "start" returns the features that the decoder's levels begin with, which "levels" takes for z. at_level:

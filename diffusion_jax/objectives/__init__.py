@@ -74,7 +74,14 @@ from diffusion_jax.objectives.layerwise import (
     uncertainty_target,
     with_exits,
 )
-from diffusion_jax.objectives.leap import conditioned_on_ends, end_frames, leap_distillation, leap_grid, leap_reward
+from diffusion_jax.objectives.leap import (
+    conditioned_on_ends,
+    end_frames,
+    expected_leap_error,
+    leap_distillation,
+    leap_grid,
+    leap_reward,
+)
 from diffusion_jax.objectives.multitask import (
     Combiner,
     affinity_by_lag,
@@ -148,6 +155,7 @@ __all__ = [
     "end_frames",
     "exit_errors",
     "exit_losses",
+    "expected_leap_error",
     "expected_loss",
     "feature_discriminator",
     "few_step_answers",
@@ -172,7 +180,6 @@ __all__ = [
     "on_latents",
     "on_trajectories",
     "one_after_another",
-    "one_hot",
     "paired",
     "perturbed",
     "policy_loss",

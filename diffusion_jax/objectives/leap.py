@@ -80,6 +80,18 @@ def leap_grid(t: Any, steps: int = 1) -> Any:
     return share * t
 
 
+def expected_leap_error(noise: Any, error: Any) -> Any:
+    """What one step from a coarse sample is worth where all is Gaussian: of x0 ~ N(0, s^2), a coarse sample that is off
+    by an independent error of variance `error` s^2, noised to `noise` = sigma^2 / (alpha^2 s^2), and answered by the
+    posterior mean, the mean square error in units of s^2,
+
+        (u^2 + u + d) / (1 + u)^2,         u = noise, d = error,       least at u = max(0, 2 d - 1).
+
+    So a sample with less than half of the variance of the data as its error is best left as it is.
+    """
+    return (noise**2 + noise + error) / (1 + noise) ** 2
+
+
 def leap_reward(network: Network, process: Any) -> Callable[..., Any]:
     """`(params, batch, t [B], key) -> [B]`: minus the mean square error of x0 as `network` says it, in one evaluation,
     of `alpha base + sigma eps`. It compares with the true data: compared with `base`, t = 0 would be best."""

@@ -229,7 +229,7 @@ def uncertainty_weighted(
         # A task without examples has nothing to learn from.
         slope = jnp.where(shares.any(axis=1), 0.5 - weights * tasks / count, 0.0)
         move, moments = optimizer.update(slope, state.moments)
-        spread = optax.apply_updates(spread, move)
+        spread = spread + jnp.asarray(move)
         spread = spread if bound is None else jnp.clip(spread, -bound, bound)
         state = Uncertainty(aux.state, spread, moments)
         return total, aux._replace(state=state, metrics={**aux.metrics, **_told(tasks, weights)})

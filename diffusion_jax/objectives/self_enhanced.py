@@ -50,9 +50,9 @@ def self_enhanced(
 ) -> Objective:
     """`objective` on examples of which some are states of equation (1); one or more times an example.
 
-    objective: one that trains at the times "t" and with the noise "noise" of its batch, as `denoising` does, and draws
-        its times in `prepare`. Its weight should not grow at small t, where (2) divides by sigma: `min_snr_weight` and
-        predictions of x0 or v do not.
+    objective: one that trains at the times "t" and with the noise "noise" of its batch, as `denoising` does without a
+        `base`, and draws its times in `prepare`. Its weight should not grow at small t, where (2) divides by sigma:
+        `min_snr_weight` and predictions of x0 or v do not.
     denoiser: of the same network and process, without a memory. share: of the examples; 0 is `objective` itself.
     gap: the longest step of (1). decay: of the average. warmup: losses before the first such example.
     whole: `(parameters that learn, state of objective) -> parameters of denoiser` where these are not the same; with
@@ -61,7 +61,7 @@ def self_enhanced(
 
     Metrics: those of `objective`, and `self_generated`, the share of such examples. Costs a forward pass of the network
     for the whole batch, none before `warmup`. Raises InvalidInput for numbers out of range, a process that is not
-    Gaussian, a denoiser that remembers its last step, and an objective that draws no times.
+    Gaussian, a denoiser that remembers its last step, an objective that draws no times, and batches with a `base`.
     """
     need_gaussian("self_enhanced", denoiser.process)
     refuse_gradient(objective, "self_enhanced")
@@ -76,6 +76,8 @@ def self_enhanced(
         return learned if whole is None else whole(learned, inner)
 
     def init(key, params, batch):
+        if "base" in batch:
+            raise InvalidInput("The batch says what is noised ('base'), which self_enhanced makes: leave it out.")
         inner = objective.init(key, params, batch)
         carry = jax.eval_shape(lambda: denoiser.init(made_of(params, inner), batch["x0"], batch.get("cond")))
         if jax.tree.leaves(carry):

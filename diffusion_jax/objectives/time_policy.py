@@ -7,8 +7,11 @@ and the reward r(x, t) is any function of a sample made with it. With the policy
     exact:    grad = - grad sum_k pi(k | x) r(x, t_k)                                                              (2)
 
 both minus `entropy` times the gradient of the entropy of pi, without which a policy that has once become sure tries
-nothing else. (1) has the expectation of (2) for every b that does not depend on k, here a running mean of rewards, and
-costs one evaluation of the reward instead of K. No gradient flows into what the reward is made with.
+nothing else. (1) has the expectation of (2) for every b that does not depend on k, and costs one evaluation of the
+reward in the place of K. b is a running mean of rewards or, with several draws of k for each context, the mean reward
+of the others (Kool et al. 2019). Where contexts differ in what can be had at all, a mean over all of them praises every
+choice in the good ones, and the policy settles on what it tries first: use two draws. No gradient flows into what the
+reward is made with.
 """
 
 from collections.abc import Callable
@@ -67,19 +70,21 @@ def time_policy(
     *,
     context: str = "base",
     gradient: str = "sampled",
+    draws: int = 1,
     entropy: Number = 0.01,
     decay: Number = 0.99,
 ) -> Objective:
     """Equation (1) or (2) as an `Objective` of the parameters of `policy` alone.
 
     policy: of K actions (`models.chooser`), on `batch[context]`. times: `[K]`. reward: `(reward_params, batch, t [B],
-        key) -> [B]`; reward_params do not learn. gradient: one of `GRADIENTS`. decay: of the running mean b.
+        key) -> [B]`; reward_params do not learn. gradient: one of `GRADIENTS`. draws: of k for each context, where
+        it is sampled; more than one needs no running mean. decay: of the running mean b.
 
     Metrics: `reward`, of the choice that was drawn (with "exact" its expectation), and `entropy`, in nats.
     Raises InvalidInput for a number of times that is not the number of actions.
     """
-    times = _checked(policy, times, gradient, entropy, decay)
-    chosen_loss = _chosen_loss(policy, times, reward, context, gradient, entropy, decay)
+    times = _checked(policy, times, gradient, draws, entropy, decay)
+    chosen_loss = _chosen_loss(policy, times, reward, context, gradient, draws, entropy, decay)
 
     def init(key, params, batch):
         return PolicyState(Frozen(reward_params), jnp.float32(0), jnp.int32(0))
@@ -101,6 +106,7 @@ def with_time_policy(
     until: int = 4000,
     context: str = "base",
     gradient: str = "sampled",
+    draws: int = 1,
     entropy: Number = 0.01,
     decay: Number = 0.99,
 ) -> Objective:
@@ -113,8 +119,8 @@ def with_time_policy(
     The other arguments are those of `time_policy`. Metrics: those of the objective, `reward` and `entropy`.
     """
     refuse_gradient(objective, "with_time_policy")
-    times = _checked(policy, times, gradient, entropy, decay)
-    chosen_loss = _chosen_loss(policy, times, reward, context, gradient, entropy, decay)
+    times = _checked(policy, times, gradient, draws, entropy, decay)
+    chosen_loss = _chosen_loss(policy, times, reward, context, gradient, draws, entropy, decay)
 
     def init(key, params, batch):
         own = PolicyState((), jnp.float32(0), jnp.int32(0))
@@ -145,7 +151,7 @@ def chosen_times(policy: Chooser, params: Params, times: Times, context: Any) ->
     return jnp.asarray(times, jnp.float32)[jnp.argmax(policy.apply(params, context), axis=-1)]
 
 
-def _chosen_loss(policy, times, reward, context, gradient, entropy, decay):
+def _chosen_loss(policy, times, reward, context, gradient, draws, entropy, decay):
     def chosen_loss(params, judge, state, batch, key):
         batch = {"index": jnp.arange(batch_size(batch)), **batch}
         logits = policy.apply(params, batch[context])
@@ -159,9 +165,14 @@ def _chosen_loss(policy, times, reward, context, gradient, entropy, decay):
             found = jnp.sum(jnp.exp(log_policy) * rewards, axis=-1)
         else:
             keys = fold(example_keys(key, batch["index"]), 5)
-            choice = jax.vmap(jax.random.categorical)(keys, jax.lax.stop_gradient(logits))
-            found = reward(judge, batch, times[choice], reward_key)
-            losses = policy_loss(logits, choice, found, state.baseline, entropy)
+            one = jax.vmap(lambda key, z: jax.random.categorical(key, z, shape=(draws,)))
+            choices = one(keys, jax.lax.stop_gradient(logits)).T
+            # The noise of the reward is the same for all of them.
+            rewards = jax.lax.map(lambda choice: reward(judge, batch, times[choice], reward_key), choices)
+            found = rewards.mean(0)
+            baseline = state.baseline if draws == 1 else (rewards.sum(0) - rewards) / (draws - 1)
+            each = jax.vmap(policy_loss, (None, 0, 0, 0 if draws > 1 else None, None))
+            losses = each(logits, choices, rewards, baseline, entropy).mean(0)
         mean = jax.lax.stop_gradient(jnp.mean(found.astype(jnp.float32)))
         # A plain mean at first.
         share = jnp.maximum(1.0 - decay, 1.0 / (state.count + 1.0))
@@ -172,12 +183,14 @@ def _chosen_loss(policy, times, reward, context, gradient, entropy, decay):
     return chosen_loss
 
 
-def _checked(policy, times, gradient, entropy, decay):
+def _checked(policy, times, gradient, draws, entropy, decay):
     times = jnp.asarray(times, jnp.float32)
     if times.shape != (policy.count,):
         raise invalid("times.shape", times.shape, f"one time for each of the policy's {policy.count} actions is needed")
     if gradient not in GRADIENTS:
         raise unknown("gradient", gradient, GRADIENTS)
+    if draws < 1:
+        raise invalid("draws", draws, "at least one choice for each context is needed")
     if entropy < 0 or not 0 <= decay < 1:
         raise invalid("entropy, decay", (entropy, decay), "a weight of at least 0 and a decay in [0, 1) are needed")
     return times

@@ -78,7 +78,8 @@ def teacher_trajectory(
 
     seen = recorded(teacher, len(grid) - 1, read)
     run = sample(key, seen, params, ddim(), grid, shape=shape, cond=cond, index=index)
-    return Trajectory(*run.run.carry.values, run.x)
+    y, flow = run.run.carry.values
+    return Trajectory(y, flow, run.x)
 
 
 class TrajectoryBackward(NamedTuple):
@@ -140,7 +141,7 @@ def trajectory_backward(
             last = circle.angle(batch["t"])
             angles = jnp.pad(jnp.linspace(knots[0], last, len(knots), axis=1), ((0, 0), (0, 1)))
         else:
-            angles = jnp.broadcast_to(timesteps.jittered(fold(key, 0), knots), (size, len(knots) + 1))
+            angles = jnp.broadcast_to(timesteps.stratified_route(fold(key, 0), knots), (size, len(knots) + 1))
         route = circle.time(angles)
         return {**batch, "route": route.at[:, 0].set(times[0]).at[:, -1].set(0.0)}
 

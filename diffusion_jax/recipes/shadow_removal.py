@@ -6,6 +6,7 @@ have the same network and as many updates. Occluders and pictures of the test ar
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,13 +15,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion_jax import data, denoisers, metrics, models, objectives, pictures, solvers, timesteps
-from diffusion_jax.clock import single_step
 from diffusion_jax.config import build
-from diffusion_jax.data.shadows import GAMMA
+from diffusion_jax.data.shadows import best_gain, light_error
 from diffusion_jax.experiment import Experiment, prepare
 from diffusion_jax.recipes.study import Arm, Drawn, Results, Study, Tabulated, by_seed, table
 from diffusion_jax.recipes.verdicts import Row
-from diffusion_jax.sampling import sample
 from diffusion_jax.stages import Stage
 
 WAYS = ("noise", "residual", "enhanced")
@@ -97,24 +96,6 @@ def seeing(config: ConfigDict, image: Stage, latents: Stage) -> Experiment:
     return prepare(config, network=decoder, objective=objective, begin=decoder.init)
 
 
-def light(x: Any) -> np.ndarray:
-    """Of pictures in [-1, 1], linear light in [0, 1]."""
-    return np.clip((np.asarray(x) + 1) / 2, 0, 1) ** GAMMA
-
-
-def left_over(x: Any, truth: Any, shadow: Any) -> float:
-    """How far the light in the shadow is from the true one: the mean size of the logarithm of their ratio there."""
-    ratio = np.log(light(x) + 0.01) - np.log(light(truth) + 0.01)
-    return float(np.abs((ratio * shadow).sum((1, 2, 3)) / (3 * shadow.sum((1, 2, 3)))).mean())
-
-
-def gained(picture: Any, truth: Any) -> np.ndarray:
-    """The picture with the best gain of each of its channels, which only who knows the truth can know."""
-    seen, wanted = light(picture), light(truth)
-    gain = (seen * wanted).sum((1, 2), keepdims=True) / np.square(seen).sum((1, 2), keepdims=True)
-    return np.float32(2 * np.clip(gain * seen, 0, 1) ** (1 / GAMMA) - 1)
-
-
 class Test:
     """Held-out pairs, their latents, and what of a picture is measured in which region."""
 
@@ -127,18 +108,15 @@ class Test:
         self.decode = jax.jit(lambda latents: jnp.clip(self.vae.decode(self.params, latents), -1, 1))
 
     def psnr(self, x: Any) -> dict[str, float]:
-        found = {name: metrics.psnr(x, self.truth, mask=mask) for name, mask in self.masks.items()}
-        return {name: float(np.nanmean(values)) for name, values in found.items()}
+        return metrics.psnr_by_region(x, self.truth, self.masks)
 
     def measures(self, drawn: Drawn) -> dict[str, float]:
         """Of two runs of each picture: mean PSNR by region, and the variance between the two in lit pixels."""
         self.runs[drawn.seed, drawn.arm] = drawn.x
         first, second = (np.asarray(self.decode(part)) for part in np.split(drawn.x, 2))
-        found = [self.psnr(part) for part in (first, second)]
-        spread = 0.5 * np.square(first - second).mean(-1, keepdims=True) * self.masks["lit"]
-        return {name: (found[0][name] + found[1][name]) / 2 for name in found[0]} | {
-            "spread": float(spread.sum() / self.masks["lit"].sum())
-        }
+        one, other, lit = self.psnr(first), self.psnr(second), self.masks["lit"]
+        spread = 0.5 * np.square(first - second).mean(-1, keepdims=True)
+        return {name: (one[name] + other[name]) / 2 for name in one} | {"spread": np.average(spread, weights=lit)}
 
 
 def study(s: Study) -> Results:
@@ -149,8 +127,8 @@ def study(s: Study) -> Results:
     test = Test(s, image, latents)
     processes = {name: build(config[name].process) for name in WAYS}
     network = models.controlled(prior.trained.network, build(config.noise.branch))
-    by_process = {process: denoisers.denoiser(network, process) for process in processes.values()}
-    denoiser = {name: by_process[process] for name, process in processes.items()}
+    denoiser = {name: denoisers.denoiser(network, processes[name]) for name in ("noise", "residual")}
+    denoiser["enhanced"] = denoiser["residual"]
     twice, solver = np.concatenate([test.shadow, test.shadow]), solvers.ddim()
     # One program for all numbers of steps: the last ones stand still.
     grids = {steps: timesteps.padded(timesteps.linspace(steps), max(config.steps)) for steps in config.steps}
@@ -170,29 +148,20 @@ def study(s: Study) -> Results:
     walk = walked(test, denoiser["enhanced"], config.walk)
     steps = {name: by_seed(s.seeds, lambda seed, name=name: walk(tree(name, seed), seed)) for name in WAYS[1:]}
     restored, seen = decoded(s, image, latents, test)
-    rows = removal_rows(found, config.steps) + run_rows(steps) + seen
+    rows = removal_rows(found, config.steps, steps) + seen
     return Results(rows, drawn(s, test, found, restored, steps), VARIED)
 
 
 def walked(test: Test, denoiser: Any, steps: int) -> Callable[[Any, int], dict[str, float]]:
     """By `(params, seed)`: PSNR of the predicted x0 at each step of a run, in latents, the largest fall from one to the
-    next, and what a run's own states cost at the last step, against states made of the truth with the same noise."""
-    process, grid, cond = denoiser.process, timesteps.linspace(steps), condition_of(denoiser.process, test.shadow)
-    told = denoisers.recorded(denoiser, steps)
-
-    @jax.jit
-    def run(params, key, cond):
-        start = process.prior(key, test.clear.shape)
-        made = sample(key, told, params, solvers.ddim(), grid, x_init=start, cond=cond).run.carry.values
-        state = process.marginal(test.clear, start / process.sigma(1.0), grid[-2])
-        forced = denoiser.apply(params, (), state, single_step(grid[-2]), cond)[0].x0
-        error = jnp.square(made - test.clear).mean((2, 3, 4))
-        return error, jnp.square(forced - test.clear).mean((1, 2, 3))
+    next, and what a run's own states cost at the last step."""
+    run = jax.jit(partial(metrics.exposure_errors, denoiser=denoiser, x0=test.clear, grid=timesteps.linspace(steps)))
 
     def measure(params, seed):
-        error, forced = jax.device_get(run(params, jax.random.key(seed), cond))
-        curve = -10 * np.log10(error).mean(1)
-        falls = {"fall": max(0.0, float(-np.diff(curve).min(initial=0.0))), "gap": float((error[-1] - forced).mean())}
+        cond = condition_of(denoiser.process, test.shadow)
+        free, forced = jax.device_get(run(jax.random.key(seed), params=params, cond=cond))
+        curve = -10 * np.log10(free).mean(1)
+        falls = {"fall": max(0.0, float(-np.diff(curve).min(initial=0.0))), "gap": float((free - forced)[-1].mean())}
         return falls | {f"step {step}": value for step, value in enumerate(curve)}
 
     return measure
@@ -211,7 +180,7 @@ def decoded(s: Study, image: Stage, latents: Stage, test: Test) -> tuple[np.ndar
         kept.append(np.asarray(restored))
         return {
             "lit": test.psnr(seen)["lit"],
-            "left": left_over(seen, test.truth, shadow),
+            "left": light_error(seen, test.truth, shadow),
             **{f"restored, {name}": value for name, value in test.psnr(restored).items()},
         }
 
@@ -220,18 +189,18 @@ def decoded(s: Study, image: Stage, latents: Stage, test: Test) -> tuple[np.ndar
         Row("The decoder that sees the picture keeps details", f"{psnr}, lit pixels, latents of the truth",
             measured["lit"], test.psnr(plain)["lit"], "higher", "details are restored", margin=2.0),
         Row("It does not bring the shadow back", "size of the log ratio of light in the shadow", measured["left"],
-            left_over(plain, test.truth, shadow), "lower", "not reported"),
+            light_error(plain, test.truth, shadow), "lower", "not reported"),
         Row("Better than the picture with its shadow", f"{psnr}, in the shadow", measured["restored, shadow"],
             test.psnr(test.picture)["shadow"], "higher", "best LPIPS and FID"),
         Row("Better than the best gain of each picture", f"{psnr}, whole picture", measured["restored, whole"],
-            test.psnr(gained(test.picture, test.truth))["whole"], "higher", "best LPIPS and FID"),
+            test.psnr(best_gain(test.picture, test.truth))["whole"], "higher", "best LPIPS and FID"),
     ]  # fmt: skip
     return kept[0], rows
 
 
-def removal_rows(found: Tabulated, steps: tuple[int, ...]) -> list[Row]:
-    """The residual process against the same branch of a process from pure noise."""
-    few, some, many = steps
+def removal_rows(found: Tabulated, steps: tuple[int, ...], walk: dict[str, dict[str, list[float]]]) -> list[Row]:
+    """The residual process against the same branch of a process from pure noise, and self-enhancement."""
+    (few, some, many), ours, plain = steps, walk["enhanced"], walk["residual"]
     lit, psnr = "lit pixels", "PSNR, dB"
     ahead = {n: np.subtract(found[f"residual, {n}"]["lit"], found[f"noise, {n}"]["lit"]).tolist() for n in steps}
     return [
@@ -245,13 +214,6 @@ def removal_rows(found: Tabulated, steps: tuple[int, ...]) -> list[Row]:
             "not reported"),
         found.row(f"Half the variance between noises, {few} steps", "spread", f"residual, {few}", f"noise, {few}",
                   "lower", "not reported", figure=f"variance, {lit}", factor=0.5),
-    ]  # fmt: skip
-
-
-def run_rows(steps: dict[str, dict[str, list[float]]]) -> list[Row]:
-    """What states that the model made itself do to its runs."""
-    ours, plain = steps["enhanced"], steps["residual"]
-    return [
         Row("Self-enhanced: no step makes it worse", "largest fall of PSNR of x0, dB", ours["fall"], 0.0, "equal",
             "errors are corrected", margin=0.01),
         Row("Self-enhanced: own states cost 20 % less", "added square error at the last step", ours["gap"],
@@ -261,17 +223,12 @@ def run_rows(steps: dict[str, dict[str, list[float]]]) -> list[Row]:
 
 def drawn(s: Study, test: Test, found: Tabulated, restored: Any, steps: Any) -> dict[Any, str]:
     few, count = s.config.steps[0], s.config.shown
-    strips = {"with the shadow": test.picture[:count]}
-    strips |= {
-        f"{name}, {few} steps": np.asarray(test.decode(found.samples[f"{name}, {few}"][:count])) for name in WAYS
-    }
+    made = {f"{name}, {few} steps": found.samples[f"{name}, {few}"][:count] for name in WAYS}
+    strips = {"with the shadow": test.picture[:count], **{name: np.asarray(test.decode(x)) for name, x in made.items()}}
     strips |= {"seen by the decoder": restored[:count], "truth": test.truth[:count]}
     pictures.save_strips(s.picture("pictures"), strips, title="Shadows removed from held-out pictures")
-    walk = range(s.config.walk)
-    curves = {
-        name: (np.arange(1, len(walk) + 1), np.mean([made[f"step {step}"] for step in walk], axis=1))
-        for name, made in steps.items()
-    }
+    walk = np.arange(s.config.walk)
+    curves = {name: (walk + 1, np.mean([made[f"step {i}"] for i in walk], axis=1)) for name, made in steps.items()}
     title, label = "What is predicted at each step of a run", "PSNR of x0 in latents, dB"
     pictures.save_curves(s.picture("steps"), curves, x_label="step", y_label=label, title=title, log=False)
     return {

@@ -10,29 +10,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from ml_collections import ConfigDict
 
-from diffusion_jax import (
-    data,
-    denoisers,
-    metrics,
-    models,
-    objectives,
-    pictures,
-    processes,
-    rendering,
-    solvers,
-    timesteps,
-)
-from diffusion_jax.clock import single_step
+from diffusion_jax import data, denoisers, metrics, objectives, pictures, rendering
 from diffusion_jax.config import build
 from diffusion_jax.data.splat_scenes import Filmed
 from diffusion_jax.experiment import Experiment, prepare
+from diffusion_jax.recipes.parts.gaussian_bandit import bandit
 from diffusion_jax.recipes.study import Results, Study
 from diffusion_jax.recipes.verdicts import Row
 from diffusion_jax.sampling import sample
+from diffusion_jax.solvers import ddim
 from diffusion_jax.stages import Stage
+from diffusion_jax.timesteps import noised_start
 
 contradiction = jax.jit(rendering.reprojection_error)
 
@@ -88,9 +78,7 @@ def latents(config: ConfigDict) -> data.PrincipalLatents:
 
 def camera_channels(cameras: Any) -> np.ndarray:
     """`[B, F, 1, 1, 12]`: where each camera is, as the first of its clip sees it."""
-    cameras = rendering.Camera(*map(jnp.asarray, cameras))
-    origin = jax.tree.map(lambda leaf: leaf[:, :1], cameras)
-    return np.asarray(rendering.camera_numbers(cameras, origin))[:, :, None, None]
+    return np.asarray(rendering.camera_numbers(rendering.Camera(*cameras)))[:, :, None, None]
 
 
 def clip_training(config: ConfigDict, *parents: Stage) -> Experiment:
@@ -131,7 +119,7 @@ def study(s: Study) -> Results:
     clips, space = test_clips(s, rendered), latents(config.teacher).space
     found: dict[str, dict[str, list[float]]] = {}
     shown: dict[str, Any] = {}
-    fitted = jax.jit(partial(held_out_views, first.trained.network, config.fit_steps))
+    some = jax.tree.map(lambda leaf: leaf[: config.fit_scenes], clips.filmed)
     for seed in s.seeds:
         leap = s.stage("leap", config.leap, teacher, rendered, seed=seed, prepare=clip_training).value
         plain = s.stage("from noise", config.plain, teacher, seed=seed, prepare=clip_training).value
@@ -140,8 +128,8 @@ def study(s: Study) -> Results:
             pixels = np.asarray(space.decode(x))
             figures = measured(x, pixels, clips)
             if config.fit_scenes and name in ("leap", "render"):
-                some = jax.tree.map(lambda leaf: leaf[: config.fit_scenes], (pixels, clips.filmed))
-                figures["psnr"] = float(fitted(first.value, *some))
+                start = first.trained.network.apply(first.value, *views_of(some, [0, -1]))
+                figures["psnr"] = float(fitted(start, pixels[: config.fit_scenes], some, config.fit_steps))
             for measure, value in figures.items():
                 found.setdefault(name, {}).setdefault(measure, []).append(value)
         shown = shown or {name: answers[name] for name in ("render", "leap", "noise", "teacher")}
@@ -157,38 +145,40 @@ def leaps(config: Any, teacher: Stage, key: Any, clips: Clips, leap: Any, plain:
     @partial(jax.jit, static_argnames="steps")
     def run(params, t, steps=1):
         grid = objectives.leap_grid(t, steps)
-        begin = timesteps.noised_start(key, process, grid, base)
-        return sample(key, denoiser, params, solvers.ddim(), grid, x_init=begin, cond=clips.cond).x
+        begin = noised_start(key, process, grid, base)
+        return sample(key, denoiser, params, ddim(), grid, x_init=begin, cond=clips.cond).x
 
     def at(t):
         return np.full(len(base), t, np.float32)
 
     student, times = leap["student"], np.asarray(config.leap.times, np.float32)
     chosen = objectives.chosen_times(build(config.leap.policy), leap["policy"], times, base)
-    answers = {"render": clips.base, "leap": run(student, chosen), "noise": run(plain, at(1.0))}
+    answers = {"true": clips.x0, "render": clips.base, "leap": run(student, chosen), "noise": run(plain, at(1.0))}
     answers |= {"clean states": run(plain, chosen), "teacher": run(teacher.value, chosen, config.steps)}
     answers |= {f"at {t:g}": run(student, at(t)) for t in config.leap.times}
     return jax.device_get(answers)
 
 
+def views_of(filmed: Filmed, which: Any) -> tuple[Any, Any]:
+    return filmed.clip.colour[:, which], jax.tree.map(lambda leaf: leaf[:, which], filmed.cameras)
+
+
+@partial(jax.jit, static_argnames="steps")
+def fitted(start: Any, pixels: Any, filmed: Filmed, steps: int) -> Any:
+    """Mean PSNR of true frames with odd numbers, as shown by Gaussians fitted to the even ones of `pixels`."""
+    even, odd = (views_of(filmed, slice(k, None, 2)) for k in (0, 1))
+    splats, _ = rendering.fit_splats(start, pixels[:, ::2], even[1], steps)
+    return jnp.mean(rendering.view_psnr(splats, *odd))
+
+
 def measured(x: np.ndarray, pixels: np.ndarray, clips: Clips) -> dict[str, float]:
-    """The error of latents, the distance of the two sets, and how much frames contradict each other in space."""
+    """The error of latents, the distance of the two sets (of the same scenes, so biased is less noisy), and how much
+    frames contradict each other in space."""
     flat, real = (np.asarray(one).reshape(len(x), -1) for one in (x, clips.x0))
     clip = clips.filmed.clip
     error = contradiction(pixels, clip.depth, clip.opacity, clips.filmed.cameras)
-    distance = metrics.mmd2(flat, real, bandwidth=float(np.sqrt(real.shape[1])))
+    distance = metrics.mmd2(flat, real, bandwidth=float(np.sqrt(real.shape[1])), unbiased=False)
     return {"error": float(np.square(x - clips.x0).mean()), "mmd": distance, "geometry": float(np.mean(error))}
-
-
-def held_out_views(reconstructor: Any, steps: int, params: Any, pixels: Any, filmed: Filmed) -> Any:
-    """Mean PSNR of the odd frames of true clips, as shown by Gaussians fitted to the even ones of `pixels`."""
-    even, odd = (jax.tree.map(lambda leaf, k=k: leaf[:, k::2], filmed.cameras) for k in (0, 1))
-    ends = jax.tree.map(lambda leaf: leaf[:, jnp.asarray([0, -1])], (filmed.clip.colour, filmed.cameras))
-    splats, _ = rendering.fit_splats(reconstructor.apply(params, *ends), pixels[:, ::2], even, steps)
-    shape = pixels.shape[2:4]
-    seen = rendering.render_splats(jax.tree.map(lambda leaf: leaf[:, None], splats), odd, shape).colour
-    error = jnp.mean(jnp.square(seen - filmed.clip.colour[:, 1::2]), axis=(2, 3, 4))
-    return jnp.mean(10 * jnp.log10(4.0 / error))
 
 
 def clip_rows(found: dict[str, dict[str, list[float]]], times: Any) -> list[Row]:
@@ -231,64 +221,13 @@ def bandit_rows(config: Any, seeds: Any) -> list[Row]:
     ]  # fmt: skip
 
 
-def bandit(config: dict[str, Any], key: Any) -> tuple[Any, Any, Any]:
-    """Shares of the policy on the best time of each quality, and how much of the gap between the best time for all and
-    the best for each its rewards close. With u the noise over the signal the error is (u^2 + u + d^2) / (1 + u)^2."""
-    process, size, u = processes.rectified_flow(), config["size"], np.asarray(config["noise"])
-    times, exact = np.sqrt(u) / (1 + np.sqrt(u)), denoisers.analytic(process)
-    world, qualities = denoisers.gaussian_mixture(np.zeros((1, size), np.float32)), np.asarray(config["qualities"])
-    policy = models.chooser(len(u), width=32, depth=2)
-
-    def reward(params, batch, t, key):
-        x_t, _ = process.corrupt(jax.random.split(key, config["batch"]), batch["base"], t)
-        said, _ = exact.apply(world, (), x_t, single_step(t), None)
-        return -jnp.mean(jnp.square(said.x0 - batch["x0"]), axis=1)
-
-    def batch_of(key, count):
-        x0, error = jax.random.normal(key, (2, count, size))
-        return {"x0": x0, "base": x0 + jnp.sqrt(qualities[np.arange(count) % 2])[:, None] * error}
-
-    objective = objectives.time_policy(policy, times, reward, entropy=config["entropy"])
-    optimizer = optax.adam(config["rate"])
-
-    def step(carry, key):
-        params, moments, state = carry
-        batch = batch_of(key, config["batch"])
-
-        def mean(params):
-            losses, aux = objective.loss(params, state, batch, key)
-            return losses.mean(), aux
-
-        gradient, aux = jax.grad(mean, has_aux=True)(params)
-        updates, moments = optimizer.update(gradient, moments)
-        return (optax.apply_updates(params, updates), moments, aux.state), None
-
-    first = batch_of(key, config["batch"])
-    params = policy.init(key, first["base"])
-    state = objective.init(key, params, first)
-    keys = jax.random.split(key, config["steps"])
-    (params, _, _), _ = jax.lax.scan(step, (params, optimizer.init(params), state), keys)
-    curve = (u**2 + u + qualities[:, None]) / (1 + u) ** 2
-    logits = policy.apply(params, batch_of(jax.random.fold_in(key, 1), 2000)["base"])
-    share = jnp.stack([jax.nn.softmax(logits[i::2]).mean(0) for i in range(2)])
-    best, fixed = curve.min(1).mean(), curve.mean(0).min()
-    gain = (fixed - (share * curve).sum(1).mean()) / (fixed - best)
-    return share[0, curve[0].argmin()], share[1, curve[1].argmin()], gain
-
-
 def drawn(s: Study, space: Any, clips: Clips, shown: Any, found: Any) -> dict[Any, str]:
     strips = {"true": clips.filmed.clip.colour[:2]}
     strips |= {name: np.asarray(space.decode(x[:2])) for name, x in shown.items()}
     pictures.save_strips(s.picture("clips"), strips, title="Two scenes of the test set", along="time")
     times = s.config.leap.times
-    names = {
-        "student": [f"at {t:g}" for t in times],
-        "policy": ["leap"] * len(times),
-        "rendering": ["render"] * len(times),
-    }
-    curves = {
-        name: (np.asarray(times), [float(np.mean(found[one]["error"])) for one in of]) for name, of in names.items()
-    }
+    named = {"student": [f"at {t:g}" for t in times], "rendering": ["render"] * len(times)}
+    curves = {name: (times, [float(np.mean(found[one]["error"])) for one in of]) for name, of in named.items()}
     title = "One step from a rendering that was noised to t"
     pictures.save_curves(s.picture("times"), curves, x_label="t", y_label="error of latents", title=title, log=False)
     return {

@@ -15,7 +15,7 @@ from diffusion_jax.rendering.cameras import (
     project,
     unproject,
 )
-from diffusion_jax.rendering.fitting import fit_splats, splats_from_depth
+from diffusion_jax.rendering.fitting import fit_splats, splats_from_depth, view_psnr
 from diffusion_jax.rendering.splats import Rendered, Splats, render_splats
 from diffusion_jax.rendering.views import plane_sweep, reprojection_error, sampled_at, seen_from
 
@@ -38,4 +38,5 @@ __all__ = [
     "seen_from",
     "splats_from_depth",
     "unproject",
+    "view_psnr",
 ]

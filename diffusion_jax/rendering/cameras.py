@@ -108,13 +108,12 @@ def camera_path(first: Camera, last: Camera, frames: int, easing: Any = cosine_e
     return Camera(rotation, between(first.position, last.position), focal)
 
 
-def camera_numbers(camera: Camera, origin: Camera) -> Any:
-    """`[..., 12]`: rotation and position of cameras as `origin` sees them, for a network that is told where they are.
-
-    They do not change when world and cameras are turned or moved together.
-    """
-    rotation = camera.rotation @ jnp.swapaxes(origin.rotation, -1, -2)
-    position = jnp.einsum("...ij,...j->...i", origin.rotation, camera.position - origin.position)
+def camera_numbers(cameras: Camera) -> Any:
+    """`[..., F, 12]`: rotation and position of `cameras [..., F]` as the first of them sees them, for a network that is
+    told where they are. They do not change when world and cameras are turned or moved together."""
+    begun, there = jnp.asarray(cameras.rotation)[..., :1, :, :], jnp.asarray(cameras.position)
+    rotation = cameras.rotation @ jnp.swapaxes(begun, -1, -2)
+    position = jnp.einsum("...ij,...j->...i", begun, there - there[..., :1, :])
     return jnp.concatenate([rotation.reshape(*rotation.shape[:-2], 9), position], axis=-1)
 
 

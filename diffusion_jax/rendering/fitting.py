@@ -69,3 +69,12 @@ def fit_splats(
     raw = free(start)
     (raw, _), losses = jax.lax.scan(step, (raw, optimizer.init(raw)), None, steps)
     return bound(raw), losses
+
+
+def view_psnr(splats: Splats, images: Any, cameras: Camera, background: Any = -1.0) -> Any:
+    """The PSNR in dB of renderings of `splats` against `images [..., F, H, W, C]` of `cameras [..., F]`, pixels in
+    [-1, 1]: the mean over the views, `[...]`. Of views that were not fitted it says whether the geometry is right."""
+    several = jax.tree.map(lambda leaf: jnp.expand_dims(leaf, cameras.focal.ndim - 1), splats)
+    drawn = render_splats(several, cameras, images.shape[-3:-1], background).colour
+    error = jnp.mean(jnp.square(drawn - images), axis=(-3, -2, -1))
+    return jnp.mean(10 * jnp.log10(4.0 / error), axis=-1)

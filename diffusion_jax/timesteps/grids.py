@@ -291,7 +291,7 @@ def resolution_shift(
     return shift(grid, math.exp(mu))
 
 
-def jittered(key: Keys, knots: Times) -> Float[Array, "..."]:
+def stratified_route(key: Keys, knots: Times) -> Float[Array, "..."]:
     """A random grid along falling `knots [S + 1]`: the first, one of each interval, uniform, and the last: `[S + 2]`.
 
     Its times are stratified, in order, and each is as likely as any other of its interval: the route of one run among

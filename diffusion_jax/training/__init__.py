@@ -5,6 +5,7 @@ Nothing here knows about diffusion; training only sees an `Objective`.
 
 from diffusion_jax.training import by_time, ema, logging, optimizers
 from diffusion_jax.training.checkpoint import Checkpointer, Restored
+from diffusion_jax.training.draws import train_on_draws
 from diffusion_jax.training.frozen import complete_state, frozen_trees, without_frozen
 from diffusion_jax.training.loop import Callback, Diverged, train
 from diffusion_jax.training.state import TrainState, init_state, make_init
@@ -42,6 +43,7 @@ __all__ = [
     "save_params",
     "saved_steps",
     "train",
+    "train_on_draws",
     "without_frozen",
     "write_config",
 ]

@@ -47,6 +47,19 @@ def test_the_penumbra_widens_with_the_distance_of_the_occluder():
     assert near == pytest.approx(2 * 4 * 0.0047 * 64, abs=1) and far == pytest.approx(2 * 16 * 0.0047 * 64, abs=2)
 
 
+def test_the_truth_has_no_shadow_left_and_a_gain_cannot_remove_one():
+    source = data.shadow_pairs("test", 12)
+    masks, picture = source.regions(np.arange(12)), source.cond["picture"]
+    assert shadows.light_error(source.x0, source.x0, masks["shadow"]) == 0
+    bright = shadows.with_shadow(source.x0, np.float32(0.0), np.float32(0.7))
+    lit = shadows.light_error(bright, source.x0, masks["shadow"])
+    assert 0.2 < lit < -np.log(0.7) + 0.01 < shadows.light_error(picture, source.x0, masks["shadow"])
+    # One light for all is what a gain removes.
+    np.testing.assert_allclose(shadows.best_gain(bright, source.x0), source.x0, atol=1e-3)
+    error = np.square(shadows.best_gain(picture, source.x0) - source.x0).mean((1, 2, 3))
+    assert (error < np.square(picture - source.x0).mean((1, 2, 3))).mean() > 0.7 and error.min() > 1e-4
+
+
 def test_what_is_wrong_is_told():
     with pytest.raises(InvalidInput, match="length"):
         data.shadow_pairs(length=0)

@@ -42,7 +42,7 @@ def test_only_what_was_added_learns_and_all_of_it(made):
     optimizer = training.optimizers.adamw(1e-2)
     state = training.init_state(objective, optimizer, lambda key: learned, batch)
     step = training.make_train_step(objective, optimizer)
-    first = None
+    first = 0.0
     for _ in range(4):
         state, metrics = step(state, batch)
         first = first or float(metrics["loss"])

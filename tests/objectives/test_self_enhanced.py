@@ -13,7 +13,7 @@ PROCESS = processes.residual_diffusion(processes.vp_scaled_linear(time="1000t"),
 RANDOM = np.random.default_rng(0)
 X0, M = RANDOM.standard_normal((2, 8, 3), np.float32)
 BATCH = {"x0": X0, "cond": {"endpoint": M}, "index": np.arange(8)}
-PARAMS = {"scale": np.float32([0.7]), "bias": np.float32([0.1, -0.2, 0.3])}
+PARAMS = {"scale": np.array([0.7], np.float32), "bias": np.array([0.1, -0.2, 0.3], np.float32)}
 
 
 def linear(params, x, t, cond, train=False, key=None):
@@ -65,14 +65,17 @@ def test_a_perfect_average_changes_neither_state_nor_target(known):
 
 def test_an_imperfect_average_is_steered_back_to_the_truth(known):
     """The state is one step of the average's, and the target leads from there to the true x0, not by the old noise."""
-    losses, aux = known(np.float32([0.5, 0.5, 0.5]), NOISE, np.full(8, 0.5, np.float32))
+    losses, aux = known(np.array([0.5, 0.5, 0.5], np.float32), NOISE, np.full(8, 0.5, np.float32))
     assert np.abs(aux.extras["y"] - PROCESS.marginal(X0, NOISE, 0.5)).min() > 1e-3, "off the path of the data"
     # `knowing` is wrong by its parameters from wherever it is asked: had the old noise been the target, by more.
     np.testing.assert_allclose(losses, 0.25, rtol=1e-3)
 
 
 def test_without_a_share_it_is_the_objective_itself_and_before_the_warmup_nothing_is_asked():
-    none, plain = made(share=0.0), objectives.denoising(Network(None, linear), PROCESS, timesteps.uniform(0.1, 0.9))
+    none, plain = (
+        made(share=0.0),
+        objectives.denoising(Network(lambda *_: (), linear), PROCESS, timesteps.uniform(0.1, 0.9)),
+    )
     found = lost(none, PARAMS, none.init(jax.random.key(0), PARAMS, BATCH), BATCH)[0]
     np.testing.assert_array_equal(found, lost(plain, PARAMS, (), BATCH)[0])
     late = made(warmup=2)
@@ -102,7 +105,7 @@ def test_the_loss_is_alive_and_the_average_does_not_learn_by_it():
 
 
 def test_only_what_learns_has_an_average_and_what_is_frozen_has_no_gradient():
-    network = Network(None, linear)
+    network = Network(lambda *_: (), linear)
     plain = objectives.denoising(network, PROCESS, timesteps.uniform(0.1, 0.9))
     part = objectives.with_frozen(plain, {"scale": PARAMS["scale"]}, "bias")
     denoiser = denoisers.denoiser(network, PROCESS)
@@ -144,7 +147,9 @@ def test_what_is_wrong_is_told():
     for options in ({"share": 2.0}, {"gap": 0.0}, {"decay": 1.0}, {"warmup": -1}):
         with pytest.raises(InvalidInput, match="share, gap"):
             made(**options)
-    network = Network(None, linear)
+    with pytest.raises(InvalidInput, match="base"):
+        made().init(jax.random.key(0), PARAMS, {**BATCH, "base": X0})
+    network = Network(lambda *_: (), linear)
     objective = objectives.denoising(network, PROCESS)._replace(prepare=None)
     with pytest.raises(InvalidInput, match="prepare"):
         objectives.self_enhanced(objective, denoisers.denoiser(network, PROCESS))

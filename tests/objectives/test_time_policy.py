@@ -33,18 +33,22 @@ def test_the_sampled_gradient_is_the_exact_one_in_expectation_whatever_the_basel
     logits, rewards = (rng.standard_normal((8,)).astype(np.float32) for _ in range(2))
 
     @jax.jit
-    def sampled(logits, baseline):
-        choice = jax.random.categorical(KEY, logits, shape=(100_000,))
+    def sampled(logits, share, other):
+        choice, another = jax.random.categorical(KEY, logits, shape=(2, 100_000))
+        baseline = share + other * jnp.asarray(rewards)[another]
         whole = jnp.broadcast_to(logits, (100_000, 8))
         each = jax.grad(lambda z: policy_loss(z, choice, jnp.asarray(rewards)[choice], baseline, entropy).sum())(whole)
         return each.mean(0), each.std(0) / np.sqrt(100_000)
 
     exact = jax.grad(lambda z: expected_loss(z[None], rewards[None], entropy)[0])(logits)
     share = jax.nn.softmax(logits)
-    ours, error = sampled(logits, 0.0)
+    ours, error = sampled(logits, 0.0, 0.0)
     assert (np.abs(ours - exact) < 4.5 * error).all()
-    nearer, less = sampled(logits, float(share @ rewards))
+    nearer, less = sampled(logits, float(share @ rewards), 0.0)
     assert (np.abs(nearer - exact) < 4.5 * less).all() and np.linalg.norm(less) < np.linalg.norm(error)
+    # The reward of another draw is as good a baseline as a number.
+    found, error = sampled(logits, 0.0, 1.0)
+    assert (np.abs(found - exact) < 4.5 * error).all()
     # By hand: d/dz of -sum pi r - entropy H.
     by_hand = -share * (rewards - share @ rewards)
     log = np.log(share)
@@ -52,9 +56,9 @@ def test_the_sampled_gradient_is_the_exact_one_in_expectation_whatever_the_basel
     np.testing.assert_allclose(exact, by_hand, atol=1e-5)
 
 
-@pytest.mark.parametrize("gradient", ["sampled", "exact"])
-def test_what_judges_learns_nothing_and_the_policy_does(gradient):
-    objective = objectives.time_policy(CHOOSER, TIMES, reward, JUDGE, gradient=gradient)
+@pytest.mark.parametrize(("gradient", "draws"), [("sampled", 1), ("sampled", 3), ("exact", 1)])
+def test_what_judges_learns_nothing_and_the_policy_does(gradient, draws):
+    objective = objectives.time_policy(CHOOSER, TIMES, reward, JUDGE, gradient=gradient, draws=draws)
     state = objective.init(KEY, PARAMS, BATCH)
 
     @jax.jit
@@ -160,6 +164,8 @@ def test_wrong_input_is_named():
         objectives.time_policy(CHOOSER, (0.1, 0.2), reward)
     with pytest.raises(InvalidInput, match="gradient"):
         objectives.time_policy(CHOOSER, TIMES, reward, gradient="simple")
+    with pytest.raises(InvalidInput, match="draws"):
+        objectives.time_policy(CHOOSER, TIMES, reward, draws=0)
     with pytest.raises(InvalidInput, match="entropy"):
         objectives.time_policy(CHOOSER, TIMES, reward, entropy=-1.0)
     with pytest.raises(InvalidInput, match="steps"):

@@ -34,14 +34,13 @@ def made(**more):
 
 def test_a_route_is_one_time_in_each_interval_in_order():
     knots = np.array([1.5, 1.2, 0.5, 0.0], np.float32)
-    routes = np.asarray(jax.vmap(timesteps.jittered, in_axes=(0, None))(jax.random.split(KEY, 400), knots))
+    routes = np.asarray(jax.vmap(timesteps.stratified_route, in_axes=(0, None))(jax.random.split(KEY, 400), knots))
     assert routes.shape == (400, 5) and (routes[:, 0] == 1.5).all() and (routes[:, -1] == 0).all()
     assert (routes[:, 1:-1] <= knots[:-1]).all() and (routes[:, 1:-1] >= knots[1:]).all()
     np.testing.assert_allclose(routes[:, 1:-1].mean(axis=0), (knots[1:] + knots[:-1]) / 2, atol=0.05)
     # In training the knots are angles of the grid, one route for the batch.
     objective = made()
-    batch = objective.prepare(objective.init(KEY, PARAMS, BATCH), BATCH, KEY)
-    route = np.asarray(batch["route"])
+    route = compiled(lambda: objective.prepare(objective.init(KEY, PARAMS, BATCH), BATCH, KEY)["route"])()
     assert (route == route[0]).all() and (np.diff(route[0]) < 0).all()
     assert (route[0, 1:-1] <= np.asarray(GRID)[:-1]).all() and (route[0, 1:-1] >= np.asarray(GRID)[1:]).all()
 
@@ -75,10 +74,10 @@ def test_nothing_is_read_of_the_data_and_the_pairs_are_those_of_the_run():
     own = denoisers.denoiser(NETWORK, FLOW)
     objective = objectives.trajectory_backward(NETWORK, FLOW, own, PARAMS, GRID)
     state = objective.init(KEY, PARAMS, BATCH)
-    batch = objective.prepare(state, BATCH, KEY)
-    losses, aux = compiled(lambda: objective.loss(PARAMS, state, batch, KEY))()
+    route = compiled(lambda: objective.prepare(state, BATCH, KEY)["route"])()
+    losses, aux = compiled(lambda route: objective.loss(PARAMS, state, {**BATCH, "route": route}, KEY))(route)
     np.testing.assert_allclose(losses, 0.0, atol=1e-6)
-    np.testing.assert_allclose(aux.per_example["t"], batch["route"][:, 1:-1], atol=1e-6)
+    np.testing.assert_allclose(aux.per_example["t"], route[:, 1:-1], atol=1e-6)
     np.testing.assert_allclose(aux.metrics["tangent"], 0.0, atol=1e-4)
     assert aux.metrics["kept"] == 1
     # In validation examples bring their times.
@@ -121,13 +120,17 @@ def test_every_parameter_of_the_student_is_alive_and_none_of_the_teacher():
     )
     batch = {"x0": np.zeros_like(x), "cond": cond, "index": jnp.arange(4)}
     state = objective.init(KEY, params, batch)._replace(count=jnp.int32(500))
-    assert set(np.asarray(objective.prepare(state, batch, KEY)["scale"]).tolist()) <= {2.0, 3.0, 4.0}
 
     def mean(params, taught):
         whole = state._replace(teacher=state.teacher._replace(value=taught))
         return objective.loss(params, whole, batch, KEY)[0].mean()
 
-    own, frozen = compiled(jax.grad(mean, argnums=(0, 1)))(params, taught)
+    @compiled
+    def slopes(params, taught):
+        return *jax.grad(mean, argnums=(0, 1))(params, taught), objective.prepare(state, batch, KEY)["scale"]
+
+    own, frozen, scale = slopes(params, taught)
+    assert set(scale.tolist()) <= {2.0, 3.0, 4.0} and len(set(scale.tolist())) > 1
     dead = [path for path, leaf in models.by_path(own).items() if np.abs(leaf).max() == 0]
     assert not dead
     assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(frozen)) == 0

@@ -1,6 +1,8 @@
 """Processes with a known second endpoint: what they are in closed form, that solvers and losses are the usual ones, and
 that published settings are what their authors wrote."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,7 +62,9 @@ def test_the_state_is_the_published_one_and_answers_give_the_pair_back(name):
         np.testing.assert_allclose(target[1:], general[1:], atol=2e-5)
         np.testing.assert_allclose(pair.x0, X0, atol=2e-5)
         np.testing.assert_allclose(pair.eps[1:], NOISE[1:], atol=2e-5)
-    ends = jax.jit(lambda t: (process.alpha(t), process.endpoint_share(t), process.sigma(t)))(np.float32([0, 1]))
+    ends = jax.jit(lambda t: (process.alpha(t), process.endpoint_share(t), process.sigma(t)))(
+        np.array([0, 1], np.float32)
+    )
     assert ends[0].tolist() == [1, 0] and ends[1][0] == 0 and ends[2][0] == 0
     np.testing.assert_array_equal(ends[1][1], process.schedule.whole(1.0))
 
@@ -95,7 +99,7 @@ def linear():
         assert cond is None, "the endpoint is not the network's"
         return params[0] * x + params[1] * t[:, None, None, None] / 1000 + params[2], {}
 
-    return Network(lambda *_: (), apply), np.float32([0.7, 0.2, 0.1])
+    return Network(lambda *_: (), apply), np.array([0.7, 0.2, 0.1], np.float32)
 
 
 def test_without_a_share_of_the_endpoint_it_is_the_ordinary_process_bit_for_bit():
@@ -116,21 +120,24 @@ def test_without_a_share_of_the_endpoint_it_is_the_ordinary_process_bit_for_bit(
     jax.tree.map(np.testing.assert_array_equal, *found)
 
 
-def test_where_the_endpoint_is_the_data_training_is_that_of_noise_alone():
+def test_training_is_that_of_noise_around_what_the_data_has_turned_into():
+    """That of the ordinary process with `base` in the place of x0 as what is noised; x0 itself where that is m."""
     network, params = linear()
     process, t = CASES["shadows"], jnp.linspace(0.1, 0.9, 4)
 
     @jax.jit
-    def program(params, x0):
-        cond, key = {"endpoint": x0}, jax.random.key(2)
+    def program(params, x0, m):
+        gamma = (process.endpoint_share(t) / SCALED.alpha(t))[:, None, None, None]
+        batches = {"cond": {"endpoint": m}}, {"base": x0 + gamma * (m - x0)}
         losses = [
-            objectives.denoising(network, one).loss(params, (), {"x0": x0, "t": t, "cond": told}, key)[0]
-            for one, told in ((process, cond), (SCALED, None))
+            objectives.denoising(network, one).loss(params, (), {"x0": x0, "t": t, **told}, jax.random.key(2))[0]
+            for one, told in zip((process, SCALED), batches, strict=True)
         ]
-        return losses, process.given(cond)[0].target(x0, NOISE, t)
+        return losses, process.given({"endpoint": m})[0].target(x0, NOISE, t)
 
-    losses, target = program(params, X0)
-    np.testing.assert_allclose(*losses, rtol=1e-5)
+    for m in (M, X0):
+        losses, target = program(params, X0, m)
+        np.testing.assert_allclose(*losses, rtol=2e-5)
     np.testing.assert_array_equal(target, NOISE)
 
 
@@ -167,7 +174,7 @@ def test_the_share_of_the_residual_in_the_noise_is_bounded_and_the_network_is_to
         return SCALED.alpha(t), SCALED.sigma(t), share, told, process.inverse_log_snr(process.log_snr(t)), ends
 
     a, s, share, told, again, ends = jax.device_get(program(t))
-    a, s = np.float64(a), np.float64(s)
+    a, s = np.asarray(a, np.float64), np.asarray(s, np.float64)
     np.testing.assert_allclose(share, a * (1 - a) / (1 - a[-1]) / s, atol=1e-4)
     assert abs(share.max() - 0.322) < 1e-3
     for ours, theirs in told:
@@ -176,7 +183,7 @@ def test_the_share_of_the_residual_in_the_noise_is_bounded_and_the_network_is_to
     assert ends.tolist() == [1, 0]
 
 
-@pytest.mark.parametrize("name", ["shadows", "rddm", "v"])
+@pytest.mark.parametrize("name", ["shadows", "rddm"])
 def test_values_and_derivatives_are_finite_at_both_ends(name):
     process = CASES[name]
 
@@ -187,26 +194,23 @@ def test_values_and_derivatives_are_finite_at_both_ends(name):
         numbers = process.alpha(t), process.sigma(t), process.endpoint_share(t), seen.target(X0, NOISE, t), pair.x0
         return sum(jnp.sum(number) for number in (*numbers, pair.eps, process.inverse_log_snr(t - 0.5)))
 
-    found = jax.jit(jax.vmap(jax.value_and_grad(values)))(np.float32([0, 1e-3, 0.5, 1]))
+    found = jax.jit(jax.vmap(jax.value_and_grad(values)))(np.array([0, 1e-3, 0.5, 1], np.float32))
     assert all(np.isfinite(part).all() for part in found)
 
 
 def test_entries_have_times_of_their_own_and_clean_ones_stay():
     process = CASES["shadows"]
     state = jax.jit(lambda t: process.given(COND)[0].network_input(process.marginal(X0, NOISE, t), t))
-    found = np.asarray(state(np.float32([[0] * 3, [0.5] * 3, [1] * 3, [0] * 3])))
+    found = np.asarray(state(np.array([[0] * 3, [0.5] * 3, [1] * 3, [0] * 3], np.float32)))
     np.testing.assert_array_equal(found[[0, 3]], X0[[0, 3]])
     np.testing.assert_allclose(found[1], state(np.float32(0.5))[1], atol=1e-6)
 
 
 def test_what_is_wrong_is_told():
-    for arguments, field in (
-        ({"end": 0.0}, "end"),
-        ({"share": "half"}, "share"),
-        ({"prediction": "edm"}, "prediction"),
-    ):
+    wrong: dict[str, Any] = {"end": 0.0, "share": "half", "prediction": "edm"}
+    for field, value in wrong.items():
         with pytest.raises(InvalidInput, match=field):
-            residual_diffusion(SCALED, **arguments)
+            residual_diffusion(SCALED, **{field: value})
     with pytest.raises(InvalidInput, match="process"):
         residual_diffusion(CASES["rddm"])
     with pytest.raises(InvalidInput, match="decreasing"):

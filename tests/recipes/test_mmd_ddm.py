@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
+from diffusion_jax import data
 from diffusion_jax.config import build, call, load
 from diffusion_jax.recipes import mmd_ddm
 from diffusion_jax.recipes.__main__ import main
-from diffusion_jax.recipes.study import Tabulated
+from diffusion_jax.recipes.study import Drawn, Tabulated
 from diffusion_jax.recipes.verdicts import judge
 
 FILE = "configs/recipes/mmd_ddm.py"
@@ -27,6 +28,16 @@ def test_what_is_claimed_of_the_ring_holds_in_its_calibration():
     rows = mmd_ddm.ring_rows(ring(), load(FILE).ring)
     assert len(rows) == 10
     assert {row.title: judge(row).verdict for row in rows} == {row.title: "holds" for row in rows}
+
+
+def test_points_of_the_ring_are_near_to_it_and_fewer_modes_are_not():
+    config = load(FILE).ring
+    measure = mmd_ddm.ring_measures(config)
+    points = data.stacked_examples(build(config.base.data), np.arange(4000))["x0"]
+    np.testing.assert_allclose(np.linalg.norm(points, axis=1).mean(), 1.0, atol=0.02)
+    found, half = (measure(Drawn(x, None, None, 0, "")) for x in (points, points[points[:, 0] > 0]))
+    assert found["distance"] < 0.05 < 5 * found["distance"] < half["distance"]
+    assert abs(found["mmd2"]) < 1e-3 < half["mmd2"]
 
 
 def test_equivalent_steps_are_those_of_the_curve():
@@ -52,8 +63,8 @@ def test_both_worlds_are_tuned_through_the_grid_that_is_sampled():
 
 def test_memory_is_that_of_compiled_steps():
     config = load(FILE).memory
-    config.update({"shape": (8, 4, 4, 1), "steps": 4})
-    config.model = call("models.dit", preset="S/2", width=16, depth=2, heads=2)
+    config.update({"shape": (8, 2), "steps": 4})
+    config.model = call("models.mlp", width=16, depth=1)
     (row,) = mmd_ddm.memory_rows(config)
     assert 0 < row.ours < 4 and row.against == 2.5
 

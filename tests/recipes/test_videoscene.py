@@ -1,13 +1,11 @@
 """VideoScene: coarse and true clips are of the same cameras, students are told what the teacher was, stages share."""
 
-from functools import partial
-
 import jax
 import numpy as np
 import pytest
 
-from diffusion_jax import data
-from diffusion_jax.config import build, load
+from diffusion_jax import data, objectives
+from diffusion_jax.config import load
 from diffusion_jax.data.splat_scenes import FAR, NEAR
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.recipes import videoscene
@@ -52,26 +50,19 @@ def test_the_students_differ_in_what_is_claimed_alone():
 
 
 def test_the_bandit_learns_in_theory_what_is_best():
-    """Equation (7) of the closed form: at d^2 = 0.3 no noise is best, at 2 u = 3."""
     config = load(FILE).bandit
     u, d = np.asarray(config.noise), np.asarray(config.qualities)[:, None]
-    curve = (u**2 + u + d) / (1 + u) ** 2
+    curve = objectives.expected_leap_error(u, d)
     np.testing.assert_array_equal(u[curve.argmin(1)], np.maximum(0, 2 * d[:, 0] - 1))
     assert curve.mean(0).min() - curve.min(1).mean() > 0.05
 
 
-def test_what_the_smoke_run_leaves_out_is_traced():
+def test_the_bandit_which_the_smoke_run_leaves_out_can_be_traced():
     config = load(FILE)
     shares = jax.eval_shape(lambda key: videoscene.bandit(config.bandit.to_dict(), key), jax.random.key(0))
     assert [one.shape for one in shares] == [(), (), ()]
-    filmed = data.splat_scenes(length=4, frames=3, size=8).filmed([0, 1])
-    network = build(config.reconstruction.reconstructor)
-    ends = jax.tree.map(lambda leaf: leaf[:, [0, 2]], (filmed.clip.colour, filmed.cameras))
-    params = jax.eval_shape(network.init, jax.random.key(0), *ends)
-    views = partial(videoscene.held_out_views, network, 2)
-    assert jax.eval_shape(views, params, filmed.clip.colour, filmed).shape == ()
 
 
-def test_the_published_setting_has_the_size_of_cogvideox(capsys):
+def test_the_published_setting_has_the_layers_of_cogvideox(capsys):
     main(["videoscene:paper"])
-    assert 4500 < float(capsys.readouterr().out.split("network: ")[1].split()[0]) < 7500
+    assert 7000 < float(capsys.readouterr().out.split("network: ")[1].split()[0].replace(",", "")) < 7500
