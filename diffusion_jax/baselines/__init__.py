@@ -6,6 +6,7 @@ Each is a function that returns a config for `experiment.prepare`. Two users of 
 from diffusion_jax.baselines.actions import action_transformer
 from diffusion_jax.baselines.clips import clip_grid, clip_transformer, frame_times
 from diffusion_jax.baselines.digits import CLASSES, NULL, digit_transformer, tiny_digit_transformer
+from diffusion_jax.baselines.perception import answer_objective, function_predictor, painting_transformer
 from diffusion_jax.baselines.scenes import scene_transformer, warmed_adam
 from diffusion_jax.baselines.talking import TALKING_FRAMES, talking_transformer
 from diffusion_jax.baselines.try_on import try_on_transformer
@@ -16,11 +17,14 @@ __all__ = [
     "NULL",
     "TALKING_FRAMES",
     "action_transformer",
+    "answer_objective",
     "clip_grid",
     "clip_transformer",
     "digit_transformer",
     "frame_times",
+    "function_predictor",
     "often_at_the_ends",
+    "painting_transformer",
     "scene_transformer",
     "talking_transformer",
     "tiny_digit_transformer",

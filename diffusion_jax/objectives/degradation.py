@@ -60,13 +60,13 @@ def degraded(objective: Objective, degrade: Degrade) -> Objective:
     return Objective(objective.init, loss, prepare, objective.gradient and gradient)
 
 
-def jittered(amount: Number = 0.3) -> Degrade:
+def perturbed(amount: Number = 0.3) -> Degrade:
     """`x0 + a(t) n` with n ~ N(0, I), of any shape."""
     _check(amount)
     return lambda key, x0, t: x0 + expand(amount * (1.0 - t), x0) * jax.random.normal(key, x0.shape, x0.dtype)
 
 
-def shaded(amount: Number = 0.3, cells: int = 1) -> Degrade:
+def tinted(amount: Number = 0.3, cells: int = 1) -> Degrade:
     """A smooth random field is added: `cells` x `cells` numbers of N(0, a(t)^2) a channel, interpolated.
 
     One cell shifts the colour of the whole picture, a few distort low frequencies.

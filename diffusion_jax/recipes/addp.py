@@ -6,7 +6,7 @@ masks of what is referred to and maps of depth. Arms differ in their draw of tim
 """
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -15,9 +15,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion_jax import data, denoisers, metrics, pictures, solvers, timesteps
-from diffusion_jax.config import build
 from diffusion_jax.data.referring import Referring, encoded_requests, wrongly_marked
 from diffusion_jax.errors import InvalidInput
+from diffusion_jax.recipes.parts.predictors import error_program, trained_together
 from diffusion_jax.recipes.study import Results, Study, by_seed
 from diffusion_jax.recipes.verdicts import Row
 from diffusion_jax.sampling import sample
@@ -37,32 +37,6 @@ def study(s: Study) -> Results:
     return Results(rows, captions, "training and noise")
 
 
-def trained_together(config: ConfigDict) -> dict[str, Any]:
-    """Parameters `[n, ...]` of the predictor of `config.arm`, trained at each of `config.seeds` in one program."""
-    arm = config.arm
-    source, network, process, optimizer = (build(arm[name]) for name in ("data", "model", "process", "optimizer"))
-    objective = build(arm.objective, network=network, process=process)
-    whole = jax.tree.map(jnp.asarray, source.take(np.arange(len(source))))
-
-    def trained(key):
-        first = jax.tree.map(lambda leaf: leaf[:1], whole)
-        params = network.init(key, first["x0"], jnp.zeros(1), first["cond"])
-
-        def update(carry, i):
-            params, state = carry
-            here = jax.random.fold_in(key, i)
-            rows = jax.random.randint(here, (arm.batch_size,), 0, len(source))
-            batch = {**jax.tree.map(lambda leaf: leaf[rows], whole), "index": jnp.arange(arm.batch_size)}
-            slopes = jax.grad(lambda params: objective.loss(params, (), batch, here)[0].mean())(params)
-            change, state = optimizer.update(slopes, state, params)
-            return (jax.tree.map(jnp.add, params, change), state), None
-
-        return jax.lax.scan(update, (params, optimizer.init(params)), jnp.arange(arm.steps))[0][0]
-
-    keys = jax.vmap(jax.random.key)(jnp.asarray(config.seeds))
-    return {"params": jax.device_get(jax.jit(jax.vmap(trained))(keys))}
-
-
 def predictor_curves(s: Study) -> dict[str, Any]:
     """By arm: the root mean square error of the predicted x0 at each step of a run, and of answers in `few` steps."""
     found, programs = {}, {}
@@ -76,19 +50,6 @@ def predictor_curves(s: Study) -> dict[str, Any]:
         few = [ran[i, :, n - 1] for i, n in enumerate(s.config.few, start=1)]
         found[name] = {"curve": ran[0], **dict(zip(s.config.few, few, strict=True)), s.config.steps: ran[0][:, -1]}
     return found
-
-
-def error_program(arm: ConfigDict, steps: int) -> Callable[..., Any]:
-    """`(params [n, ...], seeds [n], grid [steps + 1]) -> [n, steps]`, of deterministic DDIM on the held-out data."""
-    kept = denoisers.recorded(denoisers.denoiser(build(arm.model), build(arm.process)), steps)
-    held = build(arm.held_out).take(np.arange(arm.held_out.length))
-
-    def errors(params, seed, grid):
-        run = {"cond": held["cond"], "shape": held["x0"].shape}
-        ran = sample(jax.random.key(seed), kept, params, solvers.ddim(), grid, **run)
-        return jnp.sqrt(jnp.square(ran.run.carry.values - held["x0"]).mean(axis=(1, 2)))
-
-    return jax.jit(jax.vmap(errors, in_axes=(0, 0, None)))
 
 
 def predictor_rows(found: Mapping[str, Any], config: ConfigDict) -> list[Row]:
@@ -154,7 +115,7 @@ def perception(s: Study, stages: Mapping[str, Mapping[int, Stage]], sets: Mappin
         return sample(key, denoiser, params, solvers.ddim(), grid, cond=cond, shape=shape).run.carry.values[..., 0]
 
     def answers(seed, params, source, wrong=None):
-        cond = source.take(np.arange(config.count) % len(source))["cond"]
+        cond = source.take(spread(source, config.count))["cond"]
         cond = {**cond, "wrong": cond["tokens"] if wrong is None else wrong}
         return np.asarray(run(jax.random.key(seed), params, jax.tree.map(jnp.asarray, cond)))
 
@@ -191,7 +152,7 @@ def with_correction(plain: Any, scale: float) -> Any:
 
 def quality(source: Any, answer: np.ndarray) -> float:
     """Overlap of the mask with the true one, or the error of depth after an affine map."""
-    rows = np.arange(len(answer)) % len(source)
+    rows = spread(source, len(answer))
     true = source.x0[rows, ..., 0]
     if isinstance(source, Referring) and source.requests[0] != "depth":
         return float(metrics.mask_overlap(answer > 0, true > 0).mean())
@@ -215,9 +176,15 @@ def corrected_overlap(source: Referring, before: Any, after: Any, wrong: np.ndar
     return told | {"wrong": float(wrong.mean())}
 
 
-def constant_error(source: Any) -> float:
-    """The error of the best constant for each patch of real depth."""
-    return float(metrics.affine_depth_error(np.zeros_like(source.disparity), source.disparity).mean())
+def constant_error(source: Any, count: int) -> float:
+    """The error of the best constant for each of `count` patches of real depth."""
+    true = source.disparity[spread(source, count)]
+    return float(metrics.affine_depth_error(np.zeros_like(true), true).mean())
+
+
+def spread(source: Any, count: int) -> np.ndarray:
+    """`count` examples from all of a source."""
+    return np.arange(count) * len(source) // count
 
 
 def perception_rows(found: Mapping[str, list[float]], config: ConfigDict, sets: Mapping[str, Any]) -> list[Row]:
@@ -233,14 +200,13 @@ def perception_rows(found: Mapping[str, list[float]], config: ConfigDict, sets: 
         row(f"depth, {told}", "AbsRel", "depth", at, "lower", "lower")
     if "stereo" in sets:
         row(f"real depth, {steps} steps", "AbsRel, stereo pair", "stereo", steps, "lower", "lower, NYU and others")
-        flat = constant_error(sets["stereo"])
+        flat = constant_error(sets["stereo"], config.count)
         ours, figure = found[f"addp, stereo, {steps}"], "AbsRel, stereo pair"
         rows.append(Row("real depth: it sees more than a plane", figure, ours, flat, "lower", "not reported"))
-    curve = np.asarray([found[f"uniform, segment, {at}"] for at in (1, (steps + 1) // 2, steps)])
-    # The first step's own answer is measured against no mask at all.
-    early, late = list(curve[1]), list(curve[2] - curve[1])
-    title, figure = "early steps contribute most", f"overlap by step {(steps + 1) // 2}, and after it"
-    rows.append(Row(title, figure, early, late, "higher", "figure 3"))
+    half = (steps + 1) // 2
+    curve = np.asarray([found[f"uniform, segment, {at}"] for at in (1, half, steps)])
+    title, figure = "early steps contribute most", f"overlap gained from step 1 to {half} and to {steps}"
+    rows.append(Row(title, figure, list(curve[1] - curve[0]), list(curve[2] - curve[1]), "higher", "figure 3"))
     if np.isfinite([found["wrong, after"], found["right, after"]]).all():
         title, figure = "one correction mends wrong answers", "overlap of wrong answers, after and before"
         rows.append(Row(title, figure, found["wrong, after"], found["wrong, before"], "higher", "by hand", margin=0.2))
@@ -264,11 +230,13 @@ def draw_answers(s: Study, sets: Mapping[str, Any], shown: Mapping[str, Any]) ->
     strips: dict[str, np.ndarray] = {}
     for task in ("ambiguous", "depth", "stereo"):
         if task in sets:
-            rows = np.arange(min(10, s.config.perception.count))
-            grey = {"true": sets[task].x0[rows % len(sets[task]), ..., 0]}
+            count = s.config.perception.count
+            rows = spread(range(count), min(10, count))
+            own = spread(sets[task], count)[rows]
+            grey = {"true": sets[task].x0[own, ..., 0]}
             grey |= {name: shown[f"{name}, {task}"][-1][rows] for name in ("uniform", "addp")}
             grey |= {"corrected": shown["corrected"][rows]} if task == "ambiguous" else {}
-            strips[f"{task}: picture"] = sets[task].cond["concat"][rows % len(sets[task])]
+            strips[f"{task}: picture"] = sets[task].cond["concat"][own]
             strips |= {f"{task}: {name}": np.repeat(one[..., None], 3, axis=-1) for name, one in grey.items()}
     pictures.save_strips(s.picture("answers"), strips, title="Answers painted by one network")
     return {s.picture("answers"): "Masks of what was meant by an expression that fits two things, and maps of depth."}

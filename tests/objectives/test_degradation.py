@@ -153,9 +153,9 @@ def test_what_cannot_have_a_base_says_so():
 
 
 PICTURES = {
-    "jittered": objectives.jittered(0.3),
-    "shaded": objectives.shaded(0.3),
-    "distorted": objectives.shaded(0.3, cells=3),
+    "perturbed": objectives.perturbed(0.3),
+    "tinted": objectives.tinted(0.3),
+    "distorted": objectives.tinted(0.3, cells=3),
     "moved": objectives.warped(2.0),
     "deformed": objectives.warped(1.0, cells=3),
     "blurred": objectives.blurred(1.0),
@@ -182,11 +182,11 @@ def test_degradations_grow_as_the_noise_falls_and_leave_pure_noise_alone():
         np.testing.assert_array_equal(found[0], np.broadcast_to(picture, found[0].shape), err_msg=name)
         change = np.abs(found - picture).mean(axis=(1, 2, 3, 4))
         assert 0 == change[0] < change[1] < change[2], name
-        if name not in ("jittered", "shaded", "distorted"):
+        if name not in ("perturbed", "tinted", "distorted"):
             # What has no shape keeps it, and no new brightness appears.
             np.testing.assert_allclose(even, 0.25, atol=1e-5)
             assert found.min() >= -1 - 1e-5 and found.max() <= 1 + 1e-5
-    shift = answers["shaded"][0][2] - picture
+    shift = answers["tinted"][0][2] - picture
     np.testing.assert_allclose(shift, np.broadcast_to(shift[:, :1, :1], shift.shape), atol=1e-6)
     with pytest.raises(InvalidInput, match=r"one picture \[H, W, C\] at one time"):
         objectives.blurred()(KEY, jnp.zeros((3, 4)), 0.5)
@@ -197,7 +197,7 @@ def test_degradations_grow_as_the_noise_falls_and_leave_pure_noise_alone():
 def test_a_config_trains_from_degraded_answers_with_a_bounded_weight():
     config = call(
         "objectives.denoising",
-        degrade=call("objectives.one_after_another", parts=(call("objectives.jittered", amount=0.5),)),
+        degrade=call("objectives.one_after_another", parts=(call("objectives.perturbed", amount=0.5),)),
         weight=call("timesteps.low_noise_weight", floor=0.05),
     )
     process = process_of("v")

@@ -9,6 +9,7 @@ from diffusion_jax import data, denoisers, processes
 from diffusion_jax.clock import single_step
 from diffusion_jax.config import ConfigDict, build, load
 from diffusion_jax.recipes import addp
+from diffusion_jax.recipes.parts.predictors import trained_together
 from diffusion_jax.typing import Network
 
 
@@ -18,7 +19,7 @@ def config():
 
 
 def test_predictors_that_are_trained_together_do_not_know_of_each_other(config):
-    trained = addp.trained_together(ConfigDict({"arm": config.predictors["v, both"], "seeds": (4, 3, 4)}))["params"]
+    trained = trained_together(ConfigDict({"arm": config.predictors["v, both"], "seeds": (4, 3, 4)}))["params"]
     for leaf in jax.tree.leaves(trained):
         np.testing.assert_array_equal(leaf[0], leaf[2])
     assert any(np.any(leaf[0] != leaf[1]) for leaf in jax.tree.leaves(trained))
@@ -40,7 +41,8 @@ def test_the_measures_of_answers_are_best_for_the_truth_and_the_judge_asks_for_w
     depths = data.referring_scenes("test", 12, tasks=("depth",))
     assert addp.quality(depths, depths.x0[..., 0]) < 1e-5 < addp.quality(depths, 0 * depths.x0[..., 0])
     stereo = data.stereo_patches("test")
-    assert addp.quality(stereo, stereo.disparity) < 1e-5 < addp.constant_error(stereo)
+    few = addp.spread(stereo, 20)
+    assert addp.quality(stereo, stereo.disparity[few]) < 1e-5 < addp.constant_error(stereo, 20)
 
 
 def test_a_correction_moves_away_from_what_was_marked_and_one_by_the_request_changes_nothing():
