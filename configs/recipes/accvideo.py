@@ -19,7 +19,7 @@ def adamw(rate: float, steps: int) -> ConfigDict:
     return call("training.optimizers.adamw", learning_rate=schedule)
 
 
-def correction(steps: int, width: int, keys: ConfigDict, batch_size: int = 256) -> ConfigDict:
+def correction(steps: int, width: int, keys: ConfigDict, batch_size: int = 512) -> ConfigDict:
     """How a student in the plane is trained; on what, a stage says."""
     config = defaults(steps=steps, batch_size=batch_size)
     config.update({"data": call("data.toys2d", name="gaussians"), "held_out": None, "few": keys})
@@ -44,7 +44,7 @@ def get_config(variant: str = "") -> ConfigDict:
         return paper()
     config = ConfigDict({"seed_numbers": (10, 11, 12), "tuned_on": (100, 101, 102)})
     many, keys = shifted(50), shifted(5)
-    config.ring = {"count": 4096, "displaced": (0.0, 1.5, 3.0), "student": correction(1000, 64, keys)}
+    config.ring = {"count": 4096, "displaced": (0.0, 3.0), "student": correction(800, 64, keys)}
     config.ring.runs = {"grid": many, "every": 10, "count": 4096, "at_once": 4096}
     base = clip_transformer(2000, classes=CLASSES, width=128, depth=2)
     base.objective.update({"t_shape": 1, "cond_dropout": 0.1, "null": {"label": 12}})
