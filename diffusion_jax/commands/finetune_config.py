@@ -52,7 +52,7 @@ def fine_tuning_config(pretrained: str, folder: str, classes: bool = False, lora
     config.optimizer = call("training.optimizers.adamw", learning_rate=rate, weight_decay=0.01, decayed=".*")
     config.train.update(checkpoint_every=250, validate_every=None)
     config.validation = {"prompts": (), "negative": None, "images_per_prompt": 1, "num_steps": None, "scale": None}
-    config.validation.scheduler = None
+    config.validation |= {"scheduler": None}
     return config
 
 

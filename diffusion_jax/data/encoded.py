@@ -31,6 +31,8 @@ def encoded(source: Source, encode: Callable[[Any], Any], batch: int = 256) -> A
         raise invalid("batch", batch, "it must be positive")
     if "weight" in source[0]:
         raise InvalidInput("The source weighs its pixels ('weight'), which latents have none of: leave the weight out.")
+    if beside := sorted(source[0].keys() - {"x0", "cond", "weight"}):
+        raise InvalidInput(f"The source has {beside} beside x0, which belong to it and not to its latents.")
     parts = []
     for start in range(0, len(source), batch):
         # The last ones are repeated until the batch is full.
@@ -39,7 +41,7 @@ def encoded(source: Source, encode: Callable[[Any], Any], batch: int = 256) -> A
         latents = {"x0": jax.device_get(encode(part["x0"])), "cond": part.get("cond", {})}
         parts.append(jax.tree.map(lambda leaf, there=there: np.asarray(leaf)[:there], latents))
     whole = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
-    known = {name: getattr(source, name, None) for name in KNOWN}
+    known: dict[str, Any] = {name: getattr(source, name, None) for name in KNOWN}
     return ArraySource(whole["x0"], whole["cond"], f"latents of {getattr(source, 'name', 'a source')}", **known)
 
 

@@ -135,7 +135,7 @@ def referring_scenes(
         meant.append(target)
     cond: dict[str, Any] = {"concat": pictures, **encoded_requests(requests)}
     known = {"vocab_size": len(WORDS) + 1, "tokenizer": referring_tokenizer()}
-    truth = {"scenes": tuple(scenes), "requests": tuple(requests), "meant": tuple(meant)}
+    truth: dict[str, Any] = {"scenes": tuple(scenes), "requests": tuple(requests), "meant": tuple(meant)}
     return Referring(answers, cond, f"referring/{split}", **known, **truth)
 
 
@@ -283,7 +283,7 @@ def stereo_patches(split: str = "train", size: int = 16, downscale: int = 4, str
 
     disparity = stereo_disparity()
     unknown_there = np.isnan(disparity)
-    nearest = ndimage.distance_transform_edt(unknown_there, return_distances=False, return_indices=True)
+    nearest: Any = ndimage.distance_transform_edt(unknown_there, return_distances=False, return_indices=True)
     filled = disparity[tuple(nearest)]
     layers = (photograph("motorcycle"), filled[..., None], unknown_there[..., None].astype(np.float32))
     shape = (disparity.shape[0] // downscale, disparity.shape[1] // downscale)

@@ -162,7 +162,8 @@ def quality(source: Any, answer: np.ndarray) -> float:
 
 def correction(source: Referring, answer: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """Which masks the judge finds wrong, and for each answer what it should not have marked (else the request)."""
-    said = [wrongly_marked(mask > 0, source.scenes[i], source.meant[i]) for i, mask in enumerate(answer)]
+    scenes: Any = source.scenes
+    said = [wrongly_marked(mask > 0, scenes[i], source.meant[i]) for i, mask in enumerate(answer)]
     again = [source.requests[i] if one is None else f"segment {one}" for i, one in enumerate(said)]
     return np.asarray([one is not None for one in said]), again
 
@@ -219,7 +220,7 @@ def perception_rows(found: Mapping[str, list[float]], config: ConfigDict, sets: 
 def draw_curves(s: Study, found: Mapping[str, Any]) -> dict[Any, str]:
     steps = list(range(1, s.config.steps + 1))
     curves = {name: (steps, one["curve"].mean(axis=0).tolist()) for name, one in found.items() if "few" not in name}
-    label = {"x_label": "step of a run", "y_label": "RMSE of the predicted x0"}
+    label: dict[str, Any] = {"x_label": "step of a run", "y_label": "RMSE of the predicted x0"}
     pictures.save_curves(s.picture("curves"), curves, **label, title="What a run knows at each of its steps")
     told = "The error of the predicted x0 along a run: times drawn by contribution make it small early and let it rise "
     return {s.picture("curves"): told + "late, degraded answers keep it falling."}

@@ -9,6 +9,8 @@ independent, E |error of x_0|^2 = sum_i c_i^2 E |error of answer i|^2 (Pang et a
 (s - t) u to x itself: there c_i = t_(i + 1) - t_i for velocities u.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -22,7 +24,7 @@ from diffusion_jax.timesteps.grids import scalar_times
 from diffusion_jax.typing import Number, Numbers, Process, Times, TimestepDraw
 
 
-def contributions(process: Process, grid: Times) -> Float[Array, " S"]:
+def contributions(process: Any, grid: Times) -> Float[Array, " S"]:
     """c_i of equation (1) for the output of `process`, at each step of a grid `[S + 1]`; negative where noise falls.
 
     The error of an output is that of eps times a known factor at a fixed x_t, so of v they are
@@ -66,11 +68,11 @@ def measured_contributions(
     counts as 0. The sum is 1; where nothing is gained all are equal.
     Raises InvalidInput for fewer steps than the polynomial needs, or quality of another length.
     """
-    times, quality = np.asarray(times, np.float64), np.asarray(quality, np.float64)
-    quality = quality if quality.ndim == 1 else quality.mean(axis=0)
-    if times.ndim != 1 or quality.shape != times.shape or len(times) < degree + 2:
-        shapes = (times.shape, quality.shape)
+    times, gained = np.asarray(times, np.float64), np.asarray(quality, np.float64)
+    gained = gained if gained.ndim == 1 else gained.mean(axis=0)
+    if times.ndim != 1 or gained.shape != times.shape or len(times) < degree + 2:
+        shapes = (times.shape, gained.shape)
         raise invalid("times, quality", shapes, f"the times and the quality of at least {degree + 2} steps are needed")
-    fitted = np.polynomial.Polynomial.fit(times[:-1], np.diff(quality), degree)
+    fitted = np.polynomial.Polynomial.fit(times[:-1], np.diff(gained), degree)
     found = np.maximum(fitted(times if at is None else np.asarray(at, np.float64)), 0.0)
     return found / found.sum() if found.sum() > 0 else np.full(len(found), 1.0 / len(found))
