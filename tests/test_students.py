@@ -1,5 +1,7 @@
 """Every method of distillation begins at its teacher, learns, and is sampled as its preset says."""
 
+from functools import cache
+
 import jax
 import numpy as np
 import pytest
@@ -12,38 +14,49 @@ from tests.models.shared import drawn_params
 
 FLOW = processes.rectified_flow()
 NETWORK = models.mlp(width=8, depth=1, conditions=(models.label(3),))
-COND = {"label": np.arange(4, dtype=np.int32) % 3}
-BATCH = {"x0": np.random.default_rng(0).normal(size=(4, 2)).astype(np.float32), "cond": COND}
-PARAMS = drawn_params(NETWORK, BATCH["x0"], np.zeros(4, np.float32), COND)
+INDEX = np.arange(8, dtype=np.int32)
+COND = {"label": INDEX % 3}
+BATCH = {"x0": np.random.default_rng(0).normal(size=(8, 2)).astype(np.float32), "cond": COND, "index": INDEX}
+PARAMS = drawn_params(NETWORK, BATCH["x0"], np.zeros(8, np.float32), COND)
+KEY = jax.random.key(0)
 GUIDED = denoisers.guided(denoisers.denoiser(NETWORK, FLOW), 2.0, null={"label": 3})
 TEACHER = Teacher(NETWORK, FLOW, PARAMS, GUIDED)
 SPACES = (objectives.FeatureSpace(objectives.raw_features, objectives.gaussian_kernel()),)
 SETTINGS = {"mean_flow": {"example": BATCH}, "shortcut": {"example": BATCH}, "kernel_matching": {"spaces": SPACES}}
 
 
+@cache
+def trained_and_sampled(method):
+    """The student, where it begins, losses and slopes there; samples of four steps after an update, and their cost."""
+    made = student(method, TEACHER, **SETTINGS.get(method, {}))
+    begun = made.begin(KEY)
+    frozen = training.frozen_trees(made.objective, begun, BATCH)
+
+    @jax.jit
+    def run(params, batch, frozen, grid):
+        state = training.complete_state(made.objective.init(KEY, params, batch), frozen)
+
+        def mean(params):
+            losses, _ = made.objective.loss(params, state, batch, KEY)
+            return losses.mean(), losses
+
+        slopes, losses = jax.grad(mean, has_aux=True)(params)
+        after = jax.tree.map(lambda leaf, slope: leaf - 0.1 * slope, params, slopes)
+        run = sample(KEY, made.denoiser, made.sampled(after), made.solver, grid, shape=(8, 2), cond=COND)
+        return losses, slopes, run.x, run.cost.evaluations
+
+    return made, begun, *run(begun, BATCH, frozen, made.grid(4))
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_student_learns_and_is_sampled(method):
-    made = student(method, TEACHER, **SETTINGS.get(method, {}))
-    begun = made.begin(jax.random.key(0))
+    made, begun, _, slopes, x, evaluations = trained_and_sampled(method)
     for path, leaf in models.by_path(made.sampled(begun)).items():
         if "target_time" not in path:
             np.testing.assert_array_equal(leaf, models.by_path(PARAMS)[path])
-    batch = {**BATCH, "index": np.arange(4, dtype=np.int32)}
-    frozen = training.frozen_trees(made.objective, begun, batch)
-
-    @jax.jit
-    def trained_and_sampled(params, batch, frozen, grid):
-        key = jax.random.key(0)
-        state = training.complete_state(made.objective.init(key, params, batch), frozen)
-        slopes = jax.grad(lambda params: made.objective.loss(params, state, batch, key)[0].mean())(params)
-        after = jax.tree.map(lambda leaf, slope: leaf - 0.1 * slope, params, slopes)
-        run = sample(key, made.denoiser, made.sampled(after), made.solver, grid, shape=(4, 2), cond=COND)
-        return slopes, run.x, run.cost.evaluations
-
-    slopes, x, evaluations = trained_and_sampled(begun, batch, frozen, made.grid(4))
     assert max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(made.sampled(slopes))) > 0
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slopes))
-    assert x.shape == (4, 2) and np.isfinite(x).all() and float(evaluations) == 4
+    assert x.shape == (8, 2) and np.isfinite(x).all() and float(evaluations) == 4
     assert set(made.every or {}) <= set(begun)
 
 
@@ -52,23 +65,21 @@ SHARDED = ("progressive", "consistency", "mean_flow", "shortcut", "distribution_
 
 
 def test_eight_devices_give_the_losses_of_one():
-    made = {method: student(method, TEACHER, **SETTINGS.get(method, {})) for method in SHARDED}
-    batch = {**jax.tree.map(lambda leaf: np.concatenate([leaf, leaf]), BATCH), "index": np.arange(8, dtype=np.int32)}
-    begun = {method: one.begin(jax.random.key(0)) for method, one in made.items()}
+    made = {method: trained_and_sampled(method) for method in SHARDED}
 
     @jax.jit
     def losses(begun, batch):
-        key = jax.random.key(3)
-        return {
-            method: one.objective.loss(begun[method], one.objective.init(key, begun[method], batch), batch, key)[0]
-            for method, one in made.items()
-        }
+        found = {}
+        for method, (one, *_) in made.items():
+            state = one.objective.init(KEY, begun[method], batch)
+            found[method] = one.objective.loss(begun[method], state, batch, KEY)[0]
+        return found
 
     mesh = jax.sharding.NamedSharding(distributed.make_mesh(), jax.sharding.PartitionSpec("data"))
-    alone, shared = losses(begun, batch), losses(begun, jax.device_put(batch, mesh))
-    for method in SHARDED:
-        assert np.std(alone[method]) > 0
-        np.testing.assert_allclose(shared[method], alone[method], rtol=1e-5, err_msg=method)
+    shared = losses({method: begun for method, (_, begun, *_) in made.items()}, jax.device_put(BATCH, mesh))
+    for method, (_, _, alone, *_) in made.items():
+        assert np.std(alone) > 0
+        np.testing.assert_allclose(shared[method], alone, rtol=1e-5, err_msg=method)
 
 
 def test_only_what_is_new_of_a_network_with_a_second_time_is_fresh():

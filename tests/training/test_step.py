@@ -104,6 +104,21 @@ def test_the_seed_and_the_step_are_all_the_randomness(plain):
     assert run(steps=1, seed=1)[1][0]["loss"] != history[0]["loss"]
 
 
+def test_a_seed_is_that_of_the_key_and_all_seeds_are_one_program():
+    objective = Objective(
+        lambda key, params, batch: (),
+        lambda params, state, batch, key: (params["w"] * batch["x0"], Aux(state, {"bits": jax.random.bits(key)}, {})),
+    )
+    optimizer, batch = optimizers.sgd(0.1), {"x0": np.ones(1, np.float32)}
+    state = training.init_state(objective, optimizer, lambda key: {"w": jnp.float32(2.0)}, batch)
+    programs = set()
+    for seed in (0, 7, -5, 2**32 - 1, 2**40 + 5):
+        step = training.make_train_step(objective, optimizer, seed=seed)
+        assert int(step(state, batch)[1]["bits"]) == int(jax.random.bits(jax.random.fold_in(jax.random.key(seed), 0)))
+        programs.add(step.lower(state, batch).as_text())
+    assert len(programs) == 1
+
+
 def test_a_batch_that_is_not_finite_changes_nothing_and_is_counted():
     learning = make_objective(timesteps.importance(num_buckets=2, history=2))
     good, _, _ = run(steps=3, objective=learning)
