@@ -35,9 +35,25 @@ def nearest(value: Any, choices: Iterable[str], cutoff: float = 0.5) -> str | No
     return matches[0] if matches else None
 
 
+def need(field: str, value: Any, kind: type | tuple[type, ...], expected: str) -> None:
+    """Raises InvalidInput unless `value` is of this kind, as a constructor is not that nobody called."""
+    if not isinstance(value, kind):
+        raise invalid(field, value, expected)
+
+
+LISTED = 40, 12
+"""Valid choices that a message names: all of so many, and of more the so many that are spelled most alike."""
+
+
 def unknown(field: str, value: Any, choices: Iterable[str]) -> InvalidInput:
     """An error saying that `value` is not among `choices`, with the nearest one. Usage: `raise unknown(...)`."""
     choices = sorted(map(str, choices))
     match = nearest(value, choices)
     hint = f"did you mean {match!r}? " if match else ""
-    return InvalidInput(f"{field} is {shortened(value)}, which does not exist; {hint}Valid: {', '.join(choices)}.")
+    most, alike = LISTED
+    if len(choices) > most:
+        close = difflib.get_close_matches(str(value), choices, n=alike, cutoff=0.0)
+        valid = f"{', '.join(close)} and {len(choices) - len(close)} more"
+    else:
+        valid = ", ".join(choices)
+    return InvalidInput(f"{field} is {shortened(value)}, which does not exist; {hint}Valid: {valid}.")

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 
 from diffusion_jax import models, objectives, solvers, timesteps
 from diffusion_jax.denoisers import denoiser
-from diffusion_jax.errors import InvalidInput, invalid, unknown
+from diffusion_jax.errors import InvalidInput, invalid, need, unknown
 from diffusion_jax.models import by_path
 from diffusion_jax.objectives import FeatureSpace
 from diffusion_jax.typing import Batch, Denoiser, Grid, Network, Objective, Params, Process, Solver
@@ -77,6 +77,7 @@ def student(method: str, teacher: Teacher, **settings: Any) -> Student:
     """
     if method not in METHODS:
         raise unknown("method", method, METHODS)
+    need("teacher", teacher, Teacher, "Teacher(network, process, params, denoiser) is needed")
     make, takes = METHODS[method]
     for name in settings:
         if name not in takes:
@@ -151,8 +152,9 @@ def _kernel_matching(teacher, spaces: tuple[FeatureSpace, ...] = (), steps=4):
 def _jumping(what):
     def make(teacher, example: Batch | None = None):
         _need_flow(what.__name__, teacher.process)
-        if example is None:
-            raise InvalidInput(f"{what.__name__} needs example=, a batch of the data: its network has new parameters.")
+        if example is None or "x0" not in example:
+            told = 'a batch of the data with "x0" (and "cond"): its network has new parameters'
+            raise InvalidInput(f"{what.__name__} needs example=, {told}.")
         network = told_target_time(teacher.network)
         loss = what(network, teacher.process, teacher=teacher.denoiser, teacher_params=teacher.params)
         own = denoiser(network, teacher.process, target_time=True)

@@ -258,7 +258,6 @@ AROUND = {
 def test_an_objective_around_another_is_trained_validated_and_sampled_as_that_one(name):
     more = [
         "train.batch_size=20",
-        "process=processes.vp_linear()",
         "model.depth=1",
         "model.conditions.0.num_classes=20",
     ]

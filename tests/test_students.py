@@ -97,6 +97,8 @@ def test_what_a_method_does_not_know_is_told():
         student("consistency", TEACHER, discretization=10)
     with pytest.raises(InvalidInput, match="example="):
         student("mean_flow", TEACHER)
+    with pytest.raises(InvalidInput, match=r"example=.*x0"):
+        student("mean_flow", TEACHER, example={"x": 0})
     other = TEACHER._replace(process=processes.vp_linear())
     with pytest.raises(InvalidInput, match=r"reflow.*rectified_flow"):
         student("reflow", other)

@@ -32,7 +32,7 @@ from diffusion_jax.data.latent_shards import (
     write_latents,
 )
 from diffusion_jax.data.sources import ArraySource, Source
-from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.errors import InvalidInput, invalid, need
 from diffusion_jax.randomness import prior_key, sample_keys
 from diffusion_jax.sampling import make_sampler
 from diffusion_jax.typing import Denoiser, Params, Shape, Solver, Times
@@ -76,6 +76,8 @@ def trajectories(
     Raises InvalidInput for another `keep`.
     """
     steps = num_steps(as_grid(grid))
+    if isinstance(keep, int):
+        raise invalid("keep", keep, f"rising numbers of steps from 0 to {steps} were expected, such as (0, {steps})")
     if keep is not None and (list(keep) != sorted(set(keep)) or not keep or not 0 <= keep[0] <= keep[-1] <= steps):
         raise invalid("keep", tuple(keep), f"rising numbers of steps from 0 to {steps} were expected")
     # gcd() and gcd(0) are 0.
@@ -109,6 +111,7 @@ def labelled(
     def draw(index):
         batch = stacked_examples(source, index)
         said = label(batch)
+        need("what label returns", said, Mapping, "a dict of entries of the batch was expected")
         cond = {**batch.get("cond", {}), **said.get("cond", {})}
         return {**batch, **said} | ({"cond": cond} if cond else {})
 
@@ -130,6 +133,7 @@ def collect(
 
     Raises InvalidInput for that, for numbers below 1, and for examples without x0.
     """
+    need("collection", collection, Collection, "data.Collection(draw, count) was expected")
     for name in ("count", "batch_size", "shard_size"):
         if getattr(collection, name) < 1:
             raise invalid(name, getattr(collection, name), "it must be at least 1")
@@ -176,9 +180,23 @@ def _made(collection: Collection, rows: range, advance: Callable[[int], Any]) ->
         if not isinstance(made, Mapping) or "x0" not in made:
             raise InvalidInput("What is collected has no x0: `draw` returns a dict with x0 and what belongs to it.")
         there = min(collection.batch_size, rows.stop - start)
-        parts.append(jax.tree.map(lambda leaf, there=there: np.asarray(leaf)[:there], dict(made)))
+        parts.append(jax.tree.map(lambda leaf, there=there: leaf[:there], _checked(made, collection.batch_size)))
         advance(there)
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+
+def _checked(made: Mapping[str, Any], size: int) -> dict[str, Any]:
+    """A batch as NumPy arrays. Raises InvalidInput for another number of examples, and for x0 that are not finite."""
+    batch = jax.tree.map(np.asarray, dict(made))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
+        if leaf.shape[:1] != (size,):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            told = f"{size} examples, one for each index, were expected along the first axis"
+            raise invalid(f"the shape of {name!r} in what is collected", leaf.shape, told)
+    for leaf in jax.tree.leaves(batch["x0"]):
+        if np.issubdtype(leaf.dtype, np.inexact) and not np.isfinite(leaf).all():
+            raise InvalidInput("An x0 that is collected holds a NaN or an infinity: the run that made it diverged.")
+    return batch
 
 
 def _ahead(made: Any) -> Any:

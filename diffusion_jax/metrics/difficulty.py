@@ -43,8 +43,8 @@ def gaussian_relative_entropies(process: Any, times: Numbers, variances: Numbers
     """
     times, alpha, sigma = _levels("gaussian_relative_entropies", process, times)
     variances = real_numbers("variances", variances).astype(np.float64).reshape(-1)
-    if not variances.size or (variances < 0).any():
-        raise invalid("variances", variances.tolist(), "numbers that are not negative were expected")
+    if not variances.size or not ((variances >= 0) & np.isfinite(variances)).all():
+        raise invalid("variances", variances.tolist(), "finite numbers that are not negative were expected")
     v = alpha[:, None] ** 2 * variances + sigma[:, None] ** 2
     with np.errstate(divide="ignore", invalid="ignore"):
         change = (v[:-1] - v[1:]) / v[1:]
@@ -111,6 +111,8 @@ def normalised_drop(losses: Numbers, window: int = 1) -> np.ndarray:
     losses = real_numbers("losses", losses).astype(np.float64)
     if losses.ndim < 1 or not 1 <= window < losses.shape[-1]:
         raise invalid("window", window, f"1 to {max(losses.shape[-1:], default=1) - 1} of the losses can be averaged")
+    if not np.isfinite(losses).all():
+        raise InvalidInput("losses hold a NaN or an infinity, with which no drop can be compared.")
     means = np.lib.stride_tricks.sliding_window_view(losses, window, axis=-1).mean(axis=-1)
     first, last = means[..., :1], means[..., -1:]
     if (first == last).any():

@@ -28,7 +28,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from diffusion_jax.clock import network_inputs, single_step
-from diffusion_jax.errors import InvalidInput, invalid, unknown
+from diffusion_jax.errors import InvalidInput, invalid, need, unknown
 from diffusion_jax.models import intercepted, taps
 from diffusion_jax.models.anatomy import required
 from diffusion_jax.models.stages import main_block, of_blocks
@@ -177,6 +177,8 @@ def adversarial(
     would cut the carried runs.
     """
     loss = non_saturating() if loss is None else loss
+    need("loss", loss, GanLoss, "non_saturating(), hinge() or another GanLoss is needed")
+    need("discriminator", discriminator, Discriminator, "one such as feature_discriminator(...) is needed")
     for name, value in (("weight", weight), ("r1", r1)):
         if not value >= 0:
             raise invalid(name, value, "it must not be negative")

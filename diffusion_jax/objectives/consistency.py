@@ -139,6 +139,8 @@ def consistency(
         raise invalid("process.prediction", "x0", "one that gives back x at t = 0 is needed, such as velocity or v")
     if not 0 <= decay < 1:
         raise invalid("decay", decay, "it must lie in [0, 1)")
+    if not callable(earlier):
+        raise invalid("earlier", earlier, "neighbour(grid), shrinking(process) or a function (t, losses) is needed")
     draw = timesteps.uniform() if draw is None else draw
 
     def init(key, params, batch):

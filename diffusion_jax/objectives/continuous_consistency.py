@@ -53,7 +53,7 @@ def tangent_ramp(
     Raises InvalidInput for numbers of losses below 1 and a final r outside of [0, 1].
     """
     for name, value in (("warmup", warmup), ("calm_steps", calm_steps)):
-        if value < 1:
+        if not value >= 1:
             raise invalid(name, value, "at least one loss is needed")
     if not 0 <= final <= 1:
         raise invalid("final", final, "it must lie in [0, 1]")

@@ -37,6 +37,8 @@ def degraded(objective: Objective, degrade: Degrade) -> Objective:
         called with a key of the example, and may depend on nothing else. A batch that has a "base" keeps it.
     Raises InvalidInput for joint data, and for an objective that does not draw its times before the loss.
     """
+    if not callable(degrade):
+        raise invalid("degrade", degrade, "a function (key, x0, t) is needed, such as perturbed()")
     draw = objective.prepare
     if draw is None:
         raise InvalidInput("degraded needs an objective that draws times before its loss (Objective.prepare).")
@@ -129,8 +131,8 @@ def thickened(amount: Number = 1.0, radius: int = 1) -> Degrade:
 
 def one_after_another(parts: Sequence[Degrade]) -> Degrade:
     """All degradations in turn, each with a key of its own."""
-    if not parts:
-        raise invalid("parts", list(parts), "one degradation at least is needed")
+    if not isinstance(parts, Sequence) or not parts or not all(map(callable, parts)):
+        raise invalid("parts", parts, "a sequence of one degradation at least is needed, such as [perturbed()]")
 
     def degrade(key, x0, t):
         for i, part in enumerate(parts):

@@ -67,7 +67,7 @@ def fourier_space(
     for j = 1 .. count. The mean over j of phi_j(x) phi_j(y) estimates `gaussian_kernel((bandwidth,))`.
     Raises InvalidInput for sizes below 1 and a bandwidth that is not positive.
     """
-    if size < 1 or count < 1 or bandwidth <= 0:
+    if size < 1 or count < 1 or not bandwidth > 0:
         raise invalid("size, count, bandwidth", (size, count, bandwidth), "positive numbers are needed")
     rng = np.random.default_rng(seed)
     params = {
@@ -105,6 +105,8 @@ def convolution_space(
         before = width
 
     def features(params, x):
+        if x.shape[1:] != tuple(shape):
+            raise invalid("the shape of an example", x.shape[1:], f"the random weights were drawn for {tuple(shape)}")
         for i, layer in enumerate(params):
             strides = (1, 1) if i == 0 else (2, 2)
             x = jax.lax.conv_general_dilated(
@@ -143,6 +145,8 @@ def banked(space: FeatureSpace, x0: Numbers, cond: Condition = None, batch_size:
 
 
 def _described(space: FeatureSpace, x0: Numbers, cond: Condition, batch_size: int) -> np.ndarray:
+    if not len(x0):
+        raise InvalidInput("there are no examples to describe: x0 is empty.")
     describe = jax.jit(space.describe)
     parts = []
     for i in range(0, len(x0), batch_size):
@@ -157,7 +161,7 @@ def paired(space: FeatureSpace, classes: int, scale: float = 1.0, entry: str = "
     With a Gaussian kernel of bandwidth b, a pair of different classes counts exp(-scale^2 / b^2) times as much.
     Raises InvalidInput for sizes that are not positive and for conditions without the entry.
     """
-    if classes < 1 or scale <= 0:
+    if classes < 1 or not scale > 0:
         raise invalid("classes, scale", (classes, scale), "positive numbers are needed")
 
     def condition(cond):

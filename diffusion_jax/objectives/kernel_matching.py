@@ -14,10 +14,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from diffusion_jax.clock import as_grid
-from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.errors import InvalidInput, invalid, need
 from diffusion_jax.objectives.batches import batch_size, refuse_weight
 from diffusion_jax.objectives.feature_spaces import FeatureSpace, Kernel
 from diffusion_jax.sampling import sample
@@ -41,8 +42,9 @@ def polynomial_kernel(degree: int = 3) -> Kernel:
 
 def gaussian_kernel(bandwidths: Sequence[Number] = (1.0,)) -> Kernel:
     """The mean over b of `exp(-|u - v|^2 / (2 b^2))`. Raises InvalidInput for none and for what is not positive."""
-    if not bandwidths or min(bandwidths) <= 0:
-        raise invalid("bandwidths", tuple(bandwidths), "positive numbers are needed")
+    found = np.asarray(bandwidths, np.float64)
+    if found.ndim != 1 or not found.size or not (found > 0).all():
+        raise invalid("bandwidths", bandwidths, "positive numbers are needed, such as (1.0,)")
 
     def kernel(u, v):
         square = jnp.square(u).sum(axis=1)[:, None] + jnp.square(v).sum(axis=1) - 2.0 * u @ v.T
@@ -82,6 +84,11 @@ def kernel_matching(generate: Callable[..., Any], spaces: Sequence[FeatureSpace]
     """
     if not spaces:
         raise InvalidInput("kernel_matching needs a feature space: raw_space(gaussian_kernel()), say.")
+    # One space is a tuple as well, of what a space is made of.
+    for i, space in enumerate(spaces):
+        need(f"spaces[{i}]", space, FeatureSpace, "spaces in a list are needed, [raw_space(gaussian_kernel())]")
+        if not callable(space.kernel):
+            raise invalid(f"spaces[{i}].kernel", space.kernel, "a kernel is needed, such as gaussian_kernel()")
 
     def init(key, params, batch):
         refuse_weight(batch, "kernel_matching")

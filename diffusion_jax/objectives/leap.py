@@ -98,6 +98,8 @@ def leap_reward(network: Network, process: Any) -> Callable[..., Any]:
     inner = denoiser(network, process)
 
     def reward(params, batch, t, key):
+        if "base" not in batch:
+            raise InvalidInput("leap_reward noises the coarse samples 'base' of the batch, which it lacks.")
         x_t, _ = process.corrupt(example_keys(key, batch["index"]), batch["base"], t)
         said, _ = inner.apply(params, (), x_t, single_step(t), batch.get("cond"))
         return -per_example(jnp.square(said.x0 - batch["x0"]))

@@ -19,10 +19,11 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.errors import InvalidInput, invalid, need
 from diffusion_jax.objectives.batches import batch_size, refuse_gradient
 from diffusion_jax.randomness import fold
 from diffusion_jax.timesteps import cluster_of
+from diffusion_jax.timesteps.clusters import checked_edges
 from diffusion_jax.typing import Aux, Number, Objective, Params
 
 TINY = 1e-20
@@ -74,7 +75,7 @@ def bargained(every: int = 25, iterations: int = 30) -> Combiner:
     Raises InvalidInput for numbers below 1. every: in losses, of which each part of an accumulated batch is one.
     """
     for name, value in (("every", every), ("iterations", iterations)):
-        if value < 1:
+        if not value >= 1:
             raise invalid(name, value, "it must be at least 1")
 
     def weights(gram, key):
@@ -119,7 +120,9 @@ def multitask(objective: Objective, edges: Any, combiner: Combiner) -> Objective
     gradient already, and for times that are not one an example.
     """
     refuse_gradient(objective, "multitask")
+    edges = checked_edges(edges)
     count = len(edges) - 1
+    need("combiner", combiner, Combiner, "one such as projected() or bargained() is needed")
 
     def init(key, params, batch):
         return MultiTask(objective.init(key, params, batch), jnp.ones(count), jnp.int32(0))
@@ -213,6 +216,7 @@ def uncertainty_weighted(
     for name, value in (("learning_rate", learning_rate), ("bound", 1.0 if bound is None else bound)):
         if not value > 0:
             raise invalid(name, value, "it must be positive")
+    edges = checked_edges(edges)
     count, optimizer = len(edges) - 1, optax.adam(learning_rate)
 
     def init(key, params, batch):
@@ -246,6 +250,9 @@ def task_affinity(
     batch: examples of the data; all are asked at each time with the same noise. It holds n gradients at once: average
     over several batches, and choose few times for a large network. `timesteps.affinity_distance` cuts by it.
     """
+    asked = np.asarray(times, np.float64)
+    if asked.ndim != 1 or not asked.size or not ((asked >= 0) & (asked <= 1)).all():
+        raise invalid("times", asked.tolist(), "times in [0, 1], [n], are needed")
     state = objective.init(key, params, batch)
     size = batch_size(batch)
 

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.clock import single_step
-from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.errors import InvalidInput, invalid, need
 from diffusion_jax.objectives.batches import corrupted, example_keys, refuse_gradient
 from diffusion_jax.processes import need_gaussian
 from diffusion_jax.randomness import fold, split, uniform
@@ -63,6 +63,7 @@ def self_enhanced(
     for the whole batch, none before `warmup`. Raises InvalidInput for numbers out of range, a process that is not
     Gaussian, a denoiser that remembers its last step, an objective that draws no times, and batches with a `base`.
     """
+    need("denoiser", denoiser, Denoiser, "that of the network is needed: denoisers.denoiser(network, process)")
     need_gaussian("self_enhanced", denoiser.process)
     refuse_gradient(objective, "self_enhanced")
     if not 0 <= share <= 1 or not 0 < gap <= 1 or not 0 <= decay < 1 or warmup < 0:

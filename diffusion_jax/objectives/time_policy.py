@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from diffusion_jax.errors import invalid, unknown
 from diffusion_jax.models.choosing import Chooser
@@ -123,6 +124,9 @@ def with_time_policy(
     chosen_loss = _chosen_loss(policy, times, reward, context, gradient, draws, entropy, decay)
 
     def init(key, params, batch):
+        for name in ("student", "policy"):
+            if name not in params:
+                raise unknown("an entry of the parameters", name, params)
         own = PolicyState((), jnp.float32(0), jnp.int32(0))
         return JointState(objective.init(key, params["student"], batch), own)
 
@@ -151,9 +155,25 @@ def chosen_times(policy: Chooser, params: Params, times: Times, context: Any) ->
     return jnp.asarray(times, jnp.float32)[jnp.argmax(policy.apply(params, context), axis=-1)]
 
 
+def _one_each(reward):
+    """`reward`, which is told when it is not one number an example."""
+
+    def checked(params, batch, t, key):
+        found = reward(params, batch, t, key)
+        if jnp.shape(found) != jnp.shape(t):
+            raise invalid("the shape of the reward", jnp.shape(found), f"one for each example, {t.shape}, is needed")
+        return found
+
+    return checked
+
+
 def _chosen_loss(policy, times, reward, context, gradient, draws, entropy, decay):
+    reward = _one_each(reward)
+
     def chosen_loss(params, judge, state, batch, key):
         batch = {"index": jnp.arange(batch_size(batch)), **batch}
+        if context not in batch:
+            raise unknown("context, what of the batch the policy sees,", context, batch)
         logits = policy.apply(params, batch[context])
         log_policy = jax.nn.log_softmax(logits)
         reward_key = fold(key, 6)
@@ -184,9 +204,12 @@ def _chosen_loss(policy, times, reward, context, gradient, draws, entropy, decay
 
 
 def _checked(policy, times, gradient, draws, entropy, decay):
-    times = jnp.asarray(times, jnp.float32)
+    times = np.asarray(times, np.float32)
     if times.shape != (policy.count,):
         raise invalid("times.shape", times.shape, f"one time for each of the policy's {policy.count} actions is needed")
+    if not ((times >= 0) & (times <= 1)).all():
+        raise invalid("times", times.tolist(), "times in [0, 1] are needed")
+    times = jnp.asarray(times)
     if gradient not in GRADIENTS:
         raise unknown("gradient", gradient, GRADIENTS)
     if draws < 1:

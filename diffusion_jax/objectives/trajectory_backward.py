@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from diffusion_jax import timesteps
 from diffusion_jax.clock import as_grid
 from diffusion_jax.denoisers import recorded
-from diffusion_jax.errors import invalid
+from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.objectives.batches import batch_size, example_keys, refuse_weight
 from diffusion_jax.objectives.continuous_consistency import (
     Circle,
@@ -121,6 +121,8 @@ def trajectory_backward(
     """
     tangents = tangent_loss("trajectory_backward", network, process, sigma_data, ramp, constant, log_variance)
     circle = tangents.circle
+    if teacher is None:
+        raise InvalidInput("trajectory_backward learns from runs of a teacher, but teacher is None.")
     check_scales(scales, teacher)
     times: Any = as_grid(grid)
     if times.ndim != 1 or times[-1] != 0 or not bool((times[1:] < times[:-1]).all()):

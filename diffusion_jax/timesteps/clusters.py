@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from diffusion_jax.errors import invalid
+from diffusion_jax.processes import need_gaussian
 from diffusion_jax.time_axes import expand
 from diffusion_jax.timesteps.draws import fixed_draw
 from diffusion_jax.typing import Number, Quantile, TimestepDraw
@@ -24,11 +25,17 @@ from diffusion_jax.typing import Number, Quantile, TimestepDraw
 def log_snr_distance(process: Any, parts: int) -> Any:
     """`[n, n]`: `|log SNR(t) - log SNR(c)|` of the times (i + 1) / n, which are those of a discrete process of n steps.
 
-    The logarithm matters: by the SNR itself one interval takes nearly all parts. Raises InvalidInput for fewer than one
-    part, and where the log-SNR of a part is infinite, as at the end of a zero-terminal-SNR schedule.
+    Where there is only noise, as at t = 1 of a flow, the log-SNR is -inf: such a part has that of its middle. The
+    logarithm matters: by the SNR itself one interval takes nearly all parts. Raises InvalidInput for fewer than one
+    part, for a process that is not Gaussian, and for one without a finite log-SNR in the middle of a part either.
     """
+    need_gaussian("log_snr_distance", process)
     times = _times(parts)
-    values = np.asarray(jax.device_get(process.log_snr(jnp.asarray(times))), np.float64)
+    ends, middles = (
+        np.asarray(jax.device_get(process.log_snr(jnp.asarray(at, jnp.float32))), np.float64)
+        for at in (times, times - 0.5 / parts)
+    )
+    values = np.where(np.isfinite(ends), ends, middles)
     if not np.isfinite(values).all():
         raise invalid("the log-SNR", float(values[~np.isfinite(values)][0]), "all parts need a finite one")
     return np.abs(values[None] - values[:, None])
@@ -57,9 +64,11 @@ def interval_clusters(distance: Float[np.ndarray, "n n"], clusters: int) -> Any:
     distance: `[c, t]`, of part t from a centre c. Raises InvalidInput for more clusters than parts.
     """
     distance = np.asarray(distance, np.float64)
-    parts = len(distance)
+    parts = len(distance) if distance.ndim else 0
     if distance.shape != (parts, parts):
         raise invalid("distance.shape", distance.shape, "a square matrix [n, n] is needed")
+    if not np.isfinite(distance).all():
+        raise invalid("distance", float(distance[~np.isfinite(distance)][0]), "finite numbers are needed")
     if not 1 <= clusters <= parts:
         raise invalid("clusters", clusters, f"it must be from 1 to the {parts} parts")
     # costs[l, r] of the interval from l to r, from sums along each row.

@@ -73,6 +73,9 @@ def measured_contributions(
     if times.ndim != 1 or gained.shape != times.shape or len(times) < degree + 2:
         shapes = (times.shape, gained.shape)
         raise invalid("times, quality", shapes, f"the times and the quality of at least {degree + 2} steps are needed")
+    if not (np.diff(times) < 0).all() or not np.isfinite(gained).all() or degree < 0:
+        told = "times that fall, finite qualities and a degree of at least 0 are needed"
+        raise invalid("times, quality, degree", (times.tolist(), gained.tolist(), degree), told)
     fitted = np.polynomial.Polynomial.fit(times[:-1], np.diff(gained), degree)
     found = np.maximum(fitted(times if at is None else np.asarray(at, np.float64)), 0.0)
     return found / found.sum() if found.sum() > 0 else np.full(len(found), 1.0 / len(found))

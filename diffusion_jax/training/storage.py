@@ -73,8 +73,10 @@ def readable(path: epath.Path) -> ocp.CheckpointManager:
     """For this process alone, so that what one of several cannot read does not leave the others waiting."""
     if not path.is_dir():
         raise InvalidInput(f"{path} does not exist: workdir must be the folder of a run.")
+    # Orbax warns of each setting that goes without saying.
+    quiet = {"create": False, "save_interval_steps": 0}
     options = ocp.CheckpointManagerOptions(
-        read_only=True, lightweight_initialize=True, multiprocessing_options=_alone()
+        read_only=True, lightweight_initialize=True, multiprocessing_options=_alone(), **quiet
     )
     with reading(str(path)):
         return ocp.CheckpointManager(path, options=options, handler_registry=_registry())

@@ -24,6 +24,7 @@ def test_distil(tmp_path, monkeypatch):
         "(0, 5, 10, 15, 20)": "(0, 1, 2)",
         "timesteps.linspace(20)": "timesteps.linspace(2)",
         "count=4096, batch_size=256": "count=16, batch_size=16",
+        "range(512)": "range(8)",
         'print("student", ': "answers.append(",
         'print("teacher", ': "answers.append(",
         "judge = ": "answers = []\njudge = ",

@@ -87,6 +87,8 @@ def test_a_drop_does_not_depend_on_scale_and_level():
             lambda: metrics.relative_entropies(KEY, VP, denoisers.gaussian_mixture(np.ones((1, 2)), 0.0), [0.0, 0.5]),
             "points, which have no density",
         ),
+        (lambda: metrics.gaussian_relative_entropies(VP, [0.5, 0.6], np.nan), "finite numbers"),
+        (lambda: metrics.normalised_drop([2.0, np.nan, 1.0]), "NaN"),
         (lambda: metrics.normalised_drop([2.0, 1.0, 2.0]), "ends where it began"),
         (lambda: metrics.normalised_drop([2.0, 1.0], window=2), "window is 2"),
         (lambda: metrics.steps_to_drop([2.0, 1.0], 1.0), "share is 1.0"),

@@ -190,6 +190,8 @@ def test_degradations_grow_as_the_noise_falls_and_leave_pure_noise_alone():
     np.testing.assert_allclose(shift, np.broadcast_to(shift[:, :1, :1], shift.shape), atol=1e-6)
     with pytest.raises(InvalidInput, match=r"one picture \[H, W, C\] at one time"):
         objectives.blurred()(KEY, jnp.zeros((3, 4)), 0.5)
+    with pytest.raises(InvalidInput, match=r"such as \[perturbed\(\)\]"):
+        objectives.one_after_another([])
     with pytest.raises(InvalidInput, match="none negative"):
         objectives.warped(-1.0)
 

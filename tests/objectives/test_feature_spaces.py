@@ -94,11 +94,17 @@ def test_random_convolutions_see_every_pixel_of_every_image_by_itself():
     assert float(jnp.abs(grads[1]).min()) > 0 and float(jnp.abs(grads[::2]).max()) == 0
 
 
+IMAGES = objectives.convolution_space(linear_kernel(), (2, 2, 1), (1,))
+
+
 @pytest.mark.parametrize(
     ("call", "told"),
     [
         (lambda: objectives.fourier_space(linear_kernel(), 2, bandwidth=0.0), "bandwidth"),
         (lambda: between(objectives.fourier_space(linear_kernel(), 2), drawn(0, 4, 3), drawn(0, 4, 3)), "drawn for 2"),
+        (lambda: objectives.fourier_space(linear_kernel(), 2, bandwidth=np.nan), "bandwidth"),
+        (lambda: between(IMAGES, drawn(0, 4, 2), drawn(0, 4, 2)), r"drawn for \(2, 2, 1\)"),
+        (lambda: objectives.standardised(objectives.raw_space(linear_kernel()), drawn(0, 0, 2)), "x0 is empty"),
         (lambda: objectives.convolution_space(linear_kernel(), (8,)), "of an image"),
         (lambda: objectives.convolution_space(linear_kernel(), (8, 8, 1), ()), "channels"),
         (lambda: objectives.paired(PAIRED, 0), "classes"),

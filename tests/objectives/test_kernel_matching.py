@@ -287,6 +287,7 @@ def test_wrong_calls_are_told(case):
     for call, told in (
         (lambda: objectives.kernel_matching(generate, []), "needs a feature space"),
         (lambda: objectives.gaussian_kernel((1.0, 0.0)), "bandwidths"),
+        (lambda: objectives.gaussian_kernel((float("nan"),)), "bandwidths"),
         (lambda: objectives.polynomial_kernel(0), "degree is 0"),
         (
             lambda: objectives.kernel_matching(generate, spaces).init(KEY, params, one),

@@ -86,6 +86,8 @@ def test_only_the_student_learns_and_it_sees_states_of_the_coarse_sample(leap):
     with pytest.raises(InvalidInput, match="'base'"):
         objective = objectives.leap_distillation(NETWORK, PROCESS, EXACT, PRIOR)
         objective.loss({"off": 0.0}, None, {"x0": X0}, KEY)
+    with pytest.raises(InvalidInput, match="'base'"):
+        objectives.leap_reward(NETWORK, PROCESS)({"off": 0.0}, {"x0": X0}, jnp.zeros(len(X0)), KEY)
 
 
 def test_times_of_training_end_at_the_latest():

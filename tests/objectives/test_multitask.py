@@ -229,6 +229,20 @@ def test_affinity_is_the_cosine_of_gradients(params):
         objectives.affinity_by_lag(jnp.ones((1, 1)))
 
 
+@pytest.mark.parametrize("edges", [3, None, (0.5,), (0.5, 0.2, 1.0), (0.0, float("nan"), 1.0)])
+def test_what_are_no_intervals_is_told(edges):
+    with pytest.raises(InvalidInput, match="edges is"):
+        objectives.multitask(plain(), edges, objectives.projected())
+    with pytest.raises(InvalidInput, match="edges is"):
+        objectives.uncertainty_weighted(plain(), edges)
+
+
+def test_times_that_are_none_are_told(params):
+    for times in ([], [0.5, 1.5], [float("nan")]):
+        with pytest.raises(InvalidInput, match=r"times is .*in \[0, 1\]"):
+            objectives.task_affinity(plain(), params, BATCH, np.array(times, np.float32), KEY)
+
+
 def test_what_would_lose_the_combination_is_told(params):
     combined = objectives.multitask(plain(), EDGES, objectives.projected())
     for wrap in (

@@ -168,5 +168,17 @@ def test_wrong_input_is_named():
         objectives.time_policy(CHOOSER, TIMES, reward, draws=0)
     with pytest.raises(InvalidInput, match="entropy"):
         objectives.time_policy(CHOOSER, TIMES, reward, entropy=-1.0)
+    for times in ((0.1, 0.2, 0.3, 3.0), (0.1, 0.2, 0.3, np.nan)):
+        with pytest.raises(InvalidInput, match=r"times is .* in \[0, 1\]"):
+            objectives.time_policy(CHOOSER, times, reward)
     with pytest.raises(InvalidInput, match="steps"):
         training.optimizers.until(training.optimizers.adamw(), -1)
+    # What a batch, the parameters or a reward lack, at the first loss.
+    with pytest.raises(InvalidInput, match="an entry of the parameters is 'policy'"):
+        joint(1).init(KEY, {"student": 0.0}, BATCH)
+    for wrong, told in (
+        (objectives.time_policy(CHOOSER, TIMES, reward, context="picture"), "the policy sees, is 'picture'"),
+        (objectives.time_policy(CHOOSER, TIMES, lambda *_: jnp.float32(0)), r"shape of the reward is \(\)"),
+    ):
+        with pytest.raises(InvalidInput, match=told):
+            wrong.loss(PARAMS, wrong.init(KEY, PARAMS, BATCH), BATCH, KEY)

@@ -71,6 +71,14 @@ def test_the_intervals_of_known_schedules(process, starts):
     np.testing.assert_allclose(even, np.linspace(0, 1, 6), atol=2e-3)
 
 
+@pytest.mark.parametrize("process", [processes.rectified_flow(), processes.cosine()], ids=["flow", "cosine"])
+def test_a_part_that_ends_in_pure_noise_has_the_log_snr_of_its_middle(process):
+    found = timesteps.log_snr_distance(process, 8)
+    at = np.array([*np.arange(1, 8), 7.5], np.float32) / 8
+    expected = np.asarray(process.log_snr(at))
+    np.testing.assert_allclose(found, np.abs(np.subtract.outer(expected, expected)), rtol=1e-5)
+
+
 def test_a_batch_has_equally_many_times_of_each_interval():
     edges = (0.0, 0.1, 0.4, 1.0)
     t, weight = jax.jit(lambda key: timesteps.by_cluster(edges).draw((), key, (3000, 2)))(KEY)
@@ -110,6 +118,8 @@ def test_a_restricted_draw_is_the_part_of_the_distribution(name):
     ("call", "told"),
     [
         (lambda: timesteps.interval_clusters(timesteps.time_distance(4), 5), "clusters is 5"),
+        (lambda: timesteps.interval_clusters(np.full((4, 4), np.nan), 2), "distance is nan"),
+        (lambda: timesteps.log_snr_distance(processes.absorbing(5), 4), "log_snr_distance needs Gaussian"),
         (lambda: timesteps.by_cluster((0.0, 0.5, 0.5)), "edges"),
         (lambda: timesteps.by_cluster((0.0, 0.5, 1.0)).draw((), KEY, (1,)), "at least the 2 intervals"),
     ],

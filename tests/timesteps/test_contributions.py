@@ -138,3 +138,6 @@ def test_what_no_draw_can_be_made_of_is_refused():
         timesteps.by_contribution(processes.cosine(prediction="epsilon"), grid)
     with pytest.raises(InvalidInput, match="at least 3 steps"):
         timesteps.measured_contributions([1.0, 0.5], [0.0, 1.0])
+    for wrong in (([1.0, 0.5, 0.5], [0.0, 1.0, 2.0]), ([1.0, 0.5, 0.2], [0.0, np.nan, 2.0])):
+        with pytest.raises(InvalidInput, match="times that fall, finite qualities"):
+            timesteps.measured_contributions(*wrong)
