@@ -260,6 +260,31 @@ def test_rounds_are_stages_that_are_found_again_and_go_on_where_they_were_cut(ca
         stages.rounds("x", first, [{"collect": {}}], collect=runs_of, prepare=on_runs)
 
 
+def test_a_round_learns_from_what_its_model_made_and_a_reward_said_of_it():
+    """Which stages are asked for: from the model of the round before, each with the settings of its round."""
+    asked = []
+
+    def ask(name, config, *parents, **function):
+        asked.append((config, [parent.name for parent in parents], function))
+        return stages.Stage(name, "", None, None, 0.0, False)
+
+    def settings(number):
+        return {step: (step, number) for step in ("collect", "label", "learn")}
+
+    first, how = stages.Stage("begun", "", None, None, 0.0, False), {"collect": runs_of, "prepare": on_runs}
+    done = stages.rounds("r", first, [settings(0), settings(1)], label=doubled, ask=ask, **how)
+    assert [one.name for one in done] == ["r 0", "r 1"]
+    for number, model in enumerate(("begun", "r 0")):
+        collected, labelled = f"r {number}: examples", f"r {number}: labels"
+        assert asked[3 * number : 3 * number + 3] == [
+            (("collect", number), [model], {"collect": runs_of}),
+            (("label", number), [collected, model], {"collect": doubled}),
+            (("learn", number), [labelled, model], {"prepare": on_runs}),
+        ]
+    with pytest.raises(InvalidInput, match="'label'"):
+        stages.rounds("r", first, [{"collect": 0, "learn": 0}], label=doubled, ask=ask, **how)
+
+
 def test_what_was_collected_is_read_from_its_shards_and_a_damaged_one_is_made_again(cache):
     model = stage("flow", small())
     made = stage("runs", {"seed": 1}, model, collect=runs_of)

@@ -82,6 +82,45 @@ def test_eight_devices_give_the_losses_of_one():
         np.testing.assert_allclose(shared[method], alone, rtol=1e-5, err_msg=method)
 
 
+ASKING = ("progressive", "consistency", "continuous_consistency", "mean_flow", "shortcut", "distribution_matching")
+
+
+def test_the_answers_of_the_teacher_as_it_is_guided_are_what_is_learned():
+    """By those that learn from a teacher's answers; the others never ask."""
+    other = TEACHER._replace(denoiser=denoisers.guided(denoisers.denoiser(NETWORK, FLOW), 4.0, null={"label": 3}))
+    made = {
+        method: [student(method, one, **SETTINGS.get(method, {})) for one in (TEACHER, other)] for method in METHODS
+    }
+    begun = {method: pair[0].begin(jax.random.key(0)) for method, pair in made.items()}
+    batch = {**BATCH, "index": np.arange(4, dtype=np.int32)}
+
+    @jax.jit
+    def losses(begun, batch):
+        key = jax.random.key(3)
+
+        def loss(one, params):
+            return one.objective.loss(params, one.objective.init(key, params, batch), batch, key)[0].sum()
+
+        return {method: [loss(one, begun[method]) for one in pair] for method, pair in made.items()}
+
+    differ = {method for method, (ours, theirs) in losses(begun, batch).items() if abs(float(ours - theirs)) > 1e-6}
+    assert differ == set(ASKING)
+
+
+def test_settings_reach_the_losses():
+    """What times are drawn, how fast r rises, and with how many steps a sampler is trained."""
+    many = {"x0": np.zeros((200, 2), np.float32), "cond": {"label": np.zeros(200, np.int32)}}
+
+    def times(method, **settings):
+        objective = student(method, TEACHER, **settings).objective
+        state = jax.eval_shape(lambda: objective.init(jax.random.key(0), PARAMS, many))
+        return np.unique(np.round(objective.prepare(state, many, jax.random.key(0))["t"], 4)).tolist()
+
+    assert times("progressive", steps=2) == [0.5, 1.0]
+    assert times("consistency", discretisation=4) == [0.25, 0.5, 0.75, 1.0]
+    assert student("distribution_matching", TEACHER, every=3).every == {"student": 3}
+
+
 def test_only_what_is_new_of_a_network_with_a_second_time_is_fresh():
     made = student("shortcut", TEACHER, example=BATCH)
     first, other = (models.by_path(made.begin(jax.random.key(seed))) for seed in (0, 1))

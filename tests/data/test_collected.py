@@ -8,6 +8,7 @@ import pytest
 from diffusion_jax import data, denoisers, processes, solvers, timesteps
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.randomness import sample_keys
+from diffusion_jax.typing import Network
 
 FLOW = processes.rectified_flow()
 WORLD = denoisers.gaussian_mixture(np.eye(2, dtype=np.float32), 0.3)
@@ -75,6 +76,7 @@ def test_shards_that_were_damaged_are_made_again_and_those_of_something_else_are
         data.collect(of(made), tmp_path, {"model": "b"})
     with pytest.raises(InvalidInput, match=r"examples\.train"):
         data.collect(of(made, 24), tmp_path, {"model": "a"})
+<<<<<<< HEAD
     for draw, told in (
         (lambda index: {"x0": np.zeros((2, 3))}, r"shape of 'x0' in what is collected is \(2, 3\), but 4 examples"),
         (lambda index: {"x0": np.zeros((4, 3)), "cond": {"score": 1.0}}, r"'cond/score' .* is \(\)"),
@@ -83,6 +85,10 @@ def test_shards_that_were_damaged_are_made_again_and_those_of_something_else_are
         with pytest.raises(InvalidInput, match=told):
             data.collect(of(draw), tmp_path / "new")
     assert not list(tmp_path.glob("new/train/*"))
+=======
+    with pytest.raises(InvalidInput, match="shard_size"):
+        data.collect(of(made)._replace(shard_size=16), tmp_path, {"model": "a"})
+>>>>>>> w-q
     with pytest.raises(InvalidInput, match="no x0"):
         data.collect(of(lambda index: {"x": index}))
 
@@ -124,6 +130,21 @@ def test_trajectories_are_the_runs_of_the_sampler_from_their_noise():
             runs(keep=keep)
 
 
+def test_a_run_is_made_at_the_condition_of_its_example():
+    """A network whose velocity is its label ends as many units below its noise."""
+
+    def apply(params, x, t, cond, train=False, key=None):
+        return 0 * x + cond["label"][:, None], {}
+
+    taught = denoisers.denoiser(Network(lambda *_: {}, apply), FLOW)
+    draw = data.trajectories(
+        jax.random.key(1), taught, {}, solvers.ddim(), GRID, shape=(2,), conditions=data.cycled_labels(3)
+    )
+    found = draw(np.arange(4, 8))
+    np.testing.assert_array_equal(found["cond"]["label"], [1, 2, 0, 1])
+    np.testing.assert_allclose(found["noise"] - found["x0"], np.tile([[1], [2], [0], [1]], (1, 2)), atol=1e-5)
+
+
 def test_a_mesh_changes_no_trajectory():
     mesh = jax.make_mesh((4,), ("data",))
     one, several = (runs(mesh=each)(np.arange(8)) for each in (None, mesh))
@@ -138,3 +159,6 @@ def test_examples_are_labelled_by_what_is_said_of_their_batch():
     )
     assert set(scored[5]) == {"x0", "noise", "cond"} and set(scored[5]["cond"]) == {"label", "score"}
     np.testing.assert_allclose(scored[5]["cond"]["score"], jnp.sum(source[5]["x0"]), rtol=1e-6)
+    # What is said anew replaces what was there.
+    other = data.collect(data.labelled(source, lambda batch: {"noise": -batch["noise"]}, batch_size=4))
+    np.testing.assert_array_equal(other[5]["noise"], -source[5]["noise"])

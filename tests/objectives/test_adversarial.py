@@ -1,5 +1,7 @@
 """Adversarial losses: who learns from which term, runs that are carried from update to update, levels apart."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +27,7 @@ BATCH = jax.device_put(
         "x0": STATES[:, -1],
         "states": STATES,
         "cond": {"label": np.arange(SIZE, dtype=np.int32) % 3},
-        "index": np.arange(SIZE, dtype=np.int32),
+        "index": np.arange(20, 20 + SIZE, dtype=np.int32),
     }
 )
 NETWORK = models.mlp(width=8, depth=3, conditions=(models.label(3),))
@@ -44,10 +46,14 @@ def made(objective=NOTHING, student=NETWORK, **settings):
     return objectives.adversarial(objective, denoiser(student, FLOW), JUDGE, TEACHER, **settings)
 
 
+CARRIED = {"label": (BATCH["cond"]["label"] + 1) % 3}
+"""Runs have the condition at which they began."""
+
+
 def begun(objective, count=STEPS, learned=LEARNED):
     """A state in which all runs have begun."""
     state = objective.init(KEY, learned, BATCH)
-    return state._replace(count=jnp.int32(count), x=jnp.asarray(STATES[:, 1]), cond=BATCH["cond"])
+    return state._replace(count=jnp.int32(count), x=jnp.asarray(STATES[:, 1]), cond=CARRIED)
 
 
 GAMES = {"non-saturating": (objectives.non_saturating(), 0.0), "hinge, R1": (objectives.hinge(), 2.0)}
@@ -59,14 +65,15 @@ def test_each_term_trains_its_part_and_nothing_else(loss, r1):
     objective = made(loss=loss, r1=r1, weight=0.5)
 
     @jax.jit
-    @jax.grad
+    @partial(jax.grad, has_aux=True)
     def gradient(both):
         learned, taught = both
         state = begun(objective)._replace(teacher=Frozen(taught))
-        return objective.loss(learned, state, BATCH, KEY)[0].sum()
+        losses, aux = objective.loss(learned, state, BATCH, KEY)
+        return losses.sum(), aux.metrics
 
     @jax.jit
-    @jax.grad
+    @partial(jax.grad, has_aux=True)
     def of_terms(both):
         """The critic's and the student's losses, each of copies of its own of what is not its to train."""
         critic_heads, student = both
@@ -74,27 +81,41 @@ def test_each_term_trains_its_part_and_nothing_else(loss, r1):
         noise = FLOW.prior(example_keys(fold(KEY, 3), BATCH["index"]), BATCH["x0"].shape)
         x = jnp.where(level[:, None] == 0, noise, STATES[:, 1])
         t, then = GRID[level], GRID[level + 1]
-        velocity, _ = NETWORK.apply(student, x, 1000 * t, BATCH["cond"])
+        label = jnp.where(level == 0, BATCH["cond"]["label"], CARRIED["label"])
+        velocity, _ = NETWORK.apply(student, x, 1000 * t, {"label": label})
         fake = x + (then - t)[:, None] * velocity
         real = STATES[np.arange(SIZE), level + 1]
 
-        def logits(heads, x):
-            return JUDGE.judge(heads, JUDGE.features(TEACHER, x, level, BATCH["cond"]), level)
+        def logits(heads, x, label=BATCH["cond"]["label"]):
+            return JUDGE.judge(heads, JUDGE.features(TEACHER, x, level, {"label": label}), level)
 
-        critic = loss.critic(logits(critic_heads, real), logits(critic_heads, jax.lax.stop_gradient(fake))).mean(axis=1)
+        known = logits(critic_heads, jax.lax.stop_gradient(fake), label)
+        critic = loss.critic(logits(critic_heads, real), known).mean(axis=1)
         if r1:
             slope = jax.grad(lambda x: logits(critic_heads, x).mean(axis=1).sum())(jnp.asarray(real))
             critic += 0.5 * r1 * (slope**2).sum(axis=1)
-        return critic.sum() + 0.5 * loss.student(logits(HEADS, fake)).mean(axis=1).sum()
+        fooled = loss.student(logits(HEADS, fake, label)).mean(axis=1)
+        return critic.sum() + 0.5 * fooled.sum(), {"critic": critic.mean(), "student": fooled.mean()}
 
-    learned, taught = gradient((LEARNED, TEACHER))
-    heads, student = of_terms((HEADS, PARAMS))
+    (learned, taught), metrics = gradient((LEARNED, TEACHER))
+    (heads, student), expected = of_terms((HEADS, PARAMS))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), metrics, expected)
     for path, leaf in by_path(learned).items():
         expected = by_path({"heads": heads, "student": student})[path]
         np.testing.assert_allclose(leaf, expected, atol=1e-5 * max(1.0, float(np.abs(expected).max())), err_msg=path)
         assert float(jnp.abs(leaf).max()) > 0, path
     for path, leaf in by_path(taught).items():
         assert float(jnp.abs(leaf).max()) == 0, path
+
+
+def test_the_games_are_the_published_ones():
+    real, fake = np.float32([-2.0, 0.5, 3.0]), np.float32([1.0, -0.3, -4.0])
+    saturating, hinge = objectives.non_saturating(), objectives.hinge()
+    right = 1 / (1 + np.exp(-real)), 1 / (1 + np.exp(-fake))
+    np.testing.assert_allclose(saturating.critic(real, fake), -np.log(right[0]) - np.log(1 - right[1]), rtol=1e-5)
+    np.testing.assert_allclose(saturating.student(fake), -np.log(right[1]), rtol=1e-5)
+    np.testing.assert_allclose(hinge.critic(real, fake), [5.0, 1.2, 0.0], rtol=1e-5)
+    np.testing.assert_allclose(hinge.student(fake), -fake)
 
 
 def test_a_level_is_judged_by_its_own_head_behind_its_own_block_at_its_own_time():

@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax import denoisers, models, objectives, processes, timesteps
+from diffusion_jax import data, denoisers, distributed, models, objectives, processes, timesteps, training
 from diffusion_jax.clock import single_step
 from diffusion_jax.errors import InvalidInput
+from diffusion_jax.objectives.batches import example_keys
 from diffusion_jax.objectives.continuous_consistency import FlowPairs, tangent_loss
+from diffusion_jax.randomness import normal, split
 from diffusion_jax.time_axes import expand
 from diffusion_jax.typing import Network
 from tests.models.shared import compiled, drawn_params, image
@@ -147,7 +149,8 @@ def test_without_its_derivative_the_loss_leads_to_the_flow_alone():
         network, FLOW, teacher=teacher, teacher_params=zero, ramp=objectives.tangent_ramp(10)
     )
     batch = {"x0": WIDTH * X0, "index": jnp.arange(8)}
-    (_, aux), (grads, _) = value_and_gradient(objective, zero, batch)
+    (_, aux), (grads, taught) = value_and_gradient(objective, zero, batch)
+    assert float(taught["off"]) == 0
     np.testing.assert_allclose((aux.metrics["tangent"], grads["off"]), 0.0, atol=1e-5)
     assert float(aux.metrics["r"]) == 0
     (_, aux), (grads, _) = value_and_gradient(objective, zero, batch, count=5)
@@ -159,6 +162,69 @@ def test_without_its_derivative_the_loss_leads_to_the_flow_alone():
     for off in (0.5, -0.5):
         _, (grads, _) = value_and_gradient(plain, {"off": jnp.float32(off)}, many, count=5)
         assert float(grads["off"]) * off > 0
+
+
+def test_the_gradient_is_the_weighted_and_normalised_tangent_against_the_change_of_the_answer():
+    """Equation (4) by hand: 2 / D alpha / sigma (F - goal) dF with F - goal = -g / (|g| + c), times the draw's weight.
+
+    F of the exact network and its change by the parameter, which is linear, are told by `tangent` itself."""
+    network, constant = exact(FLOW), 0.3
+    objective = objectives.continuous_consistency(network, FLOW, ramp=objectives.tangent_ramp(1), constant=constant)
+    off = {"off": jnp.float32(0.4)}
+    given = {"x0": X0, "t": TIMES, "t_weight": np.linspace(0.5, 2.0, 8).astype(np.float32)}
+    given = {**jax.device_put(given), "index": jnp.arange(8)}
+    (loss, aux), (grads, _) = value_and_gradient(objective, off, given, count=5)
+    parts = tangent_loss("", network, FLOW, 0.5, None, constant, False)
+
+    @compiled
+    def told():
+        noise = normal(split(example_keys(KEY, given["index"]), 2)[0], X0.shape)
+        x_t = FLOW.marginal(X0, noise, TIMES)
+        y, flow = x_t / expand(parts.circle.length(TIMES), x_t), parts.circle.velocity(X0, noise, TIMES)
+        pairs = FlowPairs(y, flow, jnp.asarray(TIMES), None, None)
+        first, g, _ = parts.tangent(off, pairs, 1.0)
+        return first, g, parts.tangent({"off": off["off"] + 1}, pairs, 1.0)[0]
+
+    first, g, second = told()
+    short = g / (np.linalg.norm(g, axis=1, keepdims=True) + constant)
+    weight = (1 - TIMES) / TIMES
+    np.testing.assert_allclose(aux.per_example["loss"], weight * np.square(short).mean(axis=1), rtol=1e-4)
+    weight = weight * given["t_weight"]
+    np.testing.assert_allclose(loss, (weight * np.square(short).mean(axis=1)).mean(), rtol=1e-4)
+    slope = (weight[:, None] * -2 * short * (second - first)).mean()
+    np.testing.assert_allclose(grads["off"], slope, rtol=1e-3)
+
+
+def test_times_are_drawn_as_published_and_a_run_goes_on_bit_for_bit(tmp_path):
+    """With the state of a draw that learns, and the number of losses, by which r rises."""
+    network, many = exact(FLOW), {"x0": np.zeros((4000, 3), np.float32)}
+    plain = objectives.continuous_consistency(network, FLOW)
+    t = np.asarray(plain.prepare(plain.init(KEY, {}, many), many, KEY)["t"], np.float64)
+    ratio = np.log(t / (1 - t))
+    assert abs(ratio.mean() + 1) < 0.1 and abs(ratio.std() - 1.4) < 0.1
+    draw = timesteps.importance(num_buckets=2, history=1)
+    objective = objectives.continuous_consistency(network, FLOW, draw, ramp=objectives.tangent_ramp(4))
+
+    def trained(steps, workdir=None):
+        return training.train(
+            objective,
+            training.optimizers.sgd(0.1),
+            data.pipeline(data.ArraySource(X0), 8, seed=0),
+            init_params=lambda key: {"off": jnp.float32(0.3)},
+            steps=steps,
+            workdir=workdir,
+            mesh=distributed.make_mesh(devices=1),
+            progress=False,
+            log_to=(),
+        )
+
+    whole = trained(3)
+    trained(1, tmp_path)
+    resumed = trained(3, tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, *((s.params, s.objective_state) for s in (resumed, whole)))
+    assert int(whole.objective_state.count) == 3
+    fresh = draw.init()
+    assert any(np.any(a != b) for a, b in zip(jax.tree.leaves(whole.objective_state.draw), jax.tree.leaves(fresh)))
 
 
 def test_r_rises_and_calms_down():

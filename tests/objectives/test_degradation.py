@@ -107,6 +107,7 @@ def test_degrading_is_a_base_made_at_the_drawn_time_of_each_example_and_trains_t
         np.testing.assert_array_equal(aux.state.losses, own[1].state.losses)
     np.testing.assert_array_equal(unchanged[0], usual[0])
     assert np.all(own[0] != usual[0]) and slopes[0] != slopes[1] and np.isfinite(slopes).all()
+    assert made.prepare(state, {**batch, "base": BASE, "t": TIMES}, KEY)["base"] is BASE, "what is given is kept"
     # What is added grows as the noise falls, and belongs to the example.
     size = np.abs(prepared["base"] - X0).mean(axis=1) / (1 - prepared["t"])
     assert np.all((size > 0.1) & (size < 3))
@@ -161,6 +162,7 @@ PICTURES = {
     "blurred": objectives.blurred(1.0),
     "thickened": objectives.thickened(1.0),
     "all": objectives.one_after_another([objectives.warped(1.0, 3), objectives.blurred(0.5)]),
+    "twice": objectives.one_after_another([objectives.perturbed(0.3)] * 2),
 }
 
 
@@ -175,19 +177,28 @@ def test_degradations_grow_as_the_noise_falls_and_leave_pure_noise_alone():
         def by_time(degrade, x0):
             return jax.vmap(lambda t: jax.vmap(lambda key: degrade(key, x0, t))(keys))(times)
 
-        return {name: (by_time(f, picture), by_time(f, flat)) for name, f in PICTURES.items()}
+        places = jnp.stack(jnp.meshgrid(jnp.arange(8.0), jnp.arange(8.0), indexing="ij"), axis=-1)
+        other = jax.vmap(lambda key: PICTURES["moved"](key, places, 0.5))(keys)
+        turned = jax.vmap(lambda key: PICTURES["blurred"](key, picture.swapaxes(0, 1), 0.0))(keys)
+        return {name: (by_time(f, picture), by_time(f, flat)) for name, f in PICTURES.items()}, (other, turned)
 
-    answers = run()
+    answers, (away, turned) = run()
+    # Rows and columns go their own ways, and a blur knows no direction.
+    assert np.abs(away[:, 3, 3, 0] - away[:, 3, 3, 1]).min() > 1e-3
+    np.testing.assert_allclose(turned, answers["blurred"][0][2].swapaxes(1, 2), atol=1e-5)
     for name, (found, even) in answers.items():
         np.testing.assert_array_equal(found[0], np.broadcast_to(picture, found[0].shape), err_msg=name)
         change = np.abs(found - picture).mean(axis=(1, 2, 3, 4))
         assert 0 == change[0] < change[1] < change[2], name
-        if name not in ("perturbed", "tinted", "distorted"):
+        if name not in ("perturbed", "tinted", "distorted", "twice"):
             # What has no shape keeps it, and no new brightness appears.
             np.testing.assert_allclose(even, 0.25, atol=1e-5)
             assert found.min() >= -1 - 1e-5 and found.max() <= 1 + 1e-5
     shift = answers["tinted"][0][2] - picture
     np.testing.assert_allclose(shift, np.broadcast_to(shift[:, :1, :1], shift.shape), atol=1e-6)
+    # Every channel has a colour of its own, and every part of a chain a key of its own: variances add up.
+    assert np.abs(shift[..., 0] - shift[..., 1]).min() > 1e-4
+    np.testing.assert_allclose((answers["twice"][0][2] - picture).std(), 0.3 * np.sqrt(2), rtol=0.05)
     with pytest.raises(InvalidInput, match=r"one picture \[H, W, C\] at one time"):
         objectives.blurred()(KEY, jnp.zeros((3, 4)), 0.5)
     with pytest.raises(InvalidInput, match=r"such as \[perturbed\(\)\]"):

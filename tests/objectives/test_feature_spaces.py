@@ -63,6 +63,8 @@ def test_standardised_features_have_one_scale_and_a_bank_is_the_data():
     np.testing.assert_allclose(bank, space.describe(space.params, x, None), atol=1e-6)
     np.testing.assert_allclose(bank.mean(0), 0.0, atol=1e-5)
     np.testing.assert_allclose(bank.std(0), [1, 0, 1], atol=1e-5)
+    again = objectives.standardised(objectives.banked(PAIRED, x, {"label": np.zeros(10, int)}), x)
+    assert again.bank is None and again.condition is PAIRED.condition
 
 
 def test_a_loss_against_a_bank_is_in_the_mean_that_against_all_of_it():
@@ -82,6 +84,12 @@ def test_a_loss_against_a_bank_is_in_the_mean_that_against_all_of_it():
     found = np.asarray(losses(jax.random.split(KEY, 100)))
     expected = squared_mmd(plain.describe((), made, cond), space.bank, plain.kernel)
     assert abs(found.mean() - expected) < 4 * found.std() / 10 and found.std() > 0.01
+    # As many samples as rows: each row is there once.
+    every = {**data, "index": jnp.arange(40)}
+    whole = objectives.kernel_matching(lambda params, batch, key: 2 * data["x0"], [space])
+    loss = whole.loss((), whole.init(KEY, (), every), every, KEY)[0][0]
+    expected = squared_mmd(plain.describe((), 2 * data["x0"], data["cond"]), space.bank, plain.kernel)
+    np.testing.assert_allclose(loss, expected, rtol=1e-4)
     grads = jax.grad(lambda params: objective.loss(params, state, batch, KEY)[0].mean())(jnp.zeros(2))
     assert float(jnp.abs(grads).min()) > 1e-3
 

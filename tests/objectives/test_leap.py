@@ -10,7 +10,7 @@ from diffusion_jax.clock import single_step
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.sampling import sample
 from diffusion_jax.time_axes import expand
-from diffusion_jax.typing import Network
+from diffusion_jax.typing import Aux, Network, Objective
 from tests.models.drawn import drawn
 
 KEY = jax.random.key(0)
@@ -192,6 +192,35 @@ def test_both_ends_of_a_clip_are_told_and_nothing_between():
     assert abs(sigma.mean() + 3) < 0.1 and 0.4 < sigma.std() < 0.65
     with pytest.raises(InvalidInput, match=r"clips\.shape"):
         objectives.end_frames(clips[:, :1])
+
+
+def test_ends_are_noised_anew_by_example_and_stand_before_what_the_batch_has_there():
+    clips = RNG.standard_normal((6, 3, 2, 2, 1)).astype(np.float32)
+    numbers, order = np.full((6, 3, 2, 2, 2), 7.0, np.float32), np.array([3, 1, 0, 5, 4, 2])
+    batch = {"x0": clips, "cond": {"concat": numbers, "label": np.arange(6)}, "index": jnp.arange(10, 16)}
+
+    def loss(params, state, batch, key):
+        return jnp.zeros(6), Aux(state, {}, {}, batch["cond"])
+
+    objective = objectives.conditioned_on_ends(Objective(lambda *_: (), loss))
+
+    @jax.jit
+    def seen(batch, key):
+        return objective.loss((), (), batch, key)[1].extras
+
+    told, other = seen(batch, KEY), seen(batch, jax.random.key(1))["concat"]
+    np.testing.assert_array_equal(told["label"], np.arange(6))
+    np.testing.assert_array_equal(told["concat"][..., 2:], numbers)
+    np.testing.assert_array_equal(told["concat"][:, :, 0, 0, 1], np.tile([1.0, 0.0, 1.0], (6, 1)))
+    noise = np.asarray(told["concat"])[:, ::2, ..., :1] - clips[:, ::2]
+    assert (
+        np.abs(noise).min() > 0
+        and np.abs(noise).max() < 0.6
+        and (other[:, ::2, ..., 0] != told["concat"][:, ::2, ..., 0]).all()
+    )
+    mixed = seen(jax.tree.map(lambda leaf: leaf[order], batch), KEY)["concat"]
+    np.testing.assert_allclose(mixed, np.asarray(told["concat"])[order], atol=1e-6)
+    np.testing.assert_allclose(objectives.leap_grid(np.float32([0.4, 0.8]), 2), [[0.4, 0.8], [0.2, 0.4], [0.0, 0.0]])
 
 
 def clip_student():

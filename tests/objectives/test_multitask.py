@@ -114,6 +114,18 @@ def test_between_solutions_weights_stay_and_the_gradient_is_theirs(params):
     close(first, second, rtol=1e-4, atol=1e-5)
 
 
+def test_what_a_combiner_draws_is_new_in_each_step_and_is_told(params):
+    """The order in which gradients are projected is random."""
+    objective = objectives.multitask(
+        plain(), EDGES, objectives.Combiner(lambda gram, key: jax.random.uniform(key, (3,)))
+    )
+    state = objective.init(KEY, params, BATCH)
+    run = jax.jit(lambda key: objective.gradient(params, state, BATCH, key)[2])
+    first, second = (jax.device_get(run(key)) for key in jax.random.split(KEY))
+    assert (first.state.weights != second.state.weights).all()
+    np.testing.assert_array_equal([first.metrics[f"weight/{i}"] for i in range(3)], first.state.weights)
+
+
 def test_uncertainty_is_the_sum_of_its_equation_and_moves_towards_equal_losses(params):
     objective = objectives.uncertainty_weighted(plain(), EDGES, learning_rate=0.1)
     spread = jnp.array([0.5, -1.0, 0.2])

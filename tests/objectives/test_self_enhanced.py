@@ -7,10 +7,11 @@ import pytest
 
 from diffusion_jax import data, denoisers, distributed, objectives, processes, timesteps, training
 from diffusion_jax.errors import InvalidInput
-from diffusion_jax.typing import Network
+from diffusion_jax.typing import Aux, Network, Objective
 
 PROCESS = processes.residual_diffusion(processes.vp_scaled_linear(time="1000t"), end=0.8)
 RANDOM = np.random.default_rng(0)
+KEY = jax.random.key(0)
 X0, M = RANDOM.standard_normal((2, 8, 3), np.float32)
 BATCH = {"x0": X0, "cond": {"endpoint": M}, "index": np.arange(8)}
 PARAMS = {"scale": np.array([0.7], np.float32), "bias": np.array([0.1, -0.2, 0.3], np.float32)}
@@ -89,7 +90,7 @@ def test_without_a_share_it_is_the_objective_itself_and_before_the_warmup_nothin
 
 
 def test_the_loss_is_alive_and_the_average_does_not_learn_by_it():
-    objective = made(decay=0.5)
+    objective = made(decay=0.75)
     state = objective.init(jax.random.key(0), PARAMS, BATCH)
 
     def total(params, average):
@@ -101,7 +102,30 @@ def test_the_loss_is_alive_and_the_average_does_not_learn_by_it():
     (learned, average), after = jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True))(moved, state.average)
     assert all(np.abs(leaf).min() > 0 for leaf in jax.tree.leaves(learned))
     assert not any(np.abs(leaf).any() for leaf in jax.tree.leaves(average))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b + 0.5, rtol=1e-5), after.average, PARAMS)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b + 0.25, rtol=1e-5), after.average, PARAMS)
+
+
+def test_steps_are_uniform_up_to_the_gap_and_a_share_of_the_examples_makes_one():
+    """Of x0 = 0 without noise, a network that says x0 = t leads from t' to the state t' - t, at t."""
+    flow, count, gap = processes.rectified_flow(prediction="x0", time="t"), 4000, 0.2
+    seen = Network(lambda *_: (), lambda params, x, t, cond, train=False, key=None: (0 * x + t[:, None], {}))
+
+    def loss(params, state, batch, key):
+        return batch["noise"][:, 0], Aux(state, {}, {})
+
+    noise = Objective(lambda *_: (), loss, lambda state, batch, key: batch)
+    objective = objectives.self_enhanced(noise, denoisers.denoiser(seen, flow), share=0.3, gap=gap, warmup=0)
+    t = np.where(np.arange(count) % 2, 0.5, 0.95).astype(np.float32)
+    batch = {"x0": np.zeros((count, 1), np.float32), "t": t, "index": jnp.arange(count)}
+    batch["noise"] = batch["x0"]
+    found, aux = jax.jit(lambda: objective.loss((), objective.init(KEY, (), batch), batch, KEY))()
+    chosen = np.asarray(found) != 0
+    assert abs(chosen.mean() - 0.3) < 0.03
+    np.testing.assert_allclose(aux.metrics["self_generated"], chosen.mean(), rtol=1e-5)
+    share = (np.asarray(found) * t / np.minimum(gap, 1 - t))[chosen]
+    assert share.min() > 0 and share.max() < 1 + 1e-5
+    # The mean and the deviation of U(0, 1): which are chosen has nothing to do with how far they go.
+    assert abs(share.mean() - 0.5) < 0.03 and abs(share.std() - 12**-0.5) < 0.02
 
 
 def test_only_what_learns_has_an_average_and_what_is_frozen_has_no_gradient():

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax import models, objectives, training
+from diffusion_jax import data, distributed, models, objectives, training
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.models import Chooser
 from diffusion_jax.objectives import expected_loss, policy_loss
@@ -77,6 +77,64 @@ def test_what_judges_learns_nothing_and_the_policy_does(gradient, draws):
         share = jax.nn.softmax(BATCH["base"] @ PARAMS["w"])
         rewards = 0.7 - np.square(np.asarray(TIMES) - BATCH["base"][:, :1])
         np.testing.assert_allclose(aux.metrics["reward"], (share * rewards).sum(1).mean(), rtol=1e-5)
+
+
+def test_in_the_mean_what_is_sampled_is_what_is_exact():
+    """The gradient and what is reported, whatever the running mean is and however many draws there are."""
+    many = {name: np.repeat(BATCH[name], 10_000, axis=0) for name in ("x0", "base")}
+    many["index"] = jnp.arange(30_000)
+
+    def of(gradient, draws=1):
+        objective = objectives.time_policy(CHOOSER, TIMES, reward, JUDGE, gradient=gradient, draws=draws, entropy=0.1)
+        state = objective.init(KEY, PARAMS, many)._replace(baseline=jnp.float32(0.5), count=jnp.int32(7))
+
+        def mean(params):
+            losses, aux = objective.loss(params, state, many, KEY)
+            return losses.mean(), aux
+
+        return jax.grad(mean, has_aux=True)(PARAMS)
+
+    found = jax.device_get(jax.jit(lambda: [of("exact"), of("sampled"), of("sampled", 3)])())
+    exact, told = found[0]
+    size = np.abs(exact["w"]).max()
+    for grads, aux in found[1:]:
+        np.testing.assert_allclose(grads["w"], exact["w"], atol=0.05 * size)
+        np.testing.assert_allclose(aux.metrics["reward"], told.metrics["reward"], atol=0.01)
+        np.testing.assert_allclose(aux.metrics["entropy"], told.metrics["entropy"], rtol=1e-5)
+    assert told.metrics["entropy"] > 0
+    # After seven rewards the running mean is still a plain one.
+    np.testing.assert_allclose(told.state.baseline, 0.5 + (told.metrics["reward"] - 0.5) / 8, rtol=1e-5)
+    assert int(told.state.count) == 8
+
+
+def test_the_running_mean_forgets_and_a_run_goes_on_bit_for_bit(tmp_path):
+    objective = objectives.time_policy(CHOOSER, TIMES, reward, JUDGE, decay=0.75)
+    state = objective.init(KEY, PARAMS, BATCH)._replace(baseline=jnp.float32(0.2), count=jnp.int32(50))
+    aux = objective.loss(PARAMS, state, BATCH, KEY)[1]
+    np.testing.assert_allclose(aux.state.baseline, 0.2 + 0.25 * (aux.metrics["reward"] - 0.2), rtol=1e-5)
+    source = data.ArraySource(BATCH["x0"], beside={"base": BATCH["base"]})
+    both = joint(until=2)
+
+    def trained(steps, workdir=None):
+        return training.train(
+            both,
+            training.optimizers.sgd(0.1),
+            data.pipeline(source, 3, seed=0),
+            init_params=lambda key: jax.tree.map(jnp.asarray, BOTH),
+            steps=steps,
+            workdir=workdir,
+            mesh=distributed.make_mesh(devices=1),
+            progress=False,
+            log_to=(),
+        )
+
+    whole = trained(3)
+    trained(1, tmp_path)
+    resumed = trained(3, tmp_path)
+    kept = [(one.params, one.objective_state) for one in (resumed, whole)]
+    jax.tree.map(np.testing.assert_array_equal, *kept)
+    # Two rewards were seen, whose plain mean it is, and the third loss had none.
+    assert int(whole.objective_state.policy.count) == 3 and float(whole.objective_state.policy.baseline) > 0
 
 
 def joint(until):

@@ -40,7 +40,9 @@ def test_a_route_is_one_time_in_each_interval_in_order():
     np.testing.assert_allclose(routes[:, 1:-1].mean(axis=0), (knots[1:] + knots[:-1]) / 2, atol=0.05)
     # In training the knots are angles of the grid, one route for the batch.
     objective = made()
-    route = compiled(lambda: objective.prepare(objective.init(KEY, PARAMS, BATCH), BATCH, KEY)["route"])()
+    state = objective.init(KEY, PARAMS, BATCH)
+    route, other = compiled(lambda: [objective.prepare(state, BATCH, key)["route"] for key in jax.random.split(KEY)])()
+    assert (route[0, 1:-1] != other[0, 1:-1]).all(), "each step has one of its own"
     assert (route == route[0]).all() and (np.diff(route[0]) < 0).all()
     assert (route[0, 1:-1] <= np.asarray(GRID)[:-1]).all() and (route[0, 1:-1] >= np.asarray(GRID)[1:]).all()
 
@@ -95,6 +97,14 @@ def test_degenerate_endpoints_are_left_out():
     objective = made(keep=lambda x0, keys: (jnp.arange(len(x0)) < 4).astype(jnp.float32))
     losses, aux = compiled(lambda: objective.loss(PARAMS, objective.init(KEY, PARAMS, BATCH), BATCH, KEY))()
     assert (losses[:4] > 0).all() and (losses[4:] == 0).all() and aux.metrics["kept"] == 0.25
+    np.testing.assert_allclose(losses, aux.per_example["loss"], rtol=1e-6)
+    # Asked is where a run ended, here a point, and not where it began.
+    point = denoisers.gaussian_mixture(np.full((1, 3), 5.0), 0.0)
+    objective = objectives.trajectory_backward(
+        NETWORK, FLOW, TEACHER, point, GRID, keep=lambda x0, _: jnp.exp(-jnp.abs(x0 - 5).max(1))
+    )
+    _, aux = compiled(lambda: objective.loss(PARAMS, objective.init(KEY, PARAMS, BATCH), BATCH, KEY))()
+    np.testing.assert_allclose(aux.metrics["kept"], 1.0, rtol=1e-3)
 
 
 def test_every_parameter_of_the_student_is_alive_and_none_of_the_teacher():
