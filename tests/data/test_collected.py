@@ -76,7 +76,6 @@ def test_shards_that_were_damaged_are_made_again_and_those_of_something_else_are
         data.collect(of(made), tmp_path, {"model": "b"})
     with pytest.raises(InvalidInput, match=r"examples\.train"):
         data.collect(of(made, 24), tmp_path, {"model": "a"})
-<<<<<<< HEAD
     for draw, told in (
         (lambda index: {"x0": np.zeros((2, 3))}, r"shape of 'x0' in what is collected is \(2, 3\), but 4 examples"),
         (lambda index: {"x0": np.zeros((4, 3)), "cond": {"score": 1.0}}, r"'cond/score' .* is \(\)"),
@@ -85,10 +84,8 @@ def test_shards_that_were_damaged_are_made_again_and_those_of_something_else_are
         with pytest.raises(InvalidInput, match=told):
             data.collect(of(draw), tmp_path / "new")
     assert not list(tmp_path.glob("new/train/*"))
-=======
     with pytest.raises(InvalidInput, match="shard_size"):
         data.collect(of(made)._replace(shard_size=16), tmp_path, {"model": "a"})
->>>>>>> w-q
     with pytest.raises(InvalidInput, match="no x0"):
         data.collect(of(lambda index: {"x": index}))
 
