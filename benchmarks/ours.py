@@ -110,10 +110,10 @@ def train(work: Workload, net: Network) -> Program:
     parameters = count_params(state.params)
     step = training.make_train_step(objective, optimizer)
     program, seconds = compiled(step, state, batch)
-    states, frozen = [state], step.frozen(state, batch)
+    states = [state]
 
     def call():
-        states[0], metrics = program(states[0], batch, frozen)
+        states[0], metrics = program(*step.arguments(states[0], batch))
         jax.block_until_ready((states[0], metrics))
 
     return Program(call, seconds, parameters)

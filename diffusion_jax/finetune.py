@@ -177,11 +177,13 @@ def _validation(experiment: Experiment, tuned: interop.FineTuning, size: tuple[i
     shards = distributed.batch_shards(mesh)
     filled = [prompts[i % len(prompts)] for i in range(-(-len(prompts) // shards) * shards)]
 
-    def draw(params):
+    def shown(params):
         pipeline = tuned.pipeline_of(params)
-        pipeline = interop.with_scheduler(pipeline, asked.scheduler) if asked.scheduler else pipeline
+        return interop.with_scheduler(pipeline, asked.scheduler) if asked.scheduler else pipeline
+
+    def draw(params):
         made = interop.generate(
-            pipeline, jax.random.key(config.seed), filled, negative=asked.negative, size=size,
+            shown(params), jax.random.key(config.seed), filled, negative=asked.negative, size=size,
             num_steps=asked.num_steps, scale=asked.scale,
         )  # fmt: skip
         return np.asarray(distributed.replicated(made, mesh))[: len(prompts)]
@@ -191,7 +193,7 @@ def _validation(experiment: Experiment, tuned: interop.FineTuning, size: tuple[i
         writer.image(int(state.step), "validation", pictures.grid(images, asked.images_per_prompt, zoom=None))
 
     def check(state):
-        tuned.pipeline_of(sampled_params(experiment, state)).prompter.main(filled, size)
+        shown(sampled_params(experiment, state)).prompter.main(filled, size)
 
     return [training.Callback(every, function, True, check, name="validation pictures")]
 

@@ -92,7 +92,7 @@ def test_the_answers_of_the_teacher_as_it_is_guided_are_what_is_learned():
         method: [student(method, one, **SETTINGS.get(method, {})) for one in (TEACHER, other)] for method in METHODS
     }
     begun = {method: pair[0].begin(jax.random.key(0)) for method, pair in made.items()}
-    batch = {**BATCH, "index": np.arange(4, dtype=np.int32)}
+    batch = {**BATCH, "index": np.arange(len(BATCH["x0"]), dtype=np.int32)}
 
     @jax.jit
     def losses(begun, batch):

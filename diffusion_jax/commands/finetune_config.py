@@ -51,8 +51,8 @@ def fine_tuning_config(pretrained: str, folder: str, classes: bool = False, lora
     rate = call("training.optimizers.constant", value=RATES["full" if lora_rank is None else "lora"])
     config.optimizer = call("training.optimizers.adamw", learning_rate=rate, weight_decay=0.01, decayed=".*")
     config.train.update(checkpoint_every=250, validate_every=None)
-    config.validation = {"prompts": (), "negative": None, "images_per_prompt": 1, "num_steps": None, "scale": None}
-    config.validation |= {"scheduler": None}
+    shown = {"prompts": (), "negative": None, "images_per_prompt": 1}
+    config.validation = {**shown, "scheduler": None, "num_steps": None, "scale": None}
     return config
 
 

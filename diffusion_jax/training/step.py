@@ -46,7 +46,11 @@ class TrainStep:
         return self._frozen
 
     def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
-        return self._program(state, batch, self.frozen(state, batch), self._seed)
+        return self._program(*self.arguments(state, batch))
+
+    def arguments(self, state: Any, batch: Any) -> tuple[Any, ...]:
+        """What the program is called with: state, batch, frozen trees and seed."""
+        return state, batch, self.frozen(state, batch), self._seed
 
     def programs(self) -> int:
         """How many programs were compiled: one for each shape of the batch."""
@@ -54,7 +58,7 @@ class TrainStep:
 
     def lower(self, state: Any, batch: Any) -> Any:
         """The program for arrays or shapes, lowered but not compiled."""
-        return self._program.lower(state, batch, self.frozen(state, batch), self._seed)
+        return self._program.lower(*self.arguments(state, batch))
 
 
 def make_train_step(
