@@ -8,8 +8,9 @@ A teacher is a trained network on its process, as its answers are taken: guided 
     consistency              the end of the teacher's flow from neighbouring times  yes            lcm
                              (Song et al. 2023; guided: Luo et al. 2023, LCM)
     consistency_training     the same from the data's own pairs (Geng et al. 2024)  yes            lcm
-    continuous_consistency   the same at neighbours infinitely close (Lu & Song 2024, sCM)  yes    lcm
-    reflow                   straight paths from noise to the teacher's samples     collected      flow_euler
+    continuous_consistency   the same at times infinitely close                     yes            lcm
+                             (Lu & Song 2024, sCM)
+    reflow                   straight paths from noise to the teacher's samples     its runs       flow_euler
                              (Liu et al. 2022)
     mean_flow                the mean velocity between two times (Geng et al. 2025) yes            ddim
     shortcut                 jumps that equal their two halves (Frans et al. 2024)  yes            ddim
@@ -21,6 +22,7 @@ A teacher is a trained network on its process, as its answers are taken: guided 
 Train `objective` from `begin` like any other: `experiment.prepare(config, network=, objective=, begin=)`.
 """
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -78,7 +80,8 @@ def student(method: str, teacher: Teacher, **settings: Any) -> Student:
     if method not in METHODS:
         raise unknown("method", method, METHODS)
     need("teacher", teacher, Teacher, "Teacher(network, process, params, denoiser) is needed")
-    make, takes = METHODS[method]
+    make = METHODS[method]
+    takes = [name for name in inspect.signature(make).parameters if name != "teacher"]
     for name in settings:
         if name not in takes:
             raise unknown(f"a setting of {method}", name, takes or ("none",))
@@ -199,15 +202,15 @@ def _need_flow(what, process):
         raise invalid(f"the prediction of a process for {what}", process.prediction, "rectified_flow() is needed")
 
 
-METHODS: dict[str, tuple[Callable[..., Student], tuple[str, ...]]] = {
-    "progressive": (_progressive, ("steps",)),
-    "consistency": (_consistency, ("discretisation",)),
-    "consistency_training": (_consistency_training, ("halvings",)),
-    "continuous_consistency": (_continuous_consistency, ("warmup",)),
-    "reflow": (_reflow, ()),
-    "mean_flow": (_jumping(objectives.mean_flow), ("example",)),
-    "shortcut": (_jumping(objectives.shortcut), ("example",)),
-    "distribution_matching": (_distribution_matching, ("steps", "every")),
-    "kernel_matching": (_kernel_matching, ("steps", "spaces")),
+METHODS: dict[str, Callable[..., Student]] = {
+    "progressive": _progressive,
+    "consistency": _consistency,
+    "consistency_training": _consistency_training,
+    "continuous_consistency": _continuous_consistency,
+    "reflow": _reflow,
+    "mean_flow": _jumping(objectives.mean_flow),
+    "shortcut": _jumping(objectives.shortcut),
+    "distribution_matching": _distribution_matching,
+    "kernel_matching": _kernel_matching,
 }
-"""The methods by name, and the settings of each."""
+"""The methods by name: functions of a teacher, whose other arguments are the settings of each."""

@@ -30,7 +30,7 @@ def with_policy(config: ConfigDict) -> ConfigDict:
     """Beside the student a policy learns for half of the steps."""
     half = config.train.steps // 2
     config.policy, config.times = call("models.chooser", count=len(TIMES), width=32, depth=2), TIMES
-    config.choosing = {"until": half, "entropy": 3e-4, "gradient": "exact"}
+    config.choosing, config.until = {"entropy": 3e-4, "gradient": "exact"}, half
     policy = call("training.optimizers.until", optimizer=warmed_adam(max(half, 1), 5e-3), steps=half)
     config.optimizer = call("training.optimizers.alternating", parts={"student": config.optimizer, "policy": policy})
     return config

@@ -5,7 +5,6 @@ a shard is written whole or not at all, and those that are there are kept, so a 
 was and the set is the same. It is read like any data (`latents`): memory-mapped, shuffled, resumed at an example.
 """
 
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -176,7 +175,7 @@ def _made(collection: Collection, rows: range, advance: Callable[[int], Any]) ->
     # The last one is repeated until its batch is full.
     indices = [np.minimum(np.arange(a, a + collection.batch_size, dtype=np.int32), rows.stop - 1) for a in starts]
     parts = []
-    for made, start in itertools.zip_longest(_ahead(map(collection.draw, indices)), starts):
+    for made, start in zip(_ahead(map(collection.draw, indices)), starts, strict=True):
         if not isinstance(made, Mapping) or "x0" not in made:
             raise InvalidInput("What is collected has no x0: `draw` returns a dict with x0 and what belongs to it.")
         there = min(collection.batch_size, rows.stop - start)

@@ -211,23 +211,29 @@ class Shard(NamedTuple):
 def shards_to_write(folder: Path, count: int, shard_size: int) -> list[Shard]:
     """The shards of `count` examples that this process writes: with several, each has its share."""
     total = -(-count // shard_size)
+    # What some shards have beside x0, all have.
+    entries = {path.name.split(".", 1)[1] for path in folder.glob("*.*.npy") if not path.name.startswith(".")}
     shards = []
     for number in range(jax.process_index(), total, jax.process_count()):
         name = f"{number:05d}-of-{total:05d}"
         rows = range(number * shard_size, min(count, (number + 1) * shard_size))
-        shards.append(Shard(name, rows, _is_there(folder / f"{name}.x0.npy", len(rows))))
+        files = [folder / f"{name}.{entry}" for entry in sorted({*entries, "x0.npy"})]
+        shards.append(Shard(name, rows, _are_there(files, len(rows))))
     return shards
 
 
-def _is_there(path: Path, count: int) -> bool:
-    # x0 is written last.
-    if not path.is_file():
-        return False
-    try:
-        return len(read_array(path, mmap=True)) == count
-    except InvalidInput:
-        print(f"{path} is damaged and is made again.")
-        return False
+def _are_there(files: Sequence[Path], count: int) -> bool:
+    for path in files:
+        if not path.is_file():
+            return False
+        try:
+            held = len(read_array(path, mmap=True))
+        except InvalidInput:
+            held = None
+        if held != count:
+            print(f"{path} is damaged and is made again.")
+            return False
+    return True
 
 
 def check_same(folder: Path, description: Mapping[str, Any], what: str, instead: str) -> None:

@@ -84,66 +84,79 @@ def time_policy(
     Metrics: `reward`, of the choice that was drawn (with "exact" its expectation), and `entropy`, in nats.
     Raises InvalidInput for a number of times that is not the number of actions.
     """
-    times = _checked(policy, times, gradient, draws, entropy, decay)
-    chosen_loss = _chosen_loss(policy, times, reward, context, gradient, draws, entropy, decay)
+    times, reward = _checked(policy, times, gradient, draws, entropy, decay), _one_each(reward)
 
     def init(key, params, batch):
         return PolicyState(Frozen(reward_params), jnp.float32(0), jnp.int32(0))
 
+    def chosen(logits, judge, state, batch, key):
+        """Losses, the rewards of what was chosen, each `[B]`; without choices their expectation."""
+        reward_key = fold(key, 6)
+        if gradient == "exact":
+            rewards = jax.lax.map(
+                lambda t: reward(judge, batch, jnp.broadcast_to(t, logits.shape[:1]), reward_key), times
+            ).T
+            return expected_loss(logits, rewards, entropy), jnp.sum(jax.nn.softmax(logits) * rewards, axis=-1)
+        keys = fold(example_keys(key, batch["index"]), 5)
+        one = jax.vmap(lambda key, z: jax.random.categorical(key, z, shape=(draws,)))
+        choices = one(keys, jax.lax.stop_gradient(logits)).T
+        # The noise of the reward is the same for all of them.
+        rewards = jax.lax.map(lambda choice: reward(judge, batch, times[choice], reward_key), choices)
+        baseline = state.baseline if draws == 1 else (rewards.sum(0) - rewards) / (draws - 1)
+        each = jax.vmap(policy_loss, (None, 0, 0, 0 if draws > 1 else None, None))
+        return each(logits, choices, rewards, baseline, entropy).mean(0), rewards.mean(0)
+
     def loss(params, state, batch, key):
-        judge = jax.lax.stop_gradient(state.judge.value)
-        losses, metrics, baseline = chosen_loss(params, judge, state, batch, key)
-        return losses, Aux(PolicyState(state.judge, baseline, state.count + 1), metrics, {"loss": losses})
+        batch = {"index": jnp.arange(batch_size(batch)), **batch}
+        if context not in batch:
+            raise unknown("context, what of the batch the policy sees,", context, batch)
+        logits = policy.apply(params, batch[context])
+        losses, found = chosen(logits, jax.lax.stop_gradient(state.judge.value), state, batch, key)
+        mean = jax.lax.stop_gradient(jnp.mean(found.astype(jnp.float32)))
+        # A plain mean at first.
+        share = jnp.maximum(1.0 - decay, 1.0 / (state.count + 1.0))
+        after = PolicyState(state.judge, state.baseline + share * (mean - state.baseline), state.count + 1)
+        uncertain = jax.lax.stop_gradient(jnp.mean(_entropy(jax.nn.log_softmax(logits))))
+        losses = losses.astype(jnp.float32)
+        return losses, Aux(after, {"reward": mean, "entropy": uncertain}, {"loss": losses})
 
     return Objective(init, loss)
 
 
-def with_time_policy(
-    objective: Objective,
-    policy: Chooser,
-    times: Times,
-    reward: Reward,
-    *,
-    until: int = 4000,
-    context: str = "base",
-    gradient: str = "sampled",
-    draws: int = 1,
-    entropy: Number = 0.01,
-    decay: Number = 0.99,
-) -> Objective:
+def with_time_policy(objective: Objective, policy: Objective, until: int = 4000) -> Objective:
     """`objective` of parameters {"student": ..., "policy": ...}, beside which a policy learns what the student is good
-    for: `reward(student, batch, t, key)`, whose gradient does not reach the student.
+    for: its rewards are `reward(student, batch, t, key)`, and their gradient does not reach the student.
 
-    until: losses after which the policy learns no more, its rewards are not computed, and its gradient is exactly 0.
-        With `optimizers.alternating({"student": ..., "policy": optimizers.until(..., until)})` its parameters stay as
-        they are then; momentum or weight decay alone would move them on.
-    The other arguments are those of `time_policy`. Metrics: those of the objective, `reward` and `entropy`.
+    policy: `time_policy(...)`, whose reward_params are the student's. until: losses after which it learns no more, its
+        rewards are not computed, and its gradient is exactly 0. With `optimizers.alternating({"student": ..., "policy":
+        optimizers.until(..., until)})` its parameters stay as they are then; momentum or weight decay alone would move
+        them on.
+    Metrics: those of both, where the reward is its running mean once the policy learns no more.
     """
     refuse_gradient(objective, "with_time_policy")
-    times = _checked(policy, times, gradient, draws, entropy, decay)
-    chosen_loss = _chosen_loss(policy, times, reward, context, gradient, draws, entropy, decay)
 
     def init(key, params, batch):
         for name in ("student", "policy"):
             if name not in params:
                 raise unknown("an entry of the parameters", name, params)
-        own = PolicyState((), jnp.float32(0), jnp.int32(0))
-        return JointState(objective.init(key, params["student"], batch), own)
+        inner = objective.init(key, params["student"], batch)
+        return JointState(inner, policy.init(key, params["policy"], batch))
 
     def loss(params, state, batch, key):
         losses, aux = objective.loss(params["student"], state.inner, batch, key)
         own = state.policy
 
         def learn():
-            student = jax.lax.stop_gradient(params["student"])
-            return chosen_loss(params["policy"], student, own, batch, fold(key, 5))
+            judged = own._replace(judge=Frozen(params["student"]))
+            more, said = policy.loss(params["policy"], judged, batch, fold(key, 5))
+            return more, said.metrics, said.state.baseline
 
         def rest():
             nothing = {"reward": own.baseline, "entropy": jnp.float32(0)}
             return jnp.zeros_like(losses, jnp.float32), nothing, own.baseline
 
         more, metrics, baseline = jax.lax.cond(own.count < until, learn, rest)
-        after = JointState(aux.state, PolicyState((), baseline, own.count + 1))
+        after = JointState(aux.state, PolicyState(own.judge, baseline, own.count + 1))
         return losses + more, aux._replace(state=after, metrics={**aux.metrics, **metrics})
 
     prepare = objective.prepare
@@ -165,42 +178,6 @@ def _one_each(reward):
         return found
 
     return checked
-
-
-def _chosen_loss(policy, times, reward, context, gradient, draws, entropy, decay):
-    reward = _one_each(reward)
-
-    def chosen_loss(params, judge, state, batch, key):
-        batch = {"index": jnp.arange(batch_size(batch)), **batch}
-        if context not in batch:
-            raise unknown("context, what of the batch the policy sees,", context, batch)
-        logits = policy.apply(params, batch[context])
-        log_policy = jax.nn.log_softmax(logits)
-        reward_key = fold(key, 6)
-        if gradient == "exact":
-            rewards = jax.lax.map(
-                lambda t: reward(judge, batch, jnp.broadcast_to(t, logits.shape[:1]), reward_key), times
-            ).T
-            losses = expected_loss(logits, rewards, entropy)
-            found = jnp.sum(jnp.exp(log_policy) * rewards, axis=-1)
-        else:
-            keys = fold(example_keys(key, batch["index"]), 5)
-            one = jax.vmap(lambda key, z: jax.random.categorical(key, z, shape=(draws,)))
-            choices = one(keys, jax.lax.stop_gradient(logits)).T
-            # The noise of the reward is the same for all of them.
-            rewards = jax.lax.map(lambda choice: reward(judge, batch, times[choice], reward_key), choices)
-            found = rewards.mean(0)
-            baseline = state.baseline if draws == 1 else (rewards.sum(0) - rewards) / (draws - 1)
-            each = jax.vmap(policy_loss, (None, 0, 0, 0 if draws > 1 else None, None))
-            losses = each(logits, choices, rewards, baseline, entropy).mean(0)
-        mean = jax.lax.stop_gradient(jnp.mean(found.astype(jnp.float32)))
-        # A plain mean at first.
-        share = jnp.maximum(1.0 - decay, 1.0 / (state.count + 1.0))
-        baseline = state.baseline + share * (mean - state.baseline)
-        metrics = {"reward": mean, "entropy": jax.lax.stop_gradient(jnp.mean(_entropy(log_policy)))}
-        return losses.astype(jnp.float32), metrics, baseline
-
-    return chosen_loss
 
 
 def _checked(policy, times, gradient, draws, entropy, decay):

@@ -95,8 +95,8 @@ def clip_training(config: ConfigDict, *parents: Stage) -> Experiment:
     inner = build(config.objective, **told)
     if "policy" in config:
         policy, times = build(config.policy), np.asarray(config.times, np.float32)
-        reward = objectives.leap_reward(network, process)
-        inner = objectives.with_time_policy(inner, policy, times, reward, **config.choosing)
+        chosen = objectives.time_policy(policy, times, objectives.leap_reward(network, process), **config.choosing)
+        inner = objectives.with_time_policy(inner, chosen, config.until)
     source = data.ArraySource(whole.x0, cond, "clips", beside=beside)
     example = source.take(np.arange(2))
 

@@ -69,9 +69,16 @@ def test_a_set_that_was_cut_short_is_finished_and_is_the_set_of_one_go(tmp_path)
 
 def test_shards_that_were_damaged_are_made_again_and_those_of_something_else_are_refused(tmp_path):
     before = rows(data.collect(of(made), tmp_path, {"model": "a"}))
-    (tmp_path / "train" / "00001-of-00003.x0.npy").write_bytes(b"nothing")
-    after = data.collect(of(made), tmp_path, {"model": "a"})
-    np.testing.assert_array_equal(rows(after)["x0"], before["x0"])
+    damaged = {"00000-of-00003.label.npy": None, "00001-of-00003.x0.npy": b"nothing", "00002-of-00003.noise.npy": b""}
+    for name, content in damaged.items():
+        file = tmp_path / "train" / name
+        file.unlink() if content is None else file.write_bytes(content)
+        draw, calls = dying(after=99)
+        after = data.collect(of(draw), tmp_path, {"model": "a"})
+        # No other shard is.
+        assert {int(index[0]) // 8 for index in calls} == {int(name[4])}
+        for entry, values in rows(after).items():
+            np.testing.assert_array_equal(values, before[entry])
     with pytest.raises(InvalidInput, match=r"made otherwise: made_by.model \(was 'a', is 'b'\)"):
         data.collect(of(made), tmp_path, {"model": "b"})
     with pytest.raises(InvalidInput, match=r"examples\.train"):

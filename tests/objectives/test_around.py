@@ -48,7 +48,7 @@ AROUND = {
     "self_enhanced": (lambda: objectives.self_enhanced(INNER, DENOISER, warmup=0), OWN),
     "uncertainty_weighted": (lambda: objectives.uncertainty_weighted(INNER, EDGES), OWN),
     "with_time_policy": (
-        lambda: objectives.with_time_policy(INNER, POLICY, (0.2, 0.8), lambda *_: jnp.zeros(4)),
+        lambda: objectives.with_time_policy(INNER, objectives.time_policy(POLICY, (0.2, 0.8), lambda *_: jnp.zeros(4))),
         {"student": OWN, "policy": PAIR},
     ),
 }

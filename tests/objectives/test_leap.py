@@ -236,8 +236,8 @@ def clip_student():
     leap = objectives.leap_distillation(
         network, PROCESS, denoisers.denoiser(network, PROCESS), drawn(params, 1), latest=0.6, levels=6
     )
-    reward = objectives.leap_reward(network, PROCESS)
-    joint = objectives.with_time_policy(leap, policy, (0.1, 0.3, 0.5), reward, until=1)
+    chosen = objectives.time_policy(policy, (0.1, 0.3, 0.5), objectives.leap_reward(network, PROCESS))
+    joint = objectives.with_time_policy(leap, chosen, until=1)
     return objectives.conditioned_on_ends(joint), both, {**batch, "index": jnp.arange(8)}
 
 

@@ -149,7 +149,7 @@ def joint(until):
     def judged(params, batch, t, key):
         return params["number"] * t
 
-    return objectives.with_time_policy(student, CHOOSER, TIMES, judged, until=until)
+    return objectives.with_time_policy(student, objectives.time_policy(CHOOSER, TIMES, judged), until)
 
 
 BOTH = {"student": {"number": jnp.float32(1.0)}, "policy": PARAMS}

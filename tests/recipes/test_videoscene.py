@@ -41,7 +41,7 @@ def test_cameras_are_told_as_the_first_of_a_clip_sees_them():
 def test_the_students_differ_in_what_is_claimed_alone():
     config = load(FILE)
     leap, plain, teacher = (config[name].to_dict() for name in ("leap", "plain", "teacher"))
-    for name in ("policy", "times", "choosing", "optimizer"):
+    for name in ("policy", "times", "choosing", "until", "optimizer"):
         leap.pop(name), plain.pop(name, None)
     assert leap["objective"].pop("latest") == max(config.leap.times) and plain["objective"].pop("latest") == 1.0
     assert leap == plain
