@@ -6,7 +6,7 @@ exit code 3.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -50,10 +50,14 @@ def unknown(field: str, value: Any, choices: Iterable[str]) -> InvalidInput:
     choices = sorted(map(str, choices))
     match = nearest(value, choices)
     hint = f"did you mean {match!r}? " if match else ""
-    most, alike = LISTED
-    if len(choices) > most:
-        close = difflib.get_close_matches(str(value), choices, n=alike, cutoff=0.0)
-        valid = f"{', '.join(close)} and {len(choices) - len(close)} more"
-    else:
-        valid = ", ".join(choices)
+    valid = listed(value, choices)
     return InvalidInput(f"{field} is {shortened(value)}, which does not exist; {hint}Valid: {valid}.")
+
+
+def listed(value: Any, choices: Sequence[str]) -> str:
+    """The valid choices in a message: all of them or, where they are many (`LISTED`), those spelled most alike."""
+    most, alike = LISTED
+    if len(choices) <= most:
+        return ", ".join(choices)
+    close = difflib.get_close_matches(str(value), choices, n=alike, cutoff=0.0)
+    return f"{', '.join(close)} and {len(choices) - len(close)} more"

@@ -25,7 +25,7 @@ from jaxtyping import AbstractArray
 from typing_extensions import get_protocol_members, is_protocol
 
 from diffusion_jax.config.trust import is_outside, outside_constructor
-from diffusion_jax.errors import InvalidInput, invalid, nearest, shortened, unknown
+from diffusion_jax.errors import InvalidInput, invalid, listed, nearest, shortened, unknown
 
 CONFIGURABLE = (
     "acceleration",
@@ -48,10 +48,6 @@ CONFIGURABLE = (
 
 NO_PARTS = (type(None), str, bytes, Path, bool, int, float)
 """What constructors of parts do not return: a function of which this is the result was written to do something."""
-
-
-LISTED = 16
-"""Valid choices that a message names."""
 
 
 def constructor(name: Any) -> Callable[..., Any]:
@@ -291,8 +287,7 @@ def _choices(name: str, wanted: Any) -> str:
     near = [choice for choice in valid if choice.rpartition(".")[0] == valid[0].rpartition(".")[0]]
     match = nearest(name, near) or nearest(name.rpartition(".")[2], near)
     hint = f"did you mean {match!r}? " if match else ""
-    more = f" and {len(valid) - LISTED} more" if len(valid) > LISTED else ""
-    return f"{hint}Valid: {', '.join(valid[:LISTED])}{more}."
+    return f"{hint}Valid: {listed(name, valid)}."
 
 
 def holds(wanted: Any, kind: type) -> bool:
