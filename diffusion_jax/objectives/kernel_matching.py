@@ -47,7 +47,9 @@ def gaussian_kernel(bandwidths: Sequence[Number] = (1.0,)) -> Kernel:
         raise invalid("bandwidths", bandwidths, "positive numbers are needed, such as (1.0,)")
 
     def kernel(u, v):
-        square = jnp.square(u).sum(axis=1)[:, None] + jnp.square(v).sum(axis=1) - 2.0 * u @ v.T
+        # In full precision, for it is a difference of nearly equal values.
+        inner = jnp.matmul(u, v.T, precision="highest")
+        square = jnp.square(u).sum(axis=1)[:, None] + jnp.square(v).sum(axis=1) - 2.0 * inner
         square = jnp.maximum(square, 0.0)
         return sum((jnp.exp(-0.5 * square / b**2) for b in bandwidths), jnp.zeros(())) / len(bandwidths)
 
