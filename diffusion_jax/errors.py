@@ -36,7 +36,7 @@ def nearest(value: Any, choices: Iterable[str], cutoff: float = 0.5) -> str | No
 
 
 def need(field: str, value: Any, kind: type | tuple[type, ...], expected: str) -> None:
-    """Raises InvalidInput unless `value` is of this kind, as a constructor is not that nobody called."""
+    """Raises InvalidInput unless `value` is of this kind: a function given in the place of what it makes is not."""
     if not isinstance(value, kind):
         raise invalid(field, value, expected)
 

@@ -86,12 +86,11 @@ def encoded_requests(requests: Sequence[str]) -> dict[str, np.ndarray]:
     return {"tokens": tokens, "tokens_mask": tokens != 0}
 
 
-@functools.lru_cache(maxsize=8)
 def referring_scenes(
     split: str = "train",
     length: int = 4000,
     size: int = 16,
-    tasks: tuple[str, ...] = TASKS,
+    tasks: Sequence[str] = TASKS,
     ambiguous: float | int = 0.25,
     real: float | int = 0.0,
     seed: int = 0,
@@ -114,6 +113,11 @@ def referring_scenes(
         )
     if not (0 <= ambiguous <= 1 and 0 <= real <= 1):
         raise invalid("ambiguous, real", (ambiguous, real), "shares between 0 and 1 are needed")
+    return _referring(split, length, size, tuple(tasks), ambiguous, real, seed)
+
+
+@functools.lru_cache(maxsize=8)
+def _referring(split, length, size, tasks, ambiguous, real, seed):
     photographed = stereo_patches(split, size) if real else None
     answers, pictures = np.empty((length, size, size, 1), np.float32), np.empty((length, size, size, 3), np.float32)
     scenes, requests, meant = [], [], []

@@ -91,16 +91,19 @@ def with_shadow(clear, visibility, attenuation):
 
 
 def light_error(x, truth, mask) -> float:
-    """How far the light of pictures is from the true one where `mask [B, S, S, 1]` is 1: the mean over pictures of the
-    size of the mean logarithm of their ratio there."""
+    """How far the light of pictures is from the true one where `mask [B, S, S, 1]` is 1: the mean over pictures, of
+    those that have pixels there, of the size of the mean logarithm of their ratio."""
     ratio = np.log(linear_light(x) + 0.01) - np.log(linear_light(truth) + 0.01)
-    return float(np.abs((ratio * mask).sum((1, 2, 3)) / (3 * mask.sum((1, 2, 3)))).mean())
+    count = mask.sum((1, 2, 3))
+    return float(np.abs((ratio * mask).sum((1, 2, 3))[count > 0] / (3 * count[count > 0])).mean())
 
 
 def best_gain(picture, truth) -> np.ndarray:
     """Pictures with the best gain of the light in each of their channels, which only who has the truth can find."""
     seen, wanted = linear_light(picture), linear_light(truth)
-    return seen_as((seen * wanted).sum((1, 2), keepdims=True) / np.square(seen).sum((1, 2), keepdims=True) * seen)
+    # A channel without light stays so.
+    power = np.maximum(np.square(seen).sum((1, 2), keepdims=True), 1e-12)
+    return seen_as((seen * wanted).sum((1, 2), keepdims=True) / power * seen)
 
 
 def _pair(random, split, size, textures, photographs):

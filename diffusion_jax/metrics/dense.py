@@ -21,13 +21,15 @@ def mask_overlap(found: Bool[np.ndarray, "B ..."], true: Bool[np.ndarray, "B ...
 def affine_depth_error(found: Numbers, true: Numbers, valid: Any = None) -> Float[np.ndarray, " B"]:
     """AbsRel, the mean of |a d + b - d*| / d* over a map, with the a and b of least squares for each (Ke et al. 2024).
 
-    found: d `[B, ...]`, in any unit. true: d*, positive where `valid` (everywhere unless given). A constant map has the
-    error of the best constant. Raises InvalidInput for a truth that is not positive.
+    found: d `[B, ...]`, in any unit. true: d*, positive where `valid` (everywhere unless given) and anything elsewhere.
+    A constant map has the error of the best constant. Raises InvalidInput for a truth that is not positive.
     """
     found, true = (np.asarray(values, np.float64).reshape(len(values), -1) for values in (found, true))
     counts = np.ones_like(true) if valid is None else np.asarray(valid, np.float64).reshape(true.shape)
     if not (true[counts > 0] > 0).all():
         raise invalid("the least true depth", float(true[counts > 0].min()), "it must be positive")
+    # What is unknown is often NaN, which a weight of 0 would not silence.
+    found, true = (np.where(counts > 0, values, 1.0) for values in (found, true))
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
 
     def mean(values):
@@ -37,4 +39,4 @@ def affine_depth_error(found: Numbers, true: Numbers, valid: Any = None) -> Floa
     spread = mean(apart**2)
     slope = mean(apart * (true - mean(true))) / np.where(spread > 1e-12, spread, np.inf)
     fitted = mean(true) + slope * apart
-    return mean(np.abs(fitted - true) / np.where(counts > 0, true, 1.0))[:, 0]
+    return mean(np.abs(fitted - true) / true)[:, 0]

@@ -75,9 +75,10 @@ def detail_loss(
 
     def init(random, learned, batch):
         refuse_weight(batch, "the decoder's")
+        cond = batch.get("cond") or {}
         for name in [key, *([] if latents is None else [latents])]:
-            if name not in batch.get("cond", {}):
-                raise InvalidInput(f"The decoder needs cond[{name!r}]; cond has {sorted(batch.get('cond', {}))}.")
+            if name not in cond:
+                raise InvalidInput(f"The decoder needs cond[{name!r}]; cond has {sorted(cond)}.")
         return DetailState(Frozen(params))
 
     def loss(learned, state, batch, random):

@@ -29,7 +29,12 @@ def batch_size(batch: Mapping[str, Any]) -> int:
 
 
 def example_keys(key: Key[Array, ""], index: Int[Array, " B"]) -> Key[Array, " B"]:
-    """One key per example: a function of the step's key and the example's index alone."""
+    """One key per example: a function of the step's key and the example's index alone.
+
+    What is folded into it: 0 to 2 by the losses themselves, 3 by `degraded`, 4 by drawn scales of guidance and by
+    `conditioned_on_ends` (so of both together the draws depend on each other), 5 by `time_policy`, 6 by the times of
+    `shortcut`. What is new needs a number of its own.
+    """
     return sample_keys(fold(key, 1), index)
 
 

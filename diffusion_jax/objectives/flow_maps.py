@@ -129,7 +129,7 @@ def shortcut(
         consistent = jnp.arange(batch_size(batch)) % one_in == 0
         jump = jnp.where(consistent, jumps[which], 0.0)
         places = 1.0 / jumps[which]
-        t = jumps[which] * (1.0 + jnp.floor(uniform(fold(keys, 3), jump.shape) * places))
+        t = jumps[which] * (1.0 + jnp.floor(uniform(fold(keys, 6), jump.shape) * places))
         return {**batch, "t": jnp.where(consistent, t, batch["t"]), "jump": jump}
 
     def loss(params, state, batch, key):

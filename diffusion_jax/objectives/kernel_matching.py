@@ -28,16 +28,21 @@ _BANK = 2**32 - 1
 """Folded into the key of a step for the rows of a bank."""
 
 
+def _inner(u, v):
+    # In full precision, for distances and discrepancies are differences of nearly equal values.
+    return jnp.matmul(u, v.T, precision="highest")
+
+
 def linear_kernel() -> Kernel:
     """`u . v`: the distance is that of the mean features."""
-    return lambda u, v: u @ v.T
+    return _inner
 
 
 def polynomial_kernel(degree: int = 3) -> Kernel:
     """`(u . v / d + 1)^degree`, the one of the kernel distance for degree 3: moments up to the degree are compared."""
     if degree < 1:
         raise invalid("degree", degree, "it must be at least 1")
-    return lambda u, v: (u @ v.T / u.shape[-1] + 1.0) ** degree
+    return lambda u, v: (_inner(u, v) / u.shape[-1] + 1.0) ** degree
 
 
 def gaussian_kernel(bandwidths: Sequence[Number] = (1.0,)) -> Kernel:
@@ -47,7 +52,7 @@ def gaussian_kernel(bandwidths: Sequence[Number] = (1.0,)) -> Kernel:
         raise invalid("bandwidths", bandwidths, "positive numbers are needed, such as (1.0,)")
 
     def kernel(u, v):
-        square = jnp.square(u).sum(axis=1)[:, None] + jnp.square(v).sum(axis=1) - 2.0 * u @ v.T
+        square = jnp.square(u).sum(axis=1)[:, None] + jnp.square(v).sum(axis=1) - 2.0 * _inner(u, v)
         square = jnp.maximum(square, 0.0)
         return sum((jnp.exp(-0.5 * square / b**2) for b in bandwidths), jnp.zeros(())) / len(bandwidths)
 

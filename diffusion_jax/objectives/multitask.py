@@ -187,7 +187,8 @@ def _gram(each: Any) -> Float[Array, "k k"]:
     for leaf in jax.tree.leaves(each):
         axes = tuple(range(1, leaf.ndim))
         leaf = leaf.astype(jnp.float32)
-        total = total + jnp.tensordot(leaf, leaf, axes=(axes, axes))
+        # In full precision, or gradients that nearly agree make a matrix that is not positive definite.
+        total = total + jnp.tensordot(leaf, leaf, axes=(axes, axes), precision="highest")
     return total
 
 

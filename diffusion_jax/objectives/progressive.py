@@ -80,8 +80,7 @@ def progressive(
         goal = jax.lax.stop_gradient(process.target(said.x0, said.eps, t))
         output, extras = network.apply(params, *network_inputs(process, x_t, t), cond, train=True, key=network_key)
         square = per_example(squared_error(output, goal))
-        weights = batch["t_weight"] if weight is None else batch["t_weight"] * weight(process, t)
-        losses = weights * square
-        return losses, Aux(state, {"mse": jnp.mean(square)}, {"loss": losses, "t": t}, extras)
+        losses = square if weight is None else weight(process, t) * square
+        return batch["t_weight"] * losses, Aux(state, {"mse": jnp.mean(square)}, {"loss": losses, "t": t}, extras)
 
     return Objective(init, loss, prepare)

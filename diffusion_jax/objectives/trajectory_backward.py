@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax import timesteps
-from diffusion_jax.clock import as_grid
 from diffusion_jax.denoisers import recorded
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.objectives.batches import batch_size, example_keys, refuse_weight
@@ -34,6 +33,7 @@ from diffusion_jax.objectives.continuous_consistency import (
     with_scales,
 )
 from diffusion_jax.objectives.entries import per_example
+from diffusion_jax.objectives.trajectories import key_times
 from diffusion_jax.randomness import fold, split, uniform
 from diffusion_jax.sampling import sample
 from diffusion_jax.solvers import ddim
@@ -124,9 +124,9 @@ def trajectory_backward(
     if teacher is None:
         raise InvalidInput("trajectory_backward learns from runs of a teacher, but teacher is None.")
     check_scales(scales, teacher)
-    times: Any = as_grid(grid)
-    if times.ndim != 1 or times[-1] != 0 or not bool((times[1:] < times[:-1]).all()):
-        raise invalid("grid", times.tolist(), "scalar times that fall to 0 without a pause are needed")
+    times = key_times(grid)
+    if times[-1] != 0:
+        raise invalid("grid", times.tolist(), "key times that fall to 0 are needed")
     knots = circle.angle(times)
 
     def init(key, params, batch):

@@ -52,7 +52,7 @@ def looking_at(position: Any, target: Any, focal: Any = 1.5, up: Any = (0.0, 0.0
 def project(camera: Camera, points: Any, shape: tuple[int, int]) -> Projected:
     """Where `points [..., N, 3]` appear in images of `shape` (H, W), by equation (1)."""
     height, width = shape
-    x, y, z = _split(_seen(camera, points))
+    x, y, z = _split(in_camera_axes(camera, points))
     scale = camera.focal[..., None] * height / (2 * jnp.maximum(z, NEAREST))
     return Projected(jnp.stack([scale * x + width / 2, scale * y + height / 2], axis=-1), z)
 
@@ -65,7 +65,7 @@ def camera_rays(camera: Camera, shape: tuple[int, int]) -> Any:
     flat = jnp.stack(jnp.broadcast_arrays(x[None], y[:, None]), axis=-1)
     flat = flat / camera.focal[..., None, None, None]
     ahead = jnp.concatenate([flat, jnp.ones((*flat.shape[:-1], 1), flat.dtype)], axis=-1)
-    return jnp.einsum("...hwc,...cd->...hwd", ahead, camera.rotation)
+    return jnp.einsum("...hwc,...cd->...hwd", ahead, camera.rotation, precision="highest")
 
 
 def unproject(camera: Camera, depth: Any) -> Any:
@@ -146,8 +146,11 @@ def _quaternion(matrix: Any) -> Any:
     return _unit(jnp.take_along_axis(rows, largest[..., None, None], axis=-2)[..., 0, :])
 
 
-def _seen(camera, points):
-    return jnp.einsum("...ij,...nj->...ni", camera.rotation, points - camera.position[..., None, :])
+def in_camera_axes(camera: Camera, points: Any) -> Any:
+    """`points [..., N, 3]` of the world in the axes of a camera: (x, y, z) of equation (1)."""
+    apart = points - camera.position[..., None, :]
+    # Ten bits, as accelerators multiply by default, are whole pixels of a large image.
+    return jnp.einsum("...ij,...nj->...ni", camera.rotation, apart, precision="highest")
 
 
 def _unit(vector):

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.errors import invalid
-from diffusion_jax.rendering.cameras import NEAREST, Camera, quaternion_matrix
+from diffusion_jax.rendering.cameras import NEAREST, Camera, in_camera_axes, quaternion_matrix
 
 MOST_OPAQUE = 0.99
 """No Gaussian hides all that is behind it, so that every one keeps a gradient (as in the published renderer)."""
@@ -62,9 +62,11 @@ def render_splats(
         shapes = {"means": splats.means.shape, "colours": splats.colours.shape}
         raise invalid("shapes of splats", shapes, "[..., N, 3] and [..., N, C] were expected")
     height, width = shape
-    seen = jnp.einsum("...ij,...nj->...ni", camera.rotation, splats.means - camera.position[..., None, :])
-    order = jnp.argsort(seen[..., 2], axis=-1)
-    opacities = jnp.where(seen[..., 2] > NEAREST, splats.opacities, 0.0)
+    seen = in_camera_axes(camera, splats.means)
+    order, ahead = jnp.argsort(seen[..., 2], axis=-1), seen[..., 2] > NEAREST
+    opacities = jnp.where(ahead, splats.opacities, 0.0)
+    # What is not seen is anywhere: its own numbers may be too large for a product with 0.
+    seen = jnp.where(ahead[..., None], seen, jnp.asarray([0.0, 0.0, 1.0]))
 
     def sorted_by_depth(leaf):
         leaf = jnp.broadcast_to(leaf, (*order.shape, leaf.shape[-1]))
@@ -87,7 +89,8 @@ def render_splats(
         numbers, value = one
         column, line, xx, xy, yy, opacity = (numbers[..., i, None, None] for i in range(6))
         dx, dy = x - column, y - line
-        power = 0.5 * (xx * jnp.square(dx) + yy * jnp.square(dy)) + xy * dx * dy
+        # Not below 0, where rounding takes that of an elongated Gaussian close to the camera.
+        power = jnp.maximum(0.5 * (xx * jnp.square(dx) + yy * jnp.square(dy)) + xy * dx * dy, 0.0)
         alpha = jnp.minimum(opacity * jnp.exp(-power), MOST_OPAQUE)
         return (through * (1 - alpha), so_far + (through * alpha)[..., None] * value[..., None, None, :]), None
 

@@ -17,7 +17,6 @@ from jaxtyping import Array, Float
 
 from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.processes import is_gaussian
-from diffusion_jax.processes.gaussian import PARAMETERIZATIONS
 from diffusion_jax.processes.schedules import safe_inverse
 from diffusion_jax.timesteps.draws import by_weights
 from diffusion_jax.timesteps.grids import scalar_times
@@ -39,7 +38,7 @@ def contributions(process: Any, grid: Times) -> Float[Array, " S"]:
     if process.prediction == "velocity":
         return s - t
     alpha, sigma, ratio = process.alpha(t), process.sigma(t), process.sigma(s) * safe_inverse(process.alpha(s))
-    c_x0, c_eps, scale = PARAMETERIZATIONS[process.prediction](process, t)
+    c_x0, c_eps, scale = process.coefficients(t)
     determinant = c_x0 * sigma - c_eps * alpha
     # (nu_s - nu_t) times the error of eps: the first factor may be infinite at alpha = 0, where the second is 0.
     found = (sigma - alpha * ratio) * scale / jnp.where(t == s, 1.0, determinant)

@@ -30,10 +30,11 @@ def train_on_draws(
 
     def step(carry, key):
         params, moments, state = carry
-        batch = batch_of(key)
+        batch_key, loss_key = jax.random.split(key)
+        batch = batch_of(batch_key)
 
         def mean(params):
-            losses, aux = objective.loss(params, state, batch, key)
+            losses, aux = objective.loss(params, state, batch, loss_key)
             return losses.mean(), aux
 
         gradient, aux = jax.grad(mean, has_aux=True)(params)

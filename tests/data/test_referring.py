@@ -53,6 +53,7 @@ def test_nearer_things_hide_those_behind_them():
 
 def test_splits_and_seeds_are_worlds_of_their_own_and_examples_do_not_depend_on_how_many_there_are(source):
     fewer = data.referring_scenes(length=20)
+    assert data.referring_scenes(length=20, tasks=["segment", "depth"]) is fewer
     np.testing.assert_array_equal(fewer.x0, source.x0[:20])
     for other in (data.referring_scenes("test", 20), data.referring_scenes(length=20, seed=1)):
         assert not np.array_equal(other.cond["concat"], fewer.cond["concat"])

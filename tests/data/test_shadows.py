@@ -54,6 +54,11 @@ def test_the_truth_has_no_shadow_left_and_a_gain_cannot_remove_one():
     bright = shadows.with_shadow(source.x0, np.float32(0.0), np.float32(0.7))
     lit = shadows.light_error(bright, source.x0, masks["shadow"])
     assert 0.2 < lit < -np.log(0.7) + 0.01 < shadows.light_error(picture, source.x0, masks["shadow"])
+    some = masks["shadow"] * (np.arange(12) < 3)[:, None, None, None]
+    few = shadows.light_error(picture[:3], source.x0[:3], some[:3])
+    assert shadows.light_error(picture, source.x0, some) == pytest.approx(few), "others have no such pixels"
+    dark = np.where(np.arange(3) == 1, -1.0, picture)
+    assert (shadows.best_gain(dark, source.x0)[..., 1] == -1).all()
     # One light for all is what a gain removes.
     np.testing.assert_allclose(shadows.best_gain(bright, source.x0), source.x0, atol=1e-3)
     error = np.square(shadows.best_gain(picture, source.x0) - source.x0).mean((1, 2, 3))

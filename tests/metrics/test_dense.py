@@ -21,7 +21,8 @@ def test_depth_is_compared_up_to_an_affine_map_where_it_is_known():
     valid = rng.random((3, 4, 4)) < 0.7
     np.testing.assert_allclose(metrics.affine_depth_error(-2 * true + 3, true), 0.0, atol=1e-12)
     broken = np.where(valid, true, 0.0)
-    np.testing.assert_allclose(metrics.affine_depth_error(true + 1, broken, valid), 0.0, atol=1e-12)
+    for unknown in (broken, np.where(valid, true, np.nan)):
+        np.testing.assert_allclose(metrics.affine_depth_error(true + 1, unknown, valid), 0.0, atol=1e-12)
     # A constant is fitted by the mean.
     mean = true.mean(axis=(1, 2), keepdims=True)
     np.testing.assert_allclose(metrics.affine_depth_error(0 * true, true), (abs(mean - true) / true).mean(axis=(1, 2)))

@@ -54,8 +54,9 @@ def test_only_what_was_added_learns_and_all_of_it(made):
 
 def test_what_is_wrong_is_told(made):
     vae, params, decoder, learned = made
-    with pytest.raises(InvalidInput, match="picture"):
-        objectives.detail_loss(decoder, vae, params).init(jax.random.key(0), learned, {"x0": X})
+    for batch in ({"x0": X}, {"x0": X, "cond": None}, {"x0": X, "cond": {}}):
+        with pytest.raises(InvalidInput, match="picture"):
+            objectives.detail_loss(decoder, vae, params).init(jax.random.key(0), learned, batch)
     with pytest.raises(InvalidInput, match="width"):
         models.detailed(vae, 0)
     with pytest.raises(InvalidInput, match="kl_vae"):

@@ -132,6 +132,13 @@ def test_gradients_are_those_of_differences_and_finite_where_nothing_is_seen():
     value, gradient = total(odd)
     assert np.isfinite(value) and all(np.isfinite(leaf).all() for leaf in gradient)
     assert not gradient.colours[:3].any() and gradient.colours[3].any()
+    # Long and thin ones all around the camera, of whose covariance in the image rounding leaves little.
+    for _ in range(40):
+        means = camera.position[0] + rng.normal(0.0, 3.0, (4, 3))
+        scales = np.exp(rng.normal(0.0, 3.0, (4, 3)))
+        around = splats._replace(means=means.astype(np.float32), scales=scales.astype(np.float32))
+        for leaf in jax.tree.leaves(total(around)):
+            assert np.isfinite(leaf).all()
 
 
 def test_a_point_is_seen_where_it_is_and_found_again_at_its_depth():

@@ -48,8 +48,9 @@ def test_an_error_of_one_answer_arrives_with_the_factor_of_its_step():
     # The eps of later steps stay what they are, as the errors of different steps are independent.
     with jax.enable_x64(True):
         grid = timesteps.from_array([0.9, 0.6, 0.35, 0.1, 0.0])
-        for prediction in ("epsilon", "v", "x0", "edm"):
-            process = processes.cosine(prediction=prediction)
+        ending = processes.residual_diffusion(processes.cosine(), end=0.95)
+        ending, _ = ending.given({"endpoint": jnp.full(4, 0.2)})
+        for process in (ending, *(processes.cosine(prediction=name) for name in ("epsilon", "v", "x0", "edm"))):
 
             def after(error, t, s, process=process):
                 said = process.predict(0.7 + error, jnp.full(4, 0.3), t)
