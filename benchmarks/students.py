@@ -110,7 +110,7 @@ def made_by(config: ConfigDict, base: Stage, guide: bool) -> Student:
         space = objectives.standardised(space, np.asarray(source.x0))
         size = float(np.sqrt(len(objectives.banked(space, source.x0[:64]).bank[0])))
         space = space._replace(kernel=objectives.gaussian_kernel((0.5 * size, size, 2 * size)))
-        settings["spaces"] = (space._replace(condition=objectives.one_hot(CLASSES, size)),)
+        settings["spaces"] = (objectives.paired(space, CLASSES, size),)
     return student(config.method, taught_by(base, guide), **settings)
 
 
