@@ -152,14 +152,14 @@ def _kernel_matching(teacher, spaces: tuple[FeatureSpace, ...] = (), steps=4):
     )
 
 
-def _jumping(what):
+def _jumping(what, **settings):
     def make(teacher, example: Batch | None = None):
         _need_flow(what.__name__, teacher.process)
         if example is None or "x0" not in example:
             told = 'a batch of the data with "x0" (and "cond"): its network has new parameters'
             raise InvalidInput(f"{what.__name__} needs example=, {told}.")
         network = told_target_time(teacher.network)
-        loss = what(network, teacher.process, teacher=teacher.denoiser, teacher_params=teacher.params)
+        loss = what(network, teacher.process, teacher=teacher.denoiser, teacher_params=teacher.params, **settings)
         own = denoiser(network, teacher.process, target_time=True)
 
         def begin(key):
@@ -208,7 +208,8 @@ METHODS: dict[str, Callable[..., Student]] = {
     "consistency_training": _consistency_training,
     "continuous_consistency": _continuous_consistency,
     "reflow": _reflow,
-    "mean_flow": _jumping(objectives.mean_flow),
+    # The velocity itself is known already, so most examples are jumps, and jumps begin at pure noise.
+    "mean_flow": _jumping(objectives.mean_flow, instant_share=0.25, draw=timesteps.uniform()),
     "shortcut": _jumping(objectives.shortcut),
     "distribution_matching": _distribution_matching,
     "kernel_matching": _kernel_matching,
