@@ -54,6 +54,6 @@ def test_a_student_of_every_method_can_be_made():
     config.train.steps, config.model.width, config.model.depth = 0, 8, 1
     base = stages.stage("untrained", config, keep=False)
     for method in METHODS:
-        settings = {"steps": 2} if method in ("progressive", "kernel_matching") else {}
+        settings = {"steps": 1} if method in ("progressive", "kernel_matching", "distribution_matching") else {}
         made = made_by(student_config(method, Sizes(smoke=True), 0, 2, **settings), base, True)
         assert made.grid(2).shape == (3,), method
