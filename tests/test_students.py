@@ -107,7 +107,7 @@ def test_the_answers_of_the_teacher_as_it_is_guided_are_what_is_learned():
     assert differ == set(ASKING)
 
 
-def test_settings_reach_the_losses():
+def test_settings_reach_the_losses(monkeypatch):
     """What times are drawn, how fast r rises, and with how many steps a sampler is trained."""
     many = {"x0": np.zeros((200, 2), np.float32), "cond": {"label": np.zeros(200, np.int32)}}
 
@@ -119,6 +119,23 @@ def test_settings_reach_the_losses():
     assert times("progressive", steps=2) == [0.5, 1.0]
     assert times("consistency", discretisation=4) == [0.25, 0.5, 0.75, 1.0]
     assert student("distribution_matching", TEACHER, every=3).every == {"student": 3}
+    heard = []
+
+    def hearing(name, pick):
+        own = getattr(objectives, name)
+        monkeypatch.setattr(
+            objectives, name, lambda *parts, **more: (heard.append(pick(parts, more)), own(*parts, **more))[1]
+        )
+
+    hearing("shrinking", lambda parts, more: more["every"])
+    hearing("tangent_ramp", lambda parts, more: parts[0])
+    hearing("few_step_answers", lambda parts, more: len(parts[1]) - 1)
+    hearing("whole_runs", lambda parts, more: len(parts[2]) - 1)
+    student("consistency_training", TEACHER, halvings=7)
+    student("continuous_consistency", TEACHER, warmup=6)
+    student("distribution_matching", TEACHER, steps=3)
+    student("kernel_matching", TEACHER, spaces=SPACES, steps=2)
+    assert heard == [7, 6, 3, 2]
 
 
 def test_only_what_is_new_of_a_network_with_a_second_time_is_fresh():
