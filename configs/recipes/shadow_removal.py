@@ -22,7 +22,7 @@ def run(steps: int, batch: int, rate: float, optimizer: str = "adamw") -> Config
 def get_config(variant: str = "") -> ConfigDict:
     if variant == "paper":
         return paper()
-    config = ConfigDict({"seed_numbers": (20, 21, 22), "tuned_on": (100, 101, 102)})
+    config = ConfigDict({"seed_numbers": (20, 21, 22, 23), "tuned_on": (100, 101, 102)})
     config.latents = {"autoencoder": call("models.patch_autoencoder", components=8, patch=4)}
     config.latents.train = call("data.shadow_pairs", length=PAIRS)
     config.latents.test = call("data.shadow_pairs", split="test", length=64)
