@@ -1,6 +1,7 @@
 """Every method of distillation begins at its teacher, learns, and is sampled as its preset says."""
 
-from functools import cache
+import inspect
+from functools import cache, partial
 
 import jax
 import numpy as np
@@ -136,6 +137,43 @@ def test_settings_reach_the_losses(monkeypatch):
     student("distribution_matching", TEACHER, steps=3)
     student("kernel_matching", TEACHER, spaces=SPACES, steps=2)
     assert heard == [7, 6, 3, 2]
+
+
+def test_another_network_learns_from_a_teacher_that_stays():
+    """Of every method: it begins with its own parameters, and what moves are those alone."""
+    narrow = models.mlp(width=4, depth=1, conditions=(models.label(3),))
+    expected = {
+        path: leaf.shape for path, leaf in models.by_path(narrow.init(KEY, BATCH["x0"], INDEX * 0.0, COND)).items()
+    }
+    made = {
+        method: student(method, TEACHER, network=narrow, **{"example": BATCH, **SETTINGS.get(method, {})})
+        for method in METHODS
+    }
+    begun = {method: one.begin(KEY) for method, one in made.items()}
+    frozen = {method: training.frozen_trees(one.objective, begun[method], BATCH) for method, one in made.items()}
+
+    @jax.jit
+    def slopes(begun, batch, frozen):
+        def loss(method, params):
+            objective = made[method].objective
+            state = training.complete_state(objective.init(KEY, params, batch), frozen[method])
+            return objective.loss(params, state, batch, KEY)[0].mean()
+
+        return {method: jax.grad(partial(loss, method))(params) for method, params in begun.items()}
+
+    found = slopes(begun, BATCH, frozen)
+    for method, one in made.items():
+        own = models.by_path(one.sampled(begun[method]))
+        shapes = {path: leaf.shape for path, leaf in own.items() if "target_time" not in path}
+        assert shapes == expected, method
+        moving = one.sampled(found[method])
+        assert max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(moving)) > 0, method
+    fake = begun["distribution_matching"]["fake"]
+    assert jax.tree.all(jax.tree.map(np.array_equal, fake, PARAMS)), "its score is the teacher's"
+    with pytest.raises(InvalidInput, match="consistency needs example="):
+        student("consistency", TEACHER, network=narrow)
+    with pytest.raises(InvalidInput, match="network"):
+        inspect.unwrap(student)("consistency", TEACHER, network="small", example=BATCH)
 
 
 def test_only_what_is_new_of_a_network_with_a_second_time_is_fresh():

@@ -83,5 +83,16 @@ def test_what_is_wrong_is_told(made):
             objectives.detail_loss(decoder, vae, params).init(jax.random.key(0), learned, batch)
     with pytest.raises(InvalidInput, match="width"):
         models.detailed(vae, 0)
-    with pytest.raises(InvalidInput, match="kl_vae"):
-        models.detailed(models.principal_components(X, 1)[0])
+    with pytest.raises(InvalidInput, match="width, channels"):
+        models.detailed(models.patch_autoencoder(), channels=0)
+
+
+def test_behind_a_linear_autoencoder_it_begins_as_the_decoder_and_sees_what_that_loses():
+    linear = models.patch_autoencoder(6, 4)
+    params = linear.init(None, np.concatenate([X, Y]))
+    decoder, latents = models.detailed(linear, width=6), linear.encode(params, X)
+    learned = decoder.init(jax.random.key(1))
+    decode = jax.jit(decoder.decode)
+    np.testing.assert_array_equal(decode(learned, params, latents, Y), jax.jit(linear.decode)(params, latents))
+    learned["writes_0"]["kernel"] = jnp.full_like(learned["writes_0"]["kernel"], 0.1)
+    assert np.abs(decode(learned, params, latents, X) - decode(learned, params, latents, Y)).max() > 1e-3
