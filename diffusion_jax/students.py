@@ -144,13 +144,13 @@ def _consistency(teacher, learner, discretisation=50):
         learner.network, teacher.process, objectives.neighbour(grid), timesteps.on_grid(grid),
         teacher=teacher.denoiser, teacher_params=teacher.params, distance=objectives.pseudo_huber(),
     )  # fmt: skip
-    return _plain(teacher, loss, solvers.lcm())
+    return _plain(teacher, learner, loss, solvers.lcm())
 
 
 def _consistency_training(teacher, learner, halvings=500):
     earlier = objectives.shrinking(teacher.process, every=halvings)
     loss = objectives.consistency(learner.network, teacher.process, earlier, distance=objectives.pseudo_huber())
-    return _plain(teacher, loss, solvers.lcm())
+    return _plain(teacher, learner, loss, solvers.lcm())
 
 
 def _continuous_consistency(teacher, learner, warmup=500):
@@ -158,7 +158,7 @@ def _continuous_consistency(teacher, learner, warmup=500):
         learner.network, teacher.process, teacher=teacher.denoiser, teacher_params=teacher.params,
         ramp=objectives.tangent_ramp(warmup),
     )  # fmt: skip
-    return _plain(teacher, loss, solvers.lcm())
+    return _plain(teacher, learner, loss, solvers.lcm())
 
 
 def _reflow(teacher, learner):
