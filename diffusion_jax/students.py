@@ -73,7 +73,7 @@ class Learner(NamedTuple):
 
     network: Network
     params: Params | None
-    example: Batch | None
+    example: Batch
 
 
 def student(
@@ -102,14 +102,14 @@ def student(
         if name not in takes:
             raise unknown(f"a setting of {method}", name, takes or ("none",))
     if network is None:
-        return make(teacher, Learner(teacher.network, teacher.params, example), **settings)
+        return make(teacher, Learner(teacher.network, teacher.params, example or {}), **settings)
     need("network", network, Network, "one such as models.dit(...) makes is needed")
-    _need_example(method, example)
-    return make(teacher, Learner(network, None, example), **settings)
+    _need_example(method, example or {})
+    return make(teacher, Learner(network, None, example or {}), **settings)
 
 
 def _need_example(method, example):
-    if example is None or "x0" not in example:
+    if "x0" not in example:
         told = 'a batch of the data with "x0" (and "cond"): its network has new parameters'
         raise InvalidInput(f"{method} needs example=, {told}.")
 
