@@ -185,12 +185,12 @@ def _kernel_matching(teacher, learner, spaces: tuple[FeatureSpace, ...] = (), st
     )
 
 
-def _jumping(what):
+def _jumping(what, **settings):
     def make(teacher, learner):
         _need_flow(what.__name__, teacher.process)
         _need_example(what.__name__, learner.example)
         network, example = told_target_time(learner.network), learner.example
-        loss = what(network, teacher.process, teacher=teacher.denoiser, teacher_params=teacher.params)
+        loss = what(network, teacher.process, teacher=teacher.denoiser, teacher_params=teacher.params, **settings)
         own = denoiser(network, teacher.process, target_time=True)
 
         def begin(key):
@@ -239,7 +239,8 @@ METHODS: dict[str, Callable[..., Student]] = {
     "consistency_training": _consistency_training,
     "continuous_consistency": _continuous_consistency,
     "reflow": _reflow,
-    "mean_flow": _jumping(objectives.mean_flow),
+    # The velocity itself is known already, so most examples are jumps, and jumps begin at pure noise.
+    "mean_flow": _jumping(objectives.mean_flow, instant_share=0.25, draw=timesteps.uniform()),
     "shortcut": _jumping(objectives.shortcut),
     "distribution_matching": _distribution_matching,
     "kernel_matching": _kernel_matching,
