@@ -65,6 +65,7 @@ from diffusion_jax.models.routing import (
 )
 from diffusion_jax.models.slicing import Sliced, sliced
 from diffusion_jax.models.stages import Staged, staged
+from diffusion_jax.models.task_routing import ChannelMask, channel_window, random_channels, task_routed
 from diffusion_jax.models.text_encoders import T5, CLIPText, clip_text, t5_encoder
 from diffusion_jax.models.text_transformer import TextTransformer, text_transformer
 from diffusion_jax.models.tiling import sharded_rows, tiled
@@ -81,6 +82,7 @@ __all__ = [
     "CLIPText",
     "CaptionDecoder",
     "Captioner",
+    "ChannelMask",
     "Chooser",
     "CondKey",
     "ConditionStream",
@@ -115,6 +117,7 @@ __all__ = [
     "cache_references",
     "cached",
     "caption_decoder",
+    "channel_window",
     "check_values",
     "chooser",
     "clip_text",
@@ -159,6 +162,7 @@ __all__ = [
     "pixel_reconstructor",
     "pooled",
     "principal_components",
+    "random_channels",
     "reference",
     "referenced",
     "replaced",
@@ -170,6 +174,7 @@ __all__ = [
     "t5_encoder",
     "taps",
     "target_time",
+    "task_routed",
     "text",
     "text_transformer",
     "tiled",
