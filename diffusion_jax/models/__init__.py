@@ -73,6 +73,7 @@ from diffusion_jax.models.unet import UNet, unet
 from diffusion_jax.models.vae import KLVAE, Autoencoder, GaussianPosterior, kl_vae
 from diffusion_jax.models.video_dit import VideoDiT, video_dit
 from diffusion_jax.models.vision_encoders import VisionTransformer, clip_vision, dinov2
+from diffusion_jax.models.weight_masks import kept_share, masked_weights
 
 __all__ = [
     "KLVAE",
@@ -147,10 +148,12 @@ __all__ = [
     "inner_modules",
     "intercepted",
     "joint_transformer",
+    "kept_share",
     "kl_vae",
     "label",
     "largest_gates",
     "latent_space",
+    "masked_weights",
     "mlp",
     "network",
     "null_cache",
