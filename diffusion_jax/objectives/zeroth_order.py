@@ -107,7 +107,7 @@ def _check(directions, radius, parallel, mesh):
     for name, value in (("directions", directions), ("parallel", parallel)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise invalid(name, value, "it must be a whole number of at least 1")
-    if not isinstance(radius, jax.core.Tracer) and not radius > 0:
+    if isinstance(radius, int | float) and not radius > 0:
         raise invalid("radius", radius, "it must be positive")
     if mesh is not None:
         share = 1
