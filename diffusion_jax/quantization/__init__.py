@@ -1,5 +1,6 @@
 """Networks whose weights, and what their layers read, are integers of few bits: quantisers, networks by interception
-(`quantized`), ranges by time along a sampler's own trajectory (`input_ranges`), products of integers, bytes counted.
+(`quantized`), ranges by time along a sampler's own trajectory (`input_ranges`), rounding that is learned
+block by block (`reconstructed`), products of integers, bytes counted.
 """
 
 from diffusion_jax.quantization.calibration import input_ranges
@@ -15,10 +16,19 @@ from diffusion_jax.quantization.quantizers import (
     scales_of_range,
     symmetric,
 )
+from diffusion_jax.quantization.reconstruction import (
+    Reconstruction,
+    reconstructed,
+    rounding_penalty,
+    rounding_share,
+    rounding_start,
+    softly_rounded,
+)
 
 __all__ = [
     "Quantized",
     "Quantizer",
+    "Reconstruction",
     "Scales",
     "affine",
     "dequantize",
@@ -28,7 +38,12 @@ __all__ = [
     "quantize",
     "quantized",
     "quantized_bytes",
+    "reconstructed",
+    "rounding_penalty",
+    "rounding_share",
+    "rounding_start",
     "scales_of",
     "scales_of_range",
+    "softly_rounded",
     "symmetric",
 ]
