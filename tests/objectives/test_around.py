@@ -64,8 +64,12 @@ def test_the_inner_objective_keeps_its_loss_its_state_and_what_it_tells(name):
     @jax.jit
     def run(params):
         state = objective.init(KEY, params, batch)
+        prepared = objective.prepare(state, batch, KEY)
+        if objective.gradient is not None:
+            _, grads, aux = objective.gradient(params, state, batch, KEY)
+            return prepared, aux, grads
         value = jax.value_and_grad(lambda params: objective.loss(params, state, batch, KEY)[0].mean())
-        return objective.prepare(state, batch, KEY), objective.loss(params, state, batch, KEY)[1], value(params)[1]
+        return prepared, objective.loss(params, state, batch, KEY)[1], value(params)[1]
 
     prepared, aux, grads = run(params)
     inner = aux.state if name in ("conditioned_on_ends", "degraded", "on_trajectories") else aux.state.inner

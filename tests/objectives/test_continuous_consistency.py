@@ -2,13 +2,14 @@
 each term teaches what it should."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax import data, denoisers, distributed, models, objectives, processes, timesteps, training
+from diffusion_jax import data, denoisers, distributed, models, objectives, processes, timesteps
 from diffusion_jax.clock import single_step
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.objectives.batches import example_keys
@@ -17,6 +18,7 @@ from diffusion_jax.randomness import normal, split
 from diffusion_jax.time_axes import expand
 from diffusion_jax.typing import Network
 from tests.models.shared import compiled, drawn_params, image
+from tests.objectives.resumed import trained
 
 KEY = jax.random.key(0)
 WIDTH = 0.8
@@ -204,23 +206,11 @@ def test_times_are_drawn_as_published_and_a_run_goes_on_bit_for_bit(tmp_path):
     assert abs(ratio.mean() + 1) < 0.1 and abs(ratio.std() - 1.4) < 0.1
     draw = timesteps.importance(num_buckets=2, history=1)
     objective = objectives.continuous_consistency(network, FLOW, draw, ramp=objectives.tangent_ramp(4))
-
-    def trained(steps, workdir=None):
-        return training.train(
-            objective,
-            training.optimizers.sgd(0.1),
-            data.pipeline(data.ArraySource(X0), 8, seed=0),
-            init_params=lambda key: {"off": jnp.float32(0.3)},
-            steps=steps,
-            workdir=workdir,
-            mesh=distributed.make_mesh(devices=1),
-            progress=False,
-            log_to=(),
-        )
-
-    whole = trained(3)
-    trained(1, tmp_path)
-    resumed = trained(3, tmp_path)
+    source, mesh = data.ArraySource(X0), distributed.make_mesh(devices=1)
+    run = partial(trained, objective, source, {"off": jnp.float32(0.3)}, batch_size=8, mesh=mesh)
+    whole = run(3)
+    run(1, tmp_path)
+    resumed = run(3, tmp_path)
     jax.tree.map(np.testing.assert_array_equal, *((s.params, s.objective_state) for s in (resumed, whole)))
     assert int(whole.objective_state.count) == 3
     fresh = draw.init()

@@ -9,6 +9,7 @@ from diffusion_jax import adapters, data, distributed, models, objectives, proce
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.models import by_path
 from diffusion_jax.typing import Frozen, Objective
+from tests.objectives import resumed
 
 
 def case():
@@ -109,25 +110,17 @@ def test_a_run_goes_on_beside_the_same_frozen_parameters_alone(tmp_path):
     frozen = {"params": params}
     source = data.ArraySource(np.asarray(batch["x0"]), jax.device_get(batch["cond"]), "a")
 
-    def trained(steps, workdir, frozen=frozen):
+    def run(steps, workdir, frozen=frozen):
         part = objectives.with_frozen(objective, frozen, trained="lora")
-        return training.train(
-            part,
-            optimizer,
-            data.pipeline(source, 8, seed=0),
-            init_params=lambda key: factors,
-            steps=steps,
-            workdir=workdir,
-            progress=False,
-        )
+        return resumed.trained(part, source, factors, steps, workdir, batch_size=8, optimizer=optimizer)
 
-    trained(1, tmp_path / "cut")
+    run(1, tmp_path / "cut")
     stored = sum(file.stat().st_size for file in (tmp_path / "cut" / "checkpoints").rglob("*") if file.is_file())
     assert stored < 4 * sum(leaf.nbytes for leaf in jax.tree.leaves(factors)) + 2**16
     other = {"params": {**params, "positions": params.get("positions", jnp.zeros(1)) + 1}}
     with pytest.raises(InvalidInput, match=r"other frozen parameters.*params/positions"):
-        trained(2, tmp_path / "cut", other)
-    went_on, expected = trained(2, tmp_path / "cut"), trained(2, None)
+        run(2, tmp_path / "cut", other)
+    went_on, expected = run(2, tmp_path / "cut"), run(2, None)
     for path, leaf in by_path(went_on.params).items():
         np.testing.assert_array_equal(leaf, by_path(expected.params)[path])
 

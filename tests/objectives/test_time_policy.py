@@ -1,5 +1,7 @@
 """A policy over times: its two gradients are one in the mean, it reaches nothing else, and it comes to rest."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from diffusion_jax.models import Chooser
 from diffusion_jax.objectives import expected_loss, policy_loss
 from diffusion_jax.typing import Aux, Objective
 from tests.models.drawn import drawn
+from tests.objectives.resumed import trained
 
 KEY = jax.random.key(0)
 TIMES = (0.1, 0.3, 0.5, 0.9)
@@ -84,17 +87,19 @@ def test_in_the_mean_what_is_sampled_is_what_is_exact():
     many = {name: np.repeat(BATCH[name], 10_000, axis=0) for name in ("x0", "base")}
     many["index"] = jnp.arange(30_000)
 
-    def of(gradient, draws=1):
+    def of(gradient, draws=1, batch=many):
         objective = objectives.time_policy(CHOOSER, TIMES, reward, JUDGE, gradient=gradient, draws=draws, entropy=0.1)
-        state = objective.init(KEY, PARAMS, many)._replace(baseline=jnp.float32(0.5), count=jnp.int32(7))
+        state = objective.init(KEY, PARAMS, batch)._replace(baseline=jnp.float32(0.5), count=jnp.int32(7))
 
         def mean(params):
-            losses, aux = objective.loss(params, state, many, KEY)
+            losses, aux = objective.loss(params, state, batch, KEY)
             return losses.mean(), aux
 
         return jax.grad(mean, has_aux=True)(PARAMS)
 
-    found = jax.device_get(jax.jit(lambda: [of("exact"), of("sampled"), of("sampled", 3)])())
+    found = jax.device_get(
+        jax.jit(lambda: [of("exact"), of("sampled"), of("sampled", 3), of("sampled", 10_000, BATCH)])()
+    )
     exact, told = found[0]
     size = np.abs(exact["w"]).max()
     for grads, aux in found[1:]:
@@ -114,23 +119,11 @@ def test_the_running_mean_forgets_and_a_run_goes_on_bit_for_bit(tmp_path):
     np.testing.assert_allclose(aux.state.baseline, 0.2 + 0.25 * (aux.metrics["reward"] - 0.2), rtol=1e-5)
     source = data.ArraySource(BATCH["x0"], beside={"base": BATCH["base"]})
     both = joint(until=2)
-
-    def trained(steps, workdir=None):
-        return training.train(
-            both,
-            training.optimizers.sgd(0.1),
-            data.pipeline(source, 3, seed=0),
-            init_params=lambda key: jax.tree.map(jnp.asarray, BOTH),
-            steps=steps,
-            workdir=workdir,
-            mesh=distributed.make_mesh(devices=1),
-            progress=False,
-            log_to=(),
-        )
-
-    whole = trained(3)
-    trained(1, tmp_path)
-    resumed = trained(3, tmp_path)
+    params, mesh = jax.tree.map(jnp.asarray, BOTH), distributed.make_mesh(devices=1)
+    run = partial(trained, both, source, params, batch_size=3, mesh=mesh)
+    whole = run(3)
+    run(1, tmp_path)
+    resumed = run(3, tmp_path)
     kept = [(one.params, one.objective_state) for one in (resumed, whole)]
     jax.tree.map(np.testing.assert_array_equal, *kept)
     # Two rewards were seen, whose plain mean it is, and the third loss had none.
