@@ -13,7 +13,6 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from diffusion_jax.errors import InvalidInput
 from diffusion_jax.quantization.quantizers import Quantizer, Scales, quantize
 
 
@@ -23,16 +22,12 @@ def integer_product(
     """What a layer takes as its `dot_general` or `conv_general_dilated` (the name in `multiply`): equation (1).
 
     kernel: its integers and scales. scales: x -> those of x. The layer's own kernel is not looked at.
-    Raises InvalidInput where qwix is not installed.
     """
     return partial(_product, multiply, kernel, scales, activations)
 
 
 def _product(multiply, kernel, scales, activations, x, ignored, *numbers, precision=None, **more):
-    try:
-        import qwix
-    except ImportError:
-        raise InvalidInput("arithmetic='integer' needs qwix: pip install qwix.") from None
+    import qwix
 
     def array(integers, found, keep_zero):
         step = jnp.broadcast_to(found.step, (1,) * (integers.ndim - found.step.ndim) + found.step.shape)
