@@ -161,14 +161,19 @@ def reconstructed(
 
             adam = optax.adam(learning_rate)
 
-            def update(carry, step):
+            def update(carry, step) -> Any:
                 v, state = carry
                 index = jax.random.randint(jax.random.fold_in(key, step), (batch,), 0, len(target))
                 moved, state = adam.update(jax.grad(loss)(v, index, step), state)
                 return (optax.apply_updates(v, moved), state), None
 
             start = {name: _start(floats[name], scales[name], weights) for name in inside}
-            (v, _), _ = jax.lax.scan(update, (start, adam.init(start)), jnp.arange(steps))
+            begun: Any = (start, adam.init(start))
+
+            def run() -> Any:
+                return jax.lax.scan(update, begun, jnp.arange(steps))[0][0]
+
+            v = run()
             new = {name: chosen(_hardened(floats[name], scales[name], weights, v[name]), hard[name]) for name in inside}
             errors = error(hard, target, data), error({**hard, **new}, target, data)
             better = errors[1] < errors[0]

@@ -11,6 +11,7 @@ from diffusion_jax import models, processes, quantization
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.models import by_path
 from diffusion_jax.quantization import affine, quantized, reconstructed, symmetric
+from diffusion_jax.quantization.quantizers import grouped
 from tests.models.openings import LEVELS
 from tests.models.shared import T, drawn_params, image, labels, tiny_dit
 
@@ -19,7 +20,7 @@ X, COND = image((2, 4, 4, 3)), labels(0, 2)
 NETWORK = tiny_dit()
 PARAMS = drawn_params(NETWORK, X, T, COND)
 WEIGHTS = symmetric(3)
-TIMES = np.float32([0.9, 0.6, 0.3, 0.1])
+TIMES = np.asarray([0.9, 0.6, 0.3, 0.1], np.float32)
 STATES = np.random.default_rng(0).standard_normal((2, 4, 4, 4, 3)).astype(np.float32)
 HOW = {"key": jax.random.key(0), "steps": 500, "batch": 8, "learning_rate": 2e-2, "strength": 0.1}
 
@@ -31,7 +32,7 @@ def parameters():
 
 @cache
 def found():
-    given = {"cond": COND, "null": {"label": np.int32([3])}}
+    given = {"cond": COND, "null": {"label": np.asarray([3], np.int32)}}
     return reconstructed(NETWORK, parameters(), WEIGHTS, FLOW, PARAMS, STATES, TIMES, **given, **HOW)
 
 
@@ -42,7 +43,7 @@ def test_soft_weights_begin_at_the_weights_and_only_move_between_their_neighbour
 
     @jax.jit
     def tried(kernel, scales):
-        exact = quantization.quantizers.grouped(kernel, quantizer.per) / scales.step
+        exact = grouped(kernel, quantizer.per) / scales.step
         v = quantization.rounding_start(exact - jnp.floor(exact))
         penalty = jax.grad(lambda v: quantization.rounding_penalty(v, 4.0).sum())
         ends = [quantization.softly_rounded(kernel, scales, quantizer, np.full(v.shape, e, "f")) for e in (-9, 9)]
@@ -52,7 +53,7 @@ def test_soft_weights_begin_at_the_weights_and_only_move_between_their_neighbour
 
     soft, (down, up), share, slope, nearest = jax.device_get(tried(kernel, scales))
     # But for what lies beyond the ends of the grid, as the rounded zero point has them.
-    wide = quantization.quantizers.grouped(kernel, quantizer.per)
+    wide = grouped(kernel, quantizer.per)
     most = 2 ** (quantizer.bits - 1)
     ends = [np.asarray(scales.step) * (end - np.asarray(scales.zero, np.float32)) for end in (-most, most - 1)]
     np.testing.assert_allclose(soft, np.clip(wide, *ends).reshape(kernel.shape), atol=2e-6)
@@ -80,7 +81,7 @@ def test_every_block_comes_closer_and_the_weights_are_neighbours_on_the_grid():
 
 def test_the_whole_network_is_closer_than_with_weights_rounded_to_the_nearest():
     x, t = STATES.reshape(8, 4, 4, 3), np.tile(TIMES * 1000, 2)
-    cond = {"label": np.repeat(np.int32([0, 2]), 4)}
+    cond = {"label": np.repeat(np.asarray([0, 2], np.int32), 4)}
     one = quantized(NETWORK, WEIGHTS)
     plain = jax.jit(lambda x, t: NETWORK.apply(PARAMS, x, t, cond)[0])(x, t)
     program = jax.jit(lambda params, x, t: one.network.apply(params, x, t, cond)[0])
