@@ -102,18 +102,23 @@ def case():
     return params, generate, spaces, {"x0": x}
 
 
+def key_of(step):
+    """Of a step of training, with the seed 0."""
+    return jax.random.fold_in(jax.random.key(0), step)
+
+
 @pytest.fixture(scope="module")
 def stepped(case):
-    """`rate -> (params, metrics)` after one step of stochastic gradient descent; one program for all rates."""
+    """`(rate, number of the step) -> (params, metrics)` after a step of stochastic gradient descent: one program."""
     params, generate, spaces, batch = case
     objective, optimizer = objectives.kernel_matching(generate, spaces), optax.inject_hyperparams(optax.sgd)(1.0)
     state = training.init_state(objective, optimizer, lambda key: params, batch)
     assert not jax.tree.leaves(state.objective_state), "features are no state"
-    step = training.make_train_step(objective, optimizer)
+    train_step = training.make_train_step(objective, optimizer)
 
-    def after(rate):
+    def after(rate, step=0):
         chosen = state.opt_state._replace(hyperparams={"learning_rate": np.float32(rate)})
-        new, told = step(state._replace(opt_state=chosen), batch)
+        new, told = train_step(state._replace(opt_state=chosen, step=np.int32(step)), batch)
         return jax.device_get((new.params, told))
 
     return after
@@ -121,20 +126,16 @@ def stepped(case):
 
 def test_every_step_and_no_feature_learns(case, stepped):
     params, generate, spaces, batch = case
-    objective = objectives.kernel_matching(generate, spaces)
 
-    def mean(params, key):
-        return objective.loss(params, objective.init(KEY, params, batch), batch, key)[0].mean()
-
-    def program(params, key):
-        u = generate(params, {**batch, "index": jnp.arange(16)}, key)
-        parts = [
+    def parts_of(params):
+        u = generate(params, {**batch, "index": jnp.arange(16)}, key_of(0))
+        return [
             objectives.squared_mmd(s.features(s.params, u), s.features(s.params, batch["x0"]), s.kernel) for s in spaces
         ]
-        return jax.value_and_grad(mean)(params, key), parts
 
-    program = compiled(program)
-    ((value, grads), parts), ((other, _), _) = (program(params, key) for key in (KEY, jax.random.key(1)))
+    parts = compiled(parts_of)(params)
+    (learned, told), (_, later) = (stepped(1.0, step) for step in (0, 1))
+    value, other, grads = told["loss"], later["loss"], jax.tree.map(np.subtract, params, learned)
     sizes = {path: float(np.abs(leaf).max()) for path, leaf in models.by_path(grads).items()}
     assert min(sizes.values()) > 1e-4, sizes
     assert abs(float(value - other)) > 1e-4, "each step has noise of its own"
@@ -151,8 +152,7 @@ def test_rematerialised_or_on_eight_devices_it_is_the_same_gradient(case, steppe
     mesh, optimizer = distributed.make_mesh(), training.optimizers.sgd(1.0)
 
     def mean(params):
-        key = jax.random.fold_in(jax.random.key(0), 0)
-        return plain.loss(params, plain.init(KEY, params, batch), batch, key)[0].mean()
+        return plain.loss(params, plain.init(KEY, params, batch), batch, key_of(0))[0].mean()
 
     objective = objectives.kernel_matching(sampler(True)[1], spaces)
     state = training.init_state(objective, optimizer, lambda key: params, batch, mesh=mesh)
@@ -199,7 +199,7 @@ def test_a_linear_denoiser_learns_the_error_of_its_own_steps():
         many = {"x0": jnp.zeros((100_000, 1)), "index": jnp.arange(100_000)}
         return generate(params, many, jax.random.key(9)).var() / scale**2
 
-    relative_variance = jax.jit(relative_variance)
+    relative_variance = compiled(relative_variance)
     before = relative_variance(state.params)
     for x0 in data:
         state, _ = step(state, {"x0": x0})
