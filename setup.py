@@ -58,6 +58,7 @@ setup(
         "flax>=0.12.8,<0.13",
         "optax>=0.2.5",
         "orbax-checkpoint>=0.11",
+        "qwix>=0.1.8,<0.2",
         "grain>=0.2.12",
         "ml_collections>=1.0",
         "pyyaml",

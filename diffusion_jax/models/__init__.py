@@ -65,6 +65,7 @@ from diffusion_jax.models.routing import (
 )
 from diffusion_jax.models.slicing import Sliced, sliced
 from diffusion_jax.models.stages import Staged, staged
+from diffusion_jax.models.task_routing import ChannelMask, channel_window, random_channels, task_routed
 from diffusion_jax.models.text_encoders import T5, CLIPText, clip_text, t5_encoder
 from diffusion_jax.models.text_transformer import TextTransformer, text_transformer
 from diffusion_jax.models.tiling import sharded_rows, tiled
@@ -72,6 +73,7 @@ from diffusion_jax.models.unet import UNet, unet
 from diffusion_jax.models.vae import KLVAE, Autoencoder, GaussianPosterior, kl_vae
 from diffusion_jax.models.video_dit import VideoDiT, video_dit
 from diffusion_jax.models.vision_encoders import VisionTransformer, clip_vision, dinov2
+from diffusion_jax.models.weight_masks import kept_share, masked_weights
 
 __all__ = [
     "KLVAE",
@@ -81,6 +83,7 @@ __all__ = [
     "CLIPText",
     "CaptionDecoder",
     "Captioner",
+    "ChannelMask",
     "Chooser",
     "CondKey",
     "ConditionStream",
@@ -115,6 +118,7 @@ __all__ = [
     "cache_references",
     "cached",
     "caption_decoder",
+    "channel_window",
     "check_values",
     "chooser",
     "clip_text",
@@ -144,10 +148,12 @@ __all__ = [
     "inner_modules",
     "intercepted",
     "joint_transformer",
+    "kept_share",
     "kl_vae",
     "label",
     "largest_gates",
     "latent_space",
+    "masked_weights",
     "mlp",
     "network",
     "null_cache",
@@ -160,6 +166,7 @@ __all__ = [
     "pixel_reconstructor",
     "pooled",
     "principal_components",
+    "random_channels",
     "reference",
     "referenced",
     "replaced",
@@ -171,6 +178,7 @@ __all__ = [
     "t5_encoder",
     "taps",
     "target_time",
+    "task_routed",
     "text",
     "text_transformer",
     "tiled",

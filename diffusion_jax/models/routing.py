@@ -33,16 +33,20 @@ _ATTENTION = ("attention", "temporal_attention")
 _MLP = ("mlp", "temporal_mlp")
 
 
-def gumbel_sigmoid_st(key: Any, logits: Float[Array, "..."], tau: float | int = 5.0) -> Float[Array, "..."]:
+def gumbel_sigmoid_st(
+    key: Any, logits: Float[Array, "..."], tau: float | int = 5.0, single: bool = False
+) -> Float[Array, "..."]:
     """Gates 0 or 1 with the gradient of a sigmoid (Jang et al. 2017, Bengio et al. 2013): with u = logits + g1 - g2,
 
         value 1[sigmoid(u / tau) > 1/2],   gradient of sigmoid(u / tau)
 
     key: of the Gumbel noise g1, g2; None for none, as in evaluation. tau: temperature.
+    single: without g2, as masks of weights are drawn (MaskUNet): P(1) = 1 - exp(-exp(logit)), 0.63 for logit 0.
     """
     if key is not None:
         # The difference of two Gumbel variables is logistic.
-        logits = logits + jax.random.logistic(key, logits.shape, logits.dtype)
+        noise = jax.random.gumbel if single else jax.random.logistic
+        logits = logits + noise(key, logits.shape, logits.dtype)
     soft = jax.nn.sigmoid(logits / tau)
     # In this order the value is exactly 0 or 1.
     return (logits > 0).astype(soft.dtype) + (soft - jax.lax.stop_gradient(soft))
@@ -206,7 +210,7 @@ def _report(site, gate, flops):
     site.put(LEDGER, "whole", jnp.float32(flops / gate.shape[0]))
 
 
-def _over_rows(gate, rows):
+def over_rows(gate, rows):
     """A gate for each row of `[B F, ...]`, where frames or tokens were folded into the batch."""
     return gate if gate.shape[0] in (1, rows) else jnp.repeat(gate, rows // gate.shape[0], axis=0)
 
@@ -218,7 +222,7 @@ def _gated_heads(site, q, k, v, *seen):
     flops = 2 * batch * heads * channels * (4 * queries * heads * channels + 2 * queries * k.shape[1])
     _report(site, gate, flops)
     out = site.run(q, k, v, *seen)
-    return out * _over_rows(gate, batch)[:, None, :, None].astype(out.dtype)
+    return out * over_rows(gate, batch)[:, None, :, None].astype(out.dtype)
 
 
 def _gated_groups(site, x, groups):
@@ -229,7 +233,7 @@ def _gated_groups(site, x, groups):
         raise invalid("groups", gate.shape[1], f"it must divide the hidden width, {out.shape[-1]}")
     matrices = 3 if layer.swiglu or layer.gated else 2
     _report(site, gate, 2 * matrices * math.prod(x.shape) * out.shape[-1])
-    gate = jnp.repeat(_over_rows(gate, x.shape[0]), out.shape[-1] // gate.shape[1], axis=1)
+    gate = jnp.repeat(over_rows(gate, x.shape[0]), out.shape[-1] // gate.shape[1], axis=1)
     return out * expand_vector(gate, out).astype(out.dtype)
 
 

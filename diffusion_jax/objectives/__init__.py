@@ -112,6 +112,7 @@ from diffusion_jax.objectives.trajectory_backward import (
     trajectory_backward,
 )
 from diffusion_jax.objectives.validation import validation_loss
+from diffusion_jax.objectives.zeroth_order import zeroth_order, zeroth_order_gradient
 
 __all__ = [
     "TOKEN_WEIGHTINGS",
@@ -217,4 +218,6 @@ __all__ = [
     "with_exits",
     "with_frozen",
     "with_time_policy",
+    "zeroth_order",
+    "zeroth_order_gradient",
 ]

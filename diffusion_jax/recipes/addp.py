@@ -223,7 +223,7 @@ def draw_curves(s: Study, found: Mapping[str, Any]) -> dict[Any, str]:
     label: dict[str, Any] = {"x_label": "step of a run", "y_label": "RMSE of the predicted x0"}
     pictures.save_curves(s.picture("curves"), curves, **label, title="What a run knows at each of its steps")
     told = "The error of the predicted x0 along a run: times drawn by contribution make it small early and let it rise "
-    return {s.picture("curves"): told + "late, degraded answers keep it falling."}
+    return {s.picture("curves"): told + "late; degraded answers are meant to keep it falling."}
 
 
 def draw_answers(s: Study, sets: Mapping[str, Any], shown: Mapping[str, Any]) -> dict[Any, str]:

@@ -10,6 +10,7 @@ from diffusion_jax.training.frozen import complete_state, frozen_trees, without_
 from diffusion_jax.training.loop import Callback, Diverged, train
 from diffusion_jax.training.state import TrainState, init_state, make_init
 from diffusion_jax.training.step import TrainStep, make_train_step
+from diffusion_jax.training.subspace import SubspaceState, still_directions, subspace_gradient
 from diffusion_jax.training.weights import (
     export_params,
     load_params,
@@ -25,6 +26,7 @@ __all__ = [
     "Checkpointer",
     "Diverged",
     "Restored",
+    "SubspaceState",
     "TrainState",
     "TrainStep",
     "by_time",
@@ -42,6 +44,8 @@ __all__ = [
     "reconstruct_ema",
     "save_params",
     "saved_steps",
+    "still_directions",
+    "subspace_gradient",
     "train",
     "train_on_draws",
     "without_frozen",

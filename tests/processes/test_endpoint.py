@@ -69,6 +69,22 @@ def test_the_state_is_the_published_one_and_answers_give_the_pair_back(name):
     np.testing.assert_array_equal(ends[1][1], process.schedule.whole(1.0))
 
 
+def test_with_odds_the_endpoint_grows_as_the_data_fades_and_levels_are_found_again_with_their_slope():
+    process, t = CASES["resfusion"], np.array([0.1, 0.4, 0.8], np.float32)
+
+    @jax.jit
+    def run(t):
+        levels = process.log_snr(t)
+        back, slopes = jax.jvp(process.inverse_log_snr, (levels,), (jnp.ones_like(t),))
+        _, rates = jax.jvp(process.log_snr, (back,), (jnp.ones_like(t),))
+        return process.endpoint_share(t), 1 - process.schedule.whole(t), back, slopes * rates
+
+    share, faded, back, product = run(t)
+    np.testing.assert_allclose(share, faded, atol=1e-5)
+    np.testing.assert_allclose(back, t, atol=1e-4)
+    np.testing.assert_allclose(product, 1.0, rtol=1e-3)
+
+
 @pytest.mark.parametrize("name", ["shadows", "resfusion"])
 def test_a_perfect_answer_leads_from_the_endpoint_and_noise_to_the_data_along_its_states(name):
     process, most = CASES[name], 13
