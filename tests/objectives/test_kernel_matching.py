@@ -201,11 +201,11 @@ def test_a_linear_denoiser_learns_the_error_of_its_own_steps():
     state = training.init_state(objective, optimizer, lambda key: {"a": bayes}, batch)
     step = training.make_train_step(objective, optimizer)
 
-    def relative_variance(params):
+    def program(params):
         many = {"x0": jnp.zeros((100_000, 1)), "index": jnp.arange(100_000)}
         return generate(params, many, jax.random.key(9)).var() / scale**2
 
-    relative_variance = compiled(relative_variance)
+    relative_variance = compiled(program)
     before = relative_variance(state.params)
     for x0 in data:
         state, _ = step(state, {"x0": x0})
