@@ -36,5 +36,6 @@ def _product(multiply, kernel, scales, activations, x, ignored, *numbers, precis
 
     found = scales(x)
     left = array(quantize(x, found, activations), found, not activations.symmetric)
-    made = getattr(qwix, multiply)(left, array(*kernel, False), *numbers, **more)
+    integers, own = kernel
+    made = getattr(qwix, multiply)(left, array(integers, own, False), *numbers, **more)
     return made.astype(x.dtype)

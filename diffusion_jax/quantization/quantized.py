@@ -124,7 +124,7 @@ def quantized(
             return site.run(x)
         scales = partial(_scales, activations, given, isinstance(module, nn.Conv))
         rest = {name: leaf for name, leaf in site.params.items() if name != "kernel"}
-        if arithmetic == "integer":
+        if arithmetic == "integer" and activations is not None:
             multiply = "conv_general_dilated" if isinstance(module, nn.Conv) else "dot_general"
             product = integer_product(multiply, (integers, Scales(step, zero)), scales, activations)
             rest["kernel"] = jnp.zeros(integers.shape, x.dtype)

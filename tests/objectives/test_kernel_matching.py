@@ -102,39 +102,51 @@ def case():
     return params, generate, spaces, {"x0": x}
 
 
+def key_of(step):
+    """Of a step of training, with the seed 0."""
+    return jax.random.fold_in(jax.random.key(0), step)
+
+
+@pytest.fixture(scope="module")
+def rematerialised(case):
+    """Loss, gradient and the discrepancies of the samples, of the first step on one device."""
+    params, generate, spaces, batch = case
+    objective = objectives.kernel_matching(generate, spaces)
+
+    def mean(params):
+        return objective.loss(params, objective.init(KEY, params, batch), batch, key_of(0))[0].mean()
+
+    def program(params):
+        u = generate(params, {**batch, "index": jnp.arange(16)}, key_of(0))
+        parts = [
+            objectives.squared_mmd(s.features(s.params, u), s.features(s.params, batch["x0"]), s.kernel) for s in spaces
+        ]
+        return *jax.value_and_grad(mean)(params), parts
+
+    return compiled(program)(params)
+
+
 @pytest.fixture(scope="module")
 def stepped(case):
-    """`rate -> (params, metrics)` after one step of stochastic gradient descent; one program for all rates."""
+    """`(rate, number of the step) -> (params, metrics)` after a step of descent on eight devices: one program."""
+    mesh = distributed.make_mesh()
     params, generate, spaces, batch = case
     objective, optimizer = objectives.kernel_matching(generate, spaces), optax.inject_hyperparams(optax.sgd)(1.0)
-    state = training.init_state(objective, optimizer, lambda key: params, batch)
+    state = training.init_state(objective, optimizer, lambda key: params, batch, mesh=mesh)
     assert not jax.tree.leaves(state.objective_state), "features are no state"
-    step = training.make_train_step(objective, optimizer)
+    train_step = training.make_train_step(objective, optimizer, mesh)
+    batch = distributed.shard_batch(batch, mesh)
 
-    def after(rate):
+    def after(rate, step=0):
         chosen = state.opt_state._replace(hyperparams={"learning_rate": np.float32(rate)})
-        new, told = step(state._replace(opt_state=chosen), batch)
+        new, told = train_step(state._replace(opt_state=chosen, step=np.int32(step)), batch)
         return jax.device_get((new.params, told))
 
     return after
 
 
-def test_every_step_and_no_feature_learns(case, stepped):
-    params, generate, spaces, batch = case
-    objective = objectives.kernel_matching(generate, spaces)
-
-    def mean(params, key):
-        return objective.loss(params, objective.init(KEY, params, batch), batch, key)[0].mean()
-
-    def program(params, key):
-        u = generate(params, {**batch, "index": jnp.arange(16)}, key)
-        parts = [
-            objectives.squared_mmd(s.features(s.params, u), s.features(s.params, batch["x0"]), s.kernel) for s in spaces
-        ]
-        return jax.value_and_grad(mean)(params, key), parts
-
-    program = compiled(program)
-    ((value, grads), parts), ((other, _), _) = (program(params, key) for key in (KEY, jax.random.key(1)))
+def test_every_step_and_no_feature_learns(case, rematerialised, stepped):
+    params, (value, grads, parts), other = case[0], rematerialised, stepped(0.0, 1)[1]["loss"]
     sizes = {path: float(np.abs(leaf).max()) for path, leaf in models.by_path(grads).items()}
     assert min(sizes.values()) > 1e-4, sizes
     assert abs(float(value - other)) > 1e-4, "each step has noise of its own"
@@ -145,21 +157,15 @@ def test_every_step_and_no_feature_learns(case, stepped):
     jax.tree.map(np.testing.assert_array_equal, after, params)
 
 
-def test_rematerialised_or_on_eight_devices_it_is_the_same_gradient(case, stepped):
+def test_rematerialised_or_on_eight_devices_it_is_the_same_gradient(case, rematerialised, stepped):
     params, _, spaces, batch = case
     plain = objectives.kernel_matching(sampler(False)[1], spaces)
-    mesh, optimizer = distributed.make_mesh(), training.optimizers.sgd(1.0)
 
     def mean(params):
-        key = jax.random.fold_in(jax.random.key(0), 0)
-        return plain.loss(params, plain.init(KEY, params, batch), batch, key)[0].mean()
+        return plain.loss(params, plain.init(KEY, params, batch), batch, key_of(0))[0].mean()
 
-    objective = objectives.kernel_matching(sampler(True)[1], spaces)
-    state = training.init_state(objective, optimizer, lambda key: params, batch, mesh=mesh)
-    step = training.make_train_step(objective, optimizer, mesh)
-    shared = jax.device_get(step(state, distributed.shard_batch(batch, mesh))[0].params)
-    results = [jax.tree.map(np.negative, compiled(jax.grad(mean))(params))]
-    results += [jax.tree.map(np.subtract, after, params) for after in (stepped(1.0)[0], shared)]
+    results = [compiled(jax.grad(mean))(params), rematerialised[1]]
+    results += [jax.tree.map(np.subtract, params, stepped(1.0)[0])]
     size = max(np.abs(leaf).max() for leaf in jax.tree.leaves(results[0]))
     assert size > 1e-2
     for other in results[1:]:
@@ -195,11 +201,11 @@ def test_a_linear_denoiser_learns_the_error_of_its_own_steps():
     state = training.init_state(objective, optimizer, lambda key: {"a": bayes}, batch)
     step = training.make_train_step(objective, optimizer)
 
-    def relative_variance(params):
+    def program(params):
         many = {"x0": jnp.zeros((100_000, 1)), "index": jnp.arange(100_000)}
         return generate(params, many, jax.random.key(9)).var() / scale**2
 
-    relative_variance = jax.jit(relative_variance)
+    relative_variance = compiled(program)
     before = relative_variance(state.params)
     for x0 in data:
         state, _ = step(state, {"x0": x0})
@@ -307,8 +313,8 @@ def test_factors_beside_a_frozen_network_learn_alone_and_are_averaged(case):
 
 def test_ten_steps_take_little_more_memory_than_one():
     """Compiled: at most 2.5 times the scratch of a denoising step of the same network and batch."""
-    network, optimizer = models.dit("S/2", width=32, depth=4, heads=2), training.optimizers.sgd(1e-3)
-    batch = {"x0": np.zeros((32, 8, 8, 1), np.float32)}
+    network, optimizer = models.mlp(width=64, depth=4), training.optimizers.sgd(1e-3)
+    batch = {"x0": np.zeros((64, 8), np.float32)}
     process = processes.vp_linear()
     generate = objectives.whole_runs(denoisers.denoiser(network, process), solvers.ddim(), timesteps.trailing(10))
     spaces = [FeatureSpace(objectives.raw_features, objectives.polynomial_kernel())]
