@@ -24,7 +24,7 @@ import numpy as np
 
 from diffusion_jax.errors import invalid
 from diffusion_jax.quantization.rotation import hadamard, rotated_kernel
-from diffusion_jax.quantization.statistics import time_bucket
+from diffusion_jax.timesteps import bucket_of
 
 
 def balance(activations: Any, kernel: Any, alpha: Any, floor: float = 1e-5) -> Any:
@@ -92,5 +92,5 @@ def in_bucket(layer: Balanced, t: Any, edges: Any) -> Balanced:
         raise invalid("t", jnp.shape(t), "weights by time bucket need one time for all samples, a scalar")
     if copies != np.shape(edges)[0] + 1:
         raise invalid("edges", np.shape(edges)[0], f"{copies} copies of the weights need {copies - 1} edges")
-    index = time_bucket(t, edges)
+    index = bucket_of(t, edges)
     return Balanced(*(jnp.take(jnp.asarray(stack), index, axis=0, mode="clip") for stack in layer))

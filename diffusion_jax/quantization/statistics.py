@@ -2,10 +2,10 @@
 
 Times are cut at ascending edges e_1 < ... < e_(K-1) of the network's own time into K buckets,
 
-    bucket(t)  =  the number of edges below t,      so that t = e_i belongs to the lower bucket,                  (1)
+    bucket(t)  =  the number of edges at or below t,                                                              (1)
 
-which is a pure lookup: t may be traced. Of a batch of values x `[B, N, C]` with times t `[B]`, the samples of bucket k
-give u_k = mean_b max_n |x[b, n, c]|, and
+which is a pure lookup (`timesteps.bucket_of`): t may be traced. Of a batch of values x `[B, N, C]` with times t `[B]`,
+the samples of bucket k give u_k = mean_b max_n |x[b, n, c]|, and
 
     a_k  <-  u_k   at the first batch with samples in k,      momentum a_k + (1 - momentum) u_k   afterwards;     (2)
 
@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.errors import invalid
+from diffusion_jax.timesteps import bucket_of
 
 
 class ChannelMaxima(NamedTuple):
@@ -42,11 +43,6 @@ def time_edges(edges: Sequence[float]) -> np.ndarray:
     return values
 
 
-def time_bucket(t: Any, edges: Any) -> Any:
-    """The bucket (1) of times t of any shape, int32."""
-    return jnp.searchsorted(jnp.asarray(edges, jnp.float32), jnp.asarray(t, jnp.float32), side="left").astype(jnp.int32)
-
-
 def no_maxima(values: Any, buckets: int) -> ChannelMaxima:
     """The statistics before the first batch, for values `[..., B, N, C]` a leaf (arrays or their shapes)."""
     if buckets < 1:
@@ -63,7 +59,7 @@ def with_batch(statistics: ChannelMaxima, values: Any, t: Any, edges: Any, momen
     buckets = statistics.batches.shape[0]
     if buckets != np.shape(edges)[0] + 1:
         raise invalid("edges", np.shape(edges)[0], f"statistics of {buckets} buckets need {buckets - 1} edges")
-    member = jax.nn.one_hot(time_bucket(t, edges), buckets, dtype=jnp.float32)
+    member = jax.nn.one_hot(bucket_of(t, edges), buckets, dtype=jnp.float32)
     count = member.sum(0)
     share = member / jnp.maximum(count, 1.0)
 

@@ -8,12 +8,13 @@ import pytest
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.quantization.balancing import balance, balanced, balanced_input, in_bucket, static_dynamic
 from diffusion_jax.quantization.rotation import hadamard, hadamard_block, rotated_kernel
-from diffusion_jax.quantization.statistics import no_maxima, pooled_maxima, time_bucket, time_edges, with_batch
+from diffusion_jax.quantization.statistics import no_maxima, pooled_maxima, time_edges, with_batch
+from diffusion_jax.timesteps import bucket_of
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(4, 5, 24)).astype(np.float32) * np.logspace(-1, 2, 24, dtype=np.float32)
 W = RANDOM.normal(size=(24, 8)).astype(np.float32)
-EDGES = time_edges([250.0, 500.0])
+EDGES = time_edges([250.5, 500.5])
 T = np.array([10.0, 250.0, 251.0, 1000.0], np.float32)
 
 
@@ -73,8 +74,9 @@ def test_channels_without_values_or_weights_have_finite_factors_other_than_zero(
 
 
 def test_times_belong_to_the_published_ranges():
-    np.testing.assert_array_equal(time_bucket(np.array([0.0, 500.0, 501.0, 1000.0]), time_edges([500.0])), [0, 0, 1, 1])
-    assert int(time_bucket(999.0, time_edges([]))) == 0
+    times = np.array([0.0, 500.0, 501.0, 1000.0])
+    np.testing.assert_array_equal(bucket_of(times, time_edges([500.5])), [0, 0, 1, 1])
+    assert int(bucket_of(999.0, time_edges([]))) == 0
 
 
 def test_a_batch_counts_in_the_buckets_of_its_samples_and_nowhere_else():
