@@ -34,6 +34,7 @@ from diffusion_jax.denoisers import denoiser
 from diffusion_jax.errors import InvalidInput, invalid, need, unknown
 from diffusion_jax.models import by_path
 from diffusion_jax.objectives import FeatureSpace
+from diffusion_jax.processes import with_condition
 from diffusion_jax.typing import Batch, Denoiser, Grid, Network, Objective, Params, Process, Solver
 
 
@@ -66,26 +67,51 @@ class Student(NamedTuple):
     every: Mapping[str, int] | None = None
 
 
-def student(method: str, teacher: Teacher, **settings: Any) -> Student:
+class Learner(NamedTuple):
+    """The network that learns, before a method changes it. params: that it begins with; fresh ones when None, for data
+    such as `example`."""
+
+    network: Network
+    params: Params | None
+    example: Batch
+
+
+def student(
+    method: str, teacher: Teacher, *, network: Network | None = None, example: Batch | None = None, **settings: Any
+) -> Student:
     """The student of `teacher` by a method of the table above, which begins as its copy.
 
+    network: another one than the teacher's, a smaller one say, with the same data and conditions. It begins with its
+        own `init`, and the teacher stays what it is; so does the second network of distribution_matching.
+    example: a batch of data, by whose shapes parameters are made that the teacher does not have: with `network`, and
+        for mean_flow and shortcut, whose network is told a second time.
     settings: `steps`, of the student, for distribution_matching and progressive (4 unless given) and kernel_matching;
         `discretisation`, the teacher's steps whose neighbours are compared, of consistency (50); `halvings`,
         after how many losses the gap of consistency_training halves (500); `warmup` of continuous_consistency (500);
-        `example`, a batch of data, for mean_flow and shortcut, whose network is told a second time; `spaces` of
-        kernel_matching; `every`, the losses of the fake for one of the student (5).
-    Raises InvalidInput for a method that is not in the table, for settings that it does not have, and for a process
-    that it is not defined on (reflow, mean_flow and shortcut: `processes.rectified_flow()` alone).
+        `spaces` of kernel_matching; `every`, the losses of the fake for one of the student (5).
+    Raises InvalidInput for a method that is not in the table, for settings that it does not have, where an example is
+    needed, and for a process that a method is not defined on (reflow, mean_flow and shortcut:
+    `processes.rectified_flow()` alone).
     """
     if method not in METHODS:
         raise unknown("method", method, METHODS)
     need("teacher", teacher, Teacher, "Teacher(network, process, params, denoiser) is needed")
     make = METHODS[method]
-    takes = [name for name in inspect.signature(make).parameters if name != "teacher"]
+    takes = [name for name in inspect.signature(make).parameters if name not in ("teacher", "learner")]
     for name in settings:
         if name not in takes:
             raise unknown(f"a setting of {method}", name, takes or ("none",))
-    return make(teacher, **settings)
+    if network is None:
+        return make(teacher, Learner(teacher.network, teacher.params, example or {}), **settings)
+    need("network", network, Network, "one such as models.dit(...) makes is needed")
+    _need_example(method, example or {})
+    return make(teacher, Learner(network, None, example or {}), **settings)
+
+
+def _need_example(method, example):
+    if "x0" not in example:
+        told = 'a batch of the data with "x0" (and "cond"): its network has new parameters'
+        raise InvalidInput(f"{method} needs example=, {told}.")
 
 
 def grid_of(process: Process) -> Callable[[int], Grid]:
@@ -94,78 +120,83 @@ def grid_of(process: Process) -> Callable[[int], Grid]:
     return timesteps.linspace if table is None else lambda steps: timesteps.trailing(steps, table)
 
 
-def _plain(teacher: Teacher, objective: Objective, solver: Solver, **more: Any) -> Student:
-    own = denoiser(teacher.network, teacher.process)
-    grid = grid_of(teacher.process)
-    return Student(teacher.network, objective, lambda key: teacher.params, own, solver, grid, **more)
+def _plain(teacher: Teacher, learner: Learner, objective: Objective, solver: Solver, **more: Any) -> Student:
+    own = denoiser(learner.network, teacher.process)
+
+    def begin(key):
+        if learner.params is not None:
+            return learner.params
+        x, cond = jnp.asarray(learner.example["x0"]), learner.example.get("cond")
+        return learner.network.init(key, x, jnp.zeros(len(x)), with_condition(teacher.process, cond)[1])
+
+    return Student(learner.network, objective, begin, own, solver, grid_of(teacher.process), **more)
 
 
-def _progressive(teacher, steps=4):
+def _progressive(teacher, learner, steps=4):
     grid = grid_of(teacher.process)(2 * steps)
-    loss = objectives.progressive(teacher.network, teacher.process, grid, teacher.denoiser, teacher.params)
-    return _plain(teacher, loss, solvers.ddim())
+    loss = objectives.progressive(learner.network, teacher.process, grid, teacher.denoiser, teacher.params)
+    return _plain(teacher, learner, loss, solvers.ddim())
 
 
-def _consistency(teacher, discretisation=50):
+def _consistency(teacher, learner, discretisation=50):
     grid = grid_of(teacher.process)(discretisation)
     loss = objectives.consistency(
-        teacher.network, teacher.process, objectives.neighbour(grid), timesteps.on_grid(grid),
+        learner.network, teacher.process, objectives.neighbour(grid), timesteps.on_grid(grid),
         teacher=teacher.denoiser, teacher_params=teacher.params, distance=objectives.pseudo_huber(),
     )  # fmt: skip
-    return _plain(teacher, loss, solvers.lcm())
+    return _plain(teacher, learner, loss, solvers.lcm())
 
 
-def _consistency_training(teacher, halvings=500):
+def _consistency_training(teacher, learner, halvings=500):
     earlier = objectives.shrinking(teacher.process, every=halvings)
-    loss = objectives.consistency(teacher.network, teacher.process, earlier, distance=objectives.pseudo_huber())
-    return _plain(teacher, loss, solvers.lcm())
+    loss = objectives.consistency(learner.network, teacher.process, earlier, distance=objectives.pseudo_huber())
+    return _plain(teacher, learner, loss, solvers.lcm())
 
 
-def _continuous_consistency(teacher, warmup=500):
+def _continuous_consistency(teacher, learner, warmup=500):
     loss = objectives.continuous_consistency(
-        teacher.network, teacher.process, teacher=teacher.denoiser, teacher_params=teacher.params,
+        learner.network, teacher.process, teacher=teacher.denoiser, teacher_params=teacher.params,
         ramp=objectives.tangent_ramp(warmup),
     )  # fmt: skip
-    return _plain(teacher, loss, solvers.lcm())
+    return _plain(teacher, learner, loss, solvers.lcm())
 
 
-def _reflow(teacher):
+def _reflow(teacher, learner):
     _need_flow("reflow", teacher.process)
-    return _plain(teacher, objectives.denoising(teacher.network, teacher.process), solvers.flow_euler())
+    return _plain(teacher, learner, objectives.denoising(learner.network, teacher.process), solvers.flow_euler())
 
 
-def _distribution_matching(teacher, steps=4, every=5):
-    own = denoiser(teacher.network, teacher.process)
+def _distribution_matching(teacher, learner, steps=4, every=5):
+    own = denoiser(learner.network, teacher.process)
     generate = objectives.few_step_answers(own, grid_of(teacher.process)(steps))
     loss = objectives.distribution_matching(generate, teacher.denoiser, teacher.params, teacher.network, every=every)
-    both = {"student": teacher.params, "fake": teacher.params}
-    made = _plain(teacher, loss, solvers.lcm(), sampled=lambda params: params["student"], every={"student": every})
-    return made._replace(begin=lambda key: both)
+    turns = {"sampled": lambda params: params["student"], "every": {"student": every}}
+    made = _plain(teacher, learner, loss, solvers.lcm(), **turns)
+    return made._replace(begin=lambda key: {"student": made.begin(key), "fake": teacher.params})
 
 
-def _kernel_matching(teacher, spaces: tuple[FeatureSpace, ...] = (), steps=4):
-    own, grid = denoiser(teacher.network, teacher.process), grid_of(teacher.process)(steps)
+def _kernel_matching(teacher, learner, spaces: tuple[FeatureSpace, ...] = (), steps=4):
+    own, grid = denoiser(learner.network, teacher.process), grid_of(teacher.process)(steps)
     return _plain(
         teacher,
+        learner,
         objectives.kernel_matching(objectives.whole_runs(own, solvers.ddim(), grid), spaces),
         solvers.ddim(),
     )
 
 
-def _jumping(what):
-    def make(teacher, example: Batch | None = None):
+def _jumping(what, **settings):
+    def make(teacher, learner):
         _need_flow(what.__name__, teacher.process)
-        if example is None or "x0" not in example:
-            told = 'a batch of the data with "x0" (and "cond"): its network has new parameters'
-            raise InvalidInput(f"{what.__name__} needs example=, {told}.")
-        network = told_target_time(teacher.network)
-        loss = what(network, teacher.process, teacher=teacher.denoiser, teacher_params=teacher.params)
+        _need_example(what.__name__, learner.example)
+        network, example = told_target_time(learner.network), learner.example
+        loss = what(network, teacher.process, teacher=teacher.denoiser, teacher_params=teacher.params, **settings)
         own = denoiser(network, teacher.process, target_time=True)
 
         def begin(key):
             x, t = jnp.asarray(example["x0"]), jnp.zeros(len(example["x0"]))
             fresh = network.init(key, x, t, {**(example.get("cond") or {}), "target_time": t})
-            return carried_over(fresh, teacher.params)
+            return fresh if learner.params is None else carried_over(fresh, learner.params)
 
         return Student(network, loss, begin, own, solvers.ddim(), grid_of(teacher.process))
 
@@ -208,9 +239,10 @@ METHODS: dict[str, Callable[..., Student]] = {
     "consistency_training": _consistency_training,
     "continuous_consistency": _continuous_consistency,
     "reflow": _reflow,
-    "mean_flow": _jumping(objectives.mean_flow),
+    # The velocity itself is known already, so most examples are jumps, and jumps begin at pure noise.
+    "mean_flow": _jumping(objectives.mean_flow, instant_share=0.25, draw=timesteps.uniform()),
     "shortcut": _jumping(objectives.shortcut),
     "distribution_matching": _distribution_matching,
     "kernel_matching": _kernel_matching,
 }
-"""The methods by name: functions of a teacher, whose other arguments are the settings of each."""
+"""The methods by name: functions of a teacher and what learns, whose other arguments are the settings of each."""

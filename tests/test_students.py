@@ -1,6 +1,6 @@
 """Every method of distillation begins at its teacher, learns, and is sampled as its preset says."""
 
-from functools import cache
+from functools import cache, partial
 
 import jax
 import numpy as np
@@ -107,7 +107,7 @@ def test_the_answers_of_the_teacher_as_it_is_guided_are_what_is_learned():
     assert differ == set(ASKING)
 
 
-def test_settings_reach_the_losses():
+def test_settings_reach_the_losses(monkeypatch):
     """What times are drawn, how fast r rises, and with how many steps a sampler is trained."""
     many = {"x0": np.zeros((200, 2), np.float32), "cond": {"label": np.zeros(200, np.int32)}}
 
@@ -119,6 +119,58 @@ def test_settings_reach_the_losses():
     assert times("progressive", steps=2) == [0.5, 1.0]
     assert times("consistency", discretisation=4) == [0.25, 0.5, 0.75, 1.0]
     assert student("distribution_matching", TEACHER, every=3).every == {"student": 3}
+    heard = []
+
+    def hearing(name, pick):
+        own = getattr(objectives, name)
+        monkeypatch.setattr(
+            objectives, name, lambda *parts, **more: (heard.append(pick(parts, more)), own(*parts, **more))[1]
+        )
+
+    hearing("shrinking", lambda parts, more: more["every"])
+    hearing("tangent_ramp", lambda parts, more: parts[0])
+    hearing("few_step_answers", lambda parts, more: len(parts[1]) - 1)
+    hearing("whole_runs", lambda parts, more: len(parts[2]) - 1)
+    student("consistency_training", TEACHER, halvings=7)
+    student("continuous_consistency", TEACHER, warmup=6)
+    student("distribution_matching", TEACHER, steps=3)
+    student("kernel_matching", TEACHER, spaces=SPACES, steps=2)
+    assert heard == [7, 6, 3, 2]
+
+
+def test_another_network_learns_from_a_teacher_that_stays():
+    """Of every method: it begins with its own parameters, and what moves are those alone."""
+    narrow = models.mlp(width=4, depth=1, conditions=(models.label(3),))
+    expected = {
+        path: leaf.shape for path, leaf in models.by_path(narrow.init(KEY, BATCH["x0"], INDEX * 0.0, COND)).items()
+    }
+    made = {
+        method: student(method, TEACHER, network=narrow, **{"example": BATCH, **SETTINGS.get(method, {})})
+        for method in METHODS
+    }
+    begun = {method: one.begin(KEY) for method, one in made.items()}
+    frozen = {method: training.frozen_trees(one.objective, begun[method], BATCH) for method, one in made.items()}
+
+    @jax.jit
+    def slopes(begun, batch, frozen):
+        def loss(method, params):
+            objective = made[method].objective
+            state = training.complete_state(objective.init(KEY, params, batch), frozen[method])
+            return objective.loss(params, state, batch, KEY)[0].mean()
+
+        return {method: jax.grad(partial(loss, method))(params) for method, params in begun.items()}
+
+    found = slopes(begun, BATCH, frozen)
+    for method, one in made.items():
+        own = models.by_path(one.sampled(begun[method]))
+        shapes = {path: leaf.shape for path, leaf in own.items() if "target_time" not in path}
+        assert shapes == expected, method
+        moving = one.sampled(found[method])
+        assert max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(moving)) > 0, method
+    fake = begun["distribution_matching"]["fake"]
+    assert jax.tree.all(jax.tree.map(np.array_equal, fake, PARAMS)), "its score is the teacher's"
+    with pytest.raises(InvalidInput, match="consistency needs example="):
+        student("consistency", TEACHER, network=narrow)
 
 
 def test_only_what_is_new_of_a_network_with_a_second_time_is_fresh():

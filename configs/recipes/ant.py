@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from diffusion_jax.baselines import digit_transformer
+from diffusion_jax.baselines import digit_transformer, on_garments
 from diffusion_jax.config import ConfigDict, call
 from diffusion_jax.experiment import defaults
 
@@ -66,7 +66,7 @@ def get_config(variant: str = "") -> ConfigDict:
         for one in (*config.arms.values(), config.specialist):
             one.train.steps, one.train.batch_size, one.ema = 0, 10, {}
             one.mesh = call("distributed.make_mesh", devices=1)
-    return config
+    return on_garments(config) if variant == "fashion" else config
 
 
 def ring() -> ConfigDict:

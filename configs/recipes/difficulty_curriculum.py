@@ -3,6 +3,7 @@ residuals: a transformer of one token."""
 
 from typing import Any
 
+from diffusion_jax.baselines import on_garments
 from diffusion_jax.config import ConfigDict, call
 from diffusion_jax.experiment import defaults
 
@@ -62,7 +63,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.watch.update({"every": 2, "repeats": 1})
         # One network, trained once, stands for all arms.
         config.draws = dict.fromkeys(config.draws, within(4, 0.5))
-    return config
+    return on_garments(config) if variant == "fashion" else config
 
 
 def paper() -> ConfigDict:

@@ -51,12 +51,12 @@ def tuning(base: ConfigDict, updates: int, rate: float, batch_size: int, objecti
 def get_config(variant: str = "") -> ConfigDict:
     if variant == "paper":
         return paper()
-    config = ConfigDict({"seed_numbers": (10, 11, 12), "tuned_on": (100, 101, 102)})
-    base = defaults(steps=4000, batch_size=128)
+    config = ConfigDict({"seed_numbers": (20, 21, 22, 23, 24), "tuned_on": (100, 101, 102)})
+    base = defaults(steps=12_000, batch_size=256)
     base.data, base.held_out = ring("train"), ring("test", 4000)
     base.model, base.process = call("models.mlp", width=128, depth=3), call("processes.vp_linear")
     base.objective = call("objectives.denoising", draw=call("timesteps.stratified"))
-    rate = call("training.optimizers.cosine", peak=2e-3, total_steps=4000, warmup_steps=100)
+    rate = call("training.optimizers.cosine", peak=2e-3, total_steps=12_000, warmup_steps=100)
     base.optimizer = call("training.optimizers.adamw", learning_rate=rate)
     base.ema = {"average": call("training.ema.power", sigma_rel=0.1)}
     config.ring = {"base": base, "headline": "RBF", "count": 4000, "steps": 5, "plain": (2, 5, 10, 20, 50)}
@@ -65,7 +65,7 @@ def get_config(variant: str = "") -> ConfigDict:
         for name, space, steps in (("RBF", RBF, 5), ("RBF", RBF, 2), ("Fourier", FOURIER, 5), ("cubic", CUBIC, 2))
     }
     config.ring.tuned.longer = tuning(base, 500, 3e-4, 128)
-    digits = digit_transformer(2000, width=48, depth=4)
+    digits = digit_transformer(6000, depth=4)
     config.digits = {"base": digits, "headline": "random features", "count": 400, "steps": 5, "plain": (5, 10, 20, 50)}
     kernel = call("objectives.gaussian_kernel", bandwidths=(2.0, 5.0, 10.0))
     space = call("objectives.convolution_space", kernel=kernel, shape=(8, 8, 1))

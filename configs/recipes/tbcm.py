@@ -7,7 +7,7 @@ linear flow is the teacher, and the scale of its guidance is drawn and told to t
 import math
 from typing import Any
 
-from diffusion_jax.baselines import digit_transformer
+from diffusion_jax.baselines import digit_transformer, on_garments
 from diffusion_jax.config import ConfigDict, call
 from diffusion_jax.experiment import defaults
 
@@ -81,11 +81,14 @@ def get_config(variant: str = "") -> ConfigDict:
         return config
     arms = {"TBCM": (angles(KNOTS), 0.5), "sCM": (None, 0.0), "sCM, other data": (None, 0.5)}
     config.ring.students = {name: ring_student(*arm) for name, arm in arms.items()}
-    config.digits = {"count": 400, "guidance": 2.0, "reference": 50}
+    config.digits = {"count": 400, "guidance": 2.0, "reference": 50, "world": "digits"}
     base = config.digits.base = digit_transformer(1200, width=48, depth=4)
     base.process = call("processes.rectified_flow", time="t")
     shifted = call("timesteps.shift", grid=call("timesteps.linspace", steps=KNOTS), shift=SHIFT)
     config.digits.students = {"TBCM": digit_student(base, shifted), "sCM": digit_student(base, None)}
+    if variant == "fashion":
+        config.digits.world = "fashion_mnist"
+        return on_garments(config)
     return config
 
 

@@ -5,7 +5,7 @@ Each is a function that returns a config for `experiment.prepare`. Two users of 
 
 from diffusion_jax.baselines.actions import action_transformer
 from diffusion_jax.baselines.clips import clip_grid, clip_transformer, frame_times
-from diffusion_jax.baselines.digits import CLASSES, NULL, digit_transformer, tiny_digit_transformer
+from diffusion_jax.baselines.digits import CLASSES, NULL, digit_transformer, on_garments, tiny_digit_transformer
 from diffusion_jax.baselines.perception import answer_objective, function_predictor, painting_transformer
 from diffusion_jax.baselines.scenes import scene_transformer, warmed_adam
 from diffusion_jax.baselines.talking import TALKING_FRAMES, talking_transformer
@@ -24,6 +24,7 @@ __all__ = [
     "frame_times",
     "function_predictor",
     "often_at_the_ends",
+    "on_garments",
     "painting_transformer",
     "scene_transformer",
     "talking_transformer",

@@ -1,7 +1,7 @@
 """Data in a latent space: every example of a source as an autoencoder has it."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,10 +22,13 @@ def stacked_examples(source: Source, indices: Indices) -> dict:
     return jax.tree.map(lambda *leaves: np.stack(leaves), *(source[int(i)] for i in indices))
 
 
-def encoded(source: Source, encode: Callable[[Any], Any], batch: int = 256) -> ArraySource:
+def encoded(
+    source: Source, encode: Callable[[Any], Any], batch: int = 256, conditions: Sequence[str] = ()
+) -> ArraySource:
     """All examples of `source` with `encode(x0)` in the place of x0, with their conditions, in memory.
 
     encode: x0 `[batch, ...]` (or a dict of those) to latents; every call has this many examples, so it compiles once.
+    conditions: those that are encoded too, being such as x0 is.
     """
     if batch < 1:
         raise invalid("batch", batch, "it must be positive")
@@ -38,7 +41,12 @@ def encoded(source: Source, encode: Callable[[Any], Any], batch: int = 256) -> A
         # The last ones are repeated until the batch is full.
         rows = np.minimum(np.arange(start, start + batch), len(source) - 1)
         there, part = min(batch, len(source) - start), stacked_examples(source, rows)
-        latents = {"x0": jax.device_get(encode(part["x0"])), "cond": part.get("cond", {})}
+        cond = part.get("cond", {})
+        for name in conditions:
+            if name not in cond:
+                raise invalid("conditions", tuple(conditions), f"the source has {sorted(cond)}")
+        cond = {**cond, **{name: jax.device_get(encode(cond[name])) for name in conditions}}
+        latents = {"x0": jax.device_get(encode(part["x0"])), "cond": cond}
         parts.append(jax.tree.map(lambda leaf, there=there: np.asarray(leaf)[:there], latents))
     whole = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
     known: dict[str, Any] = {name: getattr(source, name, None) for name in KNOWN}

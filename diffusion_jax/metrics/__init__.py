@@ -16,7 +16,7 @@ from diffusion_jax.metrics.difficulty import (
     steps_to_drop,
 )
 from diffusion_jax.metrics.distances import energy_distance, sliced_wasserstein, wasserstein, wasserstein_1d
-from diffusion_jax.metrics.exposure import ExposureErrors, exposure_errors
+from diffusion_jax.metrics.exposure import ExposureErrors, exposure_errors, exposure_figures
 from diffusion_jax.metrics.frechet import Moments, frechet_distance, gaussian_frechet_distance, merge, moments
 from diffusion_jax.metrics.frontier import cheapest_within, error_at_cost, pareto_front
 from diffusion_jax.metrics.image import psnr, psnr_by_region, ssim
@@ -66,6 +66,7 @@ __all__ = [
     "error_at_cost",
     "errors_by_sample",
     "exposure_errors",
+    "exposure_figures",
     "feature_network",
     "frechet_distance",
     "gaussian_frechet_distance",

@@ -178,12 +178,19 @@ def _shapes(size):
     return tuple(data.scenes.with_presences(data.shapes(split, n, size)) for split, n in lengths.items())
 
 
-STEPS = {"digits": 600, "shapes": 1500}
+@functools.cache
+def _garments(size):
+    lengths = {"train": 10_000, "test": 2000}
+    return tuple(data.fashion_mnist(split, size=size, length=n) for split, n in lengths.items())
+
+
+STEPS = {"digits": 600, "shapes": 1500, "fashion_mnist": 1000}
 """The worlds of `feature_network`, and how long their judges are trained."""
 
 _WORLDS = {
     "digits": lambda size, **settings: trained_judge(*_digits(size or 8), **settings),
     "shapes": lambda size, **settings: trained_judge(*_shapes(size or 32), target="present", **settings),
+    "fashion_mnist": lambda size, **settings: trained_judge(*_garments(size or 28), **settings),
 }
 
 
@@ -191,9 +198,9 @@ def feature_network(
     world: str = "digits", size: int | None = None, features: int = 64, steps: int | None = None, seed: int = 0
 ) -> Judge:
     """`trained_judge` of a world that comes with the library: "digits" (classes) or "shapes" (the presence of each of
-    24 kinds, a colour and a shape).
+    24 kinds, a colour and a shape); or of "fashion_mnist" (classes), where its files are installed.
 
-    size: side of the images; the world's own (8, 32) when None. steps: those of `STEPS` when None.
+    size: side of the images; the world's own (8, 32, 28) when None. steps: those of `STEPS` when None.
     """
     if world not in _WORLDS:
         raise unknown("world", world, _WORLDS)

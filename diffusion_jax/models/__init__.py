@@ -32,7 +32,7 @@ from diffusion_jax.models.framewise import framewise
 from diffusion_jax.models.incremental import Incremental, KVCache, incremental
 from diffusion_jax.models.interception import intercepted, wrapped
 from diffusion_jax.models.joint_transformer import JointTransformer, joint_transformer
-from diffusion_jax.models.latent_space import LatentSpace, latent_space, principal_components
+from diffusion_jax.models.latent_space import LatentSpace, latent_space, patch_autoencoder, principal_components
 from diffusion_jax.models.layers.conditioning import (
     Attended,
     ConditionStream,
@@ -154,6 +154,7 @@ __all__ = [
     "observing",
     "override",
     "param_shapes",
+    "patch_autoencoder",
     "per_layer",
     "pixart",
     "pixel_reconstructor",

@@ -9,7 +9,8 @@ C_l a convolution and Z_l one that starts at zero, so that at first the decoder 
 are added at their own resolution, and the decoder's upsampling takes them to the next. |r| is how much latents and
 those of y differ, enlarged to the level: it says where y is not to be trusted. From the residual generation of latent
 shadow removal. Nothing of the autoencoder is copied or changed: both of its halves let others work behind their levels
-(`vae.AtLevel`).
+(`vae.AtLevel`). An autoencoder without such levels, a linear one say, has a single one, that of pixels, where
+h_0 = D(z), e_0 = y - D(E(y)), what it loses of y, and |r| = |D(E(y)) - D(z)|.
 """
 
 from collections.abc import Callable
@@ -56,18 +57,19 @@ class DetailDecoder(NamedTuple):
     decode: Callable[..., Any]
 
 
-def detailed(autoencoder: Autoencoder, width: int = 32) -> DetailDecoder:
-    """Equation (1) around the decoder of a KL autoencoder, whose parameters are used as they are.
+def detailed(autoencoder: Autoencoder, width: int = 32, channels: int = 3) -> DetailDecoder:
+    """Equation (1) around the decoder of an autoencoder, whose parameters are used as they are.
 
-    width: channels between C_l and Z_l. Latents are as `autoencoder.encode` returns them. Train it with
-    `objectives.detail_loss`, with pictures y as at the time of use: taught with clean ones it lets shadows through.
-    Raises InvalidInput for an autoencoder that is no `kl_vae`, and for a width below 1.
+    width: channels between C_l and Z_l. channels: of pictures, where the autoencoder is no `kl_vae`. Latents are as
+    `autoencoder.encode` returns them. Train it with `objectives.detail_loss`, with pictures y as at the time of use:
+    taught with clean ones it lets shadows through.
+    Raises InvalidInput for a width or channels below 1.
     """
     module = autoencoder.module
+    if width < 1 or channels < 1:
+        raise invalid("width, channels", (width, channels), "at least one channel is needed")
     if not isinstance(module, KLVAE):
-        raise invalid("autoencoder", type(module).__name__, "one of models.kl_vae is needed, whose levels are known")
-    if width < 1:
-        raise invalid("width", width, "at least one channel is needed")
+        return _behind(autoencoder, DetailSkips((channels,), width))
     skips, levels = DetailSkips(module.features, width), len(module.features)
     shift, factor = module.scales
 
@@ -93,5 +95,19 @@ def detailed(autoencoder: Autoencoder, width: int = 32) -> DetailDecoder:
             return skips.apply({"params": params}, level, h, seen[level], difference)
 
         return module.apply(variables, latents / factor + shift, None, added, method="reconstruct")
+
+    return DetailDecoder(init, decode)
+
+
+def _behind(autoencoder, skips):
+    """Behind a decoder whose levels are not known."""
+
+    def init(key):
+        pixel = jnp.zeros((1, 1, 1, *skips.features))
+        return jax.jit(lambda key: skips.init(key, [(pixel, pixel, pixel)], method="all_levels")["params"])(key)
+
+    def decode(params, frozen, latents, picture):
+        h, known = (autoencoder.decode(frozen, z) for z in (latents, autoencoder.encode(frozen, picture)))
+        return skips.apply({"params": params}, 0, h, picture - known, jnp.abs(known - h))
 
     return DetailDecoder(init, decode)

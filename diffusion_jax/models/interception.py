@@ -116,10 +116,10 @@ class Site:
             *args,
         )
 
-    def run_with(self, params: Mapping[str, Any], *args):
-        """The output of a module without submodules under other parameters."""
+    def run_with(self, params: Mapping[str, Any], *args, **fields):
+        """The output of a module without submodules under other parameters, and with other `fields` of its own."""
         variables = {**self.module.variables, "params": params}
-        return self._run(self.module.clone(parent=None, name=None).bind(variables), *args)
+        return self._run(self.module.clone(parent=None, name=None, **fields).bind(variables), *args)
 
     @property
     def params(self) -> Mapping[str, Any]:

@@ -114,22 +114,22 @@ def distribution_matching(
 
 
 def few_step_answers(denoiser: Denoiser, grid: Times, first: float = 0.5) -> Callable[..., Any]:
-    """`generate` of `distribution_matching`: the prediction of a few-step student at one random step of its grid.
+    """`generate` of `distribution_matching`: the prediction of a student of one or few steps at one random step of its
+    grid.
 
     It sees data that are noised to the time of that step, and pure noise in the first one, where runs begin (Yin et al.
     2024, DMD2, with noised data in the place of the student's own samples). The step is shared by the batch.
 
-    denoiser: the student on its process. grid: `[S + 1]`, from its first time down to 0, S at least 2. first: how often
-        it is the first step, which has the most to learn; the others are equally frequent.
-    Raises InvalidInput for a grid of one step, and for `first` outside of (0, 1).
+    denoiser: the student on its process. grid: `[S + 1]`, from its first time down to 0; with S = 1 the student sees
+        noise alone (Yin et al. 2024, DMD, without its regression loss). first: how often it is the first step, which
+        has the most to learn; the others are equally frequent.
+    Raises InvalidInput for `first` outside of (0, 1).
     """
     times: Any = as_grid(grid)
     steps = num_steps(times)
-    if steps < 2:
-        raise invalid("grid", grid, "a grid of at least two steps was expected")
     if not 0 < first < 1:
         raise invalid("first", first, "a share between 0 and 1 was expected")
-    shares = jnp.asarray([first] + [(1.0 - first) / (steps - 1)] * (steps - 1))
+    shares = jnp.asarray([1.0] if steps == 1 else [first] + [(1.0 - first) / (steps - 1)] * (steps - 1))
 
     def generate(params, batch, key):
         step_key, noise_key = split(key, 2)

@@ -12,7 +12,7 @@ from diffusion_jax.command import cache_compilations, leave, run_command, split_
 from diffusion_jax.command_parser import CommandParser
 from diffusion_jax.config import load
 from diffusion_jax.config.overrides import apply_overrides
-from diffusion_jax.errors import InvalidInput, unknown
+from diffusion_jax.errors import InvalidInput, invalid, unknown
 from diffusion_jax.recipes.page import verdict_table, write_pages
 from diffusion_jax.recipes.published import published_size
 from diffusion_jax.recipes.report import Report, check_publishable, reported
@@ -20,6 +20,8 @@ from diffusion_jax.recipes.systems import BY_SLUG, SYSTEMS
 
 DOCS = Path("docs")
 VARIANTS = ("", "smoke", "paper")
+ON_GARMENTS = ("ant", "difficulty_curriculum", "tbcm")
+"""Studies of digits that have a variant on Fashion-MNIST too."""
 
 
 def built(slug: str) -> bool:
@@ -53,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "recipes",
         description=__doc__,
         epilog="Variants: smoke, a few steps to see that it runs; paper, the published setting, whose parameters, "
-        "operations and memory are counted without making them.",
+        "operations and memory are counted without making them; fashion, where there is one, Fashion-MNIST in place "
+        "of digits.",
         formatter_class=argparse.HelpFormatter,
     )
     parser.add_argument("system", nargs="?", metavar="SYSTEM[:VARIANT]", help="one of --list")
@@ -84,8 +87,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     slug, _, variant = arguments.system.partition(":")
     if slug not in BY_SLUG:
         raise unknown("system", slug, BY_SLUG)
-    if variant not in VARIANTS:
-        raise unknown("the variant", variant, VARIANTS[1:])
+    variants = (*VARIANTS, "fashion") if slug in ON_GARMENTS else VARIANTS
+    if variant not in variants:
+        raise unknown("the variant", variant, variants[1:])
+    if arguments.publish and variant:
+        raise invalid("the variant", variant, "only a study as it is can be published")
     if not built(slug):
         raise InvalidInput(f"The study of {slug!r} is not built yet; `--list` shows which are.")
     cache_compilations()

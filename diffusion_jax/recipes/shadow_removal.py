@@ -5,7 +5,6 @@ it, of a process from noise alone, of the residual process, and of that with sta
 have the same network and as many updates. Occluders and pictures of the test are of other kinds than those of training.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -23,40 +22,20 @@ from diffusion_jax.recipes.verdicts import Row
 from diffusion_jax.stages import Stage
 
 WAYS = ("noise", "residual", "enhanced")
-VARIED = "branch, decoder and noise; autoencoder and prior are trained once"
 
 
-def of_both(config: ConfigDict) -> Experiment:
-    """The autoencoder sees pictures with shadows and without."""
-    source = build(config.data)
-    return prepare(config, source=data.ArraySource(np.concatenate([source.x0, source.cond["picture"]])))
-
-
-def latents_of(config: ConfigDict, image: Stage) -> dict[str, Any]:
-    """Pairs of each split in latents, and what shifts and scales them to mean 0 and variance 1 over all of training."""
-    encode = image.trained.network.encode
-    one = jax.jit(lambda x: encode(image.value, x))
+def latents_of(config: ConfigDict) -> dict[str, Any]:
+    """The linear autoencoder of pictures with shadows and without, and pairs of each split in its latents."""
     sources = {split: build(config[split]) for split in ("train", "test")}
-    found = {
-        split: {name: data.encoded(data.ArraySource(x), one).x0
-                for name, x in (("clear", source.x0), ("shadow", source.cond["picture"]))}
-        for split, source in sources.items()
-    }  # fmt: skip
-    known = np.concatenate(list(found["train"].values()))
-    shift, factor = known.mean(), 1 / known.std()
-    found = {split: {name: (z - shift) * factor for name, z in pair.items()} for split, pair in found.items()}
-    return found | {"scale": {"shift": np.float32(shift), "factor": np.float32(factor)}}
-
-
-def scaled(image: Stage, latents: Stage) -> models.Autoencoder:
-    """The autoencoder with latents of that scale."""
-    shift, factor = (float(latents.value["scale"][name]) for name in ("shift", "factor"))
-    model = {**image.trained.config.model.to_dict(), "shift_factor": shift, "scaling_factor": factor}
-    return build(ConfigDict(model))
+    seen = np.concatenate([sources["train"].x0, sources["train"].cond["picture"]])
+    linear = build(config.autoencoder)
+    encode = jax.jit(partial(linear.encode, params := linear.init(None, seen)))
+    found = {split: data.encoded(source, encode, conditions=("picture",)) for split, source in sources.items()}
+    return {"space": params, **{split: {"clear": z.x0, "shadow": z.cond["picture"]} for split, z in found.items()}}
 
 
 def without_shadows(config: ConfigDict, latents: Stage) -> Experiment:
-    """The prior: ordinary diffusion of latents without shadows."""
+    """A prior: ordinary diffusion of latents without shadows."""
     return prepare(config, source=data.ArraySource(np.asarray(latents.value["train"]["clear"])))
 
 
@@ -74,8 +53,9 @@ def beside(config: ConfigDict, latents: Stage, prior: Stage) -> Experiment:
     plain = prepare(config, source=source, network=network).objective
     objective = objectives.with_frozen(plain, {"unet": prior.value}, "control")
     if config.enhanced:
-        denoiser = denoisers.denoiser(network, process)
-        objective = build(config.enhanced, objective=objective, denoiser=denoiser, whole=with_prior)
+        parts = {"objective": objective, "denoiser": denoisers.denoiser(network, process)}
+        whole = lambda learned, state: {**state.frozen.value, "control": learned}  # noqa: E731
+        objective = build(config.enhanced, **parts, whole=whole)
 
     def begin(key):
         made = branch.init(key, clear[:1], jnp.zeros(1), {"control": shadow[:1]})
@@ -84,28 +64,25 @@ def beside(config: ConfigDict, latents: Stage, prior: Stage) -> Experiment:
     return prepare(config, source=source, network=network, objective=objective, begin=begin)
 
 
-def with_prior(learned: Any, state: Any) -> dict[str, Any]:
-    return {**state.frozen.value, "control": learned}
-
-
-def seeing(config: ConfigDict, image: Stage, latents: Stage) -> Experiment:
+def seeing(config: ConfigDict, latents: Stage) -> Experiment:
     """What the decoder sees of the picture with the shadow."""
-    autoencoder = scaled(image, latents)
+    autoencoder = build(config.latents.autoencoder)
     decoder = models.detailed(autoencoder, config.width)
-    objective = objectives.detail_loss(decoder, autoencoder, image.value)
+    objective = objectives.detail_loss(decoder, autoencoder, latents.value["space"])
     return prepare(config, network=decoder, objective=objective, begin=decoder.init)
 
 
 class Test:
     """Held-out pairs, their latents, and what of a picture is measured in which region."""
 
-    def __init__(self, s: Study, image: Stage, latents: Stage):
-        source, self.vae, self.params = build(s.config.latents.test), scaled(image, latents), image.value
+    def __init__(self, config: ConfigDict, latents: Stage):
+        source, self.space = build(config.latents.test), latents.value["space"]
+        self.autoencoder = build(config.latents.autoencoder)
         self.truth, self.picture = source.x0, source.cond["picture"]
         self.masks = {"whole": np.ones_like(source.visibility), **source.regions(np.arange(len(source)))}
         self.clear, self.shadow = (np.asarray(latents.value["test"][name]) for name in ("clear", "shadow"))
         self.runs: dict[tuple[int, str], np.ndarray] = {}
-        self.decode = jax.jit(lambda latents: jnp.clip(self.vae.decode(self.params, latents), -1, 1))
+        self.decode = jax.jit(lambda latents: jnp.clip(self.autoencoder.decode(self.space, latents), -1, 1))
 
     def psnr(self, x: Any) -> dict[str, float]:
         return metrics.psnr_by_region(x, self.truth, self.masks)
@@ -121,12 +98,12 @@ class Test:
 
 def study(s: Study) -> Results:
     config = s.config
-    image = s.stage("autoencoder", config.image, prepare=of_both)
-    latents = s.stage("latents", config.latents, image, make=latents_of)
-    prior = s.stage("prior", config.prior, latents, prepare=without_shadows)
-    test = Test(s, image, latents)
+    latents = s.stage("latents", config.latents, make=latents_of)
+    priors = {name: s.stage(f"prior, {name}", config.priors[name], latents, prepare=without_shadows) for name in
+              ("noise", "residual")}  # fmt: skip
+    priors["enhanced"], test = priors["residual"], Test(config, latents)
     processes = {name: build(config[name].process) for name in WAYS}
-    network = models.controlled(prior.trained.network, build(config.noise.branch))
+    network = models.controlled(priors["noise"].trained.network, build(config.noise.branch))
     denoiser = {name: denoisers.denoiser(network, processes[name]) for name in ("noise", "residual")}
     denoiser["enhanced"] = denoiser["residual"]
     twice, solver = np.concatenate([test.shadow, test.shadow]), solvers.ddim()
@@ -134,55 +111,38 @@ def study(s: Study) -> Results:
     grids = {steps: timesteps.padded(timesteps.linspace(steps), max(config.steps)) for steps in config.steps}
 
     def tree(name, seed):
-        learned = s.stage(name, config[name], latents, prior, seed=seed, prepare=beside).value
-        return {"unet": prior.value, "control": learned}
+        learned = s.stage(name, config[name], latents, priors[name], seed=seed, prepare=beside).value
+        return {"unet": priors[name].value, "control": learned}
 
     def arms(seed):
-        return {
-            f"{name}, {steps}": Arm(denoiser[name], tree(name, seed), solver, grids[steps],
-                                    condition_of(processes[name], twice))
-            for name in WAYS for steps in config.steps
-        }  # fmt: skip
+        told = {name: condition_of(processes[name], twice) for name in WAYS}
+        return {f"{name}, {steps}": Arm(denoiser[name], tree(name, seed), solver, grids[steps], told[name])
+                for name in WAYS for steps in config.steps}  # fmt: skip
 
-    found = table(arms, s.seeds, test.measures, shape=prior.trained.shape, count=len(twice))
-    walk = walked(test, denoiser["enhanced"], config.walk)
-    steps = {name: by_seed(s.seeds, lambda seed, name=name: walk(tree(name, seed), seed)) for name in WAYS[1:]}
-    restored, seen = decoded(s, image, latents, test)
+    found = table(arms, s.seeds, test.measures, shape=test.clear.shape[1:], count=len(twice))
+    walk = jax.jit(partial(metrics.exposure_errors, denoiser=denoiser["enhanced"], x0=test.clear,
+                           grid=timesteps.linspace(config.walk)))  # fmt: skip
+    cond = condition_of(processes["enhanced"], test.shadow)
+    own = lambda seed, name: walk(jax.random.key(seed), params=tree(name, seed), cond=cond)  # noqa: E731
+    steps = {name: by_seed(s.seeds, lambda seed, name=name: metrics.exposure_figures(own(seed, name)))
+             for name in WAYS[1:]}  # fmt: skip
+    restored, seen = decoded(s, latents, test)
     rows = removal_rows(found, config.steps, steps) + seen
-    return Results(rows, drawn(s, test, found, restored, steps), VARIED)
+    return Results(rows, drawn(s, test, found, restored, steps), "branch, decoder and noise; priors are trained once")
 
 
-def walked(test: Test, denoiser: Any, steps: int) -> Callable[[Any, int], dict[str, float]]:
-    """By `(params, seed)`: PSNR of the predicted x0 at each step of a run, in latents, the largest fall from one to the
-    next, and what a run's own states cost at the last step."""
-    run = jax.jit(partial(metrics.exposure_errors, denoiser=denoiser, x0=test.clear, grid=timesteps.linspace(steps)))
-
-    def measure(params, seed):
-        cond = condition_of(denoiser.process, test.shadow)
-        free, forced = jax.device_get(run(jax.random.key(seed), params=params, cond=cond))
-        curve = -10 * np.log10(free).mean(1)
-        falls = {"fall": max(0.0, float(-np.diff(curve).min(initial=0.0))), "gap": float((free - forced)[-1].mean())}
-        return falls | {f"step {step}": value for step, value in enumerate(curve)}
-
-    return measure
-
-
-def decoded(s: Study, image: Stage, latents: Stage, test: Test) -> tuple[np.ndarray, list[Row]]:
+def decoded(s: Study, latents: Stage, test: Test) -> tuple[np.ndarray, list[Row]]:
     """Pictures restored by the decoder that sees the picture with the shadow, and rows on it."""
-    decoder, last = models.detailed(test.vae, s.config.details.width), f"enhanced, {s.config.final}"
-    decode = jax.jit(lambda learned, z: jnp.clip(decoder.decode(learned, image.value, z, test.picture), -1, 1))
+    decoder, last = models.detailed(test.autoencoder, s.config.details.width), f"enhanced, {s.config.final}"
+    decode = jax.jit(lambda learned, z: jnp.clip(decoder.decode(learned, test.space, z, test.picture), -1, 1))
     plain, shadow, kept = np.asarray(test.decode(test.clear)), test.masks["shadow"], []
 
     def figures(seed):
-        learned = s.stage("details", s.config.details, image, latents, seed=seed, prepare=seeing).value
-        seen = np.asarray(decode(learned, test.clear))
-        restored = decode(learned, test.runs[seed, last][: len(test.truth)])
+        learned = s.stage("details", s.config.details, latents, seed=seed, prepare=seeing).value
+        seen, restored = decode(learned, test.clear), decode(learned, test.runs[seed, last][: len(test.truth)])
         kept.append(np.asarray(restored))
-        return {
-            "lit": test.psnr(seen)["lit"],
-            "left": light_error(seen, test.truth, shadow),
-            **{f"restored, {name}": value for name, value in test.psnr(restored).items()},
-        }
+        measured = {f"restored, {name}": value for name, value in test.psnr(restored).items()}
+        return {"lit": test.psnr(seen)["lit"], "left": light_error(seen, test.truth, shadow), **measured}
 
     measured, psnr = by_seed(s.seeds, figures), "PSNR, dB"
     rows = [
@@ -201,19 +161,21 @@ def decoded(s: Study, image: Stage, latents: Stage, test: Test) -> tuple[np.ndar
 def removal_rows(found: Tabulated, steps: tuple[int, ...], walk: dict[str, dict[str, list[float]]]) -> list[Row]:
     """The residual process against the same branch of a process from pure noise, and self-enhancement."""
     (few, some, many), ours, plain = steps, walk["enhanced"], walk["residual"]
-    lit, psnr = "lit pixels", "PSNR, dB"
+
+    def row(title, measure, n, direction, published, figure, **more):
+        arms = f"residual, {n}", f"noise, {n}"
+        return found.row(f"{title} {n} steps", measure, *arms, direction, published, figure=figure, **more)
+
+    lit, kept = "PSNR, dB, lit pixels", "content is kept"
     ahead = {n: np.subtract(found[f"residual, {n}"]["lit"], found[f"noise, {n}"]["lit"]).tolist() for n in steps}
     return [
-        found.row(f"Residual, not noise: {few} steps", "whole", f"residual, {few}", f"noise, {few}", "higher",
-                  "content is kept", figure=f"{psnr}, whole picture"),
-        found.row(f"Lit pixels stay: {few} steps", "lit", f"residual, {few}", f"noise, {few}", "higher",
-                  "content is kept", figure=f"{psnr}, {lit}", margin=1.5),
-        found.row(f"Lit pixels stay: {some} steps", "lit", f"residual, {some}", f"noise, {some}", "higher",
-                  "content is kept", figure=f"{psnr}, {lit}"),
-        Row("Most at few steps", f"dB ahead in {lit}; {few}, {many} steps", ahead[few], ahead[many], "higher",
+        row("Residual, not noise:", "whole", few, "higher", kept, "PSNR, dB, whole picture"),
+        row("Lit pixels stay:", "lit", few, "higher", kept, lit, margin=1.5),
+        row("Lit pixels stay:", "lit", some, "higher", kept, lit),
+        Row("Most at few steps", f"dB ahead in lit pixels; {few}, {many} steps", ahead[few], ahead[many], "higher",
             "not reported"),
-        found.row(f"Half the variance between noises, {few} steps", "spread", f"residual, {few}", f"noise, {few}",
-                  "lower", "not reported", figure=f"variance, {lit}", factor=0.5),
+        row("Half the variance between noises,", "spread", few, "lower", "not reported", "variance, lit pixels",
+            factor=0.5),
         Row("Self-enhanced: no step makes it worse", "largest fall of PSNR of x0, dB", ours["fall"], 0.0, "equal",
             "errors are corrected", margin=0.01),
         Row("Self-enhanced: own states cost 20 % less", "added square error at the last step", ours["gap"],

@@ -110,7 +110,7 @@ def taught_arms(teacher: Any, params: Any, reference: int, cond: Any = None) -> 
 
 def of_digits(s: Study) -> Tabulated:
     """The same of every class, guided at one scale."""
-    config, judge = s.config.digits, metrics.feature_network("digits")
+    config, judge = s.config.digits, metrics.feature_network(s.config.digits.world, size=8)
     base = s.stage("digits", config.base)
     network, process, cond = base.trained.network, base.trained.process, {"label": np.arange(config.count) % CLASSES}
     made = {n: s.stage(f"{n}, digits", one, base, prepare=digit_student) for n, one in config.students.items()}

@@ -3,7 +3,18 @@
 import pytest
 
 from benchmarks import students
-from benchmarks.students import BEGIN, END, as_table, draw, put_into_page
+from benchmarks.students import (
+    END,
+    Sizes,
+    as_table,
+    command,
+    draw,
+    made_by,
+    put_into_page,
+    student_config,
+    teacher_config,
+)
+from diffusion_jax import stages
 from diffusion_jax.students import METHODS
 
 FIGURES = {
@@ -23,16 +34,26 @@ def test_the_table_stands_in_its_place_of_the_page(tmp_path):
     assert first == "| teacher, DDIM | 2 | 4 | 2 ± 1 | 0.5 ± 0 | 0.5 ± 0.25 | 1 ± 0 |  |"
     assert second.startswith("| mean flow | 1 | 1 | 2 ± 0 |") and second.endswith("| 15 |")
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-    put_into_page([first], page)
-    assert page.read_text() == f"before\n{BEGIN}\n{first}\n{END}\nafter\n"
-    page.write_text("no place")
+    begin = f"<!-- table: {command('digits')} -->"
+    page.write_text(f"before\n{begin}\nold\n{END}\nafter\n")
+    put_into_page([first], "digits", page)
+    assert page.read_text() == f"before\n{begin}\n{first}\n{END}\nafter\n"
     with pytest.raises(AssertionError, match="no place for the table"):
-        put_into_page([first], page)
-    draw(FIGURES, tmp_path / "students.png")
+        put_into_page([first], "fashion_mnist", page)
+    draw(FIGURES, tmp_path / "students.png", "digits")
     assert (tmp_path / "students.png").stat().st_size > 0
 
 
 def test_the_page_has_a_place_and_methods_have_rates():
-    assert students.PAGE.read_text().count(BEGIN) == 1
+    assert students.PAGE.read_text().count(f"<!-- table: {command('digits')} -->") == 1
     assert set(students.RATES) <= set(METHODS)
+
+
+def test_a_student_of_every_method_can_be_made():
+    config = teacher_config(Sizes(2, 30, 64, "digits", True))
+    config.train.steps, config.model.width, config.model.depth = 0, 8, 1
+    base = stages.stage("untrained", config, keep=False)
+    for method in METHODS:
+        settings = {"steps": 1} if method in ("progressive", "kernel_matching", "distribution_matching") else {}
+        made = made_by(student_config(method, Sizes(smoke=True), 0, 2, **settings), base, True)
+        assert made.grid(2).shape == (3,), method

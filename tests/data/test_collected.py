@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax import data, denoisers, processes, solvers, timesteps
+from diffusion_jax.data import collected
 from diffusion_jax.errors import InvalidInput
 from diffusion_jax.randomness import sample_keys
 from diffusion_jax.typing import Network
@@ -147,6 +148,17 @@ def test_a_run_is_made_at_the_condition_of_its_example():
     found = draw(np.arange(4, 8))
     np.testing.assert_array_equal(found["cond"]["label"], [1, 2, 0, 1])
     np.testing.assert_allclose(found["noise"] - found["x0"], np.tile([[1], [2], [0], [1]], (1, 2)), atol=1e-5)
+
+
+def test_the_randomness_of_a_solver_belongs_to_the_example_and_only_asked_for_states_are_held(monkeypatch):
+    draw = data.trajectories(jax.random.key(1), EXACT, WORLD, solvers.ddim(1.0), GRID, shape=(2,))
+    whole, part = draw(np.arange(8)), draw(np.arange(4, 8))
+    np.testing.assert_allclose(part["x0"], whole["x0"][4:], atol=1e-6)
+    held = []
+    monkeypatch.setattr(collected, "make_sampler", lambda *_, save_every, **__: held.append(save_every))
+    for keep in ((0, 2, 6), (0, 3, 6), (0, 6), (0,), None):
+        runs(keep=keep)
+    assert held == [2, 3, 6, 6, None]
 
 
 def test_a_mesh_changes_no_trajectory():

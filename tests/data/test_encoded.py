@@ -22,6 +22,12 @@ def test_every_example_is_encoded_once_in_its_place():
     assert latents.num_classes == 10 and latents.class_names == source.class_names
     with pytest.raises(InvalidInput, match="batch is 0"):
         data.encoded(source, encode, batch=0)
+    pairs = data.ArraySource(source.x0, {"picture": -source.x0})
+    both = data.encoded(pairs, encode, conditions=("picture",))
+    np.testing.assert_array_equal(both.cond["picture"], 1 - source.x0[:, ::2, ::2])
+    np.testing.assert_array_equal(both.x0, latents.x0)
+    with pytest.raises(InvalidInput, match=r"conditions.*depth.*picture"):
+        data.encoded(pairs, encode, conditions=("depth",))
 
 
 def test_joint_data_and_sources_without_batches_are_encoded_too():

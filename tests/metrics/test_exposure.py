@@ -33,6 +33,14 @@ def test_only_answers_that_depend_on_the_state_make_its_errors_cost():
     assert np.abs(np.mean(found.forced[-1]) - 0.25 * np.square(state).mean()) < 0.1
 
 
+def test_figures_are_the_largest_fall_and_what_own_states_add_at_the_end():
+    free = np.array([[0.1, 0.1], [0.01, 0.01], [0.1, 0.01]], np.float32)
+    found = metrics.exposure_figures(metrics.ExposureErrors(free, 0.5 * free))
+    assert [round(found[f"step {i}"], 4) for i in range(3)] == [10, 20, 15]
+    np.testing.assert_allclose((found["fall"], found["gap"]), (5.0, 0.0275), rtol=1e-5)
+    assert metrics.exposure_figures(metrics.ExposureErrors(free[:2], free[:2]))["fall"] == 0
+
+
 def test_discrete_processes_are_refused():
     told = denoiser(Network(lambda *_: (), lambda *_: ((), {})), processes.absorbing(3))
     with pytest.raises(InvalidInput, match="exposure_errors"):

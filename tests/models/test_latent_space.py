@@ -86,3 +86,23 @@ def test_impossible_spaces_are_refused(pictures, components, tokens, told):
         models.principal_components(pictures, components, tokens)
     with pytest.raises(InvalidInput, match="pictures"):
         models.principal_components(pictures[0], 4)
+
+
+def test_patches_have_the_best_linear_latents_too(pictures):
+    patches = pictures.reshape(500, 2, 4, 2, 4, 1).transpose(0, 1, 3, 2, 4, 5).reshape(2000, 16)
+    linear = models.patch_autoencoder(4, 4)
+    params = linear.init(None, pictures)
+    latents = linear.encode(params, pictures)
+    assert latents.shape == (500, 2, 2, 4)
+    np.testing.assert_allclose((latents.mean(), latents.std()), (0.0, 1.0), atol=0.01)
+    error = float(np.square(linear.decode(params, latents) - pictures).mean())
+    np.testing.assert_allclose(error, left_out(patches, 4), rtol=1e-3)
+    np.testing.assert_array_equal(linear.posterior(params, pictures).sample(jax.random.key(0)), latents)
+    whole = models.patch_autoencoder(16, 4)
+    params = whole.init(None, pictures)
+    np.testing.assert_allclose(whole.decode(params, whole.encode(params, pictures)), pictures, atol=1e-4)
+    for wrong, told in ((lambda: linear.init(None, pictures[:, :6]), "sides of k x 4"),
+                        (lambda: models.patch_autoencoder(17, 4).init(None, pictures), "has 16 numbers"),
+                        (lambda: models.patch_autoencoder(0), "components")):  # fmt: skip
+        with pytest.raises(InvalidInput, match=told):
+            wrong()

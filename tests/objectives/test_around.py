@@ -44,6 +44,7 @@ AROUND = {
     ),
     "conditioned_on_ends": (lambda: objectives.conditioned_on_ends(INNER), OWN),
     "degraded": (lambda: objectives.degraded(INNER, objectives.perturbed()), OWN),
+    "multitask": (lambda: objectives.multitask(INNER, EDGES, objectives.projected()), OWN),
     "on_trajectories": (lambda: objectives.on_trajectories(INNER, FLOW, [1.0, 0.0]), OWN),
     "self_enhanced": (lambda: objectives.self_enhanced(INNER, DENOISER, warmup=0), OWN),
     "uncertainty_weighted": (lambda: objectives.uncertainty_weighted(INNER, EDGES), OWN),

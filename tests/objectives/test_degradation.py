@@ -8,7 +8,8 @@ import pytest
 from diffusion_jax import objectives, processes, timesteps
 from diffusion_jax.config import build, call
 from diffusion_jax.errors import InvalidInput
-from diffusion_jax.objectives.batches import corrupted
+from diffusion_jax.objectives.batches import corrupted, example_keys
+from diffusion_jax.randomness import normal, split
 from diffusion_jax.typing import Network, Objective
 
 KEY = jax.random.key(0)
@@ -132,6 +133,17 @@ def test_noise_that_a_batch_brings_is_added_to_its_base():
     found = loss(process, given)[0]
     ratio = np.asarray(process.alpha(TIMES) / process.sigma(TIMES))[:, None]
     np.testing.assert_allclose(found, np.square(noise + ratio * (BASE - X0)).mean(axis=1), rtol=1e-4)
+
+
+def test_what_is_degraded_and_the_noise_do_not_share_their_random_numbers():
+    """A degradation may split its key as the loss does."""
+    made = objectives.denoising(
+        SEEN, process_of("x0"), degrade=lambda key, x0, t: jax.random.normal(split(key, 2)[0], x0.shape)
+    )
+    index = jnp.arange(4)
+    base = made.prepare((), {"x0": X0, "index": index}, KEY)["base"]
+    noise = normal(split(example_keys(KEY, index), 2)[0], (4, 3))
+    assert (np.abs(base[:, None] - noise[None]).max(axis=2) > 1e-3).all()
 
 
 def test_without_noise_all_is_finite():

@@ -67,6 +67,23 @@ def test_standardised_features_have_one_scale_and_a_bank_is_the_data():
     assert again.bank is None and again.condition is PAIRED.condition
 
 
+def test_samples_data_and_banks_are_of_their_own_conditions():
+    x, cond = drawn(0, 6, 2), {"label": np.array([0, 1, 1, 0, 1, 0])}
+    bank = objectives.banked(PAIRED, x, cond, batch_size=4).bank
+    np.testing.assert_allclose(bank, np.concatenate([x, np.eye(2)[cond["label"]]], axis=1), atol=1e-6)
+    objective = objectives.kernel_matching(lambda params, batch, key: batch["x0"] + params, [PAIRED])
+    batch = {"x0": x, "cond": cond}
+    losses, _ = objective.loss(0.3, objective.init(KEY, 0.3, batch), batch, KEY)
+    moved = np.concatenate([x + np.float32(0.3), bank[:, 2:]], axis=1)
+    np.testing.assert_allclose(losses, squared_mmd(moved, bank, PAIRED.kernel), rtol=1e-4)
+
+
+def test_random_convolutions_have_biases():
+    """Without them a picture of zeros would have no features."""
+    space = objectives.convolution_space(gaussian_kernel(), (4, 4, 1), channels=(3,))
+    assert np.abs(space.features(space.params, np.zeros((1, 4, 4, 1), np.float32))).max() > 1e-3
+
+
 def test_a_loss_against_a_bank_is_in_the_mean_that_against_all_of_it():
     plain = objectives.paired(objectives.raw_space(gaussian_kernel((1.0,))), 2)
     data = {"x0": drawn(0, 40, 2), "cond": {"label": np.arange(40) % 2}}

@@ -107,4 +107,10 @@ def test_times_that_a_batch_brings_along_become_those_of_the_student():
     state = objective.init(KEY, params, BATCH)
     losses, aux = objective.loss(params, state, {**BATCH, "t": jnp.linspace(0.0, 1.0, 16)}, KEY)
     np.testing.assert_allclose(losses, 0.25, rtol=1e-2)
+    made = objectives.progressive(
+        student_of(process, grid), process, grid, analytic(process), MIXTURE, weight=lambda process, t: 1.0 + t
+    )
+    weighted, told = made.loss(params, state, {**BATCH, "t": jnp.linspace(0.0, 1.0, 16)}, KEY)
+    np.testing.assert_allclose(weighted, losses * (1.0 + aux.per_example["t"]), rtol=1e-5)
+    np.testing.assert_allclose(told.per_example["loss"], weighted, rtol=1e-6)
     assert set(np.asarray(aux.per_example["t"]).tolist()) == {0.25, 0.5, 0.75, 1.0}

@@ -20,7 +20,7 @@ def trained():
     batch = SOURCE.take([0, 1])
     ends = jax.tree.map(lambda leaf: leaf[:, [0, 2]], (batch["x0"], Camera(**batch["cond"])))
     params = drawn(jax.eval_shape(NETWORK.init, KEY, *ends))
-    objective = objectives.splat_rendering(NETWORK)
+    objective = objectives.splat_rendering(NETWORK, 3)
 
     @jax.jit
     def both(params, batch):
@@ -32,7 +32,8 @@ def trained():
 
 def test_every_weight_learns_and_the_frames_between_are_not_looked_at(trained):
     batch, params, both = trained
-    _, grads, coarse = both(params, batch)
+    value, grads, coarse = both(params, batch)
+    np.testing.assert_allclose(value, np.square(coarse - batch["x0"]).mean(), rtol=1e-5)
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(grads))
     hidden = batch["x0"].copy()
     hidden[:, 1] = 0.0

@@ -135,6 +135,8 @@ def test_times_that_a_batch_brings_along_become_those_of_the_student_and_prepari
     np.testing.assert_array_equal(once["x0"], twice["x0"])
     drawn = objective.prepare((), {"x0": np.repeat(states[:, -1], 32, 0), "states": np.repeat(states, 32, 0)}, KEY)
     assert set(np.asarray(drawn["step"]).tolist()) == set(range(5))
+    others = objective.prepare((), {"x0": drawn["x0"], "states": np.repeat(states, 32, 0)}, jax.random.key(1))
+    assert (np.asarray(others["step"]) != np.asarray(drawn["step"])).any()
 
 
 def test_wrong_input_is_told():

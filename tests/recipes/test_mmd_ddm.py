@@ -65,8 +65,9 @@ def test_memory_is_that_of_compiled_steps():
     config = load(FILE).memory
     config.update({"shape": (8, 2), "steps": 4})
     config.model = call("models.mlp", width=16, depth=1)
-    (row,) = mmd_ddm.memory_rows(config)
+    row, halved = mmd_ddm.memory_rows(config)
     assert 0 < np.asarray(row.ours) < 4 and row.against == 2.5
+    assert halved.ours == row.ours < np.asarray(halved.against)
 
 
 @pytest.mark.parametrize("shown", ["35.7 million"])

@@ -15,9 +15,10 @@ def test_each_branch_begins_as_the_prior_and_a_residual_process_takes_its_endpoi
     config = load("configs/recipes/shadow_removal.py")
     told = {name: shadow_removal.condition_of(build(config[name].process), shadow) for name in shadow_removal.WAYS}
     assert [sorted(cond) for cond in told.values()] == [["control"], *[["control", "endpoint"]] * 2]
-    learned = {"weights": 1}
-    state = type("State", (), {"frozen": type("Frozen", (), {"value": {"unet": 2}})})
-    assert shadow_removal.with_prior(learned, state) == {"unet": 2, "control": learned}
+    # Each branch stands beside a prior of its own prediction.
+    for name, prior in (("noise", "noise"), ("residual", "residual"), ("enhanced", "residual")):
+        kinds = {build(one.process).prediction for one in (config.priors[prior], config[name])}
+        assert kinds == ({"v"} if prior == "noise" else {"epsilon", "residual_noise"}), name
 
 
 def test_the_published_network_is_stable_diffusion_with_a_branch_that_sees_latents():

@@ -193,6 +193,50 @@ def test_numbers_of_cameras_do_not_change_with_the_world():
     np.testing.assert_allclose(rendering.camera_numbers(moved), numbers, atol=1e-5)
 
 
+def test_up_is_up_in_the_image_and_a_size_is_that_of_a_pixel():
+    above = np.float32([[[0.0, 0.0, 0.3]]] * 2)
+    seen = jax.device_get(rendering.project(TWO, above, SHAPE))
+    assert (seen.pixels[:, 0, 1] < 2.5).all(), "rows count downwards"
+    one = jax.tree.map(lambda leaf: leaf[:1], TWO)
+    splats = rendering.splats_from_depth(
+        one, np.full((1, *SHAPE), 2.0, np.float32), np.zeros((1, *SHAPE, 3)), np.ones((1, *SHAPE)), 1.0
+    )
+    # Neighbouring pixels are one standard deviation apart.
+    np.testing.assert_allclose(splats.scales[0], np.linalg.norm(splats.means[1] - splats.means[0]), rtol=1e-5)
+
+
+def test_a_turn_goes_the_short_way_whatever_quaternion_it_is():
+    """By more than half a turn about each axis, which is the other way round by less; and half a turn itself."""
+    start = Camera(np.eye(3, dtype=np.float32), np.zeros(3, np.float32), np.float32(1.0))
+
+    @jax.jit
+    def middle(last):
+        return rendering.camera_path(start, last, 3, lambda share: share)
+
+    for axis in (*np.eye(3), np.asarray([1.0, 1.0, 0.0]), np.asarray([1.0, -2.0, 3.0])):
+        axis = axis / np.linalg.norm(axis)
+        for angle, halfway in ((0.8, 0.4), (3.0, 1.5), (3.5, (3.5 - 2 * np.pi) / 2), (5.0, (5.0 - 2 * np.pi) / 2)):
+            last = turned(np.asarray([np.cos(angle / 2), *(np.sin(angle / 2) * axis)])).astype(np.float32)
+            found = middle(Camera(last, np.float32([0, 0, 2]), np.float32(3.0)))
+            expected = turned(np.asarray([np.cos(halfway / 2), *(np.sin(halfway / 2) * axis)]))
+            np.testing.assert_allclose(found.rotation[1], expected, atol=2e-3)
+            np.testing.assert_allclose(found.focal, [1, 2, 3], rtol=1e-6)
+
+
+def test_colours_between_pixels_are_linear_both_ways_and_what_is_outside_is_not_seen():
+    image = np.float32([[0, 1], [2, 4]])[..., None]
+    places = np.float32([[0.5, 0.5], [1.0, 1.0], [0.5, 1.25], [1.5, 0.75], [9.0, 9.0]])
+    np.testing.assert_allclose(rendering.sampled_at(image, places)[:, 0], [0, 1.75, 1.5, 1.75, 4])
+    one = jax.tree.map(lambda leaf: leaf[0], TWO)
+    aside = one._replace(position=one.position + one.rotation[0] * 1.0)
+    depth = np.full(SHAPE, 3.0, np.float32)
+    _, far = rendering.seen_from(one, depth, aside, np.zeros((*SHAPE, 3), np.float32))
+    # A unit to the side is two thirds of the height at this depth and focal length: as many pixels move out of sight.
+    moved = 2.0 * 5 / (2 * 3.0)
+    np.testing.assert_array_equal(np.isnan(far), np.broadcast_to(np.arange(6) + 0.5 < moved, SHAPE))
+    np.testing.assert_allclose(far[~np.isnan(far)], 3.0, rtol=1e-5)
+
+
 def views(shape=(12, 12)):
     """Three near views of a large textured sheet, with their depth."""
     at = cameras((3.0, -0.3, 0.0), (3.0, 0.0, 0.0), (3.0, 0.3, 0.0))

@@ -41,6 +41,11 @@ def test_the_partition_is_the_cheapest_of_all(kind, clusters):
     assert edges[0] == 0 and edges[-1] == 1 and len(edges) == clusters + 1
 
 
+def test_the_distance_of_tasks_is_how_little_they_agree():
+    affinity = np.random.default_rng(0).uniform(-1, 1, (3, 3))
+    np.testing.assert_array_equal(timesteps.affinity_distance(affinity), -affinity)
+
+
 @pytest.mark.parametrize(
     "distance",
     [

@@ -102,8 +102,10 @@ def test_contribution_aware_draws_are_weights_of_squares_and_configurable():
     made = build(call("timesteps.by_contribution", process=call("processes.vp_linear", prediction="v"),
                       grid=call("timesteps.linspace", steps=10), uniform_share=0.2))  # fmt: skip
     squares = np.square(timesteps.contributions(process, grid))
-    other = timesteps.by_weights(grid, squares, 0.2)
-    np.testing.assert_array_equal(made.draw((), KEY, (64,))[0], other.draw((), KEY, (64,))[0])
+    for spread in ("independent", "low_discrepancy"):
+        made = timesteps.by_contribution(process, grid, 0.2, spread) if spread != "independent" else made
+        other = timesteps.by_weights(grid, squares, 0.2, spread)
+        np.testing.assert_array_equal(made.draw((), KEY, (64,))[0], other.draw((), KEY, (64,))[0])
 
 
 def test_a_step_that_stands_still_contributes_nothing():
@@ -121,7 +123,9 @@ def test_contributions_of_a_measure_follow_its_gains():
     expected = np.maximum(times - 0.3, 0.0)
     np.testing.assert_allclose(found, expected / expected.sum(), atol=1e-12)
     at = np.asarray([0.9, 0.2])
-    np.testing.assert_allclose(timesteps.measured_contributions(times, [quality, quality], at), [1.0, 0.0], atol=1e-12)
+    several = [quality + 0.2 * times, quality - 0.2 * times]
+    np.testing.assert_allclose(timesteps.measured_contributions(times, several, at), [1.0, 0.0], atol=1e-12)
+    np.testing.assert_allclose(timesteps.measured_contributions(times, several), found, atol=1e-12)
     np.testing.assert_allclose(timesteps.measured_contributions(times, np.zeros(10)), 0.1)
 
 

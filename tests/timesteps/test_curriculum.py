@@ -94,6 +94,12 @@ def test_stages_of_equal_length_do_not_look_at_the_loss():
         )
     # With patience it is a bound.
     np.testing.assert_array_equal(stages(np.ones(200), 3, longest=7), stages(np.ones(200), 3))
+    # The mean of the batch is what settles, smoothed as asked for.
+    paces = timesteps.curriculum(4, patience=5, smoothing=0.5)
+    state = paces.init()
+    for loss in (jnp.array([1.0, 3.0]), jnp.array([0.0, 8.0])):
+        expected, state = paced(state, loss.mean(), 4, 5, 0.5), paces.update(state, jnp.ones(2), loss)
+        assert equal(state, expected)
     draw = timesteps.curriculum(4, patience=None, longest=2)
     state = draw.update(draw.update(draw.init(), jnp.ones(2), jnp.ones(2)), jnp.ones(2), jnp.zeros(2))
     assert int(state.stage) == 2

@@ -1,0 +1,92 @@
+"""Static ranges of what layers read, by intervals of times, from the states of a sampler's own runs.
+
+A network meets other inputs at other times, so ranges that were found at a few of them clip, or waste bits, at the
+others (Li et al. 2023, Q-Diffusion). What counts are the states that a run visits, not noised data, and with guidance
+the null condition as well.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax.clock import network_inputs
+from diffusion_jax.errors import InvalidInput, invalid
+from diffusion_jax.models.edits import taps
+from diffusion_jax.models.interception import Select, intercepted
+from diffusion_jax.quantization.quantized import quantizable
+from diffusion_jax.typing import Condition, Network, Params, Process
+
+_TAPS = "input ranges"
+
+
+def input_ranges(
+    network: Network,
+    process: Process,
+    params: Params,
+    states: Any,
+    times: Any,
+    cond: Condition = None,
+    *,
+    null: Condition = None,
+    edges: Any = None,
+    momentum: float | None = None,
+    select: Select = quantizable,
+) -> Any:
+    """`{path of a layer: {"low", "high"}}` of what each selected layer reads, `[K]`, or `[K, L]` within a stack.
+
+    states: `[B, m, ...]`, x at the times `times [m]` of the process, falling: those of `data.trajectories(keep=...)`
+        without the last. cond: of the B runs. null: the condition of the other branch of guidance, which is asked too.
+    edges: `[K + 1]`, rising, in the network's own times: one range for each interval; one for all when None. Each needs
+        one of the times at least. momentum: None takes the least and the largest of all; otherwise a moving average of
+        those of each time, from the first on, such as 0.95 (which gives up rare outliers).
+    Raises InvalidInput for an interval without a time, and for shapes that do not fit.
+    """
+    times, states = np.asarray(times, np.float32), jnp.asarray(states)
+    if states.ndim < 2 or times.shape != states.shape[1:2]:
+        raise invalid("shapes of states and times", (states.shape, times.shape), "[B, m, ...] and [m] were expected")
+    told = np.asarray(process.network_time(jnp.asarray(times)))
+    bins = np.asarray([-np.inf, np.inf] if edges is None else edges, np.float64)
+    # As at run time, an edge belongs to the interval above it, and what lies outside to the nearest.
+    bucket = np.clip(np.searchsorted(bins, told, side="right") - 1, 0, len(bins) - 2)
+    if lacking := sorted(set(range(len(bins) - 1)) - set(bucket.tolist())):
+        raise InvalidInput(f"There is no state within the intervals {lacking} of edges: keep more of the run.")
+    opened = intercepted(network, taps(select, lambda output, x: {"low": x.min(), "high": x.max()}, "input", _TAPS))
+    branches = [cond] if null is None else [cond, {**(cond or {}), **_spread(null, len(states))}]
+
+    @jax.jit
+    def ranges(params, states):
+        def at(state, t):
+            t = jnp.broadcast_to(t, (len(state),))
+            found = [opened.apply(params, {}, *network_inputs(process, state, t), one)[1][_TAPS] for one in branches]
+            return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
+
+        return jax.lax.map(lambda one: at(*one), (jnp.moveaxis(states, 1, 0), jnp.asarray(times)))
+
+    found = jax.tree.map(lambda leaf: leaf["input"], ranges(params, states), is_leaf=_is_entry)
+
+    def gathered(entry):
+        joined = {"low": np.min, "high": np.max}
+        each = {name: joined[name](np.asarray(entry[name], np.float32), axis=1) for name in joined}
+
+        def of(name, number):
+            rows = each[name][bucket == number]
+            if momentum is None:
+                return joined[name](rows, axis=0)
+            mean = rows[0]
+            for row in rows[1:]:
+                mean = momentum * mean + (1 - momentum) * row
+            return mean
+
+        return {name: np.stack([of(name, number) for number in range(len(bins) - 1)]) for name in joined}
+
+    return jax.tree.map(gathered, found, is_leaf=lambda node: isinstance(node, dict) and "low" in node)
+
+
+def _is_entry(node):
+    return isinstance(node, dict) and "input" in node and "low" in node["input"]
+
+
+def _spread(null, size):
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (size, *jnp.shape(leaf)[1:])), null)
