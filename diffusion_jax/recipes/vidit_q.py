@@ -155,8 +155,8 @@ def study(s: Study) -> Results:
     rows = error_rows(config, found) + sample_rows(s, base, arms)
     times = np.asarray(process.network_time(build(config.grid)[1:-1]))
     lines, path = {name: (times, np.mean(errors, axis=0)) for name, errors in curves.items()}, s.picture("errors")
-    label, title = {"x_label": "network's time (large: noise)", "y_label": ERROR}, f"What {config.sampled} changes"
-    pictures.save_curves(path, lines, **label, title=title)
+    label, title = "network's time (large: noise)", f"What {config.sampled} changes"
+    pictures.save_curves(path, lines, x_label=label, y_label=ERROR, title=title)
     captions = {path: f"Error of the quantised networks' output at {config.sampled}, by time, mean over seeds."}
     return Results(rows, captions, "calibration and noise; the transformer is trained once")
 
@@ -176,11 +176,11 @@ def error_rows(config: ConfigDict, found: Mapping[str, list[float]]) -> list[Row
     for width in config.widths:
         for title, ours, other, factor, published in CLAIMS:
             if width != "W8A8" and {ours, other} <= set(config.arms):
-                values = found[f"{width} {ours}"], found[f"{width} {other}"]
-                rows.append(Row(f"{width}: {title}", ERROR, *values, "lower", published, factor))
+                first, second = found[f"{width} {ours}"], found[f"{width} {other}"]
+                rows.append(Row(f"{width}: {title}", ERROR, first, second, "lower", published, factor))
     if "loss" in found:
-        both = found["loss, W8A8"], found["loss"]
-        rows.append(Row("W8A8 keeps the loss", "held-out loss", *both, "lower", "lossless", 1.01))
+        ours, other = found["loss, W8A8"], found["loss"]
+        rows.append(Row("W8A8 keeps the loss", "held-out loss", ours, other, "lower", "lossless", 1.01))
     return rows
 
 
