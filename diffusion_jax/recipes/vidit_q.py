@@ -190,7 +190,7 @@ def sample_rows(s: Study, base: Stage, arms: Mapping[tuple[int, str], tuple]) ->
     plain, grid = denoisers.denoiser(base.trained.network, base.trained.process), build(config.grid)
 
     def of_seed(seed):
-        ours = {name: Arm(*arms[seed, name], solvers.ddim(), grid, cond) for name in config.drawn}
+        ours = {name: Arm(arms[seed, name][0], arms[seed, name][1], solvers.ddim(), grid, cond) for name in config.drawn}
         return {"float": Arm(plain, base.value, solvers.ddim(), grid, cond), **ours}
 
     how = {"shape": base.trained.shape, "count": config.count, "reference": "float"}
