@@ -155,8 +155,8 @@ def study(s: Study) -> Results:
     rows = error_rows(config, found) + sample_rows(s, base, arms)
     times = np.asarray(process.network_time(build(config.grid)[1:-1]))
     lines, path = {name: (times, np.mean(errors, axis=0)) for name, errors in curves.items()}, s.picture("errors")
-    label, title = {"x_label": "network's time (large: noise)", "y_label": ERROR}, f"What {config.sampled} changes"
-    pictures.save_curves(path, lines, **label, title=title)
+    label, title = "network's time (large: noise)", f"What {config.sampled} changes"
+    pictures.save_curves(path, lines, x_label=label, y_label=ERROR, title=title)
     captions = {path: f"Error of the quantised networks' output at {config.sampled}, by time, mean over seeds."}
     return Results(rows, captions, "calibration and noise; the transformer is trained once")
 
@@ -173,14 +173,14 @@ CLAIMS = (
 
 def error_rows(config: ConfigDict, found: Mapping[str, list[float]]) -> list[Row]:
     rows = []
-    for width in config.widths:
+    for width in (one for one in config.widths if one != "W8A8"):
         for title, ours, other, factor, published in CLAIMS:
-            if width != "W8A8" and {ours, other} <= set(config.arms):
-                values = found[f"{width} {ours}"], found[f"{width} {other}"]
-                rows.append(Row(f"{width}: {title}", ERROR, *values, "lower", published, factor))
+            if {ours, other} <= set(config.arms):
+                first, second = found[f"{width} {ours}"], found[f"{width} {other}"]
+                rows.append(Row(f"{width}: {title}", ERROR, first, second, "lower", published, factor))
     if "loss" in found:
-        both = found["loss, W8A8"], found["loss"]
-        rows.append(Row("W8A8 keeps the loss", "held-out loss", *both, "lower", "lossless", 1.01))
+        lost = found["loss, W8A8"]
+        rows.append(Row("W8A8 keeps the loss", "held-out loss", lost, found["loss"], "lower", "lossless", 1.01))
     return rows
 
 
@@ -190,7 +190,8 @@ def sample_rows(s: Study, base: Stage, arms: Mapping[tuple[int, str], tuple]) ->
     plain, grid = denoisers.denoiser(base.trained.network, base.trained.process), build(config.grid)
 
     def of_seed(seed):
-        ours = {name: Arm(*arms[seed, name], solvers.ddim(), grid, cond) for name in config.drawn}
+        own = {name: arms[seed, name] for name in config.drawn}
+        ours = {name: Arm(made[0], made[1], solvers.ddim(), grid, cond) for name, made in own.items()}
         return {"float": Arm(plain, base.value, solvers.ddim(), grid, cond), **ours}
 
     how = {"shape": base.trained.shape, "count": config.count, "reference": "float"}
