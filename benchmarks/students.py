@@ -67,8 +67,8 @@ class Sizes(NamedTuple):
 def teacher_config(sizes: Sizes) -> ConfigDict:
     """The teacher: `baselines.digit_transformer`, half as deep, on the linear flow, whose time it is told as it is.
 
-    Told 1000 t, as usual, its answers are rough in t: what learns from their derivative by t is then several times
-    worse (continuous consistency), or learns nothing (mean flows).
+    Told 1000 t, as usual, its answers are rough in t: what learns from their derivative by t is then worse, above all in
+    one step (seed 100: mean flows at 6.7 instead of 1.5, continuous consistency at 5.2 instead of 2.8).
     """
     config = tiny_digit_transformer(2) if sizes.smoke else digit_transformer(2000, depth=4)
     if sizes.world != "digits":
@@ -277,7 +277,7 @@ def draw(figures: Figures, path: Path, world: str) -> None:
         ys.append(np.mean(row["distance"]))
     pictures.save_curves(
         path, curves, x_label="network evaluations of a sample (a guided step has two)", y_label="Fréchet distance",
-        title=f"Steps against quality: a guided teacher of {world.replace('_', ' ')} and its students",
+        doublings=True, title=f"Steps against quality: a guided teacher of {world.replace('_', ' ')} and its students",
     )  # fmt: skip
 
 

@@ -199,15 +199,17 @@ def save_curves(
     title: str = "",
     log: bool = True,
     falling: bool = False,
+    doublings: bool = False,
 ) -> None:
     """Writes named curves, each `(x, y)`; y is logarithmic when all of it is positive, unless `log` is False.
 
-    falling: x runs from right to left, as the time of a run does.
+    falling: x runs from right to left, as the time of a run does. doublings: x is logarithmic, as for numbers of steps.
     """
     from matplotlib import ticker  # slow to import
 
     plain = {name: ([*map(float, x)], [*map(float, y)]) for name, (x, y) in curves.items()}
     given = {"title": title, "x_label": x_label, "y_label": y_label, "log": log, "falling": falling}
+    given["doublings"] = doublings
     names = len(plain) > 1
     figure, axis = _subplots(figsize=(8.2 if names else 6.4, 3.9))
     looks = zip("osDv^<>Ph*Xp" * len(plain), plain.items())
@@ -218,7 +220,10 @@ def save_curves(
     if log and positive:
         axis.set_yscale("log")
         readable_decades(axis.yaxis, *axis.get_ylim())
-    if all(value.is_integer() for x, _ in plain.values() for value in x):
+    if doublings:
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter(ticker.ScalarFormatter())
+    elif all(value.is_integer() for x, _ in plain.values() for value in x):
         axis.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     if falling:
         axis.invert_xaxis()
