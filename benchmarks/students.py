@@ -67,8 +67,8 @@ class Sizes(NamedTuple):
 def teacher_config(sizes: Sizes) -> ConfigDict:
     """The teacher: `baselines.digit_transformer`, half as deep, on the linear flow, whose time it is told as it is.
 
-    Told 1000 t, as usual, its answers are rough in t: what learns from their derivative by t is then worse, above all in
-    one step (seed 100: mean flows at 6.7 instead of 1.5, continuous consistency at 5.2 instead of 2.8).
+    Told 1000 t, as usual, its answers are rough in t: what learns from their derivative by t is then worse, above all
+    in one step (seed 100: mean flows at 6.7 instead of 1.5, continuous consistency at 5.2 instead of 2.8).
     """
     config = tiny_digit_transformer(2) if sizes.smoke else digit_transformer(2000, depth=4)
     if sizes.world != "digits":
