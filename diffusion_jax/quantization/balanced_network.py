@@ -19,6 +19,7 @@ from diffusion_jax.errors import InvalidInput
 from diffusion_jax.models.anatomy import module_params, with_module_params
 from diffusion_jax.models.edits import taps
 from diffusion_jax.models.interception import Edit, Select, Site, intercepted, wrapped
+from diffusion_jax.models.paths import by_path
 from diffusion_jax.quantization.balancing import balance, balanced, balanced_input
 from diffusion_jax.quantization.statistics import time_edges
 from diffusion_jax.timesteps import bucket_of
@@ -54,7 +55,8 @@ def input_taps(network: Network, select: Select) -> Callable[..., dict[str, Any]
     opened = intercepted(network, taps(select, read, name="input"))
 
     def found(params, x, t, cond=None):
-        return _by_layer(opened.apply(params, {}, x, t, cond)[1]["taps"], "input")
+        told = by_path(opened.apply(params, {}, x, t, cond)[1]["taps"])
+        return {path.removesuffix("/input"): leaf for path, leaf in told.items()}
 
     return found
 
@@ -146,17 +148,6 @@ def balanced_network(
 
 def _not_begun(key, x, t, cond=None):
     raise InvalidInput("A balanced network is begun with `prepare`, from a network's parameters.")
-
-
-def _by_layer(tree, name, path=()):
-    """`{path: leaf}` of the entries called `name` in nested dictionaries."""
-    found = {}
-    for key, entry in tree.items():
-        if key == name:
-            found["/".join(path)] = entry
-        elif isinstance(entry, Mapping):
-            found |= _by_layer(entry, name, (*path, key))
-    return found
 
 
 def _folded(params, maxima, alpha, rotated, block, path=()):

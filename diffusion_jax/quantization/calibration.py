@@ -5,6 +5,7 @@ others (Li et al. 2023, Q-Diffusion). What counts are the states that a run visi
 the null condition as well.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,6 +17,8 @@ from diffusion_jax.errors import InvalidInput, invalid
 from diffusion_jax.models.edits import taps
 from diffusion_jax.models.interception import Select, intercepted
 from diffusion_jax.quantization.quantized import quantizable
+from diffusion_jax.quantization.statistics import time_edges
+from diffusion_jax.timesteps import bucket_of
 from diffusion_jax.typing import Condition, Network, Params, Process
 
 _TAPS = "input ranges"
@@ -30,7 +33,7 @@ def input_ranges(
     cond: Condition = None,
     *,
     null: Condition = None,
-    edges: Any = None,
+    edges: Sequence[float] = (),
     momentum: float | None = None,
     select: Select = quantizable,
 ) -> Any:
@@ -38,22 +41,18 @@ def input_ranges(
 
     states: `[B, m, ...]`, x at the times `times [m]` of the process, falling: those of `data.trajectories(keep=...)`
         without the last. cond: of the B runs. null: the condition of the other branch of guidance, which is asked too.
-    edges: `[K + 1]`, rising, in the network's own times: one range for each interval; one for all when None. Each needs
-        one of the times at least. momentum: None takes the least and the largest of all; otherwise a moving average of
+    edges: `[K - 1]`, rising, in the network's own times: one range for each of K intervals, of which each needs one of
+        the times at least. momentum: None takes the least and the largest of all; otherwise a moving average of
         those of each time, from the first on, such as 0.95 (which gives up rare outliers).
     Raises InvalidInput for an interval without a time, and for shapes that do not fit.
     """
-    times, states = np.asarray(times, np.float32), jnp.asarray(states)
-    if states.ndim < 2 or times.shape != states.shape[1:2]:
-        raise invalid("shapes of states and times", (states.shape, times.shape), "[B, m, ...] and [m] were expected")
-    told = np.asarray(process.network_time(jnp.asarray(times)))
-    bins = np.asarray([-np.inf, np.inf] if edges is None else edges, np.float64)
-    # As at run time, an edge belongs to the interval above it, and what lies outside to the nearest.
-    bucket = np.clip(np.searchsorted(bins, told, side="right") - 1, 0, len(bins) - 2)
-    if lacking := sorted(set(range(len(bins) - 1)) - set(bucket.tolist())):
+    states, times = states_at(states, times)
+    inner = time_edges(edges)
+    intervals, bucket = range(len(inner) + 1), np.asarray(bucket_of(process.network_time(times), inner))
+    if lacking := sorted(set(intervals) - set(bucket.tolist())):
         raise InvalidInput(f"There is no state within the intervals {lacking} of edges: keep more of the run.")
     opened = intercepted(network, taps(select, lambda output, x: {"low": x.min(), "high": x.max()}, "input", _TAPS))
-    branches = [cond] if null is None else [cond, {**(cond or {}), **_spread(null, len(states))}]
+    branches = [cond] if null is None else [cond, nullified(cond, null, len(states))]
 
     @jax.jit
     def ranges(params, states):
@@ -62,7 +61,7 @@ def input_ranges(
             found = [opened.apply(params, {}, *network_inputs(process, state, t), one)[1][_TAPS] for one in branches]
             return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
 
-        return jax.lax.map(lambda one: at(*one), (jnp.moveaxis(states, 1, 0), jnp.asarray(times)))
+        return jax.lax.map(lambda one: at(*one), (jnp.moveaxis(states, 1, 0), times))
 
     found = jax.tree.map(lambda leaf: leaf["input"], ranges(params, states), is_leaf=_is_entry)
 
@@ -79,7 +78,7 @@ def input_ranges(
                 mean = momentum * mean + (1 - momentum) * row
             return mean
 
-        return {name: np.stack([of(name, number) for number in range(len(bins) - 1)]) for name in joined}
+        return {name: np.stack([of(name, number) for number in intervals]) for name in joined}
 
     return jax.tree.map(gathered, found, is_leaf=lambda node: isinstance(node, dict) and "low" in node)
 
@@ -88,5 +87,15 @@ def _is_entry(node):
     return isinstance(node, dict) and "input" in node and "low" in node["input"]
 
 
-def _spread(null, size):
-    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (size, *jnp.shape(leaf)[1:])), null)
+def states_at(states: Any, times: Any) -> tuple[Any, Any]:
+    """States `[B, m, ...]` of runs and their times `[m]`. Raises InvalidInput where they do not fit."""
+    states, times = jnp.asarray(states), jnp.asarray(times, jnp.float32)
+    if states.ndim < 2 or times.shape != states.shape[1:2]:
+        raise invalid("shapes of states and times", (states.shape, times.shape), "[B, m, ...] and [m] were expected")
+    return states, times
+
+
+def nullified(cond: Condition, null: Any, size: int) -> dict[str, Any]:
+    """The condition of the other branch of guidance, for `size` examples."""
+    spread = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (size, *jnp.shape(leaf)[1:])), null)
+    return {**(cond or {}), **spread}

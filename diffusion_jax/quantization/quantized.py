@@ -7,7 +7,8 @@ layers and stacked over depth like them. So they are saved, sharded, scanned and
 parameters; LoRA, caches, gates, early exit and guidance work around them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -31,7 +32,9 @@ from diffusion_jax.quantization.quantizers import (
     scales_of,
     scales_of_range,
 )
+from diffusion_jax.quantization.statistics import time_edges
 from diffusion_jax.time_axes import expand
+from diffusion_jax.timesteps import bucket_of
 from diffusion_jax.typing import Anatomy, Network
 
 COLLECTION, RANGES = "quantized", "ranges"
@@ -73,7 +76,7 @@ def quantized(
     activations: Quantizer | None = None,
     *,
     dynamic: bool = True,
-    edges: Any = None,
+    edges: Sequence[float] = (),
     select: Select = quantizable,
     finder: str = "max",
     arithmetic: str = "simulated",
@@ -81,8 +84,9 @@ def quantized(
     """`network` with equation (1) in the selected layers.
 
     weights, activations: of kernels and of what the layers read, which stays as it is when None.
-    dynamic: whether the range of an input is found at run time, from itself. Otherwise it is one number a layer, of
-        `input_ranges`, and with `edges [K + 1]`, rising, in the network's own times, one for each interval of times.
+    dynamic: whether the range of an input is found at run time, from itself: of each token, or with per="tensor" of
+        each sample, since an answer may not depend on what else is in the batch. Otherwise it is one number a layer, of
+        `input_ranges`, and with `edges [K - 1]`, rising, in the network's own times, one for each of K intervals.
     finder: of the ranges of weights, see `scales_of`.
     arithmetic: "simulated", floats of the rounded values; or "integer", products of int8, which needs both quantised,
         weights that are symmetric and in no groups of inputs, and inputs by token or tensor.
@@ -91,6 +95,8 @@ def quantized(
     need("weights", weights, Quantizer, "a quantiser is needed, such as symmetric(8)")
     if arithmetic not in ARITHMETIC:
         raise unknown("arithmetic", arithmetic, ARITHMETIC)
+    if weights.per == "token":
+        raise invalid("weights.per", weights.per, "'channel', 'tensor' or a number of inputs was expected")
     if activations is not None:
         need("activations", activations, Quantizer, "a quantiser is needed, such as affine(8, per='token'), or None")
         if activations.per not in ("token", "tensor"):
@@ -100,11 +106,9 @@ def quantized(
     if arithmetic == "integer" and (activations is None or not weights.symmetric or isinstance(weights.per, int)):
         told = "products of integers need activations, and weights that are symmetric and in no groups of inputs"
         raise invalid("weights, activations", (weights, activations), told)
-    if edges is not None:
-        edges = np.asarray(edges, np.float32)
-        if dynamic or edges.ndim != 1 or len(edges) < 2 or not (np.diff(edges) > 0).all():
-            raise invalid("edges", edges.tolist(), "rising times of the network, and dynamic=False, are needed")
-    static = activations is not None and not dynamic
+    inner, static = time_edges(edges), activations is not None and not dynamic
+    if len(inner) and not static:
+        raise invalid("edges", list(edges), "ranges by time are static: activations and dynamic=False are needed")
 
     def apply(site: Site, *inputs):
         module = site.module
@@ -134,37 +138,37 @@ def quantized(
         return site.run_with({**rest, "kernel": dequantize(integers, Scales(step, zero))}, x)
 
     opened = intercepted(network, Edit(select, apply, (COLLECTION,)))
-    timed = at_time(opened.network, partial(_at_bucket, edges)) if edges is not None else opened.network
+    timed = at_time(opened.network, partial(_at_bucket, inner)) if len(inner) else opened.network
 
     def make(params, x, t, cond=None, ranges=None):
         made = opened.init(jax.random.key(0), params, x, t, cond)[COLLECTION]
-        inner = _without(module_params(network, params), made)
-        rest = with_module_params(network, params, inner)
+        rest = with_module_params(network, params, _without(module_params(network, params), made))
         parameters = {**(rest if collects(network) else {"params": rest}), COLLECTION: made}
         if not static:
             return parameters
         if ranges is None:
             raise InvalidInput("static ranges of inputs are missing: give ranges=input_ranges(...), or dynamic=True.")
-        intervals = 1 if edges is None else len(edges) - 1
+        intervals = len(inner) + 1
         counts = {leaf.shape[0] for leaf in jax.tree.leaves(ranges)}
         if counts != {intervals}:
             raise invalid("ranges", sorted(counts), f"those of {intervals} intervals of times are needed")
-        return (
-            {**parameters, RANGES: ranges} if edges is not None else _ranged(parameters, ranges, lambda leaf: leaf[0])
-        )
+        if intervals > 1:
+            return {**parameters, RANGES: ranges}
+        return _ranged(parameters, ranges, lambda leaf: leaf[0])
 
     def unmake(parameters):
         own = {name: parameters[name] for name in parameters if name not in (COLLECTION, RANGES)}
         own = own if collects(network) else own["params"]
-        inner = _restored(module_params(network, own), parameters[COLLECTION])
-        return with_module_params(network, own, inner)
+        return with_module_params(network, own, _restored(module_params(network, own), parameters[COLLECTION]))
 
     return Quantized(timed, make, unmake)
 
 
 def _scales(activations, given, windowed, x):
     if given is None:
-        return scales_of(x, activations, windowed=windowed)
+        # Of "tensor" the sample is the whole.
+        whole = activations.per == "tensor"
+        return scales_of(x, replace(activations, per="token"), windowed=windowed or whole)
     # One number for all, or one a sample.
     low, high = (expand(jnp.asarray(end), x) for end in given)
     return scales_of_range(low, high, activations)
@@ -174,7 +178,7 @@ def _at_bucket(edges, parameters, t, train=False, key=None):
     """The parameters with the ranges at the network's times `t []` or `[B]`."""
     if isinstance(t, Mapping) or jnp.ndim(t) > 1:
         raise InvalidInput("Ranges by time are found at one time a sample, [B], or one for all.")
-    bucket = jnp.clip(jnp.searchsorted(jnp.asarray(edges), t, side="right") - 1, 0, len(edges) - 2)
+    bucket = bucket_of(t, edges)
     rest = {name: entry for name, entry in parameters.items() if name != RANGES}
     ranges = parameters[RANGES]
     # [K, L] or [K], at [B]: the samples behind the depth.

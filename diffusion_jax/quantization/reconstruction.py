@@ -24,6 +24,7 @@ from diffusion_jax.models.anatomy import anatomy_of, module_params, with_module_
 from diffusion_jax.models.interception import Edit, Select, intercepted
 from diffusion_jax.models.layers.branches import Block
 from diffusion_jax.models.paths import at_path, by_path, replaced_at
+from diffusion_jax.quantization.calibration import nullified, states_at
 from diffusion_jax.quantization.quantized import COLLECTION
 from diffusion_jax.quantization.quantizers import Quantizer, Scales, dequantize, grouped
 from diffusion_jax.typing import Condition, Network, Params, Process
@@ -210,16 +211,13 @@ def _tapped(site, order, *args):
 
 def _examples(process, states, times, cond, null):
     """What the network reads, `[N, ...]` of every leaf, in both branches where there is a null condition."""
-    states, times = jnp.asarray(states), jnp.asarray(times, jnp.float32)
-    if states.ndim < 2 or times.shape != states.shape[1:2]:
-        raise invalid("shapes of states and times", (states.shape, times.shape), "[B, m, ...] and [m] were expected")
+    states, times = states_at(states, times)
     runs, kept = states.shape[:2]
     x, t = network_inputs(process, states.reshape(runs * kept, *states.shape[2:]), jnp.tile(times, runs))
     cond = jax.tree.map(lambda leaf: jnp.repeat(jnp.asarray(leaf), kept, axis=0), cond)
     if null is None:
         return x, t, cond
-    spread = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(x), *jnp.shape(leaf)[1:])), null)
-    other = {**(cond or {}), **spread}
+    other = nullified(cond, null, len(x))
     return jax.tree.map(lambda *both: jnp.concatenate(both), (x, t, {**other, **(cond or {})}), (x, t, other))
 
 

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import denoisers, objectives, pictures, solvers, timesteps
 from diffusion_jax.config import build
-from diffusion_jax.quantization import affine, quantized, symmetric
+from diffusion_jax.quantization import affine, input_ranges, quantized, symmetric
 from diffusion_jax.quantization.balanced_network import balanced_network, input_taps
 from diffusion_jax.quantization.statistics import no_maxima, pooled_maxima, with_batch
 from diffusion_jax.recipes.study import Arm, Results, Study, by_seed, table
@@ -25,11 +25,10 @@ from diffusion_jax.typing import Network, Params
 
 
 class Calibration(NamedTuple):
-    """Of the inputs of layers, by path: running maxima in K buckets, and the least and largest value, `[L]` a leaf."""
+    """Of the inputs of layers: running maxima in K buckets, by path, and the ranges of `input_ranges`."""
 
     maxima: Any
-    low: Any
-    high: Any
+    ranges: Any
 
 
 def states_of(s: Study, base: Stage) -> Callable[[Any], tuple[Any, Any, Any]]:
@@ -46,36 +45,24 @@ def states_of(s: Study, base: Stage) -> Callable[[Any], tuple[Any, Any, Any]]:
     return states
 
 
-def calibrating(base: Stage, config: ConfigDict) -> Callable[..., tuple]:
-    """(states, times, labels) -> the fields of `Calibration`."""
+def calibrating(base: Stage, config: ConfigDict) -> Callable[..., Calibration]:
+    """(states, times, labels) -> what the quantised networks are made of."""
     read, edges = input_taps(base.trained.network, tuple(config.select)), np.asarray(config.edges, np.float32)
 
     @jax.jit
     def collect(xs, times, cond):
-        def step(carry, given):
-            maxima, low, high = carry
-            inputs = read(base.value, *given, cond)
-            maxima = with_batch(maxima, inputs, given[1], edges)
-            low = jax.tree.map(lambda a, x: jnp.minimum(a, x.min((-1, -2, -3))), low, inputs)
-            high = jax.tree.map(lambda a, x: jnp.maximum(a, x.max((-1, -2, -3))), high, inputs)
-            return (maxima, low, high), None
+        def step(maxima, given):
+            return with_batch(maxima, read(base.value, *given, cond), given[1], edges), None
 
         shapes = jax.eval_shape(read, base.value, xs[0], times[0], cond)
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[:-3]), shapes)
-        return jax.lax.scan(step, (no_maxima(shapes, len(edges) + 1), zeros, zeros), (xs, times))[0]
+        return jax.lax.scan(step, no_maxima(shapes, len(edges) + 1), (xs, times))[0]
 
-    return collect
+    def calibrated(xs, times, cond):
+        plain, runs, how = base.trained, jnp.moveaxis(xs, 0, 1), {"select": tuple(config.select)}
+        ranges = input_ranges(plain.network, plain.process, base.value, runs, build(config.grid)[1:-1], cond, **how)
+        return Calibration(collect(xs, times, cond), ranges)
 
-
-def ranges_of(found: Calibration) -> dict[str, Any]:
-    """Ranges as `quantized` takes them: one interval of times, nested like the parameters."""
-    tree: dict[str, Any] = {}
-    for path in found.low:
-        here = tree
-        for name in path.split("/"):
-            here = here.setdefault(name, {})
-        here |= {"low": found.low[path][None], "high": found.high[path][None]}
-    return tree
+    return calibrated
 
 
 def quantised_arm(base: Stage, config: ConfigDict, name: str, bits: ConfigDict) -> tuple[Network, Callable]:
@@ -89,7 +76,7 @@ def quantised_arm(base: Stage, config: ConfigDict, name: str, bits: ConfigDict) 
         return inner.quantize(params, batch["x0"], jnp.zeros(1), batch["cond"], ranges=ranges)
 
     if static or name == "dynamic":
-        return inner.network, lambda found: quantize(base.value, ranges_of(found) if static else None)
+        return inner.network, lambda found: quantize(base.value, found.ranges if static else None)
     one, rotated = name != "by time", name == "static-dynamic"
     made = balanced_network(inner.network, plain, select, edges=() if one else tuple(config.edges), rotated=rotated)
 
@@ -136,7 +123,7 @@ def study(s: Study) -> Results:
     arms, curves = {}, {name: [] for name in config.arms}
 
     def figures(seed):
-        found = Calibration(*collect(*states(jax.random.key(1000 + seed))))
+        found = collect(*states(jax.random.key(1000 + seed)))
         xs, times, cond = states(jax.random.key(2000 + seed))
         expected, told = expect(xs, times, cond), {}
         for width, name in keys:

@@ -89,6 +89,16 @@ def test_products_of_integers_are_the_simulated_ones_and_are_in_the_program(per)
     assert text.count("xi8>") and sum("dot_general" in line and "xi8>" in line for line in text.splitlines()) >= 6
 
 
+@pytest.mark.parametrize("per", ["token", "tensor"])
+def test_an_answer_does_not_depend_on_what_else_is_in_the_batch(per):
+    one = quantized(NETWORK, symmetric(8), affine(4, per))
+    parameters, program = one.quantize(PARAMS, X, T, COND), jax.jit(one.network.apply)
+    alone = program(parameters, X, T, COND)[0]
+    beside = program(parameters, np.stack([X[0], 100 * X[1]]), T, COND)[0]
+    np.testing.assert_allclose(beside[0], alone[0], atol=1e-5)
+    assert np.abs(beside[1] - alone[1]).max() > 1e-3
+
+
 def test_a_convolution_computes_with_integers_too():
     network = models.unet("digits", **LEVELS)
     params = drawn_params(network, X, T, None)
@@ -101,7 +111,7 @@ def test_a_convolution_computes_with_integers_too():
 
 
 def test_static_ranges_are_those_of_the_time_of_each_sample():
-    edges, times = np.float32([0.0, 400.0, 1000.0]), np.float32([0.9, 0.5, 0.3, 0.1])
+    edges, times = (400.0,), np.float32([0.9, 0.5, 0.3, 0.1])
     states = np.stack([(1 + 3 * i) * X for i in range(4)], axis=1)
     given = {"cond": COND, "null": {"label": np.int32([3])}}
     ranges = quantization.input_ranges(NETWORK, FLOW, PARAMS, states, times, **given, edges=edges)
@@ -189,7 +199,8 @@ def test_times_of_their_own_and_a_mesh_change_nothing_else():
         ({"weights": affine(8), "activations": affine(8, "token"), "arithmetic": "integer"}, "symmetric"),
         ({"weights": symmetric(8), "arithmetic": "integers"}, "did you mean 'integer'"),
         ({**W8A8, "dynamic": False}, "static ranges"),
-        ({**W8A8, "edges": [0.0, 1.0]}, "dynamic=False"),
+        ({**W8A8, "edges": (400.0,)}, "dynamic=False"),
+        ({"weights": symmetric(8, "token")}, "weights.per is 'token'"),
         ({"weights": symmetric(8), "select": "blocks"}, "Dense and Conv"),
     ],
 )
