@@ -58,8 +58,9 @@ def calibrating(base: Stage, config: ConfigDict) -> Callable[..., Calibration]:
         return jax.lax.scan(step, no_maxima(shapes, len(edges) + 1), (xs, times))[0]
 
     def calibrated(xs, times, cond):
-        plain, runs, how = base.trained, jnp.moveaxis(xs, 0, 1), {"select": tuple(config.select)}
-        ranges = input_ranges(plain.network, plain.process, base.value, runs, build(config.grid)[1:-1], cond, **how)
+        plain, runs, select = base.trained, jnp.moveaxis(xs, 0, 1), tuple(config.select)
+        grid = build(config.grid)
+        ranges = input_ranges(plain.network, plain.process, base.value, runs, grid[1:-1], cond, select=select)
         return Calibration(collect(xs, times, cond), ranges)
 
     return calibrated
