@@ -5,7 +5,7 @@ others (Li et al. 2023, Q-Diffusion). What counts are the states that a run visi
 the null condition as well.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -47,8 +47,9 @@ def input_ranges(
     Raises InvalidInput for an interval without a time, and for shapes that do not fit.
     """
     states, times = states_at(states, times)
-    inner = time_edges(edges)
-    intervals, bucket = range(len(inner) + 1), np.asarray(bucket_of(process.network_time(times), inner))
+    inner, told = time_edges(edges), process.network_time(times)
+    assert not isinstance(told, Mapping)
+    intervals, bucket = range(len(inner) + 1), np.asarray(bucket_of(told, inner))
     if lacking := sorted(set(intervals) - set(bucket.tolist())):
         raise InvalidInput(f"There is no state within the intervals {lacking} of edges: keep more of the run.")
     opened = intercepted(network, taps(select, lambda output, x: {"low": x.min(), "high": x.max()}, "input", _TAPS))
