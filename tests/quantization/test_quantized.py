@@ -121,9 +121,20 @@ def test_static_ranges_are_those_of_the_time_of_each_sample():
         ends = np.stack([by_path(part)[path] for part in (first, last)])
         np.testing.assert_array_equal(leaf[0], (np.minimum if path.endswith("low") else np.maximum)(*ends))
         assert leaf.shape == (1, 3)
-    # What one layer reads at one time is what a tap of it says.
-    mean = quantization.input_ranges(NETWORK, FLOW, PARAMS, states, times, **given, edges=edges, momentum=0.5)
-    assert any(np.abs(by_path(mean)[path] - leaf).max() > 0 for path, leaf in by_path(ranges).items())
+    # The branch without a condition counts as well, and a moving average begins at the noisiest time.
+    own = quantization.input_ranges(NETWORK, FLOW, PARAMS, states, times, COND)
+    other = quantization.input_ranges(NETWORK, FLOW, PARAMS, states, times, {"label": np.int32([3, 3])})
+    for path, leaf in by_path(whole).items():
+        joined = np.minimum if path.endswith("low") else np.maximum
+        np.testing.assert_allclose(leaf, joined(by_path(own)[path], by_path(other)[path]), rtol=1e-5)
+    assert any(np.abs(by_path(own)[path] - leaf).max() > 1e-3 for path, leaf in by_path(whole).items())
+    mean = quantization.input_ranges(NETWORK, FLOW, PARAMS, states, times, **given, edges=edges, momentum=0.75)
+    one, two = (
+        quantization.input_ranges(NETWORK, FLOW, PARAMS, states[:, i : i + 1], times[i : i + 1], **given)
+        for i in (0, 1)
+    )
+    for path, leaf in by_path(mean).items():
+        np.testing.assert_allclose(leaf[1], 0.75 * by_path(one)[path][0] + 0.25 * by_path(two)[path][0], rtol=1e-4)
     how = {"weights": symmetric(8), "activations": affine(4, "tensor"), "dynamic": False}
     timed, alone = quantized(NETWORK, **how, edges=edges), quantized(NETWORK, **how)
     parameters = timed.quantize(PARAMS, X, T, COND, ranges)
